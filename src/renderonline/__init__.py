@@ -1,0 +1,3 @@
+"""RenderOnline: a self-hosted render farm."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,101 @@
+"""An engine's definition: about twenty lines of TOML that say how to speak to a renderer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of an engine; every form (web, desktop, command line) is drawn from it.
+
+    `id` is the argtype's id (`$RENDERONLINE:<id>` in the template), `type` one of the contract's types,
+    `regex` the rule that replaces the type's ("" for none), `choices` the only values allowed if not empty.
+    An argument without `default` must be given.
+    """
+
+    id: str
+    type: str
+    label: str = ""
+    help: str = ""
+    default: str | None = None
+    regex: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrameArguments:
+    """Which arguments are the frame range; each chunk gets its own values for them. "" where there is none."""
+
+    first: str
+    last: str
+    step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Which files a frame gives: `pattern` has one run of `#` for the zero-padded frame and may end in
+    `.{extension}`; `extensions` maps the value of argument `format_argument` to the extension."""
+
+    pattern: str
+    extension: str = ""
+    format_argument: str = ""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    pad_like_last_frame: bool = False
+    """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
+    decode: bool = True
+    """Whether the files are pictures that must decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A regular expression on a line of the engine's output.
+
+    `kind`: progress has frame | fraction | percent | samples (two groups: done, total) | remaining | memory | saved;
+    a failure has the failure class (scene, crash, out_of_memory, …), a warning has "".
+    """
+
+    regex: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`."""
+
+    progress: tuple[Pattern, ...] = ()
+    warnings: tuple[Pattern, ...] = ()
+    failures: tuple[Pattern, ...] = ()
+    """A line that matches makes the attempt a failure of that class, even with exit code 0."""
+    exit_codes: Mapping[str, str] = field(default_factory=dict)
+    """Exit code (as text) -> failure class."""
+    stop_signal: str = "SIGTERM"
+    decode: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefinition:
+    """How to speak to a renderer."""
+
+    name: str
+    label: str
+    extensions: tuple[str, ...]
+    template: str
+    """v1's template language: words as on a command line, `$RENDERONLINE:<argtype_id>` for values and
+    `$RENDERONLINE:@uploaded_file`, `@output_directory`, `@task_first_frame`, `@task_last_frame`."""
+    split: str = "none"
+    """frames | none (tiles and samples come later)."""
+    chunk_size: int = 0
+    """Frames a chunk when the user names none; 0: the farm decides."""
+    arguments: tuple[Argument, ...] = ()
+    frames: FrameArguments | None = None
+    outputs: Outputs | None = None
+    """None: every new file in the attempt's directory is a result."""
+    reading: ReadingRules = field(default_factory=ReadingRules)
+    executables: tuple[str, ...] = ()
+    """Programs to look for on a machine's PATH; empty: only what the machine's own settings name."""
+    version_arguments: tuple[str, ...] = ()
+    version_regex: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stall_s: float = 900.0
+    time_s: float = 0.0
+    memory_mib: int = 0

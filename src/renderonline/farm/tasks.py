@@ -1,0 +1,122 @@
+"""Tasks, chunks and attempts: their states, and the one place that says which change may follow which (R2).
+
+A task's status is derived from the counters of its chunks and two flags; it is never stored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from renderonline.farm.errors import Conflict
+
+
+class TaskStatus(StrEnum):
+    """What a user sees of a task."""
+
+    QUEUED = "queued"
+    """Nothing of it runs; something waits."""
+    RUNNING = "running"
+    """At least one chunk is assigned or running."""
+    PAUSED = "paused"
+    """Nothing new starts until it is resumed."""
+    SUCCEEDED = "succeeded"
+    """Every chunk is settled and none failed."""
+    FAILED = "failed"
+    """Every chunk is settled and at least one failed."""
+    CANCELED = "canceled"
+    """Its owner took it from the queue."""
+
+
+class ChunkKind(StrEnum):
+    """What a chunk does (R13)."""
+
+    RENDER = "render"
+    JOIN = "join"
+    FILM = "film"
+
+
+class ChunkState(StrEnum):
+    """Where a chunk stands."""
+
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class AttemptState(StrEnum):
+    """Where an attempt stands; how it ended is its `Outcome`."""
+
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    TIMED_OUT = "timed_out"
+    STALLED = "stalled"
+    LOST = "lost"
+
+
+LIVE: Final = frozenset({ChunkState.ASSIGNED, ChunkState.RUNNING})
+SETTLED: Final = frozenset({ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED})
+
+CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
+    ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.CANCELED, ChunkState.FAILED}),
+    ChunkState.ASSIGNED: frozenset(
+        {ChunkState.RUNNING, ChunkState.WAITING, ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED}
+    ),
+    ChunkState.RUNNING: frozenset({ChunkState.WAITING, ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED}),
+    ChunkState.SUCCEEDED: frozenset({ChunkState.WAITING}),
+    ChunkState.FAILED: frozenset({ChunkState.WAITING, ChunkState.SUCCEEDED}),
+    ChunkState.CANCELED: frozenset({ChunkState.WAITING}),
+}
+"""Which state may follow which. A settled chunk goes back to waiting only when somebody asks for it again;
+a failed one succeeds when a late result completes it (R5.5)."""
+
+
+def check_transition(old: ChunkState, new: ChunkState) -> None:
+    """Raise `Conflict` unless `new` may follow `old`."""
+    if new not in CHUNK_TRANSITIONS[old]:
+        raise Conflict(f"A chunk that is {old} can't become {new}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """How many chunks of one task stand in each state."""
+
+    waiting: int = 0
+    assigned: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+
+    @property
+    def live(self) -> int:
+        """Chunks that some machine has."""
+        return self.assigned + self.running
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of the task is left to do."""
+        return self.waiting + self.assigned + self.running == 0
+
+
+def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStatus:
+    """The status of a task; the first rule that holds decides (R2)."""
+    if canceled:
+        return TaskStatus.CANCELED
+    if counters.settled:
+        return TaskStatus.FAILED if counters.failed or counters.canceled else TaskStatus.SUCCEEDED
+    if counters.live:
+        return TaskStatus.RUNNING
+    return TaskStatus.PAUSED if paused else TaskStatus.QUEUED

@@ -1,0 +1,245 @@
+"""The link: what an HPCServer and RenderAPI say to each other over one WebSocket (`docs/reference/link.md`).
+
+Every message is one JSON text frame `{"type": …}` with the fields of one class below in snake_case.
+Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.4).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+PROTOCOL: Final = 1
+"""The number of this protocol; RenderAPI takes this one and the one before."""
+
+LINK_PATH: Final = "/renderapi/v2/link"
+HEARTBEAT_S: Final = 5.0
+SILENCE_S: Final = 30.0
+"""A machine from which nothing was read for so long is gone (R1.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOffer:
+    """An engine that a machine can run: its name and the version its executable reported ("" if unknown)."""
+
+    name: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAttempt:
+    """An attempt that a machine still holds: it runs, or it has reports that were not acknowledged."""
+
+    attempt: int
+    token: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Machine -> RenderAPI, first message. `secret` was given at enrolment; `instance` is new at each start."""
+
+    type: ClassVar[str] = "hello"
+    protocol: int
+    machine_id: int
+    secret: str
+    instance: str
+    boot: str
+    version: str
+    name: str
+    slots: int
+    engines: tuple[EngineOffer, ...] = ()
+    held: tuple[HeldAttempt, ...] = ()
+    cpu_count: int = 0
+    memory_mib: int = 0
+    disk_free_mib: int = 0
+    gpus: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    platform: str = ""
+    full: str = ""
+    """Why the machine takes no assignment ("" when it does), for instance a full disk (R5.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """RenderAPI -> machine, answer to `Hello`. Everything held that is not in `keep` is to be killed.
+
+    `last_seq` is the last report of this instance that was applied; `log_offsets` says from which byte the log of
+    a kept attempt (its id as a string) goes on.
+    """
+
+    type: ClassVar[str] = "welcome"
+    protocol: int
+    keep: tuple[int, ...] = ()
+    last_seq: int = 0
+    log_offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """RenderAPI -> machine, instead of `Welcome`; the link is closed afterwards. `final`: don't dial again."""
+
+    type: ClassVar[str] = "refused"
+    code: str
+    message: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedOutput:
+    """A file that an attempt must write, relative to its directory; `frame` is null for what is not a frame."""
+
+    name: str
+    frame: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to end an attempt: 0 means no limit. Times in seconds, memory in MiB."""
+
+    time_s: float = 0.0
+    stall_s: float = 900.0
+    memory_mib: int = 0
+    grace_s: float = 5.0
+    """Between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """RenderAPI -> machine: run this. Idempotent by `attempt`; stored by the machine before anything starts (R5.1).
+
+    `argv` is without the program; the machine puts its executable for `engine` in front. The process starts in
+    `directory`, which the machine creates. `expected` empty means: exit code 0 is success and every file found in
+    `directory` is a result. `reading` is the engine's definition of progress, warnings and failures
+    (`engines.reading.ReadingRules` as JSON).
+    """
+
+    type: ClassVar[str] = "assign"
+    attempt: int
+    token: str
+    task: int
+    chunk: int
+    engine: str
+    argv: tuple[str, ...]
+    directory: str
+    inputs: tuple[str, ...] = ()
+    expected: tuple[ExpectedOutput, ...] = ()
+    frames: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """RenderAPI -> machine: end this attempt; its `Exited` follows with outcome `canceled`."""
+
+    type: ClassVar[str] = "cancel"
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """RenderAPI -> machine: take nothing new; `exit` ends the program when the running attempts are done."""
+
+    type: ClassVar[str] = "drain"
+    exit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """RenderAPI -> machine: every report of this instance up to `seq` is committed."""
+
+    type: ClassVar[str] = "ack"
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Report: the engine's process exists."""
+
+    type: ClassVar[str] = "started"
+    seq: int
+    attempt: int
+    token: str
+    at_us: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Report: a file is complete and checked on the machine.
+
+    `name` is relative to the attempt's directory, `digest` is BLAKE2b-256 in hex, `crc32` unsigned, `facts` what the
+    picture says of itself (width, height, channels, render_time_s, …).
+    """
+
+    type: ClassVar[str] = "result"
+    seq: int
+    attempt: int
+    token: str
+    at_us: int
+    name: str
+    size: int
+    digest: str
+    crc32: int
+    frame: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Report: the attempt is over; no further report of it follows.
+
+    `outcome` is an `Outcome` other than `lost`; `failure` a class of the engine's definition (`scene`, `crash`,
+    `out_of_memory`, `missing_output`, `bad_output`, `no_engine`, `no_input`, `no_space`, …) or "".
+    """
+
+    type: ClassVar[str] = "exited"
+    seq: int
+    attempt: int
+    token: str
+    at_us: int
+    outcome: str
+    exit_code: int | None = None
+    failure: str = ""
+    reason: str = ""
+    peak_memory_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Machine -> RenderAPI: the newest value only; may be lost (R5.3). `fraction` is of the attempt, 0 to 1."""
+
+    type: ClassVar[str] = "progress"
+    attempt: int
+    fraction: float
+    frame: int | None = None
+    remaining_s: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Machine -> RenderAPI: bytes of an attempt's log from `offset`, as UTF-8 text (R5.3)."""
+
+    type: ClassVar[str] = "log"
+    attempt: int
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Machine -> RenderAPI every `HEARTBEAT_S`."""
+
+    type: ClassVar[str] = "heartbeat"
+    load: float = 0.0
+    memory_free_mib: int = 0
+    disk_free_mib: int = 0
+    full: str = ""
+
+
+Report = Started | Result | Exited
+FromMachine = Hello | Started | Result | Exited | Progress | Log | Heartbeat
+FromRenderAPI = Welcome | Refused | Assign | Cancel | Drain | Ack
