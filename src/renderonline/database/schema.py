@@ -24,7 +24,8 @@ metadata = MetaData()
 
 Big = BigInteger().with_variant(mysql.BIGINT(unsigned=True), "mysql", "mariadb").with_variant(Integer, "sqlite")
 Id = Integer().with_variant(mysql.INTEGER(unsigned=True), "mysql", "mariadb")
-"""Engines, machines, users and subscriptions: wider than v1's, 255 are not enough."""
+"""Engines, machines, users, subscriptions and small counts: wider than v1's, 255 are not enough."""
+Flag = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
 Long = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
@@ -48,7 +49,7 @@ users = _table(
     Column("last_name", String(50), nullable=False),
     Column("email", String(255), nullable=False),
     Column("subscription_id", Id, nullable=False),
-    Column("is_active", SmallInteger, nullable=False),
+    Column("is_active", Flag, nullable=False),
     Column("token", Text, nullable=False),
     Column("userscol", String(45)),
     Column("role", String(20), nullable=False, server_default="artist"),
@@ -59,7 +60,7 @@ subscriptions = _table(
     "subscriptions",
     Column("subscription_id", Id, primary_key=True, autoincrement=True),
     Column("name", String(50), nullable=False),
-    Column("queue_limit", Integer, nullable=False),
+    Column("queue_limit", Id, nullable=False),
     Column("share", Integer, nullable=False, server_default="1"),
 )
 
@@ -71,7 +72,7 @@ engines = _table(
     Column("download_path", Text, nullable=False),
     Column("render_argument", Text, nullable=False),
     Column("definition", Long),  # TOML of the engine's definition; null: v1's template alone
-    Column("is_enabled", SmallInteger, nullable=False, server_default="1"),
+    Column("is_enabled", Flag, nullable=False, server_default="1"),
 )
 
 argtypes = _table(
@@ -86,7 +87,7 @@ machines = _table(
     "machines",
     Column("machine_id", Id, primary_key=True, autoincrement=True),
     Column("ip_address", String(45), nullable=False),  # "" for linked machines
-    Column("port", Integer, nullable=False),  # 0 for linked machines
+    Column("port", Id, nullable=False),  # 0 for linked machines
     Column("name", String(100), nullable=False, server_default=""),
     Column("secret_hash", String(100), nullable=False, server_default=""),  # "" for v1 machines
     Column("wish", String(20), nullable=False, server_default="active"),  # active | draining | disabled
@@ -117,18 +118,18 @@ tasks = _table(
     Column("queue_time", DateTime),
     Column("start_time", DateTime),
     Column("end_time", DateTime),
-    Column("is_running", SmallInteger, nullable=False),
-    Column("is_success", SmallInteger, nullable=False),
+    Column("is_running", Flag, nullable=False),
+    Column("is_success", Flag, nullable=False),
     Column("render_id", Big, nullable=False),
     Column("machine_id", Id),
     Column("name", String(255), nullable=False, server_default=""),
     Column("priority", SmallInteger, nullable=False, server_default="50"),
-    Column("paused", SmallInteger, nullable=False, server_default="0"),
-    Column("canceled", SmallInteger, nullable=False, server_default="0"),
+    Column("paused", Flag, nullable=False, server_default="0"),
+    Column("canceled", Flag, nullable=False, server_default="0"),
     Column("queue_us", BigInteger, nullable=False, server_default="0"),
     Column("start_us", BigInteger),
     Column("end_us", BigInteger),
-    Column("frames", Text),  # canonical frame range ("" or null: no frames)
+    Column("frames", Long),  # canonical frame range ("" or null: no frames)
     Column("chunk_size", Integer, nullable=False, server_default="0"),  # frames a chunk; 0: not cut
     Column("frames_total", Integer, nullable=False, server_default="0"),
     Column("frames_done", Integer, nullable=False, server_default="0"),
@@ -217,6 +218,7 @@ results = _table(
     Column("facts", Long),
     Column("landed_us", BigInteger),
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
+    Index("ix_results_task", "task_id", "result_id"),
     Index("ix_results_state", "state"),
 )
 
@@ -245,4 +247,5 @@ farm = _table(
     Column("value", Text, nullable=False),
     autoincrement=False,
 )
-"""Facts of the whole farm: `origin` (created | adopted), `next_chunk_id`, `next_attempt_id`, the dispatcher's lease."""
+"""Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,
+`next_v1_machine_id`, `next_linked_machine_id`."""

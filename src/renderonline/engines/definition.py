@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,32 @@ class Outputs:
     extensions: Mapping[str, str] = field(default_factory=dict)
     pad_like_last_frame: bool = False
     """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
-    decode: bool = True
-    """Whether the files are pictures that must decode."""
+
+
+PROGRESS_KINDS: Final[Mapping[str, int]] = {
+    "frame": 1,
+    "frame_index": 1,
+    "fraction": 1,
+    "percent": 1,
+    "samples": 2,
+    "remaining": 1,
+    "memory": 1,
+    "saved": 1,
+}
+"""What a progress pattern can tell -> how many groups it needs.
+
+`frame` is the number of the frame that is being rendered, `frame_index` its place in the chunk counted from 1;
+`fraction` (0-1), `percent` and `samples` (done, total) are of that frame; `remaining` is seconds or h:mm:ss of that
+frame; `memory` is what the engine says that it uses; `saved` is the path of a file that is complete.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A regular expression on a line of the engine's output.
 
-    `kind`: progress has frame | fraction | percent | samples (two groups: done, total) | remaining | memory | saved;
-    a failure has the failure class (scene, crash, out_of_memory, …), a warning has "".
+    `kind` of a progress pattern is one of `PROGRESS_KINDS`: what its groups hold. A failure has the failure class
+    (scene, crash, out_of_memory, …), a warning has "".
     """
 
     regex: str
@@ -70,6 +87,7 @@ class ReadingRules:
     """Exit code (as text) -> failure class."""
     stop_signal: str = "SIGTERM"
     decode: bool = True
+    """Whether the results are pictures that must decode wholly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,7 @@ class EngineDefinition:
     extensions: tuple[str, ...]
     template: str
     """v1's template language: words as on a command line, `$RENDERONLINE:<argtype_id>` for values and
-    `$RENDERONLINE:@uploaded_file`, `@output_directory`, `@task_first_frame`, `@task_last_frame`."""
+    `$RENDERONLINE:@uploaded_file`, `@scene_directory`, `@output_directory`, `@task_first_frame`, `@task_last_frame`."""
     split: str = "none"
     """frames | none (tiles and samples come later)."""
     chunk_size: int = 0

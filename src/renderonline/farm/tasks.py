@@ -70,7 +70,7 @@ LIVE: Final = frozenset({ChunkState.ASSIGNED, ChunkState.RUNNING})
 SETTLED: Final = frozenset({ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED})
 
 CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
-    ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.CANCELED, ChunkState.FAILED}),
+    ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.SUCCEEDED, ChunkState.CANCELED, ChunkState.FAILED}),
     ChunkState.ASSIGNED: frozenset(
         {ChunkState.RUNNING, ChunkState.WAITING, ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED}
     ),
@@ -80,7 +80,7 @@ CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
     ChunkState.CANCELED: frozenset({ChunkState.WAITING}),
 }
 """Which state may follow which. A settled chunk goes back to waiting only when somebody asks for it again;
-a failed one succeeds when a late result completes it (R5.5)."""
+a failed one, or one that waits again, succeeds when a late result completes it (R5.5)."""
 
 
 def check_transition(old: ChunkState, new: ChunkState) -> None:

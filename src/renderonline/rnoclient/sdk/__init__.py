@@ -1,0 +1,17 @@
+"""The Python SDK: RenderAPI's `/renderapi/v2` with the standard library alone, so that it also runs inside Blender.
+
+from renderonline.rnoclient.sdk import Client, Login
+
+with Client(Login("http://farm:5000", "me@studio.org", token)) as farm:
+    task = farm.submit("shot.blend", engine="blender", frames="1-24")
+    for state in farm.watch(task["task_id"]):
+        print(state["status"], state["frames_done"])
+    farm.download_results(task["task_id"], "shot")
+"""
+
+from renderonline.rnoclient.sdk.client import Client
+from renderonline.rnoclient.sdk.connection import UNREACHABLE, Login
+from renderonline.rnoclient.sdk.events import Event
+from renderonline.rnoclient.sdk.types import ENDED, Attempt, Item, Result, Task
+
+__all__ = ["ENDED", "UNREACHABLE", "Attempt", "Client", "Event", "Item", "Login", "Result", "Task"]

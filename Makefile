@@ -1,0 +1,64 @@
+# The commands of this project. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check bench lock clean
+
+# uv, this project's installer: the one on PATH, or one of our own in .tools.
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+PYTHON ?= $(shell command -v python3)
+RUN := .venv/bin
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: .venv/.runtime ## A farm on this computer, a real Blender, 24 frames and a film in ./demo-output
+	@scripts/system-packages blender
+	@$(RUN)/renderonline demo --output demo-output
+
+up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the address and the first login
+	@scripts/system-packages blender
+	@$(RUN)/renderonline up
+
+test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender
+	@scripts/system-packages blender test
+	$(RUN)/pytest --every-kind
+
+check: .venv/.dev ## Style, types, architecture, unit tests: under a minute
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+	$(RUN)/pytest -q tests/unit
+
+bench: .venv/.dev ## The figures of the README
+	$(RUN)/python -m bench
+
+lock: $(UV) ## Write requirements/*.txt anew
+	$(UV) pip compile -q --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements/runtime.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --group dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
+
+clean: ## Remove what make made here (not the data of a farm)
+	rm -rf .venv .tools demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.tools/bin/uv:
+	@echo "Installing uv into .tools"
+	@$(PYTHON) -m venv .tools
+	@.tools/bin/python -m pip install -q --disable-pip-version-check uv
+
+.venv/bin/python: | $(UV)
+	@$(UV) venv -q --allow-existing --python '>=3.11' .venv
+
+# The development environment holds everything that the runtime needs.
+.venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python
+	@if [ ! -e .venv/.dev ]; then \
+	  echo "Installing Python packages into .venv"; \
+	  VIRTUAL_ENV=.venv $(UV) pip sync -q requirements/runtime.txt; \
+	  VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps -e .; fi
+	@touch $@
+
+.venv/.dev: requirements/dev.txt pyproject.toml | .venv/bin/python
+	@echo "Installing Python packages (with those for tests) into .venv"
+	@VIRTUAL_ENV=.venv $(UV) pip sync -q requirements/dev.txt
+	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps -e .
+	@touch $@

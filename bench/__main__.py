@@ -1,0 +1,23 @@
+"""`make bench`: the figures of the README, measured on this machine and printed as one table."""
+
+import argparse
+import platform
+
+import psutil
+
+from bench import start_latency
+
+
+def main() -> None:
+    """Run every benchmark, or those that are named."""
+    benchmarks = {"start": start_latency.run}
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of: {', '.join(benchmarks)}", choices=[*benchmarks, []])
+    names = parser.parse_args().names or list(benchmarks)
+    print(f"{psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {platform.system()}")
+    for name in names:
+        benchmarks[name]()
+
+
+if __name__ == "__main__":
+    main()

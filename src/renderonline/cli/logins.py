@@ -1,0 +1,67 @@
+"""Which RenderAPI the client commands speak to, and as whom: options < environment < `client.json`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from renderonline.farm.errors import InvalidRequest, NotAuthenticated
+from renderonline.rnoclient.sdk import Client, Login
+from renderonline.serving.directories import config_directory, private_write
+
+FIELDS = ("url", "email", "token", "ca_file", "fingerprint")
+
+
+def config_file() -> Path:
+    """Where the login is kept, readable by its owner only."""
+    return config_directory() / "client.json"
+
+
+def saved() -> Login | None:
+    """The login of `renderonline login`; None when there is none."""
+    path = config_file()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Login(**{name: found[name] for name in FIELDS if found.get(name) is not None})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise InvalidRequest(f"{path} can't be read; write it anew with `renderonline login`.") from None
+
+
+def save(login: Login) -> Path:
+    """Keep a login for the next commands."""
+    path = config_file()
+    known = {name: value for name, value in asdict(login).items() if value}
+    private_write(path, json.dumps(known, indent=2) + "\n")
+    return path
+
+
+def current(url: str | None) -> Login:
+    """The login to use; `url` (option `--url`) and the environment `RENDERONLINE_*` come before what is saved.
+
+    A saved e-mail and token are sent to the address that they were saved for and to no other.
+    """
+    kept = saved()
+    given = {name: os.environ.get(f"RENDERONLINE_{name.upper()}") or None for name in FIELDS}
+    wanted = url or given["url"] or (kept.url if kept else None)
+    if wanted is None:
+        raise NotAuthenticated(
+            "Which farm? Type `renderonline login` to name one, or `renderonline up` to start one here."
+        )
+    fields = {name: value for name, value in given.items() if value is not None}
+    if kept is not None and _same(kept.url, wanted):
+        fields = {name: value for name, value in asdict(kept).items() if value} | fields
+    fields["url"] = wanted
+    if not fields.get("email") or not fields.get("token"):
+        raise NotAuthenticated(f"There is no login for {wanted}. Type `renderonline login --url {wanted}`.")
+    return Login(**fields)
+
+
+def connect(url: str | None) -> Client:
+    """A client with the current login."""
+    return Client(current(url))
+
+
+def _same(one: str, other: str) -> bool:
+    return one.rstrip("/").casefold() == other.rstrip("/").casefold()

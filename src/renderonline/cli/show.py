@@ -1,0 +1,110 @@
+"""How the command line prints: tables and lines for people, JSON for programs; text of others never as markup."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+UNITS: Final = ("B", "KB", "MB", "GB", "TB")
+COLORS: Final[Mapping[str, str]] = {
+    "succeeded": "green",
+    "running": "cyan",
+    "busy": "cyan",
+    "failed": "red",
+    "lost": "red",
+    "offline": "red",
+    "canceled": "yellow",
+    "paused": "yellow",
+    "draining": "yellow",
+    "disabled": "yellow",
+}
+
+
+def emit(data: object) -> None:
+    """Print one JSON document."""
+    print(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def say(text: str = "") -> None:
+    """Print a line for people."""
+    print(plain(text), flush=True)
+
+
+def note(text: str) -> None:
+    """Print a line that is not the command's result."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def plain(text: object) -> str:
+    """Text of others without what would steer the terminal (escape sequences, carriage returns)."""
+    return "".join(c for c in str(text) if c in "\n\t" or (c.isprintable() or c == " "))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print rows under their columns; cells are text and never markup. States get their colour."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title or None, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for column in columns:
+        number = column.startswith(">")
+        grid.add_column(column.removeprefix(">"), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        cells = [plain("" if cell is None else cell) for cell in row]
+        grid.add_row(*(Text(cell, style=COLORS.get(cell, "")) for cell in cells))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
+
+
+def fields(data: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Print some fields of one thing, one a line."""
+    width = max(len(name) for name in names)
+    for name in names:
+        value = data.get(name)
+        if value not in (None, "", [], {}):
+            say(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
+
+
+def size(number: float) -> str:
+    """Bytes for people: 1.4 MB."""
+    for unit in UNITS:
+        if number < 1000 or unit == UNITS[-1]:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return ""
+
+
+def seconds(number: float) -> str:
+    """A duration for people: 4.2 s, 3 min 5 s, 2 h 10 min."""
+    if number < 10:
+        return f"{number:.1f} s"
+    if number < 60:
+        return f"{number:.0f} s"
+    if number < 3600:
+        return f"{int(number) // 60} min {int(number) % 60} s"
+    return f"{int(number) // 3600} h {int(number) % 3600 // 60} min"
+
+
+def when(text: str | None) -> str:
+    """A moment of the API (ISO 8601, UTC) in the local time of who reads it."""
+    if not text:
+        return ""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def percent(fraction: float | None) -> str:
+    """0.256 as 26 %."""
+    return "" if fraction is None else f"{fraction * 100:.0f} %"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_text(item)}" for name, item in value.items() if item not in (None, "", 0))
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,133 @@
+"""`db backup`: a copy of the whole database as it was at one moment, taken while the farm works.
+
+SQLite: a database file, by SQLite's own online backup. MySQL: a file of SQL statements for `mysql < FILE` into an empty
+database, streamed row by row. The file appears under its name only when it is complete, and only its owner reads it:
+it holds the accounts.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from sqlalchemy import Connection
+
+from renderonline.database.connecting import in_words
+from renderonline.database.door import Database
+from renderonline.farm.errors import Conflict, NoSpace, NotAvailable, NotFound
+
+_ROWS_A_STATEMENT: Final = 200
+_STATEMENT_BYTES: Final = 512 * 1024
+_PAGES: Final = 2000
+COMPLETE: Final = "-- complete"
+"""The last line of a complete SQL backup."""
+
+
+def backup(database: Database, target: Path) -> Path:
+    """Copy the database into a new file; gives its path. Blocks. `Conflict` when the file exists, `NotFound` when its
+    directory does not, `NoSpace` when it does not fit."""
+    if target.exists():
+        raise Conflict(f"{target} exists already. Name another file.")
+    if not target.parent.is_dir():
+        raise NotFound(f"The directory {target.parent} does not exist. Create it first.")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        if database.dialect == "sqlite":
+            _copy_sqlite(Path(database.place.database), partial)
+        else:
+            _dump_mysql(database, partial)
+        _sync(partial)
+        os.link(partial, target)  # unlike a rename, it never replaces a file that has appeared meanwhile
+    except FileExistsError as error:
+        raise Conflict(f"{target} exists already. Name another file.") from error
+    except OSError as error:
+        raise NoSpace(f"The backup {target} can't be written: {error.strerror}.") from error
+    except sqlite3.Error as error:
+        raise NotAvailable(f"The backup {target} failed: {error}. Check the disk, then try again.") from error
+    except Exception as error:
+        words = in_words(error, database.place)
+        if words is error:
+            raise
+        raise words from error
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(target.parent)
+    return target
+
+
+def _copy_sqlite(source: Path, target: Path) -> None:
+    reading, writing = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True), sqlite3.connect(target)
+    try:
+        # In one step it sees one moment; writers go on beside it (WAL).
+        reading.backup(writing, pages=-1)
+        writing.execute("PRAGMA journal_mode=DELETE")  # the copy is one file
+    finally:
+        writing.close()
+        reading.close()
+
+
+def _dump_mysql(database: Database, target: Path) -> None:
+    engine = database.patient_engine()
+    try:
+        with engine.connect() as connection, target.open("w", encoding="utf-8", newline="\n") as file:
+            connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            _write_dump(connection, file)
+    finally:
+        engine.dispose()
+
+
+def _write_dump(connection: Connection, file: IO[str]) -> None:
+    file.write("-- RenderOnline backup\nSET NAMES utf8mb4;\nSET time_zone='+00:00';\n")
+    file.write("SET sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION';\n")
+    names = [str(row[0]) for row in connection.exec_driver_sql("SHOW FULL TABLES WHERE Table_type='BASE TABLE'")]
+    for name in names:
+        quoted = _quoted(name)
+        row = connection.exec_driver_sql(f"SHOW CREATE TABLE {quoted}").one()
+        file.write(f"\n{row[1]};\n")
+        file.writelines(_inserts(connection, quoted))
+    file.write(f"\n{COMPLETE}\n")
+
+
+def _inserts(connection: Connection, table: str) -> Iterator[str]:
+    """INSERT statements of many rows each; the rows are streamed, never all in memory."""
+    literal = connection.connection.driver_connection.literal  # type: ignore[union-attr]
+    options = {"stream_results": True, "yield_per": 1000}
+    rows = connection.exec_driver_sql(f"SELECT * FROM {table}", execution_options=options)  # noqa: S608
+    names = ", ".join(_quoted(name) for name in rows.keys())  # noqa: SIM118 (a result is no mapping)
+    values: list[str] = []
+    size = 0
+    for row in rows:
+        value = f"({', '.join(_text(literal, field) for field in row)})"
+        values.append(value)
+        size += len(value)
+        if len(values) == _ROWS_A_STATEMENT or size > _STATEMENT_BYTES:
+            yield _insert(table, names, values)
+            values, size = [], 0
+    if values:
+        yield _insert(table, names, values)
+
+
+def _insert(table: str, names: str, values: list[str]) -> str:
+    return f"INSERT INTO {table} ({names}) VALUES\n" + ",\n".join(values) + ";\n"
+
+
+def _text(literal: Any, value: object) -> str:
+    return str(literal(value))
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _sync(path: Path) -> None:
+    """What was written survives a power cut."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

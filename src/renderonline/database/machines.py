@@ -1,0 +1,217 @@
+"""Machines: rows, join codes, secrets. What a machine does right now is RenderAPI's memory, not here.
+
+v1 machines have an address and ids up to 255 while there are any (R1.1); linked machines have ids from 1000 and a
+secret. Secrets and join codes are stored as hashes only.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, func, select
+
+from renderonline.database.schema import attempts, farm, join_codes, machines
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound
+from renderonline.farm.tasks import AttemptState
+
+FIRST_LINKED: Final = 1000
+WISHES: Final = frozenset({"active", "draining", "disabled"})
+_V1, _LINKED = "next_v1_machine_id", "next_linked_machine_id"
+_CODE_LETTERS: Final = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
+_CODE_GROUPS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """A machine. `wish` is what the people want of it (active, draining, disabled), `instance` the last program that
+    said hello with its secret, `last_seq` the last report of that instance that was applied (R5.2), `facts` what it
+    said of itself."""
+
+    machine_id: int
+    ip_address: str
+    port: int
+    name: str
+    secret_hash: str
+    wish: str
+    wish_reason: str
+    instance: str
+    last_seq: int
+    facts: Mapping[str, Any] | None
+    created_us: int
+    seen_us: int
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it dials RenderAPI; otherwise it is a v1 machine with an address."""
+        return bool(self.secret_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCode:
+    """An invitation: the code (shown once, stored hashed), how many machines may use it, and until when."""
+
+    code: str
+    uses: int
+    expires_us: int
+
+
+def list_machines(connection: Connection) -> tuple[MachineRow, ...]:
+    """All machines by id."""
+    return tuple(_machine(row) for row in connection.execute(select(machines).order_by(machines.c.machine_id)))
+
+
+def get_machine(connection: Connection, machine_id: int) -> MachineRow:
+    """One machine, or `NotFound`."""
+    row = connection.execute(select(machines).where(machines.c.machine_id == machine_id)).first()
+    if row is None:
+        raise NotFound(f"There is no machine {machine_id}.")
+    return _machine(row)
+
+
+def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -> MachineRow:
+    """Add a v1 machine. `Conflict` when the address is there already."""
+    if not ip_address or len(ip_address) > 45 or not 0 < port < 65536:
+        raise InvalidRequest("A v1 machine has an address of at most 45 characters and a port from 1 to 65535.")
+    same = (machines.c.ip_address == ip_address) & (machines.c.port == port)
+    if connection.scalar(select(func.count()).select_from(machines).where(same)):
+        raise Conflict(f"There already is a machine at {ip_address}:{port}.")
+    machine_id = _next_id(connection, _V1)
+    connection.execute(
+        machines.insert().values(
+            machine_id=machine_id, ip_address=ip_address, port=port, name=ip_address, created_us=now_us
+        )
+    )
+    return get_machine(connection, machine_id)
+
+
+def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, str]) -> MachineRow:
+    """Change some of wish, wish_reason, name."""
+    get_machine(connection, machine_id)
+    unknown = sorted(changes.keys() - {"wish", "wish_reason", "name"})
+    if unknown:
+        raise InvalidRequest(f"{unknown[0]} of a machine can't be changed.")
+    if changes.get("wish", "active") not in WISHES:
+        raise InvalidRequest(f"A machine's wish is one of {', '.join(sorted(WISHES))}.")
+    if len(changes.get("wish_reason", "")) > 255 or len(changes.get("name", "-")) not in range(1, 101):
+        raise InvalidRequest("A machine's name has 1 to 100 characters, a reason at most 255.")
+    if changes:
+        connection.execute(machines.update().where(machines.c.machine_id == machine_id).values(**changes))
+    return get_machine(connection, machine_id)
+
+
+def remove_machine(connection: Connection, machine_id: int) -> None:
+    """Remove a machine that has no live attempt; its secret is worth nothing from now on."""
+    machine = get_machine(connection, machine_id)
+    live = connection.scalar(
+        select(func.count())
+        .select_from(attempts)
+        .where(attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING)), attempts.c.machine_id == machine_id)
+    )
+    if live:
+        raise Conflict(f"Machine {machine.name or machine_id} has work. Drain it first, or cancel its tasks.")
+    connection.execute(machines.delete().where(machines.c.machine_id == machine_id))
+
+
+def hello(
+    connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
+) -> MachineRow:
+    """Record that a linked machine has connected. Another instance than before starts its sequence anew (R5.2)."""
+    machine = get_machine(connection, machine_id)
+    values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
+    if machine.instance != instance:
+        values |= {"instance": instance, "last_seq": 0}
+    connection.execute(machines.update().where(machines.c.machine_id == machine_id).values(**values))
+    return get_machine(connection, machine_id)
+
+
+# -- joining
+
+
+def invite(connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int) -> JoinCode:
+    """Make a join code. Codes that have run out are removed on the occasion."""
+    if not 1 <= uses <= 10_000:
+        raise InvalidRequest("A join code is good for 1 to 10,000 machines.")
+    if expires_us <= now_us:
+        raise InvalidRequest("A join code must end in the future.")
+    connection.execute(join_codes.delete().where(join_codes.c.expires_us <= now_us))
+    code = "-".join("".join(secrets.choice(_CODE_LETTERS) for _ in range(4)) for _ in range(_CODE_GROUPS))
+    connection.execute(
+        join_codes.insert().values(
+            code_hash=_hash(_normal(code)), uses_left=uses, expires_us=expires_us, created_by=created_by
+        )
+    )
+    return JoinCode(code, uses, expires_us)
+
+
+def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
+    """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
+    up or over; which of these is not told."""
+    code_hash = _hash(_normal(code))
+    found = connection.execute(
+        select(join_codes.c.uses_left, join_codes.c.expires_us)
+        .where(join_codes.c.code_hash == code_hash)
+        .with_for_update()
+    ).first()
+    if found is None or found.expires_us <= now_us or found.uses_left < 1:
+        raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
+    if not name or len(name) > 100 or not name.isprintable():
+        raise InvalidRequest("A machine's name has 1 to 100 printable characters.")
+    here = join_codes.c.code_hash == code_hash
+    if found.uses_left == 1:
+        connection.execute(join_codes.delete().where(here))
+    else:
+        connection.execute(join_codes.update().where(here).values(uses_left=found.uses_left - 1))
+    machine_id = _next_id(connection, _LINKED)
+    connection.execute(
+        machines.insert().values(
+            machine_id=machine_id, ip_address="", port=0, name=name, secret_hash=_hash(secret), created_us=now_us
+        )
+    )
+    return get_machine(connection, machine_id)
+
+
+def secret_matches(machine: MachineRow, secret: str) -> bool:
+    """Whether this is the machine's secret, in constant time. v1 machines have none."""
+    return bool(machine.secret_hash) and hmac.compare_digest(machine.secret_hash, _hash(secret))
+
+
+def _next_id(connection: Connection, key: str) -> int:
+    """An id that no machine has or ever had."""
+    is_linked = key == _LINKED
+    wanted = machines.c.machine_id >= FIRST_LINKED if is_linked else machines.c.machine_id < FIRST_LINKED
+    here = farm.c.key == key
+    counter = connection.scalar(select(farm.c.value).where(here).with_for_update())
+    highest = connection.scalar(select(func.max(machines.c.machine_id)).where(wanted))
+    machine_id = max(int(counter or 0), int(highest or 0) + 1, FIRST_LINKED if is_linked else 1)
+    if not is_linked and machine_id >= FIRST_LINKED:
+        raise Conflict("There is no number left for another v1 machine. Join it as a linked machine instead.")
+    if counter is None:
+        connection.execute(farm.insert().values(key=key, value=str(machine_id + 1)))
+    else:
+        connection.execute(farm.update().where(here).values(value=str(machine_id + 1)))
+    return machine_id
+
+
+def _normal(code: str) -> str:
+    return "".join(letter for letter in code.upper() if letter.isalnum())
+
+
+def _hash(text: str) -> str:
+    # Secrets are 256 random bits and codes about 59 for a day: a plain hash does.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _machine(row: Row[*tuple[Any, ...]]) -> MachineRow:
+    values = {one.name: getattr(row, one.name) for one in fields(MachineRow)}
+    return MachineRow(**{**values, "facts": _facts(row.facts)})
+
+
+def _facts(text: str | None) -> Mapping[str, Any] | None:
+    if not text:
+        return None
+    facts = json.loads(text)
+    return facts if isinstance(facts, dict) else None

@@ -1,0 +1,346 @@
+"""Setting up Blender without a Blender: PyPI's `bpy` in an environment of its own.
+
+Blender is GPL and an exact match of one Python version, so it lives apart from our own environment and is only ever
+run as a separate process. The environment is built under a name of its own; a marker file, written last, says that it
+is complete (environments can't be moved). What an interrupted run leaves behind has no marker and is removed.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+import uv
+
+from renderonline.engines.children import child, sigterm_unwinds
+from renderonline.farm.errors import NoSpace, NotAvailable
+
+Progress = Callable[[float, str], None]
+"""Told how far it is (0 to 1) and what is being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A Blender on PyPI: which `bpy` there is for which Python."""
+
+    python: str
+    bpy: str
+
+    @property
+    def environment(self) -> str:
+        """The name of its environment's directory."""
+        return f"bpy-{self.bpy.rstrip('.*')}-python-{self.python}"
+
+
+BUILDS: Final = (Build("3.13", "5.2.*"), Build("3.11", "5.0.1"))
+"""The best first. Blender supports exactly one Python per version."""
+
+LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+WRITTEN_BYTES: Final = 937_000_000
+"""What an installation writes; the download is 374 MB, packed."""
+NEEDED_BYTES: Final = 1_500_000_000
+STEP_TIME_S: Final = 3_600.0
+SMOKE_TIME_S: Final = 180.0
+
+DEBIAN_PACKAGES: Final[Mapping[str, str]] = {
+    "libEGL.so.1": "libegl1",
+    "libGL.so.1": "libgl1",
+    "libICE.so.6": "libice6",
+    "libSM.so.6": "libsm6",
+    "libX11.so.6": "libx11-6",
+    "libXext.so.6": "libxext6",
+    "libXfixes.so.3": "libxfixes3",
+    "libXi.so.6": "libxi6",
+    "libXrender.so.1": "libxrender1",
+    "libXt.so.6": "libxt6",
+    "libXxf86vm.so.1": "libxxf86vm1",
+    "libgomp.so.1": "libgomp1",
+    "libxkbcommon.so.0": "libxkbcommon0",
+}
+"""Shared libraries that Blender takes from the system -> the package of Debian and Ubuntu that has them."""
+
+_MARKER: Final = "installed.json"
+_MISSING_LIBRARY = re.compile(r"([\w.+-]+\.so[\w.]*): cannot open shared object file")
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """An installed Blender: what the command line begins with, and its version."""
+
+    prefix: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """What `installed.json` says. `version` is "" until Blender has been seen running."""
+
+    environment: str
+    version: str = ""
+
+
+def installed(directory: Path) -> Installation | None:
+    """The Blender in `directory` if it is complete and was seen running."""
+    marker = _read_marker(directory)
+    if marker is None or not marker.version:
+        return None
+    python = _python_of(directory / marker.environment)
+    return Installation(prefix_of(python), marker.version) if os.access(python, os.X_OK) else None
+
+
+def prefix_of(python: Path) -> tuple[str, ...]:
+    """What a Blender command line begins with, for the environment's `python`."""
+    return (str(python), "-I", "-X", "utf8", str(LAUNCHER))
+
+
+def install(directory: Path, progress: Progress, *, builds: Sequence[Build] = BUILDS) -> tuple[str, ...]:
+    """Set up Blender in `directory`, or find it there, and return what its command lines begin with.
+
+    Takes half a minute on a fast line (374 MB) and nothing the second time. May be interrupted at any moment: its
+    children end with it, and the next run starts cleanly. Raises `NotAvailable` (no fitting Python, no network, a
+    system library is missing) or `NoSpace`; the messages say what to do.
+    """
+    found = installed(directory)
+    if found is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        with sigterm_unwinds(), _one_at_a_time(directory, progress):
+            found = installed(directory) or _install(directory, progress, builds)
+    progress(1.0, f"Blender {found.version} is ready")
+    return found.prefix
+
+
+def _install(directory: Path, progress: Progress, builds: Sequence[Build]) -> Installation:
+    marker = _read_marker(directory)
+    if marker is None or not os.access(_python_of(directory / marker.environment), os.X_OK):
+        _remove_leftovers(directory)
+        marker = _make_environment(directory, progress, builds)
+        _write_marker(directory, marker)
+    progress(0.97, "Trying Blender out")
+    python = _python_of(directory / marker.environment)
+    version = _smoke_test(python)
+    _write_marker(directory, _Marker(marker.environment, version))
+    return Installation(prefix_of(python), version)
+
+
+def _make_environment(directory: Path, progress: Progress, builds: Sequence[Build]) -> _Marker:
+    free = shutil.disk_usage(directory).free
+    if free < NEEDED_BYTES:
+        raise NoSpace(f"Blender needs {NEEDED_BYTES >> 20} MiB in {directory}; {free >> 20} MiB are free.")
+    progress(0.0, "Looking for a Python that Blender supports")
+    build, python = _choose(directory, builds)
+    environment = directory / build.environment
+    download = directory / "download"
+    try:
+        progress(0.03, f"Making an environment with Python {build.python}")
+        _run_uv(["venv", "--quiet", "--no-project", "--python", python, str(environment)], directory)
+        requirement = f"bpy=={build.bpy}"
+        told = _Download(progress, f"Installing Blender {build.bpy.rstrip('.*')} (374 MB from PyPI)")
+        # A cache of its own: what an interrupted download leaves is found and removed, and the user's cache does not
+        # grow by a gigabyte. The files are hard links, so that removing the cache keeps the environment.
+        install = ["pip", "install", "--quiet", "--python", str(_python_of(environment)), requirement]
+        _run_uv([*install, "--cache-dir", str(download)], directory, told)
+    except BaseException:
+        shutil.rmtree(environment, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+    return _Marker(build.environment)
+
+
+def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
+    """The best build whose Python is here; otherwise the best one whose Python uv can download."""
+    for build in builds:
+        if build.python == f"{sys.version_info.major}.{sys.version_info.minor}":
+            return build, sys.executable
+        found = _uv_output(["python", "find", "--system", "--no-python-downloads", build.python], directory)
+        if found:
+            return build, found
+    pythons = directory / "python"
+    for build in builds:
+        if _uv_output(["python", "install", "--install-dir", str(pythons), build.python], directory) is None:
+            continue
+        here = {"UV_PYTHON_INSTALL_DIR": str(pythons)}
+        found = _uv_output(["python", "find", "--managed-python", build.python], directory, here)
+        if found:
+            return build, found
+    wanted = " or ".join(f"Python {build.python} (for Blender {build.bpy.rstrip('.*')})" for build in builds)
+    raise NotAvailable(
+        f"Blender from PyPI needs {wanted}; neither is installed and neither could be downloaded. "
+        "Install one of them (on Debian and Ubuntu: apt-get install python3.11) or a system Blender, then try again."
+    )
+
+
+class _Download:
+    """Turns the bytes that the installer has written so far into progress."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self._progress = progress
+        self._text = text
+        self._written = 0
+
+    def look(self, pid: int) -> None:
+        """Report what process `pid` has written by now."""
+        try:
+            self._written = max(self._written, psutil.Process(pid).io_counters().write_chars)
+        except (psutil.Error, AttributeError):
+            pass  # a system without such counters, or it has just ended
+        self._progress(0.05 + 0.9 * min(self._written / WRITTEN_BYTES, 1.0), self._text)
+
+
+def _run_uv(arguments: Sequence[str], directory: Path, told: _Download | None = None) -> None:
+    """Run uv to its end; `NotAvailable` with its last words when it fails."""
+    with tempfile.TemporaryFile() as words:
+        argv = [_uv_binary(), *arguments]
+        with child(argv, stderr=words, cwd=directory, environment=_uv_environment()) as process:
+            ends = time.monotonic() + STEP_TIME_S
+            while process.poll() is None and time.monotonic() < ends:
+                try:
+                    process.wait(0.2)
+                except subprocess.TimeoutExpired:
+                    if told is not None:
+                        told.look(process.pid)
+        if process.returncode != 0:
+            words.seek(0)
+            raise NotAvailable(_uv_failed(words.read().decode(errors="replace")))
+
+
+def _uv_failed(words: str) -> str:
+    lines = [line.strip() for line in words.strip().splitlines() if line.strip()][-6:]
+    advice = "Check the network (and the proxy or package index that uv uses), then try again."
+    if any("no wheels" in line or "unsatisfiable" in line for line in lines):
+        advice = (
+            f"PyPI has no Blender for this kind of computer ({platform.system()} {platform.machine()}) or its index "
+            "is not the one in use. A system Blender works as well: install it and put `blender` on the PATH."
+        )
+    return "Blender could not be installed: " + (" ".join(lines) or "uv was ended.") + f"\n{advice}"
+
+
+def _uv_output(arguments: Sequence[str], directory: Path, more: Mapping[str, str] | None = None) -> str | None:
+    """What uv prints, None when it fails."""
+    environment = {**_uv_environment(), **(more or {})}
+    argv = [_uv_binary(), "--quiet", *arguments]
+    with child(argv, stdout=subprocess.PIPE, cwd=directory, environment=environment) as process:
+        try:
+            output, _ = process.communicate(timeout=STEP_TIME_S)
+        except subprocess.TimeoutExpired:
+            return None
+    return output.decode(errors="replace").strip() if process.returncode == 0 else None
+
+
+def _uv_binary() -> str:
+    try:
+        return os.fspath(uv.find_uv_bin())
+    except FileNotFoundError:
+        found = shutil.which("uv")
+    if found is None:
+        raise NotAvailable("The program uv is missing. Install it (pip install uv), then try again.")
+    return found
+
+
+def _uv_environment() -> dict[str, str]:
+    """Our environment without what would make uv work on some other project's environment."""
+    foreign = {"VIRTUAL_ENV", "CONDA_PREFIX", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "PYTHONHOME", "PYTHONPATH"}
+    return {name: value for name, value in os.environ.items() if name not in foreign} | {"UV_NO_PROGRESS": "1"}
+
+
+def _smoke_test(python: Path) -> str:
+    """Blender's version, seen by importing it; `NotAvailable` names the system libraries that it lacks."""
+    code = "import bpy, sys; sys.stdout.write('VERSION ' + bpy.app.version_string + '\\n'); sys.stdout.flush()"
+    code += "; import os; os._exit(0)"
+    with tempfile.TemporaryFile() as words:
+        argv = [str(python), "-I", "-c", code]
+        with child(argv, stdout=subprocess.PIPE, stderr=words) as process:
+            try:
+                output, _ = process.communicate(timeout=SMOKE_TIME_S)
+            except subprocess.TimeoutExpired:
+                raise NotAvailable(f"Blender did not start within {SMOKE_TIME_S:.0f} s. Try again.") from None
+        words.seek(0)
+        complaint = words.read().decode(errors="replace")
+    version = re.search(r"VERSION (\S+)", output.decode(errors="replace"))
+    if process.returncode == 0 and version is not None:
+        return version.group(1)
+    raise NotAvailable(_why_not(python, complaint, process.returncode))
+
+
+def _why_not(python: Path, complaint: str, code: int) -> str:
+    missing = sorted({*_MISSING_LIBRARY.findall(complaint), *_missing_by_ldd(python)})
+    if not missing:
+        last = complaint.strip().splitlines()[-1:] or [f"exit code {code}"]
+        return f"Blender is installed but does not start: {last[0]}"
+    packages = sorted({DEBIAN_PACKAGES[name] for name in missing if name in DEBIAN_PACKAGES})
+    advice = f"apt-get install -y {' '.join(packages)}" if packages else "the package manager of this system"
+    return (
+        f"Blender needs system libraries that are not here: {', '.join(missing)}. "
+        f"Install them (Debian, Ubuntu: {advice}), then try again."
+    )
+
+
+def _missing_by_ldd(python: Path) -> set[str]:
+    """All libraries that Blender's own ones lack; the loader itself only names the first."""
+    ldd = shutil.which("ldd")
+    packages = next(iter(python.parent.parent.glob("lib/python*/site-packages/bpy")), None)
+    if ldd is None or packages is None:
+        return set()
+    files = [str(file) for file in (*packages.glob("*.so"), *packages.glob("lib/*.so*"))]
+    bundled = {Path(file).name for file in files}
+    with child([ldd, *files], stdout=subprocess.PIPE) as process:
+        output, _ = process.communicate()
+    return set(re.findall(r"^\s*(\S+) => not found", output.decode(errors="replace"), re.MULTILINE)) - bundled
+
+
+def _python_of(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _read_marker(directory: Path) -> _Marker | None:
+    try:
+        marker = _Marker(**json.loads((directory / _MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return marker if re.fullmatch(r"bpy-[\w.-]+", marker.environment) else None
+
+
+def _write_marker(directory: Path, marker: _Marker) -> None:
+    aside = directory / f"{_MARKER}.new"
+    aside.write_text(json.dumps(asdict(marker)) + "\n", encoding="utf-8")
+    aside.replace(directory / _MARKER)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """What an interrupted run left, or an environment whose Python is gone."""
+    (directory / _MARKER).unlink(missing_ok=True)
+    for leftover in (*directory.glob("bpy-*"), directory / "download"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(directory: Path, progress: Progress) -> Iterator[None]:
+    """Two installations of the same directory at once: the second waits, then finds it done."""
+    with (directory / "lock").open("w") as file:
+        while not _locked(file.fileno()):
+            progress(0.0, "Waiting for another installation of Blender to end")
+            time.sleep(0.3)
+        yield
+
+
+def _locked(file: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: without it two installations at once are not told apart
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

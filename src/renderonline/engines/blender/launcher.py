@@ -1,0 +1,344 @@
+"""Blender's command line on top of the `bpy` module: the words run in order, as Blender does it.
+
+Runs as a script inside the environment that `install.py` makes and imports nothing but the standard library and `bpy`.
+Only the options that a render needs exist here. Scripts that a scene brings along never run, whatever it says.
+
+    blender -b FILE -o PATH -F FORMAT -x 1 -t THREADS -s FIRST -e LAST -j STEP -a
+
+Exit codes: 0 every frame was written; 1 the scene or a frame failed, `Error: …` on stderr says why; 2 an option is
+not allowed or not understood.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NoReturn
+
+USAGE: Final = (
+    "Usage: blender -b FILE [-S SCENE] [-E ENGINE] [-o PATH] [-F FORMAT] [-x 0|1] [-t THREADS] "
+    "[-s FRAME] [-e FRAME] [-j STEP] (-a | -f FRAMES)"
+)
+LARGEST_FRAME: Final = 1_048_574
+MOST_FRAMES: Final = 100_000
+MOST_THREADS: Final = 1_024
+QUIET_S: Final = 0.2
+"""Between progress lines that only name a stage; there are forty a frame."""
+WITHOUT_MEANING: Final = frozenset(
+    {"-b", "--background", "-noaudio", "--factory-startup", "--offline-mode", "-Y", "--disable-autoexec"}
+)
+"""Taken and ignored, because here it is always so."""
+FORMATS: Final = {"TGA": "TARGA", "RAWTGA": "TARGA_RAW", "JP2": "JPEG2000", "EXR": "OPEN_EXR"}
+"""Names on the command line -> names in the scene, where they differ."""
+FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
+
+
+class Stop(Exception):
+    """Ends the program with an exit code, after saying why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def failed(message: str) -> Stop:
+    """The scene or a frame failed."""
+    return Stop(1, message)
+
+
+def refused(message: str) -> Stop:
+    """An option is not allowed or not understood."""
+    return Stop(2, message)
+
+
+class Session:
+    """One run: the loaded file, the scene that options are about, and the frame that is being rendered."""
+
+    def __init__(self, bpy: Any) -> None:
+        self.bpy = bpy
+        self.loaded = False
+        self.scene = bpy.context.scene
+        self.frame = 0
+        self.said = 0.0
+        """When the last progress line was printed."""
+
+    def load(self, path: str) -> None:
+        """Open a scene file with its scripts switched off."""
+        if not os.path.isfile(path):
+            raise failed(f"Cannot read file '{path}': No such file or directory")
+        try:
+            self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
+        except RuntimeError as error:
+            raise failed(_plain(error)) from None
+        self.loaded = True
+        self.scene = self.bpy.context.scene
+        say(f'Read blend: "{path}"')
+
+    def select_scene(self, name: str) -> None:
+        """`-S`: work on another scene of the file."""
+        scene = self.bpy.data.scenes.get(name)
+        if scene is None:
+            raise failed(f"Can't find scene: {name!r}")
+        self.scene = scene
+
+    def select_engine(self, name: str) -> None:
+        """`-E`: CYCLES, BLENDER_EEVEE, BLENDER_WORKBENCH."""
+        try:
+            self.scene.render.engine = name
+        except TypeError:
+            raise failed(f"engine not found '{name}'") from None
+
+    def set_output(self, path: str) -> None:
+        """`-o`: where frames go; `####` becomes the frame number, `//` begins at the scene file."""
+        self.scene.render.filepath = path
+
+    def set_format(self, name: str) -> None:
+        """`-F`: the file format of the frames."""
+        if name in FILMS:
+            raise refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
+        image = self.scene.render.image_settings
+        try:
+            if hasattr(image, "media_type"):  # since Blender 5.0 it decides which formats there are
+                image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
+            image.file_format = FORMATS.get(name, name)
+        except TypeError:
+            raise refused(f"format not found '{name}'") from None
+
+    def set_extension(self, value: str) -> None:
+        """`-x`: whether the format's extension is put behind the name."""
+        self.scene.render.use_file_extension = value.lower() not in ("0", "false")
+
+    def set_threads(self, value: str) -> None:
+        """`-t`: processor threads; 0 uses all."""
+        threads = _whole_number("-t", value, 0, MOST_THREADS)
+        self.scene.render.threads_mode = "FIXED" if threads else "AUTO"
+        if threads:
+            self.scene.render.threads = threads
+
+    def set_first(self, value: str) -> None:
+        """`-s`: first frame; `+N` and `-N` count from the scene's first and last."""
+        self.scene.frame_start = self._frame("-s", value)
+
+    def set_last(self, value: str) -> None:
+        """`-e`: last frame."""
+        self.scene.frame_end = self._frame("-e", value)
+
+    def set_step(self, value: str) -> None:
+        """`-j`: render every n-th frame."""
+        self.scene.frame_step = _whole_number("-j", value, 1, LARGEST_FRAME)
+
+    def render_animation(self) -> None:
+        """`-a`: every frame from first to last."""
+        self.render(range(self.scene.frame_start, self.scene.frame_end + 1, self.scene.frame_step))
+
+    def render_frames(self, text: str) -> None:
+        """`-f`: the frames named, for instance `1,3,5..9`."""
+        self.render(list(self._named(text)))
+
+    def _named(self, text: str) -> Iterator[int]:
+        for part in text.split(","):
+            first, _, last = part.partition("..")
+            start = self._frame("-f", first)
+            end = self._frame("-f", last) if last else start
+            if end - start >= MOST_FRAMES:
+                raise refused(f"-f {text} are too many frames")
+            yield from range(start, end + 1)
+
+    def _frame(self, option: str, text: str) -> int:
+        match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
+        number = int(match[2]) if match else LARGEST_FRAME + 1
+        if match is None or number > LARGEST_FRAME:
+            raise refused(f"{option} {text} is not a frame number")
+        if match[1] == "+":
+            return int(self.scene.frame_start) + number
+        if match[1] == "-":
+            return int(self.scene.frame_end) - number + 1
+        return number
+
+    def render(self, frames: Sequence[int]) -> None:
+        """Render frames one by one, so that the first that is not written ends the run."""
+        if not self.loaded:
+            raise failed("Cannot render without a blend file")
+        if not frames:
+            raise failed("there is no frame to render: the last frame is before the first")
+        render = self.scene.render
+        if render.image_settings.file_format in FILMS:
+            raise refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
+        # The scene's meshes and acceleration structures are kept from frame to frame: up to three times faster.
+        render.use_persistent_data = True
+        if not render.use_stamp:  # else the time would be painted into the picture
+            render.use_stamp_render_time = True
+        for frame in frames:
+            self._render_frame(frame)
+
+    def _render_frame(self, frame: int) -> None:
+        scene = self.scene
+        self.frame = frame
+        began = time.time()
+        start, end, step = scene.frame_start, scene.frame_end, scene.frame_step
+        scene.frame_start = scene.frame_end = frame
+        try:
+            result = self.bpy.ops.render.render(animation=True, scene=scene.name)
+        except RuntimeError as error:
+            raise failed(_plain(error)) from None
+        finally:
+            # The end first: Blender keeps the start from passing it.
+            scene.frame_end, scene.frame_start, scene.frame_step = end, start, step
+        path = self.path_of(frame)
+        written = "CANCELLED" not in result and os.path.isfile(path) and os.stat(path).st_mtime >= began - 2
+        if not written and not scene.render.use_multiview:
+            raise failed(f"frame {frame} was not written: {path}")
+
+    def path_of(self, frame: int) -> str:
+        """The file that a frame goes to."""
+        return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame)))
+
+    def on_stats(self, *words: object) -> None:
+        """Blender's progress line; as a module it only hands it over."""
+        text = next((word for word in words if isinstance(word, str)), "")
+        tells = "Sample " in text or "Time:" in text
+        if text and (tells or time.monotonic() - self.said > QUIET_S):
+            self.said = time.monotonic()
+            say(text if text.startswith("Fra:") else f"Fra:{self.frame} {text}")
+
+    def on_write(self, *_: object) -> None:
+        """A frame's file is complete."""
+        say(f"Saved: '{self.path_of(self.frame)}'")
+
+
+OPTIONS: Final[dict[str, Callable[[Session, str], None]]] = {
+    "-S": Session.select_scene,
+    "--scene": Session.select_scene,
+    "-E": Session.select_engine,
+    "--engine": Session.select_engine,
+    "-o": Session.set_output,
+    "--render-output": Session.set_output,
+    "-F": Session.set_format,
+    "--render-format": Session.set_format,
+    "-x": Session.set_extension,
+    "--use-extension": Session.set_extension,
+    "-t": Session.set_threads,
+    "--threads": Session.set_threads,
+    "-s": Session.set_first,
+    "--frame-start": Session.set_first,
+    "-e": Session.set_last,
+    "--frame-end": Session.set_last,
+    "-j": Session.set_step,
+    "--frame-jump": Session.set_step,
+    "-f": Session.render_frames,
+    "--render-frame": Session.render_frames,
+}
+"""Options that take a word."""
+
+
+def run(session: Session, words: Iterable[str]) -> None:
+    """Do what the words say, in their order."""
+    rest = iter(words)
+    for word in rest:
+        if word in OPTIONS:
+            value = next(rest, None)
+            if value is None:
+                raise refused(f"option {word} needs a value")
+            OPTIONS[word](session, value)
+        elif word in ("-a", "--render-anim"):
+            session.render_animation()
+        elif word == "--python-exit-code":
+            next(rest, None)  # no script can fail where none runs
+        elif word not in WITHOUT_MEANING:
+            _load_or_refuse(session, word)
+
+
+def _load_or_refuse(session: Session, word: str) -> None:
+    if word.startswith("-"):
+        raise refused(f"option {word} is not allowed here. {USAGE}")
+    session.load(word)
+
+
+def check_options(words: Sequence[str]) -> None:
+    """Refuse what is not allowed before anything is loaded."""
+    rest = iter(words)
+    for word in rest:
+        if word in OPTIONS or word == "--python-exit-code":
+            next(rest, None)
+        elif word.startswith("-") and word not in WITHOUT_MEANING | {"-a", "--render-anim"}:
+            raise refused(f"option {word} is not allowed here. {USAGE}")
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the words; raises `Stop` when something ends it early."""
+    if words and os.path.basename(words[0]) == "blender":  # v1's templates begin with the program's name
+        words = words[1:]
+    if not words or words[0] in ("-h", "--help"):
+        say(USAGE)
+        return
+    if words[0] in ("-v", "--version"):
+        say(f"Blender {_import_bpy().app.version_string}")
+        return
+    check_options(words)
+    bpy = _import_bpy()
+    session = Session(bpy)
+    handlers = bpy.app.handlers
+    # Persistent: loading a file clears the others.
+    handlers.render_stats.append(handlers.persistent(lambda *given: session.on_stats(*given)))
+    handlers.render_write.append(handlers.persistent(lambda *given: session.on_write(*given)))
+    run(session, words)
+    say("\nBlender quit")
+
+
+def _import_bpy() -> Any:
+    # A person's own settings and add-ons have no place in a render.
+    os.environ["BLENDER_USER_RESOURCES"] = os.path.join(os.sep, "nonexistent")
+    import bpy
+
+    default_signals()  # in case the module changed them
+    return bpy
+
+
+def default_signals() -> None:
+    """End at once when told to: a handler in Python would wait for the frame in C to end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def say(text: str) -> None:
+    """A line on stdout, at once: somebody follows the progress."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more
+        os._exit(1)
+
+
+def _whole_number(option: str, text: str, smallest: int, largest: int) -> int:
+    number = int(text) if re.fullmatch(r"\d{1,7}", text, re.ASCII) else -1
+    if not smallest <= number <= largest:
+        raise refused(f"{option} {text} must be a number from {smallest} to {largest}")
+    return number
+
+
+def _plain(error: Exception) -> str:
+    """Blender's message without its own `Error: `, on one line."""
+    return " ".join(str(error).split()).removeprefix("Error: ")
+
+
+def leave(code: int) -> NoReturn:
+    """End without the module's teardown, which may crash after the work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    default_signals()
+    try:
+        main(sys.argv[1:])
+    except Stop as stop:
+        sys.stderr.write(f"Error: {stop}\n")
+        leave(stop.code)
+    except BaseException:  # noqa: BLE001 - whatever it is, the exit code must say so
+        traceback.print_exc()
+        leave(1)
+    leave(0)

@@ -1,0 +1,289 @@
+"""Writes the demo's scene: a gyroscope of polished rings around a glowing heart, over a ring of bobbing glass beads.
+
+    python sample.py FILE.blend
+
+Runs as a script inside the environment that `install.py` makes (standard library and `bpy` only). 24 frames at 24
+frames per second that loop without a seam; Cycles on the processor, made to take about a second a frame.
+"""
+
+import colorsys
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import bpy
+
+FRAMES: Final = 24
+WIDTH: Final = 640
+HEIGHT: Final = 360
+SAMPLES: Final = 4
+BEADS: Final = 20
+CENTRE: Final = (0.0, 0.0, 1.36)
+"""Of the gyroscope."""
+
+Colour = tuple[float, float, float]
+
+
+def principled(name: str, colour: Colour, **inputs: float) -> Any:
+    """A material with Blender's all-purpose shader; `inputs` by name, `_` for a space."""
+    material = bpy.data.materials.new(name)
+    material.use_nodes = True
+    shader = material.node_tree.nodes["Principled BSDF"]
+    shader.inputs["Base Color"].default_value = (*colour, 1.0)
+    for key, value in inputs.items():
+        shader.inputs[key.replace("_", " ")].default_value = value
+    return material
+
+
+def glowing(name: str, colour: Colour, strength: float) -> Any:
+    """A material that gives light."""
+    material = principled(name, (0.0, 0.0, 0.0), Emission_Strength=strength, Roughness=1.0)
+    material.node_tree.nodes["Principled BSDF"].inputs["Emission Color"].default_value = (*colour, 1.0)
+    material.cycles.emission_sampling = "NONE"  # a lamp inside does the lighting
+    return material
+
+
+def finished(material: Any, *, smooth: bool = True) -> Any:
+    """The object that was added last, with its material."""
+    thing = bpy.context.object
+    thing.data.materials.append(material)
+    if smooth:
+        thing.data.polygons.foreach_set("use_smooth", [True] * len(thing.data.polygons))
+    return thing
+
+
+def ring(radius: float, thickness: float, material: Any) -> Any:
+    bpy.ops.mesh.primitive_torus_add(
+        major_radius=radius, minor_radius=thickness, major_segments=96, minor_segments=20, location=CENTRE
+    )
+    return finished(material)
+
+
+def ball(radius: float, place: tuple[float, float, float], material: Any) -> Any:
+    bpy.ops.mesh.primitive_uv_sphere_add(radius=radius, segments=48, ring_count=24, location=place)
+    return finished(material)
+
+
+def animate(thing: Any, path: str, value: Callable[[float], Any]) -> None:
+    """A key on every frame; `value` gets the turn, which goes from 0 to 1 over the loop."""
+    for frame in range(1, FRAMES + 2):
+        setattr(thing, path, value((frame - 1) / FRAMES))
+        thing.keyframe_insert(path, frame=frame)
+
+
+def rainbow(turn: float) -> Colour:
+    """Deep teal over violet to coral and amber, and back."""
+    stops = [(0.50, 0.85, 0.75), (0.66, 0.75, 0.85), (0.92, 0.70, 0.95), (1.07, 0.85, 1.0)]
+    place = (1 - abs(2 * turn - 1)) * (len(stops) - 1)
+    index = min(int(place), len(stops) - 2)
+    mix = place - index
+    hue, saturation, value = (a + (b - a) * mix for a, b in zip(stops[index], stops[index + 1], strict=True))
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return (red**2.2, green**2.2, blue**2.2)
+
+
+def gyroscope() -> None:
+    """Three rings that turn inside each other around a glowing heart, whose light throws their shadows."""
+    gold = principled("Gold", (1.0, 0.66, 0.24), Metallic=1.0, Roughness=0.3)
+    rose = principled("Rose copper", (1.0, 0.50, 0.40), Metallic=1.0, Roughness=0.3)
+    silver = principled("Silver", (0.80, 0.84, 0.92), Metallic=1.0, Roughness=0.28)
+    half = math.pi  # a ring looks the same after half a turn
+    outer = ring(1.10, 0.075, gold)
+    animate(outer, "rotation_euler", lambda turn: (math.radians(72), 0.25, half * turn))
+    middle = ring(0.88, 0.062, silver)
+    animate(middle, "rotation_euler", lambda turn: (half * turn + 0.4, math.radians(60), 0.5))
+    inner = ring(0.67, 0.052, rose)
+    animate(inner, "rotation_euler", lambda turn: (math.radians(25), half * turn + 1.1, 0.0))
+    heart = ball(0.33, CENTRE, ember())
+    heart.visible_shadow = False
+    animate(heart, "scale", lambda turn: (1 + 0.06 * math.sin(2 * math.pi * turn),) * 3)
+    bpy.ops.object.light_add(type="POINT", location=CENTRE)
+    light = bpy.context.object.data
+    light.energy, light.color, light.shadow_soft_size = 130.0, (1.0, 0.55, 0.22), 0.06
+
+
+def ember() -> Any:
+    """White-hot where one looks straight at it, orange at the rim."""
+    material = glowing("Heart", (1.0, 0.4, 0.1), 2.2)
+    nodes, links = material.node_tree.nodes, material.node_tree.links
+    facing, ramp = nodes.new("ShaderNodeLayerWeight"), nodes.new("ShaderNodeValToRGB")
+    ramp.color_ramp.elements[0].color = (1.0, 0.58, 0.17, 1.0)
+    ramp.color_ramp.elements[1].color = (1.0, 0.10, 0.005, 1.0)
+    links.new(facing.outputs["Facing"], ramp.inputs[0])
+    links.new(ramp.outputs[0], nodes["Principled BSDF"].inputs["Emission Color"])
+    return material
+
+
+def beads() -> None:
+    """A ring of beads, every other one glass, through which a wave runs."""
+    for number in range(BEADS):
+        turn = number / BEADS
+        colour = rainbow(turn)
+        if number % 2:
+            tint: Colour = (0.5 + 0.5 * colour[0], 0.5 + 0.5 * colour[1], 0.5 + 0.5 * colour[2])
+            material = principled(f"Glass {number}", tint, Transmission_Weight=1.0, Roughness=0.0, IOR=1.4)
+            light = material.node_tree.nodes["Principled BSDF"].inputs
+            light["Emission Color"].default_value, light["Emission Strength"].default_value = (*colour, 1.0), 0.12
+            material.cycles.emission_sampling = "NONE"
+        else:
+            material = principled(f"Lacquer {number}", colour, Roughness=0.25, Coat_Weight=1.0, Coat_Roughness=0.03)
+        angle = 2 * math.pi * turn
+        x, y = 2.3 * math.cos(angle), 2.3 * math.sin(angle)
+        bead = ball(0.26, (x, y, 0.5), material)
+
+        def place(time: float, x: float = x, y: float = y, turn: float = turn) -> tuple[float, float, float]:
+            return (x, y, 0.52 + 0.22 * math.sin(2 * math.pi * (2 * turn - time)))
+
+        animate(bead, "location", place)
+
+
+def stage() -> None:
+    """A dark mirror of a disc with a glowing rim, afloat in the dusk."""
+    mirror = principled("Mirror", (0.020, 0.024, 0.060), Roughness=0.1, Specular_IOR_Level=1.0)
+    bpy.ops.mesh.primitive_cylinder_add(vertices=128, radius=2.95, depth=0.12, location=(0, 0, -0.06))
+    finished(mirror, smooth=False)
+    bpy.ops.mesh.primitive_torus_add(
+        major_radius=2.95, minor_radius=0.03, major_segments=128, minor_segments=10, location=(0, 0, -0.02)
+    )
+    finished(glowing("Rim", (0.10, 0.42, 0.90), 1.1))
+
+
+def area_light(place: tuple[float, float, float], size: float, power: float, colour: Colour) -> None:
+    """A soft light that looks at the gyroscope."""
+    bpy.ops.object.light_add(type="AREA", location=place)
+    light = bpy.context.object
+    light.data.shape = "DISK"
+    light.data.size = size
+    light.data.energy = power
+    light.data.color = colour
+    look_at(light, (0, 0, 0.8))
+
+
+def look_at(thing: Any, target: tuple[float, float, float]) -> None:
+    """Turn a light or a camera so that it looks at a point."""
+    to = [there - here for there, here in zip(target, thing.location, strict=True)]
+    length = math.hypot(*to)
+    thing.rotation_euler = (math.acos(-to[2] / length), 0.0, math.atan2(-to[0], to[1]))
+
+
+def lights() -> None:
+    """One soft key light, and a studio all around that shows in what is polished."""
+    area_light((-4.0, -2.5, 6.5), 2.5, 380.0, (1.0, 0.90, 0.80))
+    world = bpy.data.worlds.new("Dusk")
+    bpy.context.scene.world = world
+    world.cycles.sampling_method = "NONE"
+    world.use_nodes = True
+    nodes, links = world.node_tree.nodes, world.node_tree.links
+    place, path, mix = nodes.new("ShaderNodeTexCoord"), nodes.new("ShaderNodeLightPath"), nodes.new("ShaderNodeMix")
+    mix.data_type = "RGBA"
+    links.new(path.outputs["Is Camera Ray"], mix.inputs["Factor"])
+    links.new(studio(nodes, links, place), mix.inputs[6])
+    links.new(backdrop(nodes, links, place), mix.inputs[7])
+    links.new(mix.outputs[2], nodes["Background"].inputs[0])
+
+
+def studio(nodes: Any, links: Any, place: Any) -> Any:
+    """What is seen in reflections: a bright roof, a warm horizon, darkness below."""
+    split = nodes.new("ShaderNodeSeparateXYZ")
+    links.new(place.outputs["Generated"], split.inputs[0])
+    stops = [
+        (0.00, (0.05, 0.04, 0.12)),
+        (0.47, (0.12, 0.06, 0.20)),
+        (0.56, (1.3, 0.55, 0.48)),
+        (0.66, (0.22, 0.14, 0.40)),
+        (0.80, (0.20, 0.36, 0.70)),
+        (0.90, (1.5, 1.6, 1.8)),
+    ]
+    return ramp(nodes, links, split.outputs["Z"], stops)
+
+
+def backdrop(nodes: Any, links: Any, place: Any) -> Any:
+    """What is seen behind it all: a glow in the middle of the picture that fades to night."""
+    middle, length = nodes.new("ShaderNodeVectorMath"), nodes.new("ShaderNodeVectorMath")
+    middle.operation, length.operation = "SUBTRACT", "LENGTH"
+    middle.inputs[1].default_value = (0.5, 0.62, 0.0)
+    links.new(place.outputs["Window"], middle.inputs[0])
+    links.new(middle.outputs[0], length.inputs[0])
+    stops = [
+        (0.00, (0.42, 0.16, 0.14)),
+        (0.10, (0.24, 0.085, 0.17)),
+        (0.28, (0.095, 0.040, 0.16)),
+        (0.50, (0.024, 0.020, 0.075)),
+        (0.80, (0.006, 0.008, 0.026)),
+    ]
+    return ramp(nodes, links, length.outputs["Value"], stops)
+
+
+def ramp(nodes: Any, links: Any, value: Any, stops: list[tuple[float, Colour]]) -> Any:
+    """Colours along a value."""
+    node = nodes.new("ShaderNodeValToRGB")
+    elements = node.color_ramp.elements
+    while len(elements) < len(stops):
+        elements.new(1.0)
+    for element, (position, colour) in zip(elements, stops, strict=True):
+        element.position, element.color = position, (*colour, 1.0)
+    links.new(value, node.inputs[0])
+    return node.outputs[0]
+
+
+def camera() -> None:
+    """From above, so that the floor fills the picture; swaying a little."""
+    bpy.ops.object.camera_add()
+    eye = bpy.context.object
+    eye.data.lens = 45
+    bpy.context.scene.camera = eye
+    for frame in range(1, FRAMES + 2):
+        turn = 2 * math.pi * (frame - 1) / FRAMES
+        eye.location = (0.25 * math.sin(turn), -8.3, 3.3 + 0.06 * math.cos(turn))
+        look_at(eye, (0.0, 0.0, 0.78))
+        eye.keyframe_insert("location", frame=frame)
+        eye.keyframe_insert("rotation_euler", frame=frame)
+
+
+def settings() -> None:
+    """Cycles on the processor: few samples, few bounces, the noise taken out afterwards."""
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end = 1, FRAMES
+    render, cycles = scene.render, scene.cycles
+    render.engine = "CYCLES"
+    render.fps = 24
+    render.resolution_x, render.resolution_y, render.resolution_percentage = WIDTH, HEIGHT, 100
+    render.image_settings.file_format = "PNG"
+    render.image_settings.color_mode = "RGB"
+    render.filepath = "//frame_####"
+    cycles.device = "CPU"
+    cycles.samples = SAMPLES
+    cycles.use_adaptive_sampling = False
+    cycles.use_light_tree = False  # for two lights it only costs
+    cycles.seed = 7
+    cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces, cycles.transmission_bounces = 5, 1, 2, 5
+    cycles.caustics_reflective = cycles.caustics_refractive = False
+    cycles.sample_clamp_direct, cycles.sample_clamp_indirect = 2.5, 1.5
+    cycles.use_denoising = True
+    cycles.denoiser = "OPENIMAGEDENOISE"
+    cycles.denoising_quality, cycles.denoising_prefilter = "FAST", "FAST"
+    scene.view_settings.view_transform = "AgX"
+    scene.view_settings.look = "AgX - Punchy"
+
+
+def main(path: str) -> None:
+    """Build the scene and save it."""
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    settings()
+    stage()
+    gyroscope()
+    beads()
+    lights()
+    camera()
+    bpy.context.scene.frame_set(1)
+    bpy.ops.wm.save_as_mainfile(filepath=os.path.abspath(path), compress=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Usage: sample.py FILE.blend")
+    main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(0)

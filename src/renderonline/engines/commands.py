@@ -1,0 +1,217 @@
+"""From an engine's definition and a task's values to the words that a machine runs, and the files that must come.
+
+The template's language is v1's (contract section 2): words first, values filled in word by word.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from renderonline.engines.definition import Argument, EngineDefinition, Outputs
+from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, strip_program
+from renderonline.farm.command_line import split
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.frames import LARGEST_FRAME, MAX_FRAMES, FrameRange, cut
+from renderonline.protocol.link import ExpectedOutput
+
+SCENE_DIRECTORY: Final = "@scene_directory"
+TASK_FIRST_FRAME: Final = "@task_first_frame"
+TASK_LAST_FRAME: Final = "@task_last_frame"
+
+_WHOLE_NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a machine is asked to run: `argv` without the program, the files that must be there at the end (empty:
+    whatever appears), the frames, and what the engine wants in its environment."""
+
+    argv: tuple[str, ...]
+    expected: tuple[ExpectedOutput, ...] = ()
+    frames: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def template_words(definition: EngineDefinition) -> tuple[str, ...]:
+    """The template's words without a leading name of the program."""
+    return strip_program(split(definition.template), (definition.name, *definition.executables))
+
+
+def argtypes(definition: EngineDefinition) -> tuple[ArgType, ...]:
+    """The rows that the table `argtypes` must hold for this engine."""
+    return tuple(ArgType(argument.id, argument.type, argument.regex) for argument in definition.arguments)
+
+
+def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[str, str]:
+    """The values of all arguments in the definition's order, defaults filled in.
+
+    Whether a value obeys its argtype is the database's rule and checked elsewhere (`farm.arguments.check_value`).
+    `InvalidRequest` names an argument that the engine does not have, that is missing, or not one of its choices.
+    """
+    by_id = {argument.id: argument for argument in definition.arguments}
+    unknown = next((name for name in values if name not in by_id), None)
+    if unknown is not None:
+        known = ", ".join(by_id) or "none"
+        raise InvalidRequest(
+            f"Engine {definition.name} has no argument {unknown[:50]}; it has: {known}.", code="unknown_argument"
+        )
+    return {argument.id: _value(definition, argument, values) for argument in definition.arguments}
+
+
+def _value(definition: EngineDefinition, argument: Argument, values: Mapping[str, str]) -> str:
+    value = values.get(argument.id, argument.default)
+    if value is None:
+        raise InvalidRequest(
+            f"Engine {definition.name} needs a value for argument {argument.id}.", code="missing_argument"
+        )
+    if argument.choices and value not in argument.choices:
+        raise InvalidRequest(
+            f"Argument {argument.id} must be one of {', '.join(argument.choices)}.", code="invalid_value"
+        )
+    return value
+
+
+def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
+    """The frames that complete `values` ask for, () for an engine without frames.
+
+    `InvalidRequest` when they are no frame range or more than a task may have (R4).
+    """
+    names = definition.frames
+    if names is None:
+        return ()
+    first, last = _number(values, names.first), _number(values, names.last)
+    step = _number(values, names.step) if names.step else 1
+    asked = FrameRange(first, last, step)
+    if len(asked) > MAX_FRAMES:
+        raise InvalidRequest(f"A task has at most {MAX_FRAMES} frames; {asked} are {len(asked)}. Split it.")
+    return tuple(asked.frames())
+
+
+def _number(values: Mapping[str, str], name: str) -> int:
+    text = values.get(name)
+    if text is None:
+        raise InvalidRequest(f"A value for argument {name} is missing.", code="missing_argument")
+    if not _WHOLE_NUMBER.fullmatch(text) or abs(int(text)) > LARGEST_FRAME:
+        raise InvalidRequest(f"Argument {name} must be a frame number.", code="invalid_value")
+    return int(text)
+
+
+def values_of_frames(definition: EngineDefinition, values: Mapping[str, str], frames: Sequence[int]) -> dict[str, str]:
+    """`values` with the frame arguments set so that they span `frames` (exactly, when those are one range)."""
+    names = definition.frames
+    if names is None:
+        raise InvalidRequest(f"Engine {definition.name} does not render frames.", code="no_frames")
+    if not frames:
+        raise InvalidRequest("Name at least one frame.", code="no_frames")
+    ranges = cut(sorted(set(frames)), 0)
+    step = ranges[0].step if len(ranges) == 1 else 1
+    spanned = {**values, names.first: str(min(frames)), names.last: str(max(frames))}
+    return {**spanned, names.step: str(step)} if names.step else spanned
+
+
+def chunks_of(definition: EngineDefinition, frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
+    """`farm.frames.cut` for this engine: one that can't be told a step gets only ranges without gaps."""
+    return steps_resolved(definition, cut(frames, chunk_size))
+
+
+def steps_resolved(definition: EngineDefinition, ranges: Iterable[FrameRange]) -> tuple[FrameRange, ...]:
+    """The ranges as this engine can render them: a step that it can't be told becomes single frames."""
+    if definition.frames is not None and definition.frames.step:
+        return tuple(ranges)
+    resolved: list[FrameRange] = []
+    for chunk in ranges:
+        resolved.extend([chunk] if chunk.step == 1 else [FrameRange(frame, frame) for frame in chunk.frames()])
+    return tuple(resolved)
+
+
+def build(
+    definition: EngineDefinition | None,
+    words: Sequence[str],
+    values: Mapping[str, str],
+    *,
+    chunk: FrameRange | None,
+    task_frames: Sequence[int],
+    scene: str,
+    output_directory: str,
+) -> Command:
+    """The command that renders `chunk` (None: the whole task).
+
+    `definition` is None for an engine that only has v1's template: then nothing is known of frames and files.
+    `words` are the template's, without the program's name; `values` the task's, complete; `scene` and
+    `output_directory` paths on the machine. `InvalidRequest` when a placeholder has no value or a value would become
+    an option.
+    """
+    farm_values = {
+        UPLOADED_FILE: scene,
+        SCENE_DIRECTORY: posixpath.dirname(scene) or ".",
+        OUTPUT_DIRECTORY: output_directory,
+    }
+    if definition is None:
+        return Command(fill(words, {**values, **farm_values}))
+    frames = tuple(chunk.frames()) if chunk is not None else tuple(task_frames)
+    if definition.frames is not None and frames:
+        values = _values_of_chunk(definition, values, chunk, frames)
+        first, last = _span(definition, task_frames or frames)
+        farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
+    everything = {**values, **farm_values}
+    return Command(
+        argv=fill(words, everything),
+        expected=expected_outputs(definition, values, frames, task_frames or frames),
+        frames=frames,
+        environment=dict(
+            zip(definition.environment, fill(tuple(definition.environment.values()), everything), strict=True)
+        ),
+    )
+
+
+def _values_of_chunk(
+    definition: EngineDefinition, values: Mapping[str, str], chunk: FrameRange | None, frames: Sequence[int]
+) -> dict[str, str]:
+    names = definition.frames
+    if chunk is None or names is None:
+        return values_of_frames(definition, values, frames)
+    spanned = {**values, names.first: str(chunk.first), names.last: str(chunk.last)}
+    return {**spanned, names.step: str(chunk.step)} if names.step else spanned
+
+
+def _span(definition: EngineDefinition, task_frames: Sequence[int]) -> tuple[int, int]:
+    """The task's first and last frame as the template is told them.
+
+    POV-Ray, told that an animation goes from frame 1 to frame 1, makes a still and leaves the number out of the
+    file's name: a task of one frame is an animation of two of which it renders the first.
+    """
+    first, last = min(task_frames), max(task_frames)
+    pads_like_last = definition.outputs is not None and definition.outputs.pad_like_last_frame
+    return first, max(last, first + 1) if pads_like_last else last
+
+
+def expected_outputs(
+    definition: EngineDefinition, values: Mapping[str, str], frames: Sequence[int], task_frames: Sequence[int]
+) -> tuple[ExpectedOutput, ...]:
+    """The files that `frames` give, by name relative to the attempt's directory; () when the engine names none."""
+    outputs = definition.outputs
+    if outputs is None:
+        return ()
+    pattern = outputs.pattern.replace("{extension}", _extension(outputs, values), 1)
+    run = re.search(r"#+", pattern)
+    if run is None:
+        return (ExpectedOutput(pattern),)
+    if not frames:
+        return ()
+    width = len(run.group())
+    if outputs.pad_like_last_frame:
+        width = len(str(_span(definition, task_frames)[1]))
+    head, tail = pattern[: run.start()], pattern[run.end() :]
+    return tuple(ExpectedOutput(f"{head}{padded(frame, width)}{tail}", frame) for frame in frames)
+
+
+def padded(frame: int, width: int) -> str:
+    """A frame number with at least `width` digits; the sign of a negative one comes in front, as Blender writes it."""
+    return f"-{-frame:0{width}d}" if frame < 0 else f"{frame:0{width}d}"
+
+
+def _extension(outputs: Outputs, values: Mapping[str, str]) -> str:
+    chosen = values.get(outputs.format_argument, "") if outputs.format_argument else ""
+    return outputs.extensions.get(chosen, outputs.extension)

@@ -1,0 +1,107 @@
+"""Which engines a machine can run: what its settings name, what `renderonline engine install` set up, what is on PATH.
+
+Every program found is asked for its version, once, all at the same time, and with a deadline: a program that hangs
+or can't start is no engine. Blocking: call it in a thread.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from renderonline.engines.blender.install import installed
+from renderonline.engines.children import child
+from renderonline.engines.definition import EngineDefinition
+
+PROBE_TIME_S: Final = 20.0
+LONGEST_ANSWER: Final = 64 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEngine:
+    """An engine that this machine can run: `prefix` is what its command lines begin with; `version` "" if unknown."""
+
+    name: str
+    prefix: tuple[str, ...]
+    version: str = ""
+
+
+def find_engines(
+    configured: Mapping[str, str | Sequence[str]],
+    definitions: Mapping[str, EngineDefinition],
+    engines_directory: Path | None = None,
+) -> tuple[FoundEngine, ...]:
+    """The engines of this machine by name, sorted.
+
+    `configured` (engine name -> path of the executable, or the words that its command lines begin with) wins, whatever
+    its letter case; then what was installed under `engines_directory`; then the definitions' programs on PATH.
+    An engine whose program is missing or does not answer is left out with a warning.
+    """
+    by_name = {name.casefold(): definition for name, definition in definitions.items()}
+    candidates = _configured(configured)
+    for name, definition in by_name.items():
+        if name not in candidates:
+            found = _set_up(name, engines_directory) or _on_path(definition)
+            candidates |= {name: found} if found else {}
+    if not candidates:
+        return ()
+    with ThreadPoolExecutor(max_workers=min(len(candidates), 8)) as threads:
+        probed = threads.map(lambda found: _probe(found, by_name.get(found.name)), candidates.values())
+        return tuple(sorted((found for found in probed if found), key=lambda found: found.name))
+
+
+def _configured(configured: Mapping[str, str | Sequence[str]]) -> dict[str, FoundEngine]:
+    candidates: dict[str, FoundEngine] = {}
+    for name, value in configured.items():
+        words = (value,) if isinstance(value, str) else tuple(value)
+        program = shutil.which(words[0]) if words else None
+        if program is None:
+            _log.warning("The configured program of an engine does not exist.", engine=name, program=" ".join(words))
+            continue
+        candidates[name.casefold()] = FoundEngine(name.casefold(), (program, *words[1:]))
+    return candidates
+
+
+def _set_up(name: str, engines_directory: Path | None) -> FoundEngine | None:
+    """What `renderonline engine install` set up; so far there is one such engine."""
+    if engines_directory is None or name != "blender":
+        return None
+    found = installed(engines_directory / name)
+    return FoundEngine(name, found.prefix, found.version) if found else None
+
+
+def _on_path(definition: EngineDefinition) -> FoundEngine | None:
+    found = next((path for program in definition.executables if (path := shutil.which(program))), None)
+    return FoundEngine(definition.name.casefold(), (found,)) if found else None
+
+
+def _probe(found: FoundEngine, definition: EngineDefinition | None) -> FoundEngine | None:
+    """The engine with its version; None when its program can't be run."""
+    if found.version or definition is None or not definition.version_arguments:
+        return found
+    answer = _ask([*found.prefix, *definition.version_arguments])
+    if answer is None:
+        _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
+        return None
+    match = re.search(definition.version_regex, answer) if definition.version_regex else None
+    if match is None:
+        return found
+    return replace(found, version=match.group(1) if match.re.groups else match.group())
+
+
+def _ask(argv: Sequence[str]) -> str | None:
+    """What a program prints; None when it can't be started, hangs or fails."""
+    try:
+        with child(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            output, _ = process.communicate(timeout=PROBE_TIME_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return output[:LONGEST_ANSWER].decode(errors="replace") if process.returncode == 0 else None

@@ -1,0 +1,167 @@
+"""Understanding what an engine prints: progress, warnings, failures; line by line, by the definition's rules.
+
+It runs on the machine, on output that a user's scene decides: lines are cut before any pattern sees them, numbers are
+bounded, and progress never goes back.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from renderonline.engines.definition import Pattern, ReadingRules
+
+LONGEST_LINE: Final = 2_000
+"""Characters of a line that are looked at."""
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Za-z0-9])")
+_LARGEST: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one line told; None and "" where it told nothing.
+
+    `fraction` is of the whole attempt (0-1), `remaining_s` of the frame that is being rendered, in seconds; `failure`
+    is the failure class and the line.
+    """
+
+    fraction: float | None = None
+    frame: int | None = None
+    remaining_s: float | None = None
+    saved: str | None = None
+    warning: str | None = None
+    failure: tuple[str, str] | None = None
+    message: str = ""
+
+    @property
+    def progress(self) -> bool:
+        """Whether the line told something of how far the engine is."""
+        return self.fraction is not None or self.frame is not None or self.remaining_s is not None
+
+
+class OutputReader:
+    """Reads the output of one attempt that renders `frames`, in the order given."""
+
+    def __init__(self, rules: ReadingRules, frames: Sequence[int]) -> None:
+        self._progress = _compiled(rules.progress)
+        self._warnings = _compiled(rules.warnings)
+        self._failures = _compiled(rules.failures)
+        self._place = {frame: index for index, frame in enumerate(frames)}
+        self._frames = tuple(frames)
+        self._index = 0
+        """The place of the frame that is being rendered."""
+        self._within = 0.0
+        """How much of that frame is done."""
+        self._fraction = 0.0
+
+    def line(self, text: str) -> Reading:
+        """What `text` (one line, without its end) tells."""
+        text = _ESCAPES.sub("", text[:LONGEST_LINE]).strip()
+        if not text:
+            return Reading()
+        failure = _first(self._failures, text)
+        if failure is not None:
+            return Reading(failure=(failure, text), message=text)
+        if _first(self._warnings, text) is not None:
+            return Reading(warning=text, message=text)
+        return self._read_progress(text)
+
+    def _read_progress(self, text: str) -> Reading:
+        groups = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
+        if not groups:
+            return Reading()
+        self._move(groups)
+        frame = self._frames[self._index] if self._frames else None
+        remaining = groups.get("remaining")
+        saved = groups.get("saved")
+        return Reading(
+            fraction=self._advance(),
+            frame=frame,
+            remaining_s=seconds(remaining[0]) if remaining else None,
+            saved=saved[0] if saved else None,
+            message=text,
+        )
+
+    def _move(self, groups: dict[str, tuple[str, ...]]) -> None:
+        """Take the line's facts: first which frame, then how far within it."""
+        place = self._place_of(groups)
+        if place is not None and place != self._index:
+            self._index, self._within = place, 0.0
+        within = _within(groups)
+        if within is not None:
+            self._within = within
+        if "saved" in groups:
+            self._within = 1.0
+
+    def _place_of(self, groups: dict[str, tuple[str, ...]]) -> int | None:
+        if "frame" in groups:
+            number = _number(groups["frame"][0])
+            return None if number is None else self._place.get(int(number))
+        if "frame_index" in groups:
+            number = _number(groups["frame_index"][0])
+            return None if number is None or not 1 <= number <= len(self._frames) else int(number) - 1
+        return None
+
+    def _advance(self) -> float:
+        done = (self._index + self._within) / max(len(self._frames), 1)
+        self._fraction = max(self._fraction, min(done, 1.0))
+        return self._fraction
+
+
+def failure_of_exit(rules: ReadingRules, exit_code: int) -> str:
+    """The failure class of an exit code other than 0, as far as it tells: the definition's, else `out_of_memory`
+    after SIGKILL (the kernel's way), `crash` after another signal, `error` otherwise.
+
+    Negative codes and those above 128 are signals, as Python and shells write them.
+    """
+    signal = -exit_code if exit_code < 0 else exit_code - 128
+    named = rules.exit_codes.get(str(exit_code)) or rules.exit_codes.get(str(128 + signal))
+    if named:
+        return named
+    if signal == 9:
+        return "out_of_memory"
+    return "crash" if signal > 0 else "error"
+
+
+def seconds(text: str) -> float | None:
+    """`12.5`, `01:02.50` or `1:02:03` in seconds; None when it is none of these."""
+    total = 0.0
+    for part in text.split(":"):
+        number = _number(part)
+        if number is None:
+            return None
+        total = total * 60 + number
+    return min(total, _LARGEST)
+
+
+def _within(groups: dict[str, tuple[str, ...]]) -> float | None:
+    """How much of the frame is done by this line, 0 to 1."""
+    done: float | None = None
+    if "fraction" in groups:
+        done = _number(groups["fraction"][0])
+    elif "percent" in groups:
+        percent = _number(groups["percent"][0])
+        done = None if percent is None else percent / 100
+    elif "samples" in groups:
+        part, total = _number(groups["samples"][0]), _number(groups["samples"][1])
+        done = part / total if part is not None and total else None
+    return None if done is None else min(max(done, 0.0), 1.0)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
+
+
+def _compiled(patterns: Sequence[Pattern]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern.regex), pattern.kind) for pattern in patterns)
+
+
+def _first(patterns: Sequence[tuple[re.Pattern[str], str]], text: str) -> str | None:
+    """The kind of the first pattern that matches."""
+    return next((kind for regex, kind in patterns if regex.search(text)), None)

@@ -1,0 +1,114 @@
+"""Arguments of engines: checking values, filling templates (contract section 2, argument rules).
+
+A template is split into words first and filled in word by word, so that a value can never become a second word;
+what was filled in is not looked at again, so that it can never become a placeholder; and a word that the value
+begins may not look like a flag.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from renderonline.farm.errors import InvalidRequest, RenderOnlineError
+
+MAX_VALUE: Final = 4_096
+"""Characters a value may have."""
+
+TYPES: Final[Mapping[str, str]] = {
+    "file": r"[a-zA-Z0-9_-]+\.[a-zA-Z0-9]{1,4}",
+    "path": r"(/[a-zA-Z0-9_-]+)+/?",
+    "extension": r"\.[a-zA-Z0-9]{1,4}",
+    "word": r"[A-Za-z0-9_]+",
+    "sentence": r"[a-zA-Z0-9\s,.!?'-]+",
+    "natural": r"\d+",
+    "integer": r"-?\d+",
+    "real": r"-?\d+(\.\d+)?",
+}
+"""The built-in types and their rules."""
+
+UPLOADED_FILE: Final = "@uploaded_file"
+OUTPUT_DIRECTORY: Final = "@output_directory"
+
+_MARK: Final = "$RENDERONLINE:"
+_PLACEHOLDER = re.compile(re.escape(_MARK) + r"(@?[A-Za-z0-9_]+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
+_FLAG_STARTS: Final = ("-", "+")  # POV-Ray's flags begin with either
+
+
+@dataclass(frozen=True, slots=True)
+class ArgType:
+    """A row of `argtypes`: a named rule for values. `regex`, when not empty, is the rule instead of the type's."""
+
+    argtype_id: str
+    type: str
+    regex: str = ""
+
+
+def check_value(argtype: ArgType, value: str) -> None:
+    """Raise `InvalidRequest` unless `value` obeys the database's rule.
+
+    `RenderOnlineError` (code `invalid_argtype`) when the row itself is wrong: an unknown type, a broken regex.
+    """
+    rule = argtype.regex or TYPES.get(argtype.type, "")
+    try:
+        pattern = re.compile(rule, re.ASCII)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise _invalid_argtype(argtype) from error
+    if not rule:
+        raise _invalid_argtype(argtype)
+    fits = len(value) <= MAX_VALUE and value.isascii() and not value.endswith(("\n", "\r")) and "\0" not in value
+    if not fits or pattern.fullmatch(value) is None:
+        raise InvalidRequest(f"Value {value[:MAX_VALUE]} must be of type {argtype.type}.", code="invalid_value")
+
+
+def _invalid_argtype(argtype: ArgType) -> RenderOnlineError:
+    return RenderOnlineError(f"Type {argtype.type} is not valid for RenderOnline.", code="invalid_argtype")
+
+
+def placeholders(words: Iterable[str]) -> set[str]:
+    """The names of all placeholders of a template: argtype ids and `@` names."""
+    return {match.group(1) for word in words for match in _PLACEHOLDER.finditer(word) if match.group(1)}
+
+
+def fill(words: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
+    """The words with every placeholder replaced; the number of words never changes.
+
+    A placeholder's name is the longest run of letters, digits and `_`: `start` never eats into `start_frame`.
+    `InvalidRequest` when a value is missing, or when a value would make its word a flag.
+    """
+    return tuple(_fill_word(word, values) for word in words)
+
+
+def _fill_word(word: str, values: Mapping[str, str]) -> str:
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name is None:
+            raise InvalidRequest(f"The engine's template has a placeholder without a name: {word}", code="bad_template")
+        if name not in values:
+            raise InvalidRequest(f"A value for argument {name} is missing.", code="missing_argument")
+        return values[name]
+
+    filled = _PLACEHOLDER.sub(value_of, word)
+    if "\0" in filled:
+        raise InvalidRequest("A value holds a NUL character.", code="invalid_value")
+    from_template = word.startswith(_FLAG_STARTS)
+    if not from_template and filled.startswith(_FLAG_STARTS) and not _NUMBER.fullmatch(filled):
+        raise InvalidRequest(
+            f"Value {filled[:MAX_VALUE]} begins like an option of the renderer. Choose one that begins differently.",
+            code="invalid_value",
+        )
+    return filled
+
+
+def strip_program(words: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The words without a first one that is the program's own name (contract section 1, first-word rule).
+
+    `names`: the engine's name and the executable's base name. Letter case and `.exe` make no difference.
+    """
+    known = {_bare(name) for name in names if name}
+    return tuple(words[1:]) if words and _bare(words[0]) in known else tuple(words)
+
+
+def _bare(name: str) -> str:
+    return name.casefold().removesuffix(".exe")

@@ -1,0 +1,94 @@
+"""Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3, R5.4)."""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+LARGEST_V1_ID: Final = 255
+"""v1 machine rows have ids up to here; the existing client reads a byte (R1.1)."""
+GRACE_S: Final = 60.0
+"""After a start every live attempt has this long until its machine must have been heard."""
+ALTERNATION_S: Final = 60.0
+
+
+class MachineStatus(StrEnum):
+    """What an operator sees of a machine."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    DISABLED = "disabled"
+    OFFLINE = "offline"
+
+
+class Wish(StrEnum):
+    """What an operator wants of a machine."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    DISABLED = "disabled"
+
+
+def machine_status(wish: Wish, *, reachable: bool, occupied: int) -> MachineStatus:
+    """The status of a machine; the first rule that holds decides."""
+    if wish is Wish.DISABLED:
+        return MachineStatus.DISABLED
+    if not reachable:
+        return MachineStatus.OFFLINE
+    if wish is Wish.DRAINING:
+        return MachineStatus.DRAINING
+    return MachineStatus.BUSY if occupied else MachineStatus.IDLE
+
+
+class AwakeClock:
+    """Seconds in which our own loop was alive: time in which it stood still does not count (R1.3).
+
+    `tick` is called about every `interval_s`; whatever a tick comes later than twice that is taken as standing still.
+    """
+
+    def __init__(self, now: float, interval_s: float = 1.0) -> None:
+        self._interval_s = interval_s
+        self._last = now
+        self._awake = 0.0
+
+    def tick(self, now: float) -> None:
+        """Our loop lives at this moment of the monotonic clock."""
+        self._awake += self._counted(now)
+        self._last = now
+
+    def now(self, now: float) -> float:
+        """Awake seconds since the clock was made; never goes back."""
+        return self._awake + self._counted(now)
+
+    def _counted(self, now: float) -> float:
+        return min(max(now - self._last, 0.0), 2 * self._interval_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An instance of HPCServer that said hello, and when."""
+
+    instance: str
+    at: float
+
+
+class Instances:
+    """The latest instances of one machine: an instance that comes back after another one was there is a second
+    program with the same secret, because a restarted program has a new instance id (R5.4)."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Seen] = deque(maxlen=16)
+
+    @property
+    def latest(self) -> Seen | None:
+        """Who said hello last."""
+        return self._seen[-1] if self._seen else None
+
+    def hello(self, instance: str, now: float) -> bool:
+        """Note a hello; whether two instances alternate within a minute."""
+        latest = self.latest
+        changed = latest is not None and latest.instance != instance
+        known = any(seen.instance == instance and now - seen.at <= ALTERNATION_S for seen in self._seen)
+        self._seen.append(Seen(instance, now))
+        return changed and known

@@ -1,0 +1,365 @@
+"""Which waiting chunk goes to which free slot (R9).
+
+The `ReadyIndex` is changed by events; `plan` reads its heads and changes nothing. Order: priority class; inside a class
+the user with the least running cost per share; then age of the task; inside a task the chunk's place.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+from sortedcontainers import SortedDict, SortedList
+
+
+class Shape(StrEnum):
+    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4)."""
+
+    WHOLE = "whole"
+    """The chunk is the whole task."""
+    UNCUT = "uncut"
+    """A cut task none of whose chunks had an attempt and whose frames are one range: it can be made whole again."""
+    PIECE = "piece"
+    """A part of a task that some machine has already begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a chunk needs of a machine; chunks with equal needs share one queue.
+
+    `engine` is case-folded; `avoid` are the machines on which the chunk failed.
+    """
+
+    engine: str
+    shape: Shape = Shape.PIECE
+    avoid: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyTask:
+    """What the order needs to know of a task. `queued_us` is its age (microseconds since 1970)."""
+
+    task_id: int
+    user_id: int
+    priority: int
+    queued_us: int
+
+
+class _Chunk(NamedTuple):
+    """One object per waiting chunk, shared by the queue and the look-up; `chunk_id` ends every comparison."""
+
+    place: int
+    chunk_id: int
+    bucket: "_Bucket"
+
+
+class _Bucket:
+    """The waiting chunks of one task that share a signature."""
+
+    __slots__ = ("chunks", "signature", "task")
+
+    def __init__(self, task: ReadyTask, signature: Signature) -> None:
+        self.task = task
+        self.signature = signature
+        self.chunks = SortedList()
+
+    @property
+    def age(self) -> tuple[int, int]:
+        return self.task.queued_us, self.task.task_id
+
+
+class ReadyIndex:
+    """Every chunk that may start now: signature -> priority -> user -> task by age -> chunk by place."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Signature, SortedDict] = {}
+        self._chunks: dict[int, _Chunk] = {}
+        self._buckets: dict[int, dict[Signature, _Bucket]] = {}
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __contains__(self, chunk_id: int) -> bool:
+        return chunk_id in self._chunks
+
+    @property
+    def signatures(self) -> Iterable[Signature]:
+        """The needs of all that waits."""
+        return self._queues.keys()
+
+    def add(self, task: ReadyTask, chunk_id: int, place: int, signature: Signature) -> None:
+        """Make a chunk ready; one that is ready already is moved."""
+        self.remove(chunk_id)
+        buckets = self._buckets.setdefault(task.task_id, {})
+        bucket = buckets.get(signature)
+        if bucket is None:
+            bucket = buckets[signature] = _Bucket(task, signature)
+            self._link(bucket)
+        chunk = _Chunk(place, chunk_id, bucket)
+        bucket.chunks.add(chunk)
+        self._chunks[chunk_id] = chunk
+
+    def remove(self, chunk_id: int) -> bool:
+        """Take a chunk out; whether it was there."""
+        chunk = self._chunks.pop(chunk_id, None)
+        if chunk is None:
+            return False
+        chunk.bucket.chunks.remove(chunk)
+        if not chunk.bucket.chunks:
+            self._drop(chunk.bucket)
+        return True
+
+    def remove_task(self, task_id: int) -> None:
+        """Take all chunks of a task out (canceled, paused, deleted)."""
+        for bucket in list(self._buckets.get(task_id, {}).values()):
+            for chunk in bucket.chunks:
+                del self._chunks[chunk.chunk_id]
+            self._drop(bucket)
+
+    def begun(self, task_id: int) -> None:
+        """A machine got a chunk of the task: what is left of it are pieces from now on."""
+        for old in list(self._buckets.get(task_id, {}).values()):
+            if old.signature.shape is not Shape.UNCUT:
+                continue
+            signature = Signature(old.signature.engine, Shape.PIECE, old.signature.avoid)
+            for chunk in list(old.chunks):
+                self.add(old.task, chunk.chunk_id, chunk.place, signature)
+
+    def chunks_of(self, task_id: int) -> tuple[int, ...]:
+        """The ready chunks of one task."""
+        return tuple(c.chunk_id for bucket in self._buckets.get(task_id, {}).values() for c in bucket.chunks)
+
+    def signatures_of(self, task_id: int) -> tuple[Signature, ...]:
+        """The needs of the ready chunks of one task."""
+        return tuple(self._buckets.get(task_id, {}))
+
+    def classes(self, signature: Signature) -> Iterator[tuple[int, Mapping[int, SortedDict]]]:
+        """The priority classes of a signature, highest first: (priority, user -> tasks by age)."""
+        for negative, users in self._queues.get(signature, {}).items():
+            yield -negative, users
+
+    def _link(self, bucket: _Bucket) -> None:
+        classes = self._queues.setdefault(bucket.signature, SortedDict())
+        users = classes.setdefault(-bucket.task.priority, {})
+        users.setdefault(bucket.task.user_id, SortedDict())[bucket.age] = bucket
+
+    def _drop(self, bucket: _Bucket) -> None:
+        task, signature = bucket.task, bucket.signature
+        classes = self._queues[signature]
+        users = classes[-task.priority]
+        del users[task.user_id][bucket.age]
+        if not users[task.user_id]:
+            del users[task.user_id]
+        if not users:
+            del classes[-task.priority]
+        if not classes:
+            del self._queues[signature]
+        buckets = self._buckets[task.task_id]
+        del buckets[signature]
+        if not buckets:
+            del self._buckets[task.task_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """What a machine can take: its engines (case-folded names), and whether it is linked or a v1 machine."""
+
+    machine_id: int
+    engines: frozenset[str]
+    linked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSlots:
+    """Room on one machine."""
+
+    ability: Ability
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds for the whole farm: every machine that takes assignments now (free or busy), the users' shares."""
+
+    machines: Mapping[int, Ability] = field(default_factory=dict)
+    shares: Mapping[int, int] = field(default_factory=dict)
+    linked_engines: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, machines: Iterable[Ability], shares: Mapping[int, int]) -> "Policy":
+        """The policy for these machines and shares (user -> share, 1 where there is none)."""
+        abilities = {ability.machine_id: ability for ability in machines}
+        linked = frozenset(name for ability in abilities.values() if ability.linked for name in ability.engines)
+        return cls(abilities, shares, linked)
+
+    def share(self, user_id: int) -> int:
+        """The user's share of the farm, at least 1."""
+        return max(1, self.shares.get(user_id, 1))
+
+    def fits(self, ability: Ability, signature: Signature) -> bool:
+        """Whether the machine can run it at all, wherever it failed before."""
+        if signature.engine not in ability.engines:
+            return False
+        if ability.linked or signature.shape is Shape.WHOLE:
+            return True
+        return signature.shape is Shape.UNCUT and signature.engine not in self.linked_engines
+
+    def takes(self, ability: Ability, signature: Signature) -> bool:
+        """Whether the machine should run it: not where the chunk failed when another machine can take it."""
+        if not self.fits(ability, signature):
+            return False
+        if ability.machine_id not in signature.avoid:
+            return True
+        others = (other for id_, other in self.machines.items() if id_ not in signature.avoid)
+        return not any(self.fits(other, signature) for other in others)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """This chunk goes to this machine; `whole` means that the task's chunks become one first (R7.4)."""
+
+    machine_id: int
+    task_id: int
+    chunk_id: int
+    whole: bool = False
+
+
+def plan(
+    index: ReadyIndex, free_slots: Sequence[FreeSlots], usage: Mapping[int, float], policy: Policy
+) -> list[Assignment]:
+    """Give free slots work, machine by machine in the given order, one slot a machine and round.
+
+    `usage` is each user's running cost (occupied slots). Reads one head per waiting user of the classes that it
+    touches, then costs O(log n) a slot; nothing is changed.
+    """
+    loads = _Loads(usage, policy)
+    cursors: dict[Signature, _Cursor] = {}
+    fitting = [(slots, _fitting(index, slots.ability, policy, loads, cursors)) for slots in free_slots]
+    assignments: list[Assignment] = []
+    left = [(slots.ability, slots.count, choices) for slots, choices in fitting if slots.count > 0 and choices]
+    while left:
+        again = []
+        for ability, count, choices in left:
+            cursor = _best(choices)
+            if cursor is None:
+                continue
+            assignments.append(cursor.take(ability))
+            if count > 1:
+                again.append((ability, count - 1, choices))
+        left = again
+    return assignments
+
+
+def _fitting(
+    index: ReadyIndex, ability: Ability, policy: Policy, loads: "_Loads", cursors: "dict[Signature, _Cursor]"
+) -> "list[_Cursor]":
+    choices = []
+    for signature in index.signatures:
+        if policy.takes(ability, signature):
+            if signature not in cursors:
+                cursors[signature] = _Cursor(index, signature, loads)
+            choices.append(cursors[signature])
+    return choices
+
+
+def _best(choices: "list[_Cursor]") -> "_Cursor | None":
+    best, best_key = None, None
+    for cursor in choices:
+        key = cursor.key()
+        if key is not None and (best_key is None or key < best_key):
+            best, best_key = cursor, key
+    return best
+
+
+class _Loads:
+    """Running cost per share while a plan is made: what the plan gives counts at once."""
+
+    def __init__(self, usage: Mapping[int, float], policy: Policy) -> None:
+        self._usage = usage
+        self._policy = policy
+        self._given: dict[int, float] = {}
+
+    def of(self, user_id: int) -> float:
+        cost = self._usage.get(user_id, 0.0) + self._given.get(user_id, 0.0)
+        return cost / self._policy.share(user_id)
+
+    def give(self, user_id: int) -> None:
+        self._given[user_id] = self._given.get(user_id, 0.0) + 1.0
+
+
+_Key = tuple[int, float, tuple[int, int], int, int]
+
+
+class _Waiting:
+    """One user's chunks in one class, oldest task first; a lazy walk."""
+
+    __slots__ = ("_buckets", "_chunks", "head")
+
+    def __init__(self, tasks: SortedDict) -> None:
+        self._buckets: Iterator[_Bucket] = iter(tasks.values())
+        self._chunks: Iterator[_Chunk] = iter(())
+        self.head: _Chunk | None = None
+        self.step()
+
+    def step(self) -> None:
+        self.head = next(self._chunks, None)
+        if self.head is None:
+            self.skip_task()
+
+    def skip_task(self) -> None:
+        bucket = next(self._buckets, None)
+        self._chunks = iter(()) if bucket is None else iter(bucket.chunks)
+        self.head = next(self._chunks, None)
+
+
+class _Cursor:
+    """The heads of one signature: users of the highest class that still has something, in a heap by load and age."""
+
+    def __init__(self, index: ReadyIndex, signature: Signature, loads: _Loads) -> None:
+        self._signature = signature
+        self._loads = loads
+        self._classes = index.classes(signature)
+        self._priority = 0
+        self._heap: list[tuple[float, tuple[int, int], int, _Waiting]] = []
+
+    def key(self) -> _Key | None:
+        """Where the best head stands in the order of the whole farm; None when nothing is left."""
+        while self._heap or self._next_class():
+            load, age, user_id, waiting = self._heap[0]
+            head = waiting.head
+            assert head is not None
+            now = self._loads.of(user_id)
+            if now == load:
+                return -self._priority, load, age, head.place, head.chunk_id
+            heapreplace(self._heap, (now, age, user_id, waiting))  # this user got something from another signature
+        return None
+
+    def take(self, ability: Ability) -> Assignment:
+        """Give the best head to a machine; `key` was asked before."""
+        _, _, user_id, waiting = self._heap[0]
+        chunk = waiting.head
+        assert chunk is not None
+        whole = not ability.linked and self._signature.shape is Shape.UNCUT
+        if whole:
+            waiting.skip_task()
+        else:
+            waiting.step()
+        self._loads.give(user_id)
+        if waiting.head is None:
+            heappop(self._heap)
+        else:
+            heapreplace(self._heap, (self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
+        return Assignment(ability.machine_id, chunk.bucket.task.task_id, chunk.chunk_id, whole)
+
+    def _next_class(self) -> bool:
+        following = next(self._classes, None)
+        if following is None:
+            return False
+        self._priority, users = following
+        for user_id, tasks in users.items():
+            waiting = _Waiting(tasks)
+            if waiting.head is not None:
+                self._heap.append((self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
+        heapify(self._heap)
+        return True

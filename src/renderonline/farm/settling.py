@@ -1,0 +1,115 @@
+"""What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4, R5.5)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from renderonline.farm.tasks import ChunkState, Outcome
+
+FINAL_FAILURES: Final = frozenset({"scene"})
+"""Failure classes that every other machine would see as well: no second try."""
+
+HANDED_BACK_S: Final = 1.0
+"""How long a chunk waits that its machine handed back of its own accord."""
+
+_WORDS: Final[Mapping[str, str]] = {
+    "scene": "The scene can't be rendered",
+    "crash": "The engine crashed",
+    "out_of_memory": "The engine ran out of memory",
+    "missing_output": "The engine ended without writing every file",
+    "bad_output": "The engine wrote a file that can't be read",
+    "no_engine": "The machine does not have the engine",
+    "no_input": "The machine can't read the scene file",
+    "no_space": "The machine's disk is full",
+}
+_OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
+    Outcome.FAILED: "The engine failed",
+    Outcome.TIMED_OUT: "The time limit was reached",
+    Outcome.STALLED: "The engine gave no sign of life",
+    Outcome.LOST: "The machine did not answer any more",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when a chunk is tried again."""
+
+    max_tries: int = 3
+    base_s: float = 5.0
+    cap_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended, as it was reported. `given_back`: it never really ran; nothing counts."""
+
+    outcome: Outcome
+    failure: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    given_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of the chunk and of the attempt. `delay_s`: when it may start again."""
+
+    chunk: ChunkState
+    outcome: Outcome
+    failure: str = ""
+    counts: bool = False
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+def backoff(tries: int, policy: RetryPolicy, fraction: float) -> float:
+    """Seconds until the next try after `tries` failures: full jitter, `fraction` is a random number in [0, 1)."""
+    longest = min(policy.cap_s, policy.base_s * 2.0 ** min(max(tries - 1, 0), 30))
+    return longest * fraction
+
+
+def settle(
+    ending: Ending,
+    *,
+    tries: int,
+    named: bool,
+    missing: Sequence[str],
+    fraction: float,
+    policy: RetryPolicy | None = None,
+) -> Verdict:
+    """The verdict on an attempt's end.
+
+    `tries` are the failures counted before, `named` says whether the engine names its outputs, `missing` which of
+    the chunk's expected files have not landed.
+    """
+    policy = policy or RetryPolicy()
+    if ending.given_back or ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
+        delay_s = 0.0 if ending.given_back else HANDED_BACK_S
+        return Verdict(ChunkState.WAITING, Outcome.CANCELED, delay_s=delay_s, reason=ending.reason)
+    complete = named and not missing and ending.failure not in FINAL_FAILURES
+    if ending.outcome is Outcome.SUCCEEDED and missing:
+        ending = Ending(Outcome.FAILED, "missing_output", f"missing: {_listed(missing)}", ending.exit_code)
+    if ending.outcome is Outcome.SUCCEEDED or complete:
+        return Verdict(ChunkState.SUCCEEDED, ending.outcome, ending.failure, reason=ending.reason)
+    reason = plain_reason(ending)
+    counted = tries + 1
+    if ending.failure in FINAL_FAILURES:
+        return Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=reason)
+    if counted >= policy.max_tries:
+        reason = f"{reason} (tried {counted} times)"
+        return Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=reason)
+    delay_s = backoff(counted, policy, fraction)
+    return Verdict(ChunkState.WAITING, ending.outcome, ending.failure, counts=True, delay_s=delay_s, reason=reason)
+
+
+def plain_reason(ending: Ending) -> str:
+    """One sentence without a full stop that says what went wrong."""
+    words = _WORDS.get(ending.failure) or _OUTCOME_WORDS.get(ending.outcome, "The attempt ended")
+    if ending.outcome is Outcome.FAILED and not ending.failure and ending.exit_code is not None:
+        words = f"{words} with exit code {ending.exit_code}"
+    return f"{words}: {ending.reason}" if ending.reason else words
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

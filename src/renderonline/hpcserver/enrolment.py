@@ -1,0 +1,190 @@
+"""How a machine becomes one of the farm's: a join code for a secret, and which certificate to trust (R12, design 5).
+
+A RenderAPI whose certificate the system knows needs nothing more. One with a certificate of its own is named by its
+fingerprint (`sha256:…`): the certificate is fetched, compared, kept, and from then on exactly this one is trusted.
+"""
+
+import hashlib
+import hmac
+import http.client
+import json
+import socket
+import ssl
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+import structlog
+
+from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.protocol.link import LINK_PATH
+from renderonline.serving.directories import private_write
+from renderonline.serving.web import is_loopback
+
+log = structlog.get_logger(__name__)
+
+ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
+TIMEOUT_S: Final = 15.0
+MAX_ANSWER: Final = 64 * 1024
+FILE: Final = "machine.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What this machine is in one farm. `certificate` is the PEM text of a pinned certificate, "" without one."""
+
+    url: str
+    machine_id: int
+    secret: str
+    certificate: str = ""
+
+    @property
+    def link_url(self) -> str:
+        """Where to dial."""
+        parts = urlsplit(self.url)
+        scheme = "wss" if parts.scheme == "https" else "ws"
+        return f"{scheme}://{parts.netloc}{parts.path}{LINK_PATH}"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """How to trust RenderAPI; None without TLS."""
+        return _context(self.certificate) if self.url.startswith("https:") else None
+
+    def check_peer(self, peer: bytes | None) -> None:
+        """Raise `NotAuthenticated` unless `peer` (DER) is the pinned certificate, if there is one."""
+        if self.certificate:
+            _compare(peer, hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate)).hexdigest())
+
+
+def stored(home: Path, url: str) -> Identity | None:
+    """What an earlier enrolment at this RenderAPI left; None without one. `InvalidRequest` for a broken file."""
+    path = home / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        identity = Identity(
+            str(content["url"]), int(content["machine_id"]), str(content["secret"]), str(content["certificate"])
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
+    return identity if identity.url == base(url) else None
+
+
+def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
+    """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking.
+
+    Raises `NotAvailable` when RenderAPI does not answer, `NotAuthenticated` for a wrong code or certificate.
+    """
+    address = base(url)
+    certificate = fetch_certificate(address, fingerprint) if fingerprint else ""
+    answer = _post(address, certificate, {"code": code, "name": name})
+    try:
+        identity = Identity(address, int(answer["machine_id"]), str(answer["secret"]), certificate)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAvailable(f"{address} answered something that is not a RenderOnline farm.") from error
+    private_write(home / FILE, json.dumps(asdict(identity), indent=1))
+    log.info("machine has joined the farm", url=address, machine_id=identity.machine_id)
+    return identity
+
+
+def base(url: str) -> str:
+    """The address of a RenderAPI in one form: scheme, host, port and path without a slash at the end."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        raise InvalidRequest(f"{url} is not the address of a RenderAPI. Write it like https://farm.example:5000.")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        log.warning("no TLS: everybody on the way can read this machine's secret", url=url)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def fetch_certificate(url: str, fingerprint: str) -> str:
+    """The PEM text of the server's certificate if it has this fingerprint. Nothing is sent to the server before."""
+    parts = urlsplit(url)
+    if parts.scheme != "https":
+        raise InvalidRequest("A fingerprint only makes sense with an https address.")
+    wanted = _plain_fingerprint(fingerprint)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the comparison below is the verification
+    try:
+        with (
+            socket.create_connection((parts.hostname, _port(parts)), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=parts.hostname) as secured,
+        ):
+            peer = secured.getpeercert(binary_form=True)
+    except OSError as error:
+        raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
+    _compare(peer, wanted)
+    assert peer is not None
+    return ssl.DER_cert_to_PEM_cert(peer)
+
+
+def _compare(peer: bytes | None, wanted: str) -> None:
+    found = hashlib.sha256(peer or b"").hexdigest()
+    if not hmac.compare_digest(found, wanted):
+        raise NotAuthenticated(
+            f"The server's certificate is not the expected one: its fingerprint is sha256:{found}."
+            " Somebody may be in between; ask the farm's administrator for the right fingerprint.",
+            code="wrong_certificate",
+        )
+
+
+def _plain_fingerprint(text: str) -> str:
+    digits = text.strip().lower().removeprefix("sha256:").replace(":", "")
+    if len(digits) != 64 or any(digit not in "0123456789abcdef" for digit in digits):
+        raise InvalidRequest(f"{text} is not a fingerprint. It looks like sha256: and 64 hexadecimal digits.")
+    return digits
+
+
+def _context(certificate: str) -> ssl.SSLContext:
+    if not certificate:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the certificate itself is pinned, whatever names it carries
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+def _post(url: str, certificate: str, content: dict[str, str]) -> dict[str, Any]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    if parts.scheme == "https":
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            parts.hostname, _port(parts), timeout=TIMEOUT_S, context=_context(certificate)
+        )
+    else:
+        connection = http.client.HTTPConnection(parts.hostname, _port(parts), timeout=TIMEOUT_S)
+    try:
+        connection.request("POST", parts.path + ENROLL_PATH, json.dumps(content), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        status, body = response.status, response.read(MAX_ANSWER)
+    except ssl.SSLCertVerificationError as error:
+        raise NotAuthenticated(
+            f"The certificate of {url} is not trusted ({error.verify_message}). Name it with --fingerprint.",
+            code="wrong_certificate",
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
+    finally:
+        connection.close()
+    return _read_answer(url, status, body)
+
+
+def _read_answer(url: str, status: int, body: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise NotAvailable(f"{url} answered something that is not a RenderOnline farm (status {status}).")
+    if status // 100 == 2:
+        return answer
+    detail = str(answer.get("detail") or f"status {status}")[:500]
+    kinds: dict[int, type[RenderOnlineError]] = {400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenticated}
+    raise kinds.get(status, NotAvailable)(f"This machine could not join: {detail}")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,0 +1,188 @@
+"""The files that an attempt leaves: found, checked, measured. Hostile scenes write them, so nothing is followed.
+
+Everything here blocks; the runner calls it in threads.
+"""
+
+import os
+import queue
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Protocol
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.storage.digests import FileDigest, digest_file
+
+MAX_FILES: Final = 10_000
+"""So many results an attempt without named outputs may have."""
+MAX_DEPTH: Final = 16
+MAX_FACTS: Final = 32
+MAX_FACT: Final = 200
+"""Characters of a text among a picture's facts."""
+
+Stamp = tuple[int, int, int]
+"""Modification time (ns), size and inode: what tells a new file from one that was there before."""
+
+
+class ImageCheck(Protocol):
+    """What a picture says of itself."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def facts(self) -> Any: ...
+
+
+class Checker(Protocol):
+    """Decodes one picture at a time in a process of its own (R13)."""
+
+    def check(self, path: Path) -> ImageCheck: ...
+
+
+class CheckerFactory(Protocol):
+    """Makes a checker and its process."""
+
+    def __call__(self) -> AbstractContextManager[Checker]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """A complete file. `stamp` tells whether it changes afterwards."""
+
+    name: str
+    file: FileDigest
+    stamp: Stamp
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Why a file is no result. `missing`: it is not there, or not new."""
+
+    name: str
+    reason: str
+    missing: bool = False
+
+
+class Checkers:
+    """At most `count` checkers, made when they are first needed and used again."""
+
+    def __init__(self, factory: CheckerFactory, count: int) -> None:
+        self._factory = factory
+        self._free: queue.SimpleQueue[tuple[AbstractContextManager[Checker], Checker] | None] = queue.SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+        self._count = count
+
+    @contextmanager
+    def borrow(self) -> Iterator[Checker]:
+        """A checker for this thread alone; waits for one."""
+        entry = self._free.get()
+        try:
+            if entry is None:
+                context = self._factory()
+                entry = (context, context.__enter__())
+            yield entry[1]
+        finally:
+            self._free.put(entry)
+
+    def close(self) -> None:
+        """End their processes."""
+        for _ in range(self._count):
+            entry = self._free.get()
+            if entry is not None:
+                entry[0].__exit__(None, None, None)
+
+
+def check_file(root: Path, name: str, *, before: Stamp | None, checkers: Checkers | None) -> Good | Bad:
+    """Whether `name` (relative to `root`) is a new, whole file; with `checkers` also a picture that decodes."""
+    try:
+        path = inside(root, name)
+        stamp = stamp_of(path)
+        if stamp is None:
+            return Bad(name, f"{name} was not written.", missing=True)
+        if stamp == before:
+            return Bad(name, f"{name} was there before and was not written anew.", missing=True)
+        digest = digest_file(path)
+        facts: dict[str, Any] = {}
+        if checkers is not None:
+            with checkers.borrow() as checker:
+                check = checker.check(path)
+            if not check.ok:
+                return Bad(name, f"{name} is not a whole picture: {check.reason}")
+            facts = _plain_facts(check.facts)
+        if stamp_of(path) != stamp:
+            return Bad(name, f"{name} changed while it was checked.")
+    except InvalidRequest as error:
+        return Bad(name, str(error))
+    except OSError as error:
+        return Bad(name, f"{name} can't be read: {error.strerror}.")
+    return Good(name, digest, stamp, facts)
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of `name` below `root`; `InvalidRequest` when the name, or a link on the way, could lead elsewhere."""
+    parts = PurePosixPath(name).parts
+    if not parts or name != "/".join(parts) or name.startswith("/") or ".." in parts or "\0" in name:
+        raise InvalidRequest(f"Output name {name!r} is not a plain relative name.")
+    path = root
+    for part in parts[:-1]:
+        path = path / part
+        if path.is_symlink():
+            raise InvalidRequest(f"{name} lies behind a link.")
+    return path / parts[-1]
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of what is there; None when nothing is."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def stamps(root: Path) -> dict[str, Stamp]:
+    """What was in the directory before the engine started."""
+    return {name: stamp for name in list_files(root) if (stamp := stamp_of(root / name)) is not None}
+
+
+def list_files(root: Path) -> list[str]:
+    """All regular files below `root`, sorted; links and special files are left out and never followed.
+
+    `InvalidRequest` when there are too many, too deep, or with names that are not text.
+    """
+    found: list[str] = []
+    waiting: list[tuple[Path, str, int]] = [(root, "", 0)]
+    while waiting:
+        directory, prefix, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"The engine wrote directories more than {MAX_DEPTH} levels deep.")
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                kind = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISDIR(kind):
+                    waiting.append((directory / entry.name, f"{prefix}{entry.name}/", depth + 1))
+                elif stat.S_ISREG(kind):
+                    found.append(prefix + _text(entry.name))
+        if len(found) + len(waiting) > MAX_FILES:
+            raise InvalidRequest(f"The engine wrote more than {MAX_FILES} files.")
+    return sorted(found)
+
+
+def _text(name: str) -> str:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"The engine wrote a file whose name is not text: {name!r}.") from error
+    return name
+
+
+def _plain_facts(facts: Any) -> dict[str, Any]:
+    """A few short, plain values: pictures can carry anything in their metadata."""
+    items = list(dict(facts).items())[:MAX_FACTS]
+    return {str(key)[:MAX_FACT]: value[:MAX_FACT] if isinstance(value, str) else value for key, value in items}

@@ -1,0 +1,131 @@
+"""Which processes exist, whose they are, and how to end them (R8). Standard library only: the spawner uses it.
+
+The mark is the environment variable `RENDERONLINE_ATTEMPT=<home>/<attempt>/`; `home` names one HPCServer's data
+directory, so that two HPCServers on one computer leave each other's engines alone. The process table is read from
+Linux's `/proc`; elsewhere nothing is found and only process groups are killed (untested there).
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from typing import Final
+
+MARK: Final = "RENDERONLINE_ATTEMPT"
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def mark(home: str, attempt: str = "") -> str:
+    """The mark of one attempt; without an attempt what the marks of all attempts of this HPCServer begin with.
+
+    It ends in a slash so that no mark is the beginning of another one.
+    """
+    return f"{home}/{attempt}/" if attempt else f"{home}/"
+
+
+def become_subreaper() -> bool:
+    """Make orphaned descendants of this process its children; False where the system can't (R8)."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+
+
+def children() -> frozenset[int]:
+    """The direct children of this process, zombies among them."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return frozenset(int(word) for word in file.read().split())
+    except OSError:
+        return frozenset(other for other in processes() if parent_of(other) == pid)
+
+
+def processes() -> tuple[int, ...]:
+    """The ids of all processes that can be seen; () where there is no `/proc`."""
+    try:
+        return tuple(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:
+        return ()
+
+
+def parent_of(pid: int) -> int:
+    """The id of the process's parent, 0 when it is gone."""
+    return int(_stat(pid)[1] or 0)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    return _stat(pid)[0] not in {"", "Z", "X"}
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and parent; the name in front of them may hold spaces and brackets."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].split()
+        return words[0].decode(), words[1].decode()
+    except (OSError, IndexError):
+        return "", ""
+
+
+def mark_of(pid: int) -> str:
+    """The mark that a process was started with, "" when it has none or it can't be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read()
+    except OSError:
+        return ""
+    wanted = f"{MARK}=".encode()
+    for entry in environment.split(b"\0"):
+        if entry.startswith(wanted):
+            return entry[len(wanted) :].decode(errors="replace")
+    return ""
+
+
+def marked(prefix: str) -> frozenset[int]:
+    """All running processes whose mark begins with `prefix`, this one never."""
+    own = os.getpid()
+    return frozenset(pid for pid in processes() if pid != own and mark_of(pid).startswith(prefix) and is_running(pid))
+
+
+def kill(pid: int, prefix: str = "") -> None:
+    """SIGKILL one process if its mark begins with `prefix`; one that is gone or somebody else's is left.
+
+    The pidfd is taken before the mark is looked at, so that a reused id is never hit.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return
+    try:
+        if mark_of(pid).startswith(prefix):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group; a group that is gone is left."""
+    try:
+        os.killpg(group, number)
+    except OSError:
+        return
+
+
+def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
+    """Kill whatever carries the mark until nothing does (R8); what is still there after `wait_s` seconds is returned.
+
+    Repeated because a process may start another one while its table entry is being read.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        left = marked(prefix)
+        if not left or time.monotonic() >= deadline:
+            return left
+        for pid in left:
+            kill(pid, prefix)
+        time.sleep(0.01)

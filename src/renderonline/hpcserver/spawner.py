@@ -1,0 +1,388 @@
+"""The spawner: the one process that starts engines, passes their output on and ends them (R8).
+
+Standard library only, one thread. HPCServer speaks to it over its standard input and output in frames: four bytes of
+length (big endian) and a JSON object. When its input closes, HPCServer is gone and every process tree is killed.
+
+    start {id, argv, cwd, env, nice}   -> started {id, pid, at_us} | refused {id, errno, error}
+    stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
+                                       -> output {id, lines} … exited {id, code, peak_kib, left}
+
+`exited` comes when nothing of the tree is left (or what is left could not be killed: `left`), after its last output.
+"""
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from renderonline.hpcserver import process_table
+
+MAX_FRAME: Final = 64 * 1024 * 1024
+MAX_LINE: Final = 8 * 1024
+"""A longer line of output is passed on in pieces."""
+MAX_UNSENT: Final = 4 * 1024 * 1024
+"""While HPCServer takes nothing, engines are not read beyond this; they wait in their next write."""
+OUTPUT_BURST: Final = 4 * 1024 * 1024
+OUTPUT_BYTES_PER_S: Final = 1024 * 1024
+"""An engine that writes more is slowed down; nothing of its output is dropped here."""
+DRAIN_S: Final = 2.0
+"""How long the output of a tree that is gone is read, should a stranger hold the pipe."""
+CLEAR_S: Final = 30.0
+"""How long an unkillable process (a dead network disk) holds up the end of its attempt."""
+TICK_S: Final = 0.01
+_BREAKS: Final = re.compile(rb"[\r\n]+")
+
+
+def frame(message: dict[str, Any]) -> bytes:
+    """One message as it travels through the pipes."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def take_frames(buffer: bytearray) -> list[dict[str, Any]]:
+    """Take all whole messages out of what has arrived so far; ValueError for one that is too large."""
+    messages = []
+    while len(buffer) >= 4:
+        length = int.from_bytes(buffer[:4], "big")
+        if length > MAX_FRAME:
+            raise ValueError(f"a frame of {length} bytes")
+        if len(buffer) < 4 + length:
+            break
+        messages.append(json.loads(bytes(buffer[4 : 4 + length])))
+        del buffer[: 4 + length]
+    return messages
+
+
+class Lines:
+    """Bytes of output -> lines: split at line feed and carriage return, blank ones dropped, long ones cut."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """The lines that `data` completes."""
+        pieces = _BREAKS.split(self._rest + data)
+        self._rest = pieces.pop()
+        if len(self._rest) > MAX_LINE:
+            pieces.append(self._rest)
+            self._rest = b""
+        return _texts(pieces)
+
+    def close(self) -> list[str]:
+        """What is left when no more comes."""
+        rest, self._rest = self._rest, b""
+        return _texts([rest])
+
+
+def _texts(pieces: list[bytes]) -> list[str]:
+    cut = (piece[at : at + MAX_LINE] for piece in pieces if piece for at in range(0, len(piece), MAX_LINE))
+    return [piece.decode("utf-8", "replace") for piece in cut]
+
+
+class Engine:
+    """One engine process and what descends from it."""
+
+    def __init__(self, name: str, mark: str, process: "subprocess.Popen[bytes]", now: float) -> None:
+        assert process.stdout is not None
+        self.name = name
+        self.mark = mark
+        self.process = process
+        self.output = process.stdout.fileno()
+        self.lines = Lines()
+        self.open = True
+        self.listening = False
+        self.allowance = float(OUTPUT_BURST)
+        self.allowance_at = now
+        self.kill_at: float | None = None
+        self.stopped = False
+        self.ended_at: float | None = None
+        self.code: int | None = None
+        self.peak_kib = 0
+        self.left: frozenset[int] = frozenset()
+
+    def may_read(self, now: float) -> bool:
+        """Whether its share of output per second is not used up."""
+        passed, self.allowance_at = now - self.allowance_at, now
+        self.allowance = min(OUTPUT_BURST, self.allowance + passed * OUTPUT_BYTES_PER_S)
+        return self.allowance > 0 or self.ended_at is not None
+
+
+class Spawner:
+    """The loop. `home` names the HPCServer's data directory in the mark."""
+
+    def __init__(self, home: str, commands: int, events: int) -> None:
+        self._home = home
+        self._commands = commands
+        self._events = events
+        self._selector = selectors.DefaultSelector()
+        self._engines: dict[str, Engine] = {}
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._sending = False
+        self._gone = False
+        self._subreaper = process_table.become_subreaper()
+
+    def run(self) -> None:
+        """Serve until HPCServer is gone, then leave no process behind."""
+        wakeup, woken = os.pipe()
+        for end in (wakeup, woken, self._commands, self._events):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        # Handlers, not SIG_IGN: an ignored signal would stay ignored in the engines.
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self._selector.register(self._commands, selectors.EVENT_READ, self._read_commands)
+        self._selector.register(wakeup, selectors.EVENT_READ, lambda: _drain(wakeup))
+        left = process_table.kill_marked(process_table.mark(self._home), wait_s=CLEAR_S)
+        self._send({"event": "ready", "subreaper": self._subreaper, "left": sorted(left)})
+        try:
+            while not self._gone:
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._reap()
+                self._turn(time.monotonic())
+        finally:
+            self._kill_everything()
+
+    # -- speaking with HPCServer
+
+    def _read_commands(self) -> None:
+        data = _read(self._commands, 1 << 20)
+        if data is None:
+            return
+        self._received += data
+        if not data:
+            self._gone = True
+            return
+        for message in take_frames(self._received):
+            if message["do"] == "start":
+                self._start(message)
+            elif message["do"] == "stop":
+                self._stop(message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._unsent += frame(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._events, self._unsent[: 1 << 16])]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._gone = True
+            self._unsent.clear()
+        if bool(self._unsent) != self._sending:
+            self._sending = not self._sending
+            if self._sending:
+                self._selector.register(self._events, selectors.EVENT_WRITE, self._flush)
+            else:
+                self._selector.unregister(self._events)
+
+    # -- starting and stopping
+
+    def _start(self, message: dict[str, Any]) -> None:
+        name = str(message["id"])
+        mark = process_table.mark(self._home, name)
+        if name in self._engines:
+            self._send({"event": "refused", "id": name, "errno": None, "error": "it runs already"})
+            return
+        try:
+            process = subprocess.Popen(
+                message["argv"],
+                cwd=message["cwd"],
+                env={**message["env"], process_table.MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except (OSError, ValueError, UnicodeError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            self._send({"event": "refused", "id": name, "errno": number, "error": str(error)})
+            return
+        at_us = time.time_ns() // 1000
+        engine = Engine(name, mark, process, time.monotonic())
+        self._engines[name] = engine
+        self._send({"event": "started", "id": name, "pid": process.pid, "at_us": at_us})
+        os.set_blocking(engine.output, False)
+        _make_modest(process.pid, int(message.get("nice", 0)))
+
+    def _stop(self, message: dict[str, Any]) -> None:
+        engine = self._engines.get(str(message["id"]))
+        if engine is None or engine.ended_at is not None:
+            return
+        deadline = time.monotonic() + float(message["grace_s"])
+        engine.kill_at = deadline if engine.kill_at is None else min(engine.kill_at, deadline)
+        if not engine.stopped:
+            engine.stopped = True
+            process_table.signal_group(engine.process.pid, signal.Signals[message["signal"]])
+            process_table.signal_group(engine.process.pid, signal.SIGCONT)
+
+    def _kill(self, engine: Engine) -> None:
+        process_table.signal_group(engine.process.pid, signal.SIGKILL)
+        for pid in process_table.marked(engine.mark):
+            process_table.kill(pid, engine.mark)
+
+    # -- watching
+
+    def _reap(self) -> None:
+        """Take note of ended children: engines, and orphans that became ours."""
+        by_pid = {engine.process.pid: engine for engine in self._engines.values() if engine.ended_at is None}
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            engine = by_pid.get(ended.si_pid)
+            if engine is not None:
+                # Before it is reaped: afterwards the id could be somebody else's.
+                process_table.signal_group(engine.process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(ended.si_pid, 0)
+            if engine is not None:
+                engine.code = engine.process.returncode = os.waitstatus_to_exitcode(status)
+                engine.peak_kib = usage.ru_maxrss
+                engine.ended_at = time.monotonic()
+
+    def _turn(self, now: float) -> None:
+        for engine in list(self._engines.values()):
+            if engine.kill_at is not None and engine.ended_at is None and now >= engine.kill_at:
+                self._kill(engine)
+                engine.kill_at = now + 1.0  # again, should it have started something in between
+            if engine.ended_at is not None:
+                self._finish(engine, now)
+            else:
+                self._listen(engine, now)
+
+    def _listen(self, engine: Engine, now: float) -> None:
+        wanted = engine.open and engine.may_read(now) and len(self._unsent) < MAX_UNSENT
+        if wanted and not engine.listening:
+            self._selector.register(engine.output, selectors.EVENT_READ, lambda: self._read_output(engine))
+        elif engine.listening and not wanted:
+            self._selector.unregister(engine.output)
+        engine.listening = wanted
+
+    def _read_output(self, engine: Engine) -> None:
+        data = _read(engine.output, 1 << 16)
+        if data is None:
+            return
+        engine.allowance -= len(data)
+        lines = engine.lines.feed(data) if data else engine.lines.close()
+        if lines:
+            self._send({"event": "output", "id": engine.name, "lines": lines})
+        if not data:
+            self._close_output(engine)
+
+    def _close_output(self, engine: Engine) -> None:
+        if engine.listening:
+            self._selector.unregister(engine.output)
+            engine.listening = False
+        if engine.open:
+            engine.open = False
+            assert engine.process.stdout is not None
+            engine.process.stdout.close()
+
+    def _finish(self, engine: Engine, now: float) -> None:
+        """Clear what is left of a tree whose first process ended; when all is gone and read, say so."""
+        assert engine.ended_at is not None
+        if now < engine.ended_at + CLEAR_S:
+            engine.left = self._kill_orphans(engine)
+            if engine.left:
+                return
+        self._listen(engine, now)
+        if engine.open and now < engine.ended_at + DRAIN_S:
+            return
+        if engine.open and (rest := engine.lines.close()):
+            self._send({"event": "output", "id": engine.name, "lines": rest})
+        self._close_output(engine)
+        del self._engines[engine.name]
+        self._send(
+            {
+                "event": "exited",
+                "id": engine.name,
+                "code": engine.code,
+                "peak_kib": engine.peak_kib,
+                "left": sorted(engine.left),
+            }
+        )
+
+    def _kill_orphans(self, engine: Engine) -> frozenset[int]:
+        """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session.
+
+        An orphan that carries no mark of a living engine has no business here either.
+        """
+        alive = [other for other in self._engines.values() if other.ended_at is None]
+        pids = {other.process.pid for other in alive}
+        marks = {other.mark for other in alive}
+        orphans = process_table.children() - pids if self._subreaper else frozenset()
+        left = {pid for pid in orphans if process_table.is_running(pid) and process_table.mark_of(pid) not in marks}
+        if engine.stopped or not self._subreaper:
+            left |= process_table.marked(engine.mark)
+        for pid in left:
+            process_table.kill(pid)
+        return frozenset(left)
+
+    def _patience(self) -> float | None:
+        """Seconds until something must be looked at without an event."""
+        if any(engine.ended_at is not None for engine in self._engines.values()):
+            return TICK_S
+        now = time.monotonic()
+        waits = [max(0.0, engine.kill_at - now) for engine in self._engines.values() if engine.kill_at is not None]
+        if any(engine.open and not engine.listening for engine in self._engines.values()):
+            waits.append(0.05)
+        return min(waits, default=None)
+
+    def _kill_everything(self) -> None:
+        deadline = time.monotonic() + CLEAR_S
+        for engine in self._engines.values():
+            process_table.signal_group(engine.process.pid, signal.SIGKILL)
+        while (left := process_table.children()) and time.monotonic() < deadline:
+            for pid in left:
+                process_table.kill(pid)
+            self._reap()
+            time.sleep(TICK_S)
+        process_table.kill_marked(process_table.mark(self._home), wait_s=CLEAR_S)
+
+
+def _make_modest(pid: int, nice: int) -> None:
+    """Engines yield to HPCServer, and are what the kernel ends first when memory runs out."""
+    try:
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, pid, nice)
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("500")
+    except OSError:
+        return
+
+
+def _read(descriptor: int, size: int) -> bytes | None:
+    """What has arrived: b"" at the end, None when nothing is there yet."""
+    try:
+        return os.read(descriptor, size)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def _drain(descriptor: int) -> None:
+    while _read(descriptor, 4096):
+        pass
+
+
+def main() -> None:
+    """Run with the home's name as the only argument, standard input and output being HPCServer's pipes."""
+    Spawner(sys.argv[1], sys.stdin.fileno(), sys.stdout.fileno()).run()
+
+
+if __name__ == "__main__":
+    main()

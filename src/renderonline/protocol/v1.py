@@ -1,0 +1,277 @@
+"""What travels at `/renderapi/v1` (contract section 2): requests, answers, and every message of it.
+
+Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.protocol.loose import fold, read_object, text, whole
+
+BASE_PATH: Final = "/renderapi/v1"
+NEWEST_TASKS: Final = 15
+"""How many tasks `/info` shows."""
+
+# -- messages
+
+ENQUEUED: Final = "Task successfully enqueued."
+DEQUEUED: Final = "Task successfully dequeued."
+DELETED: Final = "Task and associated render successfully deleted."
+UNAUTHORIZED: Final = "Unauthorized."
+NO_FILES: Final = "No files were uploaded."
+REQUEST_EMPTY: Final = 'Header "request" is empty.'
+INVALID_ENQUEUE: Final = "Invalid enqueue request arguments."
+ONE_FILE: Final = "Only 1 file may be uploaded per request."
+NOT_JSON: Final = "Request content type must be application/json."
+INVALID_FORMAT: Final = "Request content has an invalid format."
+
+
+def queue_limit_reached(limit: int) -> str:
+    """403 of enqueue."""
+    return f"Queue limit {limit} reached for your subscription."
+
+
+def engine_not_found(engine_id: str | int) -> str:
+    """400 of enqueue; the id as it was sent."""
+    return f"Engine with identifier {engine_id} not found."
+
+
+def extension_mismatch(engine_extension: str, file_extension: str) -> str:
+    """400 of enqueue; both with their dot, the second "" for a file without one."""
+    return f"Engine extension {engine_extension} not matching with files extension {file_extension}."
+
+
+def argtype_missing(argtype_id: str) -> str:
+    """400 of enqueue."""
+    return f"Argument type identifier {argtype_id} must be present in database."
+
+
+def wrong_type(value: str, type_name: str) -> str:
+    """400 of enqueue (`farm.arguments.check_value` says it)."""
+    return f"Value {value} must be of type {type_name}."
+
+
+def invalid_type(type_name: str) -> str:
+    """500 of enqueue: the argtypes row is wrong (`farm.arguments.check_value` says it)."""
+    return f"Type {type_name} is not valid for RenderOnline."
+
+
+def task_not_found(task_id: int) -> str:
+    """400: no such task, or somebody else's."""
+    return f"Task with identifier {task_id} not found for the current user."
+
+
+def task_not_queued(task_id: int) -> str:
+    """400 of dequeue: it has ended."""
+    return f"Task with identifier {task_id} is not in the queue."
+
+
+# -- requests
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueueRequest:
+    """The part `request` of an enqueue: the engine's id as it was sent, (argtype id, value) pairs in order.
+
+    `client_key` is ours (R4), "" when not sent.
+    """
+
+    engine_id: str
+    arguments: tuple[tuple[str, str], ...]
+    client_key: str = ""
+
+    @property
+    def engine_number(self) -> int | None:
+        """The row's number; None when what was sent is none."""
+        number = whole(self.engine_id)
+        return number if number is not None and 0 < number < 2**31 else None
+
+
+def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
+    """Read the part `request` (None or blank: it was not sent). `InvalidRequest` with the contract's message."""
+    if part is None or not part.strip():
+        raise InvalidRequest(REQUEST_EMPTY)
+    members = read_object(part, INVALID_ENQUEUE)
+    engine_id = text(members.get("engineid"))
+    given = members.get("arguments")
+    if engine_id is None or not isinstance(given, list):
+        raise InvalidRequest(INVALID_ENQUEUE)
+    arguments = tuple(_argument(item) for item in given)
+    if len({argtype_id for argtype_id, _ in arguments}) < len(arguments):
+        raise InvalidRequest(INVALID_ENQUEUE)  # which of two values is meant can't be known
+    return EnqueueRequest(engine_id, arguments, text(members.get("clientkey")) or "")
+
+
+def _argument(item: Any) -> tuple[str, str]:
+    """The client's own `Regex` field, if it sends one, is never read (contract fault 1)."""
+    members = fold(item) or {}
+    argtype_id = text(members.get("argtypeid"))
+    value = text(members.get("value"))
+    if argtype_id is None or value is None:
+        raise InvalidRequest(INVALID_ENQUEUE)
+    return argtype_id, value
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdRequest:
+    """The body of dequeue, download and delete."""
+
+    task_id: int
+
+
+def parse_task_id(content_type: str | None, body: bytes) -> TaskIdRequest:
+    """Read the body of dequeue, download or delete. `InvalidRequest` with the contract's message."""
+    media_type = (content_type or "").partition(";")[0].strip().casefold()
+    if media_type != "application/json":
+        raise InvalidRequest(NOT_JSON)
+    task_id = whole(read_object(body, INVALID_FORMAT).get("taskid"))
+    if task_id is None or not 0 <= task_id < 2**64:
+        raise InvalidRequest(INVALID_FORMAT)
+    return TaskIdRequest(task_id)
+
+
+# -- answers
+
+
+def enqueue_answer(message: str, task_id: int | None = None) -> dict[str, Any]:
+    """Answer to enqueue; with `task_id` (our addition) it was added."""
+    if task_id is None:
+        return {"IsAdded": False, "ErrorMessage": message}
+    return {"IsAdded": True, "ErrorMessage": message, "TaskId": task_id}
+
+
+def dequeue_answer(message: str, *, done: bool) -> dict[str, Any]:
+    """Answer to dequeue."""
+    return {"IsRemoved": done, "ErrorMessage": message}
+
+
+def download_refusal(message: str) -> dict[str, Any]:
+    """Answer to a download that can't be given."""
+    return {"DownloadProvided": False, "ErrorMessage": message}
+
+
+def delete_answer(message: str, *, done: bool) -> dict[str, Any]:
+    """Answer to delete."""
+    return {"IsDeleted": done, "ErrorMessage": message}
+
+
+@dataclass(frozen=True, slots=True)
+class UserInfo:
+    """The user who asks."""
+
+    user_id: int
+    first_name: str
+    last_name: str
+    email: str
+    subscription_id: int
+    is_active: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "UserId": self.user_id,
+            "FirstName": self.first_name,
+            "LastName": self.last_name,
+            "Email": self.email,
+            "SubscriptionId": self.subscription_id,
+            "IsActive": self.is_active,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task; times are the server's local time without an offset (R1.2)."""
+
+    task_id: int
+    user_id: int
+    queue_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    is_running: bool
+    is_success: bool
+    render_id: int
+    machine_id: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        # The existing client reads a byte (R1.1).
+        machine_id = self.machine_id if self.machine_id is not None and self.machine_id <= 255 else None
+        return {
+            "TaskId": self.task_id,
+            "UserId": self.user_id,
+            "QueueTime": _time(self.queue_time),
+            "StartTime": _time(self.start_time),
+            "EndTime": _time(self.end_time),
+            "IsRunning": self.is_running,
+            "IsSuccess": self.is_success,
+            "RenderId": self.render_id,
+            "MachineId": machine_id,
+        }
+
+
+def _time(value: datetime | None) -> str | None:
+    return None if value is None else value.replace(tzinfo=None).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderInfo:
+    """A render; where its file lies is nobody's business, `FilePath` is always ""."""
+
+    render_id: int
+    file_name: str
+    file_size: int
+    arguments: str
+    engine_id: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "RenderId": self.render_id,
+            "FileName": self.file_name,
+            "FilePath": "",
+            "FileSize": self.file_size,
+            "Arguments": self.arguments,
+            "EngineId": self.engine_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """An engine as its row has it."""
+
+    engine_id: int
+    name: str
+    extension: str
+    download_path: str
+    render_argument: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "EngineId": self.engine_id,
+            "Name": self.name,
+            "Extension": self.extension,
+            "DownloadPath": self.download_path,
+            "RenderArgument": self.render_argument,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """One of `Info.tasks`."""
+
+    task: TaskInfo
+    render: RenderInfo
+    engine: EngineInfo
+
+    def to_json(self) -> dict[str, Any]:
+        return {"Task": self.task.to_json(), "Render": self.render.to_json(), "Engine": self.engine.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Answer to info: the user and their `NEWEST_TASKS` newest tasks, by task id descending."""
+
+    user: UserInfo
+    tasks: tuple[TaskEntry, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"User": self.user.to_json(), "Tasks": [entry.to_json() for entry in self.tasks]}

@@ -1,0 +1,83 @@
+"""What the dispatcher tells the world: events for those who watch (`events.publish`)."""
+
+from dataclasses import asdict
+from typing import Any, Final, Protocol
+
+from renderonline.database.projection import TaskState
+from renderonline.database.work_landing import Landing
+from renderonline.protocol.link import Progress
+from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.memory import Attempt
+
+PROGRESS_PAUSE_S: Final = 0.25
+"""An attempt's progress is told at most so often."""
+
+
+class Publisher(Protocol):
+    """Where events go (`renderapi.events.Events`)."""
+
+    def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
+        """Tell everybody who may see it."""
+
+
+class Announcer:
+    """Writes events."""
+
+    def __init__(self, events: Publisher) -> None:
+        self._events = events
+
+    def task(self, state: TaskState) -> None:
+        """A task changed."""
+        self._events.publish("task", task_data(state), user_id=state.user_id)
+
+    def task_deleted(self, task_id: int, user_id: int) -> None:
+        """A task is gone."""
+        self._events.publish("task", {"task_id": task_id, "status": "deleted"}, user_id=user_id)
+
+    def result(self, landing: Landing) -> None:
+        """A result landed."""
+        offer = landing.offer
+        data = {
+            "task_id": landing.task_id,
+            "name": offer.name,
+            "frame": offer.frame,
+            "size": offer.size,
+            "digest": offer.digest,
+            "crc32": offer.crc32,
+            "machine_id": landing.machine_id,
+            "attempt_id": offer.attempt_id,
+        }
+        self._events.publish("result", data, user_id=landing.user_id)
+
+    def progress(self, attempt: Attempt, progress: Progress, now: float) -> None:
+        """An attempt came further; not every step is told."""
+        if now - attempt.told_at < PROGRESS_PAUSE_S and progress.fraction < 1.0:
+            return
+        attempt.told_at = now
+        data = {
+            "task_id": attempt.task_id,
+            "chunk_id": attempt.chunk_id,
+            "attempt_id": attempt.attempt_id,
+            "machine_id": attempt.machine_id,
+            "fraction": progress.fraction,
+            "frame": progress.frame,
+            "remaining_s": progress.remaining_s,
+            "message": progress.message,
+        }
+        self._events.publish("progress", data, user_id=attempt.user_id)
+
+    def machine(self, machine: Machine) -> None:
+        """A machine came, went, or changed its status."""
+        self._events.publish("machine", machine.view())
+
+
+def task_data(state: TaskState) -> dict[str, Any]:
+    """A task's state as events tell it."""
+    return {
+        "task_id": state.task_id,
+        "status": state.status.value,
+        "frames_total": state.frames_total,
+        "frames_done": state.frames_done,
+        "chunks": asdict(state.counters),
+        "reason": state.reason,
+    }

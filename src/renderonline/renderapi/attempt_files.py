@@ -1,0 +1,81 @@
+"""The directories of attempts: known while a machine may still write there, removed when nobody needs them."""
+
+import asyncio
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from renderonline.database import Database
+from renderonline.database.ids import IdBlocks
+from renderonline.database.work_files import download_paths, folders_of
+from renderonline.storage.landing import attempts_on_disk, remove_attempt
+
+_log = structlog.get_logger(__name__)
+
+_OURS: Final = 2**31
+"""Attempt ids of this farm lie at most so far below the newest; other farms began elsewhere (R7.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    directory: str
+    machine_id: int
+
+
+class AttemptFiles:
+    """Knows which directories are there. Removal happens in the background and may fail: the next start sweeps."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._folders: dict[int, _Folder] = {}
+        self._removals: set[asyncio.Task[None]] = set()
+
+    def know(self, attempt_id: int, directory: str, machine_id: int) -> None:
+        """An attempt was leased, or found live at start."""
+        self._folders[attempt_id] = _Folder(directory, machine_id)
+
+    def remove(self, attempt_ids: Iterable[int]) -> None:
+        """These attempts are over and their machines have said so (or are gone for good)."""
+        known = (self._folders.pop(attempt_id, None) for attempt_id in attempt_ids)
+        directories = [folder.directory for folder in known if folder is not None]
+        if directories:
+            removal = asyncio.create_task(asyncio.to_thread(_remove_all, directories))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    def remove_unheld(self, machine_id: int, held: Collection[int]) -> None:
+        """A machine says what it still has: everything else that it had is over."""
+        mine = [number for number, folder in self._folders.items() if folder.machine_id == machine_id]
+        self.remove(number for number in mine if number not in held)
+
+    async def sweep(self, ids: IdBlocks) -> None:
+        """At start: remove what a stop left behind. Attempts that were lost keep theirs until their machine is back."""
+        newest = ids.next_attempt_id()
+        paths = await self._database.read(download_paths)
+        found: dict[int, str] = {}
+        for path in paths:
+            found |= await asyncio.to_thread(attempts_on_disk, path)
+        known = await self._database.read(partial(folders_of, attempt_ids=sorted(found)))
+        stale = []
+        for attempt_id, directory in found.items():
+            folder = known.get(attempt_id)
+            if folder is not None and (folder.live or folder.lost):
+                self.know(attempt_id, directory, folder.machine_id)
+            elif folder is not None or newest - _OURS < attempt_id < newest:
+                stale.append(directory)
+        if stale:
+            _log.info("Directories of old attempts are removed", count=len(stale))
+            await asyncio.to_thread(_remove_all, stale)
+
+    async def close(self) -> None:
+        """Wait for what is being removed."""
+        await asyncio.gather(*self._removals, return_exceptions=True)
+
+
+def _remove_all(directories: Iterable[str]) -> None:
+    for directory in directories:
+        if not remove_attempt(directory):
+            _log.warning("An attempt's directory could not be removed", directory=directory)

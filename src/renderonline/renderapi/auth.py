@@ -1,0 +1,105 @@
+"""Who is asking: the headers `email` and `token` (R11, R12).
+
+A look-up costs one query; what it found is remembered for a few seconds by the hash of both, so that a busy client
+costs none, and a changed row is noticed within 5 s (R3.4).
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from renderonline.database import Database, accounts
+from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, may
+from renderonline.farm.errors import NotAllowed, NotAuthenticated
+
+log = structlog.get_logger(__name__)
+
+REMEMBERED_S: Final = 4.0
+"""Less than the 5 s within which a changed row is noticed."""
+MAX_REMEMBERED: Final = 10_000
+MAX_HEADER: Final = 1_000
+"""Characters of an e-mail or a token that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who is known, and may do what their role allows."""
+
+    user: User
+
+    @property
+    def user_id(self) -> int:
+        return self.user.user_id
+
+    def may(self, permission: Permission) -> bool:
+        """Whether their role has this permission."""
+        return may(self.user.role, permission)
+
+    def require(self, permission: Permission) -> None:
+        """Raise `NotAllowed` unless their role has this permission."""
+        if not self.may(permission):
+            raise NotAllowed(f"Your role {self.user.role} may not do this. Ask an administrator of the farm.")
+
+    @property
+    def tasks_of(self) -> int | None:
+        """Whose tasks they may see and change: their own id, or None for everybody's."""
+        return None if self.may(Permission.ALL_TASKS) else self.user_id
+
+
+class Authenticator:
+    """Looks up who is asking."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._remembered: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Future[Principal | None]] = {}
+
+    async def principal(self, headers: Mapping[str, str]) -> Principal:
+        """The active user whose `email` and `token` the headers hold, or `NotAuthenticated`."""
+        found = await self.find(headers.get("email", ""), headers.get("token", ""))
+        if found is None:
+            raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
+        return found
+
+    async def find(self, email: str, token: str) -> Principal | None:
+        """The active user with this e-mail and token, or None."""
+        if not email or not token or max(len(email), len(token)) > MAX_HEADER:
+            return None
+        key = hashlib.sha256(f"{email.casefold()}\0{token}".encode("utf-8", "surrogatepass")).digest()
+        known = self._remembered.get(key)
+        if known is not None and self._clock() < known[0]:
+            return known[1]
+        return await self._ask_once(key, email, token)
+
+    def forget(self) -> None:
+        """Somebody's account was changed through us: ask again at once."""
+        self._remembered.clear()
+
+    async def _ask_once(self, key: bytes, email: str, token: str) -> Principal | None:
+        """Requests that come while the same question is open share its answer."""
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = asyncio.ensure_future(self._ask(key, email, token))
+            asking.add_done_callback(lambda _done: self._asking.pop(key, None))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, key: bytes, email: str, token: str) -> Principal | None:
+        account = await self._database.read(partial(accounts.authenticate, email=email, token=token))
+        if account is not None and not account.token.startswith(TOKEN_PREFIX):
+            sealed = await self._database.write(partial(accounts.seal_token, user_id=account.user.user_id, raw=token))
+            if sealed:
+                log.info("raw token was replaced by its hash", user=account.user.user_id)
+        principal = None if account is None else Principal(account.user)
+        self._remembered[key] = (self._clock() + REMEMBERED_S, principal)
+        self._remembered.move_to_end(key)
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return principal

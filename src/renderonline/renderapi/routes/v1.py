@@ -1,0 +1,143 @@
+"""`/renderapi/v1`: exactly the wire contract, and the keys that we add."""
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
+from renderonline.protocol import v1
+from renderonline.renderapi import downloads
+from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.routes.bodies import incoming, read_body
+from renderonline.renderapi.services import services_of
+from renderonline.renderapi.task_requests import read_v1
+
+MAX_JSON: Final = 64 * 1024
+
+
+def routes() -> list[BaseRoute]:
+    """All of v1."""
+    return [
+        Route(f"{v1.BASE_PATH}/info", info, methods=["GET"]),
+        Route(f"{v1.BASE_PATH}/enqueue", enqueue, methods=["POST"]),
+        Route(f"{v1.BASE_PATH}/dequeue", dequeue, methods=["POST"]),
+        Route(f"{v1.BASE_PATH}/download", download, methods=["POST"]),
+        Route(f"{v1.BASE_PATH}/delete", delete, methods=["POST"]),
+    ]
+
+
+async def info(request: Request) -> Response:
+    """The user and their newest tasks."""
+    principal = await _principal(request)
+    if principal is None:
+        return Response(status_code=401)
+    return _json((await services_of(request).reading.info(principal)).to_json())
+
+
+async def enqueue(request: Request) -> Response:
+    """Submit a task."""
+    principal = await _principal(request)
+    if principal is None:
+        return _json(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
+    try:
+        task_id = await services_of(request).submissions.submit(incoming(request, principal), read_v1)
+    except RenderOnlineError as error:
+        status, message = _enqueue_refusal(error)
+        return _json(v1.enqueue_answer(message), status)
+    return _json(v1.enqueue_answer(v1.ENQUEUED, task_id))
+
+
+def _enqueue_refusal(error: RenderOnlineError) -> tuple[int, str]:
+    """Status and message of v1 for what went wrong with a submission."""
+    if isinstance(error, LimitReached):
+        return 403, error.message
+    if isinstance(error, NotAuthenticated):  # switched off since we looked
+        return 401, v1.UNAUTHORIZED
+    if error.reason_code == "not_multipart":
+        return 400, v1.NO_FILES
+    if error.reason_code in ("broken_multipart", "field_too_large"):
+        return 400, v1.INVALID_ENQUEUE
+    return error.status, error.message
+
+
+async def dequeue(request: Request) -> Response:
+    """Take a task from the queue."""
+
+    async def do(principal: Principal, task_id: int) -> Response:
+        await services_of(request).control.cancel(task_id, user_id=principal.user_id)
+        return _json(v1.dequeue_answer(v1.DEQUEUED, done=True))
+
+    return await _on_task(request, do, lambda message: v1.dequeue_answer(message, done=False))
+
+
+async def download(request: Request) -> Response:
+    """The task's directory as a ZIP."""
+
+    async def do(principal: Principal, task_id: int) -> Response:
+        reading = services_of(request).reading
+        return downloads.whole(await reading.archive(task_id, principal.user_id, f"{uuid.uuid4()}.zip"))
+
+    return await _on_task(request, do, v1.download_refusal)
+
+
+async def delete(request: Request) -> Response:
+    """Delete a task with its files."""
+
+    async def do(principal: Principal, task_id: int) -> Response:
+        await services_of(request).control.delete(task_id, user_id=principal.user_id)
+        return _json(v1.delete_answer(v1.DELETED, done=True))
+
+    return await _on_task(request, do, lambda message: v1.delete_answer(message, done=False))
+
+
+async def _on_task(
+    request: Request,
+    do: Callable[[Principal, int], Awaitable[Response]],
+    refusal: Callable[[str], Mapping[str, Any]],
+) -> Response:
+    """What dequeue, download and delete share: authority, the body, the contract's refusals."""
+    principal = await _principal(request)
+    if principal is None:
+        return Response(status_code=401)
+    task_id: int | None = None
+    try:
+        task_id = await _task_id(request)
+        return await do(principal, task_id)
+    except RenderOnlineError as error:
+        if error.status >= 500:
+            return _json(refusal(error.message), error.status)
+        return _json(refusal(_message(error, task_id)), 400)
+
+
+def _message(error: RenderOnlineError, task_id: int | None) -> str:
+    if task_id is not None and error.reason_code == "not_found":
+        return v1.task_not_found(task_id)
+    if task_id is not None and error.reason_code == "not_in_queue":
+        return v1.task_not_queued(task_id)
+    return error.message
+
+
+async def _task_id(request: Request) -> int:
+    content_type = request.headers.get("content-type")
+    try:
+        body = await read_body(request, MAX_JSON)
+    except TooLarge:
+        body = b""
+    try:
+        return v1.parse_task_id(content_type, body).task_id
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, code="bad_body") from error
+
+
+async def _principal(request: Request) -> Principal | None:
+    headers = request.headers
+    return await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
+
+
+def _json(content: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")

@@ -1,0 +1,57 @@
+"""What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from starlette.requests import HTTPConnection
+
+from renderonline.renderapi.administration import Administration
+from renderonline.renderapi.auth import Authenticator, Principal
+from renderonline.renderapi.events import Events
+from renderonline.renderapi.metrics import Metrics
+from renderonline.renderapi.reading import Reading
+from renderonline.renderapi.submissions import Submissions
+
+
+class Control(Protocol):
+    """What people do to tasks; `user_id` None: they may do it to anybody's."""
+
+    async def cancel(self, task_id: int, *, user_id: int | None) -> None: ...
+
+    async def delete(self, task_id: int, *, user_id: int | None) -> None: ...
+
+    async def pause(self, task_id: int, *, user_id: int | None) -> None: ...
+
+    async def resume(self, task_id: int, *, user_id: int | None) -> None: ...
+
+    async def retry(self, task_id: int, *, user_id: int | None) -> None: ...
+
+    async def explain(self, task_id: int, *, user_id: int | None) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Every use case."""
+
+    authenticator: Authenticator
+    submissions: Submissions
+    reading: Reading
+    control: Control
+    administration: Administration
+    events: Events
+    metrics: Metrics
+    machines_view: Callable[[], list[dict[str, Any]]]
+    healthy: Callable[[], Awaitable[Mapping[str, Any]]]
+    fingerprint: str
+    """`sha256:…` of the certificate that this server shows, "" without TLS."""
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The use cases of the RenderAPI that this request came to."""
+    return cast("Services", connection.app.state.services)
+
+
+async def principal_of(connection: HTTPConnection) -> Principal:
+    """Who is asking, or `NotAuthenticated`."""
+    return await services_of(connection).authenticator.principal(connection.headers)

@@ -1,0 +1,221 @@
+"""What a client asks for; prepared, it is everything of a task but its file and its ids.
+
+Pure: no database, no disk. v1 and v2 differ only in how a request is read.
+"""
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from renderonline.database.engines import EngineRow
+from renderonline.engines import commands
+from renderonline.engines.definition import EngineDefinition
+from renderonline.farm.arguments import ArgType, check_value, strip_program
+from renderonline.farm.command_line import join, split
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.frames import MAX_FRAMES, FrameRange, format_frames, parse_frames
+from renderonline.protocol import v1
+from renderonline.protocol.codec import from_wire, read_json
+from renderonline.storage.names import clean_file_name, extension_of
+
+CHUNK_SIZE: Final = 4
+"""Frames a chunk when neither the user nor the engine says otherwise."""
+MAX_WAITS: Final = 100
+MAX_KEY: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What a client asks for. `engine` is a number or a name, as sent; `frames` a range, None: what the arguments say.
+
+    `strict`: arguments that the engine does not have are refused (v2); v1's clients may send more than it needs.
+    """
+
+    engine: str
+    arguments: Mapping[str, str]
+    frames: str | None = None
+    name: str = ""
+    priority: int = 50
+    chunk_size: int = 0
+    paused: bool = False
+    waits_for: tuple[int, ...] = ()
+    client_key: str = ""
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that obeys every rule. `ranges` has one entry a chunk, None for a chunk without frames."""
+
+    request: TaskRequest
+    engine: EngineRow
+    definition: EngineDefinition | None
+    words: tuple[str, ...]
+    values: Mapping[str, str]
+    frames: tuple[int, ...]
+    ranges: tuple[FrameRange | None, ...]
+    chunk_size: int
+
+    @property
+    def written_frames(self) -> str:
+        """The frames as a canonical range, "" when there are none."""
+        return format_frames(self.frames)
+
+    def argument_line(self, scene: str) -> str:
+        """The whole task as one command line, as v1 keeps it: with the template's leading program name."""
+        template = self.definition.template if self.definition is not None else self.engine.render_argument
+        return join(self.command(split(template), scene, posixpath.dirname(scene)).argv)
+
+    def command(self, words: tuple[str, ...], scene: str, output_directory: str) -> commands.Command:
+        """The command of the whole task. `InvalidRequest` when a value is missing or would become an option."""
+        return commands.build(
+            self.definition,
+            words,
+            self.values,
+            chunk=None,
+            task_frames=self.frames,
+            scene=scene,
+            output_directory=output_directory,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRequest:
+    """The part `request` of v2."""
+
+    engine: str | int
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    frames: str | None = None
+    name: str = ""
+    priority: int = 50
+    chunk_size: int = 0
+    paused: bool = False
+    waits_for: tuple[int, ...] = ()
+    client_key: str = ""
+
+
+def read_v1(part: bytes | None, client_key: str) -> TaskRequest:
+    """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
+    request = v1.parse_enqueue(part)
+    return TaskRequest(
+        engine=request.engine_id,
+        arguments=dict(request.arguments),
+        client_key=checked_key(client_key or request.client_key),
+        strict=False,
+    )
+
+
+def read_v2(part: bytes | None, client_key: str) -> TaskRequest:
+    """The request in v2's part `request`; `InvalidRequest` names the field that is wrong."""
+    if part is None:
+        raise InvalidRequest("The part request is missing: JSON with engine, arguments and frames.")
+    sent = from_wire(SubmitRequest, read_json(part))
+    _check_bounds(sent)
+    return TaskRequest(
+        engine=str(sent.engine),
+        arguments=sent.arguments,
+        frames=sent.frames,
+        name=sent.name,
+        priority=sent.priority,
+        chunk_size=sent.chunk_size,
+        paused=sent.paused,
+        waits_for=sent.waits_for,
+        client_key=checked_key(client_key or sent.client_key),
+    )
+
+
+def checked_key(key: str) -> str:
+    """An idempotency key that the database can hold (R4); `InvalidRequest` for others."""
+    if len(key) > MAX_KEY or not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"An idempotency key has at most {MAX_KEY} printable ASCII characters, such as a UUID.")
+    return key
+
+
+def prepare(
+    request: TaskRequest,
+    engine: EngineRow,
+    definition: EngineDefinition | None,
+    argtypes: Mapping[str, ArgType],
+    sent_file_name: str,
+) -> Prepared:
+    """Check a request against its engine, in the contract's order. Raises the first rule that is broken."""
+    _check_extension(engine, definition, sent_file_name)
+    values = _values(request, definition, argtypes)
+    frames = _frames(request, definition, values)
+    if request.frames and definition is not None:
+        values = commands.values_of_frames(definition, values, frames)
+    size = _chunk_size(request, definition)
+    prepared = Prepared(
+        request=request,
+        engine=engine,
+        definition=definition,
+        words=_words(engine, definition),
+        values=values,
+        frames=frames,
+        ranges=(None,) if definition is None or not frames else commands.chunks_of(definition, frames, size),
+        chunk_size=size,
+    )
+    prepared.command(prepared.words, "/scene", "/output")  # what is missing is found now, not on a machine
+    return prepared
+
+
+def _check_extension(engine: EngineRow, definition: EngineDefinition | None, sent_file_name: str) -> None:
+    extension = extension_of(clean_file_name(sent_file_name))
+    allowed = definition.extensions if definition is not None else (engine.extension,)
+    if extension.casefold() not in {one.casefold() for one in allowed}:
+        raise InvalidRequest(v1.extension_mismatch(engine.extension, extension), code="wrong_extension")
+
+
+def _values(
+    request: TaskRequest, definition: EngineDefinition | None, argtypes: Mapping[str, ArgType]
+) -> Mapping[str, str]:
+    """The checked values; with a definition complete: v1's clients may send values that it does not use."""
+    values = request.arguments
+    if definition is None:
+        _check_values(values, argtypes)
+        return values
+    if request.strict:
+        commands.complete(definition, values)  # names the engine's own arguments before the database's rules
+    _check_values(values, argtypes)
+    known = {argument.id for argument in definition.arguments}
+    return commands.complete(definition, {name: value for name, value in values.items() if name in known})
+
+
+def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType]) -> None:
+    for name in values:
+        if name not in argtypes:
+            raise InvalidRequest(v1.argtype_missing(name), code="unknown_argument")
+    for name, value in values.items():
+        check_value(argtypes[name], value)
+
+
+def _frames(request: TaskRequest, definition: EngineDefinition | None, values: Mapping[str, str]) -> tuple[int, ...]:
+    if not request.frames:
+        return commands.frames_of(definition, values) if definition is not None else ()
+    if definition is None or definition.frames is None:
+        raise InvalidRequest("This engine has no frames of its own; leave frames out.", code="no_frames")
+    return parse_frames(request.frames)
+
+
+def _chunk_size(request: TaskRequest, definition: EngineDefinition | None) -> int:
+    if definition is None or definition.split != "frames":
+        return 0
+    return request.chunk_size or definition.chunk_size or CHUNK_SIZE
+
+
+def _words(engine: EngineRow, definition: EngineDefinition | None) -> tuple[str, ...]:
+    if definition is not None:
+        return commands.template_words(definition)
+    return strip_program(split(engine.render_argument), (engine.name,))
+
+
+def _check_bounds(request: SubmitRequest) -> None:
+    if len(request.name) > 255 or not request.name.isprintable():
+        raise InvalidRequest("name has at most 255 printable characters.")
+    if not 0 <= request.priority <= 100:
+        raise InvalidRequest("priority is a number from 0 to 100.")
+    if not 0 <= request.chunk_size <= MAX_FRAMES:
+        raise InvalidRequest(f"chunk_size is a number from 0 to {MAX_FRAMES}.")
+    if len(request.waits_for) > MAX_WAITS:
+        raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")

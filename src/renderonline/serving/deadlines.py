@@ -1,0 +1,172 @@
+"""uvicorn's HTTP protocol with patience that ends: slow or endless clients are closed, early answers arrive.
+
+uvicorn itself waits for ever for headers, bodies and readers, takes headers of any length, and resets the connection
+when a request is answered before its body was read, so that the client never sees the answer.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+WATCH_S: Final = 5.0
+HEADER_S: Final = 20.0
+"""From the first moment of a connection, or the first byte of a later request, to the end of its headers."""
+BODY_WINDOW_S: Final = 30.0
+BODY_WINDOW_BYTES: Final = 8 * 1024
+"""So much of a body must arrive in each window while we are willing to read."""
+READER_S: Final = 60.0
+"""A client that takes nothing of its answer for so long is closed."""
+MAX_HEADERS: Final = 100
+MAX_UNDELIVERED: Final = 64 * 1024
+"""Bytes that may arrive without completing headers or giving a piece of a body (chunk extensions, trailers)."""
+LINGER_S: Final = 2.0
+LINGER_BYTES: Final = 16 * 1024 * 1024
+"""After an early answer so much of the body is read and thrown away, so that the answer is not lost in a reset."""
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """One HTTP/1.1 connection with deadlines."""
+
+    _watch: asyncio.TimerHandle | None = None
+    _in_headers_since: float | None = None
+    _window_started = 0.0
+    _window_bytes = 0
+    _undelivered = 0
+    _delivered = False
+    _lingering: int | None = None
+    _buffered = 0
+    _buffered_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        now = self.loop.time()
+        self._in_headers_since = self._window_started = self._buffered_since = now
+        self._watch = self.loop.call_later(WATCH_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_watching()
+        super().handle_websocket_upgrade()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            self._lingering -= len(data)
+            if self._lingering <= 0:
+                self.transport.close()
+            return
+        if self._in_headers_since is None and self.cycle is not None and not self.cycle.more_body:
+            self._in_headers_since = self.loop.time()
+        self._window_bytes += len(data)
+        self._delivered = False
+        super().data_received(data)
+        self._undelivered = 0 if self._delivered else self._undelivered + len(data)
+        if self._undelivered > MAX_UNDELIVERED and not self.transport.is_closing():
+            self._refuse_headers()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            raise ValueError("too many headers")  # the parser stops, uvicorn answers 400
+
+    def on_headers_complete(self) -> None:
+        self._delivered = True
+        self._in_headers_since = None
+        self._window_started, self._window_bytes = self.loop.time(), 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._delivered = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._delivered = True
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: "RequestResponseCycle", app: "ASGI3Application") -> None:
+        cycle.transport = _ClosesGently(self, cycle)  # type: ignore[assignment]
+
+        async def answering(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+            async def send_early(message: "ASGISendEvent") -> None:
+                if message["type"] == "http.response.start" and cycle.more_body:
+                    cycle.keep_alive = False  # what is left of the body is not read as a request
+                await send(message)
+
+            await app(scope, receive, send_early)
+
+        super()._start_asgi_task(cycle, answering)
+
+    def linger(self) -> None:
+        """Throw away what still arrives for a moment, then close."""
+        if self._lingering is None:
+            self._lingering = LINGER_BYTES
+            self.flow.resume_reading()
+            self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _refuse_headers(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(
+                STATUS_LINE[431] + b"content-type: text/plain; charset=utf-8\r\ncontent-length: 17\r\n"
+                b"connection: close\r\n\r\nHeaders too large"
+            )
+            self.linger()
+        else:
+            self.transport.close()
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if self._is_late(now):
+            self.transport.abort()
+            return
+        self._watch = self.loop.call_later(WATCH_S, self._look)
+
+    def _is_late(self, now: float) -> bool:
+        if self._in_headers_since is not None and now - self._in_headers_since > HEADER_S:
+            return True
+        return self._body_is_late(now) or self._reader_is_late(now)
+
+    def _body_is_late(self, now: float) -> bool:
+        cycle = self.cycle
+        if cycle is None or not cycle.more_body or self.flow.read_paused:
+            self._window_started, self._window_bytes = now, 0
+            return False
+        if now - self._window_started < BODY_WINDOW_S:
+            return False
+        late = self._window_bytes < BODY_WINDOW_BYTES
+        self._window_started, self._window_bytes = now, 0
+        return late
+
+    def _reader_is_late(self, now: float) -> bool:
+        buffered = self.transport.get_write_buffer_size()
+        if buffered == 0 or buffered != self._buffered:
+            self._buffered, self._buffered_since = buffered, now
+        return now - self._buffered_since > READER_S and buffered > 0
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+class _ClosesGently:
+    """A transport whose `close` lingers while the request's body is still arriving."""
+
+    def __init__(self, protocol: PatientProtocol, cycle: "RequestResponseCycle") -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self._protocol.transport.is_closing():
+            self._protocol.linger()
+        else:
+            self._protocol.transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol.transport, name)

@@ -1,0 +1,34 @@
+"""Where a program keeps its data and its settings, and how private files are written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from platformdirs import user_config_path, user_data_path
+
+
+def data_directory() -> Path:
+    """The directory for databases, engines and logs: `RENDERONLINE_DATA`, else the user's own data directory."""
+    named = os.environ.get("RENDERONLINE_DATA")
+    return Path(named).expanduser().absolute() if named else user_data_path("renderonline", appauthor=False)
+
+
+def config_directory() -> Path:
+    """The directory for settings and the client's login: `RENDERONLINE_CONFIG`, else the user's own."""
+    named = os.environ.get("RENDERONLINE_CONFIG")
+    return Path(named).expanduser().absolute() if named else user_config_path("renderonline", appauthor=False)
+
+
+def private_write(path: Path, text: str) -> None:
+    """Write `text` to `path` so that only this user can read it, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

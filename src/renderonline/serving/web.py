@@ -1,0 +1,240 @@
+"""Run a web application: one uvicorn process with TLS, deadlines and a clean end."""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from renderonline.farm.errors import InvalidRequest, NotAvailable
+from renderonline.serving.deadlines import PatientProtocol
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+MAX_LINK_MESSAGE: Final = 4 * 1024 * 1024
+"""The largest WebSocket message that is read, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The two PEM files of a server's certificate, as in `RenderAPI.json`."""
+
+    fullchain_pem_path: Path
+    priv_pem_path: Path
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end on the fastest event loop there is."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main)
+
+
+async def serve(
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    certificate: TlsFiles | None = None,
+    on_ready: Callable[[str], None],
+    on_stop: Callable[[], None] | None = None,
+    grace_s: float = 10.0,
+) -> None:
+    """Serve `app` until SIGTERM or SIGINT, then end cleanly within about `grace_s` seconds.
+
+    The application's lifespan runs around everything; an error in its start comes out of here as it is.
+    `on_ready(url)` is called when requests are answered; port 0 takes any free one. `on_stop` is called when the end
+    begins, before open connections are waited for (streams that never end by themselves should end then).
+    """
+    listener = _listen(host, port)
+    try:
+        tls = _tls(certificate)
+        async with _lifespan(app):
+            url = _url(listener, host, secure=tls is not None)
+            server = _Server(_config(app, tls, grace_s), lambda: on_ready(url))
+            with _stopping(server, on_stop):
+                await server.serve(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this computer reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.casefold() == "localhost"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, without its own signal handling, which would raise the signal again at the end."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="websockets-sansio",
+        ws_max_size=MAX_LINK_MESSAGE,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, OverflowError) as error:
+        raise InvalidRequest(f"Can't listen on {host}:{port}: the address is not known here.") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise NotAvailable(
+            f"Can't listen on {host}:{port}: {error.strerror}. Choose another port, or end the program that has it."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _tls(files: TlsFiles | None) -> ssl.SSLContext | None:
+    if files is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.fullchain_pem_path, files.priv_pem_path, password=_no_password)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidRequest(
+            f"The certificate can't be used ({error}). Check {files.fullchain_pem_path} and {files.priv_pem_path}."
+        ) from error
+    return context
+
+
+def _no_password() -> str:
+    # Without it OpenSSL would ask on the terminal and the server would hang.
+    raise InvalidRequest("The certificate's private key is encrypted; give one without a password.")
+
+
+def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
+    address, port = listener.getsockname()[:2]
+    shown = host if not _is_wildcard(address) else "localhost"
+    if ":" in shown:
+        shown = f"[{shown}]"
+    return f"{'https' if secure else 'http'}://{shown}:{port}"
+
+
+def _is_wildcard(address: str) -> bool:
+    return address in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+
+
+@contextlib.contextmanager
+def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Iterator[None]:
+    """SIGTERM and SIGINT end the server; a second SIGINT doesn't wait for anybody."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if server.should_exit and number == signal.SIGINT:
+            server.force_exit = True
+        elif not server.should_exit:
+            server.should_exit = True
+            if on_stop is not None:
+                on_stop()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in signals]
+    try:
+        for number in signals:
+            loop.add_signal_handler(number, stop, number)
+    except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+        with contextlib.suppress(ValueError):
+            for number in signals:
+                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(stop, got))
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(number)
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(number, handler)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
+    """Start the application, and end it whatever happens in between."""
+    events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        {"lifespan.startup.complete": started, "lifespan.shutdown.complete": stopped}.get(
+            message["type"], asyncio.Event()
+        ).set()
+
+    async def live() -> None:
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send)
+
+    task = asyncio.create_task(live())
+    await events.put({"type": "lifespan.startup"})
+    await _wait(started, task)
+    try:
+        yield
+    finally:
+        await events.put({"type": "lifespan.shutdown"})
+        await _wait(stopped, task)
+        await task
+
+
+async def _wait(event: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Wait for `event`; if the application's lifespan ends before, raise what it raised."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+    if not event.is_set():
+        waiting.cancel()
+        await task
+        raise NotAvailable("The application ended while it started; the log says why.")

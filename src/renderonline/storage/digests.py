@@ -1,0 +1,45 @@
+"""What a file's bytes are: size, BLAKE2b-256 and CRC-32, read once."""
+
+import hashlib
+import os
+import stat
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from renderonline.farm.errors import InvalidRequest
+
+_PIECE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """`digest` is BLAKE2b-256 in hex, `crc32` unsigned, `size` in bytes."""
+
+    size: int
+    digest: str
+    crc32: int
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Read a regular file to its end.
+
+    Raises `InvalidRequest` for anything but a regular file (links and pipes are never followed or waited for) and for
+    a file that changes while it is read; OSError when it can't be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb", buffering=0) as file:
+        before = os.fstat(handle)
+        if not stat.S_ISREG(before.st_mode):
+            raise InvalidRequest(f"{path.name} is not a regular file.")
+        digest = hashlib.blake2b(digest_size=32)
+        crc32 = size = 0
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            crc32 = zlib.crc32(piece, crc32)
+            size += len(piece)
+        after = os.fstat(handle)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
+        raise InvalidRequest(f"{path.name} changed while it was read.")
+    return FileDigest(size, digest.hexdigest(), crc32)

@@ -1,0 +1,275 @@
+"""Results under their final names (R6 b), and the directories of attempts.
+
+The bytes are linked, never copied, where attempt and task lie on one file system. Nothing that a renderer made is
+followed: a symbolic link in an attempt's directory is not a result.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.storage.digests import digest_file
+
+ATTEMPTS: Final = ".attempts"
+_LONGEST_NAME: Final = 1000
+_LONGEST_PART: Final = 200
+_DEEPEST: Final = 8
+_PART: Final = ".landing-"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def attempt_directory(download_path: str, attempt_id: int) -> str:
+    """Where an attempt writes: beside the tasks' directories, never inside one (R6)."""
+    return os.path.join(download_path, ATTEMPTS, str(attempt_id))
+
+
+def check_name(name: str) -> str:
+    """An output's name relative to the attempt's directory, as it is; `InvalidRequest` when it could lead elsewhere."""
+    parts = name.split("/")
+    wrong = (
+        not name
+        or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME
+        or len(parts) > _DEEPEST
+        or any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogatepass")) > _LONGEST_PART for part in parts)
+        or any(part.startswith(_PART) for part in parts)
+        or "\\" in name
+        or not name.isprintable()
+    )
+    if wrong:
+        raise InvalidRequest(f"{name[:60]!r} is not a name that a result may have.")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `target` (the task's).
+
+    `key` is unique while the result lands: it names the temporary copy when the two lie on different file systems.
+    """
+
+    key: int
+    name: str
+    source: Path
+    target: Path
+    size: int
+    digest: str
+
+
+class Placed(StrEnum):
+    """How a file step ended."""
+
+    LANDED = "landed"
+    MISSING = "missing"
+    """The attempt's file is not there, is no regular file, or has another size."""
+    TAKEN = "taken"
+    """Another file has the final name (for instance the scene)."""
+    GONE = "gone"
+    """The task's directory is not there: the task was deleted."""
+
+
+def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
+    """Do step (b) for each; it can be repeated. Blocks: for a thread. OSError (a full disk) is for the caller."""
+    outcomes = tuple(_place(placing) for placing in placings)
+    touched = {
+        placing.target / PurePosixPath(placing.name).parent
+        for placing, outcome in zip(placings, outcomes, strict=True)
+        if outcome is Placed.LANDED
+    }
+    for directory in touched:
+        with _opened(directory) as handle:
+            if handle is not None:
+                os.fsync(handle)
+    return outcomes
+
+
+def settle(placing: Placing) -> Placed:
+    """What became of a landing that was interrupted: the final file has the digest, or (b) is done again."""
+    (placing.target / f"{_PART}{placing.key}").unlink(missing_ok=True)
+    if _has_digest(placing.target / placing.name, placing):
+        return Placed.LANDED
+    return place((placing,))[0]
+
+
+def _place(placing: Placing) -> Placed:
+    parts = PurePosixPath(placing.name).parts
+    with _opened(placing.target) as root:
+        if root is None:
+            return Placed.GONE
+        with _walked(placing.source, parts[:-1]) as source, _walked(placing.target, parts[:-1], make=True) as target:
+            if source is None:
+                return Placed.MISSING
+            return Placed.TAKEN if target is None else _link(placing, parts[-1], source, target)
+
+
+def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
+    file = _open_file(name, source)
+    if file is None:
+        return Placed.MISSING
+    try:
+        facts = os.fstat(file)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size != placing.size:
+            return Placed.MISSING
+        os.fsync(file)
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError:
+            return _known(placing, name, target, facts)
+        except OSError:  # another file system, or one without hard links
+            return _copy(placing, name, file, target)
+        linked = os.stat(name, dir_fd=target, follow_symlinks=False)
+        if (linked.st_dev, linked.st_ino) != (facts.st_dev, facts.st_ino):  # swapped between open and link
+            os.unlink(name, dir_fd=target)
+            return Placed.MISSING
+        return Placed.LANDED
+    finally:
+        os.close(file)
+
+
+def _known(placing: Placing, name: str, target: int, facts: os.stat_result) -> Placed:
+    there = os.stat(name, dir_fd=target, follow_symlinks=False)
+    same = (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino)
+    return Placed.LANDED if same or _has_digest(placing.target / placing.name, placing) else Placed.TAKEN
+
+
+def _copy(placing: Placing, name: str, file: int, target: int) -> Placed:
+    """The same across file systems: a whole, durable copy under a temporary name, then linked to the final one."""
+    temporary = f"{_PART}{placing.key}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=target)
+    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=target)
+    try:
+        with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
+            shutil.copyfileobj(content, out, 1 << 20)
+            out.flush()
+            os.fsync(copy)
+        try:
+            os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError:
+            return Placed.LANDED if _has_digest(placing.target / placing.name, placing) else Placed.TAKEN
+        return Placed.LANDED
+    finally:
+        os.unlink(temporary, dir_fd=target)
+
+
+def _has_digest(path: Path, placing: Placing) -> bool:
+    try:
+        found = digest_file(path)
+    except (OSError, InvalidRequest):
+        return False
+    return found.size == placing.size and found.digest == placing.digest
+
+
+def _open_file(name: str, directory: int) -> int | None:
+    try:
+        return os.open(name, _FILE, dir_fd=directory)
+    except OSError:  # not there, or a symbolic link
+        return None
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int | None]:
+    try:
+        handle = os.open(directory, _DIRECTORY)
+    except OSError:
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _walked(root: Path, parts: Sequence[str], *, make: bool = False) -> Iterator[int | None]:
+    """Go down from `root` without following a link; None where that leads nowhere."""
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(_opened(root))
+        for part in parts:
+            if handle is None:
+                break
+            handle = _step(part, handle, make=make)
+            if handle is not None:
+                stack.callback(os.close, handle)
+        yield handle
+
+
+def _step(part: str, handle: int, *, make: bool) -> int | None:
+    if make:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, dir_fd=handle)
+    try:
+        return os.open(part, _DIRECTORY, dir_fd=handle)
+    except OSError:
+        return None
+
+
+# -- directories of attempts and tasks
+
+
+def found_outputs(directory: Path, *, most: int = 10_000) -> tuple[str, ...]:
+    """The regular files below an attempt's directory, by name relative to it; links are left out."""
+    names: list[str] = []
+    for parent, folders, files in os.walk(directory):
+        folders.sort()
+        for file in sorted(files):
+            path = Path(parent, file)
+            if path.is_symlink() or not path.is_file():
+                continue
+            names.append(path.relative_to(directory).as_posix())
+            if len(names) == most:
+                return tuple(names)
+    return tuple(names)
+
+
+def make_attempt_directory(directory: str) -> None:
+    """Make the directory of an attempt for a machine that does not make it itself (v1)."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+
+
+def remove_attempt(directory: str) -> bool:
+    """Remove an attempt's directory; only what looks like one is touched. Whether it is gone. Blocks."""
+    path = Path(directory)
+    if path.parent.name != ATTEMPTS or not path.name.isdigit():
+        return False
+    return _remove_tree(path)
+
+
+def remove_task(scene: str, user_id: int) -> bool:
+    """Remove the directory that holds a task's uploaded file (`…/<user_id>/<ticks>/<file>`). Blocks.
+
+    A file that does not lie in such a directory (an adopted row may say anything) is removed alone.
+    """
+    path = Path(scene)
+    if not path.is_absolute():
+        return False
+    if path.parent.name.isdigit() and path.parent.parent.name == str(user_id):
+        return _remove_tree(path.parent)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return not path.exists()
+
+
+def _remove_tree(path: Path) -> bool:
+    for _ in range(3):  # something may still be landing in it
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return True
+    return False
+
+
+def attempts_on_disk(download_path: str) -> dict[int, str]:
+    """Every attempt's directory below a download path: attempt id -> directory."""
+    root = Path(download_path, ATTEMPTS)
+    try:
+        entries = list(os.scandir(root))
+    except OSError:
+        return {}
+    return {int(entry.name): entry.path for entry in entries if entry.name.isdigit() and entry.name.isascii()}

@@ -1,0 +1,125 @@
+"""Logs of attempts, as files beside the farm's data (R5.3): the head and the tail of each, at most about 8 MiB.
+
+    <directory>/<attempt>.log              from byte 0, at most `HEAD` bytes
+    <directory>/<attempt>.tail/<offset>    the latest two pieces after it, at most `PIECE` bytes each
+
+Offsets count the bytes of the whole log as the machine wrote it, also those that were left out in the middle.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HEAD: Final = 4 << 20
+PIECE: Final = 2 << 20
+_MOST_AT_ONCE: Final = 1 << 20
+_LARGEST: Final = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """Bytes of a log from `offset`; `size` is where the log ends now. `offset` may be later than was asked for: what
+    lay before is not kept."""
+
+    offset: int
+    data: bytes
+    size: int
+
+    @property
+    def next(self) -> int:
+        """Where to go on."""
+        return self.offset + len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    offset: int
+    path: Path
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+class AttemptLogs:
+    """The logs of all attempts, in one directory. Blocks: for threads; one writer per attempt at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, attempt_id: int, offset: int, data: bytes) -> int:
+        """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end."""
+        pieces = self._pieces(attempt_id)
+        end = pieces[-1].end if pieces else 0
+        data, offset = data[max(0, end - offset) :], max(offset, end)
+        if not data or offset + len(data) > _LARGEST:
+            return end
+        last = pieces[-1] if pieces else None
+        while data:
+            last = self._open_piece(attempt_id, last, offset)
+            limit = HEAD if last.offset == 0 else PIECE
+            part = data[: limit - last.size]
+            last.path.parent.mkdir(exist_ok=True)
+            with open(last.path, "ab") as file:
+                file.write(part)
+            last = _Piece(last.offset, last.path, last.size + len(part))
+            data, offset = data[len(part) :], offset + len(part)
+        self._forget_middle(attempt_id)
+        return offset
+
+    def size(self, attempt_id: int) -> int:
+        """Where the log ends, which is from where the machine goes on sending (`Welcome.log_offsets`)."""
+        pieces = self._pieces(attempt_id)
+        return pieces[-1].end if pieces else 0
+
+    def read(self, attempt_id: int, offset: int = 0, *, most: int = _MOST_AT_ONCE) -> LogPart:
+        """The log from `offset`, at most `most` bytes and never over a gap."""
+        pieces = self._pieces(attempt_id)
+        size = pieces[-1].end if pieces else 0
+        for piece in pieces:
+            if piece.end > offset:
+                begin = max(offset, piece.offset)
+                with open(piece.path, "rb") as file:
+                    file.seek(begin - piece.offset)
+                    return LogPart(begin, file.read(most), size)
+        return LogPart(size, b"", size)
+
+    def remove(self, attempt_id: int) -> None:
+        """Remove a log."""
+        for piece in self._pieces(attempt_id):
+            with contextlib.suppress(OSError):
+                piece.path.unlink()
+        with contextlib.suppress(OSError):
+            self._tail(attempt_id).rmdir()
+
+    def _open_piece(self, attempt_id: int, last: _Piece | None, offset: int) -> _Piece:
+        """The piece that byte `offset` goes to: the last one while it has room and there is no gap."""
+        if last is not None and last.end == offset and last.size < (HEAD if last.offset == 0 else PIECE):
+            return last
+        return _Piece(offset, self._path(attempt_id, offset), 0)
+
+    def _forget_middle(self, attempt_id: int) -> None:
+        pieces = self._pieces(attempt_id)
+        first_kept = 1 if pieces and pieces[0].offset == 0 else 0
+        for piece in pieces[first_kept:-2]:
+            piece.path.unlink(missing_ok=True)
+
+    def _path(self, attempt_id: int, offset: int) -> Path:
+        return self._tail(attempt_id) / str(offset) if offset else self._directory / f"{attempt_id}.log"
+
+    def _tail(self, attempt_id: int) -> Path:
+        return self._directory / f"{attempt_id}.tail"
+
+    def _pieces(self, attempt_id: int) -> list[_Piece]:
+        """The pieces of a log in order. Names are looked up, so that a restart needs no memory."""
+        pieces = []
+        head = self._path(attempt_id, 0)
+        with contextlib.suppress(OSError):
+            pieces.append(_Piece(0, head, os.stat(head).st_size))
+        with contextlib.suppress(OSError), os.scandir(self._tail(attempt_id)) as entries:
+            pieces += [_Piece(int(one.name), Path(one.path), one.stat().st_size) for one in entries]
+        return sorted(pieces, key=lambda piece: piece.offset)

@@ -1,0 +1,138 @@
+"""File names from outside become names inside, never paths; and every task gets a directory of its own."""
+
+import contextlib
+import os
+import re
+import shutil
+import unicodedata
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+INCOMING: Final = ".incoming"
+"""Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
+ATTEMPTS: Final = ".attempts"
+"""Below a download path: the attempts' own directories (R6)."""
+
+MAX_NAME_BYTES: Final = 200
+_UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
+_RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_EPOCH: Final = datetime(1, 1, 1)  # noqa: DTZ001  (v1 ticks count local time)
+
+
+def clean_file_name(name: str) -> str:
+    """A name that is one file's name on every system: no path, no control characters, at most 200 bytes of UTF-8.
+
+    The last component of `name` is kept as far as it can be; a name of which nothing is left becomes `file`.
+    The extension survives the cut.
+    """
+    last = re.split(r"[/\\]", name)[-1]
+    cleaned = "".join(
+        "_" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else char
+        for char in _UNFIT.sub("_", unicodedata.normalize("NFC", last))
+    )
+    cleaned = cleaned.strip().rstrip(". ")
+    if not cleaned or not cleaned.strip("."):
+        return "file"
+    if cleaned.startswith("-") or _RESERVED.fullmatch(cleaned):
+        cleaned = f"_{cleaned}"
+    return _shorten(cleaned)
+
+
+def extension_of(name: str) -> str:
+    """The extension with its dot, as .NET names it: `.blend` of `a.blend` and of `.blend`, "" when there is none."""
+    dot = name.rfind(".")
+    return name[dot:] if 0 <= dot < len(name) - 1 else ""
+
+
+def ticks_of(local: datetime) -> int:
+    """.NET's ticks (100 ns since year 1) of a local time without zone."""
+    return (local.replace(tzinfo=None) - _EPOCH) // _EPOCH.resolution * 10
+
+
+def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
+    """Create `<root>/<user_id>/<ticks>` exclusively; when the tick is taken, the next one (R4).
+
+    A mark in `.incoming` says that no database row knows the directory yet: `keep` takes it away after the commit,
+    `sweep` removes what a killed process left.
+    """
+    incoming_directory(root)
+    while True:
+        directory = root / str(user_id) / str(ticks)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if _claim(directory):
+            return directory
+        if directory.parent.exists():  # else another upload of the user was discarded just now
+            ticks += 1
+
+
+def _claim(directory: Path) -> bool:
+    mark = _mark(directory)
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    try:
+        directory.mkdir()
+    except (FileExistsError, FileNotFoundError):
+        mark.unlink(missing_ok=True)
+        return False
+    except BaseException:
+        mark.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def incoming_directory(root: Path) -> Path:
+    """The directory `.incoming` of a download path, made if needed."""
+    directory = root / INCOMING
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def keep(directory: Path) -> None:
+    """A task directory is now named by a committed row: forget the mark."""
+    _mark(directory).unlink(missing_ok=True)
+
+
+def discard(directory: Path) -> None:
+    """Remove a task directory that `make_task_directory` made and nobody may see; the user's if it is left empty."""
+    shutil.rmtree(directory, ignore_errors=True)
+    _mark(directory).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
+
+
+def marked(root: Path) -> tuple[Path, ...]:
+    """Task directories of `root` whose upload was not seen to be committed."""
+    try:
+        marks = sorted((root / INCOMING).iterdir())
+    except FileNotFoundError:
+        return ()
+    matches = (re.fullmatch(r"(\d+)-(\d+)\.mark", mark.name) for mark in marks)
+    return tuple(root / match[1] / match[2] for match in matches if match)
+
+
+def sweep_incoming(root: Path) -> int:
+    """Remove staged files that a killed process left in `.incoming`; the number of them."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in (root / INCOMING).iterdir():
+            if not path.name.endswith(".mark"):
+                path.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _mark(directory: Path) -> Path:
+    return directory.parent.parent / INCOMING / f"{directory.parent.name}-{directory.name}.mark"
+
+
+def _shorten(name: str) -> str:
+    if len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    extension = extension_of(name)
+    if len(extension.encode()) > 20:
+        extension = ""
+    room = MAX_NAME_BYTES - len(extension.encode())
+    return name[: len(name) - len(extension)].encode()[:room].decode(errors="ignore").rstrip(". ") + extension

@@ -1,0 +1,62 @@
+"""Fixtures that all tests share: a fresh database each, once on SQLite and once on a private MariaDB."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.databases import Templates
+from tests.support.mariadb import PrivateMariaDB
+
+from renderonline.database import Database
+
+KINDS = (pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("mariadb", marks=pytest.mark.mariadb))
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[PrivateMariaDB]:
+    """The session's MariaDB (Unix socket). Without mariadbd the tests that ask for it fail."""
+    with PrivateMariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def database_templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    """Migrated databases that `migrated_url` copies."""
+    return Templates(tmp_path_factory.mktemp("templates"))
+
+
+@pytest.fixture(params=KINDS)
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """`sqlite` or `mariadb`; what asks for it runs once on each, and carries the marker of that name."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, empty database."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'farm.sqlite'}"
+        return
+    server: PrivateMariaDB = request.getfixturevalue("mariadb")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def migrated_url(
+    database_kind: str, database_url: str, database_templates: Templates, request: pytest.FixtureRequest
+) -> str:
+    """The URL of a fresh database with the whole schema and no rows."""
+    if database_kind == "sqlite":
+        database_templates.copy_sqlite(database_url)
+    else:
+        database_templates.copy_mariadb(request.getfixturevalue("mariadb"), database_url)
+    return database_url
+
+
+@pytest.fixture
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    """A fresh, migrated database, open."""
+    async with Database.open(migrated_url) as opened:
+        yield opened

@@ -1,0 +1,219 @@
+"""`renderonline demo` with a real Blender: what it promises, and what it leaves when it is interrupted."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+
+from renderonline.cli.demo_checks import look, problems_of
+
+pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
+
+
+class Demo:
+    """A running `renderonline demo`: its lines as they come, and everything it started."""
+
+    def __init__(self, directory: Path, *, data: Path | None = None) -> None:
+        self.temporary = directory / "tmp"
+        self.temporary.mkdir()
+        self.output = directory / "demo-output"
+        self.mark = f"demo-test-{uuid.uuid4().hex}"
+        self.lines: list[str] = []
+        environment = {**os.environ, "TMPDIR": str(self.temporary), "RENDERONLINE_TEST_MARK": self.mark}
+        if data is not None:
+            environment["RENDERONLINE_DATA"] = str(data)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "renderonline.cli", "demo", "--output", str(self.output)],
+            env=environment,
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for process in self.left():
+            process.kill()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str, seconds: float = 300) -> re.Match[str]:
+        """The first line that matches."""
+        found: list[re.Match[str]] = []
+
+        def seen() -> bool:
+            match = re.search(pattern, self.text)
+            assert match or self.process.poll() is None, self.text
+            found.extend([match] if match else [])
+            return bool(found)
+
+        wait_until(seen, seconds, f"no line {pattern}")
+        return found[0]
+
+    def end(self, seconds: float = 300) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def left(self) -> list[psutil.Process]:
+        """Processes that it started, or that work in its directories."""
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            words = " ".join(process.cmdline())
+            return process.environ().get("RENDERONLINE_TEST_MARK") == self.mark or str(self.temporary) in words
+        except psutil.Error:
+            return False
+
+    def assert_nothing_is_left(self) -> None:
+        assert not [process.cmdline() for process in self.left()]
+        assert not list(self.temporary.iterdir())
+        match = re.search(r"up at http://127\.0\.0\.1:(\d+)", self.text)
+        if match:
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", int(match[1]))) != 0, "RenderAPI's port is still open"
+
+
+def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def commands(demo: Demo) -> list[str]:
+    words = []
+    for process in demo.left():
+        try:
+            words.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return words
+
+
+def test_demo_keeps_its_promises_and_shows_its_processes(tmp_path: Path) -> None:
+    with Demo(tmp_path) as demo:
+        demo.wait_for(r"Rendered \d+ of 24")
+        running = commands(demo)
+        assert sum(" renderonline.cli api " in words for words in running) == 1
+        assert sum(" renderonline.cli node " in words for words in running) == 2
+        wait_until(
+            lambda: sum("launcher.py" in words for words in commands(demo)) == 2, 60, "Blender does not run twice"
+        )
+        assert demo.end() == 0, demo.text
+        demo.assert_nothing_is_left()
+    frames = sorted(demo.output.glob("*.png"))
+    assert problems_of(frames, demo.output / "demo.mp4", 24) == []
+    assert {path.name for path in demo.output.iterdir()} == {
+        *(f"frame_{number:04}.png" for number in range(1, 25)),
+        "demo.mp4",
+        "demo.blend",
+    }
+    shares = re.findall(r"^machine-[12] +(\d+)", demo.text, re.MULTILINE)
+    assert sum(map(int, shares)) == 24
+    assert min(map(int, shares)) >= 6
+    picture = look(frames[0])
+    assert (picture.width, picture.height) >= (640, 360)
+
+
+def test_second_demo_fetches_nothing_and_replaces_only_its_own_files(tmp_path: Path) -> None:
+    (tmp_path / "demo-output").mkdir()
+    (tmp_path / "demo-output" / "mine.txt").write_text("keep")
+    (tmp_path / "demo-output" / "frame_0025.png").write_text("of an older demo")
+    begun = time.monotonic()
+    with Demo(tmp_path) as demo:
+        assert demo.end() == 0, demo.text
+        took = time.monotonic() - begun
+        assert "Installing" not in demo.text
+        assert (demo.output / "mine.txt").read_text() == "keep"
+        assert len(list(demo.output.glob("*.png"))) == 24
+    assert took < 60 * max(1, 2 / (os.cpu_count() or 1))
+
+
+def interrupt_while_installing(demo: Demo) -> None:
+    demo.wait_for("Installing Blender")
+    wait_until(lambda: any("pip install" in words for words in commands(demo)), 60, "uv does not run")
+
+
+def interrupt_while_uploading(demo: Demo) -> None:
+    """RenderAPI stands still for a while, so that the upload certainly goes on when the signal comes."""
+    pid = int(demo.wait_for(r"RenderAPI \(pid (\d+)\)")[1])
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(3.0, os.kill, (pid, signal.SIGCONT)).start()
+
+
+def interrupt_while_rendering(demo: Demo) -> None:
+    demo.wait_for(r"Rendered \d+ of 24")
+
+
+def interrupt_while_encoding(demo: Demo) -> None:
+    demo.wait_for("Film: encoding")
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (interrupt_while_installing, signal.SIGINT),
+        (interrupt_while_installing, signal.SIGTERM),
+        (interrupt_while_uploading, signal.SIGTERM),
+        (interrupt_while_rendering, signal.SIGINT),
+        (interrupt_while_rendering, signal.SIGTERM),
+        (interrupt_while_encoding, signal.SIGINT),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).removeprefix("interrupt_while_"),
+)
+def test_interrupted_demo_leaves_nothing(step: Callable[[Demo], None], number: signal.Signals, tmp_path: Path) -> None:
+    data = tmp_path / "data" if step is interrupt_while_installing else None
+    with Demo(tmp_path, data=data) as demo:
+        step(demo)
+        demo.process.send_signal(number)
+        assert demo.end(60) == 130, demo.text
+        demo.assert_nothing_is_left()
+        assert not demo.output.exists()
+    if data is not None:
+        engines = data / "engines" / "blender"
+        assert not [path for path in engines.iterdir() if path.is_dir()], "a half environment is left"
+
+
+def test_summary_for_programs_is_one_json_document(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "renderonline.cli", "demo", "--json", "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    story = json.loads(done.stdout)
+    assert story["ok"]
+    assert sum(story["frames"].values()) == 24

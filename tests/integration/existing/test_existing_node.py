@@ -1,0 +1,252 @@
+"""Existing nodes under our RenderAPI: every way in which one can misbehave ends every task right (R7)."""
+
+import time
+
+import pytest
+from tests.support.existing_farm import wait_until
+from tests.support.existing_rig import Rig
+
+pytestmark = pytest.mark.sqlite
+
+
+def test_a_task_is_rendered_by_an_existing_node(rig: Rig) -> None:
+    node = rig.add_node(7)
+    rig.farm.start()
+    task_id = rig.submit(note="two words")
+    rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    rig.release()
+    rig.assert_ended_well(task_id)
+
+    start = node.starts[0]
+    assert start.body["engineid"] == "stub"
+    assert 2**40 <= start.body["taskid"] < 2**53  # the attempt's id, never the task's (R7.1)
+    scene = str(rig.farm.directory_of(task_id) / "a.scene")
+    argv = ["--record", str(rig.record), "--until", str(rig.gate), "--exit", "0", "--note", "two words", scene]
+    assert rig.runs[0]["argv"] == argv  # without the template's leading program name (R7.5)
+    shown = rig.client.info().json()["Tasks"][0]
+    assert shown["Task"]["MachineId"] == 7
+    assert shown["Render"]["Arguments"].startswith("stub --record")
+
+
+def test_tasks_follow_each_other_on_one_node(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.release()
+    rig.farm.start()
+    task_ids = [rig.submit() for _ in range(3)]
+    for task_id in task_ids:
+        assert rig.farm.wait_for_end(task_id)["is_success"] == 1
+    assert len(rig.runs) == 3
+    assert len({start.body["taskid"] for start in node.starts}) == len(node.starts) == 3
+
+
+def test_a_failing_task_is_tried_three_times_and_then_ends(rig: Rig) -> None:
+    rig.add_node(1)
+    rig.release()
+    rig.farm.start()
+    task_id = rig.submit(code=3)
+    row = rig.farm.wait_for_end(task_id, 90)
+    assert (row["is_running"], row["is_success"]) == (0, 0)
+    assert len(rig.runs) == 3
+
+
+def test_a_lost_reply_to_start_does_not_start_twice(rig: Rig) -> None:
+    node = rig.add_node(1)
+    node.faults.lost_start_replies = 1
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    rig.release()
+    rig.assert_ended_well(task_id)
+
+
+def test_a_start_that_never_arrived_is_sent_again(rig: Rig) -> None:
+    node = rig.add_node(1)
+    node.faults.lost_starts = 1
+    rig.release()
+    rig.farm.start()
+    rig.assert_ended_well(rig.submit())
+    assert len(node.starts) == 2
+
+
+def test_a_reply_to_start_that_is_five_seconds_late_does_not_start_twice(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    wait_until(lambda: node.requests, "first look at the node")
+    node.faults.late_s = 5
+    task_id = rig.submit()
+    rig.wait_for_run()
+    rig.release()
+    wait_until(lambda: not node.is_running, "end of the process")
+    node.faults.late_s = 0
+    rig.assert_ended_well(task_id)
+
+
+def test_a_node_that_answers_five_seconds_late_for_a_while_keeps_its_task(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    node.faults.late_s = 5
+    rig.release()
+    time.sleep(6)  # the fault itself: for so long every answer comes too late
+    node.faults.late_s = 0
+    rig.assert_ended_well(task_id)
+
+
+def test_a_status_from_before_the_start_says_nothing_about_the_start(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.release()
+    rig.farm.start()
+    assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
+    node.faults.stale_s = 1.5
+    rig.gate.unlink()
+    task_id = rig.submit()
+    rig.wait_for_run(2)
+    time.sleep(4)  # answers that were true before arrive in this time
+    assert rig.farm.in_queue(task_id)
+    rig.release()
+    rig.assert_ended_well(task_id, started=2)
+
+
+def test_a_node_that_restarts_loses_its_task_and_gets_it_again(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    node.restart()
+    rig.wait_for_run(2, 60)
+    rig.release()
+    rig.assert_ended_well(task_id, started=2)
+    first, second = node.starts[0].body["taskid"], node.starts[-1].body["taskid"]
+    assert first != second
+
+
+def test_a_task_that_was_lost_elsewhere_goes_to_another_node_only_when_the_first_is_idle(rig: Rig) -> None:
+    """R7.4: its renderer may still write."""
+    rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    other = rig.add_node(2)
+    rig.farm.kill()
+    rig.farm.start()
+    wait_until(lambda: other.requests, "first look at the second node")
+    assert not other.starts
+    rig.release()
+    rig.assert_ended_well(task_id)
+    assert not other.starts
+
+
+@pytest.mark.parametrize("other_task", [7, 2**41 + 7], ids=["somebody_elses", "like_one_of_ours"])
+def test_a_node_that_reports_another_task_completes_nothing(rig: Rig, other_task: int) -> None:
+    """Contract fault 8."""
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    node.faults.claims_success_of = other_task
+    looks = len(node.requests)
+    wait_until(lambda: len(node.requests) >= looks + 4, "four looks at the node")
+    assert rig.farm.in_queue(task_id)
+    assert rig.farm.row(task_id)["is_success"] == 0
+    node.faults.claims_success_of = None
+    rig.release()
+    row = rig.farm.wait_for_end(task_id)
+    assert row["is_success"] == 1
+    assert node.task_id == node.starts[-1].body["taskid"]
+
+
+def test_a_node_that_runs_somebody_elses_task_takes_nothing_and_nothing_fails(rig: Rig) -> None:
+    busy, free = rig.add_node(1), rig.add_node(2)
+    busy.faults.refuses_start = "There already is an active render!"
+    rig.release()
+    rig.farm.start()
+    task_ids = [rig.submit() for _ in range(2)]
+    for task_id in task_ids:
+        assert rig.farm.wait_for_end(task_id)["is_success"] == 1
+    assert len(rig.runs) == 2
+    assert len(free.starts) == 2
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+def test_the_window_before_the_process_exists_is_no_failure(rig: Rig, seconds: float) -> None:
+    node = rig.add_node(1)
+    rig.release()
+    rig.farm.start()
+    assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
+    node.faults.before_process_s = seconds
+    rig.assert_ended_well(rig.submit(), started=2)
+
+
+def test_the_window_between_exit_time_and_success_is_no_failure(rig: Rig) -> None:
+    node = rig.add_node(1)
+    node.faults.before_success_s = 0.9
+    rig.release()
+    rig.farm.start()
+    for count in range(1, 4):
+        rig.assert_ended_well(rig.submit(), started=count)
+
+
+def test_a_node_that_answers_nonsense_is_left_alone_until_it_makes_sense(rig: Rig) -> None:
+    node = rig.add_node(1)
+    node.faults.garbage = True
+    rig.release()
+    rig.farm.start()
+    task_id = rig.submit()
+    wait_until(lambda: len(node.requests) >= 2, "two looks at the node")
+    assert not node.starts
+    node.faults.garbage = False
+    rig.assert_ended_well(task_id)
+
+
+def test_dequeuing_stops_the_task_on_its_node(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    assert rig.client.dequeue(task_id).json()["IsRemoved"] is True
+    wait_until(lambda: not node.is_running, "end of the process")
+    assert node.stops[0].body["taskid"] == node.starts[0].body["taskid"]
+    row = rig.farm.wait_for_end(task_id)
+    assert (row["is_running"], row["is_success"]) == (0, 0)
+    rig.release()
+    next_id = rig.submit()
+    rig.assert_ended_well(next_id, started=2)
+
+
+def test_deleting_stops_the_task_and_leaves_nothing(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    directory = rig.farm.directory_of(task_id)
+    assert rig.client.delete(task_id).json()["IsDeleted"] is True
+    wait_until(lambda: not node.is_running, "end of the process")
+    wait_until(lambda: not directory.exists(), "end of the directory")
+    assert rig.farm.row(task_id) == {}
+    assert not rig.farm.in_queue(task_id)
+    assert rig.farm.sql("SELECT 1 FROM renders") == []
+
+
+def test_a_task_survives_the_death_of_renderapi(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    rig.farm.kill()
+    rig.release()
+    wait_until(lambda: not node.is_running, "end of the process")
+    rig.farm.start()
+    rig.assert_ended_well(task_id)
+
+
+def test_a_machine_added_by_hand_is_noticed(rig: Rig) -> None:
+    rig.release()
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.add_node(1)
+    rig.assert_ended_well(task_id, timeout_s=15)

@@ -1,0 +1,46 @@
+"""Fresh databases quickly: the schema is migrated once for each kind, then copied."""
+
+import shutil
+from pathlib import Path
+
+from tests.support.mariadb import PrivateMariaDB, database_name
+
+from renderonline.database import Database
+from renderonline.database.migrating import migrate
+
+
+class Templates:
+    """Migrated databases to copy from; each is made when it is first wanted."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._mariadb: str | None = None
+        self._tables: list[str] = []
+
+    def copy_sqlite(self, url: str) -> None:
+        """Make the SQLite file of `url` a migrated database."""
+        template = self._directory / "template.sqlite"
+        if not template.exists():
+            _migrate(f"sqlite:///{template}")
+        shutil.copy(template, url.removeprefix("sqlite:///"))
+
+    def copy_mariadb(self, server: PrivateMariaDB, url: str) -> None:
+        """Make the empty MariaDB database of `url` a migrated one."""
+        if self._mariadb is None:
+            template = server.create_database()
+            _migrate(template)
+            self._mariadb = database_name(template)
+            with server.connect(self._mariadb) as connection, connection.cursor() as cursor:
+                cursor.execute("SHOW TABLES")
+                self._tables = [str(name) for (name,) in cursor.fetchall()]
+        source, target = self._mariadb, database_name(url)
+        server.execute(
+            *(f"CREATE TABLE `{table}` LIKE {source}.`{table}`" for table in self._tables),
+            *(f"INSERT INTO `{table}` SELECT * FROM {source}.`{table}`" for table in ("farm", "alembic_version")),
+            database=target,
+        )
+
+
+def _migrate(url: str) -> None:
+    with Database.open(url) as database:
+        migrate(database)

@@ -1,0 +1,65 @@
+"""The closing table of a test run: kind, passed, failed, skipped, seconds.
+
+With `--every-kind` (what `make test` passes) a kind without a test, or any skip, fails the run.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "e2e")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-kind", action="store_true", help="fail if a kind of tests is empty or a test is skipped")
+
+
+def kind_of(path: str, keywords: object) -> str:
+    """The kind of a test: its folder, and for integration tests the database it ran on."""
+    folder = path.split("/")[1] if path.startswith("tests/") else path.split("/")[0]
+    if folder != "integration":
+        return folder
+    for database in ("mariadb", "sqlite"):
+        if database in keywords:  # type: ignore[operator]
+            return f"integration-{database}"
+    return folder
+
+
+def _rows(reporter: pytest.TerminalReporter) -> Iterator[tuple[str, int, int, int, float]]:
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    seconds: dict[str, float] = defaultdict(float)
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
+        for report in reporter.stats.get(outcome, ()):
+            if not hasattr(report, "keywords"):
+                continue
+            kind = kind_of(report.nodeid, report.keywords)
+            counts[kind][outcome] += 1
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[kind_of(report.nodeid, report.keywords)] += report.duration
+    for kind in [*KINDS, *sorted(set(counts) - set(KINDS))]:
+        of = counts[kind]
+        skipped = of["skipped"] + of["xfailed"] + of["xpassed"]
+        yield kind, of["passed"], of["failed"] + of["error"], skipped, seconds[kind]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = list(_rows(terminalreporter))
+    terminalreporter.section("kinds")
+    terminalreporter.write_line(f"{'kind':<22}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
+    for kind, passed, failed, skipped, seconds in rows:
+        terminalreporter.write_line(f"{kind:<22}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not session.config.getoption("--every-kind"):
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+    incomplete = [kind for kind, passed, _, skipped, _ in _rows(reporter) if not passed or skipped]
+    if incomplete and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"Kinds that are empty or skip a test: {', '.join(incomplete)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,251 @@
+"""Every command as a person types it, against a server that answers by a script."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
+
+from renderonline.cli.main import run
+
+TASK: dict[str, Any] = {
+    "task_id": 7,
+    "name": "shot \x1b[31m",
+    "user_id": 1,
+    "email": "ada@studio.org",
+    "engine": "blender",
+    "engine_id": 1,
+    "status": "succeeded",
+    "priority": 50,
+    "paused": False,
+    "file_name": "shot.blend",
+    "file_size": 1234,
+    "arguments": {"format": "PNG"},
+    "frames": "1-2",
+    "frames_total": 2,
+    "frames_done": 2,
+    "chunks": {"succeeded": 1},
+    "queued": "2026-11-21T12:00:00Z",
+    "started": None,
+    "ended": None,
+    "reason": None,
+    "machine_ids": [1000],
+    "progress": 1.0,
+}
+ATTEMPT = {
+    "attempt_id": 99,
+    "chunk_id": 1,
+    "machine_id": 1000,
+    "machine": "box",
+    "state": "ended",
+    "outcome": "failed",
+    "assigned": "2026-11-21T12:00:00Z",
+    "started": None,
+    "ended": None,
+    "exit_code": 1,
+    "failure": "scene",
+    "reason": "no camera",
+    "frames": "1-2",
+    "progress": None,
+}
+MACHINE = {
+    "machine_id": 1000,
+    "name": "box",
+    "status": "idle",
+    "slots": 1,
+    "engines": [{"name": "blender", "version": "5.0.1"}],
+    "ip_address": "",
+    "port": 0,
+    "reason": "",
+}
+USER = {
+    "user_id": 1,
+    "email": "ada@studio.org",
+    "first_name": "Ada",
+    "last_name": "L",
+    "role": "admin",
+    "subscription_id": 1,
+    "is_active": True,
+}
+ENGINE = {"engine_id": 1, "name": "blender", "extension": ".blend", "is_enabled": True}
+SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1}
+
+
+def page(*items: object) -> Answer:
+    return Answer(body=json.dumps({"items": items, "next": None}).encode())
+
+
+def one(item: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(item).encode())
+
+
+def farm(asked: Asked) -> Answer:
+    """A RenderAPI of one of everything."""
+    path = asked.path.partition("?")[0].removeprefix("/renderapi/v2")
+    answers = {
+        "GET /me": one(USER),
+        "GET /tasks": page(TASK),
+        "POST /tasks": one(TASK, 201),
+        "GET /tasks/7": one(TASK),
+        "GET /tasks/7/attempts": page(ATTEMPT),
+        "GET /tasks/7/explain": one({"reasons": ["No machine has blender."]}),
+        "DELETE /tasks/7": Answer(204, b""),
+        "GET /attempts/99/log": Answer(body=b"Fra:1\n\x1b[31mError\n", headers={"x-log-size": "19"}),
+        "GET /events": Answer(body=b""),
+        "GET /machines": page(MACHINE),
+        "POST /machines": one(MACHINE, 201),
+        "PATCH /machines/1000": one(MACHINE),
+        "DELETE /machines/1000": Answer(204, b""),
+        "POST /machines/invite": one(
+            {"code": "ABCD-EFGH", "expires": "2026-11-22T12:00:00Z", "command": "renderonline node"}
+        ),
+        "GET /users": page(USER),
+        "POST /users": one({**USER, "token": "raw"}, 201),
+        "PATCH /users/1": one(USER),
+        "POST /users/1/token": one({"token": "raw"}),
+        "GET /subscriptions": page(SUBSCRIPTION),
+        "POST /subscriptions": one(SUBSCRIPTION, 201),
+        "PATCH /subscriptions/1": one(SUBSCRIPTION),
+        "GET /argtypes": page({"argtype_id": "width", "type": "natural", "regex": None}),
+        "PUT /argtypes/width": one({"argtype_id": "width", "type": "natural", "regex": "1.*"}),
+        "DELETE /argtypes/width": Answer(204, b""),
+        "GET /engines": page(ENGINE),
+        "POST /engines": one(ENGINE, 201),
+        "PATCH /engines/1": one(ENGINE),
+        "DELETE /engines/1": Answer(204, b""),
+    }
+    answers |= {f"POST /tasks/7/{verb}": one(TASK) for verb in ("cancel", "pause", "resume", "retry")}
+    missing = Answer(404, b'{"title": "x", "detail": "Not there.", "code": "not_found"}')
+    return answers.get(f"{asked.method} {path}", missing)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    monkeypatch.setenv("RENDERONLINE_CONFIG", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shot.blend").write_bytes(b"BLENDER")
+    (tmp_path / "engine.toml").write_text("name = 'x'\n")
+    with ScriptedServer(farm).running() as running:
+        for name, value in (("URL", running.url), ("EMAIL", "ada@studio.org"), ("TOKEN", "t")):
+            monkeypatch.setenv(f"RENDERONLINE_{name}", value)
+        yield running
+
+
+COMMANDS = [
+    ("tasks", "shot"),
+    ("tasks 7", "shot.blend"),
+    ("submit shot.blend --frames 1-2 --arg format=PNG", "Task 7"),
+    ("submit shot.blend --wait", "succeeded"),
+    ("watch 7", "2 of 2 frames"),
+    ("logs 7", "Fra:1"),
+    ("logs 7 --list", "no camera"),
+    ("logs 7 --attempt 99 --follow", "Error"),
+    ("explain 7", "No machine has blender."),
+    ("cancel 7", "task 7"),
+    ("pause 7 7", "task 7"),
+    ("resume 7", "task 7"),
+    ("retry 7", "task 7"),
+    ("delete 7 --yes", "deleted"),
+    ("machine list", "blender 5.0.1"),
+    ("machine invite", "renderonline node"),
+    ("machine add 10.0.0.1:5001", "1000"),
+    ("machine drain 1000 --reason disk", "draining"),
+    ("machine disable 1000", "disabled"),
+    ("machine enable 1000", "active"),
+    ("machine rename 1000 big", "big"),
+    ("machine remove 1000 --yes", "removed"),
+    ("user list", "ada@studio.org"),
+    ("user add bob@studio.org", "raw"),
+    ("user change ADA@studio.org --role operator", "changed"),
+    ("user token 1", "raw"),
+    ("user disable 1", "changed"),
+    ("user enable 1", "changed"),
+    ("subscription list", "all"),
+    ("subscription add students --queue-limit 3", "added"),
+    ("subscription change 1 --share 2", "changed"),
+    ("engine list", ".blend"),
+    ("engine add engine.toml", "added"),
+    ("engine argtype", "natural"),
+    ("engine argtype width --type natural --regex 1.*", "width"),
+    ("engine argtype width --delete", "removed"),
+    ("engine disable blender", "disabled"),
+    ("engine enable 1", "enabled"),
+    ("engine remove blender --yes", "removed"),
+]
+
+
+@pytest.mark.parametrize(("line", "wanted"), COMMANDS)
+def test_command_prints_for_people(
+    line: str, wanted: str, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line.split()) == 0
+    printed = capsys.readouterr().out
+    assert wanted in printed
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("line", [line for line, _ in COMMANDS])
+def test_command_prints_json_for_programs(
+    line: str, server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*line.split(), "--json"]) == 0
+    for document in capsys.readouterr().out.splitlines():
+        json.loads(document)
+
+
+def test_exit_codes_say_what_went_wrong(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["tasks", "8"]) == 4
+    assert run(["tasks", "--nonsense"]) == 2
+    assert run(["nonsense"]) == 2
+    assert run(["submit", "missing.blend"]) == 1
+    monkeypatch.setenv("RENDERONLINE_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("renderonline.rnoclient.sdk.connection.time.sleep", lambda _: None)
+    assert run(["tasks"]) == 5
+    monkeypatch.delenv("RENDERONLINE_TOKEN")
+    assert run(["tasks"]) == 3
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_errors_are_json_for_programs(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tasks", "8", "--json"]) == 4
+    assert json.loads(capsys.readouterr().err) == {"code": "not_found", "detail": "Not there."}
+
+
+def test_failed_task_makes_watch_fail(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(TASK, "status", "failed")
+    monkeypatch.setitem(TASK, "reason", "No camera.")
+    assert run(["watch", "7"]) == 1
+    assert "renderonline logs 7" in capsys.readouterr().err
+
+
+def test_deleting_asks_first(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run(["delete", "7"]) == 130
+    assert not [asked for asked in server.asked if asked.method == "DELETE"]
+
+
+def test_login_is_checked_and_kept(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("  t \n")
+    words = ["login", "--url", server.url, "--email", "ada@studio.org", "--token-file", str(token)]
+    assert run(words) == 0
+    for name in ("URL", "EMAIL", "TOKEN"):
+        monkeypatch.delenv(f"RENDERONLINE_{name}")
+    assert run(["tasks"]) == 0
+    assert server.asked[-1].headers["token"] == "t"
+
+
+def test_wrong_login_is_not_kept(server: ScriptedServer, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t")
+    words = ["login", "--url", "http://127.0.0.1:1", "--email", "a@b.org", "--token-file", str(token)]
+    assert run(words) == 5
+    assert not (tmp_path / "config" / "client.json").exists()

@@ -1,0 +1,34 @@
+"""The pages of the reference say what the program has."""
+
+import dataclasses
+import importlib
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+REFERENCE = ROOT / "docs" / "reference"
+INTERNAL = {"error", "repeated", "changed"}
+"""Codes that no answer carries."""
+
+
+def test_command_line_page_is_what_the_commands_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    written = runpy.run_path(str(ROOT / "scripts" / "write_cli_reference.py"))["reference"]()
+    assert (REFERENCE / "cli.md").read_text() == written, "run scripts/write_cli_reference.py"
+
+
+@pytest.mark.parametrize("module", ["renderonline.renderapi.settings", "renderonline.hpcserver.settings"])
+def test_every_setting_is_documented(module: str) -> None:
+    page = (REFERENCE / "settings.md").read_text().casefold()
+    for field in dataclasses.fields(importlib.import_module(module).Settings):
+        assert f"`{field.name.replace('_', '')}`" in page, field.name
+
+
+def test_every_error_code_is_documented() -> None:
+    page = (REFERENCE / "errors.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    codes = set(re.findall(r'\bcode(?:: \w+)? ?= ?"([a-z_0-9]+)"', source)) - INTERNAL
+    assert not {code for code in codes if f"`{code}`" not in page}

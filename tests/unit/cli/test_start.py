@@ -1,0 +1,52 @@
+"""The command is there at once, and its help is complete."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer.main
+
+from renderonline.cli.main import app, run
+
+HEAVY = {"sqlalchemy", "fastapi", "starlette", "uvicorn", "aiohttp", "OpenImageIO", "rich", "numpy", "structlog"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from renderonline.cli.main import run; run(['--help']); "
+        f"print('LOADED', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "LOADED []" in done.stdout
+
+
+def every_command() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        below = getattr(command, "commands", None)
+        if below is None:
+            found.append(path)
+            return
+        for name, inner in below.items():
+            walk(inner, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def test_all_commands_of_the_design_are_there() -> None:
+    top = {path[0] for path in every_command()}
+    wanted = "demo up api node submit tasks watch logs explain download cancel pause resume retry delete login"
+    assert set(wanted.split()) | {"engine", "user", "machine", "subscription", "db"} == top
+
+
+@pytest.mark.parametrize("path", every_command(), ids=" ".join)
+def test_help_has_an_example_that_is_a_line_of_its_own(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*path, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^  renderonline {' '.join(path)}\b", printed, re.MULTILINE), printed
+    assert " --json " in printed or path[0] in {"api", "node"}

@@ -1,0 +1,203 @@
+"""The SDK's connection: what it trusts, what it repeats, and how it tells errors."""
+
+import datetime as dt
+import hashlib
+import ipaddress
+import json
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tests.support.scripted_server import Answer, ScriptedServer, free_port, in_turn
+
+from renderonline.farm import errors
+from renderonline.rnoclient.sdk.connection import UNREACHABLE, Connection, Login
+
+
+def problem(status: int, code: str, detail: str = "Do this next.", **headers: str) -> Answer:
+    body = json.dumps({"type": "about:blank", "title": "No", "status": status, "detail": detail, "code": code})
+    return Answer(status, body.encode(), {"content-type": "application/problem+json", **headers})
+
+
+def connect(server: ScriptedServer, **options: object) -> Connection:
+    return Connection(Login(server.url, "ada@studio.org", "secret"), sleep=lambda _: None, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, errors.InvalidRequest),
+        (401, errors.NotAuthenticated),
+        (403, errors.NotAllowed),
+        (404, errors.NotFound),
+        (409, errors.Conflict),
+        (413, errors.TooLarge),
+        (415, errors.InvalidRequest),
+        (422, errors.InvalidRequest),
+        (429, errors.LimitReached),
+        (500, errors.RenderOnlineError),
+        (507, errors.NoSpace),
+    ],
+)
+def test_problem_becomes_the_class_with_its_message_and_code(status: int, kind: type[errors.RenderOnlineError]) -> None:
+    with ScriptedServer(lambda _: problem(status, "some_code")).running() as server:
+        with pytest.raises(kind, match="Do this next") as caught:
+            connect(server).call("GET", "/me")
+        assert caught.value.reason_code == "some_code"
+
+
+def test_identity_travels_in_the_two_headers() -> None:
+    with ScriptedServer(in_turn(Answer())).running() as server:
+        connect(server).call("GET", "/me")
+        assert server.asked[0].path == "/renderapi/v2/me"
+        assert server.asked[0].headers["email"] == "ada@studio.org"
+        assert server.asked[0].headers["token"] == "secret"
+
+
+def test_token_is_not_shown_when_a_login_is_printed() -> None:
+    assert "secret" not in repr(Login("http://farm", "ada@studio.org", "secret"))
+
+
+def test_reading_is_repeated_while_renderapi_is_away() -> None:
+    script = in_turn(
+        problem(503, "not_available"), Answer(silent=True), Answer(502, b"<html>"), Answer(body=b'{"a": 1}')
+    )
+    with ScriptedServer(script).running() as server:
+        assert connect(server).call("GET", "/me").json() == {"a": 1}
+        assert len(server.asked) == 4
+
+
+def test_retry_after_is_obeyed() -> None:
+    waited: list[float] = []
+    script = in_turn(problem(503, "not_available", **{"retry-after": "3"}), Answer())
+    with ScriptedServer(script).running() as server:
+        Connection(Login(server.url), sleep=waited.append).call("GET", "/me")
+    assert waited[0] >= 3
+
+
+def test_change_is_sent_only_once() -> None:
+    with ScriptedServer(in_turn(Answer(silent=True))).running() as server:
+        with pytest.raises(errors.NotAvailable):
+            connect(server).call("POST", "/tasks/1/cancel")
+        assert len(server.asked) == 1
+
+
+def test_connection_is_kept_for_reading() -> None:
+    with ScriptedServer(in_turn(Answer())).running() as server:
+        connection = connect(server)
+        connection.call("GET", "/me")
+        kept = connection._kept
+        connection.call("GET", "/me")
+        assert kept is not None
+        assert connection._kept is kept
+
+
+def test_kept_connection_that_the_server_closed_is_replaced() -> None:
+    with ScriptedServer(in_turn(Answer())).running() as server:
+        connection = Connection(Login(server.url), patience_s=0)
+        connection.call("GET", "/me")
+        assert connection._kept is not None
+        connection._kept.sock.shutdown(2)
+        assert connection.call("GET", "/me").status == 200
+
+
+def test_nobody_there_is_said_with_the_next_step() -> None:
+    with pytest.raises(errors.NotAvailable, match=r"nothing listens there.*renderonline up") as caught:
+        Connection(Login(f"http://127.0.0.1:{free_port()}"), patience_s=0).call("GET", "/me")
+    assert caught.value.reason_code == UNREACHABLE
+
+
+def test_another_kind_of_server_is_recognised() -> None:
+    for answer in (Answer(404, b"<html>"), Answer(200, b"<html>", {"content-type": "text/html"})):
+        with (
+            ScriptedServer(in_turn(answer)).running() as server,
+            pytest.raises(errors.NotAvailable, match="no RenderAPI"),
+        ):
+            Connection(Login(server.url), patience_s=0).call("GET", "/me").json()
+
+
+def test_redirect_is_not_followed() -> None:
+    away = Answer(302, b"", {"location": "http://evil.example/"})
+    with (
+        ScriptedServer(in_turn(away)).running() as server,
+        pytest.raises(errors.NotAvailable, match="evil"),
+    ):
+        Connection(Login(server.url), patience_s=0).call("GET", "/me")
+
+
+@pytest.mark.parametrize("url", ["", "ftp://farm", "http://", "http://farm:port", "http://farm:0", "http://farm?x=1"])
+def test_bad_address_is_refused(url: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="no address"):
+        Connection(Login(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("farm:5000", "http://farm:5000"),
+        ("https://farm/", "https://farm"),
+        ("https://farm/renders/", "https://farm/renders"),
+        ("http://farm:5000/renderapi/v2/", "http://farm:5000"),
+        ("http://user:password@farm", "http://farm"),
+    ],
+)
+def test_address_is_tidied(url: str, wanted: str) -> None:
+    assert Connection(Login(url)).url == wanted
+
+
+def certificate(directory: Path) -> tuple[Path, Path, str]:
+    """A self-signed certificate for 127.0.0.1: chain, key, fingerprint."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "farm")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain, private = directory / "chain.pem", directory / "key.pem"
+    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return chain, private, hashlib.sha256(made.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def test_tls_trusts_the_named_authority_or_the_named_certificate_only(tmp_path: Path) -> None:
+    chain, key, digest = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    colons = ":".join(digest[i : i + 2] for i in range(0, 64, 2)).upper()
+    with ScriptedServer(in_turn(Answer()), context).running() as server:
+        for login in (
+            Login(server.url, "a", "b", ca_file=str(chain)),
+            Login(server.url, "a", "b", fingerprint=f"sha256:{colons}"),
+        ):
+            connection = Connection(login, patience_s=0)
+            assert connection.call("GET", "/me").status == 200
+            assert connection.call("GET", "/me").status == 200
+        known = len(server.asked)
+        for login, message in (
+            (Login(server.url, "a", "b"), "not trusted.*--fingerprint"),
+            (Login(server.url, "a", "b", fingerprint=f"sha256:{'0' * 64}"), "another certificate"),
+        ):
+            with pytest.raises(errors.NotAvailable, match=message):
+                Connection(login, patience_s=0).call("GET", "/me")
+        assert len(server.asked) == known, "nothing may be sent to whom we don't trust"
+
+
+@pytest.mark.parametrize("fingerprint", ["", "sha256:", "sha256:xyz", "0" * 63])
+def test_wrong_fingerprint_is_refused_before_anything_is_sent(fingerprint: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match="64 hexadecimal"):
+        Connection(Login("https://farm", fingerprint=fingerprint))

@@ -1,0 +1,102 @@
+"""File names from outside never become paths."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from renderonline.storage import names
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("../../x", "x"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\x.blend", "x.blend"),
+        ("C:\\Users\\a\\s.blend", "s.blend"),
+        ("a\0b.blend", "a_b.blend"),
+        ("", "file"),
+        (".", "file"),
+        ("..", "file"),
+        (". . .", "file"),
+        ("CON", "_CON"),
+        ("nul.blend", "_nul.blend"),
+        ("a.blend:stream", "a.blend_stream"),
+        ("scene.blend. ", "scene.blend"),
+        ("-rf", "_-rf"),
+        ("a\r\nb.blend", "a__b.blend"),
+        ("e\u0301.blend", "é.blend"),
+        ("right\u202eleft.blend", "right_left.blend"),
+        ("my scene (2).blend", "my scene (2).blend"),
+    ],
+)
+def test_hostile_names_are_cleaned(sent: str, kept: str) -> None:
+    assert names.clean_file_name(sent) == kept
+
+
+def test_long_name_keeps_its_extension() -> None:
+    cleaned = names.clean_file_name("ü" * 3000 + ".blend")
+    assert cleaned.endswith("ü.blend")
+    assert len(cleaned.encode()) <= names.MAX_NAME_BYTES
+
+
+@given(st.text(max_size=400))
+def test_every_cleaned_name_is_one_plain_file_name(sent: str) -> None:
+    cleaned = names.clean_file_name(sent)
+    assert 0 < len(cleaned.encode()) <= names.MAX_NAME_BYTES + 1
+    assert cleaned not in (".", "..")
+    assert not set(cleaned) & set('/\\\0\n\r:*?"<>|')
+    assert not cleaned.startswith("-")
+    assert Path("/base", cleaned).parent == Path("/base")
+    assert names.clean_file_name(cleaned) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"), [("a.blend", ".blend"), (".blend", ".blend"), ("a.tar.gz", ".gz"), ("a", ""), ("a.", "")]
+)
+def test_extension_is_what_dotnet_says(name: str, extension: str) -> None:
+    assert names.extension_of(name) == extension
+
+
+def test_ticks_count_tenths_of_microseconds_since_year_one() -> None:
+    assert names.ticks_of(datetime(2024, 8, 27, 20, 0, 0)) == 638603856000000000
+    assert names.ticks_of(datetime(2024, 8, 27, 20, 0, 0, 1)) == 638603856000000010
+
+
+def test_taken_tick_makes_the_next_one(tmp_path: Path) -> None:
+    first = names.make_task_directory(tmp_path, 3, 1000)
+    second = names.make_task_directory(tmp_path, 3, 1000)
+    assert (first, second) == (tmp_path / "3" / "1000", tmp_path / "3" / "1001")
+
+
+def test_existing_directory_is_never_taken(tmp_path: Path) -> None:
+    (tmp_path / "3" / "1000").mkdir(parents=True)
+    made = names.make_task_directory(tmp_path, 3, 1000)
+    assert made == tmp_path / "3" / "1001"
+    assert names.marked(tmp_path) == (made,)
+
+
+def test_directory_stays_marked_until_it_is_kept(tmp_path: Path) -> None:
+    directory = names.make_task_directory(tmp_path, 3, 1000)
+    assert names.marked(tmp_path) == (directory,)
+    names.keep(directory)
+    assert names.marked(tmp_path) == ()
+    assert directory.is_dir()
+
+
+def test_discarded_directory_leaves_nothing(tmp_path: Path) -> None:
+    directory = names.make_task_directory(tmp_path, 3, 1000)
+    (directory / "a.blend").write_bytes(b"x")
+    names.discard(directory)
+    assert names.marked(tmp_path) == ()
+    assert [path for path in tmp_path.rglob("*") if path.name != names.INCOMING] == []
+
+
+def test_sweep_removes_staged_files_and_leaves_marks(tmp_path: Path) -> None:
+    directory = names.make_task_directory(tmp_path, 3, 1000)
+    (names.incoming_directory(tmp_path) / "abc.part").write_bytes(b"x")
+    assert names.sweep_incoming(tmp_path) == 1
+    assert names.marked(tmp_path) == (directory,)
