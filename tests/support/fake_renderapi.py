@@ -67,7 +67,14 @@ class FakeRenderAPI:
         more.setdefault("limits", Limits(grace_s=0.5))
         expected = tuple(ExpectedOutput(name) for name in more.pop("names", ()))
         assign = Assign(
-            attempt, f"token-{attempt}", 1, attempt, argv=tuple(argv), directory=str(directory), expected=expected, **more
+            attempt,
+            f"token-{attempt}",
+            1,
+            attempt,
+            argv=tuple(argv),
+            directory=str(directory),
+            expected=expected,
+            **more,
         )
         await self.send(assign)
         return assign

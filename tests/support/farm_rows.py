@@ -10,7 +10,7 @@ from renderonline.database.submissions import NewChunk, NewTask, Submitted
 from renderonline.farm.accounts import Role, User, hash_token
 from renderonline.farm.frames import cut, parse_frames
 
-TOKEN = "a-token-of-the-tests"  # noqa: S105
+TOKEN = "a-token-of-the-tests"
 NOW_US = 1_800_000_000_000_000
 _numbers = itertools.count(1)
 _chunk_ids = itertools.count(1)

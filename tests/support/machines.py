@@ -4,16 +4,19 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from renderonline.hpcserver import process_table
 from tests.support.fake_renderapi import FakeRenderAPI
+
+from renderonline.hpcserver import process_table
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20.0
@@ -144,3 +147,14 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = DEADL
 def kill(pid: int) -> None:
     """SIGKILL."""
     os.kill(pid, signal.SIGKILL)
+
+
+def png(width: int = 4, height: int = 3) -> bytes:
+    """A small, whole picture: a gradient."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(40 * (x + y) % 256 for x in range(width) for _ in range(3)) for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")

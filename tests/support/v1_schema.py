@@ -1,51 +1,21 @@
 """The existing system's database: its schema as the contract has it, and INSERT statements like its seed scripts'."""
 
+import re
+
+from tests.support.existing_schema import TABLES
+
 V1_TABLES = {
-    "users": (
-        "user_id smallint unsigned NOT NULL AUTO_INCREMENT, first_name varchar(50) NOT NULL, "
-        "last_name varchar(50) NOT NULL, email varchar(255) NOT NULL, subscription_id tinyint unsigned NOT NULL, "
-        "is_active tinyint NOT NULL, token text NOT NULL, userscol varchar(45) DEFAULT NULL, PRIMARY KEY (user_id)"
-    ),
-    "subscriptions": (
-        "subscription_id tinyint unsigned NOT NULL AUTO_INCREMENT, name varchar(50) NOT NULL, "
-        "queue_limit tinyint unsigned NOT NULL, PRIMARY KEY (subscription_id)"
-    ),
-    "engines": (
-        "engine_id tinyint unsigned NOT NULL AUTO_INCREMENT, name varchar(50) NOT NULL, "
-        "extension varchar(50) NOT NULL, download_path text NOT NULL, render_argument text NOT NULL, "
-        "PRIMARY KEY (engine_id)"
-    ),
-    "argtypes": (
-        "argtype_id varchar(50) NOT NULL, type varchar(20) NOT NULL, regex text, PRIMARY KEY (argtype_id)"
-    ),
-    "machines": (
-        "machine_id tinyint unsigned NOT NULL AUTO_INCREMENT, ip_address varchar(45) NOT NULL, "
-        "port int unsigned NOT NULL, PRIMARY KEY (machine_id)"
-    ),
-    "renders": (
-        "render_id bigint unsigned NOT NULL AUTO_INCREMENT, file_name varchar(255) NOT NULL, file_path text NOT NULL, "
-        "file_size bigint NOT NULL, arguments text NOT NULL, engine_id tinyint unsigned NOT NULL, "
-        "PRIMARY KEY (render_id)"
-    ),
-    "tasks": (
-        "task_id bigint unsigned NOT NULL AUTO_INCREMENT, user_id smallint unsigned NOT NULL, "
-        "queue_time datetime DEFAULT NULL, start_time datetime DEFAULT NULL, end_time datetime DEFAULT NULL, "
-        "is_running tinyint NOT NULL, is_success tinyint NOT NULL, render_id bigint unsigned NOT NULL, "
-        "machine_id tinyint unsigned DEFAULT NULL, PRIMARY KEY (task_id)"
-    ),
-    "queue": (
-        "queue_id bigint unsigned NOT NULL AUTO_INCREMENT, task_id bigint unsigned NOT NULL, PRIMARY KEY (queue_id)"
-    ),
+    match[1]: " ".join(match[2].split())
+    for match in (re.match(r"CREATE TABLE (\w+) \((.*)\) ENGINE", table, re.DOTALL) for table in TABLES)
+    if match is not None
 }
+"""Name of the table -> its columns."""
 
 
 def create_statements(kind: str) -> list[str]:
     """CREATE TABLE statements of the existing schema, for `mariadb` or translated for `sqlite`."""
     if kind == "mariadb":
-        return [
-            f"CREATE TABLE `{name}` ({columns}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"
-            for name, columns in V1_TABLES.items()
-        ]
+        return list(TABLES)
     return [f"CREATE TABLE {name} ({_for_sqlite(name, columns)})" for name, columns in V1_TABLES.items()]
 
 
@@ -62,13 +32,19 @@ def _for_sqlite(name: str, columns: str) -> str:
 
 SEEDS = (
     "INSERT INTO subscriptions (subscription_id, name, queue_limit) VALUES (1, 'Free', 3), (2, 'Pro', 10)",
-    "INSERT INTO users (user_id, first_name, last_name, email, subscription_id, is_active, token, userscol) VALUES "
-    "(1, 'Ada', 'Lovelace', 'Ada@Example.org', 1, 1, 'raw-token-1', NULL), "
-    "(2, 'Bob', 'Old', 'bob@example.org', 2, 0, 'raw-token-2', NULL)",
-    "INSERT INTO engines (engine_id, name, extension, download_path, render_argument) VALUES "
-    "(1, 'blender', '.blend', '/srv/renders', 'blender -b $RENDERONLINE:@uploaded_file -a')",
-    "INSERT INTO argtypes (argtype_id, type, regex) VALUES ('start_frame', 'natural', NULL), "
-    "('scene', 'word', '[A-Z]+')",
+    (
+        "INSERT INTO users (user_id, first_name, last_name, email, subscription_id, is_active, token, userscol) VALUES "
+        "(1, 'Ada', 'Lovelace', 'Ada@Example.org', 1, 1, 'raw-token-1', NULL), "
+        "(2, 'Bob', 'Old', 'bob@example.org', 2, 0, 'raw-token-2', NULL)"
+    ),
+    (
+        "INSERT INTO engines (engine_id, name, extension, download_path, render_argument) VALUES "
+        "(1, 'blender', '.blend', '/srv/renders', 'blender -b $RENDERONLINE:@uploaded_file -a')"
+    ),
+    (
+        "INSERT INTO argtypes (argtype_id, type, regex) VALUES ('start_frame', 'natural', NULL), "
+        "('scene', 'word', '[A-Z]+')"
+    ),
     "INSERT INTO machines (machine_id, ip_address, port) VALUES (1, '192.0.2.7', 5001), (2, '192.0.2.8', 5001)",
 )
 

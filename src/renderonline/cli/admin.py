@@ -56,7 +56,7 @@ def login(
         ca_file=str(ca_file.absolute()) if ca_file else None,
         fingerprint=fingerprint,
     )
-    with Client(wanted) as client:
+    with Client(wanted, patience_s=0.0) as client:
         me = client.me()
     path = save(wanted)
     if json:

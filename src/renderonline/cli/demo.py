@@ -27,7 +27,7 @@ from renderonline.serving.directories import data_directory
 
 FRAMES: Final = 24
 FPS: Final = 12
-CHUNK: Final = 2
+CHUNK: Final = 3
 """Small, so that both machines get their share."""
 MACHINES: Final = ("machine-1", "machine-2")
 SHARE: Final = 6
@@ -126,8 +126,9 @@ def _make_scene(python: str, scene: Path, interrupts: Interrupts) -> None:
     argv = [python, "-I", "-X", "utf8", str(SAMPLE), str(scene)]
     log = scene.with_suffix(".log")
     with log.open("wb") as words, contextlib.ExitStack() as stack:
-        with interrupts.held():
-            process = stack.enter_context(child(argv, stdout=words, stderr=words))
+        with interrupts.held():  # Blender leaves a directory in TMPDIR
+            surroundings = {**os.environ, "TMPDIR": str(scene.parent)}
+            process = stack.enter_context(child(argv, stdout=words, stderr=words, environment=surroundings))
         process.wait(SCENE_TIME_S)
     if process.returncode != 0 or not scene.is_file():
         raise RenderOnlineError(f"The sample scene could not be made:\n{log.read_text(errors='replace')[-2000:]}")

@@ -69,6 +69,24 @@ def list_engines(
     show.table(columns, map(_row, found))
 
 
+@commands.command("show")
+def show_engine(*, engine: Name, json: Json = False, url: Url = None) -> None:
+    """Show an engine and its arguments.
+
+    \b
+    renderonline engine show blender
+    """
+    with _connect(url) as client:
+        found = _find(client, engine)
+    if json:
+        show.emit(found)
+        return
+    show.fields(found, ["name", "engine_id", "extensions", "split", "is_enabled", "download_path"])
+    show.say()
+    columns = ["ARGUMENT", "TYPE", "DEFAULT", "CHOICES", "MEANING"]
+    show.table(columns, map(_argument_row, found.get("arguments") or []))
+
+
 @commands.command()
 def add(
     *,
@@ -228,6 +246,11 @@ def _list_argtypes(client: Client, *, as_json: bool) -> None:
         show.emit(found)
     else:
         show.table(["ARGTYPE", "TYPE", "RULE"], ([i["argtype_id"], i["type"], i.get("regex")] for i in found))
+
+
+def _argument_row(argument: Item) -> list[object]:
+    choices = " ".join(argument.get("choices") or [])
+    return [argument["id"], argument["type"], argument.get("default"), choices, argument.get("help")]
 
 
 def _row(engine: Item) -> list[object]:

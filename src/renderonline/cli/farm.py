@@ -38,11 +38,15 @@ def demo(
 
 def up(
     *,
-    port: Annotated[int, typer.Option(help="RenderAPI's port; 0 takes any free one.", min=0, max=65535)] = 5000,
+    port: Annotated[
+        int, typer.Option(help="RenderAPI's port; 0 takes any free one.", min=0, max=65535, metavar="NUMBER")
+    ] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.", metavar="ADDRESS")
     ] = "127.0.0.1",
-    slots: Annotated[int, typer.Option(help="Chunks that this computer renders at the same time.", min=1)] = 1,
+    slots: Annotated[
+        int, typer.Option(help="Chunks that this computer renders at the same time.", min=1, metavar="NUMBER")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Run a farm on this computer: RenderAPI and one HPCServer. Ctrl-C or SIGTERM stops both.

@@ -28,7 +28,7 @@ class LocalFarm:
         """Start RenderAPI; `wait_for_api` says when it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         flags = ("api", "--data-directory", str(self.directory), *words)
-        self.api = self._supervisor.start("RenderAPI", flags, self.directory / "logs" / "renderapi.log")
+        self.api = self._supervisor.start("RenderAPI", flags, self.directory / "renderapi.log")
 
     def wait_for_api(self) -> None:
         """Wait until RenderAPI answers requests; `url` is its address from then on."""
@@ -50,7 +50,7 @@ class LocalFarm:
         home = str(self.home_of(name))
         words = ["node", "--join", self.url, "--name", name, "--slots", str(slots), "--data-directory", home]
         environment = {"HPCSERVER_STOP_GRACE": str(stop_grace_s)} | ({JOIN_CODE: code} if code else {})
-        log = self.directory / "logs" / f"{name}.log"
+        log = self.directory / "machines" / f"{name}.log"
         return self._supervisor.start("HPCServer", words, log, environment)
 
     def wait_for_node(self, name: str, program: Program) -> int:

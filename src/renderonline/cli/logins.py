@@ -60,7 +60,7 @@ def current(url: str | None) -> Login:
 
 def connect(url: str | None) -> Client:
     """A client with the current login."""
-    return Client(current(url))
+    return Client(current(url), patience_s=2.0)
 
 
 def _same(one: str, other: str) -> bool:

@@ -17,8 +17,8 @@ Reason = Annotated[str, typer.Option(help="Why; shown to everybody who looks at 
 @commands.command()
 def invite(
     *,
-    uses: Annotated[int, typer.Option(min=1, help="So many machines may join with it.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.01, help="How long it is good.")] = 24,
+    uses: Annotated[int, typer.Option(min=1, help="So many machines may join with it.", metavar="NUMBER")] = 1,
+    hours: Annotated[float, typer.Option(min=0.01, help="How long it is good.", metavar="HOURS")] = 24,
     json: Json = False,
     url: Url = None,
 ) -> None:
@@ -62,7 +62,7 @@ def list_machines(*, json: Json = False, url: Url = None) -> None:
 def add(
     *,
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="IP address, or IP address:port.")],
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="NUMBER")] = 5001,
     json: Json = False,
     url: Url = None,
 ) -> None:

@@ -28,9 +28,14 @@ def api(
     *,
     config: Annotated[Path | None, typer.Option(help="The settings file, RenderAPI.json.", metavar="FILE")] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for everybody. Default: this computer only.")
+        str | None,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 for everybody. Default: this computer only.", metavar="ADDRESS"
+        ),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535, metavar="NUMBER")
+    ] = None,
     connection: Annotated[
         str | None,
         typer.Option("--connection", "-c", help="The database; default: a file in the data directory.", metavar="TEXT"),
@@ -89,8 +94,10 @@ def node(
         bool, typer.Option("--v1", help="Listen and obey, as the older HPCServer does. Has no authentication.")
     ] = False,
     config: Annotated[Path | None, typer.Option(help="The settings file, HPCServer.json.", metavar="FILE")] = None,
-    name: Annotated[str | None, typer.Option(help="What the machine is called; its host name if empty.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Chunks at the same time.", min=1)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the machine is called; its host name if empty.", metavar="TEXT")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Chunks at the same time.", min=1, metavar="NUMBER")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times.", metavar="TEXT")] = None,
     engine: Annotated[
         list[str] | None,
@@ -99,8 +106,10 @@ def node(
     idle_exit: Annotated[
         float | None, typer.Option(help="End after so many seconds without work.", min=0, metavar="SECONDS")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="With --v1: address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="With --v1: port to listen on.", min=0, max=65535)] = None,
+    host: Annotated[str | None, typer.Option(help="With --v1: address to listen on.", metavar="ADDRESS")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="With --v1: port to listen on.", min=0, max=65535, metavar="NUMBER")
+    ] = None,
     data_directory: DataDirectory = None,
     log_level: LogLevel = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,

@@ -31,10 +31,13 @@ def submit(
         typer.Option("--arg", "-a", help="An argument of the engine; may be given several times.", metavar="ID=VALUE"),
     ] = None,
     name: Annotated[str, typer.Option(help="What the task is called; the file's name if empty.", metavar="TEXT")] = "",
-    priority: Annotated[int, typer.Option(help="0 to 100; higher starts earlier.", min=0, max=100)] = 50,
-    chunk: Annotated[int, typer.Option(help="Frames per chunk; 0 leaves it to the farm.", min=0)] = 0,
+    priority: Annotated[
+        int, typer.Option(help="0 to 100; higher starts earlier.", min=0, max=100, metavar="NUMBER")
+    ] = 50,
+    chunk: Annotated[int, typer.Option(help="Frames per chunk; 0 leaves it to the farm.", min=0, metavar="NUMBER")] = 0,
     after: Annotated[
-        list[int] | None, typer.Option(help="Start when this task has succeeded; may be given several times.", min=1)
+        list[int] | None,
+        typer.Option(help="Start when this task has succeeded; may be given several times.", min=1, metavar="TASK"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait until it ends; exit code 1 if it failed.")] = False,
     download: Annotated[

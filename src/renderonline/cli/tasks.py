@@ -29,7 +29,7 @@ def tasks(
     engine: Annotated[str | None, typer.Option(help="Only tasks of this engine.", metavar="NAME")] = None,
     search: Annotated[str | None, typer.Option(help="Only tasks with this in their name.", metavar="TEXT")] = None,
     everybody: Annotated[bool, typer.Option("--all", help="Everybody's tasks (operators).")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.", metavar="NUMBER")] = 20,
     json: Json = False,
     url: Url = None,
 ) -> None:

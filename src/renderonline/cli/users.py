@@ -20,7 +20,9 @@ def add(
     email: Annotated[str, typer.Argument(metavar="EMAIL")],
     first_name: Annotated[str, typer.Option(metavar="TEXT")] = "",
     last_name: Annotated[str, typer.Option(metavar="TEXT")] = "",
-    subscription: Annotated[int | None, typer.Option(min=1, help="The subscription's number.")] = None,
+    subscription: Annotated[
+        int | None, typer.Option(min=1, help="The subscription's number.", metavar="NUMBER")
+    ] = None,
     role: Annotated[str, typer.Option(help="artist, operator or admin.", metavar="ROLE")] = "artist",
     json: Json = False,
     url: Url = None,
@@ -77,7 +79,9 @@ def change(
     *,
     user: Who,
     role: Annotated[str | None, typer.Option(help="artist, operator or admin.", metavar="ROLE")] = None,
-    subscription: Annotated[int | None, typer.Option(min=1, help="The subscription's number.")] = None,
+    subscription: Annotated[
+        int | None, typer.Option(min=1, help="The subscription's number.", metavar="NUMBER")
+    ] = None,
     email: Annotated[str | None, typer.Option(metavar="EMAIL")] = None,
     first_name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
     last_name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
@@ -152,8 +156,10 @@ def list_subscriptions(*, json: Json = False, url: Url = None) -> None:
 def add_subscription(
     *,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    queue_limit: Annotated[int, typer.Option(min=0, help="Tasks that a user may have in the queue.")] = 10,
-    share: Annotated[int, typer.Option(min=1, help="Twice the share is served twice as often.")] = 1,
+    queue_limit: Annotated[
+        int, typer.Option(min=0, help="Tasks that a user may have in the queue.", metavar="NUMBER")
+    ] = 10,
+    share: Annotated[int, typer.Option(min=1, help="Twice the share is served twice as often.", metavar="NUMBER")] = 1,
     json: Json = False,
     url: Url = None,
 ) -> None:
@@ -172,8 +178,8 @@ def change_subscription(
     *,
     subscription: Annotated[int, typer.Argument(metavar="SUBSCRIPTION", min=1, help="Its number.")],
     name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
-    queue_limit: Annotated[int | None, typer.Option(min=0)] = None,
-    share: Annotated[int | None, typer.Option(min=1)] = None,
+    queue_limit: Annotated[int | None, typer.Option(min=0, metavar="NUMBER")] = None,
+    share: Annotated[int | None, typer.Option(min=1, metavar="NUMBER")] = None,
     json: Json = False,
     url: Url = None,
 ) -> None:

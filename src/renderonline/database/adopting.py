@@ -46,8 +46,8 @@ def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None 
     if not rows:
         return Batch(0, None)
     first_chunk = ids.reserve(connection, ids.CHUNKS, len(rows))
-    fallback = micros(now or datetime.now()) or 0  # noqa: DTZ005 (v1's times are local)
-    adopted = [_Adopted(row, first_chunk + place, fallback) for place, row in enumerate(rows)]
+    now = now or datetime.now().replace(microsecond=0)  # noqa: DTZ005 (v1's times are local)
+    adopted = [_Adopted(row, first_chunk + place, now) for place, row in enumerate(rows)]
     connection.execute(chunks.insert(), [one.chunk() for one in adopted])
     live = [one.attempt() for one in adopted if one.state is ChunkState.RUNNING]
     if live:
@@ -115,11 +115,12 @@ def _leave_queue(connection: Connection, task_ids: Iterable[int]) -> None:
 class _Adopted:
     """A task of the existing system and what becomes of it."""
 
-    def __init__(self, row: Row[Any], chunk_id: int, now_us: int) -> None:
+    def __init__(self, row: Row[Any], chunk_id: int, now: datetime) -> None:
         self.row = row
+        self.now = now
         self.chunk_id = chunk_id
         self.state = _state(row)
-        self.queue_us = micros(row.queue_time) or micros(row.start_time) or micros(row.end_time) or now_us
+        self.queue_us = micros(row.queue_time) or micros(row.start_time) or micros(row.end_time) or micros(now) or 0
 
     @property
     def settled(self) -> bool:
@@ -157,7 +158,7 @@ class _Adopted:
     def columns(self) -> Mapping[str, Any]:
         """Our columns of the task, and v1's where they contradict each other."""
         row, running = self.row, self.state is ChunkState.RUNNING
-        ended = row.end_time or row.start_time or row.queue_time if self.settled else None
+        ended = (row.end_time or row.start_time or row.queue_time or self.now) if self.settled else None
         started = None if self.state is ChunkState.WAITING else micros(row.start_time)
         return {
             "queue_us": self.queue_us,

@@ -92,14 +92,14 @@ def _write_dump(connection: Connection, file: IO[str]) -> None:
 
 def _inserts(connection: Connection, table: str) -> Iterator[str]:
     """INSERT statements of many rows each; the rows are streamed, never all in memory."""
-    literal = connection.connection.driver_connection.literal  # type: ignore[union-attr]
+    driver: Any = connection.connection.driver_connection
     options = {"stream_results": True, "yield_per": 1000}
     rows = connection.exec_driver_sql(f"SELECT * FROM {table}", execution_options=options)  # noqa: S608
     names = ", ".join(_quoted(name) for name in rows.keys())  # noqa: SIM118 (a result is no mapping)
     values: list[str] = []
     size = 0
     for row in rows:
-        value = f"({', '.join(_text(literal, field) for field in row)})"
+        value = f"({', '.join(driver.escape(field, driver.encoders) for field in row)})"
         values.append(value)
         size += len(value)
         if len(values) == _ROWS_A_STATEMENT or size > _STATEMENT_BYTES:
@@ -111,10 +111,6 @@ def _inserts(connection: Connection, table: str) -> Iterator[str]:
 
 def _insert(table: str, names: str, values: list[str]) -> str:
     return f"INSERT INTO {table} ({names}) VALUES\n" + ",\n".join(values) + ";\n"
-
-
-def _text(literal: Any, value: object) -> str:
-    return str(literal(value))
 
 
 def _quoted(name: str) -> str:

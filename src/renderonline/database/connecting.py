@@ -133,6 +133,8 @@ def in_words(error: BaseException, place: Place) -> BaseException:
         return NotAvailable(
             f"There is no database {place.database}. Create it first: CREATE DATABASE {place.database};"
         )
+    if code in {1054, 1146}:
+        return _not_migrated(place)
     if is_transient(error):
         return NotAvailable(f"The database {place.label} does not answer. Check that it runs and can be reached.")
     return error
@@ -146,9 +148,15 @@ def _sqlite_in_words(error: DBAPIError, original: sqlite3.Error, place: Place) -
         return NotAvailable(f"The database {place.label} is locked by another program. Stop it, or try again.")
     if code == 26:
         return NotAvailable(f"{place.label} is not a SQLite database. Name another file, or restore a backup.")
+    if str(original).startswith(("no such table", "no such column")):
+        return _not_migrated(place)
     if code in {8, 14}:
         return NotAvailable(f"The database {place.label} can't be opened for writing. Check who may write there.")
     return error
+
+
+def _not_migrated(place: Place) -> NotAvailable:
+    return NotAvailable(f"The database {place.label} lacks tables of this version. Run `renderonline db migrate`.")
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

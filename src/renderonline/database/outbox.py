@@ -15,6 +15,7 @@ from renderonline.farm.errors import NoSpace
 
 FULL_SIZE: Final = 8 * 1024 * 1024
 """Bytes that are set aside in the file and in its write-ahead log: some ten thousand reports."""
+PAGE: Final = 4096
 
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS attempts
@@ -78,7 +79,7 @@ class Outbox:
 
     def _prepare(self, full_size: int) -> None:
         # Exclusive: no shared-memory file beside it (which a full disk would refuse) and no second program in it.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+        for pragma in (f"page_size={PAGE}", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
             self._connection.execute(f"PRAGMA {pragma}")
         with _Transaction(self._connection):
             for table in _TABLES:
@@ -90,6 +91,9 @@ class Outbox:
             if first is not None:
                 self._connection.execute("UPDATE reports SET seq = seq - ?", (first - 1,))
                 self._connection.execute("UPDATE attempts SET exited_seq = exited_seq - ?", (first - 1,))
+        # The log file keeps its size and is written from its beginning again, long before it would have to grow.
+        self._connection.execute(f"PRAGMA wal_autocheckpoint={max(full_size // PAGE // 2, 16)}")
+        self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
         last = self._connection.execute("SELECT max(seq) FROM reports").fetchone()[0]
         self._last_seq: int = last or 0
 
@@ -104,9 +108,11 @@ class Outbox:
         try:
             with _Transaction(self._connection):
                 numbers = [self._apply(change) for change in changes]
-        except (sqlite3.Error, OSError) as error:
+        except BaseException as error:
             self._last_seq = last_seq
-            raise self._refused(error) from error
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise self._refused(error) from error
+            raise
         return numbers
 
     def _apply(self, change: Change) -> int:

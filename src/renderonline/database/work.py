@@ -189,6 +189,7 @@ class Applied:
     ended: tuple[Ended, ...] = ()
     superseded: tuple[Ended, ...] = ()
     completed: tuple[tuple[int, int], ...] = ()
+    started: tuple[int, ...] = ()
     landed: frozenset[int] = frozenset()
     tasks: tuple[TaskState, ...] = ()
     dropped: int = 0
@@ -220,6 +221,7 @@ def apply_steps(
         tuple(applier.ended),
         tuple(applier.superseded),
         tuple(applier.completed),
+        tuple(applier.started),
         frozenset(applier.landed),
         changed,
         applier.dropped,
@@ -261,6 +263,7 @@ class _Applier:
         self.ended: list[Ended] = []
         self.superseded: list[Ended] = []
         self.completed: list[tuple[int, int]] = []
+        self.started: list[int] = []
         self.landed: list[int] = []
         self.dropped = 0
 
@@ -281,6 +284,7 @@ class _Applier:
         if attempt.state is not AttemptState.ASSIGNED:
             self.dropped += 1
             return
+        self.started.append(attempt.attempt_id)
         attempt.state = AttemptState.RUNNING
         attempt.started_us = _past(step.at_us, self._sheet.moment)
         self._sheet.touch(attempt)

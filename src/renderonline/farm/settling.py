@@ -6,7 +6,7 @@ from typing import Final
 
 from renderonline.farm.tasks import ChunkState, Outcome
 
-FINAL_FAILURES: Final = frozenset({"scene"})
+FINAL_FAILURES: Final = frozenset({"scene", "command"})
 """Failure classes that every other machine would see as well: no second try."""
 
 HANDED_BACK_S: Final = 1.0
@@ -14,6 +14,7 @@ HANDED_BACK_S: Final = 1.0
 
 _WORDS: Final[Mapping[str, str]] = {
     "scene": "The scene can't be rendered",
+    "command": "The engine's command can't be written",
     "crash": "The engine crashed",
     "out_of_memory": "The engine ran out of memory",
     "missing_output": "The engine ended without writing every file",

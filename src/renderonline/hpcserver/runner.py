@@ -52,8 +52,8 @@ class Runner:
         self._journal = journal
         self._logs_directory = settings.home / "logs"
         self._attempts: dict[int, Attempt] = {}
-        self._claimed: set[int] = set()
-        """Attempts between their assignment and their end here."""
+        self._named: frozenset[int] = frozenset()
+        """What the newest `hello` named."""
         self._logs: dict[int, AttemptLog] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.slots)
@@ -107,13 +107,16 @@ class Runner:
 
     def assign(self, assign: Assign) -> None:
         """Take an assignment, idempotent by attempt (R5.1); what can't be taken is handed back."""
-        if assign.attempt in self._claimed or self._journal.holds(assign.attempt):
+        number = assign.attempt
+        if number in self._attempts or self._journal.holds(number):
             return
         if self.full:
-            self.refuse(assign.attempt, assign.token, self.full)
+            self.refuse(number, assign.token, self.full)
             return
-        self._claimed.add(assign.attempt)
-        task = asyncio.create_task(self._take(assign), name=f"attempt {assign.attempt}")
+        self._logs[number] = output = AttemptLog(self._logs_directory / str(number))
+        self._attempts[number] = attempt = Attempt(assign, self._workshop, output, self._slots)
+        self._idle.clear()
+        task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -123,9 +126,9 @@ class Runner:
             found.cancel(reason or "RenderAPI canceled it.")
 
     def keep_only(self, attempts: frozenset[int]) -> None:
-        """End every attempt that RenderAPI does not name (R5.4)."""
+        """End every attempt that `hello` named and RenderAPI does not keep (R5.4)."""
         for number, attempt in self._attempts.items():
-            if number not in attempts:
+            if number in self._named and number not in attempts:
                 attempt.cancel("RenderAPI does not know it any more.")
 
     def refuse(self, attempt: int, token: str, reason: str) -> None:
@@ -168,6 +171,7 @@ class Runner:
 
     def held(self) -> tuple[HeldAttempt, ...]:
         """What `hello` names: attempts that run, or whose reports are not acknowledged."""
+        self._named = frozenset(held.attempt for held in self._journal.held())
         return tuple(
             HeldAttempt(held.attempt, held.token, running=held.attempt in self._attempts)
             for held in self._journal.held()
@@ -198,31 +202,17 @@ class Runner:
 
     # -- inside
 
-    async def _take(self, assign: Assign) -> None:
-        number = assign.attempt
-        output = AttemptLog(self._logs_directory / str(number))
-        attempt = Attempt(assign, self._workshop, output, self._slots)
-        attempt.prepare()  # while it is being stored
+    async def _live(self, attempt: Attempt) -> None:
+        assign = attempt.assign
         try:
-            await self._journal.store(Held(number, assign.token, assign.directory))
-            self._logs[number] = output
-            await self._live(attempt)
+            attempt.prepare()  # while it is being stored
+            await self._journal.store(Held(assign.attempt, assign.token, assign.directory))
+            await attempt.run()
         except NoSpace as error:
-            self.refuse(number, assign.token, str(error))
+            self.refuse(assign.attempt, assign.token, str(error))
             await attempt.give_up()
         finally:
-            self._claimed.discard(number)
-
-    async def _live(self, attempt: Attempt) -> None:
-        number = attempt.assign.attempt
-        self._attempts[number] = attempt
-        self._idle.clear()
-        if self._stopping:
-            attempt.hand_back(self._stopping)
-        try:
-            await attempt.run()
-        finally:
-            del self._attempts[number]
+            del self._attempts[assign.attempt]
             if not self._attempts:
                 self._idle_since = time.monotonic()
                 self._idle.set()

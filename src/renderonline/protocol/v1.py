@@ -13,6 +13,8 @@ from renderonline.protocol.loose import fold, read_object, text, whole
 BASE_PATH: Final = "/renderapi/v1"
 NEWEST_TASKS: Final = 15
 """How many tasks `/info` shows."""
+LARGEST_TASK_ID: Final = 2**63 - 1
+"""No database of ours can hold a larger one, although the wire can carry it."""
 
 # -- messages
 

@@ -9,7 +9,6 @@ from typing import Final
 import structlog
 
 from renderonline.database import Database
-from renderonline.database.ids import IdBlocks
 from renderonline.database.work_files import download_paths, folders_of
 from renderonline.storage.landing import attempts_on_disk, remove_attempt
 
@@ -51,9 +50,11 @@ class AttemptFiles:
         mine = [number for number, folder in self._folders.items() if folder.machine_id == machine_id]
         self.remove(number for number in mine if number not in held)
 
-    async def sweep(self, ids: IdBlocks) -> None:
-        """At start: remove what a stop left behind. Attempts that were lost keep theirs until their machine is back."""
-        newest = ids.next_attempt_id()
+    async def sweep(self, newest: int) -> None:
+        """At start: remove what a stop left behind. Attempts that were lost keep theirs until their machine is back.
+
+        `newest`: an attempt id that no attempt before this start reaches.
+        """
         paths = await self._database.read(download_paths)
         found: dict[int, str] = {}
         for path in paths:

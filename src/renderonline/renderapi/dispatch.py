@@ -55,6 +55,8 @@ TICK_S: Final = 1.0
 """How often silence is looked at."""
 REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4)."""
+OURS: Final = 2**31
+"""Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere (R7.1)."""
 _REBUILD_PAUSE_S: Final = 1.0
 
 
@@ -89,6 +91,7 @@ class Dispatcher:
         self._grace_s = grace_s
         self._awake = AwakeClock(clock.monotonic(), TICK_S)
         self._woken = asyncio.Event()
+        self._newest = 0
         self._ready = False
         self._in_doubt = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,6 +148,7 @@ class Dispatcher:
             heard=self.heard,
             wake=self.wake,
             gave_up=self.gave_up,
+            ours=self._is_ours,
         )
 
     # -- life
@@ -153,7 +157,8 @@ class Dispatcher:
         """Settle what a stop left half-way, rebuild memory, begin."""
         await self.reports.settle_landings()
         await self._load()
-        await self.files.sweep(self._ids)
+        self._newest = self._ids.next_attempt_id()
+        await self.files.sweep(self._newest)
         self._v1.follow()
         loops = {"plan": self._plan_for_ever, "watch": self._watch_for_ever, "refresh": self._refresh_for_ever}
         self._tasks = [asyncio.create_task(loop(), name=f"dispatcher-{name}") for name, loop in loops.items()]
@@ -284,16 +289,20 @@ class Dispatcher:
             self._woken.clear()
             if not self._ready:
                 continue
-            try:
-                due = await self._leasing.give()
-            except RenderOnlineError as error:
-                _log.warning("Nothing can be assigned now", error=error.message)
-                due = self._clock.monotonic() + _REBUILD_PAUSE_S
+            due = await self._give()
             if timer is not None:
                 timer.cancel()
             if due is not None:
                 delay = max(0.0, due - self._clock.monotonic())
                 timer = asyncio.get_running_loop().call_later(delay, self.wake)
+
+    async def _give(self) -> float | None:
+        try:
+            return await self._leasing.give()
+        except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+            _log.exception("Nothing could be assigned")
+            self.gave_up()
+            return None
 
     async def _watch_for_ever(self) -> None:
         while True:
@@ -319,6 +328,10 @@ class Dispatcher:
                 lost[attempt.attempt_id] = Ending(Outcome.LOST, reason="its machine was removed")
         await self.reports.end(lost)
 
+    def _is_ours(self, attempt_id: int) -> bool:
+        """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1)."""
+        return attempt_id in self.memory.attempts or abs(self._newest - attempt_id) < OURS
+
     def _deadline(self, machine: Machine) -> float:
         return self._grace_s if machine.heard is None else machine.heard + self._silence_s
 
@@ -329,14 +342,15 @@ class Dispatcher:
                 await self._guarded(self.refresh())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """A loop survives what goes wrong in it; a database that does not answer will answer again."""
+        """What goes wrong in one round must not end the dispatcher; memory may be in doubt afterwards."""
         try:
             await work
-        except NotAvailable as error:
-            _log.warning("The database does not answer", error=error.message)
-            self.gave_up()
         except RenderOnlineError as error:
-            _log.error("The dispatcher could not do something", error=error.message)
+            _log.warning("The dispatcher could not do something", error=error.message)
+            self.gave_up()
+        except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+            _log.exception("The dispatcher failed")
+            self.gave_up()
 
     # -- memory and the database
 
@@ -357,6 +371,7 @@ class Dispatcher:
     async def _rebuild(self) -> None:
         while True:
             await asyncio.sleep(_REBUILD_PAUSE_S)
+            await self._leasing.close()  # what is being committed is committed before we read
             with contextlib.suppress(NotAvailable):
                 await self._load()
                 break
@@ -366,13 +381,19 @@ class Dispatcher:
 
     async def _refresh_queue(self) -> None:
         """Tasks that came into the queue, or went, without passing through us."""
+        known = set(self.memory.tasks)
         queued = await self._database.read(load_queued_ids)
-        unknown = queued - self.memory.tasks.keys()
-        for task_id in self.memory.tasks.keys() - queued:
+        for task_id in known - queued:
             self.memory.forget_task(task_id)
+        unknown = queued - self.memory.tasks.keys()
         if not unknown:
             return
-        await self._database.write(partial(adopt_tasks, after=min(unknown) - 1, now=datetime.now()))  # noqa: DTZ005
         await self.reload(unknown)
+        bare = [task_id for task_id in unknown if task_id in self.memory.tasks and self._is_bare(task_id)]
+        if bare:  # inserted by hand, as the existing system would
+            now = datetime.fromtimestamp(self._clock.time())  # noqa: DTZ006 (v1's times are local)
+            await self._database.write(partial(adopt_tasks, after=min(bare) - 1, now=now))
+            await self.reload(bare)
 
-
+    def _is_bare(self, task_id: int) -> bool:
+        return self.memory.tasks[task_id].chunk_count == 0

@@ -64,9 +64,8 @@ async def on_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=400)
 
 
-async def on_surprise(request: Request, error: Exception) -> Response:
-    """A fault of ours: logged whole, told in one sentence."""
-    log.error("request failed unexpectedly", path=request.url.path, exc_info=error)
+async def on_surprise(_request: Request, _error: Exception) -> Response:
+    """A fault of ours: told in one sentence; the server logs it whole."""
     return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
 
 

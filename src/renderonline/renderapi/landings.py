@@ -23,7 +23,9 @@ from renderonline.database.work_landing import (
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.link import Result
 from renderonline.renderapi.clock import Clock, moment
-from renderonline.storage.landing import Placed, Placing, check_name, place, settle
+from renderonline.renderapi.orders import Order
+from renderonline.storage.digests import digest_file
+from renderonline.storage.landing import Placed, Placing, check_name, found_outputs, place, settle
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +51,23 @@ def offer_of(result: Result, wanted: Mapping[str, int | None]) -> Offer:
     return Offer(
         result.attempt, result.token, name, frame, result.size, result.digest, result.crc32, _facts(result.facts)
     )
+
+
+def written_offers(order: Order) -> tuple[Offer, ...]:
+    """What an attempt of a v1 machine wrote: the files that its engine names, or whatever lies in its directory, if
+    its command names that. Blocks; missing and unreadable files are left out."""
+    assign = order.assign
+    directory = Path(assign.directory)
+    names = tuple(order.wanted) or (found_outputs(directory) if order.uses_directory else ())
+    offers = []
+    for name in names:
+        try:
+            found = digest_file(directory / check_name(name))
+        except (OSError, InvalidRequest):
+            continue
+        frame = order.wanted.get(name)
+        offers.append(Offer(assign.attempt, assign.token, name, frame, found.size, found.digest, found.crc32, "{}"))
+    return tuple(offers)
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

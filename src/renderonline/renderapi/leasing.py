@@ -124,7 +124,7 @@ class Leasing:
             reason = wrong.get(new.task_id) or await self._send(new, lease)
             if reason:
                 self._free(new)
-                broken[new.attempt_id] = Ending(Outcome.FAILED, "scene", f"its command can't be written: {reason}")
+                broken[new.attempt_id] = Ending(Outcome.FAILED, "command", reason)
         await self._reports.end(broken)
 
     def _undo(self, refused: Sequence[NewAttempt]) -> None:

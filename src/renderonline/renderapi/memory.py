@@ -6,7 +6,7 @@ Memory decides, the database records. Everything here happens on the event loop 
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from renderonline.database.work_loading import LiveAttempt, QueuedChunk, QueuedTask
 from renderonline.farm.frames import FrameRange
@@ -181,13 +181,13 @@ class Memory:
                 self._make_ready(task, later.chunk)
         return None
 
-    def release_held(self, machine_id: int) -> None:
+    def release_held(self, machine_id: int, *, now: float, now_us: int) -> None:
         """A v1 machine answers and is idle: what it lost may start again, anywhere (R7.4)."""
         held = self._held.pop(machine_id, {})
         for later in held.values():
             task = self.tasks[later.task_id]
             task.held.discard(later.chunk.chunk_id)
-            self._make_ready(task, later.chunk)
+            self._admit(task, replace(later.chunk, held_by=None), now, now_us)
         if held:
             self._wake()
 

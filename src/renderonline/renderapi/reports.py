@@ -211,6 +211,9 @@ class Reports:
     # -- after the commit: memory and watchers follow
 
     def _follow(self, applied: Applied) -> None:
+        for attempt_id in applied.started:
+            if (attempt := self._memory.attempts.get(attempt_id)) is not None:
+                attempt.running = True
         for ended in (*applied.ended, *applied.superseded):
             self._end(ended)
         for ended in applied.superseded:

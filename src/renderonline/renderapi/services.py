@@ -2,32 +2,18 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.auth import Authenticator, Principal
+from renderonline.renderapi.control import Control
+from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.reading import Reading
 from renderonline.renderapi.submissions import Submissions
-
-
-class Control(Protocol):
-    """What people do to tasks; `user_id` None: they may do it to anybody's."""
-
-    async def cancel(self, task_id: int, *, user_id: int | None) -> None: ...
-
-    async def delete(self, task_id: int, *, user_id: int | None) -> None: ...
-
-    async def pause(self, task_id: int, *, user_id: int | None) -> None: ...
-
-    async def resume(self, task_id: int, *, user_id: int | None) -> None: ...
-
-    async def retry(self, task_id: int, *, user_id: int | None) -> None: ...
-
-    async def explain(self, task_id: int, *, user_id: int | None) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +25,11 @@ class Services:
     reading: Reading
     control: Control
     administration: Administration
+    enrolments: Enrolments
     events: Events
     metrics: Metrics
     machines_view: Callable[[], list[dict[str, Any]]]
+    figures: Callable[[], Mapping[str, float]]
     healthy: Callable[[], Awaitable[Mapping[str, Any]]]
     fingerprint: str
     """`sha256:…` of the certificate that this server shows, "" without TLS."""

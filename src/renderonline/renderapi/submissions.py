@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from renderonline.database import Database, engines, submissions
 from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask, Submitted
+from renderonline.database.uploaded import names_directory
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import ArgType
@@ -129,7 +130,7 @@ class Submissions:
         for root in {self._files, *(Path(row.download_path) for row in rows)}:
             await asyncio.to_thread(names.sweep_incoming, root)
             for directory in await asyncio.to_thread(names.marked, root):
-                if await self._database.read(partial(submissions.names_directory, directory=str(directory))):
+                if await self._database.read(partial(names_directory, directory=str(directory))):
                     names.keep(directory)
                 else:
                     await asyncio.to_thread(names.discard, directory)
@@ -216,12 +217,17 @@ class Submissions:
         upload.committing = True
         submitted = await self._database.write(partial(submissions.submit, new=new))
         upload.committing = False
-        if submitted.repeated:
+        if submitted.repeated and not await self._is_named(upload):
             await upload.discard()
             return submitted.task_id
         upload.keep()
-        self._told.submitted(new, submitted, gate.prepared.engine)
+        self._told.submitted(new, replace(submitted, repeated=False), gate.prepared.engine)
         return submitted.task_id
+
+    async def _is_named(self, upload: Upload) -> bool:
+        """Whether the "repeated" task is this very one: its commit was answered only at the second try (R3.2)."""
+        directory = str(upload.received.directory)
+        return await self._database.read(partial(names_directory, directory=directory))
 
     def _new_task(self, principal: Principal, prepared: Prepared, received: Received) -> NewTask:
         assert received.path is not None

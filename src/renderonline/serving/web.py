@@ -64,7 +64,10 @@ async def serve(
             url = _url(listener, host, secure=tls is not None)
             server = _Server(_config(app, tls, grace_s), lambda: on_ready(url))
             with _stopping(server, on_stop):
-                await server.serve(sockets=[listener])
+                try:
+                    await server.serve(sockets=[listener])
+                finally:
+                    server.abort()
     finally:
         listener.close()
 
@@ -91,6 +94,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    def abort(self) -> None:
+        """Close whatever is still open, also when serving was canceled."""
+        for server in getattr(self, "servers", ()):
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
 
 def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn.Config:

@@ -35,7 +35,8 @@ def digest_file(path: Path) -> FileDigest:
             raise InvalidRequest(f"{path.name} is not a regular file.")
         digest = hashlib.blake2b(digest_size=32)
         crc32 = size = 0
-        while piece := file.read(_PIECE):
+        # Not further than it was long: somebody may still be writing, as fast as we read.
+        while piece := file.read(min(_PIECE, before.st_size + 1 - size)):
             digest.update(piece)
             crc32 = zlib.crc32(piece, crc32)
             size += len(piece)

@@ -166,15 +166,25 @@ def examine(path: str) -> ImageCheck:
         return ImageCheck(ok=False, reason=_complaint(picture) or "the file is not a picture")
     if spec.image_bytes() > LARGEST_PICTURE_BYTES:
         return ImageCheck(ok=False, reason=f"a picture of {spec.width} x {spec.height} is too large to be checked")
-    for part in range(1, min(picture.nsubimages, MOST_PARTS)):
-        layer = oiio.ImageBuf(path, part, 0)
-        if not layer.read(part, 0, force=True) or layer.has_error:
-            return ImageCheck(ok=False, reason=_complaint(layer) or f"part {part} of the picture is not whole")
     if not picture.read(force=True) or picture.has_error:
         return ImageCheck(ok=False, reason=_complaint(picture) or "the picture is not whole")
     if picture.file_format_name == "jpeg" and not _ends_as_jpeg(path):
         return ImageCheck(ok=False, reason="the JPEG file ends too early")
-    return _judge(oiio, picture)
+    broken = _broken_part(oiio, path)
+    return ImageCheck(ok=False, reason=broken) if broken else _judge(oiio, picture)
+
+
+def _broken_part(oiio: Any, path: str) -> str:
+    """What is wrong with the parts of a multi-part picture (EXR, TIFF) behind the first; "" for nothing."""
+    file = oiio.ImageInput.open(path)
+    part = 1
+    while file is not None and part < MOST_PARTS and file.seek_subimage(part, 0):
+        if file.spec().image_bytes() > LARGEST_PICTURE_BYTES:
+            return f"part {part} of the picture is too large to be checked"
+        if file.read_image(part, 0, 0, -1, "unknown") is None:
+            return f"part {part} of the picture is not whole"
+        part += 1
+    return ""
 
 
 def _ends_as_jpeg(path: str) -> bool:

@@ -87,7 +87,7 @@ def test_what_a_program_leaves_in_its_group_is_killed(tmp_path: Path, monkeypatc
 def test_program_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     with Interrupts() as interrupts, Supervisor(interrupts) as supervisor:
         program = supervisor.start("RenderAPI", ["api", "--port", "nonsense"], tmp_path / "log")
-        with pytest.raises(RenderOnlineError, match="nonsense"):
+        with pytest.raises(RenderOnlineError, match="valid integer"):
             supervisor.wait_for(program, lambda: False)
 
 
@@ -101,10 +101,9 @@ def test_program_that_is_never_ready_is_told(tmp_path: Path) -> None:
 def test_interrupt_comes_once_and_not_while_it_is_held() -> None:
     with Interrupts() as interrupts:
         steps = []
-        with pytest.raises(Interrupted) as caught:  # noqa: PT012 - what is held is the point
-            with interrupts.held():
-                os.kill(os.getpid(), signal.SIGTERM)
-                steps.append("whole")
+        with pytest.raises(Interrupted) as caught, interrupts.held():  # noqa: PT012 - what is held is the point
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("whole")
         os.kill(os.getpid(), signal.SIGINT)
         steps.append("not again")
     assert steps == ["whole", "not again"]

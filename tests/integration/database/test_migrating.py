@@ -1,18 +1,16 @@
 """Migrations: an empty database, the existing system's database, twice, and after being killed half-way."""
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, inspect, select, text
+from tests.support import v1_schema
+from tests.support.killed_migration import migrate_until
 
 from renderonline.database import Database, accounts, migrating
 from renderonline.database.adopting import micros
@@ -23,7 +21,6 @@ from renderonline.database.migrating import migrate
 from renderonline.database.schema import attempts, chunks, farm, metadata, queue, tasks, users
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
-from tests.support import v1_schema
 
 ENDED = {"start": "2024-08-27 20:01:00", "end": "2024-08-27 20:09:00", "machine": 1}
 RUNNING = {"start": "2024-08-27 20:01:00", "running": 1, "machine": 2}
@@ -259,42 +256,7 @@ def test_raw_tokens_of_our_own_database_are_replaced_at_first_use(db: Database) 
 
 # -- killed half-way
 
-KILLER = """
-import os, signal, sys
-from sqlalchemy import Engine, event
-from renderonline.database import Database
-from renderonline.database.migrating import migrate
-
-left = int(sys.argv[2])
-
-@event.listens_for(Engine, "after_cursor_execute")
-def count(_connection, _cursor, statement, *_rest):
-    global left
-    if statement.split(None, 1)[0].upper() in {"CREATE", "ALTER", "INSERT", "UPDATE", "DELETE", "COMMIT", "DROP"}:
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-database = Database.open(sys.argv[1])
-migrate(database)
-database.close_now()
-"""
-
-
-def migrate_until(url: str, statements: int) -> bool:
-    """Migrate in a process that is killed after so many statements; gives whether it came so far."""
-    source = Path(migrating.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, url, str(statements)],
-        env={**os.environ, "PYTHONPATH": str(source)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode in {0, -9}, done.stderr
-    return done.returncode == -9
-
-
-POINTS = (1, 2, 4, 12, 26, 45, 70, 88)
+POINTS = (1, 2, 3, 5, 8, 13, 21, 34, 45, 55, 66, 78, 89)
 
 
 @pytest.mark.parametrize("adopts", [False, True], ids=["created", "adopted"])
@@ -305,7 +267,7 @@ def test_a_migration_that_was_killed_half_way_is_finished_by_the_next(
         with Database.open(database_url) as db:
             make_v1(db, database_kind)
     killed = [migrate_until(database_url, statements) for statements in POINTS]
-    assert sum(killed) >= 4, killed
+    assert sum(killed) >= 5, killed
     with Database.open(database_url) as db:
         migrate_when_free(db)
         assert migrating.is_current(db)

@@ -1,10 +1,12 @@
 """Existing nodes under our RenderAPI: every way in which one can misbehave ends every task right (R7)."""
 
+import json
 import time
 
 import pytest
 from tests.support.existing_farm import wait_until
 from tests.support.existing_rig import Rig
+from tests.support.golden import send
 
 pytestmark = pytest.mark.sqlite
 
@@ -160,16 +162,47 @@ def test_a_node_that_reports_another_task_completes_nothing(rig: Rig, other_task
     assert node.task_id == node.starts[-1].body["taskid"]
 
 
-def test_a_node_that_runs_somebody_elses_task_takes_nothing_and_nothing_fails(rig: Rig) -> None:
-    busy, free = rig.add_node(1), rig.add_node(2)
-    busy.faults.refuses_start = "There already is an active render!"
+def test_a_node_that_somebody_else_has_just_taken_takes_nothing_and_nothing_fails(rig: Rig) -> None:
+    taken = rig.add_node(1)
+    rig.farm.start()
+    wait_until(lambda: taken.requests, "first look at the node")
+    start_elsewhere(taken.port, 5, "--sleep 8")
+    task_id = rig.submit()  # RenderAPI's last look said that the node is idle
+    wait_until(lambda: taken.starts[1:], "refused start")
+    rig.release()
+    rig.assert_ended_well(task_id)
+    assert len(taken.starts) < 12  # it is not asked again and again
+    assert not taken.stops
+
+
+def test_a_node_that_somebody_else_has_does_not_hold_up_the_others(rig: Rig) -> None:
+    taken, free = rig.add_node(1), rig.add_node(2)
     rig.release()
     rig.farm.start()
-    task_ids = [rig.submit() for _ in range(2)]
-    for task_id in task_ids:
-        assert rig.farm.wait_for_end(task_id)["is_success"] == 1
-    assert len(rig.runs) == 2
-    assert len(free.starts) == 2
+    wait_until(lambda: taken.requests and free.requests, "first look at the nodes")
+    start_elsewhere(taken.port, 5, "--sleep 60")
+    for _ in range(3):
+        assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
+    assert len(rig.runs) == len(free.starts) == 3
+    assert taken.is_running
+
+
+def test_a_node_that_contradicts_itself_does_not_hold_up_the_others(rig: Rig) -> None:
+    confused, free = rig.add_node(1), rig.add_node(2)
+    confused.faults.refuses_start = "There already is an active render!"  # but status says that it is idle
+    rig.release()
+    rig.farm.start()
+    for _ in range(3):
+        assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
+    assert len(rig.runs) == len(free.starts) == 3
+    assert len(confused.requests) < 100
+
+
+def start_elsewhere(port: int, task_id: int, arguments: str) -> None:
+    """What another RenderAPI does."""
+    body = json.dumps({"EngineId": "stub", "TaskId": task_id, "Arguments": arguments}).encode()
+    answer = send(f"http://127.0.0.1:{port}", "POST", "/hpc/start", {"Content-Type": "application/json"}, body)
+    assert answer.status == 200, answer.body
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.5])

@@ -46,28 +46,29 @@ def test_fault_01_the_clients_own_rule_is_not_a_rule(rig: Rig) -> None:
     assert counts(rig.farm) == before
 
 
+NOTES = ["a --exit 9 b", " --exit 9", "it's - so, is it?", "tab\there", "two\nlines", "a  b ", "x ' y"]
+
+
 @sqlite
-@pytest.mark.parametrize(
-    "note", ["a --exit 9 b", " --exit 9", "it's - so, is it?", "tab\there", "two\nlines", "a  b ", "x ' y"]
-)
-def test_fault_02_a_value_with_spaces_stays_one_argument(rig: Rig, note: str) -> None:
+def test_fault_02_a_value_with_spaces_stays_one_argument(rig: Rig) -> None:
     rig.add_node(1)
     rig.release()
     rig.farm.start()
-    rig.assert_ended_well(rig.submit(note=note))
-    argv = rig.runs[0]["argv"]
-    assert isinstance(argv, list)
-    assert argv[argv.index("--note") + 1] == note
-    assert len(argv) == 9
+    for count, note in enumerate(NOTES, 1):
+        rig.assert_ended_well(rig.submit(note=note), started=count)
+        argv = rig.runs[-1]["argv"]
+        assert isinstance(argv, list)
+        assert argv[argv.index("--note") + 1] == note
+        assert len(argv) == 9
 
 
 @sqlite
-@pytest.mark.parametrize("note", ["--python-expr", "-P", "-"])
-def test_fault_02_a_value_never_becomes_a_flag(rig: Rig, note: str) -> None:
+def test_fault_02_a_value_never_becomes_a_flag(rig: Rig) -> None:
     rig.farm.start()
     before = counts(rig.farm), tree(rig.farm.downloads)
-    answer = rig.client.enqueue(1, {"code": "0", "note": note}, "a.scene", SCENE)
-    assert answer.status == 400
+    for note in ("--python-expr", "-P", "-", "-1 -P"):
+        answer = rig.client.enqueue(1, {"code": "0", "note": note}, "a.scene", SCENE)
+        assert answer.status == 400, note
     assert (counts(rig.farm), tree(rig.farm.downloads)) == before
 
 
@@ -123,7 +124,7 @@ def test_fault_04_client_file_name_never_leaves_the_task_directory(rig: Rig, tmp
             assert directory.name.isdecimal()
             assert saved.read_bytes() == SCENE
             assert saved.resolve().parent == directory.resolve()
-            assert not saved.name.startswith(("-", ".."))
+            assert not saved.name.startswith("-")
             assert not any(mark in saved.name for mark in '/\\:*?"<>|\0\n')
             for path in (saved, directory, directory.parent):
                 assert path.stat().st_mode & 0o002 == 0, f"{path} is world-writable"

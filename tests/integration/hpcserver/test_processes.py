@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.machines import kill, until
 
 from renderonline.hpcserver import process_table
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
-from tests.support.machines import kill, until
 
 HOME = "0123456789abcdef"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -78,9 +78,7 @@ async def test_engine_is_not_born_deaf_to_signals(shell: Shell) -> None:
 
 async def test_program_that_is_not_there_is_named(processes: Processes, tmp_path: Path) -> None:
     with pytest.raises(CantStart, match="/no/such/program"):
-        await processes.start(
-            "1", ["/no/such/program"], directory=tmp_path, environment={}, on_lines=lambda _: None
-        )
+        await processes.start("1", ["/no/such/program"], directory=tmp_path, environment={}, on_lines=lambda _: None)
     with pytest.raises(CantStart, match="null byte"):
         await processes.start("1", ["/bin/sh", "\0"], directory=tmp_path, environment={}, on_lines=lambda _: None)
 
@@ -171,9 +169,7 @@ async def test_output_of_a_reader_that_fails_does_not_stop_the_others(processes:
     def fail(_: object) -> None:
         raise ValueError("reader")
 
-    process = await processes.start(
-        "1", ["/bin/echo", "x"], directory=tmp_path, environment=ENVIRONMENT, on_lines=fail
-    )
+    process = await processes.start("1", ["/bin/echo", "x"], directory=tmp_path, environment=ENVIRONMENT, on_lines=fail)
     assert (await process.wait()).code == 0
 
 

@@ -69,7 +69,8 @@ USER = {
     "subscription_id": 1,
     "is_active": True,
 }
-ENGINE = {"engine_id": 1, "name": "blender", "extension": ".blend", "is_enabled": True}
+FORMAT = {"id": "format", "type": "word", "default": "PNG", "choices": ["PNG"], "help": "Frames are written so."}
+ENGINE = {"engine_id": 1, "name": "blender", "extension": ".blend", "is_enabled": True, "arguments": [FORMAT]}
 SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1}
 
 
@@ -167,6 +168,7 @@ COMMANDS = [
     ("subscription change 1 --share 2", "changed"),
     ("engine list", ".blend"),
     ("engine add engine.toml", "added"),
+    ("engine show blender", "Frames are"),
     ("engine argtype", "natural"),
     ("engine argtype width --type natural --regex 1.*", "width"),
     ("engine argtype width --delete", "removed"),
@@ -203,7 +205,6 @@ def test_exit_codes_say_what_went_wrong(
     assert run(["nonsense"]) == 2
     assert run(["submit", "missing.blend"]) == 1
     monkeypatch.setenv("RENDERONLINE_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr("renderonline.rnoclient.sdk.connection.time.sleep", lambda _: None)
     assert run(["tasks"]) == 5
     monkeypatch.delenv("RENDERONLINE_TOKEN")
     assert run(["tasks"]) == 3

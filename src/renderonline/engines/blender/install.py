@@ -218,7 +218,7 @@ def _run_uv(arguments: Sequence[str], directory: Path, told: _Download | None = 
 def _uv_failed(words: str) -> str:
     lines = [line.strip() for line in words.strip().splitlines() if line.strip()][-6:]
     advice = "Check the network (and the proxy or package index that uv uses), then try again."
-    if any("no wheels" in line or "unsatisfiable" in line for line in lines):
+    if ("no wheels" in words or "unsatisfiable" in words) and "network" not in words:
         advice = (
             f"PyPI has no Blender for this kind of computer ({platform.system()} {platform.machine()}) or its index "
             "is not the one in use. A system Blender works as well: install it and put `blender` on the PATH."

@@ -16,6 +16,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 USAGE: Final = (
@@ -278,7 +280,7 @@ def main(words: Sequence[str]) -> None:
         say(f"Blender {_import_bpy().app.version_string}")
         return
     check_options(words)
-    bpy = _import_bpy()
+    bpy = _import_bpy(_threads(words))
     session = Session(bpy)
     handlers = bpy.app.handlers
     # Persistent: loading a file clears the others.
@@ -288,13 +290,39 @@ def main(words: Sequence[str]) -> None:
     say("\nBlender quit")
 
 
-def _import_bpy() -> Any:
+def _import_bpy(threads: int = 0) -> Any:
+    """Blender's module, made for so many threads (0: all processors)."""
     # A person's own settings and add-ons have no place in a render.
     os.environ["BLENDER_USER_RESOURCES"] = os.path.join(os.sep, "nonexistent")
-    import bpy
-
+    with _few_processors(threads):
+        import bpy
     default_signals()  # in case the module changed them
     return bpy
+
+
+@contextmanager
+def _few_processors(threads: int) -> Iterator[None]:
+    """Show only so many processors to what is imported within.
+
+    The module's thread pool is as large as the processors it sees when it is loaded, whatever the scene says, and its
+    idle threads spin: without this `-t 1` keeps two processors busy. The real Blender limits the pool by `-t` itself.
+    """
+    if not hasattr(os, "sched_setaffinity") or not 0 < threads < len(os.sched_getaffinity(0)):
+        yield
+        return
+    everything = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(everything)[:threads])
+    try:
+        yield
+    finally:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), everything)
+
+
+def _threads(words: Sequence[str]) -> int:
+    """What the last `-t` says; 0 when none does or it makes no sense (refused later)."""
+    values = [value for word, value in pairwise(words) if word in ("-t", "--threads")]
+    return int(values[-1]) if values and re.fullmatch(r"\d{1,7}", values[-1], re.ASCII) else 0
 
 
 def default_signals() -> None:

@@ -123,7 +123,9 @@ def beads() -> None:
         colour = rainbow(turn)
         if number % 2:
             tint: Colour = (0.5 + 0.5 * colour[0], 0.5 + 0.5 * colour[1], 0.5 + 0.5 * colour[2])
-            material = principled(f"Glass {number}", tint, Transmission_Weight=1.0, Roughness=0.0, IOR=1.4)
+            material = principled(
+                f"Glass {number}", tint, Transmission_Weight=1.0, Roughness=0.0, IOR=1.4, Specular_IOR_Level=0.2
+            )
             light = material.node_tree.nodes["Principled BSDF"].inputs
             light["Emission Color"].default_value, light["Emission Strength"].default_value = (*colour, 1.0), 0.12
             material.cycles.emission_sampling = "NONE"
@@ -142,10 +144,10 @@ def beads() -> None:
 def stage() -> None:
     """A dark mirror of a disc with a glowing rim, afloat in the dusk."""
     mirror = principled("Mirror", (0.020, 0.024, 0.060), Roughness=0.1, Specular_IOR_Level=1.0)
-    bpy.ops.mesh.primitive_cylinder_add(vertices=128, radius=2.95, depth=0.12, location=(0, 0, -0.06))
+    bpy.ops.mesh.primitive_cylinder_add(vertices=128, radius=2.85, depth=0.12, location=(0, 0, -0.06))
     finished(mirror, smooth=False)
     bpy.ops.mesh.primitive_torus_add(
-        major_radius=2.95, minor_radius=0.03, major_segments=128, minor_segments=10, location=(0, 0, -0.02)
+        major_radius=2.85, minor_radius=0.03, major_segments=128, minor_segments=10, location=(0, 0, -0.02)
     )
     finished(glowing("Rim", (0.10, 0.42, 0.90), 1.1))
 
@@ -232,12 +234,12 @@ def camera() -> None:
     """From above, so that the floor fills the picture; swaying a little."""
     bpy.ops.object.camera_add()
     eye = bpy.context.object
-    eye.data.lens = 45
+    eye.data.lens = 44
     bpy.context.scene.camera = eye
     for frame in range(1, FRAMES + 2):
         turn = 2 * math.pi * (frame - 1) / FRAMES
         eye.location = (0.25 * math.sin(turn), -8.3, 3.3 + 0.06 * math.cos(turn))
-        look_at(eye, (0.0, 0.0, 0.78))
+        look_at(eye, (0.0, 0.0, 0.72))
         eye.keyframe_insert("location", frame=frame)
         eye.keyframe_insert("rotation_euler", frame=frame)
 
@@ -258,14 +260,16 @@ def settings() -> None:
     cycles.use_adaptive_sampling = False
     cycles.use_light_tree = False  # for two lights it only costs
     cycles.seed = 7
-    cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces, cycles.transmission_bounces = 5, 1, 2, 5
+    cycles.filter_width = 2.0  # soft edges in spite of few samples
+    cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces, cycles.transmission_bounces = 4, 1, 2, 4
     cycles.caustics_reflective = cycles.caustics_refractive = False
-    cycles.sample_clamp_direct, cycles.sample_clamp_indirect = 2.5, 1.5
+    cycles.sample_clamp_direct, cycles.sample_clamp_indirect = 2.5, 1.0
     cycles.use_denoising = True
     cycles.denoiser = "OPENIMAGEDENOISE"
     cycles.denoising_quality, cycles.denoising_prefilter = "FAST", "FAST"
     scene.view_settings.view_transform = "AgX"
     scene.view_settings.look = "AgX - Punchy"
+    scene.view_settings.exposure = 0.25
 
 
 def main(path: str) -> None:

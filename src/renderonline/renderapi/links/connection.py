@@ -274,7 +274,7 @@ async def receive(socket: WebSocket) -> str | None:
 async def _quietly(socket: WebSocket, code: int, reason: str) -> None:
     try:
         await socket.close(code, reason[:100])
-    except (RuntimeError, OSError):
+    except (WebSocketDisconnect, RuntimeError, OSError):
         return
 
 

@@ -233,7 +233,7 @@ class LinkedMachines:
             try:
                 order = await self._reports.order_of(attempt.attempt_id)
             except InvalidRequest as error:
-                broken[attempt.attempt_id] = Ending(Outcome.FAILED, "scene", error.message)
+                broken[attempt.attempt_id] = Ending(Outcome.FAILED, "command", error.message)
                 continue
             if order is not None and attempt.attempt_id in self._memory.attempts:
                 connection.assign(order)

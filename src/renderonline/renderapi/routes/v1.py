@@ -9,7 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
+from renderonline.farm.errors import (
+    InvalidRequest,
+    LimitReached,
+    NotAuthenticated,
+    NotFound,
+    RenderOnlineError,
+    TooLarge,
+)
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
 from renderonline.renderapi.auth import Principal
@@ -107,6 +114,8 @@ async def _on_task(
     task_id: int | None = None
     try:
         task_id = await _task_id(request)
+        if task_id > v1.LARGEST_TASK_ID:
+            raise NotFound(v1.task_not_found(task_id))
         return await do(principal, task_id)
     except RenderOnlineError as error:
         if error.status >= 500:

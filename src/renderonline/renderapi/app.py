@@ -1,0 +1,234 @@
+"""RenderAPI as one ASGI application: everything is made, joined and ended here."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from typing import Any, Final, cast
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import WebSocketRoute
+
+from renderonline import __version__
+from renderonline.database import Database, accounts, migrating, submissions
+from renderonline.database.ids import IdBlocks
+from renderonline.database.lease import Lease
+from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
+from renderonline.protocol.link import LINK_PATH
+from renderonline.renderapi import errors
+from renderonline.renderapi.administration import Administration
+from renderonline.renderapi.auth import Authenticator
+from renderonline.renderapi.bootstrap import bootstrap
+from renderonline.renderapi.control import Control
+from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.renderapi.enrolments import Enrolments
+from renderonline.renderapi.events import Events
+from renderonline.renderapi.metrics import MeasuredRequests, Metrics
+from renderonline.renderapi.reading import Reading
+from renderonline.renderapi.routes import ops, v1, v2_accounts, v2_engines, v2_files, v2_machines, v2_tasks
+from renderonline.renderapi.routes.guard import V2, Guard
+from renderonline.renderapi.services import Services
+from renderonline.renderapi.settings import Settings
+from renderonline.renderapi.submissions import Submissions
+from renderonline.serving.web import TlsFiles
+
+log = structlog.get_logger(__name__)
+
+LOOK_S: Final = 2.0
+"""How often the lease is verified and blocks of ids are filled up."""
+FORGET_S: Final = 3600.0
+"""How often old idempotency keys are removed."""
+
+_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "X-Log-Size")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
+    there is raised as one of `farm.errors`."""
+
+    def services() -> Services:
+        return cast("Services", app.state.services)
+
+    metrics = Metrics(lambda: services().machines_view(), lambda: services().figures())
+    app = FastAPI(
+        title="RenderOnline",
+        version=__version__,
+        description="The API of a render farm. Every call carries the headers email and token.",
+        openapi_url=f"{V2}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lambda app: _lifespan(app, settings, metrics),
+        exception_handlers={**errors.HANDLERS, RequestValidationError: errors.on_invalid},
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=_EXPOSED,
+                max_age=600,
+            ),
+            Middleware(MeasuredRequests, answered=metrics.answered),
+            Middleware(Guard),
+        ],
+    )
+    app.router.routes += [*v1.routes(), *v2_files.routes(), *ops.routes()]
+    for part in (v2_tasks, v2_accounts, v2_engines, v2_machines):
+        app.include_router(part.router, prefix=V2)
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's description, and ours of the plain handlers."""
+    if app.openapi_schema is None:
+        schema = generate()
+        for path, operations in v2_files.DOCUMENTED.items():
+            schema["paths"].setdefault(path, {}).update(operations)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+    """Open everything in order, and close it in the opposite one whatever happens."""
+    async with contextlib.AsyncExitStack() as stack:
+        database, lease = await _open_database(settings, stack)
+        ids = await asyncio.to_thread(IdBlocks, database)
+        looking = asyncio.create_task(_look_after(database, lease, ids), name="look-after")
+        stack.callback(looking.cancel)
+        events = Events(secrets.token_hex(4))
+        stack.callback(events.close)
+        dispatcher = Dispatcher(database, ids, events, settings=settings)
+        app.state.services = made = _services(settings, database, ids, events, dispatcher, metrics)
+        await made.submissions.sweep()
+        stack.push_async_callback(dispatcher.stop)
+        await dispatcher.start()
+        app.router.routes.append(WebSocketRoute(LINK_PATH, dispatcher.link))
+        yield
+
+
+def _services(
+    settings: Settings, database: Database, ids: IdBlocks, events: Events, dispatcher: Dispatcher, metrics: Metrics
+) -> Services:
+    authenticator = Authenticator(database)
+    administration = Administration(
+        database,
+        files=settings.files,
+        forget_accounts=authenticator.forget,
+        refresh=dispatcher.refresh,
+        now_us=lambda: time.time_ns() // 1000,
+    )
+    return Services(
+        authenticator=authenticator,
+        submissions=Submissions(
+            database,
+            ids,
+            dispatcher,
+            files=settings.files,
+            max_upload_bytes=settings.max_upload_bytes,
+            reserve_bytes=settings.reserve_mib * 1024 * 1024,
+        ),
+        reading=Reading(database, _InFlight(dispatcher), dispatcher.logs),
+        control=Control(database, dispatcher),
+        administration=administration,
+        enrolments=Enrolments(administration),
+        events=events,
+        metrics=metrics,
+        machines_view=dispatcher.machines_view,
+        figures=dispatcher.figures,
+        healthy=lambda: _healthy(database),
+        fingerprint=_fingerprint(settings.certificate),
+    )
+
+
+class _InFlight:
+    """What runs now, as `Reading` wants to know it."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def progress_of(self, attempt_id: int) -> float | None:
+        progress = self._dispatcher.progress_of(attempt_id)
+        return None if progress is None else progress.fraction
+
+    def rendering(self, task_id: int) -> list[float]:
+        """Of each live attempt the frame that is being rendered: whole frames are counted when they have landed."""
+        attempts = self._dispatcher.attempts_of(task_id)
+        return [
+            one.progress.fraction * len(one.frames) % 1.0 if one.frames is not None else one.progress.fraction
+            for one in attempts
+            if one.progress is not None
+        ]
+
+
+async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[Database, Lease]:
+    """The database, ours alone, with the schema that we need and somebody who may administer it."""
+    settings.data_directory.mkdir(parents=True, exist_ok=True)
+    database = await asyncio.to_thread(Database.open, settings.database)
+    stack.push_async_callback(database.close)
+    lease = await asyncio.to_thread(Lease.acquire, database, "RenderAPI")
+    stack.callback(lease.release)
+    await asyncio.to_thread(_prepare, database, lease, settings)
+    return database, lease
+
+
+def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
+    if database.dialect == "sqlite":
+        migrating.migrate(database, lease=lease)
+    elif not migrating.is_current(database):
+        raise Conflict(
+            f"The database {database.place.label} does not have the schema of this version. "
+            "Make a backup, then run: renderonline db migrate"
+        )
+    bootstrap(database, files=settings.files, data_directory=settings.data_directory, now_us=time.time_ns() // 1000)
+
+
+async def _look_after(database: Database, lease: Lease, ids: IdBlocks) -> None:
+    """Verify the lease for as long as we run; without it this program must end before it writes anything more."""
+    forgotten = 0.0
+    while True:
+        await asyncio.sleep(LOOK_S)
+        try:
+            await asyncio.to_thread(lease.verify)
+            await ids.refill()
+            if time.monotonic() - forgotten > FORGET_S:
+                forgotten = time.monotonic()
+                await database.write(partial(submissions.forget_old, now_us=time.time_ns() // 1000))
+        except Conflict as error:
+            log.critical("this RenderAPI ends", reason=error.message)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        except NotAvailable as error:
+            log.warning("database does not answer", reason=error.message)
+
+
+async def _healthy(database: Database) -> Mapping[str, Any]:
+    try:
+        async with asyncio.timeout(3.0):
+            await database.read(accounts.has_admin)
+    except (RenderOnlineError, TimeoutError):
+        return {"status": "database does not answer", "version": __version__}
+    return {"status": "ok", "version": __version__}
+
+
+def _fingerprint(files: TlsFiles | None) -> str:
+    """What a machine may pin: the SHA-256 of the certificate that this server shows."""
+    if files is None:
+        return ""
+    try:
+        pem = files.fullchain_pem_path.read_text(encoding="ascii")
+        first = pem[pem.index(ssl.PEM_HEADER) : pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
+        return f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()}"
+    except (OSError, ValueError) as error:
+        raise RenderOnlineError(f"The certificate {files.fullchain_pem_path} can't be read: {error}.") from error

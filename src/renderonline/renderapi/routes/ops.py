@@ -1,0 +1,84 @@
+"""For those who run the farm: `/healthz`, `/metrics`, and the page that documents the API."""
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from renderonline.farm.accounts import Permission
+from renderonline.renderapi.metrics import CONTENT_TYPE
+from renderonline.renderapi.routes.guard import V2
+from renderonline.renderapi.services import principal_of, services_of
+from renderonline.serving.web import is_loopback
+
+
+def routes() -> list[BaseRoute]:
+    """All of them."""
+    return [
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/docs", to_docs, methods=["GET"]),
+        Route(f"{V2}/docs", docs, methods=["GET"]),
+    ]
+
+
+async def healthz(request: Request) -> Response:
+    """200 when the database answers and the dispatcher runs; tells nothing about the farm."""
+    health = await services_of(request).healthy()
+    return Response(orjson.dumps(health), 200 if health["status"] == "ok" else 503, media_type="application/json")
+
+
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
+    if request.client is None or not is_loopback(request.client.host):
+        (await principal_of(request)).require(Permission.MACHINES)
+    return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def to_docs(_request: Request) -> Response:
+    """The short address."""
+    return RedirectResponse(f"{V2}/docs")
+
+
+async def docs(request: Request) -> Response:
+    """The OpenAPI description as one page that needs no script and no other server."""
+    page = "".join(_page(request.app.openapi()))
+    return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+details{border:1px solid #8884;border-radius:6px;margin:.4rem 0;padding:.3rem .8rem}summary{cursor:pointer}
+code,pre{font:14px ui-monospace,monospace}b{display:inline-block;min-width:4.5rem}pre{overflow:auto}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181d}a{color:#8bf}}
+"""
+
+
+def _page(schema: Mapping[str, Any]) -> Iterator[str]:
+    title = html.escape(schema["info"]["title"])
+    yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    yield f"<h1>{title}</h1><p>{html.escape(schema['info'].get('description', ''))}</p>"
+    yield f'<p>Machine-readable: <a href="{V2}/openapi.json">openapi.json</a></p>'
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield from _operation(method, path, operation)
+    yield "<h2>Shapes</h2>"
+    for name, shape in sorted(schema["components"]["schemas"].items()):
+        yield f"<details><summary><code>{html.escape(name)}</code></summary>{_json(shape)}</details>"
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<details><summary><b>{method.upper()}</b><code>{html.escape(path)}</code> "
+    yield f"{html.escape(operation.get('summary', ''))}</summary><p>{html.escape(operation.get('description', ''))}</p>"
+    for heading, key in (("Parameters", "parameters"), ("Body", "requestBody"), ("Answers", "responses")):
+        if operation.get(key):
+            yield f"<h4>{heading}</h4>{_json(operation[key])}"
+    yield "</details>"
+
+
+def _json(content: Any) -> str:
+    return f"<pre>{html.escape(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())}</pre>"

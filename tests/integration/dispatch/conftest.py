@@ -1,0 +1,16 @@
+"""A rig on each kind of database."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.support.dispatching import Rig, opened_rig
+
+from renderonline.database import Database
+
+
+@pytest.fixture
+async def rig(database: Database, tmp_path: Path) -> AsyncIterator[Rig]:
+    """A dispatcher with a real database, served over real links."""
+    async with opened_rig(database, tmp_path) as opened:
+        yield opened

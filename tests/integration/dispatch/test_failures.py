@@ -1,0 +1,161 @@
+"""What follows from failures: tried again elsewhere, at most three times, then a plain reason (R1.4, R9)."""
+
+from tests.support.dispatching import Rig, joined, until
+
+
+async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    for tries in range(1, 4):
+        assigns = await machine.given(tries)
+        await machine.start(assigns[-1].attempt)
+        await machine.exit(assigns[-1].attempt, "failed", failure="crash", reason="signal 11", exit_code=139)
+    row = await rig.ended(task_id)
+    assert (row.is_success, row.chunks_failed, row.chunks_waiting) == (0, 1, 0)
+    assert row.reason == "The engine crashed: signal 11 (tried 3 times)"
+    assert not await rig.in_queue(task_id)
+    attempts = await rig.attempts(task_id)
+    assert [one.outcome for one in attempts] == ["failed"] * 3
+    assert attempts[0].exit_code == 139
+    assert (await rig.chunks(task_id))[0].tries == 3
+    await rig.assert_sound()
+
+
+async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.exit(assign.attempt, "failed", failure="scene", reason="no camera")
+    row = await rig.ended(task_id)
+    assert row.reason == "The scene can't be rendered: no camera"
+    assert len(await rig.attempts(task_id)) == 1
+
+
+async def test_success_without_the_expected_files_is_a_failure(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1-2", chunk_size=2)
+    for tries in range(1, 4):
+        assign = (await machine.given(tries))[-1]
+        await machine.start(assign.attempt)
+        if tries == 1:
+            await machine.write(assign.attempt, "frame_0001.png")
+        await machine.exit(assign.attempt)
+    row = await rig.ended(task_id)
+    assert row.is_success == 0
+    assert row.frames_done == 1
+    assert "frame_0002.png" in row.reason
+    assert (await rig.attempts(task_id))[0].failure == "missing_output"
+    await rig.assert_sound()
+
+
+async def test_second_try_renders_only_what_is_missing(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1-4", chunk_size=4)
+    first = (await machine.given(1))[-1]
+    await machine.start(first.attempt)
+    await machine.write(first.attempt, "frame_0001.png")
+    await machine.write(first.attempt, "frame_0002.png")
+    await machine.exit(first.attempt, "failed", failure="crash")
+    second = (await machine.given(2))[-1]
+    assert second.frames == (3, 4)
+    assert second.argv[-4:] == ("-s", "3", "-e", "4")
+    await machine.render(second.attempt)
+    row = await rig.ended(task_id)
+    assert (row.is_success, row.frames_done) == (1, 4)
+
+
+async def test_crash_after_the_last_file_leaves_nothing_to_do(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.write(assign.attempt, "frame_0001.png")
+    await machine.exit(assign.attempt, "failed", failure="crash")
+    assert (await rig.ended(task_id)).is_success == 1
+    assert (await rig.attempts(task_id))[0].outcome == "failed"
+
+
+async def test_chunk_that_failed_goes_to_another_machine(rig: Rig) -> None:
+    bad = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await bad.given()
+    good = await joined(rig)
+    await bad.start(assign.attempt)
+    await bad.exit(assign.attempt, "failed", failure="crash")
+    assert (await rig.ended(task_id)).is_success == 1
+    assert len(bad.assigned) == 1
+    assert len(good.assigned) == 1
+
+
+async def test_machine_that_hands_back_is_no_failure(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.exit(assign.attempt, "canceled", reason="the program stops")
+    await machine.given(2)
+    assert (await rig.chunks(task_id))[0].tries == 0
+
+
+async def test_command_that_cannot_be_written_fails_the_task_and_frees_the_slot(rig: Rig) -> None:
+    machine = await joined(rig)
+    broken = await rig.submit("1", template='["$RENDERONLINE:nothing"]')
+    row = await rig.ended(broken)
+    assert row.is_success == 0
+    assert row.reason.startswith("The engine's command can't be written")
+    fine = await rig.submit("1")
+    assert (await rig.ended(fine)).is_success == 1
+    assert len(machine.assigned) == 1
+
+
+async def test_result_with_the_scenes_name_never_replaces_it(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    await rig.database.write(lambda c: c.exec_driver_sql("update engines set definition = null"))
+    task_id = await rig.submit(values='{"start_frame": "1", "end_frame": "1"}')
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.write(assign.attempt, "a.scene", b"not the scene")
+    await machine.exit(assign.attempt)
+    await rig.ended(task_id)
+    assert (await rig.scene_of(task_id)).read_text() == "scene"
+    assert await rig.landed(task_id) == []
+
+
+async def test_result_whose_size_is_wrong_is_not_landed(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.write(assign.attempt, "frame_0001.png", size=3)
+    await machine.exit(assign.attempt)
+    await machine.given(2)
+    assert await rig.landed(task_id) == []
+    await rig.assert_sound()
+
+
+async def test_paused_task_starts_nothing_new_and_goes_on_when_resumed(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1-3")
+    first = (await machine.given())[0]
+    await rig.control.pause(task_id, user_id=rig.user_id)
+    await machine.render(first.attempt)
+    await machine.all_acked()
+    row = await until(lambda: rig.task(task_id), "row")
+    assert (row.paused, row.chunks_succeeded, row.chunks_waiting) == (1, 1, 2)
+    assert len(machine.assigned) == 1
+    machine.works = True
+    await rig.control.resume(task_id, user_id=rig.user_id)
+    assert (await rig.ended(task_id)).is_success == 1
+
+
+async def test_task_waits_for_the_task_it_names(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    first = await rig.submit("1")
+    second = await rig.submit("1", waits_for=(first,))
+    (assign,) = await machine.given()
+    assert assign.task == first
+    reasons = await rig.control.explain(second, user_id=rig.user_id)
+    assert f"It waits for task {first} to succeed." in reasons
+    machine.works = True
+    await machine.render(assign.attempt)
+    assert (await rig.ended(second)).is_success == 1

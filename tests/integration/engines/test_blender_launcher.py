@@ -1,0 +1,238 @@
+"""The launcher with a real Blender: it renders what it is told, and lies about nothing."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from OpenImageIO import ImageBuf
+from tests.support.blender import blender_prefix, run_blender, run_python, write_sample, write_small_scene
+
+from renderonline.engines.commands import build, complete, template_words
+from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.reading import OutputReader
+from renderonline.farm.frames import FrameRange
+from renderonline.storage.images import ImageChecker
+
+pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
+
+DEFINITION = parse_definition(shipped()["blender"])
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the scenes of this module."""
+    directory = tmp_path_factory.mktemp("scenes")
+    write_small_scene(directory / "small.blend")
+    return directory
+
+
+def test_the_shipped_definition_renders_a_chunk(scenes: Path, tmp_path: Path) -> None:
+    command = build(
+        DEFINITION,
+        template_words(DEFINITION),
+        complete(DEFINITION, {"end_frame": "10", "threads": "1"}),
+        chunk=FrameRange(3, 7, 2),
+        task_frames=tuple(range(1, 11)),
+        scene=str(scenes / "small.blend"),
+        output_directory=str(tmp_path),
+    )
+    done = run_blender(*command.argv)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [output.name for output in command.expected]
+    reader = OutputReader(DEFINITION.reading, command.frames)
+    readings = [reader.line(line) for line in done.stdout.splitlines()]
+    fractions = [reading.fraction for reading in readings if reading.fraction is not None]
+    assert fractions[-1] == 1.0
+    saved = {reading.saved for reading in readings if reading.saved}
+    assert saved == {str(tmp_path / output.name) for output in command.expected}
+    assert not any(reading.failure or reading.warning for reading in readings)
+    with ImageChecker() as checker:
+        for output in command.expected:
+            check = checker.check(tmp_path / output.name)
+            assert check.ok, check.reason
+            assert (check.facts["width"], check.facts["height"]) == (64, 36)
+            assert check.facts["frame"] == output.frame
+            assert check.facts["render_time_s"] > 0
+            assert not check.facts["constant"]
+
+
+def test_the_render_time_is_stamped_even_where_the_scene_switched_it_off(tmp_path: Path) -> None:
+    changes = "r = scene.render; r.use_stamp = {}; r.use_stamp_render_time = False"
+    write_small_scene(tmp_path / "off.blend", changes.format(False))
+    write_small_scene(tmp_path / "burnt.blend", changes.format(True))
+    with ImageChecker() as checker:
+        for name, stamped in (("off", True), ("burnt", False)):  # painted into the picture is the scene's own affair
+            done = run_blender(
+                "-b", str(tmp_path / f"{name}.blend"), "-o", str(tmp_path / f"{name}_#"), "-x", "1", "-f", "1"
+            )
+            assert done.returncode == 0, done.stderr
+            assert ("render_time_s" in checker.check(tmp_path / f"{name}_1.png").facts) is stamped
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["-F", "OPEN_EXR_MULTILAYER", "-f", "2,4..5"], ["f_02.exr", "f_04.exr", "f_05.exr"]),
+        (["-F", "TGA", "-s", "9", "-e", "10", "-a"], ["f_09.tga", "f_10.tga"]),
+        (["-F", "JPEG", "-x", "0", "-f", "+1"], ["f_02"]),
+        (["-t", "0", "-F", "PNG", "-x", "1", "-f", "-1"], ["f_10.png"]),
+        (
+            ["-S", "Scene", "-E", "CYCLES", "-s", "1", "-e", "10", "-j", "9", "--python-exit-code", "9", "-a"],
+            ["f_01.png", "f_10.png"],
+        ),
+    ],
+)
+def test_blenders_own_options_are_taken_in_order(
+    scenes: Path, tmp_path: Path, words: list[str], names: list[str]
+) -> None:
+    done = run_blender("blender", "-b", str(scenes / "small.blend"), "-o", str(tmp_path / "f_##"), *words)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["-b", "SCENE", "-P", "x.py", "-a"], 2, "option -P is not allowed here"),
+        (["-b", "SCENE", "--python-expr", "print(1)"], 2, "option --python-expr is not allowed"),
+        (["-b", "SCENE", "-y", "-a"], 2, "option -y is not allowed"),
+        (["-b", "SCENE", "--enable-autoexec", "-a"], 2, "not allowed"),
+        (["-b", "SCENE", "--", "x"], 2, "option -- is not allowed"),
+        (["-b", "SCENE", "--addons", "x"], 2, "not allowed"),
+        (["-b", "SCENE", "-o"], 2, "option -o needs a value"),
+        (["-b", "SCENE", "-t", "many", "-a"], 2, "-t many must be a number from 0 to 1024"),
+        (["-b", "SCENE", "-j", "0", "-a"], 2, "-j 0 must be"),
+        (["-b", "SCENE", "-s", "1e9", "-a"], 2, "-s 1e9 is not a frame number"),
+        (["-b", "SCENE", "-f", "1..999999"], 2, "too many frames"),
+        (["-b", "SCENE", "-f", "3..1"], 1, "no frame to render"),
+        (["-b", "SCENE", "-F", "NOPE", "-a"], 2, "format not found 'NOPE'"),
+        (["-b", "SCENE", "-F", "FFMPEG", "-a"], 2, "is a film"),
+        (["-b", "SCENE", "-E", "NOPE", "-a"], 1, "engine not found 'NOPE'"),
+        (["-b", "SCENE", "-S", "NOPE", "-a"], 1, "Can't find scene: 'NOPE'"),
+        (["-b", "SCENE", "-o", "/proc/x/f_#", "-a"], 1, "cannot save"),
+        (["-b", "missing.blend", "-a"], 1, "Cannot read file 'missing.blend'"),
+        (["-a"], 1, "Cannot render without a blend file"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_with_an_exit_code(
+    scenes: Path, words: list[str], code: int, said: str
+) -> None:
+    scene = str(scenes / "small.blend")
+    done = run_blender(*(scene if word == "SCENE" else word for word in words), cwd=scenes)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert not list(scenes.glob("own_*"))
+
+
+@pytest.mark.parametrize("kind", ["empty", "garbage", "truncated", "no camera", "film"])
+def test_broken_scenes_end_with_1_and_a_line_that_the_definition_knows(scenes: Path, tmp_path: Path, kind: str) -> None:
+    scene = tmp_path / "scene.blend"
+    whole = (scenes / "small.blend").read_bytes()
+    if kind == "no camera":
+        write_small_scene(scene, "scene.camera = None")
+    elif kind == "film":
+        write_small_scene(scene, "i = scene.render.image_settings; i.media_type = 'VIDEO'; i.file_format = 'FFMPEG'")
+    else:
+        scene.write_bytes({"empty": b"", "garbage": b"hello" * 100, "truncated": whole[: len(whole) // 2]}[kind])
+    done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-a")
+    assert done.returncode == (2 if kind == "film" else 1)
+    reader = OutputReader(DEFINITION.reading, (1,))
+    failures = [reading.failure for line in done.stderr.splitlines() if (reading := reader.line(line)).failure]
+    if kind != "film":
+        assert failures, done.stderr
+        assert failures[0] is not None
+        assert failures[0][0] == "scene"
+
+
+HOSTILE = """
+import bpy, os, sys
+marker = sys.argv[1]
+text = bpy.data.texts.new("startup.py")
+text.write(f"open({marker!r} + '.text', 'w').close()")
+text.use_module = True
+driver = bpy.data.objects["Suzanne"].driver_add("location", 0).driver
+driver.expression = f"open({marker!r} + '.driver', 'w').close() or 0"
+"""
+
+
+def test_scripts_in_a_scene_never_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    scene = write_small_scene(tmp_path / "hostile.blend", HOSTILE.replace("sys.argv[1]", repr(str(marker))))
+    # The scene is as bad as it claims: whoever opens it with its scripts on, runs them.
+    run_python("import bpy, sys; bpy.ops.wm.open_mainfile(filepath=sys.argv[1], use_scripts=True)", str(scene))
+    assert {path.suffix for path in tmp_path.glob("ran*")} == {".text", ".driver"}
+    for path in tmp_path.glob("ran*"):
+        path.unlink()
+    done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-x", "1", "-f", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f_1.png").exists()
+    assert not list(tmp_path.glob("ran*"))
+
+
+def test_a_missing_library_is_said_in_a_line_that_the_definition_knows(tmp_path: Path) -> None:
+    write_small_scene(tmp_path / "library.blend")
+    linked = "import bpy; h = bpy.data.libraries.load(sys.argv[1].replace('main', 'library'), link=True)"
+    linked += "\nwith h as (a, b): b.objects = ['Suzanne']\nscene.collection.objects.link(b.objects[0])"
+    write_small_scene(tmp_path / "main.blend", linked)
+    (tmp_path / "library.blend").unlink()
+    done = run_blender("-b", str(tmp_path / "main.blend"), "-o", str(tmp_path / "f_#"), "-x", "1", "-f", "1")
+    reader = OutputReader(DEFINITION.reading, (1,))
+    lines = (done.stdout + done.stderr).splitlines()
+    assert any(reader.line(line).warning for line in lines), lines
+
+
+def test_sigterm_ends_a_render_at_once(scenes: Path, tmp_path: Path) -> None:
+    write_small_scene(tmp_path / "long.blend", "scene.cycles.samples = 1000000; scene.render.resolution_x = 1920")
+    argv = [*blender_prefix(), "-b", str(tmp_path / "long.blend"), "-o", str(tmp_path / "f_#"), "-t", "1", "-a"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Sample 0/" in line:
+                break
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == -signal.SIGTERM
+        assert time.monotonic() - began < 2
+    assert not list(tmp_path.glob("f_*"))
+
+
+def test_one_thread_keeps_one_processor_busy(tmp_path: Path) -> None:
+    write_small_scene(tmp_path / "long.blend", "scene.cycles.samples = 800; scene.render.resolution_x = 640")
+    code = """
+import json, os, subprocess, sys
+began = os.times()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+ended = os.times()
+used = ended.children_user + ended.children_system - began.children_user - began.children_system
+print(json.dumps([used, ended.elapsed - began.elapsed]))
+"""
+    words = [*blender_prefix(), "-b", str(tmp_path / "long.blend"), "-o", str(tmp_path / "f_#"), "-t", "1", "-f", "1"]
+    used, passed = json.loads(run_python(code, *words).stdout)
+    assert used < 1.25 * passed + 0.5
+
+
+def test_version_and_help_need_no_scene() -> None:
+    assert run_blender("--version").stdout.startswith("Blender ")
+    assert run_blender("--help").stdout.startswith("Usage: blender -b FILE")
+    assert run_blender().returncode == 0
+
+
+@pytest.mark.timeout(300)
+def test_the_sample_is_24_frames_and_renders_the_same_twice(tmp_path: Path) -> None:
+    scene = write_sample(tmp_path / "sample.blend")
+    for name, frames in (("a", "1,13"), ("b", "1")):
+        words = ["-b", str(scene), "-o", str(tmp_path / f"{name}_#"), "-F", "PNG", "-x", "1", "-t", "1", "-f", frames]
+        done = run_blender(*words)
+        assert done.returncode == 0, done.stderr
+    read = "import bpy, json, sys; bpy.ops.wm.open_mainfile(filepath=sys.argv[1]); s = bpy.context.scene;"
+    read += "print('FACTS', json.dumps([s.frame_start, s.frame_end, s.render.fps, s.render.engine]))"
+    facts = run_python(read, str(scene)).stdout.split("FACTS ")[1].splitlines()[0]
+    assert json.loads(facts) == [1, 24, 24, "CYCLES"]
+    once, again = (ImageBuf(str(tmp_path / f"{name}_1.png")).get_pixels() for name in ("a", "b"))
+    assert (once == again).all()
+    with ImageChecker() as checker:
+        checks = [checker.check(tmp_path / f"a_{number}.png") for number in (1, 13)]
+    assert all(check.ok and check.facts["width"] >= 640 and check.facts["height"] >= 360 for check in checks)
+    assert (tmp_path / "a_1.png").read_bytes() != (tmp_path / "a_13.png").read_bytes()

@@ -1,0 +1,397 @@
+"""A real HPCServer on the link of a stand-in RenderAPI (R5)."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import statistics
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.fake_renderapi import FakeRenderAPI
+from tests.support.machines import Node, linked_node, png, until
+
+from renderonline.protocol.link import Cancel, Drain, Limits
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeRenderAPI]:
+    async with FakeRenderAPI() as server:
+        yield server
+
+
+@pytest.fixture
+def node(tmp_path: Path, api: FakeRenderAPI) -> Iterator[Node]:
+    with linked_node(tmp_path, api) as running:
+        yield running
+
+
+async def test_hello_says_what_the_machine_is(api: FakeRenderAPI, node: Node) -> None:
+    hello = await api.linked()
+    assert (hello["protocol"], hello["machine_id"], hello["secret"]) == (1, 1000, "secret")
+    assert {"name": "sh", "version": ""} in hello["engines"]
+    assert (hello["name"], hello["slots"], hello["held"], hello["full"]) == ("node", 1, [], "")
+    assert hello["cpu_count"] >= 1
+    assert hello["memory_mib"] > 100
+    assert len(hello["instance"]) == 16
+    await until((node.home / "hpcserver.json").exists, "ready file")
+    assert json.loads((node.home / "hpcserver.json").read_text())["pid"] == node.pid
+
+
+async def test_attempt_is_started_its_files_reported_and_its_end(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "mkdir sub; printf abc > sub/a.txt; ln -s a.txt sub/link; echo done"], tmp_path / "a/1")
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["exit_code"], exited["failure"]) == ("succeeded", 0, "")
+    kinds = [report["type"] for report in api.reports(1)]
+    assert kinds == ["started", "result", "exited"]
+    assert [report["seq"] for report in api.reports(1)] == [1, 2, 3]
+    assert {report["token"] for report in api.reports(1)} == {"token-1"}
+    result = await api.report(1, "result")
+    assert (result["name"], result["size"], result["crc32"]) == ("sub/a.txt", 3, zlib.crc32(b"abc"))
+    assert result["digest"] == hashlib.blake2b(b"abc", digest_size=32).hexdigest()
+    assert api.log_text(1) == "done\n"
+
+
+async def test_engine_sees_no_secret_and_has_its_own_home(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    environment = {"FLAVOUR": "vanilla", "HOME": "/root", "RENDERONLINE_ATTEMPT": "forged"}
+    await api.assign(1, ["-c", "env"], tmp_path / "1", environment=environment)
+    await api.report(1, "exited")
+    seen = dict(line.partition("=")[::2] for line in api.log_text(1).splitlines())
+    assert "SECRET_TOKEN" not in seen
+    assert seen["FLAVOUR"] == "vanilla"
+    assert seen["RENDERONLINE_ATTEMPT"] == node.mark + "1/"
+    assert Path(seen["HOME"]).is_relative_to(node.home / "scratch")
+    assert Path(seen["TMPDIR"]).is_relative_to(node.home / "scratch")
+    await until(lambda: not Path(seen["HOME"]).exists(), "end of the scratch directory")
+
+
+async def test_picture_that_the_engine_saved_is_reported_while_it_runs(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png())
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    script = f"cp {picture} f1.png; echo Saved: $PWD/f1.png; {wait}; cp {picture} f2.png"
+    reading = {"progress": [{"regex": "Saved: (.*)", "kind": "saved"}]}
+    await api.assign(1, ["-c", script], tmp_path / "1", names=("f1.png", "f2.png"), reading=reading)
+    assert (await api.report(1, "result"))["name"] == "f1.png"
+    assert not api.reports(1, "exited")
+    (tmp_path / "go").touch()
+    assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+    results = api.reports(1, "result")
+    assert [result["name"] for result in results] == ["f1.png", "f2.png"]
+    assert (results[0]["facts"]["width"], results[0]["facts"]["height"]) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        ("true", "missing_output"),
+        ("head -c 60 {picture} > f.png", "bad_output"),
+        ("ln -s {picture} f.png", "bad_output"),
+        ("mkfifo f.png", "bad_output"),
+        ("echo not a picture > f.png", "bad_output"),
+        ("cp {picture} f.png; exit 3", "error"),
+        ("cp {picture} f.png; kill -SEGV $$", "crash"),
+        ("cp {picture} f.png; kill -KILL $$", "crash"),
+        ("cp {picture} f.png; exit 9", "scene"),
+        ("cp {picture} f.png; echo Error: bad scene", "scene"),
+    ],
+)
+async def test_exit_code_zero_is_not_enough(
+    api: FakeRenderAPI, node: Node, tmp_path: Path, script: str, failure: str
+) -> None:
+    await api.linked()
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png())
+    reading = {"failures": [{"regex": "^Error:", "kind": "scene"}], "exit_codes": {"9": "scene"}}
+    await api.assign(1, ["-c", script.format(picture=picture)], tmp_path / "1", names=("f.png",), reading=reading)
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("failed", failure)
+    assert exited["reason"]
+    assert len(api.reports(1, "result")) == (1 if "cp" in script else 0)
+
+
+async def test_file_that_was_there_before_is_no_result(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    directory = tmp_path / "1"
+    directory.mkdir()
+    (directory / "f.png").write_bytes(png())
+    await api.assign(1, ["-c", "exit 0"], directory, names=("f.png",))
+    assert (await api.report(1, "exited"))["failure"] == "missing_output"
+
+
+@pytest.mark.parametrize(
+    ("more", "failure"),
+    [
+        ({"engine": "nosuch"}, "no_engine"),
+        ({"inputs": ("/no/such/scene.blend",)}, "no_input"),
+        ({"inputs": ("/tmp",)}, "no_input"),
+        ({"reading": {"progress": "nonsense"}}, "machine"),
+    ],
+)
+async def test_what_can_not_start_says_why(
+    api: FakeRenderAPI, node: Node, tmp_path: Path, more: dict[str, object], failure: str
+) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "exit 0"], tmp_path / "1", **more)
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("failed", failure)
+    assert not api.reports(1, "started")
+
+
+async def test_relative_directory_is_refused(api: FakeRenderAPI, node: Node) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "exit 0"], Path("somewhere"))
+    assert (await api.report(1, "exited"))["failure"] == "machine"
+
+
+async def test_assignment_is_idempotent(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    script = f"echo x >> {tmp_path}/starts; sleep 0.3"
+    for _ in range(3):
+        await api.assign(1, ["-c", script], tmp_path / "1")
+    await api.report(1, "started")
+    await api.assign(1, ["-c", script], tmp_path / "1")
+    await api.report(1, "exited")
+    assert (tmp_path / "starts").read_text() == "x\n"
+    assert len(api.reports(1, "exited")) == 1
+
+
+async def test_cancel_kills_the_tree_and_says_so(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "trap '' TERM; setsid sleep 600 & sleep 600; sleep 600"], tmp_path / "1")
+    await api.report(1, "started")
+    await until(lambda: len(node.engines()) == 3, "processes")
+    await api.send(Cancel(1, "not wanted"))
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["reason"], exited["failure"]) == ("canceled", "not wanted", "")
+    assert not node.engines()
+
+
+async def test_more_assignments_than_slots_wait_and_can_be_canceled(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "sleep 600"], tmp_path / "1")
+    await api.report(1, "started")
+    await api.assign(2, ["-c", "echo never"], tmp_path / "2")
+    await api.assign(3, ["-c", "echo third"], tmp_path / "3")
+    await api.send(Cancel(2))
+    assert (await api.report(2, "exited"))["outcome"] == "canceled"
+    assert not api.reports(2, "started")
+    await api.send(Cancel(1))
+    assert (await api.report(3, "exited"))["outcome"] == "succeeded"
+
+
+async def test_limits_end_an_attempt(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "sleep 600"], tmp_path / "1", limits=Limits(time_s=0.3))
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("timed_out", "timed_out")
+    await api.assign(2, ["-c", "sleep 600"], tmp_path / "2", limits=Limits(stall_s=1.5))
+    assert (await api.report(2, "exited"))["outcome"] == "stalled"
+    hungry = "import time; x = bytearray(300 << 20); time.sleep(600)"
+    await api.assign(3, ["-c", hungry], tmp_path / "3", engine="python", limits=Limits(memory_mib=150))
+    exited = await api.report(3, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("failed", "out_of_memory")
+    assert exited["peak_memory_mib"] > 250
+
+
+async def test_engine_that_only_computes_is_not_stalled(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    script = "import time\nend = time.monotonic() + 3\nwhile time.monotonic() < end: pass"
+    await api.assign(1, ["-c", script], tmp_path / "1", engine="python", limits=Limits(stall_s=1.5))
+    assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+
+
+async def test_progress_is_told(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    reading = {"progress": [{"regex": "Frame ([0-9]+)", "kind": "frame"}]}
+    await api.assign(1, ["-c", "echo Frame 12; sleep 600"], tmp_path / "1", frames=(11, 12), reading=reading)
+    await api.until(lambda: any(message["type"] == "progress" for message in api.messages), "progress")
+    progress = next(message for message in api.messages if message["type"] == "progress")
+    assert (progress["attempt"], progress["frame"], progress["fraction"]) == (1, 12, 0.5)
+
+
+async def test_reports_wait_for_their_acknowledgement_over_links(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    api.acknowledge = False
+    await api.assign(1, ["-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 4"], tmp_path / "1")
+    await api.report(1, "started")
+    await api.cut()
+    (tmp_path / "go").touch()
+    hello = await api.linked(2)
+    assert [held["attempt"] for held in hello["held"]] == [1]
+    assert (await api.report(1, "exited"))["exit_code"] == 4
+    assert [report["seq"] for report in api.reports(1)] == [1, 1, 2]
+    await api.ack()
+    await api.cut()
+    assert (await api.linked(3))["held"] == []
+
+
+async def test_attempt_that_is_not_kept_is_killed(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "sleep 600"], tmp_path / "1")
+    await api.report(1, "started")
+    api.keep = ()
+    await api.cut()
+    assert (await api.report(1, "exited"))["outcome"] == "canceled"
+    assert not node.engines()
+
+
+async def test_log_goes_on_where_renderapi_has_it(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    script = f"echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo second"
+    await api.assign(1, ["-c", script], tmp_path / "1")
+    await api.until(lambda: api.log_text(1) == "first\n", "first line")
+    api.log_offsets = {"1": 6}
+    await api.cut()
+    await api.linked(2)
+    (tmp_path / "go").touch()
+    await api.report(1, "exited")
+    assert [message["text"] for message in api.messages if message["type"] == "log"] == ["first\n", "second\n"]
+
+
+async def test_flood_of_output_does_not_delay_a_report(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.linked()
+    node_slots = (
+        "i=0; while true; do echo line $i xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
+    )
+    await api.assign(1, ["-c", f"({node_slots}) & sleep 1; kill %1; exit 0"], tmp_path / "1")
+    exited = await api.report(1, "exited")
+    assert time.time() - exited["at_us"] / 1e6 < 1.0
+
+
+async def test_drain_hands_new_assignments_back_and_exit_ends_the_program(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"], tmp_path / "1")
+    await api.report(1, "started")
+    await api.send(Drain(exit=True))
+    await api.assign(2, ["-c", "exit 0"], tmp_path / "2")
+    exited = await api.report(2, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("canceled", "handed_back")
+    (tmp_path / "go").touch()
+    assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+    assert await node.ends() == 0
+
+
+async def test_sigterm_lets_a_short_attempt_finish(api: FakeRenderAPI, tmp_path: Path) -> None:
+    with linked_node(tmp_path, api, stop_grace=15.0) as node:
+        await api.linked()
+        await api.assign(1, ["-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"], tmp_path / "1")
+        await api.report(1, "started")
+        os.kill(node.pid, signal.SIGTERM)
+        await api.until(
+            lambda: any(message["type"] == "heartbeat" and message["full"] for message in api.messages), "full"
+        )
+        await api.assign(2, ["-c", "exit 0"], tmp_path / "2")
+        assert (await api.report(2, "exited"))["failure"] == "handed_back"
+        (tmp_path / "go").touch()
+        assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+        assert await node.ends() == 0
+        assert not (node.home / "hpcserver.json").exists()
+
+
+async def test_sigterm_hands_a_long_attempt_back_with_what_is_done(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png())
+    await api.assign(1, ["-c", f"cp {picture} f1.png; sleep 600"], tmp_path / "1", names=("f1.png", "f2.png"))
+    await until((tmp_path / "1" / "f1.png").exists, "first file")
+    os.kill(node.pid, signal.SIGTERM)
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("canceled", "handed_back")
+    assert [result["name"] for result in api.reports(1, "result")] == ["f1.png"]
+    assert await node.ends() == 0
+    assert not node.engines()
+
+
+async def test_second_sigterm_ends_at_once(api: FakeRenderAPI, tmp_path: Path) -> None:
+    with linked_node(tmp_path, api, stop_grace=60.0) as node:
+        await api.linked()
+        await api.assign(1, ["-c", "trap '' TERM; sleep 600; sleep 600"], tmp_path / "1", limits=Limits(grace_s=60))
+        await api.report(1, "started")
+        os.kill(node.pid, signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        os.kill(node.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert await node.ends() == 0
+        assert time.monotonic() - began < 5.0
+        assert not node.engines()
+
+
+async def test_idle_machine_leaves(api: FakeRenderAPI, tmp_path: Path) -> None:
+    node = Node(tmp_path / "node", api.url)
+    node.join()
+    node.start(idle_exit_s=1.0)
+    try:
+        await api.linked()
+        await api.assign(1, ["-c", "sleep 1.5"], tmp_path / "1")
+        assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+        assert await node.ends() == 0
+    finally:
+        node.stop()
+
+
+async def test_final_refusal_ends_the_program_with_the_message(api: FakeRenderAPI, node: Node) -> None:
+    api.refusal = {"code": "unknown_machine", "message": "This machine was removed.", "final": True}
+    assert await node.ends() == 3
+    assert "REFUSED: This machine was removed." in node.log.read_text()
+
+
+async def test_refusal_that_is_not_final_is_tried_again(api: FakeRenderAPI, node: Node) -> None:
+    api.refusal = {"code": "busy", "message": "Later.", "final": False}
+    await api.linked(2)
+    api.refusal = None
+    await until((node.home / "hpcserver.json").exists, "link")
+
+
+async def test_second_program_on_the_same_directory_is_refused(api: FakeRenderAPI, node: Node) -> None:
+    await api.linked()
+    second = Node(node.home, api.url)
+    second.start()
+    try:
+        assert await second.ends() == 3
+        assert f"Another HPCServer (process {node.pid}) uses" in second.log.read_text()
+    finally:
+        second.stop()
+
+
+async def test_unreadable_messages_are_survived_and_such_an_assignment_handed_back(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    await api.send({"type": "nonsense"})
+    await api.send({"type": "cancel"})
+    await api.send({"type": "assign", "attempt": 5, "token": "t", "argv": "no list"})
+    assert (await api.report(5, "exited"))["failure"] == "handed_back"
+    await api.assign(6, ["-c", "exit 0"], tmp_path / "6")
+    assert (await api.report(6, "exited"))["outcome"] == "succeeded"
+
+
+async def test_engine_starts_quickly_after_the_assignment(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    """Against the same number of plain process starts; the bar of 2 ms is the benchmark's."""
+    await api.linked()
+    waits = []
+    for number in range(1, 41):
+        began = time.time()
+        await api.assign(number, ["-c", "exit 0"], tmp_path / str(number))
+        waits.append((await api.report(number, "started"))["at_us"] / 1e6 - began)
+        await api.report(number, "exited")
+    assert statistics.median(waits) < 0.05

@@ -1,0 +1,113 @@
+"""The journal: durable before it counts, and patient with a disk that refuses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from renderonline.database.outbox import Held
+from renderonline.farm.errors import NoSpace
+from renderonline.hpcserver import journal as module
+from renderonline.hpcserver.journal import Journal
+from renderonline.protocol.link import Exited, Started
+
+
+def started(attempt: int) -> Started:
+    return Started(0, attempt, "t", 1, 2)
+
+
+def exited(attempt: int) -> Exited:
+    return Exited(0, attempt, "t", 1, "succeeded")
+
+
+async def until_seq(journal: Journal, seq: int) -> None:
+    async with asyncio.timeout(10):
+        while journal.last_seq < seq:
+            await journal.moved()
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    opened = Journal(tmp_path / "outbox.db")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def test_reports_keep_their_order_and_come_out_with_their_numbers(journal: Journal) -> None:
+    for attempt in range(600):
+        journal.report(started(attempt))
+    await until_seq(journal, 600)
+    seen: list[int] = []
+    while entries := await journal.after(len(seen)):
+        assert [seq for seq, _ in entries] == list(range(len(seen) + 1, len(seen) + len(entries) + 1))
+        seen += [orjson.loads(body)["attempt"] for _, body in entries]
+    assert seen == list(range(600))
+
+
+async def test_attempt_is_held_until_its_end_is_acknowledged(journal: Journal) -> None:
+    await journal.store(Held(1, "t", "/d"))
+    assert journal.holds(1)
+    journal.report(started(1))
+    journal.report(exited(1))
+    await until_seq(journal, 2)
+    journal.acknowledge(1)
+    assert journal.holds(1)
+    assert not journal.is_settled
+    journal.acknowledge(2)
+    assert not journal.holds(1)
+    assert journal.is_settled
+    journal.acknowledge(99)  # of more than was ever sent
+    assert journal.acknowledged == 2
+
+
+async def test_acknowledgement_alone_reaches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_ACKNOWLEDGE_S", 0.01)
+    first = Journal(tmp_path / "outbox.db")
+    await first.open()
+    await first.store(Held(1, "t", "/d"))
+    journal_report = exited(1)
+    first.report(journal_report)
+    await until_seq(first, 1)
+    first.acknowledge(1)
+    await first.close()
+    second = Journal(tmp_path / "outbox.db")
+    assert await second.open() == ()
+    assert (second.held(), second.last_seq) == ((), 0)
+    await second.close()
+
+
+async def test_next_run_is_told_what_did_not_end(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "outbox.db")
+    await first.open()
+    await first.store(Held(1, "t", "/d"))
+    await first.store(Held(2, "t", "/d"))
+    first.report(exited(2))
+    await until_seq(first, 1)
+    await first.close()
+    second = Journal(tmp_path / "outbox.db")
+    assert await second.open() == (Held(1, "t", "/d"),)
+    assert [held.attempt for held in second.held()] == [1, 2]
+    await second.close()
+
+
+async def test_refusing_disk_keeps_reports_and_takes_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    (tmp_path / "outbox.db").mkdir()
+    journal = Journal(tmp_path / "outbox.db")
+    assert await journal.open() == ()
+    assert "can't be written" in journal.full
+    with pytest.raises(NoSpace):
+        await journal.store(Held(1, "t", "/d"))
+    assert not journal.holds(1)
+    journal.report(started(2))
+    assert await journal.after(0) == ()
+    (tmp_path / "outbox.db").rmdir()
+    await until_seq(journal, 1)
+    assert journal.full == ""
+    await journal.store(Held(1, "t", "/d"))
+    await journal.close()

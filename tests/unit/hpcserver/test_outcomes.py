@@ -1,0 +1,50 @@
+"""How attempts end."""
+
+import pytest
+
+from renderonline.engines.definition import ReadingRules
+from renderonline.farm.tasks import Outcome
+from renderonline.hpcserver.outcomes import MAX_REASON, decide
+from renderonline.hpcserver.outputs import Bad
+
+RULES = ReadingRules(exit_codes={"3": "scene", "137": "license"})
+MISSING = Bad("f.png", "f.png was not written.", missing=True)
+BROKEN = Bad("g.png", "g.png is not a whole picture: x")
+
+
+@pytest.mark.parametrize(
+    ("code", "failure", "bad", "kind", "reason"),
+    [
+        (None, None, [], "lost_process", "ended"),
+        (3, None, [], "scene", "exit code 3."),
+        (1, None, [], "error", "exit code 1."),
+        (1, ("scene", "Error: no camera"), [], "scene", "exit code 1: Error: no camera"),
+        (-11, None, [], "crash", "signal 11."),
+        (139, None, [], "crash", "exit code 139."),
+        (-9, None, [], "license", "signal 9."),
+        (0, ("scene", "Error: no camera"), [], "scene", "Error: no camera"),
+        (0, None, [BROKEN, MISSING, MISSING], "missing_output", "f.png was not written. (1 more)"),
+        (0, None, [BROKEN], "bad_output", "g.png is not a whole picture: x"),
+    ],
+)
+def test_failures_are_classified_and_say_why(
+    code: int | None, failure: tuple[str, str] | None, bad: list[Bad], kind: str, reason: str
+) -> None:
+    ending = decide(code=code, rules=RULES, failure=failure, bad=bad)
+    assert (ending.outcome, ending.failure) == (Outcome.FAILED, kind)
+    assert reason in ending.reason
+
+
+def test_success_needs_everything() -> None:
+    assert decide(code=0, rules=RULES, failure=None, bad=[]).outcome == Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(("kernel", "kind"), [(True, "out_of_memory"), (False, "crash")])
+def test_sigkill_is_want_of_memory_only_when_the_kernel_says_so(*, kernel: bool, kind: str) -> None:
+    ending = decide(code=-9, rules=ReadingRules(), failure=None, bad=[], out_of_memory=kernel)
+    assert ending.failure == kind
+
+
+def test_reason_is_bounded() -> None:
+    ending = decide(code=1, rules=RULES, failure=("scene", "x" * 10_000), bad=[])
+    assert len(ending.reason) == MAX_REASON

@@ -1,0 +1,128 @@
+"""Files that attempts leave, hostile ones among them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.hpcserver import outputs
+from renderonline.hpcserver.outputs import Bad, Checkers, Good, check_file, inside, list_files, stamp_of, stamps
+
+
+@dataclass
+class Check:
+    ok: bool
+    reason: str = ""
+    facts: Any = field(default_factory=dict)
+
+
+def test_whole_new_file_is_good(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    found = check_file(tmp_path, "a", before=None, checkers=None)
+    assert isinstance(found, Good)
+    assert (found.file.size, found.file.crc32) == (3, 0x352441C2)
+    assert found.stamp == stamp_of(tmp_path / "a")
+
+
+def test_file_that_was_there_before_is_missing_until_it_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    before = stamps(tmp_path)
+    found = check_file(tmp_path, "a", before=before["a"], checkers=None)
+    assert isinstance(found, Bad)
+    assert found.missing
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").write_bytes(b"abcd")
+    assert isinstance(check_file(tmp_path, "a", before=before["a"], checkers=None), Good)
+
+
+def test_links_directories_and_pipes_are_no_results(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "to").symlink_to("dir")
+    (tmp_path / "dir" / "x").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dir", "pipe", "to/x"):
+        found = check_file(tmp_path, name, before=None, checkers=None)
+        assert isinstance(found, Bad), name
+        assert not found.missing, name
+    assert list_files(tmp_path) == ["dir/x", "real"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../b", "/etc/passwd", "a//b", "./a", "a/", "a\0b"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        inside(tmp_path, name)
+
+
+def test_bounds_on_what_an_engine_may_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "MAX_FILES", 3)
+    monkeypatch.setattr(outputs, "MAX_DEPTH", 2)
+    for name in "abc":
+        (tmp_path / name).touch()
+    assert len(list_files(tmp_path)) == 3
+    (tmp_path / "d").touch()
+    with pytest.raises(InvalidRequest, match="more than 3 files"):
+        list_files(tmp_path)
+    deep = tmp_path / "deep"
+    (deep / "1" / "2" / "3").mkdir(parents=True)
+    with pytest.raises(InvalidRequest, match="levels deep"):
+        list_files(deep)
+
+
+def test_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
+    with pytest.raises(InvalidRequest, match="not text"):
+        list_files(tmp_path)
+
+
+def test_picture_is_decoded_and_its_facts_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    used: list[Path] = []
+    closed: list[bool] = []
+
+    class Checker:
+        def check(self, path: Path) -> Check:
+            used.append(path)
+            facts = {"width": 4, **{f"k{number}": "x" * 1000 for number in range(100)}}
+            return Check(ok=len(used) == 1, reason="broken", facts=facts)
+
+    @contextmanager
+    def factory() -> Iterator[Checker]:
+        yield Checker()
+        closed.append(True)
+
+    checkers = Checkers(factory, 2)
+    found = check_file(tmp_path, "a", before=None, checkers=checkers)
+    assert isinstance(found, Good)
+    assert found.facts["width"] == 4
+    assert len(found.facts) == outputs.MAX_FACTS
+    assert max(len(str(value)) for value in found.facts.values()) == outputs.MAX_FACT
+    bad = check_file(tmp_path, "a", before=None, checkers=checkers)
+    assert isinstance(bad, Bad)
+    assert "broken" in bad.reason
+    checkers.close()
+    assert closed
+    assert used == [tmp_path / "a"] * 2
+
+
+def test_file_that_changes_while_it_is_checked_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    class Checker:
+        def check(self, path: Path) -> Check:
+            path.write_bytes(b"changed")
+            return Check(ok=True)
+
+    @contextmanager
+    def factory() -> Iterator[Checker]:
+        yield Checker()
+
+    found = check_file(tmp_path, "a", before=None, checkers=Checkers(factory, 1))
+    assert isinstance(found, Bad)
+    assert "changed" in found.reason

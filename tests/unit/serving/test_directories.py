@@ -1,0 +1,45 @@
+"""Where programs keep things, and that secrets stay private."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from renderonline.serving import directories
+
+
+def test_environment_names_the_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RENDERONLINE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("RENDERONLINE_CONFIG", str(tmp_path / "config"))
+    assert directories.data_directory() == tmp_path / "data"
+    assert directories.config_directory() == tmp_path / "config"
+
+
+def test_default_directories_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RENDERONLINE_DATA", raising=False)
+    monkeypatch.delenv("RENDERONLINE_CONFIG", raising=False)
+    assert directories.data_directory().name == "renderonline"
+    assert directories.config_directory().is_absolute()
+
+
+def test_private_file_is_whole_and_only_ours(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "secret.json"
+    directories.private_write(path, "one")
+    directories.private_write(path, "two")
+    assert path.read_text() == "two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret.json"
+    directories.private_write(path, "one")
+
+    def fail(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directories.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        directories.private_write(path, "two")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
