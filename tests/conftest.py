@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
+from renderonline.database import Database
 from tests.support.databases import Templates
 from tests.support.mariadb import PrivateMariaDB
 
-from renderonline.database import Database
+pytest_plugins = ("tests.support.kinds",)
 
 KINDS = (pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("mariadb", marks=pytest.mark.mariadb))
 

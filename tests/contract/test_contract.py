@@ -1,12 +1,12 @@
 """Every row of `golden.toml` against our servers as real programs."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.existing_farm import ExistingFarm, Program
+
+from tests.support.existing_farm import ExistingFarm, v1_node
 from tests.support.golden import GOLDEN, NodeStates, RenderAPIStates, Row, furnish, message_in, pattern_of, rows_of
 from tests.support.stub_engine import write_stub_engine
 
@@ -38,23 +38,15 @@ def test_names_of_rows_differ() -> None:
 # -- HPCServer
 
 
-def start_node(directory: Path) -> tuple[Program, str]:
-    """HPCServer in its v1 role with a settings file of the existing form."""
-    engine = str(write_stub_engine(directory / "blender"))
-    config = directory / "HPCServer.json"
-    engines = [{"EngineId": "blender", "ExecutablePath": engine}, {"EngineId": "Povray", "ExecutablePath": engine}]
-    config.write_text(json.dumps({"Port": "0", "RenderingEngines": engines}))
-    words = ["node", "--v1", "--config", str(config), "--data-directory", str(directory / "data")]
-    program = Program(words, directory)
-    ready = directory / "data" / "hpcserver.json"
-    program.wait_for(ready.exists, "ready file of HPCServer")
-    return program, str(json.loads(ready.read_text())["url"])
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    engine = str(write_stub_engine(tmp_path_factory.mktemp("engines") / "blender"))
+    return {"blender": engine, "Povray": engine}
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeStates]:
-    program, url = start_node(tmp_path_factory.mktemp("node"))
-    with program:
+def node(engines: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeStates]:
+    with v1_node(tmp_path_factory.mktemp("node"), engines) as url:
         yield NodeStates(url)
 
 
@@ -63,9 +55,10 @@ def test_hpcserver_answers_as_the_contract_says(row: Row, node: NodeStates) -> N
     node.play(row)
 
 
-def test_hpcserver_answers_as_the_contract_says_before_its_first_render(tmp_path: Path) -> None:
-    program, url = start_node(tmp_path)
-    with program:
+def test_hpcserver_answers_as_the_contract_says_before_its_first_render(
+    engines: dict[str, str], tmp_path: Path
+) -> None:
+    with v1_node(tmp_path, engines) as url:
         for row in rows_of("hpcserver"):
             if row["given"] == "fresh":
                 NodeStates(url).play(row)

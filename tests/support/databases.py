@@ -3,10 +3,9 @@
 import shutil
 from pathlib import Path
 
-from tests.support.mariadb import PrivateMariaDB, database_name
-
 from renderonline.database import Database
 from renderonline.database.migrating import migrate
+from tests.support.mariadb import PrivateMariaDB, database_name
 
 
 class Templates:

@@ -18,7 +18,6 @@ import uvicorn
 from sqlalchemy import select, text
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
-from tests.support.farm_rows import add_user
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -48,10 +47,10 @@ from renderonline.protocol.link import (
 )
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
+from tests.support.farm_rows import add_user
 
 DEADLINE_S = 20.0
 QUICK = RetryPolicy(base_s=0.02, cap_s=0.1)
-SECRET = "the machine's secret"
 TEMPLATE = (
     "$RENDERONLINE:@uploaded_file",
     "-o",
@@ -126,6 +125,7 @@ class Rig:
     url: str = ""
     user_id: int = 0
     engine_id: int = 0
+    secrets: dict[int, str] = field(default_factory=dict)
     _server: uvicorn.Server | None = None
     _serving: asyncio.Task[None] | None = None
 
@@ -179,14 +179,16 @@ class Rig:
         await self.start()
 
     async def add_machine(self, name: str = "") -> int:
-        """A linked machine's row; its secret is `SECRET`."""
+        """A linked machine's row; `secrets` has its secret."""
         name = name or f"machine{next(_names)}"
 
         def make(connection: Any) -> int:
             code = machines.invite(connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1)
-            return machines.enroll(connection, code.code, name, SECRET, now_us=1).machine_id
+            return machines.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
 
-        return await self.database.write(make)
+        machine_id = await self.database.write(make)
+        self.secrets[machine_id] = f"secret of {name}"
+        return machine_id
 
     async def add_v1(self, port: int) -> int:
         """A v1 machine's row."""
@@ -297,7 +299,7 @@ class Machine:
     engines: tuple[str, ...] = ("Fake",)
     instance: str = ""
     held: tuple[HeldAttempt, ...] = ()
-    secret: str = SECRET
+    secret: str = ""
     protocol: int = PROTOCOL
     hello: dict[str, Any] = field(default_factory=dict)
     link: ClientConnection | None = None
@@ -323,7 +325,7 @@ class Machine:
         hello = Hello(
             protocol=self.protocol,
             machine_id=self.machine_id,
-            secret=self.secret,
+            secret=self.secret or self.rig.secrets.get(self.machine_id, "unknown"),
             instance=self.instance,
             boot="boot",
             version="0",

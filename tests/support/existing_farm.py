@@ -9,16 +9,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import text
-from tests.support.existing_client import ExistingClient
-from tests.support.existing_schema import TABLES
 
 from renderonline.database import Database
 from renderonline.database.migrating import migrate
+from tests.support.existing_client import ExistingClient
+from tests.support.existing_schema import TABLES
 
 DEADLINE_S = 30.0
 
@@ -73,6 +73,20 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextlib.contextmanager
+def v1_node(directory: Path, engines: Mapping[str, str]) -> Iterator[str]:
+    """Our HPCServer in its v1 role with a settings file of the existing form; its URL."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "HPCServer.json"
+    listed = [{"EngineId": name, "ExecutablePath": path} for name, path in engines.items()]
+    config.write_text(json.dumps({"Port": "0", "RenderingEngines": listed}))
+    ready = directory / "data" / "hpcserver.json"
+    words = ["node", "--v1", "--config", str(config), "--data-directory", str(directory / "data")]
+    with Program(words, directory) as program:
+        program.wait_for(ready.exists, "ready file of HPCServer")
+        yield str(json.loads(ready.read_text())["url"])
 
 
 class ExistingFarm:

@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 
 from renderonline.protocol.codec import encode
 from renderonline.protocol.link import LINK_PATH, Ack, Assign, ExpectedOutput, Limits
+from tests.support.pinned_certificates import Certificate
 
 DEADLINE_S = 20.0
 REPORTS = frozenset({"started", "result", "exited"})
@@ -27,6 +28,7 @@ class FakeRenderAPI:
     keep: tuple[int, ...] | None = None
     acknowledge: bool = True
     refusal: dict[str, Any] | None = None
+    certificate: Certificate | None = None
     log_offsets: dict[str, int] = field(default_factory=dict)
     hellos: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -39,7 +41,8 @@ class FakeRenderAPI:
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> "FakeRenderAPI":
-        self._server = await serve(self._link, "127.0.0.1", 0, compression=None, process_request=self._http)
+        tls = self.certificate.server_context() if self.certificate else None
+        self._server = await serve(self._link, "127.0.0.1", 0, ssl=tls, compression=None, process_request=self._http)
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         return self
 
@@ -52,7 +55,7 @@ class FakeRenderAPI:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}"
 
     # -- speaking
 

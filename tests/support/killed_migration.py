@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import time
 from typing import Any
 
 from sqlalchemy import Engine, event
 
 from renderonline.database import Database
-from renderonline.database.migrating import migrate
+from renderonline.database.migrating import Report, migrate
+from renderonline.farm.errors import Conflict
 
 _CHANGES = ("CREATE", "ALTER", "INSERT", "UPDATE", "DELETE", "DROP", "COMMIT")
 
@@ -35,4 +37,16 @@ def _migrate(url: str, statements: int) -> None:
 
     event.listen(Engine, "after_cursor_execute", count)
     with Database.open(url) as database:
-        migrate(database)
+        migrate_when_free(database)
+
+
+def migrate_when_free(database: Database) -> Report:
+    """Migrate; MySQL needs a moment to notice that the one who held the lease is gone."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return migrate(database)
+        except Conflict:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.fake_renderapi import FakeRenderAPI
-
 from renderonline.hpcserver import process_table
+from tests.support.fake_renderapi import FakeRenderAPI
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20.0
@@ -57,10 +56,10 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = home.parent / f"{home.name}.log"
 
-    def join(self) -> None:
-        """Be a machine of the farm without the enrolment."""
+    def join(self, certificate: str = "") -> None:
+        """Be a machine of the farm without the enrolment; `certificate` (PEM) is the pinned one."""
         self.home.mkdir(parents=True, exist_ok=True)
-        content = {"url": self.url, "machine_id": 1000, "secret": "secret", "certificate": ""}
+        content = {"url": self.url, "machine_id": 1000, "secret": "secret", "certificate": certificate}
         (self.home / "machine.json").write_text(json.dumps(content))
 
     def start(self, **run: Any) -> None:

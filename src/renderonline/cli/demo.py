@@ -18,7 +18,7 @@ from renderonline.cli.demo_checks import problems_of
 from renderonline.cli.engines import install_blender
 from renderonline.cli.local import LocalFarm
 from renderonline.cli.progress import Step, bytes_bar, fraction_bar
-from renderonline.cli.supervise import Interrupts, Program, Supervisor
+from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
 from renderonline.engines import blender, films
 from renderonline.engines.children import child
 from renderonline.farm.errors import NotAvailable, RenderOnlineError
@@ -32,6 +32,7 @@ CHUNK: Final = 3
 MACHINES: Final = ("machine-1", "machine-2")
 SHARE: Final = 6
 """So many frames each machine must have rendered."""
+INTERRUPTED: Final = 130
 SCENE: Final = "demo.blend"
 FILM: Final = "demo.mp4"
 SAMPLE: Final = Path(str(blender.__file__)).with_name("sample.py")
@@ -60,7 +61,15 @@ class Story:
 
 
 def run(output: Path, *, keep: bool, as_json: bool) -> int:
-    """Run the demo; 0 only when everything that it promises holds."""
+    """Run the demo; 0 only when everything that it promises holds, 130 when it was interrupted."""
+    try:
+        return _run(output, keep=keep, as_json=as_json)
+    except Interrupted:
+        show.note("Stopped, and cleaned up.")
+        return INTERRUPTED
+
+
+def _run(output: Path, *, keep: bool, as_json: bool) -> int:
     story = Story()
     begun = time.monotonic()
     with Interrupts() as interrupts:

@@ -35,6 +35,11 @@ class LocalFarm:
         assert self.api is not None
         self._supervisor.wait_for(self.api, self._is_ready, START_S)
 
+    @property
+    def node_url(self) -> str:
+        """The address for HPCServers here: the same whether RenderAPI listens to others or not."""
+        return self.url.replace("://localhost:", "://127.0.0.1:")
+
     def first_login(self) -> Login | None:
         """The administrator that RenderAPI made with its database; None when the file is gone."""
         found = _read(self.directory / "first-login.json")
@@ -48,7 +53,7 @@ class LocalFarm:
         Running chunks may finish for `stop_grace_s` when it is stopped; then they are handed back.
         """
         home = str(self.home_of(name))
-        words = ["node", "--join", self.url, "--name", name, "--slots", str(slots), "--data-directory", home]
+        words = ["node", "--join", self.node_url, "--name", name, "--slots", str(slots), "--data-directory", home]
         environment = {"HPCSERVER_STOP_GRACE": str(stop_grace_s)} | ({JOIN_CODE: code} if code else {})
         log = self.directory / "machines" / f"{name}.log"
         return self._supervisor.start("HPCServer", words, log, environment)

@@ -1,5 +1,6 @@
 """`renderonline machine …`."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +39,11 @@ def invite(
     show.say(f"On the new machine type:\n\n    {command}\n")
     times = "once" if uses == 1 else f"{uses} times"
     show.say(f"The code {invitation['code']} works {times}, until {show.when(invitation.get('expires'))}.")
+    if re.match(r"https?://(localhost|127\.|\[::1\])", address):
+        show.say(
+            f"{address} is this computer itself: on another one write its name or address instead, "
+            "and let the farm listen there (renderonline up --host 0.0.0.0)."
+        )
 
 
 @commands.command("list")

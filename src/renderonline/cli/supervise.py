@@ -142,6 +142,10 @@ class Supervisor:
             if code is not None:
                 raise RenderOnlineError(f"{program.name} has ended (exit code {code}):\n{program.tail()}")
 
+    def forget(self, program: Program) -> None:
+        """Expect nothing more of a program that was ended on purpose."""
+        self._programs = [one for one in self._programs if one is not program]
+
     def stop(self) -> None:
         """End all programs and what they started; not interrupted."""
         with self._interrupts.held():
@@ -202,31 +206,3 @@ def leash() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="leash", daemon=True).start()
-
-
-def run_tool(argv: Sequence[str], what: str, interrupts: Interrupts, timeout_s: float = 300.0) -> str:
-    """Run a short program to its end and return its output; ended with everything it started when interrupted."""
-    with interrupts.held():
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise NotAvailable(f"{what} took longer than {timeout_s:g} s.") from None
-    finally:
-        with interrupts.held():
-            _kill_group(process)
-    text = output.decode("utf-8", "replace").strip()
-    if process.returncode != 0:
-        raise RenderOnlineError(f"{what} failed (exit code {process.returncode}):\n{text[-LOG_TAIL:]}")
-    return text
-
-
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()

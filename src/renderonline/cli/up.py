@@ -1,6 +1,7 @@
 """`renderonline up`: a farm on this computer that stays."""
 
 import signal
+import socket
 
 from renderonline.cli import logins, show
 from renderonline.cli.engine_check import engines_here
@@ -47,7 +48,7 @@ def _keep_login(farm: LocalFarm) -> Login | None:
 
 def _start_machine(farm: LocalFarm, slots: int) -> None:
     code = None
-    if not has_joined(farm.home_of(NAME), farm.url):
+    if not has_joined(farm.home_of(NAME), farm.node_url):
         with Client(admin_of(farm, logins.saved())) as client:
             code = str(client.admin.invite(uses=1, hours=1)["code"])
     program = farm.start_node(NAME, code=code, slots=slots, stop_grace_s=STOP_GRACE_S)
@@ -59,6 +60,8 @@ def _announce(farm: LocalFarm, login: Login | None, *, as_json: bool) -> None:
         show.emit({"url": farm.url, "email": login.email if login else None, "data": str(farm.directory)})
         return
     show.say(f"The farm is up: {farm.url}   (API: {farm.url}/docs)")
+    if "://localhost:" in farm.url:
+        show.say(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
     if login is not None:
         show.say(f"First login:    {login.email}   token {login.token}")
         show.say(f"                (kept in {farm.directory / 'first-login.json'}; delete it when you have noted it)")

@@ -94,7 +94,9 @@ def has_admin(connection: Connection) -> bool:
 
 
 def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
-    """Add a user. `Conflict` when the e-mail is taken, `InvalidRequest` for what a row can't hold."""
+    """Add a user. `Conflict` when the e-mail is taken, `InvalidRequest` for what a row can't hold.
+
+    Run again with the same token it gives the same user: only the answer to the commit was lost (R3.2)."""
     values = {
         "first_name": new.first_name,
         "last_name": new.last_name,
@@ -104,6 +106,9 @@ def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
         "role": new.role,
     }
     _check(connection, values)
+    for account in candidates(connection, new.email):
+        if account.token == new.token_hash:
+            return account.user
     _refuse_taken(connection, new.email)
     inserted = connection.execute(users.insert().values(**_plain(values), token=new.token_hash, created_us=now_us))
     return get_user(connection, _key(inserted))

@@ -133,6 +133,11 @@ def in_words(error: BaseException, place: Place) -> BaseException:
         return NotAvailable(
             f"There is no database {place.database}. Create it first: CREATE DATABASE {place.database};"
         )
+    if code in {1142, 1227}:
+        return NotAvailable(
+            f"The user {place.user or '(none)'} may not do this in the database {place.label}. "
+            "Give it all privileges there."
+        )
     if code in {1054, 1146}:
         return _not_migrated(place)
     if is_transient(error):

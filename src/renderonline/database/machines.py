@@ -149,7 +149,10 @@ def invite(connection: Connection, *, uses: int, expires_us: int, created_by: in
 
 def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
     """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
-    up or over; which of these is not told."""
+    up or over; which of these is not told. Run again with the same secret it gives the same machine (R3.2)."""
+    known = connection.execute(select(machines).where(machines.c.secret_hash == _hash(secret))).first()
+    if known is not None:
+        return _machine(known)
     code_hash = _hash(_normal(code))
     found = connection.execute(
         select(join_codes.c.uses_left, join_codes.c.expires_us)

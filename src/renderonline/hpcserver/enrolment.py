@@ -51,7 +51,7 @@ class Identity:
         return _context(self.certificate) if self.url.startswith("https:") else None
 
     def check_peer(self, peer: bytes | None) -> None:
-        """Raise `NotAuthenticated` unless `peer` (DER) is the pinned certificate, if there is one."""
+        """Raise `NotAvailable` unless `peer` (DER) is the pinned certificate, if there is one."""
         if self.certificate:
             _compare(peer, hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate)).hexdigest())
 
@@ -74,7 +74,8 @@ def stored(home: Path, url: str) -> Identity | None:
 def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
     """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking.
 
-    Raises `NotAvailable` when RenderAPI does not answer, `NotAuthenticated` for a wrong code or certificate.
+    Raises `NotAvailable` when RenderAPI does not answer or shows a certificate that is not trusted, `NotAuthenticated`
+    for a wrong code.
     """
     address = base(url)
     certificate = fetch_certificate(address, fingerprint) if fingerprint else ""
@@ -123,7 +124,7 @@ def fetch_certificate(url: str, fingerprint: str) -> str:
 def _compare(peer: bytes | None, wanted: str) -> None:
     found = hashlib.sha256(peer or b"").hexdigest()
     if not hmac.compare_digest(found, wanted):
-        raise NotAuthenticated(
+        raise NotAvailable(
             f"The server's certificate is not the expected one: its fingerprint is sha256:{found}."
             " Somebody may be in between; ask the farm's administrator for the right fingerprint.",
             code="wrong_certificate",
@@ -161,7 +162,7 @@ def _post(url: str, certificate: str, content: dict[str, str]) -> dict[str, Any]
         response = connection.getresponse()
         status, body = response.status, response.read(MAX_ANSWER)
     except ssl.SSLCertVerificationError as error:
-        raise NotAuthenticated(
+        raise NotAvailable(
             f"The certificate of {url} is not trusted ({error.verify_message}). Name it with --fingerprint.",
             code="wrong_certificate",
         ) from error

@@ -34,6 +34,7 @@ class Home:
             self.name = self._identity()
             (self._path / READY).unlink(missing_ok=True)
         except OSError as error:
+            self._unlock()
             raise NoSpace(f"The data directory {self._path} can't be used: {error.strerror}.") from error
         return self
 
@@ -41,7 +42,7 @@ class Home:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         (self._path / READY).unlink(missing_ok=True)
-        os.close(self._lock)
+        self._unlock()
 
     def say_ready(self, **facts: object) -> None:
         """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
@@ -54,12 +55,18 @@ class Home:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            self._unlock()
             raise Conflict(
                 f"Another HPCServer (process {holder}) uses {self._path}. Stop it, or give this one a data directory"
                 " of its own (DataDirectory)."
             ) from error
         os.truncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _identity(self) -> str:
         path = self._path / IDENTITY

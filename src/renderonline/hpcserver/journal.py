@@ -68,6 +68,8 @@ class Journal:
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
+        if self._outbox is None and self._waiting:
+            log.error("reports are lost", reason=self.full, reports=len(self._waiting))
         if self._outbox is not None:
             batch = [*(change for change, _ in self._waiting), Acknowledge(self._acknowledged)]
             try:

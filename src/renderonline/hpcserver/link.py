@@ -274,9 +274,7 @@ class _Reports:
 
 
 def _refusal(refused: Refused) -> Exception:
-    if refused.final:
-        return MachineRefused(refused.message, code=refused.code)
-    return NotAvailable(refused.message, code=refused.code)
+    return MachineRefused(refused.message) if refused.final else NotAvailable(refused.message, code=refused.code)
 
 
 def _reason(error: Exception) -> str:

@@ -22,6 +22,9 @@ MAX_FACTS: Final = 32
 MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
 
+LARGEST_FACT: Final = 2**53
+"""Numbers beyond it (and those that are none) are left out: not every reader of JSON takes them."""
+
 Stamp = tuple[int, int, int]
 """Modification time (ns), size and inode: what tells a new file from one that was there before."""
 
@@ -184,5 +187,12 @@ def _text(name: str) -> str:
 
 def _plain_facts(facts: Any) -> dict[str, Any]:
     """A few short, plain values: pictures can carry anything in their metadata."""
-    items = list(dict(facts).items())[:MAX_FACTS]
-    return {str(key)[:MAX_FACT]: value[:MAX_FACT] if isinstance(value, str) else value for key, value in items}
+    plain: dict[str, Any] = {}
+    for key, value in list(dict(facts).items())[:MAX_FACTS]:
+        if isinstance(value, str):
+            plain[str(key)[:MAX_FACT]] = value[:MAX_FACT].encode("utf-8", "replace").decode()
+        elif (
+            value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) < LARGEST_FACT)
+        ):
+            plain[str(key)[:MAX_FACT]] = value
+    return plain

@@ -109,6 +109,7 @@ class ImageChecker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_bare_environment(),
+            start_new_session=True,  # a Ctrl-C meant for us must not look like a broken picture
         )
         return self._child
 

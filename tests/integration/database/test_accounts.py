@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from tests.support.farm_rows import NOW_US, TOKEN, add_user
 
 from renderonline.database import Database, accounts
 from renderonline.database.schema import users
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from tests.support.farm_rows import NOW_US, TOKEN, add_user
 
 
 @pytest.mark.parametrize(("stored", "sent"), [("Ada@Example.org", "ada@EXAMPLE.org"), ("ÄRGER@ü.de", "ärger@Ü.DE")])
@@ -58,6 +58,12 @@ async def test_a_raw_token_that_looks_like_a_hash_is_not_compared_raw(database: 
     user = await database.write(lambda c: add_user(c, "ada@example.org"))
     await database.write(lambda c: accounts.set_token(c, user.user_id, "$rno1$abc"))
     assert await database.read(lambda c: accounts.authenticate(c, "ada@example.org", "$rno1$abc")) is None
+
+
+async def test_adding_again_with_the_same_token_gives_the_same_user(database: Database) -> None:
+    user = await database.write(lambda c: add_user(c, "ada@example.org"))
+    new = accounts.NewUser("ada@example.org", hash_token(TOKEN), user.subscription_id)
+    assert await database.write(lambda c: accounts.add_user(c, new, now_us=NOW_US)) == user
 
 
 async def test_an_email_that_is_taken_is_refused(database: Database) -> None:

@@ -8,13 +8,13 @@ import pymysql
 import pytest
 from pymysql.constants import CLIENT
 from sqlalchemy import select
-from tests.support.farm_rows import add_engine, add_user, submit
-from tests.support.mariadb import PrivateMariaDB, database_name
 
 from renderonline.database import Database, migrating
 from renderonline.database.backup import COMPLETE, backup
 from renderonline.database.schema import metadata, queue, tasks
 from renderonline.farm.errors import Conflict, NotFound
+from tests.support.farm_rows import add_engine, add_user, submit
+from tests.support.mariadb import PrivateMariaDB, database_name
 
 ODD = "ünï'cö\"dé \\ % :x `;\n--\t😀"
 

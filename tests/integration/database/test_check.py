@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 
 from renderonline.database import Database, migrating
 from renderonline.database.check import MAX_FINDINGS, check
 from renderonline.database.schema import attempts, chunks, farm, machines, queue, results, tasks, users, waits_for
 from renderonline.farm.accounts import Role
+from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 
 ATTEMPT = {"chunk_id": 1, "task_id": 1, "machine_id": 1000, "token": "t", "assigned_us": 1, "directory": ""}
 RESULT = {"task_id": 1, "chunk_id": 1, "attempt_id": 5, "state": "landed", "size": 1, "digest": "", "crc32": 0}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, func, select
 from sqlalchemy.exc import IntegrityError
-from tests.support.mariadb import PrivateMariaDB
 
 from renderonline.database import Database
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable
+from tests.support.mariadb import PrivateMariaDB
 
 items = Table(
     "items", MetaData(), Column("id", Integer, primary_key=True, autoincrement=False), Column("name", String(50))

@@ -1,12 +1,12 @@
 """Engines and argument types."""
 
 import pytest
-from tests.support.farm_rows import add_engine, add_user, submit
 
 from renderonline.database import Database, engines
 from renderonline.database.engines import NewEngine
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from tests.support.farm_rows import add_engine, add_user, submit
 
 
 async def test_an_engine_is_found_by_name_in_any_letter_case_and_by_number(database: Database) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from tests.support.mariadb import PrivateMariaDB
 
 from renderonline.database import Database
 from renderonline.database.lease import Lease
 from renderonline.farm.errors import Conflict
+from tests.support.mariadb import PrivateMariaDB
 
 HOLDER = """
 import sys, time

@@ -1,16 +1,17 @@
 """Machines, join codes, secrets."""
 
 import asyncio
+from secrets import token_urlsafe
 
 import pytest
 from sqlalchemy import select
-from tests.support.farm_rows import NOW_US
 
 from renderonline.database import Database, machines
 from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.database.schema import attempts, join_codes
 from renderonline.database.schema import machines as machine_table
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound
+from tests.support.farm_rows import NOW_US
 
 HOUR_US = 3_600_000_000
 
@@ -21,9 +22,8 @@ async def invite(db: Database, uses: int = 1) -> JoinCode:
     )
 
 
-async def enroll(
-    db: Database, code: str, name: str = "node", secret: str = "s3cret", now_us: int = NOW_US
-) -> MachineRow:
+async def enroll(db: Database, code: str, name: str = "node", secret: str = "", now_us: int = NOW_US) -> MachineRow:
+    secret = secret or token_urlsafe()
     return await db.write(lambda c: machines.enroll(c, code, name, secret, now_us=now_us))
 
 
@@ -87,6 +87,14 @@ async def test_a_join_code_ends(database: Database) -> None:
         lambda c: machines.invite(c, uses=1, expires_us=code.expires_us + HOUR_US, created_by=1, now_us=code.expires_us)
     )
     assert len(await database.read(lambda c: c.execute(select(join_codes)).all())) == 1
+
+
+async def test_joining_again_with_the_same_secret_gives_the_same_machine(database: Database) -> None:
+    code = await invite(database)
+    first = await enroll(database, code.code, secret="mine")
+    assert await enroll(database, code.code, secret="mine") == first
+    with pytest.raises(NotAuthenticated):
+        await enroll(database, code.code, secret="another")
 
 
 async def test_a_refused_name_does_not_use_the_code_up(database: Database) -> None:

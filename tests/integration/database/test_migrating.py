@@ -1,6 +1,5 @@
 """Migrations: an empty database, the existing system's database, twice, and after being killed half-way."""
 
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -9,8 +8,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, inspect, select, text
-from tests.support import v1_schema
-from tests.support.killed_migration import migrate_until
 
 from renderonline.database import Database, accounts, migrating
 from renderonline.database.adopting import micros
@@ -21,6 +18,8 @@ from renderonline.database.migrating import migrate
 from renderonline.database.schema import attempts, chunks, farm, metadata, queue, tasks, users
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
+from tests.support import v1_schema
+from tests.support.killed_migration import migrate_until, migrate_when_free
 
 ENDED = {"start": "2024-08-27 20:01:00", "end": "2024-08-27 20:09:00", "machine": 1}
 RUNNING = {"start": "2024-08-27 20:01:00", "running": 1, "machine": 2}
@@ -279,16 +278,3 @@ def test_a_migration_that_was_killed_half_way_is_finished_by_the_next(
             found = db.read_now(lambda c: c.execute(select(chunks.c.task_id, chunks.c.state)).all())
             assert dict(found) == STATES
             assert len(found) == len(STATES)
-
-
-def migrate_when_free(db: Database) -> None:
-    """MySQL needs a moment to notice that the one who held the lease is gone."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            migrate(db)
-            return
-        except Conflict:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select
-from tests.support.farm_rows import NOW_US, add_engine, add_user, new_task
 
 from renderonline.database import Database, accounts, submissions
 from renderonline.database.check import check
@@ -13,6 +12,7 @@ from renderonline.database.schema import chunks, metadata, queue, renders, tasks
 from renderonline.database.submissions import NewTask, Submitted
 from renderonline.farm.accounts import User
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
+from tests.support.farm_rows import NOW_US, add_engine, add_user, new_task
 
 DAY_US = 24 * 3_600_000_000
 

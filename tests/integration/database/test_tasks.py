@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
-from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 
 from renderonline.database import Database
 from renderonline.database import tasks as reading
@@ -13,6 +12,7 @@ from renderonline.database.schema import attempts, engines, machines, results, t
 from renderonline.database.tasks import Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import Counters, TaskStatus
+from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 
 
 @pytest.fixture

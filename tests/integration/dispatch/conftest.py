@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.dispatching import Rig, opened_rig
 
 from renderonline.database import Database
+from tests.support.dispatching import Rig, opened_rig
 
 
 @pytest.fixture

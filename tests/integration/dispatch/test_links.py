@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.dispatching import Machine, Rig, joined, opened_rig, until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from renderonline.database import Database
 from renderonline.protocol.link import HeldAttempt, Log, Progress, Started
+from tests.support.dispatching import Machine, Rig, joined, opened_rig, until
 
 
 @pytest.fixture

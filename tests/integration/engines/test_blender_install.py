@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.blender import blender_directory, blender_prefix
 
 from renderonline.engines.blender import install as blender
-from renderonline.engines.blender.install import BUILDS, Build, install, installed, prefix_of
+from renderonline.engines.blender.install import BUILDS, Build, find_python, install, installed, prefix_of
 from renderonline.farm.errors import NoSpace, NotAvailable
+from tests.support.blender import blender_directory, blender_prefix
 
 pytestmark = pytest.mark.blender
 
@@ -137,6 +137,15 @@ def test_without_a_fitting_python_it_says_which_can_be_had(tmp_path: Path, monke
     monkeypatch.setenv("UV_OFFLINE", "1")
     with pytest.raises(NotAvailable, match=r"needs Python 3\.7 \(for Blender 9\.9\).*a system Blender"):
         install(tmp_path, quiet, builds=(Build("3.7", "9.9.*"),))
+
+
+def test_a_python_that_is_on_the_computer_is_found(tmp_path: Path) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = find_python(here, tmp_path)
+    assert found is not None
+    answer = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith(f"Python {here}.")
+    assert find_python("2.0", tmp_path) is None
 
 
 def test_without_a_network_it_says_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

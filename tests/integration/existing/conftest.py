@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.existing_farm import ExistingFarm
 from tests.support.existing_rig import Rig
 

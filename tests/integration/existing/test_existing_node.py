@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+
 from tests.support.existing_farm import wait_until
 from tests.support.existing_rig import Rig
 from tests.support.golden import send
@@ -203,6 +204,28 @@ def start_elsewhere(port: int, task_id: int, arguments: str) -> None:
     body = json.dumps({"EngineId": "stub", "TaskId": task_id, "Arguments": arguments}).encode()
     answer = send(f"http://127.0.0.1:{port}", "POST", "/hpc/start", {"Content-Type": "application/json"}, body)
     assert answer.status == 200, answer.body
+
+
+def test_a_process_that_takes_three_seconds_to_exist_is_started_once(rig: Rig) -> None:
+    """The node has rendered nothing before: until the process exists its status says that there is no task."""
+    node = rig.add_node(1)
+    node.faults.before_process_s = 3
+    rig.release()
+    rig.farm.start()
+    rig.assert_ended_well(rig.submit())
+    assert len(node.starts) == 1
+
+
+def test_a_node_that_is_still_ending_the_last_process_is_asked_again(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.release()
+    rig.farm.start()
+    assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
+    node.faults.refuses_start = "There already is an active render!"
+    task_id = rig.submit()
+    wait_until(lambda: node.starts[1:], "refused start")
+    node.faults.refuses_start = ""
+    rig.assert_ended_well(task_id, started=2, timeout_s=10)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.5])

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tests.support.existing_client import Naming, Part
 from tests.support.existing_farm import ExistingFarm, address_of, wait_until
 from tests.support.existing_rig import SCENE, Rig

@@ -1,8 +1,5 @@
 """Joining a farm: codes, secrets, and certificates that are pinned by their fingerprint."""
 
-import datetime as dt
-import hashlib
-import ipaddress
 import json
 import ssl
 import threading
@@ -13,46 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable
 from renderonline.hpcserver import enrolment
-
-
-class Certificate:
-    """A certificate that nobody vouches for."""
-
-    def __init__(self, directory: Path, name: str = "farm") -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = dt.datetime.now(dt.UTC)
-        self.certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("192.0.2.1"))]), False)
-            .sign(key, hashes.SHA256())
-        )
-        self.chain = directory / f"{name}.pem"
-        self.key = directory / f"{name}.key"
-        self.chain.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
-        self.key.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        der = self.certificate.public_bytes(serialization.Encoding.DER)
-        return f"sha256:{hashlib.sha256(der).hexdigest()}"
+from tests.support.pinned_certificates import Certificate
 
 
 class Farm:
@@ -86,9 +47,7 @@ def serving(certificate: Certificate | None = None) -> Iterator[Farm]:
 
     with Quiet(("127.0.0.1", 0), Handler) as server:
         if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate.chain, certificate.key)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+            server.socket = certificate.server_context().wrap_socket(server.socket, server_side=True)
         farm.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -134,14 +93,14 @@ def test_nobody_there_is_told() -> None:
 
 
 def test_unknown_certificate_is_refused_without_a_fingerprint(tmp_path: Path) -> None:
-    with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAuthenticated, match="--fingerprint"):
+    with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAvailable, match="--fingerprint"):
         enrolment.enrol(tmp_path / "home", farm.url, code="c", name="m")
     assert farm.asked == []
 
 
 def test_wrong_fingerprint_sends_no_code(tmp_path: Path) -> None:
     other = Certificate(tmp_path, "other")
-    with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAuthenticated, match="fingerprint is sha256:"):
+    with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAvailable, match="fingerprint is sha256:"):
         enrolment.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=other.fingerprint)
     assert farm.asked == []
 
@@ -158,10 +117,9 @@ def test_pinned_certificate_is_trusted_and_no_other_one(tmp_path: Path) -> None:
     context = identity.tls()
     assert context is not None
     assert context.verify_mode == ssl.CERT_REQUIRED
-    der = certificate.certificate.public_bytes(serialization.Encoding.DER)
-    identity.check_peer(der)
-    for peer in (other.certificate.public_bytes(serialization.Encoding.DER), b"", None):
-        with pytest.raises(NotAuthenticated):
+    identity.check_peer(certificate.der)
+    for peer in (other.der, b"", None):
+        with pytest.raises(NotAvailable):
             identity.check_peer(peer)
 
 

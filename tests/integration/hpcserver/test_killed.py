@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, kill, linked_node, until
 

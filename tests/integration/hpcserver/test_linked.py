@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.fake_renderapi import FakeRenderAPI
-from tests.support.machines import Node, linked_node, png, until
 
 from renderonline.protocol.link import Cancel, Drain, Limits
+from tests.support.fake_renderapi import FakeRenderAPI
+from tests.support.machines import Node, linked_node, png, until
+from tests.support.pinned_certificates import Certificate
 
 
 @pytest.fixture
@@ -395,3 +396,22 @@ async def test_engine_starts_quickly_after_the_assignment(api: FakeRenderAPI, no
         waits.append((await api.report(number, "started"))["at_us"] / 1e6 - began)
         await api.report(number, "exited")
     assert statistics.median(waits) < 0.05
+
+
+async def test_link_trusts_the_pinned_certificate_and_no_other(tmp_path: Path) -> None:
+    certificate, other = Certificate(tmp_path), Certificate(tmp_path, "other")
+    async with FakeRenderAPI(certificate=certificate) as api:
+        node = Node(tmp_path / "node", api.url)
+        node.join(other.chain.read_text())
+        node.start()
+        try:
+            await until(lambda: "dialling again" in node.log.read_text(), "refused certificate")
+            assert not api.hellos
+            node.stop()
+            node.join(certificate.chain.read_text())
+            node.start()
+            assert (await api.linked())["secret"] == "secret"
+            await api.assign(1, ["-c", "exit 0"], tmp_path / "1")
+            assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+        finally:
+            node.stop()

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.support.machines import kill, until
 
 from renderonline.hpcserver import process_table
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
+from tests.support.machines import kill, until
 
 HOME = "0123456789abcdef"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.machines import ROOT, kill, until
 
 from renderonline.farm.command_line import join
 from renderonline.hpcserver import process_table
+from tests.support.machines import ROOT, kill, until
 
 V1 = """
 import json, sys

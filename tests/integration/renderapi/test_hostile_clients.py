@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.support.renderapi import Running, renderapi
 
 from renderonline.serving import deadlines
 from renderonline.storage import names, uploads
+from tests.support.renderapi import Running, renderapi
 
 REQUEST = json.dumps({"EngineId": 1, "Arguments": []}).encode()
 V1 = "/renderapi/v1/enqueue"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
 
 from renderonline.database import Database
 from renderonline.database import schema as tables
 from renderonline.renderapi.routes.guard import V2
+from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
 
 
 @pytest.fixture(name="api")

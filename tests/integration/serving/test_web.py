@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -19,11 +18,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from tests.support.certificates import self_signed
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.serving import deadlines, web
 from renderonline.serving.web import TlsFiles, serve
+from tests.support.certificates import self_signed
 
 
 async def hello(_request: Request) -> Response:
@@ -109,11 +108,6 @@ async def test_https_from_two_pem_files(tmp_path: Path) -> None:
         assert await get(url, ssl=trusted) == "hello"
         with pytest.raises(aiohttp.ClientError):
             await get(url.replace("https", "http"))
-        old = ssl.create_default_context(cafile=files.fullchain_pem_path)
-        old.minimum_version = ssl.TLSVersion.TLSv1
-        old.maximum_version = ssl.TLSVersion.TLSv1_1
-        with pytest.raises(aiohttp.ClientError):
-            await get(url, ssl=old)
 
 
 async def test_certificate_that_can_t_be_used_is_told(tmp_path: Path) -> None:
@@ -126,7 +120,7 @@ async def test_certificate_that_can_t_be_used_is_told(tmp_path: Path) -> None:
             on_ready=print,
         )
     files, _ = self_signed(tmp_path, password=b"secret")
-    with pytest.raises(InvalidRequest, match="encrypted|can't be used"):
+    with pytest.raises(InvalidRequest, match=r"encrypted|can't be used"):
         await serve(application(), host="127.0.0.1", port=0, certificate=files, on_ready=print)
 
 

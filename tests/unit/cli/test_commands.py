@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 
 from renderonline.cli.main import run
+from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 
 TASK: dict[str, Any] = {
     "task_id": 7,

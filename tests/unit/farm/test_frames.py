@@ -175,3 +175,7 @@ def test_first_last_middle_names_everything_once(count: int) -> None:
 def test_the_middle_comes_third_and_then_the_middles_of_what_is_left() -> None:
     assert first_last_middle(9) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
     assert first_last_middle(1) == [0]
+
+
+def test_ten_thousand_parts_are_read_part_by_part() -> None:
+    assert parse_frames(",".join(str(frame) for frame in range(0, 20_000, 2))) == tuple(range(0, 20_000, 2))

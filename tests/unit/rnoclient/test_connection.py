@@ -1,21 +1,16 @@
 """The SDK's connection: what it trusts, what it repeats, and how it tells errors."""
 
-import datetime as dt
 import hashlib
-import ipaddress
 import json
 import ssl
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from tests.support.scripted_server import Answer, ScriptedServer, free_port, in_turn
 
 from renderonline.farm import errors
 from renderonline.rnoclient.sdk.connection import UNREACHABLE, Connection, Login
+from tests.support.certificates import self_signed
+from tests.support.scripted_server import Answer, ScriptedServer, free_port, in_turn
 
 
 def problem(status: int, code: str, detail: str = "Do this next.", **headers: str) -> Answer:
@@ -149,35 +144,12 @@ def test_address_is_tidied(url: str, wanted: str) -> None:
     assert Connection(Login(url)).url == wanted
 
 
-def certificate(directory: Path) -> tuple[Path, Path, str]:
-    """A self-signed certificate for 127.0.0.1: chain, key, fingerprint."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "farm")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, private = directory / "chain.pem", directory / "key.pem"
-    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return chain, private, hashlib.sha256(made.public_bytes(serialization.Encoding.DER)).hexdigest()
-
-
 def test_tls_trusts_the_named_authority_or_the_named_certificate_only(tmp_path: Path) -> None:
-    chain, key, digest = certificate(tmp_path)
+    files, _ = self_signed(tmp_path)
+    chain = files.fullchain_pem_path
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(chain.read_text())).hexdigest()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
+    context.load_cert_chain(chain, files.priv_pem_path)
     colons = ":".join(digest[i : i + 2] for i in range(0, 64, 2)).upper()
     with ScriptedServer(in_turn(Answer()), context).running() as server:
         for login in (

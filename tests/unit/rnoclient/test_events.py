@@ -5,11 +5,11 @@ import json
 from typing import Any
 
 import pytest
-from tests.support.scripted_server import Answer, Asked, ScriptedServer
 
 from renderonline.farm import errors
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.rnoclient.sdk.events import stream
+from tests.support.scripted_server import Answer, Asked, ScriptedServer
 
 TASK = {"task_id": 7, "status": "running", "frames_done": 0}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.scripted_server import Answer, Asked, ScriptedServer, in_turn
 
 from renderonline.farm import errors
 from renderonline.rnoclient.sdk import Client, Login, downloads
+from tests.support.scripted_server import Answer, Asked, ScriptedServer, in_turn
 
 TASK = json.dumps({"task_id": 7}).encode()
 

@@ -71,6 +71,12 @@ DEBIAN_PACKAGES: Final[Mapping[str, str]] = {
 """Shared libraries that Blender takes from the system -> the package of Debian and Ubuntu that has them."""
 
 _MARKER: Final = "installed.json"
+_SMOKE: Final = """
+import bpy, os, sys
+sys.stdout.write(f"VERSION {bpy.app.version_string}\\n")
+sys.stdout.flush()
+os._exit(0)
+"""
 _MISSING_LIBRARY = re.compile(r"([\w.+-]+\.so[\w.]*): cannot open shared object file")
 
 
@@ -163,7 +169,7 @@ def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
     for build in builds:
         if build.python == f"{sys.version_info.major}.{sys.version_info.minor}":
             return build, sys.executable
-        found = _uv_output(["python", "find", "--system", "--no-python-downloads", build.python], directory)
+        found = find_python(build.python, directory)
         if found:
             return build, found
     pythons = directory / "python"
@@ -179,6 +185,11 @@ def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
         f"Blender from PyPI needs {wanted}; neither is installed and neither could be downloaded. "
         "Install one of them (on Debian and Ubuntu: apt-get install python3.11) or a system Blender, then try again."
     )
+
+
+def find_python(version: str, directory: Path) -> str | None:
+    """The Python of this version that is on the computer, wherever uv looks for one."""
+    return _uv_output(["python", "find", "--system", "--no-python-downloads", version], directory) or None
 
 
 class _Download:
@@ -229,7 +240,7 @@ def _uv_failed(words: str) -> str:
 def _uv_output(arguments: Sequence[str], directory: Path, more: Mapping[str, str] | None = None) -> str | None:
     """What uv prints, None when it fails."""
     environment = {**_uv_environment(), **(more or {})}
-    argv = [_uv_binary(), "--quiet", *arguments]
+    argv = [_uv_binary(), *arguments]  # --quiet would keep the answer to itself, too
     with child(argv, stdout=subprocess.PIPE, cwd=directory, environment=environment) as process:
         try:
             output, _ = process.communicate(timeout=STEP_TIME_S)
@@ -256,11 +267,10 @@ def _uv_environment() -> dict[str, str]:
 
 def _smoke_test(python: Path) -> str:
     """Blender's version, seen by importing it; `NotAvailable` names the system libraries that it lacks."""
-    code = "import bpy, sys; sys.stdout.write('VERSION ' + bpy.app.version_string + '\\n'); sys.stdout.flush()"
-    code += "; import os; os._exit(0)"
-    with tempfile.TemporaryFile() as words:
-        argv = [str(python), "-I", "-c", code]
-        with child(argv, stdout=subprocess.PIPE, stderr=words) as process:
+    with tempfile.TemporaryFile() as words, tempfile.TemporaryDirectory() as scratch:
+        argv = [str(python), "-I", "-c", _SMOKE]
+        environment = {**os.environ, "TMPDIR": scratch}  # Blender leaves a directory there when it is interrupted
+        with child(argv, stdout=subprocess.PIPE, stderr=words, environment=environment) as process:
             try:
                 output, _ = process.communicate(timeout=SMOKE_TIME_S)
             except subprocess.TimeoutExpired:

@@ -11,6 +11,7 @@ not allowed or not understood.
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -353,7 +354,11 @@ def _plain(error: Exception) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End without the module's teardown, which may crash after the work is done."""
+    """End without the module's teardown, which may crash after the work is done; its temporary directory is ours to
+    remove then."""
+    bpy = sys.modules.get("bpy")
+    if bpy is not None:
+        shutil.rmtree(bpy.app.tempdir, ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

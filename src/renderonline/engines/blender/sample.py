@@ -9,6 +9,7 @@ frames per second that loop without a seam; Cycles on the processor, made to tak
 import colorsys
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,7 +19,7 @@ import bpy
 FRAMES: Final = 24
 WIDTH: Final = 640
 HEIGHT: Final = 360
-SAMPLES: Final = 4
+SAMPLES: Final = 3
 BEADS: Final = 20
 CENTRE: Final = (0.0, 0.0, 1.36)
 """Of the gyroscope."""
@@ -180,7 +181,11 @@ def lights() -> None:
     nodes, links = world.node_tree.nodes, world.node_tree.links
     place, path, mix = nodes.new("ShaderNodeTexCoord"), nodes.new("ShaderNodeLightPath"), nodes.new("ShaderNodeMix")
     mix.data_type = "RGBA"
-    links.new(path.outputs["Is Camera Ray"], mix.inputs["Factor"])
+    through = nodes.new("ShaderNodeMath")  # what one sees, and what one sees through glass
+    through.operation = "MAXIMUM"
+    links.new(path.outputs["Is Camera Ray"], through.inputs[0])
+    links.new(path.outputs["Is Transmission Ray"], through.inputs[1])
+    links.new(through.outputs[0], mix.inputs["Factor"])
     links.new(studio(nodes, links, place), mix.inputs[6])
     links.new(backdrop(nodes, links, place), mix.inputs[7])
     links.new(mix.outputs[2], nodes["Background"].inputs[0])
@@ -289,5 +294,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("Usage: sample.py FILE.blend")
     main(sys.argv[1])
+    shutil.rmtree(bpy.app.tempdir, ignore_errors=True)  # the module would do so in its teardown, which may crash
     sys.stdout.flush()
     os._exit(0)

@@ -39,6 +39,9 @@ IDLE_S: Final = 5.0
 TIMEOUT_S: Final = 2.0
 AGAIN_S: Final = 1.0
 """A status that says something bad counts when one at least so much later says the same (R7.2)."""
+REFUSAL_S: Final = 30.0
+"""A machine that says it is idle and refuses a start because it is busy is left alone for so long."""
+_ELSEWHERE: Final = "It renders for somebody else."
 _LARGEST_ANSWER: Final = 64 * 1024
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=TIMEOUT_S)
 
@@ -54,11 +57,15 @@ class _Phase(StrEnum):
 
 @dataclass(slots=True)
 class _Job:
-    """The attempt that the machine has. `doubt`: what a status said that is to be heard twice, and since when."""
+    """The attempt that the machine has. `refusals`: how often its start was refused because something runs there.
+
+    `doubt`: what a status said that is to be heard twice, and since when.
+    """
 
     attempt_id: int
     token: str
     phase: _Phase
+    refusals: int = 0
     doubt: str = ""
     since: float = 0.0
 
@@ -125,6 +132,7 @@ class V1Machine:
         self._stops: set[int] = set()
         self._news = asyncio.Event()
         self._offered: tuple[str, ...] | None = None
+        self._refuses_until = 0.0
 
     # -- the machine's link
 
@@ -225,7 +233,9 @@ class V1Machine:
         self._farm.heard(self._machine)
         if answer.is_success:
             await self._begun(job)
-        elif answer.message != hpc.ACTIVE_RENDER:
+        elif answer.message == hpc.ACTIVE_RENDER:
+            job.refusals += 1  # perhaps for an earlier start of ours whose answer was lost: its status decides
+        else:
             missing = answer.message == hpc.not_configured(order.assign.engine)
             ending = Ending(Outcome.FAILED, "no_engine" if missing else "", answer.message[:500])
             await self._finish(job, ending)
@@ -251,13 +261,24 @@ class V1Machine:
             await self._begun(job)
             if not task.is_running:
                 await self._judge(job, status)
-        elif task is None or not task.is_running:
-            job.phase = _Phase.START
-            self._news.set()
-        elif self._farm.ours(task.task_id):
+        elif task is not None and task.is_running and self._farm.ours(task.task_id):
             await self._stop(task.task_id)
-        else:
-            await self._give_back(job, "the machine is busy with somebody else")
+        elif task is not None and task.is_running:
+            await self._leave_alone(job)
+        elif self._said_twice(job, "absent"):  # a process that is being made is not there yet
+            await self._start_again(job)
+
+    async def _start_again(self, job: _Job) -> None:
+        if job.refusals > 1:
+            self._refuses_until = self._farm.clock.monotonic() + REFUSAL_S
+            await self._leave_alone(job)
+            return
+        job.phase, job.doubt = _Phase.START, ""
+        self._news.set()
+
+    async def _leave_alone(self, job: _Job) -> None:
+        self._reachable(_ELSEWHERE)
+        await self._give_back(job, "the machine is busy with somebody else")
 
     # -- status
 
@@ -289,9 +310,9 @@ class V1Machine:
         if task is not None and task.is_running:
             if self._farm.ours(task.task_id):
                 await self._stop(task.task_id)
-            self._reachable("It renders for somebody else.")
+            self._reachable(_ELSEWHERE)
             return
-        self._reachable("")
+        self._reachable(_ELSEWHERE if self._farm.clock.monotonic() < self._refuses_until else "")
         self._farm.memory.release_held(
             self._machine.machine_id, now=self._farm.clock.monotonic(), now_us=moment(self._farm.clock).us
         )

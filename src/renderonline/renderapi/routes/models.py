@@ -2,8 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+Id = Annotated[int, Path(le=2**63 - 1)]
+"""An id in a path; larger numbers no database can look for."""
 Name = Annotated[str, StringConstraints(max_length=50)]
 Email = Annotated[str, StringConstraints(min_length=3, max_length=255)]
 RoleName = Literal["admin", "operator", "artist"]
@@ -19,7 +22,7 @@ class NewUser(_Sent):
     email: Email
     first_name: Name = ""
     last_name: Name = ""
-    subscription_id: int | None = None
+    subscription_id: int | None = Field(default=None, le=2**31 - 1)
     role: RoleName = "artist"
     is_active: bool = True
 
@@ -28,7 +31,7 @@ class UserChange(_Sent):
     email: Email = ""
     first_name: Name = ""
     last_name: Name = ""
-    subscription_id: int = 0
+    subscription_id: int = Field(default=0, le=2**31 - 1)
     role: RoleName = "artist"
     is_active: bool = True
 

@@ -30,7 +30,7 @@ async def add_user(caller: Caller, center: Center, body: models.NewUser) -> Resp
 
 
 @router.get("/users/{user_id}", responses=documented(models.User), response_model=None)
-async def get_user(caller: Caller, center: Center, user_id: int) -> Response:
+async def get_user(caller: Caller, center: Center, user_id: models.Id) -> Response:
     """One account; everybody may see their own."""
     if user_id != caller.user_id:
         caller.require(Permission.USERS)
@@ -38,7 +38,7 @@ async def get_user(caller: Caller, center: Center, user_id: int) -> Response:
 
 
 @router.patch("/users/{user_id}", responses=documented(models.User), response_model=None)
-async def change_user(caller: Caller, center: Center, user_id: int, body: models.UserChange) -> Response:
+async def change_user(caller: Caller, center: Center, user_id: models.Id, body: models.UserChange) -> Response:
     """Change some fields of an account."""
     caller.require(Permission.USERS)
     changes = _changes(body)
@@ -48,7 +48,7 @@ async def change_user(caller: Caller, center: Center, user_id: int, body: models
 
 
 @router.post("/users/{user_id}/token", responses=documented(models.Token), response_model=None)
-async def new_token(caller: Caller, center: Center, user_id: int) -> Response:
+async def new_token(caller: Caller, center: Center, user_id: models.Id) -> Response:
     """Another token; the old one ends. Everybody may renew their own."""
     if user_id != caller.user_id:
         caller.require(Permission.USERS)
@@ -72,7 +72,7 @@ async def add_subscription(caller: Caller, center: Center, body: models.NewSubsc
 
 @router.patch("/subscriptions/{subscription_id}", responses=documented(models.Subscription), response_model=None)
 async def change_subscription(
-    caller: Caller, center: Center, subscription_id: int, body: models.SubscriptionChange
+    caller: Caller, center: Center, subscription_id: models.Id, body: models.SubscriptionChange
 ) -> Response:
     """Change some fields of a subscription."""
     caller.require(Permission.USERS)

@@ -32,13 +32,13 @@ async def add_engine(caller: Caller, center: Center, body: models.NewEngine) -> 
 
 
 @router.get("/engines/{engine_id}", responses=documented(models.Engine), response_model=None)
-async def get_engine(_caller: Caller, center: Center, engine_id: int) -> Response:
+async def get_engine(_caller: Caller, center: Center, engine_id: models.Id) -> Response:
     """One engine."""
     return answer(views.engine(await center.administration.engine(engine_id)))
 
 
 @router.patch("/engines/{engine_id}", responses=documented(models.Engine), response_model=None)
-async def change_engine(caller: Caller, center: Center, engine_id: int, body: models.EngineChange) -> Response:
+async def change_engine(caller: Caller, center: Center, engine_id: models.Id, body: models.EngineChange) -> Response:
     """Change an engine's definition or download path, or switch it off. Tasks that were submitted keep theirs."""
     caller.require(Permission.ENGINES)
     changes = body.model_dump(exclude_unset=True)
@@ -48,7 +48,7 @@ async def change_engine(caller: Caller, center: Center, engine_id: int, body: mo
 
 
 @router.delete("/engines/{engine_id}", status_code=204, response_model=None)
-async def remove_engine(caller: Caller, center: Center, engine_id: int) -> Response:
+async def remove_engine(caller: Caller, center: Center, engine_id: models.Id) -> Response:
     """Remove an engine that no task uses."""
     caller.require(Permission.ENGINES)
     await center.administration.remove_engine(engine_id)

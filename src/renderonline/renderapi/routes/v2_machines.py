@@ -52,7 +52,7 @@ async def enroll(request: Request, center: Center, body: models.Enrolment) -> Re
 
 
 @router.patch("/machines/{machine_id}", responses=documented(models.Machine), response_model=None)
-async def change_machine(caller: Caller, center: Center, machine_id: int, body: models.MachineChange) -> Response:
+async def change_machine(caller: Caller, center: Center, machine_id: models.Id, body: models.MachineChange) -> Response:
     """Say what is wished of a machine (active, draining, disabled) and why, or name it."""
     caller.require(Permission.MACHINES)
     changes = body.model_dump(exclude_unset=True)
@@ -65,7 +65,7 @@ async def change_machine(caller: Caller, center: Center, machine_id: int, body: 
 
 
 @router.delete("/machines/{machine_id}", status_code=204, response_model=None)
-async def remove_machine(caller: Caller, center: Center, machine_id: int) -> Response:
+async def remove_machine(caller: Caller, center: Center, machine_id: models.Id) -> Response:
     """Forget a machine; its secret is worth nothing afterwards."""
     caller.require(Permission.MACHINES)
     await center.administration.remove_machine(machine_id)

@@ -42,14 +42,14 @@ async def list_tasks(
 
 
 @router.get("/tasks/{task_id}", responses=documented(models.Task), response_model=None)
-async def get_task(caller: Caller, center: Center, task_id: int) -> Response:
+async def get_task(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """One task."""
     return answer(await center.reading.task(caller, task_id))
 
 
 @router.get("/tasks/{task_id}/chunks", responses=documented(models.Chunks), response_model=None)
 async def list_chunks(
-    caller: Caller, center: Center, task_id: int, limit: Limit = 100, cursor: Cursor = None
+    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """The pieces that a task was cut into."""
     return answer(await center.reading.chunks(caller, task_id, limit, cursor))
@@ -57,7 +57,7 @@ async def list_chunks(
 
 @router.get("/tasks/{task_id}/attempts", responses=documented(models.Attempts), response_model=None)
 async def list_attempts(
-    caller: Caller, center: Center, task_id: int, limit: Limit = 100, cursor: Cursor = None
+    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """Every try of every chunk, newest first."""
     return answer(await center.reading.attempts(caller, task_id, limit, cursor))
@@ -65,48 +65,48 @@ async def list_attempts(
 
 @router.get("/tasks/{task_id}/results", responses=documented(models.Results), response_model=None)
 async def list_results(
-    caller: Caller, center: Center, task_id: int, limit: Limit = 100, cursor: Cursor = None
+    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """The files that have landed."""
     return answer(await center.reading.results(caller, task_id, limit, cursor))
 
 
 @router.get("/tasks/{task_id}/explain", responses=documented(models.Reasons), response_model=None)
-async def explain(caller: Caller, center: Center, task_id: int) -> Response:
+async def explain(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Why the task is not running, or not faster."""
     return answer({"reasons": await center.control.explain(task_id, user_id=caller.tasks_of)})
 
 
 @router.post("/tasks/{task_id}/cancel", responses=documented(models.Task), response_model=None)
-async def cancel(caller: Caller, center: Center, task_id: int) -> Response:
+async def cancel(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Take a task from the queue and stop what runs of it."""
     await center.control.cancel(task_id, user_id=caller.tasks_of)
     return answer(await center.reading.task(caller, task_id))
 
 
 @router.post("/tasks/{task_id}/pause", responses=documented(models.Task), response_model=None)
-async def pause(caller: Caller, center: Center, task_id: int) -> Response:
+async def pause(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Start nothing new of a task; what runs goes on."""
     await center.control.pause(task_id, user_id=caller.tasks_of)
     return answer(await center.reading.task(caller, task_id))
 
 
 @router.post("/tasks/{task_id}/resume", responses=documented(models.Task), response_model=None)
-async def resume(caller: Caller, center: Center, task_id: int) -> Response:
+async def resume(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Undo a pause."""
     await center.control.resume(task_id, user_id=caller.tasks_of)
     return answer(await center.reading.task(caller, task_id))
 
 
 @router.post("/tasks/{task_id}/retry", responses=documented(models.Task), response_model=None)
-async def retry(caller: Caller, center: Center, task_id: int) -> Response:
+async def retry(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Render again what failed or was canceled."""
     await center.control.retry(task_id, user_id=caller.tasks_of)
     return answer(await center.reading.task(caller, task_id))
 
 
 @router.delete("/tasks/{task_id}", status_code=204, response_model=None)
-async def delete(caller: Caller, center: Center, task_id: int) -> Response:
+async def delete(caller: Caller, center: Center, task_id: models.Id) -> Response:
     """Stop a task and delete it with all its files."""
     await center.control.delete(task_id, user_id=caller.tasks_of)
     return Response(status_code=204)

@@ -17,6 +17,7 @@ from renderonline.rnoclient.sdk.types import ENDED, Attempt, Item, Result, Task
 PAGE: Final = 200
 REFRESH_S: Final = 0.25
 """The shortest time between two looks at a watched task."""
+WATCH_PATIENCE_S: Final = 60.0
 
 
 class Client:
@@ -152,12 +153,15 @@ class Client:
     ) -> Iterator[Task]:
         """The task now and after each change, ending with the first state in which it has ended.
 
-        `on_event` gets the events of this task as they come (results, progress). `TimeoutError` after `timeout_s`.
+        `on_event` gets the events of this task as they come (results, progress). Once it has begun, it goes on over
+        `WATCH_PATIENCE_S` without RenderAPI (a restart). `TimeoutError` after `timeout_s`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        shown: Task | None = None
-        looked = 0.0
-        for event in events.stream(self._beside()):
+        shown, looked = self.task(task_id), time.monotonic()
+        yield shown
+        if shown["status"] in ENDED:
+            return
+        for event in events.stream(self._beside(), patience_s=WATCH_PATIENCE_S):
             if event.type not in {RESYNC, ""} and event.data.get("task_id") == task_id and on_event is not None:
                 on_event(event)
             now = time.monotonic()
@@ -165,12 +169,16 @@ class Client:
                 raise TimeoutError(f"Task {task_id} has not ended after {timeout_s:g} s.")
             if not _concerns(event, task_id) or (event.type == "progress" and now - looked < REFRESH_S):
                 continue
-            task, looked = self.task(task_id), now
+            task, looked = self._look(task_id), now
             if task != shown:
                 yield task
             if task["status"] in ENDED:
                 return
             shown = task
+
+    def _look(self, task_id: int) -> Task:
+        found = self.connection.patiently(lambda: self.task(task_id), patience_s=WATCH_PATIENCE_S)
+        return cast("Task", found)
 
     def download_zip(self, task_id: int, target: str | Path, *, progress: downloads.Progress | None = None) -> Path:
         """The task's scene and results as one ZIP file; resumed where an earlier call was cut."""

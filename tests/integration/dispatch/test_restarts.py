@@ -1,0 +1,160 @@
+"""What a stop leaves half-way is settled at the next start (R6), and a broken database is survived (R3.2)."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from renderonline.farm.errors import NotAvailable
+from renderonline.protocol.link import HeldAttempt
+from renderonline.storage import landing
+from tests.support.dispatching import Rig, joined, until
+
+DATA = b"the frame"
+
+
+async def half_landed(rig: Rig) -> tuple[int, int, Path]:
+    """A task whose one result was stopped after step (a): (task, attempt, source)."""
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.all_acked()
+    source = Path(assign.directory, "frame_0001.png")
+    await asyncio.to_thread(source.write_bytes, DATA)
+    digest = hashlib.blake2b(DATA, digest_size=32).hexdigest()
+    row = {
+        "task": task_id,
+        "hash": hashlib.sha256(b"frame_0001.png").hexdigest(),
+        "chunk": assign.chunk,
+        "attempt": assign.attempt,
+        "digest": digest,
+        "size": len(DATA),
+    }
+    insert = text(
+        "insert into results (task_id, name_hash, name, chunk_id, attempt_id, state, frame, size, digest, crc32)"
+        " values (:task, :hash, 'frame_0001.png', :chunk, :attempt, 'landing', 1, :size, :digest, 1)"
+    )
+    await rig.database.write(lambda c: c.execute(insert, row))
+    return task_id, assign.attempt, source
+
+
+async def test_landing_that_was_stopped_before_the_link_is_finished(rig: Rig) -> None:
+    task_id, _, _ = await half_landed(rig)
+    await rig.restart()
+    assert await rig.landed(task_id) == ["frame_0001.png"]
+    assert ((await rig.scene_of(task_id)).parent / "frame_0001.png").read_bytes() == DATA
+    assert (await rig.task(task_id)).frames_done == 1
+
+
+async def test_landing_that_was_stopped_after_the_link_is_finished(rig: Rig) -> None:
+    task_id, _, source = await half_landed(rig)
+    source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")
+    await rig.restart()
+    assert await rig.landed(task_id) == ["frame_0001.png"]
+
+
+async def test_landing_without_any_file_is_missing_again(rig: Rig) -> None:
+    task_id, _, source = await half_landed(rig)
+    source.unlink()
+    await rig.restart()
+    count = text("select count(*) from results")
+    assert await rig.database.read(lambda c: c.scalar(count)) == 0
+    assert (await rig.task(task_id)).frames_done == 0
+
+
+async def test_old_directories_are_swept_and_live_ones_kept(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.all_acked()
+    folder = Path(assign.directory).parent
+    foreign = 2**45 if abs(assign.attempt - 2**45) > 2**32 else 2**44
+    for name in (str(assign.attempt - 1), str(foreign), "notes"):
+        (folder / name).mkdir()
+    await rig.restart()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([str(assign.attempt), str(foreign), "notes"])
+
+
+async def test_directory_of_a_lost_attempt_goes_when_its_machine_is_back_without_it(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.all_acked()
+    await rig.database.write(lambda c: c.execute(text("update attempts set state = 'ended', outcome = 'lost'")))
+    await rig.database.write(lambda c: c.execute(text("update chunks set state = 'canceled'")))
+    await rig.database.write(
+        lambda c: c.execute(text("update tasks set chunks_running = 0, chunks_canceled = 1, canceled = 1"))
+    )
+    await rig.database.write(lambda c: c.execute(text("delete from queue")))
+    await machine.hang_up()
+    await rig.restart()
+    assert rig.left_attempts() == [str(assign.attempt)]
+    machine.held = (HeldAttempt(assign.attempt, assign.token, running=False),)
+    await machine.dial()
+    assert rig.left_attempts() == [str(assign.attempt)]
+    await machine.hang_up()
+    machine.held = ()
+    await machine.dial()
+    await until(lambda: not rig.left_attempts(), "end of the directory")
+
+
+async def test_full_disk_is_given_a_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = landing.place
+
+    def place(placings: object) -> object:
+        calls.append(placings)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return real(placings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("renderonline.renderapi.landings.place", place)
+    await joined(rig)
+    task_id = await rig.submit("1")
+    assert (await rig.ended(task_id)).is_success == 1
+    assert len(calls) == 2
+    await rig.assert_sound()
+
+
+async def test_assignment_that_could_not_be_committed_is_made_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = []
+
+    def assign(*_: object, **__: object) -> None:
+        failures.append(1)
+        if len(failures) == 1:
+            monkeypatch.undo()
+        raise NotAvailable("The database does not answer.")
+
+    monkeypatch.setattr("renderonline.renderapi.leasing.assign", assign)
+    await joined(rig)
+    task_id = await rig.submit("1-3")
+    assert (await rig.ended(task_id)).is_success == 1
+    assert failures
+    await rig.assert_sound()
+
+
+async def test_reports_that_could_not_be_committed_come_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+
+    def apply_steps(*_: object, **__: object) -> None:
+        raise NotAvailable("The database does not answer.")
+
+    monkeypatch.setattr("renderonline.renderapi.reports.apply_steps", apply_steps)
+    await machine.start(assign.attempt)
+    await machine.closed.wait()
+    monkeypatch.undo()
+    machine.held = (HeldAttempt(assign.attempt, assign.token, running=True),)
+    machine.seq = 0
+    await until(lambda: rig.dispatcher.memory.attempts.get(assign.attempt), "rebuilt memory")
+    await machine.dial()
+    await machine.render(assign.attempt)
+    row = await rig.ended(task_id)
+    assert (row.is_success, len(await rig.attempts(task_id))) == (1, 1)
+    await rig.assert_sound()

@@ -1,0 +1,88 @@
+"""Logs of attempts: resumed by offset, head and tail kept (R5.3)."""
+
+from pathlib import Path
+
+import pytest
+
+from renderonline.storage import logs
+from renderonline.storage.logs import AttemptLogs
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AttemptLogs:
+    """Logs with a head of 10 bytes and pieces of 5."""
+    monkeypatch.setattr(logs, "HEAD", 10)
+    monkeypatch.setattr(logs, "PIECE", 5)
+    return AttemptLogs(tmp_path / "logs")
+
+
+def whole(kept: AttemptLogs, attempt: int = 1) -> list[tuple[int, bytes]]:
+    """All that is kept, as (offset, bytes)."""
+    parts, offset = [], 0
+    while (part := kept.read(attempt, offset)).data:
+        parts.append((part.offset, part.data))
+        offset = part.next
+    return parts
+
+
+def test_log_is_one_file_while_it_is_short(tmp_path: Path) -> None:
+    kept = AttemptLogs(tmp_path)
+    assert kept.append(1, 0, b"first\n") == 6
+    assert kept.append(1, 6, b"second\n") == 13
+    assert (tmp_path / "1.log").read_bytes() == b"first\nsecond\n"
+    assert kept.size(1) == 13
+
+
+def test_bytes_that_come_twice_are_kept_once(small: AttemptLogs) -> None:
+    small.append(1, 0, b"abcd")
+    assert small.append(1, 2, b"cdef") == 6
+    assert small.append(1, 0, b"ab") == 6
+    assert whole(small) == [(0, b"abcdef")]
+
+
+def test_head_and_tail_of_a_long_log_are_kept(small: AttemptLogs) -> None:
+    text = b"0123456789abcdefghijklmnopqrstuvwxyz"
+    for start in range(0, len(text), 4):
+        small.append(1, start, text[start : start + 4])
+    parts = whole(small)
+    assert parts[0] == (0, b"0123456789")
+    assert sum(len(data) for _, data in parts) <= 20
+    last = parts[-1]
+    assert last[0] + len(last[1]) == len(text) == small.size(1)
+    assert all(text[offset : offset + len(data)] == data for offset, data in parts)
+
+
+def test_gap_stays_a_gap(small: AttemptLogs) -> None:
+    small.append(1, 0, b"abc")
+    assert small.append(1, 100, b"xyz") == 103
+    assert whole(small) == [(0, b"abc"), (100, b"xyz")]
+
+
+def test_one_huge_piece_is_split(small: AttemptLogs) -> None:
+    text = bytes(range(48, 48 + 60))
+    assert small.append(1, 0, text) == 60
+    assert sum(len(data) for _, data in whole(small)) == 20
+
+
+def test_reading_an_unknown_log_gives_nothing(small: AttemptLogs) -> None:
+    assert small.read(9) == logs.LogPart(0, b"", 0)
+    assert small.size(9) == 0
+
+
+def test_restart_needs_no_memory(small: AttemptLogs, tmp_path: Path) -> None:
+    small.append(1, 0, b"0123456789abcdefgh")
+    again = AttemptLogs(tmp_path / "logs")
+    assert again.size(1) == 18
+    assert again.append(1, 18, b"ij") == 20
+    assert whole(again)[-1][1].endswith(b"ij")
+
+
+def test_removed_log_leaves_nothing(small: AttemptLogs, tmp_path: Path) -> None:
+    small.append(1, 0, b"x" * 100)
+    small.append(2, 0, b"y")
+    small.remove(1)
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["2.log"]
+
+
+def test_offsets_that_no_log_has_are_ignored(small: AttemptLogs) -> None:
+    assert small.append(1, 2**60, b"x") == 0

@@ -1,0 +1,174 @@
+"""Files under their final names: linked, never replaced, never through a link (R6 b)."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.storage import landing
+from renderonline.storage.landing import Placed, Placing, check_name, place, settle
+
+DATA = b"a picture"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An attempt's directory with `frame.png` in it, and its task's."""
+    source, target = tmp_path / ".attempts" / "7", tmp_path / "1" / "2"
+    source.mkdir(parents=True)
+    target.mkdir(parents=True)
+    (source / "frame.png").write_bytes(DATA)
+    return source, target
+
+
+def placing(folders: tuple[Path, Path], name: str = "frame.png", data: bytes = DATA) -> Placing:
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    return Placing(1, name, folders[0], folders[1], len(data), digest)
+
+
+def test_result_is_linked_not_copied(folders: tuple[Path, Path]) -> None:
+    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert (folders[1] / "frame.png").samefile(folders[0] / "frame.png")
+
+
+def test_landing_can_be_repeated(folders: tuple[Path, Path]) -> None:
+    for _ in range(3):
+        assert place((placing(folders),)) == (Placed.LANDED,)
+    (folders[0] / "frame.png").unlink()
+    assert settle(placing(folders)) is Placed.LANDED
+
+
+def test_file_that_is_there_is_never_replaced(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "frame.png").write_bytes(b"the scene")
+    assert place((placing(folders),)) == (Placed.TAKEN,)
+    assert (folders[1] / "frame.png").read_bytes() == b"the scene"
+
+
+def test_same_bytes_under_the_final_name_are_landed(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "frame.png").write_bytes(DATA)
+    assert place((placing(folders),)) == (Placed.LANDED,)
+
+
+def test_names_in_folders_land_in_folders(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "a" / "b").mkdir(parents=True)
+    (folders[0] / "a" / "b" / "frame.png").write_bytes(DATA)
+    assert place((placing(folders, "a/b/frame.png"),)) == (Placed.LANDED,)
+    assert (folders[1] / "a" / "b" / "frame.png").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "folder", "pipe", "size"])
+def test_what_is_no_whole_file_is_missing(folders: tuple[Path, Path], kind: str) -> None:
+    path = folders[0] / "frame.png"
+    path.unlink()
+    if kind == "link":
+        secret = folders[0].parent / "secret"
+        secret.write_bytes(DATA)
+        path.symlink_to(secret)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "size":
+        path.write_bytes(DATA + b"!")
+    assert place((placing(folders),)) == (Placed.MISSING,)
+    assert not (folders[1] / "frame.png").exists()
+
+
+def test_linked_folder_in_the_attempt_is_not_followed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "frame.png").write_bytes(DATA)
+    (folders[0] / "a").symlink_to(secrets)
+    assert place((placing(folders, "a/frame.png"),)) == (Placed.MISSING,)
+
+
+def test_linked_folder_in_the_task_is_not_followed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (folders[0] / "a").mkdir()
+    (folders[0] / "a" / "frame.png").write_bytes(DATA)
+    (folders[1] / "a").symlink_to(tmp_path)
+    assert place((placing(folders, "a/frame.png"),)) == (Placed.TAKEN,)
+    assert not (tmp_path / "frame.png").exists()
+
+
+def test_task_that_was_deleted_gets_no_directory_again(folders: tuple[Path, Path]) -> None:
+    folders[1].rmdir()
+    assert place((placing(folders),)) == (Placed.GONE,)
+    assert not folders[1].exists()
+
+
+def test_other_file_system_gets_a_whole_copy(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.link
+
+    def link(source: str, target: str, **options: object) -> None:
+        if not str(source).startswith(".landing-"):
+            raise OSError(18, "Invalid cross-device link")
+        real(source, target, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(landing.os, "link", link)
+    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
+    assert (folders[1] / "frame.png").read_bytes() == DATA
+    assert place((placing(folders),)) == (Placed.LANDED,)
+
+
+def test_interrupted_copy_is_removed_when_it_is_settled(folders: tuple[Path, Path]) -> None:
+    (folders[1] / ".landing-1").write_bytes(b"half")
+    assert settle(placing(folders)) is Placed.LANDED
+    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
+
+
+def test_interrupted_landing_without_any_file_is_missing(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "frame.png").unlink()
+    assert settle(placing(folders)) is Placed.MISSING
+
+
+@pytest.mark.parametrize("name", ["frame_0001.png", "a/b/c.exr", "größe.png", "with blank.png", ".hidden"])
+def test_plain_names_are_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../x", "a/../b", "/etc/passwd", "a//b", "a/", "a\nb", "a\0b", "\x1b[2J", "a\\b", "x" * 300,
+        "a/" * 20 + "b", ".landing-1", "a/.landing-1", "\ud800", "\u202egnp.exe",
+    ],
+)  # fmt: skip
+def test_names_that_could_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check_name(name)
+
+
+def test_only_attempts_directories_are_removed(tmp_path: Path) -> None:
+    attempt, other = tmp_path / ".attempts" / "12", tmp_path / "12"
+    for folder in (attempt, other):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    assert landing.remove_attempt(str(attempt))
+    assert not attempt.exists()
+    for wrong in (str(other), "", "/", str(tmp_path / ".attempts"), str(tmp_path / ".attempts" / "..")):
+        assert not landing.remove_attempt(wrong)
+    assert (other / "file").exists()
+
+
+def test_only_a_tasks_own_directory_is_removed_whole(tmp_path: Path) -> None:
+    mine, strange = tmp_path / "7" / "638000000000000000", tmp_path / "projects"
+    for folder in (mine, strange):
+        folder.mkdir(parents=True)
+        for name in ("a.scene", "other"):
+            (folder / name).write_text("x")
+    assert landing.remove_task(str(mine / "a.scene"), 7)
+    assert not mine.exists()
+    assert landing.remove_task(str(strange / "a.scene"), 7)
+    assert [path.name for path in strange.iterdir()] == ["other"]
+    assert not landing.remove_task("a.scene", 7)
+
+
+def test_found_outputs_are_regular_files_below_the_directory(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (folders[0] / "sub").mkdir()
+    (folders[0] / "sub" / "deep.exr").write_bytes(DATA)
+    (folders[0] / "link.png").symlink_to(folders[0] / "frame.png")
+    (folders[0] / "up").symlink_to(tmp_path)
+    assert landing.found_outputs(folders[0]) == ("frame.png", "sub/deep.exr")
