@@ -32,6 +32,7 @@ class Demo:
         self.mark = f"demo-test-{uuid.uuid4().hex}"
         self.lines: list[str] = []
         environment = {**os.environ, "TMPDIR": str(self.temporary), "RENDERONLINE_TEST_MARK": self.mark}
+        environment |= {"RENDERAPI_CONNECTION_STRING": "sqlite:////not/the/demos/farm", "HPCSERVER_SLOTS": "7"}
         if data is not None:
             environment["RENDERONLINE_DATA"] = str(data)
         self.process = subprocess.Popen(

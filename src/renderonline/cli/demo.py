@@ -21,7 +21,7 @@ from renderonline.cli.progress import Step, bytes_bar, fraction_bar
 from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
 from renderonline.engines import blender, films
 from renderonline.engines.children import child
-from renderonline.farm.errors import NotAvailable, RenderOnlineError
+from renderonline.farm.errors import InvalidRequest, NotAvailable, RenderOnlineError
 from renderonline.rnoclient.sdk import Client, Task
 from renderonline.serving.directories import data_directory
 
@@ -38,6 +38,8 @@ FILM: Final = "demo.mp4"
 SAMPLE: Final = Path(str(blender.__file__)).with_name("sample.py")
 """Run by Blender's own Python; never imported here."""
 SCENE_TIME_S: Final = 180.0
+SETTINGS: Final = ("RENDERAPI_", "HPCSERVER_")
+"""What the environment says of somebody's real farm (its database above all) is not for the demo."""
 
 
 @dataclass(slots=True)
@@ -72,12 +74,13 @@ def run(output: Path, *, keep: bool, as_json: bool) -> int:
 def _run(output: Path, *, keep: bool, as_json: bool) -> int:
     story = Story()
     begun = time.monotonic()
+    _check_place(output)
     with Interrupts() as interrupts:
         with story.step("Blender"):
             prefix = install_blender(quiet=as_json)
         with _temporary(interrupts, keep=keep) as directory:
             unpacked = directory / "unpacked"
-            with Supervisor(interrupts) as supervisor:
+            with Supervisor(interrupts, SETTINGS) as supervisor:
                 farm = LocalFarm(supervisor, directory / "farm")
                 _render(farm, supervisor, interrupts, prefix[0], unpacked, story, quiet=as_json)
                 with story.step("stop the farm"):
@@ -236,6 +239,15 @@ def _unfair(frames: dict[str, int]) -> list[str]:
         for name in MACHINES
         if frames.get(name, 0) < SHARE
     ]
+
+
+def _check_place(output: Path) -> None:
+    """Find out before the work whether its outcome can be put there."""
+    place = output.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"Nothing can be written to {place}; choose another place with --output.")
 
 
 def _place(unpacked: Path, output: Path) -> None:

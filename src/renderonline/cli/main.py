@@ -78,6 +78,9 @@ def run(words: Sequence[str]) -> int:
         with contextlib.suppress(OSError):
             sys.stderr.close()
         return FAILED
+    except OSError as error:  # a file or directory of the user's that can't be used
+        print(f"Error: {error}", file=sys.stderr)
+        return FAILED
     return result if isinstance(result, int) else 0
 
 

@@ -99,10 +99,14 @@ class Program:
 
 
 class Supervisor:
-    """Starts programs and stops them all, the youngest first, when its `with` block is left."""
+    """Starts programs and stops them all, the youngest first, when its `with` block is left.
 
-    def __init__(self, interrupts: Interrupts) -> None:
+    Environment variables that begin with one of `hidden` are not passed on.
+    """
+
+    def __init__(self, interrupts: Interrupts, hidden: tuple[str, ...] = ()) -> None:
         self._interrupts = interrupts
+        self._hidden = hidden
         self._programs: list[Program] = []
 
     def __enter__(self) -> Self:
@@ -117,7 +121,8 @@ class Supervisor:
         """Start `renderonline` with `words` as a process group of its own, its output into `log`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-P", "-m", "renderonline.cli", *words]
-        given = {**os.environ, **(environment or {}), LEASH: "1", "PYTHONUNBUFFERED": "1"}
+        given = {name: value for name, value in os.environ.items() if not name.startswith(self._hidden or "\0")}
+        given |= {**(environment or {}), LEASH: "1", "PYTHONUNBUFFERED": "1"}
         with self._interrupts.held(), log.open("ab") as output:
             process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=output, stderr=output, env=given, start_new_session=True

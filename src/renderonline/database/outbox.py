@@ -68,7 +68,7 @@ class Outbox:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         except (sqlite3.Error, OSError) as error:
             raise self._refused(error) from error
         try:

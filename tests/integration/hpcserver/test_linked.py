@@ -1,6 +1,5 @@
 """A real HPCServer on the link of a stand-in RenderAPI (R5)."""
 
-import asyncio
 import hashlib
 import json
 import os
@@ -329,7 +328,9 @@ async def test_second_sigterm_ends_at_once(api: FakeRenderAPI, tmp_path: Path) -
         await api.assign(1, ["-c", "trap '' TERM; sleep 600; sleep 600"], tmp_path / "1", limits=Limits(grace_s=60))
         await api.report(1, "started")
         os.kill(node.pid, signal.SIGTERM)
-        await asyncio.sleep(0.1)
+        await api.until(
+            lambda: any(message["type"] == "heartbeat" and message["full"] for message in api.messages), "full"
+        )
         os.kill(node.pid, signal.SIGTERM)
         began = time.monotonic()
         assert await node.ends() == 0

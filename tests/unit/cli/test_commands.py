@@ -211,6 +211,12 @@ def test_exit_codes_say_what_went_wrong(
     assert "Error: " in capsys.readouterr().err
 
 
+def test_unusable_place_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run(["demo", "--output", str(tmp_path / "file" / "out")]) == 1
+    assert "--output" in capsys.readouterr().err
+
+
 def test_errors_are_json_for_programs(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["tasks", "8", "--json"]) == 4
     assert json.loads(capsys.readouterr().err) == {"code": "not_found", "detail": "Not there."}
