@@ -3,12 +3,12 @@
 `apply` is the one function that writes them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from renderonline.database.schema import queue, tasks
 from renderonline.farm.errors import NotFound
@@ -16,23 +16,31 @@ from renderonline.farm.tasks import ChunkState, Counters, TaskStatus, task_statu
 
 _COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
 
-_COLUMNS: Final = (
-    tasks.c.task_id,
-    tasks.c.user_id,
-    tasks.c.render_id,
-    tasks.c.start_us,
-    tasks.c.start_time,
-    tasks.c.end_us,
-    tasks.c.end_time,
-    tasks.c.machine_id,
-    tasks.c.paused,
-    tasks.c.canceled,
-    tasks.c.frames_total,
-    tasks.c.frames_done,
-    tasks.c.reason,
-    *(tasks.c[name] for name in _COUNTERS.values()),
-)
-_LOOK: Final = select(*_COLUMNS).where(tasks.c.task_id.in_(bindparam("ids", expanding=True))).order_by(tasks.c.task_id)
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """What the projection reads of a task."""
+
+    task_id: int
+    user_id: int
+    render_id: int
+    start_us: int | None
+    start_time: datetime | None
+    end_us: int | None
+    end_time: datetime | None
+    machine_id: int | None
+    paused: bool
+    canceled: bool
+    frames_total: int
+    frames_done: int
+    reason: str | None
+    counters: Counters
+
+
+_PLAIN: Final = tuple(field.name for field in fields(TaskRow) if field.name != "counters")
+COLUMNS: Final = tuple(tasks.c[name] for name in (*_PLAIN, *_COUNTERS.values()))
+"""The columns that `task_row` reads, in its order."""
+_LOOK: Final = select(*COLUMNS).where(tasks.c.task_id.in_(bindparam("ids", expanding=True))).order_by(tasks.c.task_id)
 _LOCK: Final = _LOOK.with_for_update()
 _WRITE: Final = (
     tasks.update()
@@ -107,19 +115,25 @@ class Change:
     canceled: bool | None = None
 
 
-def lock(connection: Connection, task_ids: Iterable[int]) -> dict[int, Row[Any]]:
+def task_row(values: Sequence[Any]) -> TaskRow:
+    """A task from the values of `COLUMNS`."""
+    plain = len(_PLAIN)
+    return TaskRow(*values[:plain], Counters(*values[plain:]))
+
+
+def lock(connection: Connection, task_ids: Iterable[int]) -> dict[int, TaskRow]:
     """Lock the rows of these tasks in the order of their ids; those that are gone are left out."""
     return _rows(connection, _LOCK, task_ids)
 
 
-def look(connection: Connection, task_ids: Iterable[int]) -> dict[int, Row[Any]]:
+def look(connection: Connection, task_ids: Iterable[int]) -> dict[int, TaskRow]:
     """`lock` without a lock, for those who only read."""
     return _rows(connection, _LOOK, task_ids)
 
 
-def _rows(connection: Connection, query: Select[Any], task_ids: Iterable[int]) -> dict[int, Row[Any]]:
+def _rows(connection: Connection, query: Select[Any], task_ids: Iterable[int]) -> dict[int, TaskRow]:
     ids = sorted(set(task_ids))
-    return {row.task_id: row for row in connection.execute(query, {"ids": ids})} if ids else {}
+    return {row.task_id: task_row(row) for row in connection.execute(query, {"ids": ids})} if ids else {}
 
 
 def apply(
@@ -143,7 +157,7 @@ def apply(
     return apply_locked(connection, row, change, Moment(now_us, local_now))
 
 
-def apply_locked(connection: Connection, row: Row[Any], change: Change, moment: Moment) -> TaskState:
+def apply_locked(connection: Connection, row: TaskRow, change: Change, moment: Moment) -> TaskState:
     """`apply` for a row that `lock` gave in the same transaction; at most once a transaction and task."""
     counters = _added(row, change.deltas)
     canceled = bool(row.canceled) if change.canceled is None else change.canceled
@@ -170,24 +184,23 @@ def apply_locked(connection: Connection, row: Row[Any], change: Change, moment: 
     return TaskState(row.task_id, row.user_id, status, counters, row.frames_total, frames_done, reason)
 
 
-def state_of(row: Row[Any]) -> TaskState:
+def state_of(row: TaskRow) -> TaskState:
     """The state of a task as a row that `lock` gave says it."""
     counters = _added(row, {})
     status = task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused))
     return TaskState(row.task_id, row.user_id, status, counters, row.frames_total, row.frames_done, row.reason)
 
 
-def _added(row: Row[Any], deltas: Mapping[ChunkState, int]) -> Counters:
-    values = {field.name: getattr(row, f"chunks_{field.name}") for field in fields(Counters)}
-    for state, delta in deltas.items():
-        values[state.value] += delta
-    negative = [name for name, value in values.items() if value < 0]
-    if negative:
+def _added(row: TaskRow, deltas: Mapping[ChunkState, int]) -> Counters:
+    if not deltas:
+        return row.counters
+    values = {state.value: getattr(row.counters, state.value) + deltas.get(state, 0) for state in ChunkState}
+    if any(value < 0 for value in values.values()):
         raise AssertionError(f"Task {row.task_id} would count {values} chunks.")
     return Counters(**values)
 
 
-def _times(row: Row[Any], status: TaskStatus, moment: Moment) -> dict[str, Any]:
+def _times(row: TaskRow, status: TaskStatus, moment: Moment) -> dict[str, Any]:
     """Start is the first time that a machine got something; end the moment when nothing was left."""
     times = {"start_us": row.start_us, "start_time": row.start_time, "end_us": None, "end_time": None}
     if row.start_us is None and row.start_time is None and status is TaskStatus.RUNNING:
@@ -199,7 +212,7 @@ def _times(row: Row[Any], status: TaskStatus, moment: Moment) -> dict[str, Any]:
     return times | {"end_us": row.end_us, "end_time": row.end_time}
 
 
-def _write_queue(connection: Connection, row: Row[Any], status: TaskStatus) -> None:
+def _write_queue(connection: Connection, row: TaskRow, status: TaskStatus) -> None:
     if status in ENDED and row.end_us is None:
         connection.execute(_UNQUEUE, {"key": row.task_id})
     elif status not in ENDED and row.end_us is not None:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, func, select
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.work_loading import TaskFacts, load_facts
-from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, begun, landed_among, landed_of_chunk
+from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_of_chunk
 from renderonline.farm.frames import FrameRange, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Verdict, settle
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome
@@ -61,8 +61,7 @@ def assign(
 ) -> Assigned:
     """Lease chunks to machines. `facts_of`: tasks of which the caller needs the facts as well."""
     sheet = Sheet(connection, moment)
-    sheet.load(task_ids={new.task_id for new in wanted}, chunk_ids={new.chunk_id for new in wanted})
-    old = begun(connection, sheet.chunks)
+    sheet.load_chunks(new.chunk_id for new in wanted)
     leases: list[Lease] = []
     refused: list[int] = []
     for new in wanted:
@@ -73,7 +72,9 @@ def assign(
         sheet.move(chunk, ChunkState.ASSIGNED)
         sheet.change(new.task_id).machine_id = new.machine_id
         sheet.insert_attempt(new.attempt_id, new.chunk_id, new.task_id, new.machine_id, new.token, new.directory)
-        landed = landed_of_chunk(connection, new.task_id, chunk.chunk_id) if chunk.chunk_id in old else frozenset()
+        landed = (
+            landed_of_chunk(connection, new.task_id, chunk.chunk_id) if chunk.chunk_id in sheet.begun else frozenset()
+        )
         leases.append(Lease(new.attempt_id, chunk.chunk_id, chunk.frames, chunk.place, landed))
     changed = sheet.flush()
     return Assigned(tuple(leases), tuple(refused), changed, load_facts(connection, facts_of))
@@ -210,7 +211,7 @@ def apply_steps(
     whose token is wrong is dropped and counted (R5.5).
     """
     sheet = Sheet(connection, moment)
-    sheet.load(attempt_ids={step.attempt_id for step in steps})
+    sheet.load_attempts(step.attempt_id for step in steps)
     applier = _Applier(sheet, policy or RetryPolicy(), machine_id)
     for step in steps:
         applier.apply(step)
@@ -314,7 +315,7 @@ class _Applier:
             return
         sheet = self._sheet
         live = sheet.connection.execute(_LIVE_OF_CHUNK, {"chunk_id": chunk.chunk_id}).scalars().all()
-        sheet.load(attempt_ids=live)
+        sheet.load_attempts(live)
         verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
         for attempt_id in live:
             self.superseded.append(self._end(sheet.attempts[attempt_id], chunk, verdict, sheet.moment.us))

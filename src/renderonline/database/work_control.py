@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.projection import Change, Moment, TaskState, apply_locked, lock, look, state_of
+from renderonline.database.projection import Change, Moment, TaskRow, TaskState, apply_locked, lock, look, state_of
 from renderonline.database.schema import (
     attempts,
     chunks,
@@ -53,7 +53,7 @@ def cancel_task(connection: Connection, task_id: int, moment: Moment, *, user_id
     return _cancel(connection, row, moment)
 
 
-def _cancel(connection: Connection, row: Row[Any], moment: Moment) -> Canceled:
+def _cancel(connection: Connection, row: TaskRow, moment: Moment) -> Canceled:
     stopped = _live(connection, row.task_id)
     if stopped:
         connection.execute(
@@ -114,7 +114,7 @@ def condemn_task(connection: Connection, task_id: int, moment: Moment, *, user_i
     return Condemned(canceled, scene or "", tried, bool(users_of_render))
 
 
-def _same_render(row: Row[Any]) -> Any:
+def _same_render(row: TaskRow) -> Any:
     return (tasks.c.render_id == row.render_id) & (tasks.c.task_id != row.task_id)
 
 
@@ -185,11 +185,11 @@ def _check_limit(connection: Connection, user_id: int) -> None:
         raise LimitReached(f"Queue limit {limit} reached for your subscription.")
 
 
-def _locked(connection: Connection, task_id: int, user_id: int | None) -> Row[Any]:
+def _locked(connection: Connection, task_id: int, user_id: int | None) -> TaskRow:
     return _theirs(lock(connection, (task_id,)).get(task_id), task_id, user_id)
 
 
-def _theirs(row: Row[Any] | None, task_id: int, user_id: int | None) -> Row[Any]:
+def _theirs(row: TaskRow | None, task_id: int, user_id: int | None) -> TaskRow:
     if row is None or user_id not in (None, row.user_id):
         raise NotFound(f"Task {task_id} does not exist.")
     return row

@@ -21,7 +21,6 @@ from renderonline.database.schema import (
     users,
 )
 from renderonline.database.schema import waits_for as waits
-from renderonline.database.work_sheet import frames_of
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkState, Outcome
 
@@ -297,7 +296,7 @@ def _live(row: Any) -> LiveAttempt:
         state=AttemptState(row.state),
         directory=row.directory,
         place=row.place,
-        frames=frames_of(row),
+        frames=None if row.first_frame is None else FrameRange(row.first_frame, row.last_frame, row.frame_step or 1),
     )
 
 

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, bindparam, exists, select
 
-from renderonline.database.projection import Change, Moment, TaskState, apply_locked, lock
-from renderonline.database.schema import attempts, chunks, results
+from renderonline.database.projection import COLUMNS, Change, Moment, TaskRow, TaskState, apply_locked, task_row
+from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkState, Outcome, check_transition
 
@@ -47,14 +47,49 @@ class AttemptRow:
     peak_memory_mib: int = 0
 
 
+_CHUNK_COLUMNS: Final = (
+    chunks.c.chunk_id,
+    chunks.c.task_id,
+    chunks.c.state,
+    chunks.c.first_frame,
+    chunks.c.last_frame,
+    chunks.c.frame_step,
+    chunks.c.place,
+    chunks.c.tries,
+    chunks.c.not_before_us,
+    chunks.c.reason,
+)
+_ATTEMPT_COLUMNS: Final = (
+    attempts.c.attempt_id,
+    attempts.c.chunk_id,
+    attempts.c.task_id,
+    attempts.c.machine_id,
+    attempts.c.token,
+    attempts.c.state,
+    attempts.c.directory,
+    attempts.c.outcome,
+    attempts.c.started_us,
+    attempts.c.ended_us,
+    attempts.c.exit_code,
+    attempts.c.failure,
+    attempts.c.reason,
+    attempts.c.peak_memory_mib,
+)
+_OF_TASK: Final = chunks.join(tasks, tasks.c.task_id == chunks.c.task_id)
+_BEGUN: Final = exists().where(attempts.c.chunk_id == chunks.c.chunk_id)
 _CHUNKS: Final = (
-    select(chunks)
+    select(*_CHUNK_COLUMNS, *COLUMNS, _BEGUN)
+    .select_from(_OF_TASK)
     .where(chunks.c.chunk_id.in_(bindparam("ids", expanding=True)))
     .order_by(chunks.c.chunk_id)
     .with_for_update()
 )
 _ATTEMPTS: Final = (
-    select(attempts).where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True))).order_by(attempts.c.attempt_id)
+    select(*_ATTEMPT_COLUMNS, *_CHUNK_COLUMNS, *COLUMNS)
+    .select_from(_OF_TASK.join(attempts, attempts.c.chunk_id == chunks.c.chunk_id))
+    .where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
+    .order_by(attempts.c.attempt_id)
+    .with_for_update()
 )
 _WRITE_CHUNK: Final = (
     chunks.update()
@@ -99,35 +134,41 @@ class Sheet:
     def __init__(self, connection: Connection, moment: Moment) -> None:
         self.connection = connection
         self.moment = moment
-        self.tasks: dict[int, Row[Any]] = {}
+        self.tasks: dict[int, TaskRow] = {}
         self.chunks: dict[int, ChunkRow] = {}
         self.attempts: dict[int, AttemptRow] = {}
+        self.begun: set[int] = set()
+        """Of the chunks that `load_chunks` read, those that ever had an attempt."""
         self._changes: dict[int, Change] = {}
         self._written_chunks: dict[int, ChunkRow] = {}
         self._written_attempts: dict[int, AttemptRow] = {}
         self._new_attempts: list[dict[str, Any]] = []
 
-    def load(
-        self,
-        *,
-        task_ids: Iterable[int] = (),
-        chunk_ids: Iterable[int] = (),
-        attempt_ids: Iterable[int] = (),
-    ) -> None:
-        """Lock and read rows, with the chunks and tasks of the attempts; rows read before are not read again."""
-        wanted = sorted(set(attempt_ids) - self.attempts.keys())
-        fresh = [_attempt(row) for row in self._rows(_ATTEMPTS, wanted)]
-        wanted_tasks = {*task_ids, *(attempt.task_id for attempt in fresh)} - self.tasks.keys()
-        self.tasks |= lock(self.connection, wanted_tasks)
-        wanted_chunks = sorted({*chunk_ids, *(attempt.chunk_id for attempt in fresh)} - self.chunks.keys())
-        for row in self._rows(_CHUNKS, wanted_chunks):
-            self.chunks[row.chunk_id] = _chunk(row)
-        for attempt in fresh:  # an attempt without its chunk or task is one of a deleted task: as if it were gone
-            if attempt.chunk_id in self.chunks and attempt.task_id in self.tasks:
-                self.attempts[attempt.attempt_id] = attempt
+    def load_chunks(self, chunk_ids: Iterable[int]) -> None:
+        """Lock and read chunks with their tasks; those that are gone are left out."""
+        for row in self._rows(_CHUNKS, chunk_ids):
+            self._know(row[: len(_CHUNK_COLUMNS)], row[len(_CHUNK_COLUMNS) : -1])
+            if row[-1]:
+                self.begun.add(row[0])
 
-    def _rows(self, query: Any, ids: Sequence[int]) -> Sequence[Row[Any]]:
-        return self.connection.execute(query, {"ids": ids}).all() if ids else ()
+    def load_attempts(self, attempt_ids: Iterable[int]) -> None:
+        """Lock and read attempts with their chunks and tasks; those that are gone, or whose task is, are left out."""
+        own, chunk = len(_ATTEMPT_COLUMNS), len(_CHUNK_COLUMNS)
+        for row in self._rows(_ATTEMPTS, set(attempt_ids) - self.attempts.keys()):
+            attempt = _attempt(row[:own])
+            self.attempts[attempt.attempt_id] = attempt
+            self._know(row[own : own + chunk], row[own + chunk :])
+
+    def _know(self, chunk: Sequence[Any], task: Sequence[Any]) -> None:
+        """Take a chunk and its task; what was read before stays, for it may have been changed."""
+        if chunk[0] not in self.chunks:
+            self.chunks[chunk[0]] = _chunk(chunk)
+        if task[0] not in self.tasks:
+            self.tasks[task[0]] = task_row(task)
+
+    def _rows(self, query: Any, ids: Iterable[int]) -> Sequence[Any]:
+        wanted = sorted(set(ids))
+        return self.connection.execute(query, {"ids": wanted}).all() if wanted else ()
 
     def change(self, task_id: int) -> Change:
         """What this transaction does to a task; add to it."""
@@ -185,41 +226,19 @@ class Sheet:
         )
 
 
-def _attempt(row: Row[Any]) -> AttemptRow:
-    return AttemptRow(
-        attempt_id=row.attempt_id,
-        chunk_id=row.chunk_id,
-        task_id=row.task_id,
-        machine_id=row.machine_id,
-        token=row.token,
-        state=AttemptState(row.state),
-        directory=row.directory,
-        outcome=Outcome(row.outcome) if row.outcome else None,
-        started_us=row.started_us,
-        ended_us=row.ended_us,
-        exit_code=row.exit_code,
-        failure=row.failure,
-        reason=row.reason,
-        peak_memory_mib=row.peak_memory_mib,
-    )
+def _attempt(values: Sequence[Any]) -> AttemptRow:
+    """An attempt from the values of `_ATTEMPT_COLUMNS`."""
+    attempt = AttemptRow(*values)
+    attempt.state = AttemptState(attempt.state)
+    attempt.outcome = Outcome(attempt.outcome) if attempt.outcome else None
+    return attempt
 
 
-def _chunk(row: Row[Any]) -> ChunkRow:
-    return ChunkRow(
-        chunk_id=row.chunk_id,
-        task_id=row.task_id,
-        state=ChunkState(row.state),
-        frames=frames_of(row),
-        place=row.place,
-        tries=row.tries,
-        not_before_us=row.not_before_us,
-        reason=row.reason,
-    )
-
-
-def frames_of(row: Row[Any]) -> FrameRange | None:
-    """The range of a row with a chunk's frame columns."""
-    return None if row.first_frame is None else FrameRange(row.first_frame, row.last_frame, row.frame_step or 1)
+def _chunk(values: Sequence[Any]) -> ChunkRow:
+    """A chunk from the values of `_CHUNK_COLUMNS`."""
+    chunk_id, task_id, state, first, last, step, *rest = values
+    frames = None if first is None else FrameRange(first, last, step or 1)
+    return ChunkRow(chunk_id, task_id, ChunkState(state), frames, *rest)
 
 
 def _attempt_values(row: AttemptRow) -> dict[str, Any]:
@@ -258,7 +277,6 @@ _BY_CHUNK: Final = select(results.c.name).where(
     results.c.chunk_id == bindparam("chunk_id"),
     results.c.state == "landed",
 )
-_BEGUN: Final = select(attempts.c.chunk_id).where(attempts.c.chunk_id.in_(bindparam("ids", expanding=True))).distinct()
 _AT_ONCE: Final = 1000
 
 
@@ -280,8 +298,3 @@ def landed_among(connection: Connection, task_id: int, names: Collection[str]) -
 def landed_of_chunk(connection: Connection, task_id: int, chunk_id: int) -> frozenset[str]:
     """The output names that attempts of this chunk have landed."""
     return frozenset(connection.execute(_BY_CHUNK, {"task_id": task_id, "chunk_id": chunk_id}).scalars())
-
-
-def begun(connection: Connection, chunk_ids: Iterable[int]) -> frozenset[int]:
-    """Which of these chunks ever had an attempt."""
-    return frozenset(connection.execute(_BEGUN, {"ids": list(chunk_ids)}).scalars())

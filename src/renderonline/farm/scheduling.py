@@ -130,6 +130,10 @@ class ReadyIndex:
         """The ready chunks of one task."""
         return tuple(c.chunk_id for bucket in self._buckets.get(task_id, {}).values() for c in bucket.chunks)
 
+    def waits(self, task_id: int) -> bool:
+        """Whether some chunk of the task is ready."""
+        return task_id in self._buckets
+
     def signatures_of(self, task_id: int) -> tuple[Signature, ...]:
         """The needs of the ready chunks of one task."""
         return tuple(self._buckets.get(task_id, {}))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.loose import flag, fold, read_object, text, whole
+from renderonline.protocol.loose import flag, fold, pascal, read_object, text, whole
 
 STATUS_PATH: Final = "/hpc/status"
 START_PATH: Final = "/hpc/start"
@@ -41,18 +41,12 @@ class StartRequest:
     task_id: int
     arguments: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {"EngineId": self.engine_id, "TaskId": self.task_id, "Arguments": self.arguments}
-
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
     """Stop what was started with this id."""
 
     task_id: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"TaskId": self.task_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +55,6 @@ class Answer:
 
     is_success: bool
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"IsSuccess": self.is_success, "Message": self.message}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +66,6 @@ class TaskState:
     is_running: bool
     total_seconds: int
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "TaskId": self.task_id,
-            "IsSuccess": self.is_success,
-            "IsRunning": self.is_running,
-            "TotalSeconds": self.total_seconds,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -91,26 +74,16 @@ class Status:
     engine_ids: tuple[str, ...]
     task: TaskState | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {"EngineIds": list(self.engine_ids), "Task": self.task.to_json() if self.task else None}
 
-
-Message = StartRequest | StopRequest | Answer | Status
-
-
-def encode(message: Message) -> bytes:
+def encode(message: StartRequest | StopRequest | Answer | Status) -> bytes:
     """The body of a request or an answer."""
-    return json.dumps(message.to_json(), separators=(",", ":")).encode()
-
-
-# -- requests, read by the node
+    return json.dumps(pascal(message), separators=(",", ":")).encode()
 
 
 def parse_start(body: bytes) -> StartRequest:
     """`InvalidRequest` (`INVALID_ARGUMENTS`) unless engine and arguments are there; no task id is 0, as in .NET."""
     members = read_object(body, INVALID_ARGUMENTS)
-    engine_id = text(members.get("engineid"))
-    arguments = text(members.get("arguments"))
+    engine_id, arguments = text(members.get("engineid")), text(members.get("arguments"))
     task_id = _task_id(members.get("taskid", 0))
     if engine_id is None or arguments is None or task_id is None:
         raise InvalidRequest(INVALID_ARGUMENTS)
@@ -130,9 +103,6 @@ def _task_id(value: Any) -> int | None:
     return number if number is not None and 0 <= number <= _LARGEST_TASK_ID else None
 
 
-# -- answers, read by RenderAPI
-
-
 def parse_answer(body: bytes) -> Answer:
     """`InvalidRequest` when the node's answer can't be understood."""
     message = "The node's answer can't be understood."
@@ -148,18 +118,16 @@ def parse_status(body: bytes) -> Status:
     message = "The node's status can't be understood."
     members = read_object(body, message)
     names = members.get("engineids")
-    engine_ids = [text(name) for name in names] if isinstance(names, list) else []
-    task = members.get("task")
-    if task is None:
-        return Status(tuple(name for name in engine_ids if name is not None))
-    return Status(tuple(name for name in engine_ids if name is not None), _parse_task(fold(task) or {}, message))
-
-
-def _parse_task(members: dict[str, Any], message: str) -> TaskState:
-    task_id = _task_id(members.get("taskid"))
-    is_success = flag(members.get("issuccess"))
-    is_running = flag(members.get("isrunning"))
+    engine_ids = tuple(name for each in (names if isinstance(names, list) else ()) if (name := text(each)) is not None)
+    if members.get("task") is None:
+        return Status(engine_ids)
+    task = fold(members["task"]) or {}
+    task_id, is_success, is_running = (
+        _task_id(task.get("taskid")),
+        flag(task.get("issuccess")),
+        flag(task.get("isrunning")),
+    )
     if task_id is None or is_success is None or is_running is None:
         raise InvalidRequest(message)
     # The existing node computes seconds from its wall clock; nothing of ours depends on them.
-    return TaskState(task_id, is_success, is_running, whole(members.get("totalseconds")) or 0)
+    return Status(engine_ids, TaskState(task_id, is_success, is_running, whole(task.get("totalseconds")) or 0))

@@ -3,20 +3,18 @@
 Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.loose import fold, read_object, text, whole
+from renderonline.protocol.loose import fold, pascal, read_object, text, whole
 
 BASE_PATH: Final = "/renderapi/v1"
 NEWEST_TASKS: Final = 15
 """How many tasks `/info` shows."""
 LARGEST_TASK_ID: Final = 2**63 - 1
 """No database of ours can hold a larger one, although the wire can carry it."""
-
-# -- messages
 
 ENQUEUED: Final = "Task successfully enqueued."
 DEQUEUED: Final = "Task successfully dequeued."
@@ -28,11 +26,6 @@ INVALID_ENQUEUE: Final = "Invalid enqueue request arguments."
 ONE_FILE: Final = "Only 1 file may be uploaded per request."
 NOT_JSON: Final = "Request content type must be application/json."
 INVALID_FORMAT: Final = "Request content has an invalid format."
-
-
-def queue_limit_reached(limit: int) -> str:
-    """403 of enqueue."""
-    return f"Queue limit {limit} reached for your subscription."
 
 
 def engine_not_found(engine_id: str | int) -> str:
@@ -50,16 +43,6 @@ def argtype_missing(argtype_id: str) -> str:
     return f"Argument type identifier {argtype_id} must be present in database."
 
 
-def wrong_type(value: str, type_name: str) -> str:
-    """400 of enqueue (`farm.arguments.check_value` says it)."""
-    return f"Value {value} must be of type {type_name}."
-
-
-def invalid_type(type_name: str) -> str:
-    """500 of enqueue: the argtypes row is wrong (`farm.arguments.check_value` says it)."""
-    return f"Type {type_name} is not valid for RenderOnline."
-
-
 def task_not_found(task_id: int) -> str:
     """400: no such task, or somebody else's."""
     return f"Task with identifier {task_id} not found for the current user."
@@ -68,9 +51,6 @@ def task_not_found(task_id: int) -> str:
 def task_not_queued(task_id: int) -> str:
     """400 of dequeue: it has ended."""
     return f"Task with identifier {task_id} is not in the queue."
-
-
-# -- requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +63,6 @@ class EnqueueRequest:
     engine_id: str
     arguments: tuple[tuple[str, str], ...]
     client_key: str = ""
-
-    @property
-    def engine_number(self) -> int | None:
-        """The row's number; None when what was sent is none."""
-        number = whole(self.engine_id)
-        return number if number is not None and 0 < number < 2**31 else None
 
 
 def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
@@ -109,21 +83,13 @@ def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
 def _argument(item: Any) -> tuple[str, str]:
     """The client's own `Regex` field, if it sends one, is never read (contract fault 1)."""
     members = fold(item) or {}
-    argtype_id = text(members.get("argtypeid"))
-    value = text(members.get("value"))
+    argtype_id, value = text(members.get("argtypeid")), text(members.get("value"))
     if argtype_id is None or value is None:
         raise InvalidRequest(INVALID_ENQUEUE)
     return argtype_id, value
 
 
-@dataclass(frozen=True, slots=True)
-class TaskIdRequest:
-    """The body of dequeue, download and delete."""
-
-    task_id: int
-
-
-def parse_task_id(content_type: str | None, body: bytes) -> TaskIdRequest:
+def parse_task_id(content_type: str | None, body: bytes) -> int:
     """Read the body of dequeue, download or delete. `InvalidRequest` with the contract's message."""
     media_type = (content_type or "").partition(";")[0].strip().casefold()
     if media_type != "application/json":
@@ -131,10 +97,7 @@ def parse_task_id(content_type: str | None, body: bytes) -> TaskIdRequest:
     task_id = whole(read_object(body, INVALID_FORMAT).get("taskid"))
     if task_id is None or not 0 <= task_id < 2**64:
         raise InvalidRequest(INVALID_FORMAT)
-    return TaskIdRequest(task_id)
-
-
-# -- answers
+    return task_id
 
 
 def enqueue_answer(message: str, task_id: int | None = None) -> dict[str, Any]:
@@ -170,16 +133,6 @@ class UserInfo:
     subscription_id: int
     is_active: bool
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "UserId": self.user_id,
-            "FirstName": self.first_name,
-            "LastName": self.last_name,
-            "Email": self.email,
-            "SubscriptionId": self.subscription_id,
-            "IsActive": self.is_active,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
@@ -195,45 +148,21 @@ class TaskInfo:
     render_id: int
     machine_id: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        # The existing client reads a byte (R1.1).
-        machine_id = self.machine_id if self.machine_id is not None and self.machine_id <= 255 else None
-        return {
-            "TaskId": self.task_id,
-            "UserId": self.user_id,
-            "QueueTime": _time(self.queue_time),
-            "StartTime": _time(self.start_time),
-            "EndTime": _time(self.end_time),
-            "IsRunning": self.is_running,
-            "IsSuccess": self.is_success,
-            "RenderId": self.render_id,
-            "MachineId": machine_id,
-        }
-
-
-def _time(value: datetime | None) -> str | None:
-    return None if value is None else value.replace(tzinfo=None).isoformat(timespec="seconds")
+    def __post_init__(self) -> None:
+        if self.machine_id is not None and self.machine_id > 255:
+            object.__setattr__(self, "machine_id", None)  # the existing client reads a byte (R1.1)
 
 
 @dataclass(frozen=True, slots=True)
 class RenderInfo:
-    """A render; where its file lies is nobody's business, `FilePath` is always ""."""
+    """A render; where its file lies is nobody's business."""
 
     render_id: int
     file_name: str
+    file_path: str = field(default="", init=False)
     file_size: int
     arguments: str
     engine_id: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "RenderId": self.render_id,
-            "FileName": self.file_name,
-            "FilePath": "",
-            "FileSize": self.file_size,
-            "Arguments": self.arguments,
-            "EngineId": self.engine_id,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +175,6 @@ class EngineInfo:
     download_path: str
     render_argument: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "EngineId": self.engine_id,
-            "Name": self.name,
-            "Extension": self.extension,
-            "DownloadPath": self.download_path,
-            "RenderArgument": self.render_argument,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
@@ -263,9 +183,6 @@ class TaskEntry:
     task: TaskInfo
     render: RenderInfo
     engine: EngineInfo
-
-    def to_json(self) -> dict[str, Any]:
-        return {"Task": self.task.to_json(), "Render": self.render.to_json(), "Engine": self.engine.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,4 +193,5 @@ class Info:
     tasks: tuple[TaskEntry, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"User": self.user.to_json(), "Tasks": [entry.to_json() for entry in self.tasks]}
+        """What the wire carries."""
+        return dict(pascal(self))

@@ -1,14 +1,18 @@
 """What the dispatcher tells the world: events for those who watch (`events.publish`)."""
 
-from dataclasses import asdict
+import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 from renderonline.database.projection import TaskState
 from renderonline.database.work_landing import Landing
+from renderonline.farm.tasks import ChunkState
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.memory import Attempt
 
+PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
 """An attempt's progress is told at most so often."""
 
@@ -21,14 +25,33 @@ class Publisher(Protocol):
 
 
 class Announcer:
-    """Writes events."""
+    """Writes events. What changes quickly is told at once and then at most every `PAUSE_S`, with its newest value."""
 
     def __init__(self, events: Publisher) -> None:
         self._events = events
+        self._quiet: dict[tuple[str, int], Callable[[], None] | None] = {}
+
+    def _now_and_then(self, key: tuple[str, int], tell: Callable[[], None]) -> None:
+        if key in self._quiet:
+            self._quiet[key] = tell
+            return
+        tell()
+        self._quiet[key] = None
+        asyncio.get_running_loop().call_later(PAUSE_S, self._pause_over, key)
+
+    def _pause_over(self, key: tuple[str, int]) -> None:
+        if (tell := self._quiet.pop(key, None)) is not None:
+            self._now_and_then(key, tell)
 
     def task(self, state: TaskState) -> None:
-        """A task changed."""
-        self._events.publish("task", task_data(state), user_id=state.user_id)
+        """A task changed; its end is told at once."""
+        key = ("task", state.task_id)
+        tell = partial(self._events.publish, "task", task_data(state), user_id=state.user_id)
+        if state.ended:
+            self._quiet.pop(key, None)
+            tell()
+        else:
+            self._now_and_then(key, tell)
 
     def task_deleted(self, task_id: int, user_id: int) -> None:
         """A task is gone."""
@@ -68,7 +91,7 @@ class Announcer:
 
     def machine(self, machine: Machine) -> None:
         """A machine came, went, or changed its status."""
-        self._events.publish("machine", machine.view())
+        self._now_and_then(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))
 
 
 def task_data(state: TaskState) -> dict[str, Any]:
@@ -78,6 +101,6 @@ def task_data(state: TaskState) -> dict[str, Any]:
         "status": state.status.value,
         "frames_total": state.frames_total,
         "frames_done": state.frames_done,
-        "chunks": asdict(state.counters),
+        "chunks": {one.value: getattr(state.counters, one.value) for one in ChunkState},
         "reason": state.reason,
     }

@@ -9,6 +9,7 @@ from renderonline.farm.scheduling import Ability, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
 
 MOST_SLOTS: Final = 1024
+_WISHES: Final = frozenset(Wish)
 
 
 class MachineLink(Protocol):
@@ -28,6 +29,7 @@ class Machine:
     """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us."""
 
     __slots__ = (
+        "_row",
         "engines",
         "facts",
         "full",
@@ -37,12 +39,12 @@ class Machine:
         "load",
         "occupied",
         "offers",
-        "row",
         "slots",
+        "wish",
     )
 
     def __init__(self, row: MachineRow) -> None:
-        self.row = row
+        self.row = row  # sets `wish` too
         self.link: MachineLink | None = None
         self.engines: frozenset[str] = frozenset()
         self.offers: Mapping[str, str] = {}
@@ -64,8 +66,14 @@ class Machine:
         return self.row.name or self.row.ip_address or f"machine {self.machine_id}"
 
     @property
-    def wish(self) -> Wish:
-        return Wish(self.row.wish) if self.row.wish in frozenset(Wish) else Wish.DISABLED
+    def row(self) -> MachineRow:
+        """What the database says of it."""
+        return self._row
+
+    @row.setter
+    def row(self, row: MachineRow) -> None:
+        self._row = row
+        self.wish = Wish(row.wish) if row.wish in _WISHES else Wish.DISABLED
 
     @property
     def reachable(self) -> bool:

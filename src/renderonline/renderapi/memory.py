@@ -206,7 +206,7 @@ class Memory:
     def waits(self, task_id: int) -> bool:
         """Whether some chunk of the task is ready, or will be by itself."""
         task = self.tasks.get(task_id)
-        return task is not None and bool(task.delayed or task.held or self.index.chunks_of(task_id))
+        return task is not None and bool(task.delayed or task.held or self.index.waits(task_id))
 
     def _admit(self, task: Task, chunk: QueuedChunk, now: float, now_us: int) -> None:
         """Make a chunk ready, now or later. A time further away than the largest backoff is due now (R1.3)."""

@@ -126,9 +126,7 @@ async def test_broken_bodies_are_refused_and_leave_nothing(api: Running) -> None
     await unchanged(api, [])
 
 
-async def test_wrong_token_is_answered_before_the_body_is_read(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_wrong_token_is_answered_before_the_body_is_read(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "LINGER_S", 0.2)
     for path in (V1, "/renderapi/v2/tasks", "/renderapi/v2/users"):
         reader, writer = await connect(api)

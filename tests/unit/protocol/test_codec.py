@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, ClassVar, Optional, get_args
+from typing import Any, ClassVar, Optional, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -55,7 +55,7 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def _instances(cls: type) -> st.SearchStrategy[Any]:
-    hints = {name: hint for name, hint in cls.__annotations__.items() if name != "type"}
+    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls)}
     return st.builds(cls, **{name: _of(hint) for name, hint in hints.items()})
 
 

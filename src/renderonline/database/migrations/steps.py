@@ -1,16 +1,13 @@
 """Steps of a migration. Each looks whether it is done, because MySQL commits every DDL statement by itself: a migration
 that was killed half-way is simply run again."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import SchemaItem
 
+from renderonline.database import columns as words
 from renderonline.farm.errors import InvalidRequest
-
-ID = sa.Integer().with_variant(mysql.INTEGER(unsigned=True), "mysql", "mariadb")
 
 
 def has_table(name: str) -> bool:
@@ -18,18 +15,9 @@ def has_table(name: str) -> bool:
     return sa.inspect(op.get_bind()).has_table(name)
 
 
-def table(name: str, *items: SchemaItem, autoincrement: bool = True) -> None:
+def table(name: str, *items: SchemaItem) -> None:
     """Create a table unless it exists. An existing one must have at least these columns."""
-    wanted = sa.Table(
-        name,
-        sa.MetaData(),
-        *items,
-        mysql_engine="InnoDB",
-        mysql_charset="utf8mb4",
-        mariadb_engine="InnoDB",
-        mariadb_charset="utf8mb4",
-        sqlite_autoincrement=autoincrement,
-    )
+    wanted = words.table(name, sa.MetaData(), *items)
     if not has_table(name):
         wanted.create(op.get_bind())
         return
@@ -50,24 +38,20 @@ def columns(table_name: str, *new: sa.Column[object]) -> None:
             op.add_column(table_name, column)
 
 
-def index(name: str, table_name: str, names: Sequence[str]) -> None:
+def index(name: str, table_name: str, *names: str) -> None:
     """Create an index unless it exists."""
     if name not in {item["name"] for item in sa.inspect(op.get_bind()).get_indexes(table_name)}:
         op.create_index(name, table_name, list(names))
 
 
-def widen(table_name: str, name: str, *, nullable: bool = False, autoincrement: bool = False) -> None:
+def widen(table_name: str, name: str, *, nullable: bool = False, counts: bool = False) -> None:
     """Make a column INT UNSIGNED on MySQL unless it is that or wider. SQLite's integers are all as wide."""
     bind = op.get_bind()
     if bind.dialect.name == "sqlite":
         return
-    for column in sa.inspect(bind).get_columns(table_name):
-        if column["name"] == name and isinstance(column["type"], (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)):
-            op.alter_column(
-                table_name,
-                name,
-                type_=ID,
-                existing_type=column["type"],
-                existing_nullable=nullable,
-                autoincrement=autoincrement,
-            )
+    column = next(column for column in sa.inspect(bind).get_columns(table_name) if column["name"] == name)
+    old = column["type"]
+    if isinstance(old, (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)):
+        op.alter_column(
+            table_name, name, type_=words.Id, existing_type=old, existing_nullable=nullable, autoincrement=counts
+        )

@@ -138,7 +138,7 @@ async def _task_id(request: Request) -> int:
     except TooLarge:
         body = b""
     try:
-        return v1.parse_task_id(content_type, body).task_id
+        return v1.parse_task_id(content_type, body)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, code="bad_body") from error
 

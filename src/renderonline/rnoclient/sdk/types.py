@@ -1,4 +1,4 @@
-"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` as it is (`docs/reference/api.md`)."""
+"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` as it is (described at `/docs` of a running farm)."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from renderonline.database.columns import Big, Flag, Id, key, optional, required
 from renderonline.database.migrations import steps
 
 revision = "0001"
@@ -11,106 +12,68 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-V1_TABLES = ("users", "subscriptions", "engines", "argtypes", "machines", "renders", "tasks", "queue")
-
 Tiny = sa.Integer().with_variant(mysql.TINYINT(unsigned=True), "mysql", "mariadb")
 Small = sa.Integer().with_variant(mysql.SMALLINT(unsigned=True), "mysql", "mariadb")
-Big = sa.BigInteger().with_variant(mysql.BIGINT(unsigned=True), "mysql", "mariadb").with_variant(sa.Integer, "sqlite")
-Flag = sa.SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
+
+V1_TABLES = {
+    "users": (
+        *key(Small, "user_id", counts=True),
+        *required(sa.String(50), "first_name", "last_name"),
+        *required(sa.String(255), "email"),
+        *required(Tiny, "subscription_id"),
+        *required(Flag, "is_active"),
+        *required(sa.Text, "token"),
+        *optional(sa.String(45), "userscol"),
+    ),
+    "subscriptions": (
+        *key(Tiny, "subscription_id", counts=True),
+        *required(sa.String(50), "name"),
+        *required(Tiny, "queue_limit"),
+    ),
+    "engines": (
+        *key(Tiny, "engine_id", counts=True),
+        *required(sa.String(50), "name", "extension"),
+        *required(sa.Text, "download_path", "render_argument"),
+    ),
+    "argtypes": (*key(sa.String(50), "argtype_id"), *required(sa.String(20), "type"), *optional(sa.Text, "regex")),
+    "machines": (
+        *key(Tiny, "machine_id", counts=True),
+        *required(sa.String(45), "ip_address"),
+        *required(Id, "port"),
+    ),
+    "renders": (
+        *key(Big, "render_id", counts=True),
+        *required(sa.String(255), "file_name"),
+        *required(sa.Text, "file_path"),
+        *required(sa.BigInteger, "file_size"),
+        *required(sa.Text, "arguments"),
+        *required(Tiny, "engine_id"),
+    ),
+    "tasks": (
+        *key(Big, "task_id", counts=True),
+        *required(Small, "user_id"),
+        *optional(sa.DateTime, "queue_time", "start_time", "end_time"),
+        *required(Flag, "is_running", "is_success"),
+        *required(Big, "render_id"),
+        *optional(Tiny, "machine_id"),
+    ),
+    "queue": (*key(Big, "queue_id", counts=True), *required(Big, "task_id")),
+}
 
 
 def upgrade() -> None:
     _origin()
-    _accounts()
-    _farm()
-    _work()
+    for name, columns in V1_TABLES.items():
+        steps.table(name, *(column.copy() for column in columns))
 
 
 def _origin() -> None:
     """Note whether there was anything before us. First of all, so that it is known however often this is run again."""
     adopted = any(steps.has_table(name) for name in V1_TABLES)
-    steps.table(
-        "farm",
-        sa.Column("key", sa.String(50), primary_key=True),
-        sa.Column("value", sa.Text, nullable=False),
-        autoincrement=False,
-    )
+    steps.table("farm", *key(sa.String(50), "key"), *required(sa.Text, "value"))
     farm = sa.table("farm", sa.column("key"), sa.column("value"))
     bind = op.get_bind()
     if bind.scalar(sa.select(farm.c.value).where(farm.c.key == "origin")) is None:
         bind.execute(farm.insert().values(key="origin", value="adopted" if adopted else "created"))
     if bind.dialect.name != "sqlite":
         op.execute("COMMIT")
-
-
-def _accounts() -> None:
-    steps.table(
-        "users",
-        sa.Column("user_id", Small, primary_key=True, autoincrement=True),
-        sa.Column("first_name", sa.String(50), nullable=False),
-        sa.Column("last_name", sa.String(50), nullable=False),
-        sa.Column("email", sa.String(255), nullable=False),
-        sa.Column("subscription_id", Tiny, nullable=False),
-        sa.Column("is_active", Flag, nullable=False),
-        sa.Column("token", sa.Text, nullable=False),
-        sa.Column("userscol", sa.String(45)),
-    )
-    steps.table(
-        "subscriptions",
-        sa.Column("subscription_id", Tiny, primary_key=True, autoincrement=True),
-        sa.Column("name", sa.String(50), nullable=False),
-        sa.Column("queue_limit", Tiny, nullable=False),
-    )
-
-
-def _farm() -> None:
-    steps.table(
-        "engines",
-        sa.Column("engine_id", Tiny, primary_key=True, autoincrement=True),
-        sa.Column("name", sa.String(50), nullable=False),
-        sa.Column("extension", sa.String(50), nullable=False),
-        sa.Column("download_path", sa.Text, nullable=False),
-        sa.Column("render_argument", sa.Text, nullable=False),
-    )
-    steps.table(
-        "argtypes",
-        sa.Column("argtype_id", sa.String(50), primary_key=True),
-        sa.Column("type", sa.String(20), nullable=False),
-        sa.Column("regex", sa.Text),
-        autoincrement=False,
-    )
-    steps.table(
-        "machines",
-        sa.Column("machine_id", Tiny, primary_key=True, autoincrement=True),
-        sa.Column("ip_address", sa.String(45), nullable=False),
-        sa.Column("port", steps.ID, nullable=False),
-    )
-
-
-def _work() -> None:
-    steps.table(
-        "renders",
-        sa.Column("render_id", Big, primary_key=True, autoincrement=True),
-        sa.Column("file_name", sa.String(255), nullable=False),
-        sa.Column("file_path", sa.Text, nullable=False),
-        sa.Column("file_size", sa.BigInteger, nullable=False),
-        sa.Column("arguments", sa.Text, nullable=False),
-        sa.Column("engine_id", Tiny, nullable=False),
-    )
-    steps.table(
-        "tasks",
-        sa.Column("task_id", Big, primary_key=True, autoincrement=True),
-        sa.Column("user_id", Small, nullable=False),
-        sa.Column("queue_time", sa.DateTime),
-        sa.Column("start_time", sa.DateTime),
-        sa.Column("end_time", sa.DateTime),
-        sa.Column("is_running", Flag, nullable=False),
-        sa.Column("is_success", Flag, nullable=False),
-        sa.Column("render_id", Big, nullable=False),
-        sa.Column("machine_id", Tiny),
-    )
-    steps.table(
-        "queue",
-        sa.Column("queue_id", Big, primary_key=True, autoincrement=True),
-        sa.Column("task_id", Big, nullable=False),
-    )

@@ -1,0 +1,156 @@
+"""From what a client asks for to a task that obeys every rule."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from renderonline.database.engines import EngineRow
+from renderonline.engines.commands import argtypes as argtypes_of
+from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.loading import parse_definition, shipped
+from renderonline.farm.arguments import ArgType
+from renderonline.farm.command_line import split
+from renderonline.farm.errors import InvalidRequest
+from renderonline.renderapi.task_requests import Prepared, TaskRequest, prepare, read_v1, read_v2
+
+BLENDER = parse_definition(shipped()["blender"])
+POVRAY = parse_definition(shipped()["povray"])
+
+
+def row(definition: EngineDefinition | None, template: str = "") -> EngineRow:
+    if definition is None:
+        return EngineRow(7, "maya", ".ma", "/files", template, None, True)
+    return EngineRow(1, definition.name, definition.extensions[0], "/files", definition.template, "toml", True)
+
+
+def prepared(
+    definition: EngineDefinition | None = BLENDER,
+    *,
+    template: str = "",
+    file_name: str = "a.blend",
+    argtypes: tuple[ArgType, ...] = (),
+    **request: Any,
+) -> Prepared:
+    rules = {one.argtype_id: one for one in (*(argtypes_of(definition) if definition else ()), *argtypes)}
+    asked = TaskRequest(**{"engine": "1", "arguments": {}, **request})
+    return prepare(asked, row(definition, template), definition, rules, file_name)
+
+
+def test_frames_of_the_arguments_are_cut_into_chunks() -> None:
+    task = prepared(arguments={"start_frame": "1", "end_frame": "10"})
+    assert task.written_frames == "1-10"
+    assert [str(one) for one in task.ranges] == ["1-4", "5-8", "9-10"]
+    assert task.chunk_size == 4
+    assert task.values["format"] == "PNG"
+
+
+def test_frames_that_are_named_replace_the_arguments() -> None:
+    task = prepared(frames="1-4,9", arguments={"start_frame": "7"}, chunk_size=2)
+    assert task.written_frames == "1-4,9"
+    assert (task.values["start_frame"], task.values["end_frame"]) == ("1", "9")
+    assert [str(one) for one in task.ranges] == ["1-2", "3-4", "9"]
+
+
+def test_engine_that_knows_no_step_gets_single_frames() -> None:
+    task = prepared(POVRAY, file_name="a.pov", frames="1-9x4")
+    assert [str(one) for one in task.ranges] == ["1", "5", "9"]
+
+
+def test_argument_line_is_the_whole_task() -> None:
+    line = prepared(arguments={"start_frame": "2", "end_frame": "3"}).argument_line("/files/1/5/my scene.blend")
+    words = split(line)
+    assert "/files/1/5/my scene.blend" in words
+    assert words[words.index("-s") : words.index("-s") + 4] == ("-s", "2", "-e", "3")
+    assert "/files/1/5/frame_####" in words
+
+
+def test_template_of_the_existing_system_drops_the_program_and_keeps_it_in_the_line() -> None:
+    task = prepared(
+        None,
+        template="maya -b $RENDERONLINE:@uploaded_file -s $RENDERONLINE:n",
+        file_name="a.ma",
+        argtypes=(ArgType("n", "natural"),),
+        arguments={"n": "5"},
+    )
+    assert task.words[0] == "-b"
+    assert task.argument_line("/f/a.ma") == "maya -b /f/a.ma -s 5"
+    assert (task.ranges, task.written_frames, task.chunk_size) == ((None,), "", 0)
+
+
+def test_values_that_the_engine_does_not_use_are_v1s_habit_only() -> None:
+    other = (ArgType("other", "word"),)
+    task = prepared(arguments={"other": "x"}, argtypes=other, strict=False)
+    assert "other" not in task.values
+    with pytest.raises(InvalidRequest, match="no argument other"):
+        prepared(arguments={"other": "x"}, argtypes=other)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "blend", "a.blend.txt", "../.txt"])
+def test_other_extensions_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"Engine extension \.blend not matching with files extension"):
+        prepared(file_name=name)
+
+
+@pytest.mark.parametrize("name", ["a.blend", "A.BLEND", "x/y.blend", "a b.blend "])
+def test_the_engines_extension_is_taken_in_any_case(name: str) -> None:
+    assert prepared(file_name=name).engine.engine_id == 1
+
+
+def test_frames_for_an_engine_without_frames_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no frames"):
+        prepared(None, template="maya x", file_name="a.ma", frames="1-5")
+
+
+@given(st.text(max_size=30))
+def test_value_stays_one_word_or_is_refused(value: str) -> None:
+    template = "maya $RENDERONLINE:v end"
+    try:
+        task = prepared(
+            None,
+            template=template,
+            file_name="a.ma",
+            argtypes=(ArgType("v", "word", ".*"),),
+            arguments={"v": value},
+        )
+    except InvalidRequest:
+        return
+    assert split(task.argument_line("/f/a.ma")) == ("maya", value, "end")
+
+
+@given(st.binary(max_size=100) | st.none())
+def test_noise_is_refused_with_a_message(part: bytes | None) -> None:
+    for read in (read_v1, read_v2):
+        try:
+            request = read(part, "")
+        except InvalidRequest as error:
+            assert error.message  # noqa: PT017
+        else:
+            assert request.engine is not None
+
+
+def test_v2_request_is_read_whole() -> None:
+    part = json.dumps(
+        {
+            "engine": 1,
+            "arguments": {"a": "b"},
+            "frames": "1-5",
+            "name": "n",
+            "priority": 1,
+            "chunk_size": 2,
+            "paused": True,
+            "waits_for": [3],
+            "client_key": "k",
+            "unknown": 1,
+        }
+    ).encode()
+    assert read_v2(part, "") == TaskRequest("1", {"a": "b"}, "1-5", "n", 1, 2, True, (3,), "k", True)
+    assert read_v2(part, "header").client_key == "header"
+
+
+@pytest.mark.parametrize("key", ["x" * 65, "é", "a\nb"])
+def test_keys_that_can_t_be_kept_are_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest, match="idempotency key"):
+        read_v2(b'{"engine": 1}', key)
