@@ -22,14 +22,14 @@ up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the a
 
 test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender
 	@scripts/system-packages blender test
-	$(RUN)/pytest --every-kind
+	$(RUN)/pytest --every-kind -n 3 --dist loadgroup
 
 check: .venv/.dev ## Style, types, architecture, unit tests: under a minute
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
 	$(RUN)/lint-imports
-	$(RUN)/pytest -q tests/unit
+	$(RUN)/pytest -q -n 2 tests/unit
 
 bench: .venv/.dev ## The figures of the README
 	$(RUN)/python -m bench

@@ -19,7 +19,7 @@ import pytest
 
 from renderonline.cli.demo_checks import look, problems_of
 
-pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.blender, pytest.mark.timeout(600), pytest.mark.xdist_group("demo")]
 
 
 class Demo:

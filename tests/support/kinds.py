@@ -55,10 +55,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not session.config.getoption("--every-kind"):
-        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    assert reporter is not None
+    if reporter is None or not session.config.getoption("--every-kind"):  # a worker has no reporter
+        return
     incomplete = [kind for kind, passed, _, skipped, _ in _rows(reporter) if not passed or skipped]
     if incomplete and session.exitstatus == pytest.ExitCode.OK:
         reporter.write_line(f"Kinds that are empty or skip a test: {', '.join(incomplete)}", red=True)

@@ -1,75 +1,93 @@
-"""What the commands `renderonline db …` do: the only place of the command line that opens a database."""
+"""`renderonline db …`: the only place of the command line that opens a database."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
 from renderonline.cli import show
-from renderonline.database import Database
-from renderonline.database.connection_strings import parse
-from renderonline.database.migrating import is_current
+from renderonline.cli.commands import Json, Output, argument, command, flag, group, option
 from renderonline.farm.errors import Conflict, NotFound
-from renderonline.renderapi.settings import load_settings
+
+if TYPE_CHECKING:
+    from renderonline.database import Database
+
+commands = group("The database: migrate, check, backup.")
+WHICH = "ADO.NET connection string or URL; else the one of --config, else this computer's own database."
+Connection = Annotated[str | None, option("TEXT", WHICH, "--connection", "-c")]
+Config = Annotated[Path | None, option("FILE", "A RenderAPI.json to take the connection from.")]
 
 
-def migrate(connection: str | None, config: Path | None, *, upgrade_tokens: bool, as_json: bool) -> None:
-    """Bring the schema up to date; refused while a RenderAPI holds the database."""
+@command(
+    commands,
+    "renderonline db migrate",
+    "renderonline db migrate --config RenderAPI.json",
+    "renderonline db migrate -c 'Server=localhost;Database=renderonline;User Id=farm;Password=…;'",
+)
+def migrate(
+    *,
+    connection: Connection = None,
+    config: Config = None,
+    upgrade_tokens: Annotated[
+        bool, flag("--upgrade-tokens", "Replace the raw tokens of an older system; no way back.")
+    ] = False,
+) -> Output:
+    """Make the tables, or bring those that are there up to date; rows are kept."""
     from renderonline.database import migrating
     from renderonline.database.lease import Lease
 
-    with _opened(connection, config) as database, Lease.acquire(database, "renderonline db migrate") as lease:
+    with (
+        _opened(connection, config, ready=False) as database,
+        Lease.acquire(database, "renderonline db migrate") as lease,
+    ):
         report = asdict(migrating.migrate(database, lease=lease))
         if upgrade_tokens:
-            report = {**report, "upgraded_tokens": migrating.upgrade_tokens(database)}
-    _show(report, as_json=as_json)
+            report["upgraded_tokens"] = migrating.upgrade_tokens(database)
+    return report, lambda: show.fields(report, list(report))
 
 
-def check(connection: str | None, config: Path | None, *, as_json: bool) -> int:
-    """Print what does not fit; 1 when something is wrong (a warning is not)."""
+@command(commands, "renderonline db check")
+def check(*, connection: Connection = None, config: Config = None, json: Json) -> int:
+    """Recompute what the database says of its tasks; exit code 1 when something does not fit."""
     from renderonline.database.check import check as find
 
-    with _ready(connection, config) as database:
+    with _opened(connection, config) as database:
         findings = database.read_now(find)
-    if as_json:
-        show.emit({"findings": [asdict(finding) for finding in findings]})
-        return int(any(not finding.is_warning for finding in findings))
-    for finding in findings:
-        kind = "Warning" if finding.is_warning else "Wrong"
-        show.say(f"{kind}: {finding.table} {finding.key}: {finding.message}")
-    if not findings:
-        show.say("Everything fits.")
+    lines = [
+        f"{'Warning' if finding.is_warning else 'Wrong'}: {finding.table} {finding.key}: {finding.message}"
+        for finding in findings
+    ]
+    told = {"findings": [asdict(finding) for finding in findings]}, "\n".join(lines) or "Everything fits."
+    show.answer(told, as_json=json)
     return int(any(not finding.is_warning for finding in findings))
 
 
-def backup(connection: str | None, config: Path | None, target: Path, *, as_json: bool) -> None:
-    """Copy the database into a new file."""
+@command(commands, "renderonline db backup farm-2026-11-21.sqlite")
+def backup(
+    *,
+    target: Annotated[Path, argument("FILE", "The file to write; must not exist.")],
+    connection: Connection = None,
+    config: Config = None,
+) -> Output:
+    """Copy the database into a file while the farm goes on."""
     from renderonline.database.backup import backup as copy
 
-    with _ready(connection, config) as database:
+    with _opened(connection, config) as database:
         path = copy(database, target)
     size = path.stat().st_size
-    show.emit({"file": str(path), "size": size}) if as_json else show.say(f"{path}  {show.size(size)}")
+    return {"file": str(path), "size": size}, f"{path}  {show.size(size)}"
 
 
-def _opened(connection: str | None, config: Path | None) -> Database:
-    """The database that the options name."""
-    return Database.open(load_settings(config, flags={"connection_string": connection}).database)
+def _opened(connection: str | None, config: Path | None, *, ready: bool = True) -> "Database":
+    """The database that the options name; with `ready` only if it is there and has our tables."""
+    from renderonline.database import Database, connection_strings, migrating
+    from renderonline.renderapi.settings import load_settings
 
-
-def _ready(connection: str | None, config: Path | None) -> Database:
-    """The same, when it is there and has our tables."""
-    place = parse(load_settings(config, flags={"connection_string": connection}).database)
-    if place.dialect == "sqlite" and not Path(place.database).exists():
+    named = load_settings(config, flags={"connection_string": connection}).database
+    place = connection_strings.parse(named)
+    if ready and place.dialect == "sqlite" and not Path(place.database).exists():
         raise NotFound(f"There is no database {place.database}. Make it with `renderonline db migrate`.")
-    database = _opened(connection, config)
-    if not is_current(database):
+    database = Database.open(named)
+    if ready and not migrating.is_current(database):
         database.close_now()
         raise Conflict("The database does not have this version's tables. Type `renderonline db migrate` first.")
     return database
-
-
-def _show(report: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show.emit(report)
-    else:
-        show.fields(report, list(report))

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,11 +16,11 @@ from renderonline.cli import show
 from renderonline.cli.demo_checks import problems_of
 from renderonline.cli.engines import install_blender
 from renderonline.cli.local import LocalFarm
-from renderonline.cli.progress import Step, bytes_bar, fraction_bar
-from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli.progress import bar
+from renderonline.cli.supervise import Interrupted, Interrupts, Supervisor
 from renderonline.engines import blender, films
 from renderonline.engines.children import child
-from renderonline.farm.errors import InvalidRequest, NotAvailable, RenderOnlineError
+from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.rnoclient.sdk import Client, Task
 from renderonline.serving.directories import data_directory
 
@@ -42,178 +41,144 @@ SETTINGS: Final = ("RENDERAPI_", "HPCSERVER_")
 """What the environment says of somebody's real farm (its database above all) is not for the demo."""
 
 
-@dataclass(slots=True)
-class Story:
-    """What happened: seconds per step, frames per machine, what went wrong."""
+def run(output: Path, *, keep: bool, as_json: bool) -> int:
+    """Run the demo; 0 only when everything that it promises holds, 130 when it was interrupted."""
+    _check_place(output)
+    try:
+        with Interrupts() as interrupts:
+            demo = Demo(interrupts, quiet=as_json)
+            with demo.step("all"):
+                demo.run(output, keep=keep)
+    except Interrupted:
+        show.note("Stopped, and cleaned up.")
+        return INTERRUPTED
+    show.answer((demo.facts(output), lambda: demo.summary(output)), as_json=as_json)
+    return 1 if demo.problems else 0
 
+
+@dataclass(slots=True)
+class Demo:
+    """One run: how, and what happened."""
+
+    interrupts: Interrupts
+    quiet: bool
     seconds: dict[str, float] = field(default_factory=dict)
-    frames: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MACHINES, 0))
+    """Rendered by each machine."""
     problems: list[str] = field(default_factory=list)
-    url: str = ""
-    pids: dict[str, int] = field(default_factory=dict)
+    kept: Path | None = None
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Take the time of a step."""
         start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        yield
+        self.seconds[name] = time.monotonic() - start
 
-
-def run(output: Path, *, keep: bool, as_json: bool) -> int:
-    """Run the demo; 0 only when everything that it promises holds, 130 when it was interrupted."""
-    try:
-        return _run(output, keep=keep, as_json=as_json)
-    except Interrupted:
-        show.note("Stopped, and cleaned up.")
-        return INTERRUPTED
-
-
-def _run(output: Path, *, keep: bool, as_json: bool) -> int:
-    story = Story()
-    begun = time.monotonic()
-    _check_place(output)
-    with Interrupts() as interrupts:
-        with story.step("Blender"):
-            prefix = install_blender(quiet=as_json)
-        with _temporary(interrupts, keep=keep) as directory:
+    def run(self, output: Path, *, keep: bool) -> None:
+        """From nothing to the files in `output`."""
+        with self.step("Blender"):
+            python = install_blender(quiet=self.quiet)[0]
+        with _temporary(self.interrupts, keep=keep) as directory:
+            self.kept = directory if keep else None
             unpacked = directory / "unpacked"
-            with Supervisor(interrupts, SETTINGS) as supervisor:
-                farm = LocalFarm(supervisor, directory / "farm")
-                _render(farm, supervisor, interrupts, prefix[0], unpacked, story, quiet=as_json)
-                with story.step("stop the farm"):
+            with Supervisor(self.interrupts, SETTINGS) as supervisor:
+                self._render(LocalFarm(supervisor, directory / "farm"), python, unpacked)
+                with self.step("stop the farm"):
                     supervisor.stop()
-            frames = sorted(unpacked.glob("frame_*.png"))
-            with story.step("film"):
-                _encode(frames, unpacked / FILM, quiet=as_json)
-            with story.step("checks"):
-                story.problems += problems_of(frames, unpacked / FILM, FRAMES)
-                story.problems += _unfair(story.frames)
-            with interrupts.held():
+            pictures = sorted(unpacked.glob("frame_*.png"))
+            with self.step("film"), bar("Film", "share", quiet=self.quiet) as shown:
+                shown(0.0, 1.0, "encoding")
+                films.encode(pictures, unpacked / FILM, FPS, lambda fraction: shown(fraction, 1.0, "encoding"))
+            with self.step("checks"):
+                self.problems += problems_of(pictures, unpacked / FILM, FRAMES)
+                shares = [(name, self.frames[name]) for name in MACHINES]
+                self.problems += [
+                    f"{name} rendered {count} frames, not {SHARE}." for name, count in shares if count < SHARE
+                ]
+            with self.interrupts.held():
                 _place(unpacked, output)
-    story.seconds["all"] = time.monotonic() - begun
-    _summary(story, output, directory if keep else None, as_json=as_json)
-    return 1 if story.problems else 0
 
-
-def _render(
-    farm: LocalFarm,
-    supervisor: Supervisor,
-    interrupts: Interrupts,
-    python: str,
-    unpacked: Path,
-    story: Story,
-    *,
-    quiet: bool,
-) -> None:
-    """From nothing to the downloaded frames."""
-    scene = farm.directory.parent / SCENE
-    farm.start_api(["--port", "0"])
-    with story.step("scene"):
-        _make_scene(python, scene, interrupts)
-    with story.step("start the farm"):
-        farm.wait_for_api()
+    def _render(self, farm: LocalFarm, python: str, unpacked: Path) -> None:
+        """From nothing to the downloaded frames."""
+        scene = farm.directory.with_name(SCENE)
+        api = farm.start_api("--port", "0")
+        with self.step("scene"):
+            self._make_scene(python, scene)
+        with self.step("start the farm"):
+            farm.wait_for_api(api)
+            code = farm.invite(uses=len(MACHINES))
+            nodes = {name: farm.start_node(name, code) for name in MACHINES}
+            names = {farm.wait_for_node(name, program): name for name, program in nodes.items()}
         login = farm.first_login()
-        if login is None:
-            raise NotAvailable("RenderAPI wrote no first login.")
-        client = Client(login)
-        code = str(client.admin.invite(uses=len(MACHINES), hours=1)["code"])
-        nodes = {name: farm.start_node(name, code=code) for name in MACHINES}
-        names = {farm.wait_for_node(name, program): name for name, program in nodes.items()}
-    _introduce(farm, story, nodes, quiet=quiet)
-    with client:
-        with story.step("submit"), bytes_bar("Sending the scene", quiet=quiet) as sent:
-            task = _submit(client, scene, sent)
-        with story.step("render"):
-            _follow(client, task["task_id"], names, story, supervisor.check, quiet=quiet)
-        with story.step("download"):
-            archive = client.download_zip(task["task_id"], farm.directory.parent / "demo.zip")
-            _unpack(archive, unpacked)
+        assert login is not None
+        if not self.quiet:
+            programs = {"RenderAPI": api, **nodes}.items()
+            shown = ", ".join(f"{name} (pid {program.process.pid})" for name, program in programs)
+            show.note(f"The farm is up at {farm.url}: {shown}")
+        with Client(login) as client:
+            with self.step("submit"), bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
+                threads = str(max(1, (os.cpu_count() or 2) // len(MACHINES)))
+                task = client.submit(
+                    scene,
+                    engine="blender",
+                    frames=f"1-{FRAMES}",
+                    chunk_size=CHUNK,
+                    name="demo",
+                    arguments={"threads": threads},
+                    progress=sent,
+                )
+            with self.step("render"):
+                self._follow(client, task, names, farm.supervisor)
+            with self.step("download"):
+                _unpack(client.download_zip(task["task_id"], farm.directory.with_name("demo.zip")), unpacked)
 
+    def _make_scene(self, python: str, scene: Path) -> None:
+        """Let Blender's own Python write the animation, as a user would save a scene."""
+        argv = [python, "-I", "-X", "utf8", str(SAMPLE), str(scene)]
+        log = scene.with_suffix(".log")
+        with log.open("wb") as words, contextlib.ExitStack() as stack:
+            with self.interrupts.held():  # Blender leaves a directory in TMPDIR
+                surroundings = {**os.environ, "TMPDIR": str(scene.parent)}
+                process = stack.enter_context(child(argv, stdout=words, stderr=words, environment=surroundings))
+            process.wait(SCENE_TIME_S)
+        if process.returncode != 0 or not scene.is_file():
+            raise RenderOnlineError(f"The sample scene could not be made:\n{log.read_text(errors='replace')[-2000:]}")
 
-def _make_scene(python: str, scene: Path, interrupts: Interrupts) -> None:
-    """Let Blender's own Python write the animation, as a user would save a scene."""
-    argv = [python, "-I", "-X", "utf8", str(SAMPLE), str(scene)]
-    log = scene.with_suffix(".log")
-    with log.open("wb") as words, contextlib.ExitStack() as stack:
-        with interrupts.held():  # Blender leaves a directory in TMPDIR
-            surroundings = {**os.environ, "TMPDIR": str(scene.parent)}
-            process = stack.enter_context(child(argv, stdout=words, stderr=words, environment=surroundings))
-        process.wait(SCENE_TIME_S)
-    if process.returncode != 0 or not scene.is_file():
-        raise RenderOnlineError(f"The sample scene could not be made:\n{log.read_text(errors='replace')[-2000:]}")
+    def _follow(self, client: Client, task: Task, names: dict[int, str], supervisor: Supervisor) -> None:
+        """Show who renders how much until the task has ended."""
+        with bar("", "count", quiet=self.quiet) as shown:
+            for task in client.watch(task["task_id"]):  # noqa: B020 - its states
+                supervisor.check()
+                counted = Counter(names.get(result["machine_id"], "?") for result in client.results(task["task_id"]))
+                self.frames = {name: counted[name] for name in sorted({*MACHINES, *counted})}
+                shares = ", ".join(f"{name}: {count}" for name, count in self.frames.items())
+                done = counted.total()
+                shown(done, FRAMES, f"Rendered {done} of {FRAMES} frames ({shares})" if done else "")
+        if task["status"] != "succeeded":
+            raise RenderOnlineError(f"The task ended as {task['status']}: {task['reason'] or 'without a reason'}")
 
+    def facts(self, output: Path) -> dict[str, object]:
+        """What happened, for programs."""
+        seconds = {name: round(value, 2) for name, value in self.seconds.items()}
+        known = {"ok": not self.problems, "problems": self.problems, "output": str(output.absolute())}
+        return {**known, "seconds": seconds, "frames": self.frames}
 
-def _submit(client: Client, scene: Path, sent: Step) -> Task:
-    threads = max(1, (os.cpu_count() or 2) // len(MACHINES))
-    return client.submit(
-        scene,
-        engine="blender",
-        frames=f"1-{FRAMES}",
-        chunk_size=CHUNK,
-        name="demo",
-        arguments={"threads": str(threads)},
-        progress=sent,
-    )
-
-
-def _follow(
-    client: Client,
-    task_id: int,
-    names: dict[int, str],
-    story: Story,
-    check: Callable[[], None],
-    *,
-    quiet: bool,
-) -> None:
-    """Show who renders how much until the task has ended."""
-    last: Task | None = None
-    with _frames_view(quiet=quiet) as update:
-        for task in client.watch(task_id):
-            last = task
-            check()
-            counted = Counter(names.get(result["machine_id"], "?") for result in client.results(task_id))
-            story.frames = {name: counted.get(name, 0) for name in sorted({*names.values(), *counted})}
-            update(story.frames)
-    if last is None or last["status"] != "succeeded":
-        reason = (last["reason"] if last else None) or "without a reason"
-        raise RenderOnlineError(f"The task ended as {last['status'] if last else 'nothing'}: {reason}")
-
-
-@contextlib.contextmanager
-def _frames_view(*, quiet: bool) -> Iterator[Callable[[dict[str, int]], None]]:
-    """Shows frames per machine: bars on a terminal, a line for each change elsewhere."""
-    if quiet:
-        yield lambda frames: None
-        return
-    if not sys.stderr.isatty():
-        said = [0]
-
-        def line(frames: dict[str, int]) -> None:
-            done = sum(frames.values())
-            if done != said[0]:
-                said[0] = done
-                shares = ", ".join(f"{name}: {count}" for name, count in frames.items())
-                show.note(f"Rendered {done} of {FRAMES} frames ({shares})")
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        whole = bar.add_task("Rendering", total=FRAMES)
-        rows = {name: bar.add_task(f"  {name}", total=FRAMES) for name in MACHINES}
-
-        def update(frames: dict[str, int]) -> None:
-            bar.update(whole, completed=sum(frames.values()))
-            for name, row in rows.items():
-                bar.update(row, completed=frames.get(name, 0))
-
-        yield update
+    def summary(self, output: Path) -> None:
+        """What happened, for people."""
+        show.say()
+        show.table(["STEP", ">SECONDS"], [(name, f"{value:.1f}") for name, value in self.seconds.items()])
+        show.say()
+        show.table(["MACHINE", ">FRAMES"], sorted(self.frames.items()))
+        show.say()
+        places = [("frames", output / "frame_0001.png … "), ("film", output / FILM), ("scene", output / SCENE)]
+        places += [("farm (kept)", self.kept)] if self.kept else []
+        show.table(["WHAT", "WHERE"], [*places, ("Blender", data_directory() / "engines" / "blender")])
+        for problem in self.problems:
+            show.note(f"Not as promised: {problem}")
+        if not self.problems:
+            next_step = "renderonline up, then in another terminal renderonline submit FILE.blend --frames 1-24"
+            show.say(f"\nYour own scene: {next_step}")
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -225,20 +190,6 @@ def _unpack(archive: Path, target: Path) -> None:
             if not item.is_dir() and (name == SCENE or name.startswith("frame_")):
                 with content.open(item) as source, (target / name).open("xb") as file:
                     shutil.copyfileobj(source, file)
-
-
-def _encode(frames: list[Path], film: Path, *, quiet: bool) -> None:
-    with fraction_bar("Film", quiet=quiet) as step:
-        step(0.0, "encoding")
-        films.encode(frames, film, FPS, lambda fraction: step(fraction, "encoding"))
-
-
-def _unfair(frames: dict[str, int]) -> list[str]:
-    return [
-        f"{name} rendered {frames.get(name, 0)} frames, not {SHARE}."
-        for name in MACHINES
-        if frames.get(name, 0) < SHARE
-    ]
 
 
 def _check_place(output: Path) -> None:
@@ -270,42 +221,3 @@ def _temporary(interrupts: Interrupts, *, keep: bool) -> Iterator[Path]:
         with interrupts.held():
             if not keep:
                 shutil.rmtree(directory, ignore_errors=True)
-
-
-def _introduce(farm: LocalFarm, story: Story, nodes: dict[str, Program], *, quiet: bool) -> None:
-    story.url = farm.url
-    assert farm.api is not None
-    story.pids = {"RenderAPI": farm.api.process.pid}
-    story.pids |= {name: program.process.pid for name, program in nodes.items()}
-    if not quiet:
-        shown = ", ".join(f"{name} (pid {pid})" for name, pid in story.pids.items())
-        show.note(f"The farm is up at {farm.url}: {shown}")
-
-
-def _summary(story: Story, output: Path, kept: Path | None, *, as_json: bool) -> None:
-    if as_json:
-        show.emit(
-            {
-                "ok": not story.problems,
-                "problems": story.problems,
-                "output": str(output.absolute()),
-                "seconds": {name: round(value, 2) for name, value in story.seconds.items()},
-                "frames": story.frames,
-            }
-        )
-        return
-    show.say()
-    show.table(["STEP", ">SECONDS"], [(name, f"{value:.1f}") for name, value in story.seconds.items()])
-    show.say()
-    show.table(["MACHINE", ">FRAMES"], sorted(story.frames.items()))
-    show.say()
-    places = [("frames", output / "frame_0001.png … "), ("film", output / FILM), ("scene", output / SCENE)]
-    places += [("farm (kept)", kept)] if kept else []
-    places += [("Blender", data_directory() / "engines" / "blender")]
-    show.table(["WHAT", "WHERE"], places)
-    for problem in story.problems:
-        show.note(f"Not as promised: {problem}")
-    if not story.problems:
-        show.say(
-            "\nYour own scene: renderonline up, then in another terminal renderonline submit FILE.blend --frames 1-24"
-        )

@@ -13,15 +13,13 @@ SMALLEST: Final = (640, 360)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What a frame is when it is decoded wholly."""
+    """What a frame is when it is decoded wholly, and what is wrong with it."""
 
     width: int
     height: int
     pixels: str
     """Digest of the pixels; file digests differ already by the time stamp."""
-    constant: bool
-    render_time: str
-    error: str = ""
+    problems: list[str]
 
 
 def problems_of(frames: list[Path], film: Path, count: int) -> list[str]:
@@ -29,7 +27,7 @@ def problems_of(frames: list[Path], film: Path, count: int) -> list[str]:
     problems = [] if len(frames) == count else [f"There are {len(frames)} frames, not {count}."]
     pictures = {frame.name: look(frame) for frame in frames}
     for name, picture in pictures.items():
-        problems += [f"{name}: {problem}" for problem in _problems(picture)]
+        problems += [f"{name}: {problem}" for problem in picture.problems]
     if len({picture.pixels for picture in pictures.values()}) != len(pictures):
         problems.append("Some frames show the same picture.")
     try:
@@ -45,22 +43,12 @@ def look(path: Path) -> Picture:
 
     image = ImageBuf(str(path))
     if not image.read(0, 0, force=True):
-        return Picture(0, 0, "", constant=True, render_time="", error=str(image.geterror()))
-    spec = image.spec()
-    pixels = image.get_pixels(UINT8)
+        return Picture(0, 0, "", [f"it does not decode ({image.geterror()})"])
+    spec, pixels = image.spec(), image.get_pixels(UINT8)
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if pixels is not None else ""
-    constant = ImageBufAlgo.isConstantColor(image) is not None
-    return Picture(spec.width, spec.height, digest, constant, str(spec.get_string_attribute("RenderTime")))
-
-
-def _problems(picture: Picture) -> list[str]:
-    if picture.error:
-        return [f"it does not decode ({picture.error})"]
-    found = []
-    if picture.width < SMALLEST[0] or picture.height < SMALLEST[1]:
-        found.append(f"it has only {picture.width} x {picture.height} pixels")
-    if picture.constant:
-        found.append("it has one colour only")
-    if not picture.render_time:
-        found.append("it does not say how long it was rendered")
-    return found
+    checks = {
+        f"it has only {spec.width} x {spec.height} pixels": spec.width < SMALLEST[0] or spec.height < SMALLEST[1],
+        "it has one colour only": ImageBufAlgo.isConstantColor(image) is not None,
+        "it does not say how long it was rendered": not spec.get_string_attribute("RenderTime"),
+    }
+    return Picture(spec.width, spec.height, digest, [problem for problem, holds in checks.items() if holds])

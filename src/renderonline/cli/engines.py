@@ -3,215 +3,149 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from renderonline.cli import show
-from renderonline.cli.options import Json, Url, Yes, group
+from renderonline.cli.commands import Json, Output, Url, Yes, argument, command, confirm, flag, group, option, pairs
+from renderonline.cli.logins import connect
+from renderonline.cli.progress import bar
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("Render engines, of the farm and of this computer.")
-Name = Annotated[str, typer.Argument(metavar="ENGINE", help="The engine's name or number.")]
+Name = Annotated[str, argument("ENGINE", "The engine's name or number.")]
+Definition = Annotated[Path, argument("FILE.toml", "The engine's definition.")]
 
 
-@commands.command()
+@command(commands, "renderonline engine install blender")
 def install(
-    *,
-    engine: Annotated[str, typer.Argument(metavar="ENGINE", help="What to install: blender.")] = "blender",
-    json: Json = False,
-) -> None:
-    """Install an engine on this computer (Blender: about 380 MB to fetch, 1 GB on the disk).
-
-    \b
-    renderonline engine install blender
-    """
+    *, engine: Annotated[str, argument("ENGINE", "What to install: blender.")] = "blender", json: Json
+) -> Output:
+    """Install an engine on this computer (Blender: about 380 MB to fetch, 1 GB on the disk)."""
     if engine != "blender":
         raise InvalidRequest(f"Only blender can be installed; put {engine} on the PATH and it is found.")
     prefix = install_blender(quiet=json)
-    if json:
-        show.emit({"engine": engine, "command": list(prefix)})
-    else:
-        show.say(f"Blender is installed: {' '.join(prefix)}")
+    return {"engine": engine, "command": list(prefix)}, f"Blender is installed: {' '.join(prefix)}"
 
 
 def install_blender(*, quiet: bool) -> tuple[str, ...]:
     """Blender's argv prefix on this computer, installed with a progress bar if it is not there."""
-    from renderonline.cli.progress import fraction_bar
     from renderonline.engines.blender import install as blender
     from renderonline.serving.directories import data_directory
 
-    with fraction_bar("Blender", quiet=quiet) as step:
-        return tuple(blender.install(data_directory() / "engines" / "blender", step))
+    with bar("Blender", "share", quiet=quiet) as step:
+        directory = data_directory() / "engines" / "blender"
+        return tuple(blender.install(directory, lambda fraction, words: step(fraction, 1.0, words)))
 
 
-@commands.command("list")
+@command(commands, "renderonline engine list", "renderonline engine list --here", name="list")
 def list_engines(
-    *,
-    here: Annotated[bool, typer.Option("--here", help="What is installed on this computer instead.")] = False,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """List the farm's engines, or those of this computer.
-
-    \b
-    renderonline engine list
-    renderonline engine list --here
-    """
+    *, here: Annotated[bool, flag("--here", "What is installed on this computer instead.")] = False, url: Url
+) -> Output:
+    """List the farm's engines, or those of this computer."""
     if here:
-        _list_here(as_json=json)
-        return
-    with _connect(url) as client:
+        return _engines_here()
+    with connect(url) as client:
         found = client.admin.engines()
-    if json:
-        show.emit(found)
-        return
-    columns = [">ENGINE", "NAME", "EXTENSIONS", "ENABLED", "ARGUMENTS"]
-    show.table(columns, map(_row, found))
+    return found, lambda: show.table([">ENGINE", "NAME", "EXTENSIONS", "ENABLED", "ARGUMENTS"], map(_row, found))
 
 
-@commands.command("show")
-def show_engine(*, engine: Name, json: Json = False, url: Url = None) -> None:
-    """Show an engine and its arguments.
+@command(commands, "renderonline engine show blender", name="show")
+def show_engine(client: Client, *, engine: Name) -> Output:
+    """Show an engine and its arguments."""
+    found = _find(client, engine)
 
-    \b
-    renderonline engine show blender
-    """
-    with _connect(url) as client:
-        found = _find(client, engine)
-    if json:
-        show.emit(found)
-        return
-    show.fields(found, ["name", "engine_id", "extensions", "split", "is_enabled", "download_path"])
-    show.say()
-    columns = ["ARGUMENT", "TYPE", "DEFAULT", "CHOICES", "MEANING"]
-    show.table(columns, map(_argument_row, found.get("arguments") or []))
+    def print_it() -> None:
+        show.fields(found, ["name", "engine_id", "extensions", "split", "is_enabled", "download_path"])
+        show.say()
+        show.table(["ARGUMENT", "TYPE", "DEFAULT", "CHOICES", "MEANING"], map(_argument_row, found["arguments"]))
+
+    return found, print_it
 
 
-@commands.command()
+@command(commands, "renderonline engine add examples/engines/sleep.toml")
 def add(
+    client: Client,
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The engine's definition.")],
-    download_path: Annotated[
-        str | None, typer.Option(help="Where RenderAPI keeps its tasks' files.", metavar="DIRECTORY")
-    ] = None,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Add an engine to the farm, from its definition (administrators).
-
-    \b
-    renderonline engine add examples/engines/sleep.toml
-    """
-    text = read_definition(file)
-    with _connect(url) as client:
-        made = client.admin.add_engine(text, download_path)
-    show.emit(made) if json else show.say(f"Engine {made['engine_id']} {made['name']} added.")
+    file: Definition,
+    download_path: Annotated[str | None, option("DIRECTORY", "Where RenderAPI keeps its tasks' files.")] = None,
+) -> Output:
+    """Add an engine to the farm, from its definition (administrators)."""
+    made = client.admin.add_engine(_read(file), download_path)
+    return made, f"Engine {made['engine_id']} {made['name']} added."
 
 
-@commands.command("test")
+@command(commands, "renderonline engine test my-engine.toml --frames 1-10 --arg width=640", name="test")
 def try_out(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The engine's definition.")],
-    scene: Annotated[str, typer.Option(help="A scene to show the command for.", metavar="FILE")] = "/path/scene",
-    frames: Annotated[str, typer.Option(help="The frames to show the command for.", metavar="RANGE")] = "1-4",
-    arg: Annotated[list[str] | None, typer.Option("--arg", "-a", metavar="ID=VALUE")] = None,
-    json: Json = False,
-) -> None:
-    """Check a definition without a farm: what would run for a chunk, and is the program here?
-
-    \b
-    renderonline engine test my-engine.toml --frames 1-10 --arg width=640
-    """
+    file: Definition,
+    scene: Annotated[str, option("FILE", "A scene to show the command for.")] = "/path/scene",
+    frames: Annotated[str, option("RANGE", "The frames to show the command for.")] = "1-4",
+    arg: Annotated[list[str] | None, option("ID=VALUE", None, "--arg", "-a")] = None,
+) -> Output:
+    """Check a definition without a farm: what would run for a chunk, and is the program here?"""
     from renderonline.cli.engine_check import check_definition
-    from renderonline.cli.submit import parse_arguments
 
-    found = check_definition(read_definition(file), scene, frames, parse_arguments(arg or []))
-    if json:
-        show.emit(found)
-        return
-    show.fields(found, ["name", "extensions", "split", "program", "version", "command", "outputs"])
+    found = check_definition(_read(file), scene, frames, pairs("--arg", arg or [], "ID=VALUE"))
+    return found, lambda: show.fields(found, list(found))
 
 
-@commands.command()
+@command(
+    commands,
+    "renderonline engine argtype",
+    "renderonline engine argtype samples --type natural --regex '[1-9][0-9]{0,3}'",
+    "renderonline engine argtype samples --delete",
+)
 def argtype(
+    client: Client,
     *,
-    argtype_id: Annotated[str | None, typer.Argument(metavar="[ARGTYPE]", help="The type's name.")] = None,
+    argtype_id: Annotated[str | None, argument("[ARGTYPE]", "The type's name.")] = None,
     kind: Annotated[
-        str | None,
-        typer.Option("--type", help="file, path, extension, word, sentence, natural, integer or real.", metavar="TYPE"),
+        str | None, option("TYPE", "file, path, extension, word, sentence, natural, integer or real.", "--type")
     ] = None,
-    regex: Annotated[str, typer.Option(help="A rule that replaces the type's.", metavar="REGEX")] = "",
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """List the types of arguments, or set one (administrators).
-
-    \b
-    renderonline engine argtype
-    renderonline engine argtype samples --type natural --regex '[1-9][0-9]{0,3}'
-    renderonline engine argtype samples --delete
-    """
-    with _connect(url) as client:
-        if argtype_id is None:
-            _list_argtypes(client, as_json=json)
-        elif delete:
-            client.admin.remove_argtype(argtype_id)
-            show.emit({"removed": argtype_id}) if json else show.say(f"Argument type {argtype_id} removed.")
-        elif kind is None:
-            raise InvalidRequest("Say with --type what its values are, for instance --type natural .")
-        else:
-            made = client.admin.put_argtype(argtype_id, kind, regex or None)
-            show.emit(made) if json else show.say(f"Argument type {argtype_id}: {kind} {regex}".rstrip())
+    regex: Annotated[str, option("REGEX", "A rule that replaces the type's.")] = "",
+    delete: Annotated[bool, flag("--delete", "Remove it.")] = False,
+) -> Output:
+    """List the types of arguments, or set one (administrators)."""
+    if argtype_id is None:
+        found = client.admin.argtypes()
+        rows = [(item["argtype_id"], item["type"], item["regex"]) for item in found]
+        return found, lambda: show.table(["ARGTYPE", "TYPE", "RULE"], rows)
+    if delete:
+        client.admin.remove_argtype(argtype_id)
+        return {"removed": argtype_id}, f"Argument type {argtype_id} removed."
+    if kind is None:
+        raise InvalidRequest("Say with --type what its values are, for instance --type natural .")
+    made = client.admin.put_argtype(argtype_id, kind, regex or None)
+    return made, f"Argument type {argtype_id}: {kind} {regex}".rstrip()
 
 
-@commands.command()
-def disable(*, engine: Name, json: Json = False, url: Url = None) -> None:
-    """Take no new tasks for an engine.
-
-    \b
-    renderonline engine disable povray
-    """
-    _change(engine, enabled=False, as_json=json, url=url)
+@command(commands, "renderonline engine disable povray")
+def disable(client: Client, *, engine: Name) -> Output:
+    """Take no new tasks for an engine."""
+    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=False)
+    return changed, f"Engine {changed['name']}: disabled."
 
 
-@commands.command()
-def enable(*, engine: Name, json: Json = False, url: Url = None) -> None:
-    """Take tasks for an engine again.
-
-    \b
-    renderonline engine enable povray
-    """
-    _change(engine, enabled=True, as_json=json, url=url)
+@command(commands, "renderonline engine enable povray")
+def enable(client: Client, *, engine: Name) -> Output:
+    """Take tasks for an engine again."""
+    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=True)
+    return changed, f"Engine {changed['name']}: enabled."
 
 
-@commands.command()
-def remove(*, engine: Name, yes: Yes = False, json: Json = False, url: Url = None) -> None:
-    """Remove an engine that no task uses.
-
-    \b
-    renderonline engine remove povray
-    """
-    if not yes and not json:
-        typer.confirm(f"Remove engine {engine}?", abort=True)
-    with _connect(url) as client:
-        found = _find(client, engine)
-        client.admin.remove_engine(int(found["engine_id"]))
-    show.emit({"removed": found["engine_id"]}) if json else show.say(f"Engine {found['name']} removed.")
+@command(commands, "renderonline engine remove povray")
+def remove(client: Client, *, engine: Name, yes: Yes = False, json: Json) -> Output:
+    """Remove an engine that no task uses."""
+    confirm(f"Remove engine {engine}?", agreed=yes or json)
+    found = _find(client, engine)
+    client.admin.remove_engine(found["engine_id"])
+    return {"removed": found["engine_id"]}, f"Engine {found['name']} removed."
 
 
-def read_definition(file: Path) -> str:
-    """The text of a definition."""
+def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{file} can't be read: {error}.") from None
-
-
-def _connect(url: str | None) -> Client:
-    from renderonline.cli.logins import connect
-
-    return connect(url)
 
 
 def _find(client: Client, who: str) -> Item:
@@ -221,40 +155,20 @@ def _find(client: Client, who: str) -> Item:
     raise NotFound(f"There is no engine {who}. See `renderonline engine list`.")
 
 
-def _change(engine: str, *, enabled: bool, as_json: bool, url: str | None) -> None:
-    with _connect(url) as client:
-        changed = client.admin.change_engine(int(_find(client, engine)["engine_id"]), is_enabled=enabled)
-    word = "enabled" if enabled else "disabled"
-    show.emit(changed) if as_json else show.say(f"Engine {changed['name']}: {word}.")
-
-
-def _list_here(*, as_json: bool) -> None:
+def _engines_here() -> Output:
     from renderonline.cli.engine_check import engines_here
 
     found = engines_here()
-    if as_json:
-        show.emit(found)
-    elif not found:
-        show.say("No engine was found here. Install Blender: renderonline engine install blender")
-    else:
-        show.table(["NAME", "VERSION", "COMMAND"], ([i["name"], i["version"], i["command"]] for i in found))
+    if not found:
+        return found, "No engine was found here. Install Blender: renderonline engine install blender"
+    return found, lambda: show.table(["NAME", "VERSION", "COMMAND"], [list(item.values()) for item in found])
 
 
-def _list_argtypes(client: Client, *, as_json: bool) -> None:
-    found = client.admin.argtypes()
-    if as_json:
-        show.emit(found)
-    else:
-        show.table(["ARGTYPE", "TYPE", "RULE"], ([i["argtype_id"], i["type"], i.get("regex")] for i in found))
-
-
-def _argument_row(argument: Item) -> list[object]:
-    choices = " ".join(argument.get("choices") or [])
-    return [argument["id"], argument["type"], argument.get("default"), choices, argument.get("help")]
+def _argument_row(item: Item) -> list[object]:
+    return [item["id"], item["type"], item["default"], " ".join(item["choices"]), item["help"]]
 
 
 def _row(engine: Item) -> list[object]:
-    extensions = engine.get("extensions") or [engine.get("extension", "")]
-    arguments = ", ".join(str(item["id"]) for item in engine.get("arguments") or [])
-    enabled = "yes" if engine.get("is_enabled", True) else "no"
-    return [engine["engine_id"], engine["name"], " ".join(extensions), enabled, arguments]
+    arguments = ", ".join(str(item["id"]) for item in engine["arguments"])
+    extensions, enabled = " ".join(engine["extensions"]), show.yes(engine["is_enabled"])
+    return [engine["engine_id"], engine["name"], extensions, enabled, arguments]

@@ -2,14 +2,14 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import config_directory, private_write
 
-FIELDS = ("url", "email", "token", "ca_file", "fingerprint")
+FIELDS = tuple(field.name for field in fields(Login))
 
 
 def config_file() -> Path:
@@ -22,7 +22,7 @@ def saved() -> Login | None:
     path = config_file()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Login(**{name: found[name] for name in FIELDS if found.get(name) is not None})
+        return Login(**{name: found[name] for name in FIELDS if found.get(name)})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError):
@@ -32,8 +32,7 @@ def saved() -> Login | None:
 def save(login: Login) -> Path:
     """Keep a login for the next commands."""
     path = config_file()
-    known = {name: value for name, value in asdict(login).items() if value}
-    private_write(path, json.dumps(known, indent=2) + "\n")
+    private_write(path, json.dumps(_known(login), indent=2) + "\n")
     return path
 
 
@@ -43,19 +42,17 @@ def current(url: str | None) -> Login:
     A saved e-mail and token are sent to the address that they were saved for and to no other.
     """
     kept = saved()
-    given = {name: os.environ.get(f"RENDERONLINE_{name.upper()}") or None for name in FIELDS}
-    wanted = url or given["url"] or (kept.url if kept else None)
+    given = {name: value for name in FIELDS if (value := os.environ.get(f"RENDERONLINE_{name.upper()}"))}
+    wanted = url or given.get("url") or (kept.url if kept else None)
     if wanted is None:
         raise NotAuthenticated(
             "Which farm? Type `renderonline login` to name one, or `renderonline up` to start one here."
         )
-    fields = {name: value for name, value in given.items() if value is not None}
-    if kept is not None and _same(kept.url, wanted):
-        fields = {name: value for name, value in asdict(kept).items() if value} | fields
-    fields["url"] = wanted
-    if not fields.get("email") or not fields.get("token"):
+    fits = kept is not None and kept.url.rstrip("/").casefold() == wanted.rstrip("/").casefold()
+    login = Login(**{**(_known(kept) if kept and fits else {}), **given, "url": wanted})
+    if not login.email or not login.token:
         raise NotAuthenticated(f"There is no login for {wanted}. Type `renderonline login --url {wanted}`.")
-    return Login(**fields)
+    return login
 
 
 def connect(url: str | None) -> Client:
@@ -63,5 +60,5 @@ def connect(url: str | None) -> Client:
     return Client(current(url), patience_s=2.0)
 
 
-def _same(one: str, other: str) -> bool:
-    return one.rstrip("/").casefold() == other.rstrip("/").casefold()
+def _known(login: Login) -> dict[str, str]:
+    return {name: value for name, value in asdict(login).items() if value}

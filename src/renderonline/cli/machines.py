@@ -1,190 +1,106 @@
 """`renderonline machine …`."""
 
 import re
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from renderonline.cli import show
-from renderonline.cli.options import Json, Url, Yes, group
+from renderonline.cli.commands import Json, Output, Yes, argument, command, confirm, group, option
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
-MachineId = Annotated[int, typer.Argument(metavar="MACHINE", min=1, help="The machine's number.")]
-Reason = Annotated[str, typer.Option(help="Why; shown to everybody who looks at the machine.", metavar="TEXT")]
+MachineId = Annotated[int, argument("MACHINE", "The machine's number.", min=1)]
+Reason = Annotated[str, option("TEXT", "Why; shown to everybody who looks at the machine.")]
 
 
-@commands.command()
+@command(commands, "renderonline machine invite", "renderonline machine invite --uses 20 --hours 2")
 def invite(
+    client: Client,
     *,
-    uses: Annotated[int, typer.Option(min=1, help="So many machines may join with it.", metavar="NUMBER")] = 1,
-    hours: Annotated[float, typer.Option(min=0.01, help="How long it is good.", metavar="HOURS")] = 24,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Make a code with which a machine joins, and print the line to type there.
-
-    \b
-    renderonline machine invite
-    renderonline machine invite --uses 20 --hours 2
-    """
-    with _connect(url) as client:
-        invitation = client.admin.invite(uses, hours)
-        address = client.connection.url
-    if json:
-        show.emit(invitation)
-        return
-    command = invitation.get("command") or f"renderonline node --join {address} --code {invitation['code']}"
-    show.say(f"On the new machine type:\n\n    {command}\n")
+    uses: Annotated[int, option("NUMBER", "So many machines may join with it.", min=1)] = 1,
+    hours: Annotated[float, option("HOURS", "How long it is good.", min=0.01)] = 24,
+) -> Output:
+    """Make a code with which a machine joins, and print the line to type there."""
+    made, address = client.admin.invite(uses, hours), client.connection.url
     times = "once" if uses == 1 else f"{uses} times"
-    show.say(f"The code {invitation['code']} works {times}, until {show.when(invitation.get('expires'))}.")
+    text = f"On the new machine type:\n\n    {made['command']}\n\n"
+    text += f"The code {made['code']} works {times}, until {show.when(made['expires'])}."
     if re.match(r"https?://(localhost|127\.|\[::1\])", address):
-        show.say(
-            f"{address} is this computer itself: on another one write its name or address instead, "
+        text += (
+            f"\n{address} is this computer itself: on another one write its name or address instead, "
             "and let the farm listen there (renderonline up --host 0.0.0.0)."
         )
+    return made, text
 
 
-@commands.command("list")
-def list_machines(*, json: Json = False, url: Url = None) -> None:
-    """List the machines and what they do.
-
-    \b
-    renderonline machine list
-    """
-    with _connect(url) as client:
-        found = client.admin.machines()
-    if json:
-        show.emit(found)
-        return
+@command(commands, "renderonline machine list", name="list")
+def list_machines(client: Client) -> Output:
+    """List the machines and what they do."""
+    found = client.admin.machines()
     if not found:
-        show.say("No machines. Let one join: renderonline machine invite")
-        return
-    show.table([">MACHINE", "NAME", "STATUS", ">SLOTS", "ENGINES", "ADDRESS", "REASON"], map(_row, found))
+        return found, "No machines. Let one join: renderonline machine invite"
+    columns = [">MACHINE", "NAME", "STATUS", ">SLOTS", "ENGINES", "ADDRESS", "REASON"]
+    return found, lambda: show.table(columns, map(_row, found))
 
 
-@commands.command()
+@command(commands, "renderonline machine add 192.168.1.20 --port 5001")
 def add(
+    client: Client,
     *,
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="IP address, or IP address:port.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="NUMBER")] = 5001,
-    json: Json = False,
-    url: Url = None,
-) -> None:
+    address: Annotated[str, argument("ADDRESS", "IP address, or IP address:port.")],
+    port: Annotated[int, option("NUMBER", min=1, max=65535)] = 5001,
+) -> Output:
     """Add a machine that only speaks the first version of the protocol (`HPCServer.json` alone).
 
     All others join by themselves: see `renderonline machine invite`.
-
-    \b
-    renderonline machine add 192.168.1.20 --port 5001
     """
-    host, number = split_address(address, port)
-    with _connect(url) as client:
-        machine = client.admin.add_machine(host, number)
-    show.emit(machine) if json else show.say(f"Machine {machine['machine_id']} added.")
+    machine = client.admin.add_machine(*split_address(address, port))
+    return machine, f"Machine {machine['machine_id']} added."
 
 
-@commands.command()
-def drain(*, machine: MachineId, reason: Reason = "", json: Json = False, url: Url = None) -> None:
-    """Give the machine nothing new; what it renders goes on.
-
-    \b
-    renderonline machine drain 1000 --reason "new disk at noon"
-    """
-    _wish(machine, "draining", reason, as_json=json, url=url)
+@command(commands, 'renderonline machine drain 1000 --reason "new disk at noon"')
+def drain(client: Client, *, machine: MachineId, reason: Reason = "") -> Output:
+    """Give the machine nothing new; what it renders goes on."""
+    return client.admin.change_machine(machine, wish="draining", reason=reason), f"Machine {machine}: draining."
 
 
-@commands.command()
-def disable(*, machine: MachineId, reason: Reason = "", json: Json = False, url: Url = None) -> None:
-    """Take the machine out; what it renders goes to others.
-
-    \b
-    renderonline machine disable 1000
-    """
-    _wish(machine, "disabled", reason, as_json=json, url=url)
+@command(commands, "renderonline machine disable 1000")
+def disable(client: Client, *, machine: MachineId, reason: Reason = "") -> Output:
+    """Take the machine out; what it renders goes to others."""
+    return client.admin.change_machine(machine, wish="disabled", reason=reason), f"Machine {machine}: disabled."
 
 
-@commands.command()
-def enable(*, machine: MachineId, json: Json = False, url: Url = None) -> None:
-    """Give the machine work again.
-
-    \b
-    renderonline machine enable 1000
-    """
-    _wish(machine, "active", "", as_json=json, url=url)
+@command(commands, "renderonline machine enable 1000")
+def enable(client: Client, *, machine: MachineId) -> Output:
+    """Give the machine work again."""
+    return client.admin.change_machine(machine, wish="active", reason=""), f"Machine {machine}: active."
 
 
-@commands.command()
-def rename(
-    *,
-    machine: MachineId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The new name.")],
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Give the machine another name.
-
-    \b
-    renderonline machine rename 1000 big-box
-    """
-    with _connect(url) as client:
-        changed = client.admin.change_machine(machine, name=name)
-    show.emit(changed) if json else show.say(f"Machine {machine} is called {name}.")
+@command(commands, "renderonline machine rename 1000 big-box")
+def rename(client: Client, *, machine: MachineId, name: Annotated[str, argument("NAME", "The new name.")]) -> Output:
+    """Give the machine another name."""
+    return client.admin.change_machine(machine, name=name), f"Machine {machine} is called {name}."
 
 
-@commands.command()
-def remove(*, machine: MachineId, yes: Yes = False, json: Json = False, url: Url = None) -> None:
-    """Forget the machine; it must be invited again to come back.
-
-    \b
-    renderonline machine remove 1000
-    """
-    if not yes and not json:
-        typer.confirm(f"Forget machine {machine}?", abort=True)
-    with _connect(url) as client:
-        client.admin.remove_machine(machine)
-    show.emit({"removed": machine}) if json else show.say(f"Machine {machine} removed.")
+@command(commands, "renderonline machine remove 1000")
+def remove(client: Client, *, machine: MachineId, yes: Yes = False, json: Json) -> Output:
+    """Forget the machine; it must be invited again to come back."""
+    confirm(f"Forget machine {machine}?", agreed=yes or json)
+    client.admin.remove_machine(machine)
+    return {"removed": machine}, f"Machine {machine} removed."
 
 
 def split_address(text: str, port: int) -> tuple[str, int]:
     """`10.0.0.1`, `10.0.0.1:5001`, `[::1]:5001` as address and port."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        number = rest.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, number = text.partition(":")
-    else:
-        host, number = text, ""
-    if not host or (number and not number.isdecimal()):
+    match = re.fullmatch(r"\[([^]]+)\](?::(\d+))?|([^:]+)(?::(\d+))?|([^:]*:[^:]*:.*)", text)
+    if match is None:
         raise InvalidRequest(f"{text} is no address; write it like 192.168.1.20:5001 .")
-    return host, int(number) if number else port
-
-
-def _connect(url: str | None) -> Client:
-    from renderonline.cli.logins import connect
-
-    return connect(url)
-
-
-def _wish(machine: int, wish: str, reason: str, *, as_json: bool, url: str | None) -> None:
-    with _connect(url) as client:
-        changed = client.admin.change_machine(machine, wish=wish, reason=reason)
-    show.emit(changed) if as_json else show.say(f"Machine {machine}: {wish}.")
+    bracketed, its_port, plain, plain_port, bare = match.groups()
+    return bracketed or plain or bare, int(its_port or plain_port or port)
 
 
 def _row(machine: Item) -> list[object]:
-    engines: Any = machine.get("engines") or []
-    offers = [
-        f"{item['name']} {item.get('version', '')}".strip() if isinstance(item, dict) else str(item) for item in engines
-    ]
-    address = f"{machine.get('ip_address')}:{machine.get('port')}" if machine.get("ip_address") else "linked"
-    return [
-        machine["machine_id"],
-        machine.get("name"),
-        machine.get("status"),
-        machine.get("slots"),
-        ", ".join(offers),
-        address,
-        machine.get("reason"),
-    ]
+    offers = [f"{item['name']} {item.get('version', '')}".strip() for item in machine["engines"]]
+    address = f"{machine['ip_address']}:{machine['port']}" if machine["ip_address"] else "linked"
+    known = [machine[name] for name in ("machine_id", "name", "status", "slots")]
+    return [*known, ", ".join(offers), address, machine["reason"]]

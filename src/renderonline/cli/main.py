@@ -15,11 +15,12 @@ from typer import Abort
 from typer.exceptions import TyperException
 
 from renderonline import __version__
-from renderonline.cli import admin, engines, farm, machines, servers, submit, tasks, users
-from renderonline.cli.options import group
+from renderonline.cli import databases, engines, farm, machines, show, submit, tasks, users
+from renderonline.cli.commands import flag, group
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, NotFound, RenderOnlineError
 
-FAILED, USAGE, NOT_AUTHENTICATED, NOT_FOUND, UNREACHABLE, INTERRUPTED = 1, 2, 3, 4, 5, 130
+FAILED, INTERRUPTED = 1, 130
+EXIT_CODES = {NotAuthenticated: 3, NotFound: 4, NotAvailable: 5}
 
 app = group(
     "A render farm that one command sets up.\n\n"
@@ -29,27 +30,25 @@ app = group(
     "  renderonline submit shot.blend --frames 1-24 --wait --download frames\n\n"
     "Every command has --help with examples, and --json for programs."
 )
-"""The command line; commands register themselves below, in the order of the help."""
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
-) -> None:
+def root(*, version: Annotated[bool, flag("--version", "Print the version and end.")] = False) -> None:
     if version:
         typer.echo(f"renderonline {__version__}")
         raise typer.Exit
 
 
-for room in (farm, servers, submit, tasks, admin):
-    room.register(app)
 for name, commands in (
+    (None, farm.commands),
+    (None, submit.commands),
+    (None, tasks.commands),
+    (None, users.own),
     ("engine", engines.commands),
     ("machine", machines.commands),
     ("user", users.commands),
     ("subscription", users.subscriptions),
-    ("db", admin.database),
+    ("db", databases.commands),
 ):
     app.add_typer(commands, name=name)
 
@@ -65,38 +64,23 @@ def run(words: Sequence[str]) -> int:
         result = app(list(words), standalone_mode=False, prog_name="renderonline")
         sys.stdout.flush()
     except RenderOnlineError as error:
-        _tell(error, as_json="--json" in words)
-        return exit_code(error)
+        if "--json" in words:
+            print(json.dumps({"code": error.reason_code, "detail": error.message}), file=sys.stderr)
+        else:
+            show.note(f"Error: {error.message}")
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED)
     except TyperException as error:
-        show = getattr(error, "show", None)
-        show() if show is not None else print(f"Error: {error}", file=sys.stderr)
+        show_usage = getattr(error, "show", None)
+        show_usage() if show_usage is not None else show.note(f"Error: {error}")
         return int(error.exit_code)
     except (Abort, KeyboardInterrupt):
-        print("Stopped.", file=sys.stderr)
+        show.note("Stopped.")
         return INTERRUPTED
     except BrokenPipeError:  # `renderonline tasks | head`
         with contextlib.suppress(OSError):
             sys.stderr.close()
         return FAILED
     except OSError as error:  # a file or directory of the user's that can't be used
-        print(f"Error: {error}", file=sys.stderr)
+        show.note(f"Error: {error}")
         return FAILED
     return result if isinstance(result, int) else 0
-
-
-def exit_code(error: RenderOnlineError) -> int:
-    """What scripts see of an error."""
-    if isinstance(error, NotAuthenticated):
-        return NOT_AUTHENTICATED
-    if isinstance(error, NotFound):
-        return NOT_FOUND
-    return UNREACHABLE if isinstance(error, NotAvailable) else FAILED
-
-
-def _tell(error: RenderOnlineError, *, as_json: bool) -> None:
-    from renderonline.cli.show import note
-
-    if as_json:
-        print(json.dumps({"code": error.reason_code, "detail": error.message}), file=sys.stderr)
-    else:
-        note(f"Error: {error.message}")

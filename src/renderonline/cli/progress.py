@@ -1,111 +1,52 @@
-"""Progress as it is shown: a bar on a terminal, plain lines elsewhere, JSON lines for programs."""
+"""Progress as it is shown: a bar on a terminal, plain lines elsewhere, nothing for programs."""
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Final, Protocol, TextIO
 
 from renderonline.cli import show
-from renderonline.rnoclient.sdk import Task
 
-Step = Callable[[int, int], None]
-"""Called with what is done and what there is in all."""
+COLUMNS: Final = {
+    "bytes": ("DownloadColumn", "TransferSpeedColumn"),
+    "count": ("MofNCompleteColumn",),
+    "share": ("TaskProgressColumn", "TimeElapsedColumn"),
+}
 
 
-@contextlib.contextmanager
-def bytes_bar(label: str, *, quiet: bool = False) -> Iterator[Step]:
-    """A bar for bytes; off a terminal nothing is printed (transfers are too quick to be worth lines)."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+class Step(Protocol):
+    """Called with what is done, what there is in all, and words about it."""
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(show.plain(label), total=None)
-        yield lambda done, total: bar.update(job, completed=done, total=total if total > 0 else None)
+    def __call__(self, done: float, total: float, text: str = "", /) -> None: ...
 
 
 @contextlib.contextmanager
-def count_bar(label: str, *, quiet: bool = False) -> Iterator[Step]:
-    """A bar for things that are counted."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(show.plain(label), total=None)
-        yield lambda done, total: bar.update(job, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def fraction_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[float, str], None]]:
-    """A bar for something whose share (0 to 1) and present step are known; a line for each new step elsewhere."""
+def bar(label: str, kind: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Step]:
+    """Shows how far something is: a bar of a kind of `COLUMNS`; off a terminal a line for each text."""
+    file = stream or sys.stderr
     if quiet:
-        yield lambda fraction, step: None
+        yield lambda done, total, text="", /: None
         return
-    if not sys.stderr.isatty():
-        said: list[str] = []
+    if not file.isatty():
+        said = ""
 
-        def line(fraction: float, step: str) -> None:
-            if step and step not in said[-1:]:
-                said.append(step)
-                show.note(f"{label}: {step}")
+        def line(done: float, total: float, text: str = "", /) -> None:
+            nonlocal said
+            if text not in ("", said):
+                said = text
+                print(show.plain(f"{label}: {text}" if label else text), file=file, flush=True)
 
         yield line
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich import console, progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(show.plain(label), total=1.0)
-        yield lambda fraction, step: bar.update(
-            job, completed=fraction, description=show.plain(f"{label}: {step}" if step else label)
-        )
+    words = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn())
+    columns = (*words, *(getattr(progress, name)() for name in COLUMNS[kind]))
+    with progress.Progress(*columns, console=console.Console(file=file), transient=stream is None) as shown:
+        job = shown.add_task(show.plain(label), total=None)
 
-
-@contextlib.contextmanager
-def task_view(*, as_json: bool) -> Iterator[Callable[[Task], None]]:
-    """Shows the states of one task as they come."""
-    if as_json:
-        yield lambda task: print(json.dumps(task), flush=True)
-        return
-    if not sys.stdout.isatty():
-        last: list[tuple[object, ...]] = []
-
-        def line(task: Task) -> None:
-            now = (task["status"], task["frames_done"])
-            if now not in last[-1:]:
-                last.append(now)
-                show.say(describe(task))
-
-        yield line
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[frames]}"))
-    with Progress(*columns, TimeElapsedColumn()) as bar:
-        job = bar.add_task("", total=1.0, frames="")
-
-        def update(task: Task) -> None:
-            text = f"task {task['task_id']} {task['status']}"
-            bar.update(job, description=text, completed=task["progress"] or 0.0, frames=_frames(task))
+        def update(done: float, total: float, text: str = "", /) -> None:
+            described = ": ".join(part for part in (label, text) if part)
+            shown.update(job, completed=done, total=total if total > 0 else None, description=show.plain(described))
 
         yield update
-
-
-def describe(task: Task) -> str:
-    """One line about a task."""
-    text = f"task {task['task_id']} {task['status']}"
-    frames = _frames(task)
-    text += f", {frames}" if frames else ""
-    return f"{text}: {task['reason']}" if task["reason"] else text
-
-
-def _frames(task: Task) -> str:
-    return f"{task['frames_done']} of {task['frames_total']} frames" if task["frames_total"] else ""

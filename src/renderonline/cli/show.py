@@ -2,23 +2,33 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 UNITS: Final = ("B", "KB", "MB", "GB", "TB")
-COLORS: Final[Mapping[str, str]] = {
-    "succeeded": "green",
-    "running": "cyan",
-    "busy": "cyan",
-    "failed": "red",
-    "lost": "red",
-    "offline": "red",
-    "canceled": "yellow",
-    "paused": "yellow",
-    "draining": "yellow",
-    "disabled": "yellow",
+STATES: Final = {
+    "green": "succeeded",
+    "cyan": "running busy",
+    "red": "failed lost offline",
+    "yellow": "canceled paused draining disabled",
 }
+COLORS: Final = {state: color for color, states in STATES.items() for state in states.split()}
+
+
+Output = tuple[object, str | Callable[[], None]]
+"""What a command answers: data for programs; a text, or what prints it, for people."""
+
+
+def answer(output: Output, *, as_json: bool) -> None:
+    """Print what a command answers."""
+    data, shown = output
+    if as_json:
+        emit(data)
+    elif isinstance(shown, str):
+        say(shown)
+    else:
+        shown()
 
 
 def emit(data: object) -> None:
@@ -41,13 +51,13 @@ def plain(text: object) -> str:
     return "".join(c for c in str(text) if c in "\n\t" or (c.isprintable() or c == " "))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under their columns; cells are text and never markup. States get their colour."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title or None, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         number = column.startswith(">")
         grid.add_column(column.removeprefix(">"), justify="right" if number else "left", overflow="fold")
@@ -75,17 +85,6 @@ def size(number: float) -> str:
     return ""
 
 
-def seconds(number: float) -> str:
-    """A duration for people: 4.2 s, 3 min 5 s, 2 h 10 min."""
-    if number < 10:
-        return f"{number:.1f} s"
-    if number < 60:
-        return f"{number:.0f} s"
-    if number < 3600:
-        return f"{int(number) // 60} min {int(number) % 60} s"
-    return f"{int(number) // 3600} h {int(number) % 3600 // 60} min"
-
-
 def when(text: str | None) -> str:
     """A moment of the API (ISO 8601, UTC) in the local time of who reads it."""
     if not text:
@@ -95,6 +94,11 @@ def when(text: str | None) -> str:
     except ValueError:
         return text
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def yes(holds: bool) -> str:  # noqa: FBT001
+    """yes or no."""
+    return "yes" if holds else "no"
 
 
 def percent(fraction: float | None) -> str:
@@ -107,4 +111,4 @@ def _text(value: object) -> str:
         return ", ".join(f"{name}={_text(item)}" for name, item in value.items() if item not in (None, "", 0))
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return yes(value) if isinstance(value, bool) else str(value)

@@ -46,10 +46,8 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                self._before[number] = signal.signal(number, self._take)
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,18 +62,13 @@ class Interrupts:
             yield
         finally:
             self._depth -= 1
-            if self._waiting is not None and self._depth == 0:
-                number, self._waiting = self._waiting, None
-                self._raise(number)
+            if self._waiting is not None:
+                self._take(self._waiting, None)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self._depth:
             self._waiting = number
-        else:
-            self._raise(number)
-
-    def _raise(self, number: int) -> None:
-        if not self._raised:  # whoever presses Ctrl-C again must not stop the cleaning up
+        elif not self._raised:  # whoever presses Ctrl-C again must not stop the cleaning up
             self._raised = True
             raise Interrupted(number)
 
@@ -105,8 +98,7 @@ class Supervisor:
     """
 
     def __init__(self, interrupts: Interrupts, hidden: tuple[str, ...] = ()) -> None:
-        self._interrupts = interrupts
-        self._hidden = hidden
+        self._interrupts, self._hidden = interrupts, hidden
         self._programs: list[Program] = []
 
     def __enter__(self) -> Self:
@@ -124,10 +116,8 @@ class Supervisor:
         given = {name: value for name, value in os.environ.items() if not name.startswith(self._hidden or "\0")}
         given |= {**(environment or {}), LEASH: "1", "PYTHONUNBUFFERED": "1"}
         with self._interrupts.held(), log.open("ab") as output:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=output, stderr=output, env=given, start_new_session=True
-            )
-            program = Program(name, process, log)
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+            program = Program(name, subprocess.Popen(argv, env=given, start_new_session=True, **pipes), log)
             self._programs.append(program)
         return program
 
@@ -155,9 +145,9 @@ class Supervisor:
         """End all programs and what they started; not interrupted."""
         with self._interrupts.held():
             while self._programs:
-                alike = [program for program in self._programs if program.name == self._programs[-1].name]
-                stop_together(alike)
-                self._programs = [program for program in self._programs if program not in alike]
+                name = self._programs[-1].name
+                stop_together([program for program in self._programs if program.name == name])
+                self._programs = [program for program in self._programs if program.name != name]
 
 
 def stop_together(programs: Sequence[Program]) -> None:
@@ -183,20 +173,11 @@ def _clear_group(group: int) -> None:
     if not hasattr(os, "killpg"):
         return
     deadline = time.monotonic() + GONE_S
-    while _group_lives(group):
-        if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
-            return
-        time.sleep(POLL_S)
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(POLL_S)
+        os.killpg(group, signal.SIGKILL)
 
 
 def leash() -> None:

@@ -2,13 +2,15 @@
 
 import signal
 import socket
+import time
+from typing import NoReturn
 
 from renderonline.cli import logins, show
 from renderonline.cli.engine_check import engines_here
-from renderonline.cli.local import LocalFarm, address_in_use, admin_of, has_joined
+from renderonline.cli.local import LocalFarm, address_in_use, read
 from renderonline.cli.supervise import Interrupted, Interrupts, Supervisor
 from renderonline.farm.errors import Conflict
-from renderonline.rnoclient.sdk import Client, Login
+from renderonline.rnoclient.sdk import Login
 from renderonline.serving.directories import data_directory
 
 NAME = "this-computer"
@@ -20,53 +22,48 @@ STOP_GRACE_S = 5.0
 def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
     """Run both programs until Ctrl-C (130) or SIGTERM (0)."""
     directory = data_directory()
-    running = address_in_use(directory)
-    if running:
+    if running := address_in_use(directory):
         raise Conflict(f"A farm already runs on {directory}: {running}. Stop it first, or use it.")
     try:
         with Interrupts() as interrupts, Supervisor(interrupts) as supervisor:
             farm = LocalFarm(supervisor, directory)
-            farm.start_api(["--host", host, "--port", str(port)])
-            farm.wait_for_api()
-            login = _keep_login(farm)
+            farm.wait_for_api(farm.start_api("--host", host, "--port", str(port)))
+            first = farm.first_login()
+            if first is not None and logins.saved() is None:
+                logins.save(first)
             _start_machine(farm, slots)
-            _announce(farm, login, as_json=as_json)
-            farm.run_until_one_ends()
+            known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
+            show.answer((known, lambda: show.say(_introduction(farm, first))), as_json=as_json)
+            _run_until_one_ends(supervisor)
     except Interrupted as interrupt:
         if not as_json:
             show.note("Stopped.")
         return INTERRUPTED if interrupt.signal == signal.SIGINT else 0
 
 
-def _keep_login(farm: LocalFarm) -> Login | None:
-    """The first login becomes the one of the other commands when there is none."""
-    first = farm.first_login()
-    if first is not None and logins.saved() is None:
-        logins.save(first)
-    return first
+def _run_until_one_ends(supervisor: Supervisor) -> NoReturn:
+    while True:
+        supervisor.check()
+        time.sleep(0.5)
 
 
 def _start_machine(farm: LocalFarm, slots: int) -> None:
-    code = None
-    if not has_joined(farm.home_of(NAME), farm.node_url):
-        with Client(admin_of(farm, logins.saved())) as client:
-            code = str(client.admin.invite(uses=1, hours=1)["code"])
-    program = farm.start_node(NAME, code=code, slots=slots, stop_grace_s=STOP_GRACE_S)
-    farm.wait_for_node(NAME, program)
+    joined = str(read(farm.home_of(NAME) / "machine.json").get("url", "")).casefold() == farm.node_url.casefold()
+    code = None if joined else farm.invite(logins.saved())
+    farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
 
 
-def _announce(farm: LocalFarm, login: Login | None, *, as_json: bool) -> None:
-    if as_json:
-        show.emit({"url": farm.url, "email": login.email if login else None, "data": str(farm.directory)})
-        return
-    show.say(f"The farm is up: {farm.url}   (API: {farm.url}/docs)")
+def _introduction(farm: LocalFarm, login: Login | None) -> str:
+    lines = [f"The farm is up: {farm.url}   (API: {farm.url}/docs)"]
     if "://localhost:" in farm.url:
-        show.say(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
+        lines.append(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
     if login is not None:
-        show.say(f"First login:    {login.email}   token {login.token}")
-        show.say(f"                (kept in {farm.directory / 'first-login.json'}; delete it when you have noted it)")
-    show.say(f"Data and logs:  {farm.directory}")
+        lines.append(f"First login:    {login.email}   token {login.token}")
+        lines.append(
+            f"                (kept in {farm.directory / 'first-login.json'}; delete it when you have noted it)"
+        )
+    lines.append(f"Data and logs:  {farm.directory}")
     if not any(engine["name"] == "blender" for engine in engines_here()):
-        show.say("No Blender yet: renderonline engine install blender, then start this again.")
-    show.say("In another terminal: renderonline submit FILE.blend --frames 1-24 --wait --download frames")
-    show.say("Ctrl-C stops everything.")
+        lines.append("No Blender yet: renderonline engine install blender, then start this again.")
+    lines.append("In another terminal: renderonline submit FILE.blend --frames 1-24 --wait --download frames")
+    return "\n".join([*lines, "Ctrl-C stops everything."])

@@ -1,222 +1,181 @@
-"""`renderonline user …` and `renderonline subscription …`."""
+"""`renderonline login`, `renderonline user …` and `renderonline subscription …`."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from renderonline.cli import show
-from renderonline.cli.options import Json, Url, group
+from renderonline.cli import logins, show
+from renderonline.cli.commands import Output, argument, command, group, option
 from renderonline.farm.errors import NotFound
-from renderonline.rnoclient.sdk import Client, Item
+from renderonline.rnoclient.sdk import Client, Login
 
+own = group("One's own account.")
 commands = group("Accounts.")
 subscriptions = group("How many tasks users may have in the queue.")
-Who = Annotated[str, typer.Argument(metavar="USER", help="The account's number or e-mail.")]
+Who = Annotated[str, argument("USER", "The account's number or e-mail.")]
+Text = Annotated[str | None, option("TEXT")]
+ROLE = option("ROLE", "artist, operator or admin.")
+SubscriptionId = Annotated[int | None, option("NUMBER", "The subscription's number.", min=1)]
 
 
-@commands.command()
-def add(
+@command(
+    own,
+    "renderonline login --url http://farm:5000 --email ada@studio.org",
+    "renderonline login --url https://farm:5000 --email a@b.org --token-file - < token.txt",
+)
+def login(
     *,
-    email: Annotated[str, typer.Argument(metavar="EMAIL")],
-    first_name: Annotated[str, typer.Option(metavar="TEXT")] = "",
-    last_name: Annotated[str, typer.Option(metavar="TEXT")] = "",
-    subscription: Annotated[
-        int | None, typer.Option(min=1, help="The subscription's number.", metavar="NUMBER")
-    ] = None,
-    role: Annotated[str, typer.Option(help="artist, operator or admin.", metavar="ROLE")] = "artist",
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Add an account and print its token, this once.
-
-    \b
-    renderonline user add ada@studio.org --first-name Ada --last-name Lovelace
-    """
-    with _connect(url) as client:
-        user = client.admin.add_user(
-            email=email, first_name=first_name, last_name=last_name, subscription_id=subscription, role=role
-        )
-        raw = str(user.get("token") or "") or client.admin.new_token(int(user["user_id"]))
-        address = client.connection.url
-    if json:
-        show.emit({**user, "token": raw})
-        return
-    show.say(f"User {user['user_id']} {email} added. The token is shown only now:\n\n    {raw}\n")
-    show.say(f"They log in with: renderonline login --url {address} --email {email}")
-
-
-@commands.command("list")
-def list_users(*, json: Json = False, url: Url = None) -> None:
-    """List the accounts.
-
-    \b
-    renderonline user list
-    """
-    with _connect(url) as client:
-        found = client.admin.users()
-    if json:
-        show.emit(found)
-        return
-    columns = [">USER", "EMAIL", "NAME", "ROLE", ">SUBSCRIPTION", "ACTIVE"]
-    show.table(
-        columns,
-        (
-            [
-                user["user_id"],
-                user["email"],
-                f"{user['first_name']} {user['last_name']}".strip(),
-                user["role"],
-                user["subscription_id"],
-                "yes" if user["is_active"] else "no",
-            ]
-            for user in found
-        ),
+    url: Annotated[str | None, option("URL", "RenderAPI's address.")] = None,
+    email: Annotated[str | None, option("EMAIL")] = None,
+    token_file: Annotated[Path | None, option("FILE", "Read the token from this file (`-`: standard input).")] = None,
+    ca_file: Annotated[Path | None, option("FILE", "Trust the certificates signed by this authority (PEM).")] = None,
+    fingerprint: Annotated[str | None, option("sha256:…", "Trust exactly this certificate.")] = None,
+) -> Output:
+    """Say which farm the other commands speak to, and as whom. Asks for what is not given."""
+    wanted = Login(
+        url=url or typer.prompt("RenderAPI's address", default="http://127.0.0.1:5000"),
+        email=email or typer.prompt("E-mail"),
+        token=_read_token(token_file),
+        ca_file=str(ca_file.absolute()) if ca_file else None,
+        fingerprint=fingerprint,
     )
+    with Client(wanted, patience_s=0.0) as client:
+        me = client.me()
+    path = logins.save(wanted)
+    return {"user": me, "saved": str(path)}, f"You are {me['email']} ({me['role']}) at {wanted.url}. Kept in {path}."
 
 
-@commands.command()
+@command(commands, "renderonline user add ada@studio.org --first-name Ada --last-name Lovelace")
+def add(
+    client: Client,
+    *,
+    email: Annotated[str, argument("EMAIL")],
+    first_name: Annotated[str, option("TEXT")] = "",
+    last_name: Annotated[str, option("TEXT")] = "",
+    subscription: SubscriptionId = None,
+    role: Annotated[str, ROLE] = "artist",
+) -> Output:
+    """Add an account and print its token, this once."""
+    user = client.admin.add_user(
+        email=email, first_name=first_name, last_name=last_name, subscription_id=subscription, role=role
+    )
+    token = str(user.get("token") or "") or client.admin.new_token(user["user_id"])
+    text = f"User {user['user_id']} {email} added. The token is shown only now:\n\n    {token}\n\n"
+    text += f"They log in with: renderonline login --url {client.connection.url} --email {email}"
+    return {**user, "token": token}, text
+
+
+@command(commands, "renderonline user list", name="list")
+def list_users(client: Client) -> Output:
+    """List the accounts."""
+    found = client.admin.users()
+    columns = [">USER", "EMAIL", "NAME", "ROLE", ">SUBSCRIPTION", "ACTIVE"]
+    names = [f"{user['first_name']} {user['last_name']}".strip() for user in found]
+    rows = [
+        (user["user_id"], user["email"], name, user["role"], user["subscription_id"], show.yes(user["is_active"]))
+        for user, name in zip(found, names, strict=True)
+    ]
+    return found, lambda: show.table(columns, rows)
+
+
+@command(commands, "renderonline user change ada@studio.org --role operator")
 def change(
+    client: Client,
     *,
     user: Who,
-    role: Annotated[str | None, typer.Option(help="artist, operator or admin.", metavar="ROLE")] = None,
-    subscription: Annotated[
-        int | None, typer.Option(min=1, help="The subscription's number.", metavar="NUMBER")
-    ] = None,
-    email: Annotated[str | None, typer.Option(metavar="EMAIL")] = None,
-    first_name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
-    last_name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Change an account.
-
-    \b
-    renderonline user change ada@studio.org --role operator
-    """
-    wanted = {
-        "role": role,
-        "subscription_id": subscription,
-        "email": email,
-        "first_name": first_name,
-        "last_name": last_name,
-    }
-    _change(user, {name: value for name, value in wanted.items() if value is not None}, as_json=json, url=url)
+    role: Annotated[str | None, ROLE] = None,
+    subscription: SubscriptionId = None,
+    email: Annotated[str | None, option("EMAIL")] = None,
+    first_name: Text = None,
+    last_name: Text = None,
+) -> Output:
+    """Change an account."""
+    names = {"email": email, "first_name": first_name, "last_name": last_name}
+    return _change(client, user, role=role, subscription_id=subscription, **names)
 
 
-@commands.command()
-def token(*, user: Who, json: Json = False, url: Url = None) -> None:
-    """Give the account a new token; the old one ends at once.
-
-    \b
-    renderonline user token ada@studio.org
-    """
-    with _connect(url) as client:
-        number = _find(client, user)["user_id"]
-        raw = client.admin.new_token(int(number))
-    show.emit({"user_id": number, "token": raw}) if json else show.say(f"The token is shown only now:\n\n    {raw}")
+@command(commands, "renderonline user token ada@studio.org")
+def token(client: Client, *, user: Who) -> Output:
+    """Give the account a new token; the old one ends at once."""
+    number = _number(client, user)
+    made = client.admin.new_token(number)
+    return {"user_id": number, "token": made}, f"The token is shown only now:\n\n    {made}"
 
 
-@commands.command()
-def disable(*, user: Who, json: Json = False, url: Url = None) -> None:
-    """Let the account do nothing any more; its tasks stay.
-
-    \b
-    renderonline user disable ada@studio.org
-    """
-    _change(user, {"is_active": False}, as_json=json, url=url)
+@command(commands, "renderonline user disable ada@studio.org")
+def disable(client: Client, *, user: Who) -> Output:
+    """Let the account do nothing any more; its tasks stay."""
+    return _change(client, user, is_active=False)
 
 
-@commands.command()
-def enable(*, user: Who, json: Json = False, url: Url = None) -> None:
-    """Undo `disable`.
-
-    \b
-    renderonline user enable ada@studio.org
-    """
-    _change(user, {"is_active": True}, as_json=json, url=url)
+@command(commands, "renderonline user enable ada@studio.org")
+def enable(client: Client, *, user: Who) -> Output:
+    """Undo `disable`."""
+    return _change(client, user, is_active=True)
 
 
-@subscriptions.command("list")
-def list_subscriptions(*, json: Json = False, url: Url = None) -> None:
-    """List the subscriptions.
-
-    \b
-    renderonline subscription list
-    """
-    with _connect(url) as client:
-        found = client.admin.subscriptions()
-    if json:
-        show.emit(found)
-        return
-    columns = [">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE"]
-    show.table(columns, ([i["subscription_id"], i["name"], i["queue_limit"], i["share"]] for i in found))
+@command(subscriptions, "renderonline subscription list", name="list")
+def list_subscriptions(client: Client) -> Output:
+    """List the subscriptions."""
+    found = client.admin.subscriptions()
+    rows = [(item["subscription_id"], item["name"], item["queue_limit"], item["share"]) for item in found]
+    return found, lambda: show.table([">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE"], rows)
 
 
-@subscriptions.command("add")
+@command(subscriptions, "renderonline subscription add students --queue-limit 3", name="add")
 def add_subscription(
+    client: Client,
     *,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    queue_limit: Annotated[
-        int, typer.Option(min=0, help="Tasks that a user may have in the queue.", metavar="NUMBER")
-    ] = 10,
-    share: Annotated[int, typer.Option(min=1, help="Twice the share is served twice as often.", metavar="NUMBER")] = 1,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Add a subscription.
-
-    \b
-    renderonline subscription add students --queue-limit 3
-    """
-    with _connect(url) as client:
-        made = client.admin.add_subscription(name=name, queue_limit=queue_limit, share=share)
-    show.emit(made) if json else show.say(f"Subscription {made['subscription_id']} added.")
+    name: Annotated[str, argument("NAME")],
+    queue_limit: Annotated[int, option("NUMBER", "Tasks that a user may have in the queue.", min=0)] = 10,
+    share: Annotated[int, option("NUMBER", "Twice the share is served twice as often.", min=1)] = 1,
+) -> Output:
+    """Add a subscription."""
+    made = client.admin.add_subscription(name=name, queue_limit=queue_limit, share=share)
+    return made, f"Subscription {made['subscription_id']} added."
 
 
-@subscriptions.command("change")
+@command(subscriptions, "renderonline subscription change 1 --queue-limit 20", name="change")
 def change_subscription(
+    client: Client,
     *,
-    subscription: Annotated[int, typer.Argument(metavar="SUBSCRIPTION", min=1, help="Its number.")],
-    name: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
-    queue_limit: Annotated[int | None, typer.Option(min=0, metavar="NUMBER")] = None,
-    share: Annotated[int | None, typer.Option(min=1, metavar="NUMBER")] = None,
-    json: Json = False,
-    url: Url = None,
-) -> None:
-    """Change a subscription.
-
-    \b
-    renderonline subscription change 1 --queue-limit 20
-    """
-    wanted = {"name": name, "queue_limit": queue_limit, "share": share}
-    with _connect(url) as client:
-        changed = client.admin.change_subscription(
-            subscription, **{key: value for key, value in wanted.items() if value is not None}
-        )
-    show.emit(changed) if json else show.say(f"Subscription {subscription} changed.")
+    subscription: Annotated[int, argument("SUBSCRIPTION", "Its number.", min=1)],
+    name: Text = None,
+    queue_limit: Annotated[int | None, option("NUMBER", min=0)] = None,
+    share: Annotated[int | None, option("NUMBER", min=1)] = None,
+) -> Output:
+    """Change a subscription."""
+    wanted = _given(name=name, queue_limit=queue_limit, share=share)
+    return client.admin.change_subscription(subscription, **wanted), f"Subscription {subscription} changed."
 
 
-def _connect(url: str | None) -> Client:
-    from renderonline.cli.logins import connect
+def _read_token(file: Path | None) -> str:
+    if file is None:
+        return str(typer.prompt("Token", hide_input=True)).strip()
+    return (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
 
-    return connect(url)
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _find(client: Client, who: str) -> Item:
+def _number(client: Client, who: str) -> int:
+    found = client.admin.users()
     fitting = [
-        user
-        for user in client.admin.users()
-        if who in {str(user["user_id"])} or who.casefold() == user["email"].casefold()
+        int(user["user_id"])
+        for user in found
+        if who == str(user["user_id"]) or who.casefold() == user["email"].casefold()
     ]
     if not fitting:
         raise NotFound(f"There is no account {who}. See `renderonline user list`.")
     if len(fitting) > 1:
-        numbers = ", ".join(str(user["user_id"]) for user in fitting)
+        numbers = ", ".join(map(str, fitting))
         raise NotFound(f"Several accounts have the e-mail {who}; name one by its number ({numbers}).")
     return fitting[0]
 
 
-def _change(who: str, wanted: dict[str, object], *, as_json: bool, url: str | None) -> None:
-    with _connect(url) as client:
-        user = client.admin.change_user(int(_find(client, who)["user_id"]), **wanted)
-    show.emit(user) if as_json else show.say(f"User {user['user_id']} {user['email']} changed.")
+def _change(client: Client, who: str, **wanted: object) -> Output:
+    user = client.admin.change_user(_number(client, who), **_given(**wanted))
+    return user, f"User {user['user_id']} {user['email']} changed."

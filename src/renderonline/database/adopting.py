@@ -8,54 +8,40 @@
 The same is done for tasks that somebody inserts by hand later.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, inspect, select, update
+from sqlalchemy import Connection, Select, delete, func, select, update
 
 from renderonline.database import ids
-from renderonline.database.schema import attempts, chunks, machines, metadata, queue, renders, tasks
-from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState
+from renderonline.database.rows import AnyRow
+from renderonline.database.schema import attempts, chunks, machines, queue, renders, tasks
+from renderonline.farm.tasks import LIVE, SETTLED, AttemptState, ChunkKind, ChunkState
 
-BATCH: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one transaction adopted; `last_task_id` is null when nothing was left."""
-
-    tasks: int
-    last_task_id: int | None
+_BATCH: Final = 500
 
 
-def is_empty(connection: Connection) -> bool:
-    """Whether no table of ours or of the existing system is there."""
-    present = set(inspect(connection).get_table_names())
-    return not present & set(metadata.tables)
-
-
-def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None = None) -> Batch:
-    """Adopt the next tasks that have no chunk and an id above `after`, some hundreds at once.
+def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None = None) -> Sequence[int]:
+    """Adopt the next tasks that have no chunk and an id above `after`, some hundreds at once; gives their ids.
 
     `now`: local time, for tasks that bear no time at all.
     """
     rows = connection.execute(_without_chunks(after)).all()
     if not rows:
-        return Batch(0, None)
+        return ()
     first_chunk = ids.reserve(connection, ids.CHUNKS, len(rows))
     now = now or datetime.now().replace(microsecond=0)  # noqa: DTZ005 (v1's times are local)
-    adopted = [_Adopted(row, first_chunk + place, now) for place, row in enumerate(rows)]
-    connection.execute(chunks.insert(), [one.chunk() for one in adopted])
-    live = [one.attempt() for one in adopted if one.state is ChunkState.RUNNING]
-    if live:
+    adopted = [(chunk_id, row, _state(row)) for chunk_id, row in enumerate(rows, first_chunk)]
+    connection.execute(chunks.insert(), [_chunk(*one) for one in adopted])
+    if live := [_attempt(chunk_id, row, now) for chunk_id, row, state in adopted if state in LIVE]:
         connection.execute(attempts.insert(), live)
-    for one in adopted:
-        connection.execute(update(tasks).where(tasks.c.task_id == one.row.task_id).values(**one.columns()))
-    _leave_queue(connection, (one.row.task_id for one in adopted if one.settled))
-    return Batch(len(rows), rows[-1].task_id)
+    for _, row, state in adopted:
+        connection.execute(update(tasks).where(tasks.c.task_id == row.task_id).values(**_columns(row, state, now)))
+    settled = [row.task_id for _, row, state in adopted if state in SETTLED]
+    connection.execute(delete(queue).where(queue.c.task_id.in_(settled)))
+    return [row.task_id for row in rows]
 
 
 def tidy_queue(connection: Connection) -> None:
@@ -67,8 +53,7 @@ def tidy_queue(connection: Connection) -> None:
         .outerjoin(lowest, lowest.c.queue_id == queue.c.queue_id)
         .where(tasks.c.task_id.is_(None) | lowest.c.queue_id.is_(None))
     ).all()
-    if stale:
-        connection.execute(delete(queue).where(queue.c.queue_id.in_(stale)))
+    connection.execute(delete(queue).where(queue.c.queue_id.in_(stale)))
 
 
 def micros(local: datetime | None) -> int | None:
@@ -81,20 +66,11 @@ def micros(local: datetime | None) -> int | None:
         return None
 
 
-def _without_chunks(after: int) -> Any:
+def _without_chunks(after: int) -> Select[*tuple[Any, ...]]:
     queued = select(queue.c.task_id).distinct().subquery()
     return (
         select(
-            tasks.c.task_id,
-            tasks.c.queue_time,
-            tasks.c.start_time,
-            tasks.c.end_time,
-            tasks.c.is_running,
-            tasks.c.is_success,
-            tasks.c.machine_id,
-            machines.c.machine_id.label("known_machine"),
-            renders.c.file_path,
-            queued.c.task_id.label("queued"),
+            tasks, machines.c.machine_id.label("known_machine"), renders.c.file_path, queued.c.task_id.label("queued")
         )
         .outerjoin(chunks, chunks.c.task_id == tasks.c.task_id)
         .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
@@ -102,86 +78,61 @@ def _without_chunks(after: int) -> Any:
         .outerjoin(queued, queued.c.task_id == tasks.c.task_id)
         .where(tasks.c.task_id > after, chunks.c.task_id.is_(None))
         .order_by(tasks.c.task_id)
-        .limit(BATCH)
+        .limit(_BATCH)
     )
 
 
-def _leave_queue(connection: Connection, task_ids: Iterable[int]) -> None:
-    settled = list(task_ids)
-    if settled:
-        connection.execute(delete(queue).where(queue.c.task_id.in_(settled)))
-
-
-class _Adopted:
-    """A task of the existing system and what becomes of it."""
-
-    def __init__(self, row: Row[Any], chunk_id: int, now: datetime) -> None:
-        self.row = row
-        self.now = now
-        self.chunk_id = chunk_id
-        self.state = _state(row)
-        self.queue_us = micros(row.queue_time) or micros(row.start_time) or micros(row.end_time) or micros(now) or 0
-
-    @property
-    def settled(self) -> bool:
-        return self.state not in {ChunkState.WAITING, ChunkState.RUNNING}
-
-    @property
-    def _reason(self) -> str | None:
-        if self.row.file_path is None and self.state is ChunkState.FAILED and self.row.end_time is None:
-            return "Its render is missing in the database that it was adopted from."
-        return None
-
-    def chunk(self) -> Mapping[str, Any]:
-        return {
-            "chunk_id": self.chunk_id,
-            "task_id": self.row.task_id,
-            "kind": ChunkKind.RENDER,
-            "state": self.state,
-            "reason": self._reason,
-        }
-
-    def attempt(self) -> Mapping[str, Any]:
-        started = micros(self.row.start_time) or self.queue_us
-        return {
-            "attempt_id": self.row.task_id,  # what the existing node answers with (R7.6)
-            "chunk_id": self.chunk_id,
-            "task_id": self.row.task_id,
-            "machine_id": self.row.machine_id,
-            "token": "",
-            "state": AttemptState.RUNNING,
-            "assigned_us": started,
-            "started_us": started,
-            "directory": str(PurePosixPath(self.row.file_path).parent),
-        }
-
-    def columns(self) -> Mapping[str, Any]:
-        """Our columns of the task, and v1's where they contradict each other."""
-        row, running = self.row, self.state is ChunkState.RUNNING
-        ended = (row.end_time or row.start_time or row.queue_time or self.now) if self.settled else None
-        started = None if self.state is ChunkState.WAITING else micros(row.start_time)
-        return {
-            "queue_us": self.queue_us,
-            "start_us": started or (self.queue_us if running else None),
-            "end_us": (micros(ended) or self.queue_us) if self.settled else None,
-            "end_time": ended,
-            "is_running": int(running),
-            "is_success": int(self.state is ChunkState.SUCCEEDED),
-            "canceled": int(self.state is ChunkState.CANCELED),
-            "reason": self._reason,
-            f"chunks_{self.state}": 1,
-        } | ({"machine_id": None, "start_time": None} if self.state is ChunkState.WAITING else {})
-
-
-def _state(row: Row[Any]) -> ChunkState:
-    if row.end_time is not None and not row.is_running:
+def _state(row: AnyRow) -> ChunkState:
+    if row.end_time is not None and (row.queued is None or not row.is_running):
         return ChunkState.SUCCEEDED if row.is_success else ChunkState.FAILED
     if row.queued is None:
-        if row.end_time is not None:
-            return ChunkState.SUCCEEDED if row.is_success else ChunkState.FAILED
         return ChunkState.CANCELED
     if row.file_path is None:
         return ChunkState.FAILED
-    if row.is_running and row.known_machine is not None:
-        return ChunkState.RUNNING
-    return ChunkState.WAITING
+    return ChunkState.RUNNING if row.is_running and row.known_machine is not None else ChunkState.WAITING
+
+
+def _reason(row: AnyRow, state: ChunkState) -> str | None:
+    lost = row.file_path is None and state is ChunkState.FAILED and row.end_time is None
+    return "Its render is missing in the database that it was adopted from." if lost else None
+
+
+def _queue_us(row: AnyRow, now: datetime) -> int:
+    return next((us for time in (row.queue_time, row.start_time, row.end_time, now) if (us := micros(time))), 0)
+
+
+def _chunk(chunk_id: int, row: AnyRow, state: ChunkState) -> Mapping[str, Any]:
+    about = {"kind": ChunkKind.RENDER, "state": state, "reason": _reason(row, state)}
+    return {"chunk_id": chunk_id, "task_id": row.task_id, **about}
+
+
+def _attempt(chunk_id: int, row: AnyRow, now: datetime) -> Mapping[str, Any]:
+    started = micros(row.start_time) or _queue_us(row, now)
+    return {
+        "attempt_id": row.task_id,  # what the existing node answers with (R7.6)
+        "chunk_id": chunk_id,
+        "task_id": row.task_id,
+        "machine_id": row.machine_id,
+        "token": "",
+        "state": AttemptState.RUNNING,
+        "assigned_us": started,
+        "started_us": started,
+        "directory": str(PurePosixPath(row.file_path).parent),
+    }
+
+
+def _columns(row: AnyRow, state: ChunkState, now: datetime) -> Mapping[str, Any]:
+    """Our columns of the task, and v1's where they contradict each other."""
+    queue_us, running, waiting = _queue_us(row, now), state is ChunkState.RUNNING, state is ChunkState.WAITING
+    ended = (row.end_time or row.start_time or row.queue_time or now) if state in SETTLED else None
+    return {
+        "queue_us": queue_us,
+        "start_us": None if waiting else micros(row.start_time) or (queue_us if running else None),
+        "end_us": (micros(ended) or queue_us) if ended else None,
+        "end_time": ended,
+        "is_running": int(running),
+        "is_success": int(state is ChunkState.SUCCEEDED),
+        "canceled": int(state is ChunkState.CANCELED),
+        "reason": _reason(row, state),
+        f"chunks_{state}": 1,
+    } | ({"machine_id": None, "start_time": None} if waiting else {})

@@ -8,18 +8,19 @@ it holds the accounts.
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Final
 
 from sqlalchemy import Connection
 
-from renderonline.database.connecting import in_words
+from renderonline.database.connecting import explained, patient_engine
+from renderonline.database.connection_strings import Place
 from renderonline.database.door import Database
 from renderonline.farm.errors import Conflict, NoSpace, NotAvailable, NotFound
 
 _ROWS_A_STATEMENT: Final = 200
 _STATEMENT_BYTES: Final = 512 * 1024
-_PAGES: Final = 2000
 COMPLETE: Final = "-- complete"
 """The last line of a complete SQL backup."""
 
@@ -34,10 +35,9 @@ def backup(database: Database, target: Path) -> Path:
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        if database.dialect == "sqlite":
-            _copy_sqlite(Path(database.place.database), partial)
-        else:
-            _dump_mysql(database, partial)
+        with explained(database.place):
+            copy = _copy_sqlite if database.dialect == "sqlite" else _dump_mysql
+            copy(database.place, partial)
         _sync(partial)
         os.link(partial, target)  # unlike a rename, it never replaces a file that has appeared meanwhile
     except FileExistsError as error:
@@ -46,30 +46,22 @@ def backup(database: Database, target: Path) -> Path:
         raise NoSpace(f"The backup {target} can't be written: {error.strerror}.") from error
     except sqlite3.Error as error:
         raise NotAvailable(f"The backup {target} failed: {error}. Check the disk, then try again.") from error
-    except Exception as error:
-        words = in_words(error, database.place)
-        if words is error:
-            raise
-        raise words from error
     finally:
         partial.unlink(missing_ok=True)
     _sync(target.parent)
     return target
 
 
-def _copy_sqlite(source: Path, target: Path) -> None:
-    reading, writing = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True), sqlite3.connect(target)
-    try:
+def _copy_sqlite(place: Place, target: Path) -> None:
+    source = f"{Path(place.database).absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(source, uri=True)) as reading, closing(sqlite3.connect(target)) as writing:
         # In one step it sees one moment; writers go on beside it (WAL).
         reading.backup(writing, pages=-1)
         writing.execute("PRAGMA journal_mode=DELETE")  # the copy is one file
-    finally:
-        writing.close()
-        reading.close()
 
 
-def _dump_mysql(database: Database, target: Path) -> None:
-    engine = database.patient_engine()
+def _dump_mysql(place: Place, target: Path) -> None:
+    engine = patient_engine(place)
     try:
         with engine.connect() as connection, target.open("w", encoding="utf-8", newline="\n") as file:
             connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
@@ -81,12 +73,11 @@ def _dump_mysql(database: Database, target: Path) -> None:
 def _write_dump(connection: Connection, file: IO[str]) -> None:
     file.write("-- RenderOnline backup\nSET NAMES utf8mb4;\nSET time_zone='+00:00';\n")
     file.write("SET sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION';\n")
-    names = [str(row[0]) for row in connection.exec_driver_sql("SHOW FULL TABLES WHERE Table_type='BASE TABLE'")]
-    for name in names:
-        quoted = _quoted(name)
-        row = connection.exec_driver_sql(f"SHOW CREATE TABLE {quoted}").one()
-        file.write(f"\n{row[1]};\n")
-        file.writelines(_inserts(connection, quoted))
+    tables = connection.exec_driver_sql("SHOW FULL TABLES WHERE Table_type='BASE TABLE'").all()
+    for name in (_quoted(str(row[0])) for row in tables):
+        _, create = connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()
+        file.write(f"\n{create};\n")
+        file.writelines(_inserts(connection, name))
     file.write(f"\n{COMPLETE}\n")
 
 
@@ -96,21 +87,17 @@ def _inserts(connection: Connection, table: str) -> Iterator[str]:
     options = {"stream_results": True, "yield_per": 1000}
     rows = connection.exec_driver_sql(f"SELECT * FROM {table}", execution_options=options)  # noqa: S608
     names = ", ".join(_quoted(name) for name in rows.keys())  # noqa: SIM118 (a result is no mapping)
-    values: list[str] = []
-    size = 0
+    count = size = 0
     for row in rows:
-        value = f"({', '.join(driver.escape(field, driver.encoders) for field in row)})"
-        values.append(value)
-        size += len(value)
-        if len(values) == _ROWS_A_STATEMENT or size > _STATEMENT_BYTES:
-            yield _insert(table, names, values)
-            values, size = [], 0
-    if values:
-        yield _insert(table, names, values)
-
-
-def _insert(table: str, names: str, values: list[str]) -> str:
-    return f"INSERT INTO {table} ({names}) VALUES\n" + ",\n".join(values) + ";\n"
+        values = f"({', '.join(driver.escape(field, driver.encoders) for field in row)})"
+        yield ",\n" if count else f"INSERT INTO {table} ({names}) VALUES\n"
+        yield values
+        count, size = count + 1, size + len(values)
+        if count == _ROWS_A_STATEMENT or size > _STATEMENT_BYTES:
+            yield ";\n"
+            count = size = 0
+    if count:
+        yield ";\n"
 
 
 def _quoted(name: str) -> str:

@@ -1,11 +1,13 @@
 """The words in which tables are written, for the schema and for its migrations."""
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Column, Integer, MetaData, SmallInteger, Table, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-Kind = TypeEngine[object] | type[TypeEngine[object]]
+Kind = TypeEngine[Any] | type[TypeEngine[Any]]
 
 Big = BigInteger().with_variant(mysql.BIGINT(unsigned=True), "mysql", "mariadb").with_variant(Integer, "sqlite")
 Id = Integer().with_variant(mysql.INTEGER(unsigned=True), "mysql", "mariadb")
@@ -29,12 +31,9 @@ def optional(kind: Kind, *names: str) -> list[Column[object]]:
     return [Column(name, kind) for name in names]
 
 
-def table(name: str, metadata: MetaData, *items: SchemaItem) -> Table:
+def table(metadata: MetaData, name: str, *items: SchemaItem) -> Table:
     """A table as all of ours are made."""
-    options = {
-        f"{dialect}_{option}": value
-        for dialect in ("mysql", "mariadb")
-        for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"))
-    }
     counts = any(isinstance(item, Column) and item.autoincrement is True for item in items)
-    return Table(name, metadata, *items, sqlite_autoincrement=counts, **options)
+    dialects: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+    dialects |= {"mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4", "sqlite_autoincrement": counts}
+    return Table(name, metadata, *items, **dialects)

@@ -7,6 +7,7 @@
 No message and no `repr` of this module ever holds the password.
 """
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ _ADO_KEYS: Final[Mapping[str, str]] = {
 }
 """Names (lower case, no spaces) that .NET's MySQL drivers give to what we use; the others don't concern us."""
 
+_ADO_PAIR: Final = re.compile(
+    r"""([^=;]+) = \s* (?: '((?:[^']|'')*)'(?!') | "((?:[^"]|"")*)"(?!") | ([^;]*) ) [^;]*""", re.VERBOSE
+)
+"""`key=value`; a value may stand in quotes, in which the quote itself is doubled."""
 _URL_OPTIONS: Final = frozenset({"unix_socket", "ssl_mode", "ssl_ca", "charset"})
 _SSL_MODES: Final = frozenset({"none", "disabled", "preferred", "required", "verifyca", "verifyfull"})
 
@@ -53,32 +58,23 @@ class Place:
         """What SQLAlchemy connects to."""
         if self.dialect == "sqlite":
             return URL.create("sqlite+pysqlite", database=self.database)
-        return URL.create(
-            "mysql+pymysql",
-            username=self.user or None,
-            password=self.password or None,
-            host=self.host or None,
-            port=self.port,
-            database=self.database,
-        )
+        account = (self.user or None, self.password or None)
+        return URL.create("mysql+pymysql", *account, self.host, self.port, self.database)
 
     @property
     def connect_arguments(self) -> dict[str, Any]:
         """What PyMySQL needs besides the URL; empty for SQLite."""
         if self.dialect == "sqlite":
             return {}
-        arguments: dict[str, Any] = {"charset": "utf8mb4"}
-        if self.unix_socket:
-            arguments["unix_socket"] = self.unix_socket
-        return arguments | _tls_arguments(self)
+        socket = {"unix_socket": self.unix_socket} if self.unix_socket else {}
+        return {"charset": "utf8mb4", **socket, **_tls_arguments(self)}
 
     @property
     def label(self) -> str:
         """The place in words, for messages and logs; without the password."""
         if self.dialect == "sqlite":
             return self.database
-        where = self.unix_socket or f"{self.host}:{self.port}"
-        return f"{self.database} on {where}"
+        return f"{self.database} on {self.unix_socket or f'{self.host}:{self.port}'}"
 
 
 def parse(text: str) -> Place:
@@ -88,12 +84,21 @@ def parse(text: str) -> Place:
         raise InvalidRequest(
             "The connection string is empty. Give ConnectionString or a URL such as sqlite:///farm.db."
         )
-    if "://" in text.split(";", 1)[0].split("=", 1)[0]:
-        return _from_url(text)
-    return _from_ado(text)
+    if re.match(r"sqlite(\+\w+)?:", text, re.IGNORECASE):
+        return _sqlite(text)
+    return _mysql(_url_values(text) if "://" in re.split("[;=]", text, maxsplit=1)[0] else _ado_values(text))
 
 
-def _from_url(text: str) -> Place:
+def _sqlite(text: str) -> Place:
+    path = text.partition("://")[2]
+    if not path.startswith("/") or path.strip("/") in {"", ":memory:"}:
+        raise InvalidRequest(
+            "A SQLite URL names a file: sqlite:///relative/file.db or sqlite:////absolute/file.db (four slashes)."
+        )
+    return Place(dialect="sqlite", database=unquote(path[1:].split("?", 1)[0]))
+
+
+def _url_values(text: str) -> dict[str, str]:
     try:
         parts = urlsplit(text)
         port = parts.port or 3306
@@ -102,54 +107,35 @@ def _from_url(text: str) -> Place:
             "The database URL can't be read. Write special characters in the password as %XX, for instance %40 for @."
         ) from error
     scheme = parts.scheme.partition("+")[0].lower()
-    if scheme == "sqlite":
-        return _sqlite(text)
     if scheme not in {"mysql", "mariadb"}:
         raise InvalidRequest(
             f"{scheme}:// is not a database we know. Use sqlite:///FILE or mysql://USER:PASSWORD@HOST/NAME."
         )
     options = dict(parse_qsl(parts.query))
-    unknown = sorted(options.keys() - _URL_OPTIONS)
-    if unknown:
-        raise InvalidRequest(
-            f"The database URL has an unknown option {unknown[0]}. Known: {', '.join(sorted(_URL_OPTIONS))}."
-        )
-    return _mysql(
-        {
-            "host": parts.hostname or "",
-            "port": str(port),
-            "user": unquote(parts.username or ""),
-            "password": unquote(parts.password or ""),
-            "database": unquote(parts.path.lstrip("/")),
-            **options,
-        }
-    )
+    if unknown := sorted(options.keys() - _URL_OPTIONS):
+        known = ", ".join(sorted(_URL_OPTIONS))
+        raise InvalidRequest(f"The database URL has an unknown option {unknown[0]}. Known: {known}.")
+    account = {"user": unquote(parts.username or ""), "password": unquote(parts.password or "")}
+    place = {"host": parts.hostname or "", "port": str(port), "database": unquote(parts.path.lstrip("/"))}
+    return account | place | options
 
 
-def _sqlite(text: str) -> Place:
-    path = text.split("://", 1)[1]
-    if not path.startswith("/") or path.strip("/") in {"", ":memory:"}:
-        raise InvalidRequest(
-            "A SQLite URL names a file: sqlite:///relative/file.db or sqlite:////absolute/file.db (four slashes)."
-        )
-    return Place(dialect="sqlite", database=unquote(path[1:].split("?", 1)[0]))
-
-
-def _from_ado(text: str) -> Place:
+def _ado_values(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
-    for key, value in _ado_pairs(text):
-        known = _ADO_KEYS.get(key.lower().replace(" ", ""))
+    for name, single, double, bare in _ADO_PAIR.findall(text):
+        if bare.startswith(("'", '"')):
+            raise InvalidRequest("A quote in the connection string is not closed.")
+        known = _ADO_KEYS.get(name.strip().lower().replace(" ", ""))
         if known is not None:
-            values[known] = value
+            values[known] = single.replace("''", "'") or double.replace('""', '"') or bare.strip()
     if not values:
         raise InvalidRequest(
             "The connection string can't be read. It looks like Server=…;Database=…;User Id=…;Password=…;"
         )
-    protocol = values.pop("protocol", "").lower()
     host = values.get("host", "localhost")
-    if host.startswith("/") or protocol in {"unix", "unixsocket"}:
-        values["unix_socket"], values["host"] = host, "localhost"
-    return _mysql(values)
+    if host.startswith("/") or values.get("protocol", "").lower() in {"unix", "unixsocket"}:
+        values |= {"unix_socket": host, "host": "localhost"}
+    return values
 
 
 def _mysql(values: Mapping[str, str]) -> Place:
@@ -160,55 +146,12 @@ def _mysql(values: Mapping[str, str]) -> Place:
     port = values.get("port", "3306")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise InvalidRequest("The port in the connection string is not a number from 1 to 65535.")
-    ssl_mode = values.get("ssl_mode", "preferred").lower().replace("_", "").replace("-", "").replace(" ", "")
+    ssl_mode = re.sub("[-_ ]", "", values.get("ssl_mode", "preferred").lower())
     if ssl_mode not in _SSL_MODES:
         raise InvalidRequest("SslMode is one of None, Preferred, Required, VerifyCA, VerifyFull.")
-    return Place(
-        dialect="mysql",
-        database=values["database"],
-        host=values.get("host") or "localhost",
-        port=int(port),
-        user=values.get("user", ""),
-        password=values.get("password", ""),
-        unix_socket=values.get("unix_socket", ""),
-        ssl_mode=ssl_mode,
-        ssl_ca=values.get("ssl_ca", ""),
-    )
-
-
-def _ado_pairs(text: str) -> list[tuple[str, str]]:
-    """`key=value;` pairs; a value may stand in quotes, in which the quote itself is doubled."""
-    pairs: list[tuple[str, str]] = []
-    position = 0
-    while position < len(text):
-        key, equals, _ = text[position:].partition("=")
-        if not equals:
-            break
-        position += len(key) + 1
-        value, position = _ado_value(text, position)
-        pairs.append((key.strip(" ;\t\r\n"), value))
-    return pairs
-
-
-def _ado_value(text: str, position: int) -> tuple[str, int]:
-    while position < len(text) and text[position] in " \t":
-        position += 1
-    quote = text[position : position + 1]
-    if quote not in {"'", '"'} or not quote:
-        end = text.find(";", position)
-        end = len(text) if end < 0 else end
-        return text[position:end].strip(), end + 1
-    value = ""
-    position += 1
-    while True:
-        end = text.find(quote, position)
-        if end < 0:
-            raise InvalidRequest("A quote in the connection string is not closed.")
-        value += text[position:end]
-        if text[end + 1 : end + 2] != quote:
-            return value, text.find(";", end) + 1 or len(text)
-        value += quote
-        position = end + 2
+    others = {name: values.get(name, "") for name in ("user", "password", "unix_socket", "ssl_ca")}
+    host = values.get("host") or "localhost"
+    return Place("mysql", values["database"], host=host, port=int(port), ssl_mode=ssl_mode, **others)
 
 
 def _tls_arguments(place: Place) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     db = Database.open("sqlite:///farm.db")
     task = await db.write(lambda connection: submissions.submit(connection, new_task))
-    page = await db.read(lambda connection: tasks.newest(connection, user_id))
+    page = await db.read(lambda connection: tasks.v1_newest(connection, user_id))
     await db.close()
 
 Neither call ever blocks the event loop. All writing goes through one thread with group commit (`writer`); reading goes
@@ -30,11 +30,11 @@ _READ_PATIENCE_S: Final = 5.0
 class Database:
     """A database of the farm, open. Safe to use from any thread and any event loop."""
 
-    def __init__(self, place: Place, *, readers: int, patience_s: float) -> None:
+    def __init__(self, place: Place, writer_engine: Engine, *, readers: int, patience_s: float) -> None:
         self.place = place
+        self._writer_engine = writer_engine
+        self._writer = Writer(writer_engine, place, patience_s=patience_s)
         self._reader_engine = connecting.reader_engine(place, readers)
-        self._writer_engine = connecting.writer_engine(place)
-        self._writer = Writer(self._writer_engine, place, patience_s=patience_s)
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="database-reader")
         self._closed = False
 
@@ -48,15 +48,10 @@ class Database:
         place = parse(connection)
         if place.dialect == "sqlite":
             connecting.make_file(place)
-        database = cls(place, readers=readers, patience_s=patience_s)
-        try:
-            with database._writer_engine.connect() as probe:
-                probe.exec_driver_sql("SELECT 1")
-        except Exception as error:
-            database._dispose()
-            raise connecting.in_words(error, place) from error
-        database._writer.start()
-        return database
+        engine = connecting.writer_engine(place)
+        with connecting.explained(place), engine.connect() as probe:
+            probe.exec_driver_sql("SELECT 1")
+        return cls(place, engine, readers=readers, patience_s=patience_s)
 
     @property
     def dialect(self) -> str:
@@ -83,28 +78,22 @@ class Database:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` in a reader's thread, in one transaction that sees one moment. It must not write."""
-        self._refuse_if_closed()
+        if self._closed:
+            raise NotAvailable("The database is closed: this program is stopping.")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, query)
 
     def read_now(self, query: Callable[[Connection], T]) -> T:
         """`read` for programs without an event loop. Blocks."""
         deadline = time.monotonic() + _READ_PATIENCE_S
-        while True:
-            try:
-                with self._reader_engine.connect() as connection, connection.begin():
-                    return query(connection)
-            except Exception as error:
-                if connecting.is_transient(error) and time.monotonic() < deadline:
+        with connecting.explained(self.place):
+            while True:
+                try:
+                    with self._reader_engine.connect() as connection, connection.begin():
+                        return query(connection)
+                except Exception as error:
+                    if not connecting.is_transient(error) or time.monotonic() > deadline:
+                        raise
                     time.sleep(0.1)
-                    continue
-                words = connecting.in_words(error, self.place)
-                if words is error:
-                    raise
-                raise words from error
-
-    def patient_engine(self) -> Engine:
-        """An engine of one connection for work that takes long (migrations, backups); whoever asks disposes of it."""
-        return connecting.patient_engine(self.place)
 
     async def close(self) -> None:
         """Finish everything that was accepted, then close."""
@@ -115,15 +104,8 @@ class Database:
         self._closed = True
         self._writer.stop()
         self._readers.shutdown(wait=True)
-        self._dispose()
-
-    def _dispose(self) -> None:
         self._reader_engine.dispose()
         self._writer_engine.dispose()
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise NotAvailable("The database is closed: this program is stopping.")
 
     def __enter__(self) -> "Database":
         return self

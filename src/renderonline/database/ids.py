@@ -6,7 +6,6 @@ random offset of the farm, so that no id of another farm or of an adopted task i
 
 import asyncio
 import secrets
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -35,32 +34,36 @@ def reserve(connection: Connection, key: str, count: int) -> int:
 
 def make_counters(connection: Connection) -> None:
     """Make the counters of a new farm; those that exist stay."""
-    offset = secrets.randbelow(_OFFSETS)
-    for key, first in ((CHUNKS, 1), (ATTEMPTS, FIRST_ATTEMPT + offset)):
+    for key, first in ((CHUNKS, 1), (ATTEMPTS, FIRST_ATTEMPT + secrets.randbelow(_OFFSETS))):
         if connection.scalar(select(farm.c.value).where(farm.c.key == key)) is None:
             connection.execute(farm.insert().values(key=key, value=str(first)))
 
 
-@dataclass(slots=True)
-class _Block:
-    next: int = 0
-    end: int = 0
+class _Ids:
+    """Reserved ids of one kind."""
 
-    @property
-    def left(self) -> int:
-        return self.end - self.next
+    def __init__(self, database: Database, key: str) -> None:
+        self._database = database
+        self._key = key
+        self._next = database.write_now(partial(reserve, key=key, count=BLOCK))
+        self._end = self._next + BLOCK
 
-    def add(self, first: int, count: int) -> None:
-        if first != self.end:
-            self.next = first  # ids of one call follow each other, so the rest of another block can't be used
-        self.end = first + count
+    def has(self, count: int) -> bool:
+        return self._end - self._next >= count
 
     def take(self, count: int) -> range:
-        if count > self.left:
+        if not self.has(count):
             raise NotAvailable("The farm has run out of reserved ids for a moment. Try again.")
-        taken = range(self.next, self.next + count)
-        self.next += count
-        return taken
+        self._next += count
+        return range(self._next - count, self._next)
+
+    async def refill(self, wanted: int) -> None:
+        while not self.has(wanted):
+            count = max(BLOCK, wanted)
+            first = await self._database.write(partial(reserve, key=self._key, count=count))
+            if first != self._end:
+                self._next = first  # ids of one call follow each other, so the rest of another block can't be used
+            self._end = first + count
 
 
 class IdBlocks:
@@ -68,12 +71,8 @@ class IdBlocks:
 
     def __init__(self, database: Database) -> None:
         """Reserve the first blocks. Blocks."""
-        self._database = database
         self._refilling = asyncio.Lock()
-        self._chunks = _Block()
-        self._attempts = _Block()
-        for key, block in ((CHUNKS, self._chunks), (ATTEMPTS, self._attempts)):
-            block.add(database.write_now(partial(reserve, key=key, count=BLOCK)), BLOCK)
+        self._chunks, self._attempts = _Ids(database, CHUNKS), _Ids(database, ATTEMPTS)
 
     def next_chunk_ids(self, count: int) -> range:
         """Ids for the chunks of one task, following each other."""
@@ -86,14 +85,8 @@ class IdBlocks:
     async def refill(self, chunks: int = 0) -> None:
         """Make sure that at least `chunks` chunk ids, and half a block of each kind, are there. Costs nothing when they
         are: call it before each submission and now and then."""
-        wanted = max(chunks, BLOCK // 2)
-        if self._chunks.left >= wanted and self._attempts.left >= BLOCK // 2:
-            return
-        async with self._refilling:
-            await self._fill(CHUNKS, self._chunks, wanted)
-            await self._fill(ATTEMPTS, self._attempts, BLOCK // 2)
-
-    async def _fill(self, key: str, block: _Block, wanted: int) -> None:
-        while block.left < wanted:
-            count = max(BLOCK, wanted)
-            block.add(await self._database.write(partial(reserve, key=key, count=count)), count)
+        chunks = max(chunks, BLOCK // 2)
+        if not (self._chunks.has(chunks) and self._attempts.has(BLOCK // 2)):
+            async with self._refilling:
+                await self._chunks.refill(chunks)
+                await self._attempts.refill(BLOCK // 2)

@@ -7,14 +7,16 @@ that holds them, however it ends.
 import hashlib
 import os
 import socket
+import sys
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Final, Protocol
+from typing import IO, Final
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from renderonline.database.connecting import in_words
+from renderonline.database.connecting import explained, patient_engine
 from renderonline.database.connection_strings import Place
 from renderonline.database.door import Database
 from renderonline.farm.errors import Conflict
@@ -23,47 +25,40 @@ _KEEP_S: Final = 2_000_000
 """How long MySQL keeps the silent connection that holds the lock: the most that Windows allows, 23 days."""
 
 
-class _Hold(Protocol):
-    def still_held(self) -> bool: ...
-
-    def release(self) -> None: ...
-
-
-class Lease:
+class Lease(ABC):
     """The right to write to a database, held until `release` or the end of the process."""
 
-    def __init__(self, hold: _Hold, place: Place) -> None:
-        self._hold = hold
+    def __init__(self, place: Place) -> None:
         self._place = place
 
-    @classmethod
-    def acquire(cls, database: Database, holder: str = "renderonline") -> "Lease":
+    @staticmethod
+    def acquire(database: Database, holder: str = "renderonline") -> "Lease":
         """Take the lease at once or raise `Conflict` that says who has it. Blocks; `holder` names the program."""
-        place = database.place
-        hold = _FileHold(place, holder) if place.dialect == "sqlite" else _MySqlHold(place, database.patient_engine())
-        return cls(hold, place)
+        return _FileLease(database.place, holder) if database.dialect == "sqlite" else _MySqlLease(database.place)
 
     def verify(self) -> None:
         """Make sure that the lease is still ours, taking it again if only its connection was lost. Raises `Conflict`
         when somebody else has it: then this program must stop writing. Blocks; to be called every few seconds."""
-        if not self._hold.still_held():
+        if not self._still_held():
             raise Conflict(f"Another RenderAPI has taken over the database {self._place.label}. This one must stop.")
 
+    @abstractmethod
+    def _still_held(self) -> bool: ...
+
+    @abstractmethod
     def release(self) -> None:
         """Give the lease back."""
-        self._hold.release()
 
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.release()
 
 
-class _FileHold:
+class _FileLease(Lease):
     def __init__(self, place: Place, holder: str) -> None:
+        super().__init__(place)
         path = Path(f"{place.database}.lock")
         self._file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+", encoding="utf-8")  # noqa: SIM115
         if not _lock(self._file):
@@ -74,7 +69,7 @@ class _FileHold:
         self._file.write(f"{holder} (process {os.getpid()} on {socket.gethostname()})\n")
         self._file.flush()
 
-    def still_held(self) -> bool:
+    def _still_held(self) -> bool:
         return not self._file.closed
 
     def release(self) -> None:
@@ -87,33 +82,28 @@ class _FileHold:
 def _lock(file: IO[str]) -> bool:
     """Lock the file for as long as it is open; False when another program has it."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
+        if sys.platform == "win32":
+            import msvcrt
 
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
 
 
-class _MySqlHold:
-    def __init__(self, place: Place, engine: Engine) -> None:
-        self._place = place
-        self._engine = engine
-        self._name = "renderonline." + hashlib.sha256(place.database.encode()).hexdigest()[:40]
+class _MySqlLease(Lease):
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._engine = patient_engine(place)
+        self._name = {"name": "renderonline." + hashlib.sha256(place.database.encode()).hexdigest()[:40]}
         self._connection: Connection | None = None
-        try:
-            taken = self._take()
-        except DBAPIError as error:
-            self.release()
-            raise in_words(error, place) from error
+        self._released = False
+        with explained(place):
+            taken = self._connect()
         if not taken:
             who = self._who()
             self.release()
@@ -121,34 +111,29 @@ class _MySqlHold:
                 f"The database {place.label} is in use by another RenderAPI{who}. Stop it first, or name another one."
             )
 
-    def _take(self) -> bool:
+    def _connect(self) -> bool:
         self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection.execute(text(f"SET SESSION wait_timeout={_KEEP_S}"))
-        return bool(self._connection.scalar(text("SELECT GET_LOCK(:name, 0)"), {"name": self._name}) == 1)
+        return self._take(self._connection)
+
+    def _take(self, connection: Connection) -> bool:
+        return bool(connection.scalar(text("SELECT GET_LOCK(:name, 0)"), self._name) == 1)
 
     def _who(self) -> str:
-        assert self._connection is not None
-        try:
-            row = self._connection.execute(
-                text("SELECT host, id FROM information_schema.processlist WHERE id = IS_USED_LOCK(:name)"),
-                {"name": self._name},
-            ).first()
-        except DBAPIError:
-            return ""
-        return f" (connection {row[1]} from {row[0]})" if row else ""
+        query = text("SELECT host, id FROM information_schema.processlist WHERE id = IS_USED_LOCK(:name)")
+        with suppress(DBAPIError):
+            row = self._connection.execute(query, self._name).first() if self._connection else None
+            return f" (connection {row[1]} from {row[0]})" if row else ""
+        return ""
 
-    def still_held(self) -> bool:
-        if self._connection is None:
-            return False
+    def _still_held(self) -> bool:
         try:
-            return bool(self._connection.scalar(text("SELECT GET_LOCK(:name, 0)"), {"name": self._name}) == 1)
+            if self._connection is not None:
+                return self._take(self._connection)
         except DBAPIError:
             self._drop()
-        try:
-            return self._take()
-        except DBAPIError as error:
-            self._connection = None
-            raise in_words(error, self._place) from error
+        with explained(self._place):
+            return not self._released and self._connect()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -157,6 +142,6 @@ class _MySqlHold:
             connection.close()
 
     def release(self) -> None:
-        if self._connection is not None:
-            self._drop()
+        self._released = True
+        self._drop()
         self._engine.dispose()

@@ -9,18 +9,18 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, func, select
 
+from renderonline.database.rows import AnyRow, from_row, refuse_unknown, the_row, update
 from renderonline.database.schema import attempts, farm, join_codes, machines
-from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
 from renderonline.farm.tasks import AttemptState
 
-FIRST_LINKED: Final = 1000
-WISHES: Final = frozenset({"active", "draining", "disabled"})
-_V1, _LINKED = "next_v1_machine_id", "next_linked_machine_id"
+_FIRST_LINKED: Final = 1000
+_WISHES: Final = ("active", "disabled", "draining")
 _CODE_LETTERS: Final = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
 _CODE_GROUPS: Final = 3
 
@@ -66,10 +66,8 @@ def list_machines(connection: Connection) -> tuple[MachineRow, ...]:
 
 def get_machine(connection: Connection, machine_id: int) -> MachineRow:
     """One machine, or `NotFound`."""
-    row = connection.execute(select(machines).where(machines.c.machine_id == machine_id)).first()
-    if row is None:
-        raise NotFound(f"There is no machine {machine_id}.")
-    return _machine(row)
+    query = select(machines).where(machines.c.machine_id == machine_id)
+    return _machine(the_row(connection, query, f"There is no machine {machine_id}."))
 
 
 def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -> MachineRow:
@@ -79,39 +77,28 @@ def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -
     same = (machines.c.ip_address == ip_address) & (machines.c.port == port)
     if connection.scalar(select(func.count()).select_from(machines).where(same)):
         raise Conflict(f"There already is a machine at {ip_address}:{port}.")
-    machine_id = _next_id(connection, _V1)
-    connection.execute(
-        machines.insert().values(
-            machine_id=machine_id, ip_address=ip_address, port=port, name=ip_address, created_us=now_us
-        )
-    )
-    return get_machine(connection, machine_id)
+    machine_id = _next_id(connection, is_linked=False)
+    return _add(connection, machine_id, ip_address=ip_address, port=port, name=ip_address, created_us=now_us)
 
 
 def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, str]) -> MachineRow:
     """Change some of wish, wish_reason, name."""
     get_machine(connection, machine_id)
-    unknown = sorted(changes.keys() - {"wish", "wish_reason", "name"})
-    if unknown:
-        raise InvalidRequest(f"{unknown[0]} of a machine can't be changed.")
-    if changes.get("wish", "active") not in WISHES:
-        raise InvalidRequest(f"A machine's wish is one of {', '.join(sorted(WISHES))}.")
+    refuse_unknown(changes, {"wish", "wish_reason", "name"}, "a machine")
+    if changes.get("wish", "active") not in _WISHES:
+        raise InvalidRequest(f"A machine's wish is one of {', '.join(_WISHES)}.")
     if len(changes.get("wish_reason", "")) > 255 or len(changes.get("name", "-")) not in range(1, 101):
         raise InvalidRequest("A machine's name has 1 to 100 characters, a reason at most 255.")
-    if changes:
-        connection.execute(machines.update().where(machines.c.machine_id == machine_id).values(**changes))
+    update(connection, machines, machine_id, changes)
     return get_machine(connection, machine_id)
 
 
 def remove_machine(connection: Connection, machine_id: int) -> None:
     """Remove a machine that has no live attempt; its secret is worth nothing from now on."""
     machine = get_machine(connection, machine_id)
-    live = connection.scalar(
-        select(func.count())
-        .select_from(attempts)
-        .where(attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING)), attempts.c.machine_id == machine_id)
-    )
-    if live:
+    live = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING))
+    query = select(func.count()).select_from(attempts).where(live, attempts.c.machine_id == machine_id)
+    if connection.scalar(query):
         raise Conflict(f"Machine {machine.name or machine_id} has work. Drain it first, or cancel its tasks.")
     connection.execute(machines.delete().where(machines.c.machine_id == machine_id))
 
@@ -120,15 +107,11 @@ def hello(
     connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
 ) -> MachineRow:
     """Record that a linked machine has connected. Another instance than before starts its sequence anew (R5.2)."""
-    machine = get_machine(connection, machine_id)
     values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
-    if machine.instance != instance:
+    if get_machine(connection, machine_id).instance != instance:
         values |= {"instance": instance, "last_seq": 0}
-    connection.execute(machines.update().where(machines.c.machine_id == machine_id).values(**values))
+    update(connection, machines, machine_id, values)
     return get_machine(connection, machine_id)
-
-
-# -- joining
 
 
 def invite(connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int) -> JoinCode:
@@ -139,11 +122,8 @@ def invite(connection: Connection, *, uses: int, expires_us: int, created_by: in
         raise InvalidRequest("A join code must end in the future.")
     connection.execute(join_codes.delete().where(join_codes.c.expires_us <= now_us))
     code = "-".join("".join(secrets.choice(_CODE_LETTERS) for _ in range(4)) for _ in range(_CODE_GROUPS))
-    connection.execute(
-        join_codes.insert().values(
-            code_hash=_hash(_normal(code)), uses_left=uses, expires_us=expires_us, created_by=created_by
-        )
-    )
+    values = {"code_hash": _hash_code(code), "uses_left": uses, "expires_us": expires_us, "created_by": created_by}
+    connection.execute(join_codes.insert(), values)
     return JoinCode(code, uses, expires_us)
 
 
@@ -153,28 +133,18 @@ def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us:
     known = connection.execute(select(machines).where(machines.c.secret_hash == _hash(secret))).first()
     if known is not None:
         return _machine(known)
-    code_hash = _hash(_normal(code))
-    found = connection.execute(
-        select(join_codes.c.uses_left, join_codes.c.expires_us)
-        .where(join_codes.c.code_hash == code_hash)
-        .with_for_update()
-    ).first()
+    here = join_codes.c.code_hash == _hash_code(code)
+    found = connection.execute(select(join_codes).where(here).with_for_update()).first()
     if found is None or found.expires_us <= now_us or found.uses_left < 1:
         raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidRequest("A machine's name has 1 to 100 printable characters.")
-    here = join_codes.c.code_hash == code_hash
     if found.uses_left == 1:
         connection.execute(join_codes.delete().where(here))
     else:
         connection.execute(join_codes.update().where(here).values(uses_left=found.uses_left - 1))
-    machine_id = _next_id(connection, _LINKED)
-    connection.execute(
-        machines.insert().values(
-            machine_id=machine_id, ip_address="", port=0, name=name, secret_hash=_hash(secret), created_us=now_us
-        )
-    )
-    return get_machine(connection, machine_id)
+    machine_id = _next_id(connection, is_linked=True)
+    return _add(connection, machine_id, ip_address="", port=0, name=name, secret_hash=_hash(secret), created_us=now_us)
 
 
 def secret_matches(machine: MachineRow, secret: str) -> bool:
@@ -182,15 +152,20 @@ def secret_matches(machine: MachineRow, secret: str) -> bool:
     return bool(machine.secret_hash) and hmac.compare_digest(machine.secret_hash, _hash(secret))
 
 
-def _next_id(connection: Connection, key: str) -> int:
+def _add(connection: Connection, machine_id: int, **values: str | int) -> MachineRow:
+    connection.execute(machines.insert().values(machine_id=machine_id, **values))
+    return get_machine(connection, machine_id)
+
+
+def _next_id(connection: Connection, *, is_linked: bool) -> int:
     """An id that no machine has or ever had."""
-    is_linked = key == _LINKED
-    wanted = machines.c.machine_id >= FIRST_LINKED if is_linked else machines.c.machine_id < FIRST_LINKED
+    key, first = ("next_linked_machine_id", _FIRST_LINKED) if is_linked else ("next_v1_machine_id", 1)
+    same_kind = machines.c.machine_id >= _FIRST_LINKED if is_linked else machines.c.machine_id < _FIRST_LINKED
     here = farm.c.key == key
     counter = connection.scalar(select(farm.c.value).where(here).with_for_update())
-    highest = connection.scalar(select(func.max(machines.c.machine_id)).where(wanted))
-    machine_id = max(int(counter or 0), int(highest or 0) + 1, FIRST_LINKED if is_linked else 1)
-    if not is_linked and machine_id >= FIRST_LINKED:
+    highest = connection.scalar(select(func.max(machines.c.machine_id)).where(same_kind))
+    machine_id = max(int(counter or 0), int(highest or 0) + 1, first)
+    if not is_linked and machine_id >= _FIRST_LINKED:
         raise Conflict("There is no number left for another v1 machine. Join it as a linked machine instead.")
     if counter is None:
         connection.execute(farm.insert().values(key=key, value=str(machine_id + 1)))
@@ -199,8 +174,8 @@ def _next_id(connection: Connection, key: str) -> int:
     return machine_id
 
 
-def _normal(code: str) -> str:
-    return "".join(letter for letter in code.upper() if letter.isalnum())
+def _hash_code(code: str) -> str:
+    return _hash("".join(letter for letter in code.upper() if letter.isalnum()))
 
 
 def _hash(text: str) -> str:
@@ -208,13 +183,6 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _machine(row: Row[*tuple[Any, ...]]) -> MachineRow:
-    values = {one.name: getattr(row, one.name) for one in fields(MachineRow)}
-    return MachineRow(**{**values, "facts": _facts(row.facts)})
-
-
-def _facts(text: str | None) -> Mapping[str, Any] | None:
-    if not text:
-        return None
-    facts = json.loads(text)
-    return facts if isinstance(facts, dict) else None
+def _machine(row: AnyRow) -> MachineRow:
+    facts = json.loads(row.facts) if row.facts else None
+    return from_row(MachineRow, row, facts=facts if isinstance(facts, dict) else None)

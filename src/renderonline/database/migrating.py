@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -16,14 +17,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, select
 
 from renderonline.database import adopting, ids
-from renderonline.database.connecting import in_words
+from renderonline.database.connecting import explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.database.lease import Lease
+from renderonline.database.rows import update
 from renderonline.database.schema import farm, users
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
 from renderonline.farm.errors import Conflict
 
-_BATCH = 500
+_DIRECTORY: Final = Path(__file__).parent / "migrations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,80 +51,56 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
         database.write_now(ids.make_counters)
         adopted = adopt(database)
         origin = database.read_now(_origin)
-        return Report(before=before, after=revision(database), origin=origin, adopted_tasks=adopted)
+        return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
 
 
 def adopt(database: Database) -> int:
     """Give each task without chunks its one chunk (R7.6); gives how many there were. Blocks."""
     adopted, after = 0, 0
-    while True:
-        batch = database.write_now(partial(adopting.adopt_tasks, after=after))
-        if batch.last_task_id is None:
-            database.write_now(adopting.tidy_queue)
-            return adopted
-        adopted, after = adopted + batch.tasks, batch.last_task_id
+    while batch := database.write_now(partial(adopting.adopt_tasks, after=after)):
+        adopted, after = adopted + len(batch), batch[-1]
+    database.write_now(adopting.tidy_queue)
+    return adopted
 
 
 def is_current(database: Database) -> bool:
     """Whether the schema is the one that this program needs. Blocks."""
-    return revision(database) == _scripts().get_current_head()
+    return database.read_now(_revision) == _scripts().get_current_head()
 
 
-def revision(database: Database) -> str:
-    """The revision of the schema; "" for a database without our schema. Blocks."""
-    return database.read_now(lambda connection: MigrationContext.configure(connection).get_current_revision()) or ""
-
-
-def is_empty(database: Database) -> bool:
-    """Whether the database has no table of RenderOnline's, neither ours nor the existing system's. Blocks."""
-    return database.read_now(adopting.is_empty)
+def _revision(connection: Connection) -> str:
+    return MigrationContext.configure(connection).get_current_revision() or ""
 
 
 def upgrade_tokens(database: Database) -> int:
     """Replace every raw token by its hash, from now on also those added by hand at their first use (R12); gives how
     many. The existing RenderAPI can't log anybody in afterwards: this ends the way back. Blocks."""
-    changed, after = 0, 0
-    while True:
-        count, last = database.write_now(partial(_hash_tokens, after=after))
-        if last is None:
-            return changed
-        changed, after = changed + count, last
+    return database.write_now(_hash_tokens)
 
 
-def _hash_tokens(connection: Connection, after: int) -> tuple[int, int | None]:
+def _hash_tokens(connection: Connection) -> int:
     if not connection.scalar(select(farm.c.value).where(farm.c.key == "tokens")):
         connection.execute(farm.insert().values(key="tokens", value="hashed"))
-    rows = connection.execute(
-        select(users.c.user_id, users.c.token)
-        .where(users.c.user_id > after)
-        .order_by(users.c.user_id)
-        .limit(_BATCH)
-        .with_for_update()
-    ).all()
+    rows = connection.execute(select(users.c.user_id, users.c.token).with_for_update()).all()
     raw = [row for row in rows if row.token and not row.token.startswith(TOKEN_PREFIX)]
     for row in raw:
-        connection.execute(users.update().where(users.c.user_id == row.user_id).values(token=hash_token(row.token)))
-    return len(raw), rows[-1].user_id if rows else None
+        update(connection, users, row.user_id, {"token": hash_token(row.token)})
+    return len(raw)
 
 
 def _upgrade(database: Database) -> str:
-    engine = database.patient_engine()
+    engine = patient_engine(database.place)
     config = Config()
-    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
+    config.set_main_option("script_location", str(_DIRECTORY).replace("%", "%%"))
     try:
-        with engine.connect() as connection:
-            before = MigrationContext.configure(connection).get_current_revision() or ""
+        with explained(database.place), engine.connect() as connection:
+            before = _revision(connection)
             _refuse_unknown(before)
             connection.rollback()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
-        return before
-    except Exception as error:
-        words = in_words(error, database.place)
-        if words is error:
-            raise
-        raise words from error
+            return before
     finally:
         engine.dispose()
 
@@ -136,11 +114,7 @@ def _refuse_unknown(current: str) -> None:
 
 
 def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(_directory()))
-
-
-def _directory() -> Path:
-    return Path(__file__).parent / "migrations"
+    return ScriptDirectory(str(_DIRECTORY))
 
 
 def _origin(connection: Connection) -> str:

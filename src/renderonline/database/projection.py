@@ -118,7 +118,7 @@ class Change:
 def task_row(values: Sequence[Any]) -> TaskRow:
     """A task from the values of `COLUMNS`."""
     plain = len(_PLAIN)
-    return TaskRow(*values[:plain], Counters(*values[plain:]))
+    return TaskRow(*(*values[:plain], Counters(*values[plain:])))
 
 
 def lock(connection: Connection, task_ids: Iterable[int]) -> dict[int, TaskRow]:

@@ -14,7 +14,7 @@ AnyRow = Row[*tuple[Any, ...]]
 
 def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
     """A dataclass from the columns of its fields' names; `given` stand for columns that hold something else."""
-    names = [one.name for one in fields(kind) if one.name not in given]  # type: ignore[arg-type]
+    names = [one.name for one in fields(kind) if one.init and one.name not in given]  # type: ignore[arg-type]
     return kind(**{name: getattr(row, name) for name in names}, **given)
 
 

@@ -11,13 +11,13 @@ from sqlalchemy import BigInteger, DateTime, Index, Integer, MetaData, SmallInte
 from renderonline.database.columns import Big, Flag, Id, Long, key, optional, required, table
 
 metadata = MetaData()
+_table = partial(table, metadata)
 _count = partial(required, Integer, default="0")
 _micros = partial(required, BigInteger, default="0")
 _text = partial(required, default="")
 
-users = table(
+users = _table(
     "users",
-    metadata,
     *key(Id, "user_id", counts=True),
     *required(String(50), "first_name", "last_name"),
     *required(String(255), "email"),
@@ -29,18 +29,16 @@ users = table(
     *_micros("created_us"),
 )
 
-subscriptions = table(
+subscriptions = _table(
     "subscriptions",
-    metadata,
     *key(Id, "subscription_id", counts=True),
     *required(String(50), "name"),
     *required(Id, "queue_limit"),
     *required(Integer, "share", default="1"),
 )
 
-engines = table(
+engines = _table(
     "engines",
-    metadata,
     *key(Id, "engine_id", counts=True),
     *required(String(50), "name", "extension"),
     *required(Text, "download_path", "render_argument"),
@@ -48,13 +46,10 @@ engines = table(
     *required(Flag, "is_enabled", default="1"),
 )
 
-argtypes = table(
-    "argtypes", metadata, *key(String(50), "argtype_id"), *required(String(20), "type"), *optional(Text, "regex")
-)
+argtypes = _table("argtypes", *key(String(50), "argtype_id"), *required(String(20), "type"), *optional(Text, "regex"))
 
-machines = table(
+machines = _table(
     "machines",
-    metadata,
     *key(Id, "machine_id", counts=True),
     *required(String(45), "ip_address"),  # "" for linked machines
     *required(Id, "port"),  # 0 for linked machines
@@ -66,9 +61,8 @@ machines = table(
     *optional(Long, "facts"),  # JSON of the last hello
 )
 
-renders = table(
+renders = _table(
     "renders",
-    metadata,
     *key(Big, "render_id", counts=True),
     *required(String(255), "file_name"),
     *required(Text, "file_path"),
@@ -78,9 +72,8 @@ renders = table(
     *optional(Long, "values", "template"),  # JSON {argtype_id: value}, JSON list of template words; as submitted
 )
 
-tasks = table(
+tasks = _table(
     "tasks",
-    metadata,
     *key(Big, "task_id", counts=True),
     *required(Id, "user_id"),
     *optional(DateTime, "queue_time", "start_time", "end_time"),
@@ -102,20 +95,18 @@ tasks = table(
     Index("ix_tasks_end", "end_us", "task_id"),
 )
 
-queue = table(
-    "queue", metadata, *key(Big, "queue_id", counts=True), *required(Big, "task_id"), Index("ix_queue_task", "task_id")
+queue = _table(
+    "queue", *key(Big, "queue_id", counts=True), *required(Big, "task_id"), Index("ix_queue_task", "task_id")
 )
 
-waits_for = table(
+waits_for = _table(
     "waits_for",
-    metadata,
     *key(Big, "task_id", "waits_for_task_id"),
     Index("ix_waits_for_other", "waits_for_task_id"),
 )
 
-chunks = table(
+chunks = _table(
     "chunks",
-    metadata,
     *key(Big, "chunk_id"),
     *required(Big, "task_id"),
     *required(String(10), "kind", "state"),  # farm.tasks.ChunkKind, ChunkState
@@ -129,9 +120,8 @@ chunks = table(
     Index("ix_chunks_state", "state", "chunk_id"),
 )
 
-attempts = table(
+attempts = _table(
     "attempts",
-    metadata,
     *key(Big, "attempt_id"),
     *required(Big, "chunk_id", "task_id"),
     *required(Id, "machine_id"),
@@ -150,9 +140,8 @@ attempts = table(
     Index("ix_attempts_state", "state", "attempt_id"),
 )
 
-results = table(
+results = _table(
     "results",
-    metadata,
     *key(Big, "result_id", counts=True),
     *required(Big, "task_id", "chunk_id", "attempt_id"),
     *required(String(64), "name_hash"),  # SHA-256 of name: one length for every database's index
@@ -168,9 +157,8 @@ results = table(
     Index("ix_results_state", "state"),
 )
 
-submissions = table(
+submissions = _table(
     "submissions",
-    metadata,
     *key(Id, "user_id"),
     *key(String(64), "client_key"),
     *required(Big, "task_id"),
@@ -178,15 +166,14 @@ submissions = table(
     Index("ix_submissions_created", "created_us"),
 )
 
-join_codes = table(
+join_codes = _table(
     "join_codes",
-    metadata,
     *key(String(100), "code_hash"),
     *required(Integer, "uses_left"),
     *required(BigInteger, "expires_us"),
     *required(Id, "created_by"),
 )
 
-farm = table("farm", metadata, *key(String(50), "key"), *required(Text, "value"))
+farm = _table("farm", *key(String(50), "key"), *required(Text, "value"))
 """Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,
 `next_v1_machine_id`, `next_linked_machine_id`."""

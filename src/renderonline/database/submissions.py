@@ -3,28 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, CursorResult, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.schema import (
-    chunks,
-    queue,
-    renders,
-    submissions,
-    subscriptions,
-    tasks,
-    users,
-    waits_for,
-)
+from renderonline.database.rows import insert
+from renderonline.database.schema import chunks, queue, renders, submissions, subscriptions, tasks, users, waits_for
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import ChunkKind, ChunkState
 
-REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
+_REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
 """How long a submission's key is known: 7 days."""
-
-KEY_LENGTH: Final = 64
+_KEY_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +68,10 @@ class Submitted:
 
 
 # Built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
+_SAME_KEY: Final = (submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
 _FIND: Final = (
-    select(submissions.c.task_id, submissions.c.client_key, submissions.c.created_us, tasks.c.render_id)
-    .outerjoin(tasks, tasks.c.task_id == submissions.c.task_id)
-    .where(submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
+    select(submissions, tasks.c.render_id).outerjoin(tasks, tasks.c.task_id == submissions.c.task_id).where(*_SAME_KEY)
 )
-_FORGET: Final = submissions.delete().where(
-    submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key")
-)
-_REMEMBER: Final = submissions.insert()
 _ACCOUNT: Final = (
     select(users.c.is_active, subscriptions.c.queue_limit)
     .outerjoin(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
@@ -102,17 +88,12 @@ _QUEUED: Final = select(func.count()).select_from(
 _BEFORE: Final = select(
     _QUEUED.scalar_subquery().label("queued"),
     select(chunks.c.task_id).where(chunks.c.chunk_id == bindparam("chunk")).scalar_subquery().label("committed"),
-    select(submissions.c.task_id)
-    .where(submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
-    .scalar_subquery()
-    .label("known"),
+    select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
 )
 """All that must be known before anything is written, in one round trip; after the account is locked."""
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
-_RENDER: Final = renders.insert()
-_TASK: Final = tasks.insert()
-_CHUNKS: Final = chunks.insert()
-_QUEUE: Final = queue.insert()
+_OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template")
+_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total")
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
@@ -120,7 +101,7 @@ def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) 
     if not client_key:
         return None
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
-    if row is None or row.client_key != client_key or row.created_us <= now_us - REMEMBERED_US:
+    if row is None or row.client_key != client_key or row.created_us <= now_us - _REMEMBERED_US:
         return None
     return Submitted(row.task_id, row.render_id or 0, repeated=True)
 
@@ -138,40 +119,40 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     `LimitReached` with the contract's message, `NotAuthenticated` when the account has been switched off,
     `InvalidRequest` for tasks to wait for that don't exist.
     """
-    if len(new.client_key) > KEY_LENGTH:
-        raise InvalidRequest(f"The key of a submission (Idempotency-Key) has at most {KEY_LENGTH} characters.")
+    if len(new.client_key) > _KEY_LENGTH:
+        raise InvalidRequest(f"The key of a submission (Idempotency-Key) has at most {_KEY_LENGTH} characters.")
     # Two submissions of one user go one after the other, on whatever connections (R3.3).
     account = connection.execute(_LOCK_ACCOUNT, {"user": new.user_id}).first()
+    limit = (account.queue_limit or 0) if account else 0
+    key = {"user": new.user_id, "key": new.client_key}
+    before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
+    if before.committed is not None:  # it is this very one: only the answer to the commit was lost (R3.2)
+        return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
     if account is None or account.is_active != 1:
         raise NotAuthenticated("Your account is not active any more.")
-    limit = account.queue_limit or 0
-    before = connection.execute(
-        _BEFORE,
-        {"user": new.user_id, "most": limit, "chunk": new.chunks[0].chunk_id, "key": new.client_key},
-    ).one()
     if before.known is not None:
         known = find(connection, new.user_id, new.client_key, now_us=new.queue_us)
         if known is not None:
             return known
-        connection.execute(_FORGET, {"user": new.user_id, "key": new.client_key})  # it is older than 7 days
-    if before.committed is not None:  # only the answer to the commit was lost (R3.2)
-        return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
+        connection.execute(submissions.delete().where(*_SAME_KEY), key)  # it is older than 7 days
     _check_limit(limit, before.queued)
     _check_waits(connection, new)
-    render_id = _key(connection.execute(_RENDER, _render_row(new)))
-    task_id = _key(connection.execute(_TASK, _task_row(new, render_id)))
-    connection.execute(_CHUNKS, _chunk_rows(new, task_id))
-    connection.execute(_QUEUE, {"task_id": task_id})
+    render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
+    task_id = insert(connection, tasks, _task_row(new, render_id))
+    connection.execute(chunks.insert(), [_chunk_row(chunk, task_id, place) for place, chunk in enumerate(new.chunks)])
+    connection.execute(queue.insert(), {"task_id": task_id})
     if new.waits_for:
         rows = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
         connection.execute(waits_for.insert(), rows)
-    _remember(connection, new, task_id)
+    if new.client_key:
+        row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
+        connection.execute(submissions.insert(), row)
     return Submitted(task_id, render_id)
 
 
 def forget_old(connection: Connection, *, now_us: int) -> int:
     """Remove keys older than 7 days; gives how many."""
-    return connection.execute(submissions.delete().where(submissions.c.created_us <= now_us - REMEMBERED_US)).rowcount
+    return connection.execute(submissions.delete().where(submissions.c.created_us <= now_us - _REMEMBERED_US)).rowcount
 
 
 def _check_limit(limit: int, queued: int | None) -> None:
@@ -180,77 +161,41 @@ def _check_limit(limit: int, queued: int | None) -> None:
 
 
 def _check_waits(connection: Connection, new: NewTask) -> None:
-    wanted = set(new.waits_for)
-    if not wanted:
+    if not new.waits_for:
         return
-    found = set(
-        connection.scalars(select(tasks.c.task_id).where(tasks.c.task_id.in_(wanted), tasks.c.user_id == new.user_id))
-    )
-    if missing := sorted(wanted - found):
+    theirs = select(tasks.c.task_id).where(tasks.c.task_id.in_(new.waits_for), tasks.c.user_id == new.user_id)
+    if missing := sorted(set(new.waits_for) - set(connection.scalars(theirs))):
         raise InvalidRequest(f"There is no task {missing[0]} of yours to wait for.")
 
 
-def _key(inserted: CursorResult[Any]) -> int:
-    assert inserted.inserted_primary_key is not None
-    return int(inserted.inserted_primary_key[0])
-
-
-def _render_row(new: NewTask) -> dict[str, object]:
-    return {
-        "file_name": new.file_name,
-        "file_path": new.file_path,
-        "file_size": new.file_size,
-        "arguments": new.arguments,
-        "engine_id": new.engine_id,
-        "values": new.values,
-        "template": new.template,
-    }
-
-
 def _task_row(new: NewTask, render_id: int) -> dict[str, object]:
-    return {
-        "user_id": new.user_id,
+    return {name: getattr(new, name) for name in _OF_TASK} | {
         "queue_time": new.queue_time.replace(microsecond=0, tzinfo=None),
         "is_running": 0,
         "is_success": 0,
         "render_id": render_id,
-        "name": new.name,
-        "priority": new.priority,
         "paused": int(new.paused),
-        "queue_us": new.queue_us,
         "frames": new.frames or None,
-        "chunk_size": new.chunk_size,
-        "frames_total": new.frames_total,
         "chunks_waiting": len(new.chunks),
     }
 
 
-def _chunk_rows(new: NewTask, task_id: int) -> list[dict[str, object]]:
-    return [
-        {
-            "chunk_id": chunk.chunk_id,
-            "task_id": task_id,
-            "kind": chunk.kind.value,
-            "stage": chunk.stage,
-            "state": ChunkState.WAITING.value,
-            "first_frame": chunk.frames.first if chunk.frames else None,
-            "last_frame": chunk.frames.last if chunk.frames else None,
-            "frame_step": chunk.frames.step if chunk.frames else None,
-            "place": place,
-        }
-        for place, chunk in enumerate(new.chunks)
-    ]
+def _chunk_row(chunk: NewChunk, task_id: int, place: int) -> dict[str, object]:
+    return {
+        "chunk_id": chunk.chunk_id,
+        "task_id": task_id,
+        "kind": chunk.kind,
+        "stage": chunk.stage,
+        "state": ChunkState.WAITING,
+        "first_frame": chunk.frames.first if chunk.frames else None,
+        "last_frame": chunk.frames.last if chunk.frames else None,
+        "frame_step": chunk.frames.step if chunk.frames else None,
+        "place": place,
+    }
 
 
-def _remember(connection: Connection, new: NewTask, task_id: int) -> None:
-    if not new.client_key:
-        return
-    connection.execute(
-        _REMEMBER,
-        {
-            "user_id": new.user_id,
-            "client_key": new.client_key,
-            "task_id": task_id,
-            "created_us": new.queue_us,
-        },
-    )
+def names_directory(connection: Connection, directory: str) -> bool:
+    """Whether the uploaded file of any task lies in `directory`: asked at start, for what a killed program left on the
+    disk. Looks through all renders."""
+    inside = renders.c.file_path.startswith(f"{directory}/", autoescape=True)
+    return connection.scalar(select(renders.c.render_id).where(inside).limit(1)) is not None

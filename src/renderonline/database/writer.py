@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -21,11 +22,7 @@ from renderonline.database.connecting import in_words, is_disconnect, is_transie
 from renderonline.database.connection_strings import Place
 from renderonline.farm.errors import NotAvailable
 
-Operation = Callable[[Connection], Any]
-
-MAX_BATCH: Final = 256
-PATIENCE_S: Final = 30.0
-"""How long a batch is tried again while the database does not answer."""
+_MAX_BATCH: Final = 256
 _BACKOFF_S: Final = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MANY_FAILURES: Final = 3
 """After so many failures in a batch, the rest is committed one by one: failing clients can't make others wait."""
@@ -33,37 +30,22 @@ _MANY_FAILURES: Final = 3
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Job:
     """One operation, the one who waits for it, and how it went."""
 
-    __slots__ = ("error", "future", "loop", "operation", "result")
-
-    def __init__(
-        self,
-        operation: Operation,
-        future: "asyncio.Future[Any] | Future[Any]",
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self.operation = operation
-        self.future = future
-        self.loop = loop
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def deliver(self) -> None:
-        """Tell the one who waits; in their own thread. Nothing happens when they have gone."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
+    operation: Callable[[Connection], Any]
+    future: asyncio.Future[Any] | Future[Any]
+    loop: asyncio.AbstractEventLoop | None = None
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Writer:
-    """Runs jobs in one thread of its own, from `start` to `stop`."""
+    """Runs jobs in one thread of its own until `stop`. `patience_s`: how long a batch is tried again while the database
+    does not answer."""
 
-    def __init__(self, engine: Engine, place: Place, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, engine: Engine, place: Place, *, patience_s: float) -> None:
         self._engine = engine
         self._place = place
         self._patience_s = patience_s
@@ -74,8 +56,6 @@ class Writer:
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
         event.listen(engine, "before_cursor_execute", _note_write)
-
-    def start(self) -> None:
         self._thread.start()
 
     def put(self, job: Job) -> None:
@@ -96,26 +76,15 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        goes_on = True
-        while goes_on:
-            batch, goes_on = self._take()
-            if batch:
-                self._settle_batch(batch)
+        while (job := self._jobs.get()) is not None:
+            batch = [job]
+            while len(batch) < _MAX_BATCH and not self._jobs.empty():
+                if (job := self._jobs.get()) is None:
+                    self._jobs.put(None)  # the end comes after this batch
+                    break
+                batch.append(job)
+            self._settle_batch(batch)
         self._disconnect()
-
-    def _take(self) -> tuple[list[Job], bool]:
-        """The jobs that wait, at most `MAX_BATCH`; False when no more will come."""
-        batch: list[Job] = []
-        job = self._jobs.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == MAX_BATCH:
-                return batch, True
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
 
     def _settle_batch(self, batch: list[Job]) -> None:
         """Run a batch until each of its jobs is committed or has failed, and answer."""
@@ -133,7 +102,7 @@ class Writer:
             else:
                 left = [job for job in left if job is not failed]
                 failures += 1
-        deliver(batch)
+        _deliver(batch)
 
     def _with_patience(self, group: Sequence[Job]) -> Job | None:
         """Run a group in one transaction, again while the database does not answer. Gives the job that failed."""
@@ -145,7 +114,9 @@ class Writer:
                 self._down = False
                 return failed
             except Exception as error:
-                self._recover(error)
+                if self._connection is not None and is_disconnect(error):
+                    self._connection.invalidate()
+                    self._disconnect()
                 if not is_transient(error):
                     raise
                 pause = _BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)]
@@ -159,7 +130,9 @@ class Writer:
     def _transaction(self, group: Sequence[Job]) -> Job | None:
         """Run the jobs of a group and commit. A job that failed after it wrote is given back, with all undone; one that
         failed before it wrote anything is simply left out."""
-        connection = self._connect()
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        connection = self._connection
         with connection.begin() as transaction:
             for job in group:
                 job.result, job.error = None, None
@@ -183,44 +156,34 @@ class Writer:
             words.__cause__ = error
         return words
 
-    def _connect(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        return self._connection
-
-    def _recover(self, error: BaseException) -> None:
-        if self._connection is not None and is_disconnect(error):
-            self._connection.invalidate()
-            self._disconnect()
-
     def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
-def deliver(jobs: Sequence[Job]) -> None:
+def _deliver(jobs: Sequence[Job]) -> None:
     """Tell everybody who waits, with one wake-up for each event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[Job]] = {}
     for job in jobs:
-        if job.loop is None:
-            job.deliver()
-        else:
-            by_loop.setdefault(job.loop, []).append(job)
+        by_loop.setdefault(job.loop, []).append(job)
     for loop, theirs in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_deliver_all, theirs)
+            _deliver_all(theirs) if loop is None else loop.call_soon_threadsafe(_deliver_all, theirs)
         except RuntimeError:  # the loop has been closed: nobody waits
             continue
 
 
 def _deliver_all(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        job.deliver()
+        if job.future.done():  # they have gone
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)
 
 
-def _note_write(
-    connection: Connection, _cursor: object, statement: str, _parameters: object, _context: object, _many: object
-) -> None:
+def _note_write(connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
     if not statement.startswith(("SELECT", "select")):
         connection.info["wrote"] = True

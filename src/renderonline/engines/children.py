@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
@@ -39,14 +39,10 @@ def child(
     On Linux it dies even when we are killed without being asked. `FileNotFoundError` (elsewhere than on Linux) or exit
     code 1 when the program does not exist.
     """
+    if sys.platform.startswith("linux"):
+        argv = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *argv]
     with subprocess.Popen(
-        _dying_with_us(argv),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        env=None if environment is None else dict(environment),
-        start_new_session=True,
+        argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
     ) as process:
         try:
             yield process
@@ -54,31 +50,22 @@ def child(
             _end(process)
 
 
-def _dying_with_us(argv: Sequence[str]) -> list[str]:
-    if not sys.platform.startswith("linux"):
-        return list(argv)
-    return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *argv]
+def lines_of(words: IO[bytes]) -> list[str]:
+    """What a child has written to the file, line by line without blank ones."""
+    words.seek(0)
+    return [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    _signal(process, signal.SIGTERM)
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
-        process.wait()
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    try:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-    except ProcessLookupError:
-        pass
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        if process.poll() is not None:
+            return
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            process.wait(GRACE_S)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from renderonline.engines.definition import Argument, EngineDefinition, Outputs
+from renderonline.engines.definition import EngineDefinition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
@@ -19,6 +19,8 @@ from renderonline.protocol.link import ExpectedOutput
 SCENE_DIRECTORY: Final = "@scene_directory"
 TASK_FIRST_FRAME: Final = "@task_first_frame"
 TASK_LAST_FRAME: Final = "@task_last_frame"
+FARM_VALUES: Final = frozenset({UPLOADED_FILE, SCENE_DIRECTORY, OUTPUT_DIRECTORY, TASK_FIRST_FRAME, TASK_LAST_FRAME})
+"""The values that the farm itself gives to a template."""
 
 _WHOLE_NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
 
@@ -50,27 +52,20 @@ def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[st
     Whether a value obeys its argtype is the database's rule and checked elsewhere (`farm.arguments.check_value`).
     `InvalidRequest` names an argument that the engine does not have, that is missing, or not one of its choices.
     """
-    by_id = {argument.id: argument for argument in definition.arguments}
-    unknown = next((name for name in values if name not in by_id), None)
-    if unknown is not None:
-        known = ", ".join(by_id) or "none"
-        raise InvalidRequest(
-            f"Engine {definition.name} has no argument {unknown[:50]}; it has: {known}.", code="unknown_argument"
-        )
-    return {argument.id: _value(definition, argument, values) for argument in definition.arguments}
-
-
-def _value(definition: EngineDefinition, argument: Argument, values: Mapping[str, str]) -> str:
-    value = values.get(argument.id, argument.default)
-    if value is None:
-        raise InvalidRequest(
-            f"Engine {definition.name} needs a value for argument {argument.id}.", code="missing_argument"
-        )
-    if argument.choices and value not in argument.choices:
-        raise InvalidRequest(
-            f"Argument {argument.id} must be one of {', '.join(argument.choices)}.", code="invalid_value"
-        )
-    return value
+    name, known = definition.name, [argument.id for argument in definition.arguments]
+    for unknown in values.keys() - set(known):
+        has = ", ".join(known) or "none"
+        raise InvalidRequest(f"Engine {name} has no argument {unknown[:50]}; it has: {has}.", code="unknown_argument")
+    completed: dict[str, str] = {}
+    for argument in definition.arguments:
+        value = values.get(argument.id, argument.default)
+        if value is None:
+            raise InvalidRequest(f"Engine {name} needs a value for argument {argument.id}.", code="missing_argument")
+        if argument.choices and value not in argument.choices:
+            choices = ", ".join(argument.choices)
+            raise InvalidRequest(f"Argument {argument.id} must be one of {choices}.", code="invalid_value")
+        completed[argument.id] = value
+    return completed
 
 
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
@@ -82,8 +77,7 @@ def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[
     if names is None:
         return ()
     first, last = _number(values, names.first), _number(values, names.last)
-    step = _number(values, names.step) if names.step else 1
-    asked = FrameRange(first, last, step)
+    asked = FrameRange(first, last, _number(values, names.step) if names.step else 1)
     if len(asked) > MAX_FRAMES:
         raise InvalidRequest(f"A task has at most {MAX_FRAMES} frames; {asked} are {len(asked)}. Split it.")
     return tuple(asked.frames())
@@ -106,9 +100,8 @@ def values_of_frames(definition: EngineDefinition, values: Mapping[str, str], fr
     if not frames:
         raise InvalidRequest("Name at least one frame.", code="no_frames")
     ranges = cut(sorted(set(frames)), 0)
-    step = ranges[0].step if len(ranges) == 1 else 1
     spanned = {**values, names.first: str(min(frames)), names.last: str(max(frames))}
-    return {**spanned, names.step: str(step)} if names.step else spanned
+    return {**spanned, names.step: str(ranges[0].step if len(ranges) == 1 else 1)} if names.step else spanned
 
 
 def chunks_of(definition: EngineDefinition, frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
@@ -122,7 +115,7 @@ def steps_resolved(definition: EngineDefinition, ranges: Iterable[FrameRange]) -
         return tuple(ranges)
     resolved: list[FrameRange] = []
     for chunk in ranges:
-        resolved.extend([chunk] if chunk.step == 1 else [FrameRange(frame, frame) for frame in chunk.frames()])
+        resolved += [chunk] if chunk.step == 1 else [FrameRange(frame, frame) for frame in chunk.frames()]
     return tuple(resolved)
 
 
@@ -143,37 +136,20 @@ def build(
     `output_directory` paths on the machine. `InvalidRequest` when a placeholder has no value or a value would become
     an option.
     """
-    farm_values = {
-        UPLOADED_FILE: scene,
-        SCENE_DIRECTORY: posixpath.dirname(scene) or ".",
-        OUTPUT_DIRECTORY: output_directory,
-    }
+    directory = posixpath.dirname(scene) or "."
+    farm_values = {UPLOADED_FILE: scene, SCENE_DIRECTORY: directory, OUTPUT_DIRECTORY: output_directory}
     if definition is None:
         return Command(fill(words, {**values, **farm_values}))
     frames = tuple(chunk.frames()) if chunk is not None else tuple(task_frames)
     if definition.frames is not None and frames:
-        values = _values_of_chunk(definition, values, chunk, frames)
+        values = values_of_frames(definition, values, frames)
         first, last = _span(definition, task_frames or frames)
         farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
     everything = {**values, **farm_values}
-    return Command(
-        argv=fill(words, everything),
-        expected=expected_outputs(definition, values, frames, task_frames or frames),
-        frames=frames,
-        environment=dict(
-            zip(definition.environment, fill(tuple(definition.environment.values()), everything), strict=True)
-        ),
-    )
-
-
-def _values_of_chunk(
-    definition: EngineDefinition, values: Mapping[str, str], chunk: FrameRange | None, frames: Sequence[int]
-) -> dict[str, str]:
-    names = definition.frames
-    if chunk is None or names is None:
-        return values_of_frames(definition, values, frames)
-    spanned = {**values, names.first: str(chunk.first), names.last: str(chunk.last)}
-    return {**spanned, names.step: str(chunk.step)} if names.step else spanned
+    wanted = definition.environment
+    environment = dict(zip(wanted, fill(tuple(wanted.values()), everything), strict=True))
+    expected = expected_outputs(definition, values, frames, task_frames or frames)
+    return Command(fill(words, everything), expected, frames, environment)
 
 
 def _span(definition: EngineDefinition, task_frames: Sequence[int]) -> tuple[int, int]:
@@ -194,15 +170,14 @@ def expected_outputs(
     outputs = definition.outputs
     if outputs is None:
         return ()
-    pattern = outputs.pattern.replace("{extension}", _extension(outputs, values), 1)
+    extension = outputs.extensions.get(values.get(outputs.format_argument, ""), outputs.extension)
+    pattern = outputs.pattern.replace("{extension}", extension, 1)
     run = re.search(r"#+", pattern)
     if run is None:
         return (ExpectedOutput(pattern),)
     if not frames:
         return ()
-    width = len(run.group())
-    if outputs.pad_like_last_frame:
-        width = len(str(_span(definition, task_frames)[1]))
+    width = len(str(_span(definition, task_frames)[1])) if outputs.pad_like_last_frame else len(run.group())
     head, tail = pattern[: run.start()], pattern[run.end() :]
     return tuple(ExpectedOutput(f"{head}{padded(frame, width)}{tail}", frame) for frame in frames)
 
@@ -210,8 +185,3 @@ def expected_outputs(
 def padded(frame: int, width: int) -> str:
     """A frame number with at least `width` digits; the sign of a negative one comes in front, as Blender writes it."""
     return f"-{-frame:0{width}d}" if frame < 0 else f"{frame:0{width}d}"
-
-
-def _extension(outputs: Outputs, values: Mapping[str, str]) -> str:
-    chosen = values.get(outputs.format_argument, "") if outputs.format_argument else ""
-    return outputs.extensions.get(chosen, outputs.extension)

@@ -9,9 +9,8 @@ from typing import Final
 class Argument:
     """One argument of an engine; every form (web, desktop, command line) is drawn from it.
 
-    `id` is the argtype's id (`$RENDERONLINE:<id>` in the template), `type` one of the contract's types,
-    `regex` the rule that replaces the type's ("" for none), `choices` the only values allowed if not empty.
-    An argument without `default` must be given.
+    `id` is the argtype's id (`$RENDERONLINE:<id>` in the template), `type` one of the contract's types, `regex` the
+    rule that replaces the type's, `choices` the only values allowed if not empty. Without `default` it must be given.
     """
 
     id: str
@@ -45,16 +44,8 @@ class Outputs:
     """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
 
 
-PROGRESS_KINDS: Final[Mapping[str, int]] = {
-    "frame": 1,
-    "frame_index": 1,
-    "fraction": 1,
-    "percent": 1,
-    "samples": 2,
-    "remaining": 1,
-    "memory": 1,
-    "saved": 1,
-}
+_ONE_GROUP = ("frame", "frame_index", "fraction", "percent", "remaining", "memory", "saved")
+PROGRESS_KINDS: Final[Mapping[str, int]] = {**dict.fromkeys(_ONE_GROUP, 1), "samples": 2}
 """What a progress pattern can tell -> how many groups it needs.
 
 `frame` is the number of the frame that is being rendered, `frame_index` its place in the chunk counted from 1;
@@ -65,11 +56,8 @@ frame; `memory` is what the engine says that it uses; `saved` is the path of a f
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A regular expression on a line of the engine's output.
-
-    `kind` of a progress pattern is one of `PROGRESS_KINDS`: what its groups hold. A failure has the failure class
-    (scene, crash, out_of_memory, …), a warning has "".
-    """
+    """A regular expression on a line of the engine's output. `kind` of a progress pattern is one of `PROGRESS_KINDS`;
+    a failure has the failure class (scene, crash, out_of_memory, …), a warning has ""."""
 
     regex: str
     kind: str = ""
@@ -77,40 +65,42 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class ReadingRules:
-    """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`."""
+    """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`.
+
+    A line that matches one of `failures` makes the attempt a failure of that class, even with exit code 0; `exit_codes`
+    maps an exit code (as text) to a failure class; `decode`: the results are pictures that must decode wholly.
+    """
 
     progress: tuple[Pattern, ...] = ()
     warnings: tuple[Pattern, ...] = ()
     failures: tuple[Pattern, ...] = ()
-    """A line that matches makes the attempt a failure of that class, even with exit code 0."""
     exit_codes: Mapping[str, str] = field(default_factory=dict)
-    """Exit code (as text) -> failure class."""
     stop_signal: str = "SIGTERM"
     decode: bool = True
-    """Whether the results are pictures that must decode wholly."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDefinition:
-    """How to speak to a renderer."""
+    """How to speak to a renderer.
+
+    `template` is v1's language: words as on a command line, `$RENDERONLINE:<argtype_id>` for values and
+    `$RENDERONLINE:@…` for what the farm gives (`engines.commands.FARM_VALUES`). `split`: frames or none (tiles and
+    samples come later). `chunk_size`: frames a chunk when the user names none; 0: the farm decides. Without `outputs`
+    every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
+    any it is only what the machine's own settings name.
+    """
 
     name: str
     label: str
     extensions: tuple[str, ...]
     template: str
-    """v1's template language: words as on a command line, `$RENDERONLINE:<argtype_id>` for values and
-    `$RENDERONLINE:@uploaded_file`, `@scene_directory`, `@output_directory`, `@task_first_frame`, `@task_last_frame`."""
     split: str = "none"
-    """frames | none (tiles and samples come later)."""
     chunk_size: int = 0
-    """Frames a chunk when the user names none; 0: the farm decides."""
     arguments: tuple[Argument, ...] = ()
     frames: FrameArguments | None = None
     outputs: Outputs | None = None
-    """None: every new file in the attempt's directory is a result."""
     reading: ReadingRules = field(default_factory=ReadingRules)
     executables: tuple[str, ...] = ()
-    """Programs to look for on a machine's PATH; empty: only what the machine's own settings name."""
     version_arguments: tuple[str, ...] = ()
     version_regex: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)

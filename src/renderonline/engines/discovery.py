@@ -47,13 +47,10 @@ def find_engines(
     """
     by_name = {name.casefold(): definition for name, definition in definitions.items()}
     candidates = _configured(configured)
-    for name, definition in by_name.items():
-        if name not in candidates:
-            found = _set_up(name, engines_directory) or _on_path(definition)
-            candidates |= {name: found} if found else {}
-    if not candidates:
-        return ()
-    with ThreadPoolExecutor(max_workers=min(len(candidates), 8)) as threads:
+    for name in by_name.keys() - candidates.keys():
+        if found := _set_up(name, engines_directory) or _on_path(name, by_name[name]):
+            candidates[name] = found
+    with ThreadPoolExecutor(max_workers=8) as threads:
         probed = threads.map(lambda found: _probe(found, by_name.get(found.name)), candidates.values())
         return tuple(sorted((found for found in probed if found), key=lambda found: found.name))
 
@@ -72,19 +69,17 @@ def _configured(configured: Mapping[str, str | Sequence[str]]) -> dict[str, Foun
 
 def _set_up(name: str, engines_directory: Path | None) -> FoundEngine | None:
     """What `renderonline engine install` set up; so far there is one such engine."""
-    if engines_directory is None or name != "blender":
-        return None
-    found = installed(engines_directory / name)
+    found = installed(engines_directory / name) if engines_directory is not None and name == "blender" else None
     return FoundEngine(name, found.prefix, found.version) if found else None
 
 
-def _on_path(definition: EngineDefinition) -> FoundEngine | None:
+def _on_path(name: str, definition: EngineDefinition) -> FoundEngine | None:
     found = next((path for program in definition.executables if (path := shutil.which(program))), None)
-    return FoundEngine(definition.name.casefold(), (found,)) if found else None
+    return FoundEngine(name, (found,)) if found else None
 
 
 def _probe(found: FoundEngine, definition: EngineDefinition | None) -> FoundEngine | None:
-    """The engine with its version; None when its program can't be run."""
+    """The engine with its version; None when its program can't be started, hangs or fails."""
     if found.version or definition is None or not definition.version_arguments:
         return found
     answer = _ask([*found.prefix, *definition.version_arguments])
@@ -92,13 +87,10 @@ def _probe(found: FoundEngine, definition: EngineDefinition | None) -> FoundEngi
         _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
         return None
     match = re.search(definition.version_regex, answer) if definition.version_regex else None
-    if match is None:
-        return found
-    return replace(found, version=match.group(1) if match.re.groups else match.group())
+    return replace(found, version=match[1] if match.re.groups else match[0]) if match else found
 
 
 def _ask(argv: Sequence[str]) -> str | None:
-    """What a program prints; None when it can't be started, hangs or fails."""
     try:
         with child(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             output, _ = process.communicate(timeout=PROBE_TIME_S)

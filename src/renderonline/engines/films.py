@@ -10,11 +10,11 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import imageio_ffmpeg
 
-from renderonline.engines.children import child, sigterm_unwinds
+from renderonline.engines.children import child, lines_of, sigterm_unwinds
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 
 Progress = Callable[[float], None]
@@ -25,23 +25,14 @@ SHOWABLE: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".tga", "
 """Pictures that a film can be made of."""
 _QUIET: Final = ("-hide_banner", "-nostdin", "-xerror", "-loglevel", "error")
 _TELL_PROGRESS: Final = ("-progress", "pipe:1", "-nostats")
-
 # H.264 in 4:2:0 wants even sizes; an odd row or column is scaled away. The colours are converted to what players
 # assume of a film of this size, and the file says so.
 _PICTURE: Final = (
     "scale=w='max(2,trunc(iw/2)*2)':h='max(2,trunc(ih/2)*2)':flags=lanczos+accurate_rnd+full_chroma_int"
     ":out_color_matrix=bt709:out_range=tv,format=yuv420p"
 )
-_COLOURS: Final = (
-    "-colorspace",
-    "bt709",
-    "-color_primaries",
-    "bt709",
-    "-color_trc",
-    "iec61966-2-1",
-    "-color_range",
-    "tv",
-)
+_TAGS: Final = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "iec61966-2-1", "color_range": "tv"}
+_COLOURS: Final = [word for name, value in _TAGS.items() for word in (f"-{name}", value)]
 
 
 def encode(frames: Sequence[Path], output: Path, fps: float, progress: Progress) -> None:
@@ -82,9 +73,9 @@ def _check(frames: Sequence[Path], fps: float) -> None:
         raise InvalidRequest("A film needs at least one frame.")
     if not 0 < fps <= FASTEST_FPS:
         raise InvalidRequest(f"A film has between 0 and {FASTEST_FPS:g} frames per second, not {fps:g}.")
-    missing = next((frame for frame in frames if not frame.is_file()), None)
-    if missing is not None:
-        raise InvalidRequest(f"The frame {missing} does not exist.")
+    for frame in frames:
+        if not frame.is_file():
+            raise InvalidRequest(f"The frame {frame} does not exist.")
     kinds = sorted({frame.suffix.lower() for frame in frames})
     if len(kinds) > 1:
         raise InvalidRequest(f"The frames of a film must be pictures of one kind, not {', '.join(kinds)}.")
@@ -114,13 +105,7 @@ def _run(argv: Sequence[str]) -> Iterator[int]:
                 if match := re.fullmatch(rb"frame=\s*(\d{1,9})\s*", line):
                     yield int(match[1])
         if process.returncode != 0:
-            raise NotAvailable(f"ffmpeg failed: {_last_words(words)}")
-
-
-def _last_words(words: IO[Any]) -> str:
-    words.seek(0)
-    lines = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-3:]) or "it was ended"
+            raise NotAvailable(f"ffmpeg failed: {' / '.join(lines_of(words)[-3:]) or 'it was ended'}")
 
 
 def _ffmpeg() -> str:

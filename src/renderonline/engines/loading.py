@@ -7,24 +7,19 @@ ignored would be found out on the farm.
 import dataclasses
 import re
 import tomllib
-import types
-from collections.abc import Mapping
+from collections.abc import Collection
 from importlib import resources
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
-from renderonline.engines.commands import template_words
-from renderonline.engines.definition import PROGRESS_KINDS, EngineDefinition, Outputs, Pattern
-from renderonline.farm.arguments import ArgType, check_value, placeholders
+from renderonline.engines.commands import FARM_VALUES, template_words
+from renderonline.engines.definition import PROGRESS_KINDS, EngineDefinition, FrameArguments, Outputs, ReadingRules
+from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
+from renderonline.protocol.codec import from_wire
 
 LONGEST_DEFINITION: Final = 64 * 1024
-TYPES: Final = frozenset({"file", "path", "extension", "word", "sentence", "natural", "integer", "real"})
-SPLITS: Final = frozenset({"frames", "none"})
-STOP_SIGNALS: Final = frozenset({"SIGTERM", "SIGINT", "SIGKILL"})
-FARM_VALUES: Final = frozenset(
-    {"@uploaded_file", "@scene_directory", "@output_directory", "@task_first_frame", "@task_last_frame"}
-)
-"""The values that the farm itself gives to a template."""
+SPLITS: Final = ("frames", "none")
+STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
 
 
 def parse_definition(toml: str) -> EngineDefinition:
@@ -38,7 +33,12 @@ def parse_definition(toml: str) -> EngineDefinition:
         table = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequest(f"The engine definition is not valid TOML: {error}.") from None
-    definition: EngineDefinition = _build(EngineDefinition, table, "")
+    _refuse_unknown(EngineDefinition, table, "")
+    try:
+        definition = from_wire(EngineDefinition, table)
+    except InvalidRequest as error:
+        where, _, what = error.message.removeprefix("EngineDefinition.").rstrip(".").partition(" ")
+        raise _wrong(where, what.replace("an object", "a table")) from None
     definition = dataclasses.replace(definition, template=" ".join(definition.template.split()))
     _check(definition)
     return definition
@@ -51,187 +51,137 @@ def shipped() -> dict[str, str]:
     return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
 
 
-# Building: TOML values -> dataclasses, by the dataclasses' own annotations.
-
-
-def _build(cls: Any, value: object, where: str) -> Any:
-    """An instance of the dataclass `cls` from a TOML table."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{_place(where)} must be a table.")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+def _refuse_unknown(cls: Any, table: dict[str, Any], where: str) -> None:
+    """Refuse keys that are no fields of the dataclass `cls` or of the dataclasses in it."""
     hints = get_type_hints(cls)
-    for key in value:
-        if key not in fields:
-            known = ", ".join(sorted(fields))
-            raise InvalidRequest(f"{_place(_join(where, key))} is not known; known here: {known}.")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise InvalidRequest(f"{_place(_join(where, name))} is missing.")
-    return cls(**{key: _convert(hints[key], entry, _join(where, key)) for key, entry in value.items()})
-
-
-def _convert(hint: Any, value: object, where: str) -> Any:
-    if get_origin(hint) is types.UnionType:
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise InvalidRequest(f"{_place(where)} must be a list.")
-        return tuple(_convert(get_args(hint)[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if get_origin(hint) is Mapping or hint is Mapping:
-        return _texts(value, where)
-    return _plain(hint, value, where)
-
-
-def _texts(value: object, where: str) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
-        raise InvalidRequest(f"{_place(where)} must be a table of texts.")
-    return dict(value)
-
-
-def _plain(hint: Any, value: object, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-        raise InvalidRequest(f"{_place(where)} must be {wanted}.")
-    return value
-
-
-def _place(where: str) -> str:
-    return f"Field {where} of the engine definition" if where else "The engine definition"
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-# Checking: what the types can't say.
+    for key, value in table.items():
+        if key not in hints:
+            raise _wrong(f"{where}{key}", f"is not known; known here: {', '.join(sorted(hints))}")
+        inner = next((hint for hint in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(hint)), None)
+        places = (
+            {f"{key}[{place}]": entry for place, entry in enumerate(value)} if isinstance(value, list) else {key: value}
+        )
+        for place, entry in places.items():
+            if inner is not None and isinstance(entry, dict):
+                _refuse_unknown(inner, entry, f"{where}{place}.")
 
 
 def _check(definition: EngineDefinition) -> None:
-    _check_names(definition)
+    """What the types can't say."""
+    _must(
+        re.fullmatch(r"[a-z][a-z0-9_-]{0,49}", definition.name),
+        "name",
+        "has 1 to 50 of a-z, 0-9, _ and -, and begins with a letter",
+    )
+    _must(definition.extensions, "extensions", 'names at least one, for instance [".blend"]')
+    for extension in definition.extensions:
+        fits = re.fullmatch(r"\.[a-zA-Z0-9]{1,16}", extension)
+        _must(fits, "extensions", f"holds {extension!r}; it must look like .blend")
+    _check_regex("version_regex", definition.version_regex)
+    _must_be_one_of(SPLITS, definition.split, "split")
     _check_arguments(definition)
-    _check_template(definition)
-    _check_frames(definition)
+    words = template_words(definition)
+    _must(words, "template", "is empty")
+    for unknown in sorted(placeholders(words) - {argument.id for argument in definition.arguments} - FARM_VALUES):
+        raise _wrong("template", f"uses $RENDERONLINE:{unknown}, which is not one of its arguments")
+    if definition.frames is not None:
+        _check_frames(definition, definition.frames)
+    elif definition.split == "frames":
+        raise _wrong("frames", "is missing: split = frames needs to know which arguments are the frame range")
     if definition.outputs is not None:
         _check_outputs(definition, definition.outputs)
-    _check_reading(definition)
+    _check_reading(definition.reading)
     for field in ("stall_s", "time_s", "memory_mib", "chunk_size"):
-        if getattr(definition, field) < 0:
-            raise _wrong(field, "must not be negative")
-
-
-def _check_names(definition: EngineDefinition) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,49}", definition.name):
-        raise _wrong("name", "has 1 to 50 of a-z, 0-9, _ and -, and begins with a letter")
-    if not definition.extensions:
-        raise _wrong("extensions", 'names at least one, for instance [".blend"]')
-    for extension in definition.extensions:
-        if not re.fullmatch(r"\.[a-zA-Z0-9]{1,16}", extension):
-            raise _wrong("extensions", f"holds {extension!r}; it must look like .blend")
-    _check_regex("version_regex", definition.version_regex)
-    if definition.split not in SPLITS:
-        raise _wrong("split", f"must be one of {', '.join(sorted(SPLITS))}")
+        _must(getattr(definition, field) >= 0, field, "must not be negative")
 
 
 def _check_arguments(definition: EngineDefinition) -> None:
     seen: set[str] = set()
     for index, argument in enumerate(definition.arguments):
         where = f"arguments[{index}]"
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,50}", argument.id):
-            raise _wrong(f"{where}.id", "has 1 to 50 of A-Z, a-z, 0-9 and _")
-        if argument.id in seen:
-            raise _wrong(f"{where}.id", f"repeats {argument.id}")
+        _must(re.fullmatch(r"[A-Za-z0-9_]{1,50}", argument.id), f"{where}.id", "has 1 to 50 of A-Z, a-z, 0-9 and _")
+        _must(argument.id not in seen, f"{where}.id", f"repeats {argument.id}")
         seen.add(argument.id)
-        if argument.type not in TYPES:
-            raise _wrong(f"{where}.type", f"must be one of {', '.join(sorted(TYPES))}")
+        _must_be_one_of(TYPES, argument.type, f"{where}.type")
         _check_regex(f"{where}.regex", argument.regex)
-        rule = ArgType(argument.id, argument.type, argument.regex)
-        for value in (*argument.choices, *(() if argument.default is None else (argument.default,))):
-            check_value(rule, value)
-        if argument.choices and argument.default is not None and argument.default not in argument.choices:
-            raise _wrong(f"{where}.default", "must be one of the choices")
+        given = () if argument.default is None else (argument.default,)
+        for value in (*argument.choices, *given):
+            check_value(ArgType(argument.id, argument.type, argument.regex), value)
+        if argument.choices:
+            _must({*given} <= {*argument.choices}, f"{where}.default", "must be one of the choices")
 
 
-def _check_template(definition: EngineDefinition) -> None:
-    words = template_words(definition)
-    if not words:
-        raise _wrong("template", "is empty")
-    known = {argument.id for argument in definition.arguments} | FARM_VALUES
-    unknown = sorted(placeholders(words) - known)
-    if unknown:
-        raise _wrong("template", f"uses $RENDERONLINE:{unknown[0]}, which is not one of its arguments")
-
-
-def _check_frames(definition: EngineDefinition) -> None:
-    frames = definition.frames
-    if frames is None:
-        if definition.split == "frames":
-            raise _wrong("frames", "is missing: split = frames needs to know which arguments are the frame range")
-        return
-    arguments = {argument.id: argument for argument in definition.arguments}
-    for field in ("first", "last", "step"):
-        name = getattr(frames, field)
-        if name == "" and field == "step":
-            continue
-        if name not in arguments:
-            raise _wrong(f"frames.{field}", f"names {name!r}, which is not one of the arguments")
-        if arguments[name].type not in {"natural", "integer"}:
-            raise _wrong(f"frames.{field}", "must be an argument of type natural or integer")
+def _check_frames(definition: EngineDefinition, frames: FrameArguments) -> None:
+    types = {argument.id: argument.type for argument in definition.arguments}
+    names = {"first": frames.first, "last": frames.last} | ({"step": frames.step} if frames.step else {})
+    for field, name in names.items():
+        _must(name in types, f"frames.{field}", f"names {name!r}, which is not one of the arguments")
+        _must(
+            types[name] in {"natural", "integer"}, f"frames.{field}", "must be an argument of type natural or integer"
+        )
 
 
 def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
-    if definition.frames is not None and len(re.findall(r"#+", outputs.pattern)) != 1:
-        raise _wrong("outputs.pattern", "must have exactly one run of # for the frame number")
+    runs = re.findall(r"#+", outputs.pattern)
+    _must(
+        definition.frames is None or len(runs) == 1,
+        "outputs.pattern",
+        "must have exactly one run of # for the frame number",
+    )
     bare = outputs.pattern.replace("{extension}", "x", 1)
-    if not re.fullmatch(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare):
-        raise _wrong("outputs.pattern", "must be a plain file name of letters, digits, _ . - and #")
-    if "{extension}" not in outputs.pattern:
+    fits = re.fullmatch(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare)
+    _must(fits, "outputs.pattern", "must be a plain file name of letters, digits, _ . - and #")
+    if bare == outputs.pattern:
         return
-    if not outputs.format_argument:
-        _check_extension("outputs.extension", outputs.extension)
-        return
-    by_id = {argument.id: argument for argument in definition.arguments}
-    if outputs.format_argument not in by_id:
-        raise _wrong("outputs.format_argument", "is not one of the arguments")
-    for choice in by_id[outputs.format_argument].choices or (outputs.format_argument,):
-        _check_extension(f"outputs.extensions.{choice}", outputs.extensions.get(choice, outputs.extension))
+    extensions = {"extension": outputs.extension}
+    if name := outputs.format_argument:
+        choices = {argument.id: argument.choices or (name,) for argument in definition.arguments}
+        _must(name in choices, "outputs.format_argument", "is not one of the arguments")
+        chosen = {choice: outputs.extensions.get(choice, outputs.extension) for choice in choices[name]}
+        extensions = {f"extensions.{choice}": extension for choice, extension in chosen.items()}
+    for where, extension in extensions.items():
+        fits = re.fullmatch(r"[a-zA-Z0-9]{1,16}", extension)
+        _must(fits, f"outputs.{where}", "must be an extension without the dot, for instance png")
 
 
-def _check_extension(where: str, extension: str) -> None:
-    if not re.fullmatch(r"[a-zA-Z0-9]{1,16}", extension):
-        raise _wrong(where, "must be an extension without the dot, for instance png")
-
-
-def _check_reading(definition: EngineDefinition) -> None:
-    reading = definition.reading
+def _check_reading(reading: ReadingRules) -> None:
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(PROGRESS_KINDS.items()))
     for field in ("progress", "warnings", "failures"):
-        patterns: tuple[Pattern, ...] = getattr(reading, field)
-        for index, pattern in enumerate(patterns):
+        for index, pattern in enumerate(getattr(reading, field)):
             where = f"reading.{field}[{index}]"
             groups = _check_regex(f"{where}.regex", pattern.regex)
-            if field == "progress" and PROGRESS_KINDS.get(pattern.kind, groups + 1) > groups:
-                kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(PROGRESS_KINDS.items()))
-                raise _wrong(f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
-            if field == "failures" and not re.fullmatch(r"[a-z_]{1,40}", pattern.kind):
-                raise _wrong(f"{where}.kind", "must name the failure class, for instance scene")
-    if reading.stop_signal not in STOP_SIGNALS:
-        raise _wrong("reading.stop_signal", f"must be one of {', '.join(sorted(STOP_SIGNALS))}")
+            if field == "progress":
+                fits = PROGRESS_KINDS.get(pattern.kind, groups + 1) <= groups
+                _must(fits, f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
+            elif field == "failures":
+                fits = _is_failure_class(pattern.kind)
+                _must(fits, f"{where}.kind", "must name the failure class, for instance scene")
+    _must_be_one_of(STOP_SIGNALS, reading.stop_signal, "reading.stop_signal")
     for code, kind in reading.exit_codes.items():
-        if not re.fullmatch(r"\d{1,3}", code) or not re.fullmatch(r"[a-z_]{1,40}", kind):
-            raise _wrong("reading.exit_codes", "maps an exit code to a failure class")
+        fits = re.fullmatch(r"\d{1,3}", code) is not None and _is_failure_class(kind)
+        _must(fits, "reading.exit_codes", "maps an exit code to a failure class")
+
+
+def _is_failure_class(kind: str) -> bool:
+    return re.fullmatch(r"[a-z_]{1,40}", kind) is not None
 
 
 def _check_regex(where: str, regex: str) -> int:
-    """How many groups `regex` has; refuses one that does not compile."""
+    """How many groups it has."""
     try:
         return re.compile(regex).groups
     except re.error as error:
         raise _wrong(where, f"is not a regular expression: {error}") from None
 
 
+def _must(holds: object, field: str, what: str) -> None:
+    if not holds:
+        raise _wrong(field, what)
+
+
+def _must_be_one_of(choices: Collection[str], value: str, field: str) -> None:
+    _must(value in choices, field, f"must be one of {', '.join(sorted(choices))}")
+
+
 def _wrong(field: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{_place(field)} {what}.")
+    return InvalidRequest(f"Field {field} of the engine definition {what}.")

@@ -18,6 +18,10 @@ LONGEST_LINE: Final = 2_000
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Za-z0-9])")
 _LARGEST: Final = 1e9
 
+Compiled = tuple[tuple[re.Pattern[str], str], ...]
+Told = dict[str, tuple[str, ...]]
+"""Kind of a progress pattern -> the groups of its match."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -38,7 +42,7 @@ class Reading:
     @property
     def progress(self) -> bool:
         """Whether the line told something of how far the engine is."""
-        return self.fraction is not None or self.frame is not None or self.remaining_s is not None
+        return self.fraction is not None
 
 
 class OutputReader:
@@ -48,8 +52,8 @@ class OutputReader:
         self._progress = _compiled(rules.progress)
         self._warnings = _compiled(rules.warnings)
         self._failures = _compiled(rules.failures)
-        self._place = {frame: index for index, frame in enumerate(frames)}
         self._frames = tuple(frames)
+        self._place: dict[float | None, int] = {frame: place for place, frame in enumerate(frames)}
         self._index = 0
         """The place of the frame that is being rendered."""
         self._within = 0.0
@@ -66,48 +70,32 @@ class OutputReader:
             return Reading(failure=(failure, text), message=text)
         if _first(self._warnings, text) is not None:
             return Reading(warning=text, message=text)
-        return self._read_progress(text)
+        told = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
+        return self._advance(told, text) if told else Reading()
 
-    def _read_progress(self, text: str) -> Reading:
-        groups = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
-        if not groups:
-            return Reading()
-        self._move(groups)
-        frame = self._frames[self._index] if self._frames else None
-        remaining = groups.get("remaining")
-        saved = groups.get("saved")
+    def _advance(self, told: Told, text: str) -> Reading:
+        """Take the line's facts: first which frame, then how far within it."""
+        place = self._place_of(told)
+        if place is not None and place != self._index:
+            self._index, self._within = place, 0.0
+        within = 1.0 if "saved" in told else _within(told)
+        if within is not None:
+            self._within = within
+        done = (self._index + self._within) / max(len(self._frames), 1)
+        self._fraction = max(self._fraction, min(done, 1.0))
         return Reading(
-            fraction=self._advance(),
-            frame=frame,
-            remaining_s=seconds(remaining[0]) if remaining else None,
-            saved=saved[0] if saved else None,
+            fraction=self._fraction,
+            frame=self._frames[self._index] if self._frames else None,
+            remaining_s=seconds(told["remaining"][0]) if "remaining" in told else None,
+            saved=told["saved"][0] if "saved" in told else None,
             message=text,
         )
 
-    def _move(self, groups: dict[str, tuple[str, ...]]) -> None:
-        """Take the line's facts: first which frame, then how far within it."""
-        place = self._place_of(groups)
-        if place is not None and place != self._index:
-            self._index, self._within = place, 0.0
-        within = _within(groups)
-        if within is not None:
-            self._within = within
-        if "saved" in groups:
-            self._within = 1.0
-
-    def _place_of(self, groups: dict[str, tuple[str, ...]]) -> int | None:
-        if "frame" in groups:
-            number = _number(groups["frame"][0])
-            return None if number is None else self._place.get(int(number))
-        if "frame_index" in groups:
-            number = _number(groups["frame_index"][0])
-            return None if number is None or not 1 <= number <= len(self._frames) else int(number) - 1
-        return None
-
-    def _advance(self) -> float:
-        done = (self._index + self._within) / max(len(self._frames), 1)
-        self._fraction = max(self._fraction, min(done, 1.0))
-        return self._fraction
+    def _place_of(self, told: Told) -> int | None:
+        if "frame" in told:
+            return self._place.get(_number(told["frame"][0]))
+        number = _number(told["frame_index"][0]) if "frame_index" in told else None
+        return int(number) - 1 if number is not None and 1 <= number <= len(self._frames) else None
 
 
 def failure_of_exit(rules: ReadingRules, exit_code: int) -> str:
@@ -136,18 +124,18 @@ def seconds(text: str) -> float | None:
     return min(total, _LARGEST)
 
 
-def _within(groups: dict[str, tuple[str, ...]]) -> float | None:
+def _within(told: Told) -> float | None:
     """How much of the frame is done by this line, 0 to 1."""
-    done: float | None = None
-    if "fraction" in groups:
-        done = _number(groups["fraction"][0])
-    elif "percent" in groups:
-        percent = _number(groups["percent"][0])
-        done = None if percent is None else percent / 100
-    elif "samples" in groups:
-        part, total = _number(groups["samples"][0]), _number(groups["samples"][1])
-        done = part / total if part is not None and total else None
-    return None if done is None else min(max(done, 0.0), 1.0)
+    whole: float | None = 1.0
+    if "fraction" in told:
+        done = _number(told["fraction"][0])
+    elif "percent" in told:
+        done, whole = _number(told["percent"][0]), 100.0
+    elif "samples" in told:
+        done, whole = _number(told["samples"][0]), _number(told["samples"][1])
+    else:
+        return None
+    return min(max(done / whole, 0.0), 1.0) if done is not None and whole else None
 
 
 def _number(text: str | None) -> float | None:
@@ -158,10 +146,10 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) and abs(number) <= _LARGEST else None
 
 
-def _compiled(patterns: Sequence[Pattern]) -> tuple[tuple[re.Pattern[str], str], ...]:
+def _compiled(patterns: Sequence[Pattern]) -> Compiled:
     return tuple((re.compile(pattern.regex), pattern.kind) for pattern in patterns)
 
 
-def _first(patterns: Sequence[tuple[re.Pattern[str], str]], text: str) -> str | None:
+def _first(patterns: Compiled, text: str) -> str | None:
     """The kind of the first pattern that matches."""
     return next((kind for regex, kind in patterns if regex.search(text)), None)

@@ -12,11 +12,8 @@ class Role(StrEnum):
     """What a user is on the farm."""
 
     ADMIN = "admin"
-    """Everything."""
     OPERATOR = "operator"
-    """Everybody's tasks and the machines."""
     ARTIST = "artist"
-    """Their own tasks."""
 
 
 class Permission(StrEnum):
@@ -27,7 +24,6 @@ class Permission(StrEnum):
     MACHINES = "machines"
     ENGINES = "engines"
     USERS = "users"
-    """Users and subscriptions."""
 
 
 PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {

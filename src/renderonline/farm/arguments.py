@@ -52,18 +52,14 @@ def check_value(argtype: ArgType, value: str) -> None:
     """
     rule = argtype.regex or TYPES.get(argtype.type, "")
     try:
-        pattern = re.compile(rule, re.ASCII)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise _invalid_argtype(argtype) from error
-    if not rule:
-        raise _invalid_argtype(argtype)
+        pattern = re.compile(rule, re.ASCII) if rule else None
+    except (re.error, OverflowError, RecursionError):
+        pattern = None
+    if pattern is None:
+        raise RenderOnlineError(f"Type {argtype.type} is not valid for RenderOnline.", code="invalid_argtype")
     fits = len(value) <= MAX_VALUE and value.isascii() and not value.endswith(("\n", "\r")) and "\0" not in value
     if not fits or pattern.fullmatch(value) is None:
         raise InvalidRequest(f"Value {value[:MAX_VALUE]} must be of type {argtype.type}.", code="invalid_value")
-
-
-def _invalid_argtype(argtype: ArgType) -> RenderOnlineError:
-    return RenderOnlineError(f"Type {argtype.type} is not valid for RenderOnline.", code="invalid_argtype")
 
 
 def placeholders(words: Iterable[str]) -> set[str]:

@@ -10,6 +10,7 @@ Never a shell: no expansion, no wildcards, no escapes but these.
 - Two quotes inside a quoted part are one plain quote.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -71,20 +72,8 @@ def join(words: Iterable[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    needs_quotes = not word or any(blank in word for blank in _BLANKS)
-    pieces: list[str] = []
-    backslashes = 0
-    for char in word:
-        if char == "\\":
-            backslashes += 1
-            continue
-        if char == '"':
-            pieces.append("\\" * (2 * backslashes + 1))
-        else:
-            pieces.append("\\" * backslashes)
-        backslashes = 0
-        pieces.append(char)
-    # Before the closing quote backslashes count double.
-    pieces.append("\\" * (2 * backslashes if needs_quotes else backslashes))
-    text = "".join(pieces)
-    return f'"{text}"' if needs_quotes else text
+    escaped = re.sub(r'(?<!\\)(\\*)"', r'\1\1\\"', word)
+    if word and not any(blank in word for blank in _BLANKS):
+        return escaped
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}' + "\\" * trailing + '"'  # before the closing quote backslashes count double

@@ -2,7 +2,7 @@
 
     RenderOnlineError
     ├── InvalidRequest      400  what was sent can't be understood or breaks a rule
-    ├── NotAuthenticated    401  who is asking is not known
+    ├── NotAuthenticated    401  who is asking is not known: wrong e-mail or token, or an account that is not active
     ├── NotAllowed          403  who is asking may not do this
     ├── NotFound            404  what is asked for does not exist (or is not theirs)
     ├── Conflict            409  it can't be done in the present state
@@ -30,63 +30,36 @@ class RenderOnlineError(Exception):
 
 
 class InvalidRequest(RenderOnlineError):
-    """What was sent can't be understood or breaks a rule."""
-
-    code = "invalid_request"
-    status = 400
+    code, status = "invalid_request", 400
 
 
 class NotAuthenticated(RenderOnlineError):
-    """Who is asking is not known: e-mail or token is wrong, or the account is not active."""
-
-    code = "not_authenticated"
-    status = 401
+    code, status = "not_authenticated", 401
 
 
 class NotAllowed(RenderOnlineError):
-    """Who is asking may not do this."""
-
-    code = "not_allowed"
-    status = 403
+    code, status = "not_allowed", 403
 
 
 class NotFound(RenderOnlineError):
-    """What is asked for does not exist, or belongs to somebody else."""
-
-    code = "not_found"
-    status = 404
+    code, status = "not_found", 404
 
 
 class Conflict(RenderOnlineError):
-    """It can't be done in the present state."""
-
-    code = "conflict"
-    status = 409
+    code, status = "conflict", 409
 
 
 class TooLarge(RenderOnlineError):
-    """More bytes than allowed."""
-
-    code = "too_large"
-    status = 413
+    code, status = "too_large", 413
 
 
 class LimitReached(RenderOnlineError):
-    """A queue or running limit stands in the way."""
-
-    code = "limit_reached"
-    status = 429
+    code, status = "limit_reached", 429
 
 
 class NotAvailable(RenderOnlineError):
-    """A part of the farm that is needed does not answer."""
-
-    code = "not_available"
-    status = 503
+    code, status = "not_available", 503
 
 
 class NoSpace(RenderOnlineError):
-    """The disk is full."""
-
-    code = "no_space"
-    status = 507
+    code, status = "no_space", 507

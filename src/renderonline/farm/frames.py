@@ -70,19 +70,17 @@ def parse_frames(text: str) -> tuple[int, ...]:
     if sum(_count(part) for part in parts) > 2 * MAX_FRAMES:  # before anything of that size is made
         raise _too_many()
     try:
-        frames = tuple(dict.fromkeys(frame for part in parts for frame in _of(part)))
+        frames = _unique(frame for part in parts for frame in _of(part))
     except ValueError as error:
         raise _not_understood(text) from error
     if len(frames) > MAX_FRAMES:
         raise _too_many()
-    return frames
+    return tuple(frames)
 
 
 def _of(part: re.Match[str]) -> Iterable[int]:
     """A part's frames; part by part, because fileseq's time grows with the square of their number."""
-    if part.group(2) is None:
-        return (int(part.group(1)),)
-    return (int(frame) for frame in FrameSet(part.group()))
+    return map(int, FrameSet(part[0]) if part[2] else [part[1]])
 
 
 def _parts(text: str) -> list[re.Match[str]]:
@@ -98,11 +96,8 @@ def _parts(text: str) -> list[re.Match[str]]:
 
 def _count(part: re.Match[str]) -> int:
     """At most so many frames; exact but for `y`, which leaves some out."""
-    first, last, step = (int(group) if group else None for group in part.groups())
-    if last is None:
-        last = first
-    assert first is not None
-    assert last is not None
+    first, step = int(part[1]), int(part[3] or 1)
+    last = int(part[2] or first)
     if max(abs(first), abs(last)) > LARGEST_FRAME:
         raise InvalidRequest(f"Frames lie between -{LARGEST_FRAME} and {LARGEST_FRAME}.")
     span = abs(last - first)
@@ -176,22 +171,17 @@ def _runs(frames: Sequence[int], limit: int) -> list[list[int]]:
     """Cut a sequence into runs of one step each. Greedy is the fewest: a part of a run is a run."""
     runs: list[list[int]] = []
     for frame in frames:
-        if not runs or not _continues(runs[-1], frame, limit):
-            runs.append([])
-        runs[-1].append(frame)
+        run = runs[-1] if runs else []
+        fits = len(run) < 2 or frame - run[-1] == run[1] - run[0]
+        if not run or not fits or len(run) == limit:
+            runs.append([frame])
+        else:
+            run.append(frame)
     return runs
 
 
-def _continues(run: Sequence[int], frame: int, limit: int) -> bool:
-    if limit and len(run) >= limit:
-        return False
-    return len(run) < 2 or frame - run[-1] == run[1] - run[0]
-
-
 def _range(run: Sequence[int]) -> FrameRange:
-    if len(run) == 1:
-        return FrameRange(run[0], run[0])
-    return FrameRange(min(run), max(run), abs(run[1] - run[0]))
+    return FrameRange(min(run), max(run), abs(run[1] - run[0]) if len(run) > 1 else 1)
 
 
 def _woven(missing: Sequence[int]) -> tuple[FrameRange, ...]:

@@ -4,13 +4,14 @@ The `ReadyIndex` is changed by events; `plan` reads its heads and changes nothin
 the user with the least running cost per share; then age of the task; inside a task the chunk's place.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedDict
 
 
 class Shape(StrEnum):
@@ -47,26 +48,47 @@ class ReadyTask:
 
 
 class _Chunk(NamedTuple):
-    """One object per waiting chunk, shared by the queue and the look-up; `chunk_id` ends every comparison."""
+    """One object per waiting chunk, shared by the queue and the look-up. Greater is earlier: the chunk that goes next
+    is the last of its bucket's list, where taking it out costs nothing. The ids end every comparison."""
 
-    place: int
-    chunk_id: int
+    back: int
+    id_back: int
     bucket: "_Bucket"
+
+    @property
+    def place(self) -> int:
+        return -self.back
+
+    @property
+    def chunk_id(self) -> int:
+        return -self.id_back
 
 
 class _Bucket:
-    """The waiting chunks of one task that share a signature."""
+    """The waiting chunks of one task that share a signature, the next one last."""
 
     __slots__ = ("chunks", "signature", "task")
 
     def __init__(self, task: ReadyTask, signature: Signature) -> None:
         self.task = task
         self.signature = signature
-        self.chunks = SortedList()
+        self.chunks: list[_Chunk] = []
 
     @property
     def age(self) -> tuple[int, int]:
         return self.task.queued_us, self.task.task_id
+
+    def add(self, places: Iterable[tuple[int, int]]) -> list[_Chunk]:
+        fresh = [_Chunk(-place, -chunk_id, self) for chunk_id, place in places]
+        if len(fresh) == 1:
+            insort(self.chunks, fresh[0])
+        else:
+            self.chunks += fresh
+            self.chunks.sort()
+        return fresh
+
+    def remove(self, chunk: _Chunk) -> None:
+        del self.chunks[bisect_left(self.chunks, chunk)]
 
 
 class ReadyIndex:
@@ -90,22 +112,28 @@ class ReadyIndex:
 
     def add(self, task: ReadyTask, chunk_id: int, place: int, signature: Signature) -> None:
         """Make a chunk ready; one that is ready already is moved."""
-        self.remove(chunk_id)
+        self.add_many(task, ((chunk_id, place),), signature)
+
+    def add_many(self, task: ReadyTask, places: Iterable[tuple[int, int]], signature: Signature) -> None:
+        """Make chunks (chunk id, place) of one task ready, all with the same needs."""
+        fresh = list(places)
+        for chunk_id, _ in fresh:
+            self.remove(chunk_id)
+        if not fresh:
+            return
         buckets = self._buckets.setdefault(task.task_id, {})
         bucket = buckets.get(signature)
         if bucket is None:
             bucket = buckets[signature] = _Bucket(task, signature)
             self._link(bucket)
-        chunk = _Chunk(place, chunk_id, bucket)
-        bucket.chunks.add(chunk)
-        self._chunks[chunk_id] = chunk
+        self._chunks.update((-chunk.id_back, chunk) for chunk in bucket.add(fresh))
 
     def remove(self, chunk_id: int) -> bool:
         """Take a chunk out; whether it was there."""
         chunk = self._chunks.pop(chunk_id, None)
         if chunk is None:
             return False
-        chunk.bucket.chunks.remove(chunk)
+        chunk.bucket.remove(chunk)
         if not chunk.bucket.chunks:
             self._drop(chunk.bucket)
         return True
@@ -122,9 +150,16 @@ class ReadyIndex:
         for old in list(self._buckets.get(task_id, {}).values()):
             if old.signature.shape is not Shape.UNCUT:
                 continue
-            signature = Signature(old.signature.engine, Shape.PIECE, old.signature.avoid)
-            for chunk in list(old.chunks):
-                self.add(old.task, chunk.chunk_id, chunk.place, signature)
+            self._drop(old)
+            piece = Signature(old.signature.engine, Shape.PIECE, old.signature.avoid)
+            there = self._buckets.get(task_id, {}).get(piece)
+            if there is None:  # the whole bucket moves, however many chunks are in it
+                old.signature = piece
+                self._buckets.setdefault(task_id, {})[piece] = old
+                self._link(old)
+            else:
+                moved = there.add([(chunk.chunk_id, chunk.place) for chunk in old.chunks])
+                self._chunks.update((chunk.chunk_id, chunk) for chunk in moved)
 
     def chunks_of(self, task_id: int) -> tuple[int, ...]:
         """The ready chunks of one task."""
@@ -144,9 +179,14 @@ class ReadyIndex:
             yield -negative, users
 
     def _link(self, bucket: _Bucket) -> None:
-        classes = self._queues.setdefault(bucket.signature, SortedDict())
+        classes = self._queues.get(bucket.signature)
+        if classes is None:
+            classes = self._queues[bucket.signature] = SortedDict()
         users = classes.setdefault(-bucket.task.priority, {})
-        users.setdefault(bucket.task.user_id, SortedDict())[bucket.age] = bucket
+        tasks = users.get(bucket.task.user_id)
+        if tasks is None:
+            tasks = users[bucket.task.user_id] = SortedDict()
+        tasks[bucket.age] = bucket
 
     def _drop(self, bucket: _Bucket) -> None:
         task, signature = bucket.task, bucket.signature
@@ -313,7 +353,7 @@ class _Waiting:
 
     def skip_task(self) -> None:
         bucket = next(self._buckets, None)
-        self._chunks = iter(()) if bucket is None else iter(bucket.chunks)
+        self._chunks = iter(()) if bucket is None else reversed(bucket.chunks)
         self.head = next(self._chunks, None)
 
 

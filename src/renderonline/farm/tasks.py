@@ -12,20 +12,14 @@ from renderonline.farm.errors import Conflict
 
 
 class TaskStatus(StrEnum):
-    """What a user sees of a task."""
+    """What a user sees of a task; `task_status` says when it is which."""
 
     QUEUED = "queued"
-    """Nothing of it runs; something waits."""
     RUNNING = "running"
-    """At least one chunk is assigned or running."""
     PAUSED = "paused"
-    """Nothing new starts until it is resumed."""
     SUCCEEDED = "succeeded"
-    """Every chunk is settled and none failed."""
     FAILED = "failed"
-    """Every chunk is settled and at least one failed."""
     CANCELED = "canceled"
-    """Its owner took it from the queue."""
 
 
 class ChunkKind(StrEnum):
@@ -67,14 +61,13 @@ class Outcome(StrEnum):
 
 
 LIVE: Final = frozenset({ChunkState.ASSIGNED, ChunkState.RUNNING})
+
 SETTLED: Final = frozenset({ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED})
 
 CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
-    ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.SUCCEEDED, ChunkState.CANCELED, ChunkState.FAILED}),
-    ChunkState.ASSIGNED: frozenset(
-        {ChunkState.RUNNING, ChunkState.WAITING, ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED}
-    ),
-    ChunkState.RUNNING: frozenset({ChunkState.WAITING, ChunkState.SUCCEEDED, ChunkState.FAILED, ChunkState.CANCELED}),
+    ChunkState.WAITING: SETTLED | {ChunkState.ASSIGNED},
+    ChunkState.ASSIGNED: SETTLED | {ChunkState.RUNNING, ChunkState.WAITING},
+    ChunkState.RUNNING: SETTLED | {ChunkState.WAITING},
     ChunkState.SUCCEEDED: frozenset({ChunkState.WAITING}),
     ChunkState.FAILED: frozenset({ChunkState.WAITING, ChunkState.SUCCEEDED}),
     ChunkState.CANCELED: frozenset({ChunkState.WAITING}),
@@ -112,7 +105,8 @@ class Counters:
 
 
 def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStatus:
-    """The status of a task; the first rule that holds decides (R2)."""
+    """The status of a task; the first rule that holds decides (R2): `canceled` by its owner; every chunk settled, and
+    one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed."""
     if canceled:
         return TaskStatus.CANCELED
     if counters.settled:

@@ -15,23 +15,26 @@ TAIL_PIECES: Final = 2
 
 
 class AttemptLog:
-    """A directory of files, each named by the offset of its first byte; the first one is the head."""
+    """A directory of files, each named by the offset of its first byte; the first one is the head.
+
+    `size` counts the bytes written so far, the dropped ones too.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         names = [file.name for file in directory.iterdir()] if directory.is_dir() else []
         self._pieces = sorted(int(name) for name in names if name.isdigit())
         self.size = self._pieces[-1] + self._file(self._pieces[-1]).stat().st_size if self._pieces else 0
-        """Bytes written so far, the dropped ones too."""
 
     def append(self, lines: Sequence[str]) -> None:
         """Add lines. Raises OSError when the disk refuses."""
+        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         if not self._pieces:
             self._directory.mkdir(parents=True, exist_ok=True)
-        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         if not self._pieces or self.size - self._pieces[-1] >= (PIECE_BYTES if len(self._pieces) > 1 else HEAD_BYTES):
             self._pieces.append(self.size)
-            self._drop_middle()
+            while len(self._pieces) > TAIL_PIECES + 2:
+                self._file(self._pieces.pop(1)).unlink(missing_ok=True)
         with self._file(self._pieces[-1]).open("ab") as file:
             file.write(data)
         self.size += len(data)
@@ -41,34 +44,18 @@ class AttemptLog:
 
         Never ends within a character; "" when there is no more.
         """
-        for place, start in enumerate(self._pieces):
-            end = self._pieces[place + 1] if place + 1 < len(self._pieces) else self.size
+        for start, end in zip(self._pieces, [*self._pieces[1:], self.size], strict=False):
             with self._file(start).open("rb") as file:
                 kept_end = min(end, start + file.seek(0, 2))
-                if offset >= kept_end:
-                    continue
-                begin = max(offset, start)
-                file.seek(begin - start)
-                return begin, _whole(file.read(min(limit, kept_end - begin)))
+                if offset < kept_end:
+                    begin = max(offset, start)
+                    file.seek(begin - start)
+                    return begin, file.read(min(limit, kept_end - begin)).decode("utf-8", "ignore")
         return self.size, ""
 
     def remove(self) -> None:
         """Delete it."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _drop_middle(self) -> None:
-        while len(self._pieces) > TAIL_PIECES + 2:
-            self._file(self._pieces.pop(1)).unlink(missing_ok=True)
-
     def _file(self, start: int) -> Path:
         return self._directory / str(start)
-
-
-def _whole(data: bytes) -> str:
-    """The text without a character that is cut off at the end."""
-    for cut in range(min(4, len(data))):
-        try:
-            return data[: len(data) - cut].decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return data.decode("utf-8", "ignore")

@@ -8,12 +8,13 @@ import hashlib
 import hmac
 import http.client
 import json
+import re
 import socket
 import ssl
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -28,6 +29,7 @@ ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
 TIMEOUT_S: Final = 15.0
 MAX_ANSWER: Final = 64 * 1024
 FILE: Final = "machine.json"
+_REFUSALS: Final = {400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenticated}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,7 @@ class Identity:
     @property
     def link_url(self) -> str:
         """Where to dial."""
-        parts = urlsplit(self.url)
-        scheme = "wss" if parts.scheme == "https" else "ws"
-        return f"{scheme}://{parts.netloc}{parts.path}{LINK_PATH}"
+        return self.url.replace("http", "ws", 1) + LINK_PATH
 
     def tls(self) -> ssl.SSLContext | None:
         """How to trust RenderAPI; None without TLS."""
@@ -61,9 +61,7 @@ def stored(home: Path, url: str) -> Identity | None:
     path = home / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        identity = Identity(
-            str(content["url"]), int(content["machine_id"]), str(content["secret"]), str(content["certificate"])
-        )
+        identity = _identity(content["url"], content, content["certificate"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -74,19 +72,27 @@ def stored(home: Path, url: str) -> Identity | None:
 def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
     """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking.
 
-    Raises `NotAvailable` when RenderAPI does not answer or shows a certificate that is not trusted, `NotAuthenticated`
-    for a wrong code.
+    `NotAvailable`: RenderAPI does not answer or its certificate is not trusted; `NotAuthenticated`: a wrong code.
     """
     address = base(url)
     certificate = fetch_certificate(address, fingerprint) if fingerprint else ""
-    answer = _post(address, certificate, {"code": code, "name": name})
+    status, body = _post(address, certificate, {"code": code, "name": name})
     try:
-        identity = Identity(address, int(answer["machine_id"]), str(answer["secret"]), certificate)
-    except (KeyError, TypeError, ValueError) as error:
-        raise NotAvailable(f"{address} answered something that is not a RenderOnline farm.") from error
+        answer = json.loads(body)
+        if status // 100 != 2:
+            detail = str(answer.get("detail") or f"status {status}")[:500]
+            kind: type[RenderOnlineError] = _REFUSALS.get(status, NotAvailable)
+            raise kind(f"This machine could not join: {detail}")
+        identity = _identity(address, answer, certificate)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NotAvailable(f"{address} answered something that is not a RenderOnline farm ({status}).") from error
     private_write(home / FILE, json.dumps(asdict(identity), indent=1))
     log.info("machine has joined the farm", url=address, machine_id=identity.machine_id)
     return identity
+
+
+def _identity(url: str, content: dict[str, Any], certificate: str) -> Identity:
+    return Identity(str(url), int(content["machine_id"]), str(content["secret"]), str(certificate))
 
 
 def base(url: str) -> str:
@@ -104,20 +110,21 @@ def fetch_certificate(url: str, fingerprint: str) -> str:
     parts = urlsplit(url)
     if parts.scheme != "https":
         raise InvalidRequest("A fingerprint only makes sense with an https address.")
-    wanted = _plain_fingerprint(fingerprint)
+    wanted = fingerprint.strip().lower().removeprefix("sha256:").replace(":", "")
+    if not re.fullmatch("[0-9a-f]{64}", wanted):
+        raise InvalidRequest(f"{fingerprint} is not a fingerprint. It looks like sha256: and 64 hexadecimal digits.")
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the comparison below is the verification
     try:
         with (
-            socket.create_connection((parts.hostname, _port(parts)), TIMEOUT_S) as plain,
+            socket.create_connection((parts.hostname, parts.port or 443), TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=parts.hostname) as secured,
         ):
-            peer = secured.getpeercert(binary_form=True)
+            peer = secured.getpeercert(binary_form=True) or b""
     except OSError as error:
         raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
     _compare(peer, wanted)
-    assert peer is not None
     return ssl.DER_cert_to_PEM_cert(peer)
 
 
@@ -131,13 +138,6 @@ def _compare(peer: bytes | None, wanted: str) -> None:
         )
 
 
-def _plain_fingerprint(text: str) -> str:
-    digits = text.strip().lower().removeprefix("sha256:").replace(":", "")
-    if len(digits) != 64 or any(digit not in "0123456789abcdef" for digit in digits):
-        raise InvalidRequest(f"{text} is not a fingerprint. It looks like sha256: and 64 hexadecimal digits.")
-    return digits
-
-
 def _context(certificate: str) -> ssl.SSLContext:
     if not certificate:
         return ssl.create_default_context()
@@ -148,19 +148,17 @@ def _context(certificate: str) -> ssl.SSLContext:
     return context
 
 
-def _post(url: str, certificate: str, content: dict[str, str]) -> dict[str, Any]:
+def _post(url: str, certificate: str, content: dict[str, str]) -> tuple[int, bytes]:
     parts = urlsplit(url)
-    assert parts.hostname is not None
+    host = parts.hostname or ""
+    connection = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
     if parts.scheme == "https":
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            parts.hostname, _port(parts), timeout=TIMEOUT_S, context=_context(certificate)
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname, _port(parts), timeout=TIMEOUT_S)
+        context = _context(certificate)
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=context)
     try:
         connection.request("POST", parts.path + ENROLL_PATH, json.dumps(content), {"Content-Type": "application/json"})
         response = connection.getresponse()
-        status, body = response.status, response.read(MAX_ANSWER)
+        return response.status, response.read(MAX_ANSWER)
     except ssl.SSLCertVerificationError as error:
         raise NotAvailable(
             f"The certificate of {url} is not trusted ({error.verify_message}). Name it with --fingerprint.",
@@ -170,22 +168,3 @@ def _post(url: str, certificate: str, content: dict[str, str]) -> dict[str, Any]
         raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
     finally:
         connection.close()
-    return _read_answer(url, status, body)
-
-
-def _read_answer(url: str, status: int, body: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise NotAvailable(f"{url} answered something that is not a RenderOnline farm (status {status}).")
-    if status // 100 == 2:
-        return answer
-    detail = str(answer.get("detail") or f"status {status}")[:500]
-    kinds: dict[int, type[RenderOnlineError]] = {400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenticated}
-    raise kinds.get(status, NotAvailable)(f"This machine could not join: {detail}")
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or (443 if parts.scheme == "https" else 80)

@@ -3,75 +3,65 @@
 import fcntl
 import json
 import os
+import re
 import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final
+from typing import TextIO
 
 from renderonline.farm.errors import Conflict, NoSpace
 
-LOCK: Final = "hpcserver.lock"
-READY: Final = "hpcserver.json"
-IDENTITY: Final = "identity"
 
-
+@dataclass(frozen=True, slots=True)
 class Home:
-    """The locked directory, as a context. `name` is its identity: it marks the engines of this HPCServer (R8).
+    """The locked directory. `name` is its identity: it marks the engines of this HPCServer (R8)."""
 
-    Raises `Conflict` when another HPCServer has it, `NoSpace` when it can't be made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = -1
-        self.name = ""
-
-    def __enter__(self) -> "Home":
-        try:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self._path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            self._take_lock()
-            self.name = self._identity()
-            (self._path / READY).unlink(missing_ok=True)
-        except OSError as error:
-            self._unlock()
-            raise NoSpace(f"The data directory {self._path} can't be used: {error.strerror}.") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        (self._path / READY).unlink(missing_ok=True)
-        self._unlock()
+    name: str
+    ready: Path
 
     def say_ready(self, **facts: object) -> None:
         """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
-        temporary = self._path / f".{READY}"
+        temporary = self.ready.with_name(f".{self.ready.name}")
         temporary.write_text(json.dumps({"pid": os.getpid(), **facts}), encoding="utf-8")
-        temporary.replace(self._path / READY)
+        temporary.replace(self.ready)
 
-    def _take_lock(self) -> None:
+
+@contextmanager
+def locked(path: Path) -> Iterator[Home]:
+    """The data directory, this program's alone while the context lasts.
+
+    Raises `Conflict` when another HPCServer has it, `NoSpace` when it can't be made.
+    """
+    with ExitStack() as down:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            self._unlock()
-            raise Conflict(
-                f"Another HPCServer (process {holder}) uses {self._path}. Stop it, or give this one a data directory"
-                " of its own (DataDirectory)."
-            ) from error
-        os.truncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _lock(path, down.enter_context((path / "hpcserver.lock").open("a+", encoding="ascii")))
+            home = Home(_identity(path / "identity"), path / "hpcserver.json")
+            home.ready.unlink(missing_ok=True)
+        except OSError as error:
+            raise NoSpace(f"The data directory {path} can't be used: {error.strerror}.") from error
+        down.callback(home.ready.unlink, missing_ok=True)
+        yield home
 
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
-    def _identity(self) -> str:
-        path = self._path / IDENTITY
-        name = path.read_text(encoding="ascii").strip() if path.exists() else ""
-        if len(name) != 16 or any(digit not in "0123456789abcdef" for digit in name):
-            name = secrets.token_hex(8)
-            path.write_text(name, encoding="ascii")
-        return name
+def _lock(path: Path, file: TextIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise Conflict(
+            f"Another HPCServer (process {file.read(32) or 'unknown'}) uses {path}. Stop it, or give this one a data"
+            " directory of its own (DataDirectory)."
+        ) from error
+    file.truncate(0)
+    print(os.getpid(), end="", file=file, flush=True)
+
+
+def _identity(file: Path) -> str:
+    name = file.read_text(encoding="ascii").strip() if file.exists() else ""
+    if not re.fullmatch("[0-9a-f]{16}", name):
+        name = secrets.token_hex(8)
+        file.write_text(name, encoding="ascii")
+    return name

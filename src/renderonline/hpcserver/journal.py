@@ -1,6 +1,6 @@
 """What must not be forgotten, written before it counts: the outbox behind an asynchronous door (R5.1, R5.2).
 
-Changes that come while one commit runs share the next one. A report that the disk refuses waits and is tried again;
+Reports that come while one commit runs share the next one. A report that the disk refuses waits and is tried again;
 an attempt that the disk refuses is not taken. `full` says why the machine takes nothing at present.
 """
 
@@ -8,14 +8,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
-from renderonline.database.outbox import Acknowledge, Append, Change, Held, Outbox, Store
+from renderonline.database.outbox import Append, Held, Outbox
 from renderonline.farm.errors import NoSpace
+from renderonline.hpcserver.outcomes import LOST
 from renderonline.protocol.codec import encode
 from renderonline.protocol.link import Exited, Report
 
@@ -27,75 +27,65 @@ RETRY_S: Final = 1.0
 IDLE_ACKNOWLEDGE_S: Final = 0.5
 """An acknowledgement alone is no reason for a disk write; losing one only sends a report twice."""
 
-Entry = tuple[Change, "asyncio.Future[int] | None"]
-
 
 class Journal:
-    """The attempts that this machine holds and its unacknowledged reports."""
+    """The attempts that this machine holds and its unacknowledged reports.
+
+    `held`: attempts that run or have reports that were not acknowledged (R5.4). `last_seq`: the newest report on disk;
+    `acknowledged`: up to which one RenderAPI has everything. `news` is set when new reports can be sent.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.held: dict[int, Held] = {}
+        self.last_seq = self.acknowledged = 0
+        self.news = asyncio.Event()
+        self.full = ""
         self._path = path
         self._outbox: Outbox | None = None
+        self._file = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
-        self._waiting: deque[Entry] = deque()
-        self._wake = asyncio.Event()
-        self._moved = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
-        self._held: dict[int, Held] = {}
+        self._waiting: deque[Append] = deque()
         self._recent: deque[tuple[int, str]] = deque(maxlen=BATCH)
-        self._acknowledged = 0
+        self._wake = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._forgotten = 0
         """Up to which number the file knows that RenderAPI has everything."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._last_seq = 0
-        self._on_report: Callable[[], None] = lambda: None
-        self.full = ""
-        """Why nothing can be written at present, "" when it can."""
+        self._closing = False
 
-    async def open(self) -> tuple[Held, ...]:
-        """Open the file; gives the attempts that an earlier run left without an end.
+    async def open(self) -> None:
+        """Open the file; attempts that an earlier run left without an end are reported lost.
 
         When the disk refuses, `full` says so, and it is tried again in the background.
         """
-        await self._try_open()
+        try:
+            await self._open_file()
+        except NoSpace as error:
+            self._complain(error)
+        self._wake.set()
         self._writer = asyncio.create_task(self._write())
-        return tuple(held for held in self._held.values() if held.exited_seq is None)
 
     async def close(self) -> None:
-        """Write what waits (once) and close the file."""
+        """Write what waits, trying once more if the disk refuses, and close the file."""
+        self._closing = True
+        self._wake.set()
+        if self._writer is not None:
+            await self._writer
         if self._timer is not None:
             self._timer.cancel()
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-        if self._outbox is None and self._waiting:
-            log.error("reports are lost", reason=self.full, reports=len(self._waiting))
         if self._outbox is not None:
-            batch = [*(change for change, _ in self._waiting), Acknowledge(self._acknowledged)]
-            try:
-                await self._in_thread(self._outbox.commit, batch)
-            except NoSpace as error:
-                log.error("reports are lost", reason=str(error), reports=len(batch))  # noqa: TRY400
             await self._in_thread(self._outbox.close)
         self._thread.shutdown()
 
-    def on_report(self, call: Callable[[], None]) -> None:
-        """Have `call` called whenever new reports can be sent."""
-        self._on_report = call
-
-    # -- what the runner says
-
-    def holds(self, attempt: int) -> bool:
-        """Whether an attempt is kept already, or about to be."""
-        return attempt in self._held
-
     async def store(self, held: Held) -> None:
-        """Keep an attempt before it starts. Raises `NoSpace` when it can't be."""
-        self._held[held.attempt] = held
+        """Keep an attempt before it starts; done at once unless a commit is running. `NoSpace` when it can't be."""
+        self.held[held.attempt] = held
         try:
-            await self._enqueue(Store(held))
-        except NoSpace:
-            del self._held[held.attempt]
+            async with self._file:
+                self._opened().store(held)
+        except NoSpace as error:
+            del self.held[held.attempt]
+            self._complain(error)
             raise
 
     def report(self, report: Report) -> None:
@@ -103,145 +93,95 @@ class Journal:
 
         Reports are kept and sent in the order of these calls; nobody has to wait for one.
         """
-        body = encode(replace(report, seq=0))
-        self._waiting.append((Append(report.attempt, body, last=isinstance(report, Exited)), None))
+        self._waiting.append(Append(report.attempt, encode(report), last=isinstance(report, Exited)))
         self._wake.set()
 
-    # -- what the link says
-
-    @property
-    def last_seq(self) -> int:
-        """The number of the newest report that is on disk."""
-        return self._last_seq
-
-    @property
-    def acknowledged(self) -> int:
-        """Up to which number RenderAPI has everything."""
-        return self._acknowledged
+    def acknowledge(self, seq: int) -> None:
+        """RenderAPI has committed everything up to `seq`."""
+        seq = min(seq, self.last_seq)
+        if seq <= self.acknowledged:
+            return
+        self.acknowledged = seq
+        for held in [held for held in self.held.values() if held.exited_seq and held.exited_seq <= seq]:
+            del self.held[held.attempt]
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(IDLE_ACKNOWLEDGE_S, self._forget)
 
     @property
     def is_settled(self) -> bool:
         """Whether every report is on disk and acknowledged."""
-        return self._acknowledged >= self._last_seq and not self._waiting
+        return self.acknowledged >= self.last_seq and not self._waiting
 
-    async def moved(self) -> None:
-        """Wait for the next report that is written or acknowledged."""
-        self._moved.clear()
-        await self._moved.wait()
-
-    def held(self) -> tuple[Held, ...]:
-        """Attempts that run or have reports that were not acknowledged (R5.4)."""
-        return tuple(self._held.values())
-
-    async def after(self, seq: int, limit: int = BATCH) -> Sequence[tuple[int, str]]:
-        """The next reports to send: number and JSON text."""
+    async def after(self, seq: int) -> Sequence[tuple[int, str]]:
+        """The next reports to send: number and JSON text, numbered 0."""
         if self._recent and self._recent[0][0] <= seq + 1:
             return [entry for entry in self._recent if entry[0] > seq]
-        if self._outbox is None or seq >= self._last_seq:
+        if self._outbox is None or seq >= self.last_seq:
             return ()
-        return await self._in_thread(self._outbox.after, seq, limit)
-
-    def acknowledge(self, seq: int) -> None:
-        """RenderAPI has committed everything up to `seq`."""
-        seq = min(seq, self._last_seq)
-        if seq <= self._acknowledged:
-            return
-        self._acknowledged = seq
-        self._moved.set()
-        ended = [held.attempt for held in self._held.values() if held.exited_seq and held.exited_seq <= seq]
-        for attempt in ended:
-            del self._held[attempt]
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(IDLE_ACKNOWLEDGE_S, self._forget)
-
-    # -- the writer
+        async with self._file:
+            return await self._in_thread(self._outbox.after, seq, BATCH)
 
     def _forget(self) -> None:
         self._timer = None
         self._wake.set()
 
-    def _enqueue(self, change: Change) -> "asyncio.Future[int]":
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((change, future))
-        self._wake.set()
-        return future
-
     async def _write(self) -> None:
-        while True:
+        while not self._closing:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting or self._forgotten < self._acknowledged:
-                if self._outbox is None and not await self._try_open():
-                    self._refuse_attempts(self.full)
-                    await asyncio.sleep(RETRY_S)
-                    continue
+            while self._waiting or self._forgotten < self.acknowledged or self._outbox is None:
                 try:
                     await self._write_batch()
+                    continue
+                except NoSpace as error:
+                    self._complain(error)
                 except Exception:  # whatever it was, reports must go on being written
                     log.exception("the outbox failed")
-                    await asyncio.sleep(RETRY_S)
+                if self._closing:
+                    if self._waiting:
+                        log.error("reports are lost", reason=self.full, reports=len(self._waiting))
+                    return
+                await asyncio.sleep(RETRY_S)
 
     async def _write_batch(self) -> None:
-        assert self._outbox is not None
+        outbox = self._outbox or await self._open_file()
         batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
-        acknowledged = self._acknowledged
-        changes: list[Change] = [change for change, _ in batch]
-        if acknowledged > self._forgotten:
-            changes.append(Acknowledge(acknowledged))
-        try:
-            numbers = await self._in_thread(self._outbox.commit, changes)
-        except NoSpace as error:
-            self._complain(str(error))
-            self._refuse_attempts(str(error))
-            await asyncio.sleep(RETRY_S)
-            return
+        acknowledged = self.acknowledged
+        async with self._file:
+            news = acknowledged if acknowledged > self._forgotten else 0
+            numbers = await self._in_thread(outbox.commit, batch, news)
         if self.full:
             log.info("the outbox can be written again")
             self.full = ""
-        for _ in batch:
-            self._waiting.popleft()
         self._forgotten = acknowledged
-        self._last_seq = max(self._last_seq, *numbers)
-        for number, (change, future) in zip(numbers, batch, strict=False):
-            if isinstance(change, Append):
-                self._take_note(number, change)
-            if future is not None and not future.done():
-                future.set_result(number)
-        if any(numbers):
-            self._moved.set()
-            self._on_report()
+        for number, report in zip(numbers, batch, strict=True):
+            self._waiting.popleft()
+            self._recent.append((number, report.body))
+            self.last_seq = number
+            if report.last and (held := self.held.get(report.attempt)) is not None:
+                self.held[report.attempt] = held._replace(exited_seq=number)
+        if batch:
+            self.news.set()
 
-    def _take_note(self, number: int, change: Append) -> None:
-        self._recent.append((number, change.body))
-        held = self._held.get(change.attempt)
-        if change.last and held is not None:
-            self._held[change.attempt] = replace(held, exited_seq=number)
+    async def _open_file(self) -> Outbox:
+        outbox: Outbox = await self._in_thread(Outbox, self._path)
+        for held in outbox.held():
+            self.held[held.attempt] = held
+            if held.exited_seq is None:
+                self.report(LOST.report(held.attempt, held.token))
+        self.last_seq = outbox.last_seq
+        self._outbox = outbox
+        return outbox
 
-    async def _try_open(self) -> bool:
-        try:
-            outbox = await self._in_thread(Outbox, self._path)
-        except NoSpace as error:
-            self._complain(str(error))
-            return False
-        self._held = {held.attempt: held for held in outbox.held()} | self._held
-        self._last_seq = outbox.last_seq
-        self._outbox, self.full = outbox, ""
-        return True
+    def _opened(self) -> Outbox:
+        if self._outbox is None:
+            raise NoSpace(self.full)
+        return self._outbox
 
-    def _refuse_attempts(self, reason: str) -> None:
-        """Attempts that wait to be stored are not taken; reports stay."""
-        kept: list[Entry] = []
-        for change, future in self._waiting:
-            if not isinstance(change, Store):
-                kept.append((change, future))
-            elif future is not None and not future.done():
-                future.set_exception(NoSpace(reason))
-        self._waiting = deque(kept)
-
-    def _complain(self, reason: str) -> None:
+    def _complain(self, error: NoSpace) -> None:
         if not self.full:
-            log.error("the outbox can't be written", reason=reason)
-        self.full = reason
+            log.error("the outbox can't be written", reason=str(error))
+        self.full = str(error)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

@@ -19,16 +19,14 @@ POLL_S: Final = 0.5
 class LogPump:
     """What of each log was sent over one link."""
 
-    def __init__(self, runner: Runner, welcome: Welcome, journal: Journal) -> None:
+    def __init__(self, runner: Runner, journal: Journal, welcome: Welcome) -> None:
         self._runner = runner
         self._journal = journal
         self._offsets = {attempt: welcome.log_offsets.get(str(attempt), 0) for attempt in welcome.keep}
-        self._served: dict[int, int] = {}
-        """In which turn each was served last: the one that waited longest is next."""
-        self._turn = 0
+        """How far each was sent; the one that waited longest comes first."""
         self._budget = float(BURST)
         self._at = 0.0
-        for attempt in set(runner.logs()) - set(welcome.keep):
+        for attempt in set(runner.logs) - set(welcome.keep):
             runner.drop_log(attempt)
 
     def take(self, now: float) -> Log | None:
@@ -37,48 +35,39 @@ class LogPump:
         self._at = now
         if self._budget <= 0:
             return None
-        for attempt in sorted(self._runner.logs(), key=lambda attempt: self._served.get(attempt, 0)):
-            piece = self._piece(attempt)
-            if piece is not None:
-                self._turn += 1
-                self._served[attempt] = self._turn
+        for attempt in self._runner.logs:
+            self._offsets.setdefault(attempt, 0)
+        for attempt in list(self._offsets):
+            if (piece := self._piece(attempt)) is not None:
                 return piece
-        self._tidy()
+            if attempt not in self._journal.held and attempt not in self._runner.attempts:
+                del self._offsets[attempt]  # it was sent and belongs to nothing that is still held
+                if attempt in self._runner.logs:
+                    self._runner.drop_log(attempt)
         return None
 
     def finish(self, attempt: int) -> Iterator[Log]:
         """What is left of the log of an attempt that has ended, up to a bound."""
         sent = 0
-        while sent < FAREWELL and attempt in self._runner.logs():
-            piece = self._piece(attempt)
-            if piece is None:
-                return
+        while sent < FAREWELL and (piece := self._piece(attempt)) is not None:
             sent += len(piece.text)
             yield piece
 
-    def patience(self, now: float) -> float:
+    def patience(self) -> float:
         """Seconds until it is worth asking again."""
         if self._budget <= 0:
             return PIECE / BYTES_PER_S
-        return POLL_S if self._runner.logs() else 60.0
+        return POLL_S if self._runner.logs else 60.0
 
     def _piece(self, attempt: int) -> Log | None:
-        offset = self._offsets.setdefault(attempt, 0)
-        if offset >= self._runner.log_size(attempt):
+        offset, output = self._offsets.get(attempt, 0), self._runner.logs.get(attempt)
+        if output is None or offset >= output.size:
             return None
-        begin, text = self._runner.read_log(attempt, offset, PIECE)
+        begin, text = output.read(offset, PIECE)
         if not text:
             return None
         size = len(text.encode())
+        self._offsets.pop(attempt, None)
         self._offsets[attempt] = begin + size
         self._budget -= size
         return Log(attempt, begin, text)
-
-    def _tidy(self) -> None:
-        """Delete the logs that were sent and belong to nothing that is still held."""
-        held = {held.attempt for held in self._journal.held()}
-        for attempt in set(self._runner.logs()) - held:
-            if not self._runner.is_live(attempt):
-                self._runner.drop_log(attempt)
-                self._offsets.pop(attempt, None)
-                self._served.pop(attempt, None)

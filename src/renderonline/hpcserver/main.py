@@ -5,7 +5,8 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -16,7 +17,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import enrolment, telemetry
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.home import Home
+from renderonline.hpcserver.home import Home, locked
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.link import Link, MachineRefused
 from renderonline.hpcserver.processes import Processes
@@ -34,6 +35,7 @@ FAREWELL_S: Final = 5.0
 """How long the last reports are waited for when the program ends."""
 KILLED_S: Final = 30.0
 """How long attempts that were handed back may take to end and to check their files."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_linked(
@@ -50,90 +52,79 @@ def run_linked(
     The code may also stand in the environment as `RENDERONLINE_JOIN_CODE`.
     """
     code = code or os.environ.get(JOIN_CODE) or None
-    with Home(settings.home) as home:
+    with locked(settings.home) as home:
         identity = enrolment.stored(settings.home, url)
-        fresh = identity is None
-        if identity is None:
-            identity = _enrol(settings, url, code, fingerprint)
-        try:
-            run(_Machine(settings, home, identity, idle_exit_s).live())
-        except MachineRefused:
-            if fresh or code is None:
-                raise
-            log.warning("this machine's old membership is refused, joining anew")
-            identity = _enrol(settings, url, code, fingerprint)
-            run(_Machine(settings, home, identity, idle_exit_s).live())
+        if identity is not None:
+            try:
+                run(_Machine(settings, home, idle_exit_s).live(identity))
+                return 0
+            except MachineRefused:
+                if code is None:
+                    raise
+                log.warning("this machine's old membership is refused, joining anew")
+        if code is None:
+            raise InvalidRequest(
+                f"This machine has not joined {url} yet. An administrator makes a code with"
+                " `renderonline machine invite`; give it with --code.",
+                code="no_join_code",
+            )
+        identity = enrolment.enrol(settings.home, url, code=code, name=settings.name, fingerprint=fingerprint or "")
+        run(_Machine(settings, home, idle_exit_s).live(identity))
     return 0
 
 
 def run_v1(settings: Settings) -> int:
     """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Gives 0."""
-    with Home(settings.home) as home:
-        run(serve_v1(settings, home, _v1_engines(settings)))
+    # The configured engines as they are spelled; only without any, those that are found.
+    engines: dict[str, Sequence[str]] = {name: (program,) for name, program in settings.engines.items()}
+    with locked(settings.home) as home:
+        engines = engines or {engine.name: engine.prefix for engine in _find_engines(settings)}
+        run(serve_v1(settings, home, engines))
     return 0
 
 
-def _v1_engines(settings: Settings) -> Mapping[str, Sequence[str]]:
-    """The configured engines as they are spelled; only without any, those that are found."""
-    if settings.engines:
-        return {name: (program,) for name, program in settings.engines.items()}
-    return {engine.name: engine.prefix for engine in _find_engines(settings)}
-
-
-def _enrol(settings: Settings, url: str, code: str | None, fingerprint: str | None) -> Identity:
-    if code is None:
-        raise InvalidRequest(
-            f"This machine has not joined {url} yet. An administrator makes a code with `renderonline machine invite`;"
-            " give it with --code.",
-            code="no_join_code",
-        )
-    return enrolment.enrol(settings.home, url, code=code, name=settings.name, fingerprint=fingerprint or "")
-
-
+@dataclass
 class _Machine:
-    """One run of a linked HPCServer."""
+    """One life of a linked HPCServer."""
 
-    def __init__(self, settings: Settings, home: Home, identity: Identity, idle_exit_s: float | None) -> None:
-        self._settings = settings
-        self._home = home
-        self._identity = identity
-        self._idle_exit_s = idle_exit_s
-        self._stop = asyncio.Event()
-        self._at_once = asyncio.Event()
+    _settings: Settings
+    _home: Home
+    _idle_exit_s: float | None
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _at_once: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def live(self) -> None:
+    async def live(self, identity: Identity) -> None:
         """Everything up, work, everything down."""
         settings = self._settings
         found = await asyncio.to_thread(_find_engines, settings)
-        computer = await asyncio.to_thread(telemetry.computer)
-        engines = {engine.name.casefold(): engine.prefix for engine in found}
+        hello = await asyncio.to_thread(_hello, settings, identity, found)
         processes = Processes(self._home.name)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
             await processes.open()  # what an earlier run left is dead after this
             down.push_async_callback(journal.close)
-            runner = Runner(settings, home=self._home.name, engines=engines, processes=processes, journal=journal)
+            runner = Runner(settings, {engine.name.casefold(): engine.prefix for engine in found}, processes, journal)
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
             link = Link(
-                self._identity,
-                hello=_hello(settings, self._identity, found, computer, runner),
-                load=lambda: telemetry.load(settings.home),
+                identity,
+                hello=lambda: replace(hello, held=runner.held(), full=runner.full),
+                load=lambda: telemetry.load(settings.home, runner.full),
                 runner=runner,
                 journal=journal,
-                on_welcome=lambda: self._home.say_ready(machine_id=self._identity.machine_id, name=settings.name),
+                on_welcome=lambda: self._home.say_ready(machine_id=identity.machine_id, name=settings.name),
             )
-            with _signals(self._signaled):
-                await self._work(runner, link, journal)
+            loop = asyncio.get_running_loop()
+            for number in SIGNALS:
+                loop.add_signal_handler(number, self._signaled)
+                down.callback(loop.remove_signal_handler, number)
+            await self._work(runner, link, journal)
 
     async def _work(self, runner: Runner, link: Link, journal: Journal) -> None:
         dialling = asyncio.create_task(link.run())
-        waiting = [
-            asyncio.create_task(self._stop.wait()),
-            asyncio.create_task(_drained(runner, link)),
-            asyncio.create_task(self._idle(runner)),
-        ]
+        reasons = (self._stop.wait(), _drained(runner, link), self._idle(runner))
+        waiting = [asyncio.ensure_future(reason) for reason in reasons]
         try:
             await asyncio.wait({dialling, *waiting}, return_when=asyncio.FIRST_COMPLETED)
             if dialling.done():
@@ -146,27 +137,30 @@ class _Machine:
 
     async def _wind_down(self, runner: Runner, link: Link, journal: Journal) -> None:
         """No new attempt; the running ones may finish for the grace, then they are handed back."""
-        runner.stop("HPCServer is ending.")
+        runner.stopping = "HPCServer is ending."
         link.nudge()
-        grace = self._settings.stop_grace
-        if runner.idle_s == 0.0:
-            log.info("waiting for running attempts", seconds=grace)
-        at_once = asyncio.create_task(self._at_once.wait())
-        if not await _within(grace, runner.wait_idle(), at_once):
+        if runner.attempts:
+            log.info("waiting for running attempts", seconds=self._settings.stop_grace)
+        if not await self._within(self._settings.stop_grace, runner.idle.wait()):
             runner.hand_back_all("HPCServer is ending.", grace_s=0.0 if self._at_once.is_set() else None)
-            await _within(KILLED_S, runner.wait_idle(), at_once)
-        if not self._at_once.is_set():
-            await _within(FAREWELL_S if link.linked else 0.0, _acknowledged(journal), at_once)
-        at_once.cancel()
+            await self._within(KILLED_S, runner.idle.wait())
+        if link.linked:
+            await self._within(FAREWELL_S, _acknowledged(journal))
+
+    async def _within(self, seconds: float, wanted: Awaitable[Any]) -> bool:
+        """Whether `wanted` was done in time and before a second signal."""
+        task, at_once = asyncio.ensure_future(wanted), asyncio.create_task(self._at_once.wait())
+        done, left = await asyncio.wait({task, at_once}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for other in left:
+            other.cancel()
+        return task in done
 
     async def _idle(self, runner: Runner) -> None:
         """Wait until nothing has run here for the wanted time; for ever without one."""
-        if self._idle_exit_s is None:
-            await asyncio.Event().wait()
-        limit = self._idle_exit_s or 0.0
+        limit = float("inf") if self._idle_exit_s is None else self._idle_exit_s
         while (left := limit - runner.idle_s) > 0:
-            await asyncio.sleep(left)
-            await runner.wait_idle()
+            await asyncio.sleep(min(left, 3600.0))
+            await runner.idle.wait()
         log.info("idle for long enough", seconds=limit)
 
     def _signaled(self) -> None:
@@ -177,36 +171,12 @@ class _Machine:
 
 async def _drained(runner: Runner, link: Link) -> None:
     await link.exit_wanted.wait()
-    await runner.wait_idle()
+    await runner.idle.wait()
 
 
 async def _acknowledged(journal: Journal) -> None:
-    while not journal.is_settled:
-        await journal.moved()
-
-
-async def _within(seconds: float, wanted: Any, interrupted: "asyncio.Task[Any]") -> bool:
-    """Whether `wanted` was done in time and before the interruption."""
-    task = asyncio.ensure_future(wanted)
-    await asyncio.wait({task, interrupted}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        return True
-    task.cancel()
-    return False
-
-
-@contextlib.contextmanager
-def _signals(call: Callable[[], None]) -> Iterator[None]:
-    """Have `call` called for SIGTERM and SIGINT."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, call)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+    while not journal.is_settled:  # noqa: ASYNC110 - both sides of the link change it
+        await asyncio.sleep(0.01)
 
 
 def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
@@ -219,35 +189,18 @@ def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
     return found
 
 
-def _hello(
-    settings: Settings,
-    identity: Identity,
-    found: tuple[FoundEngine, ...],
-    computer: telemetry.Computer,
-    runner: Runner,
-) -> Callable[[], Hello]:
-    instance = secrets.token_hex(8)
-
-    def hello() -> Hello:
-        load = telemetry.load(settings.home)
-        return Hello(
-            PROTOCOL,
-            identity.machine_id,
-            identity.secret,
-            instance,
-            computer.boot,
-            renderonline.__version__,
-            settings.name,
-            settings.slots,
-            engines=tuple(EngineOffer(engine.name, engine.version) for engine in found),
-            held=runner.held(),
-            cpu_count=computer.cpu_count,
-            memory_mib=computer.memory_mib,
-            disk_free_mib=load.disk_free_mib,
-            gpus=computer.gpus,
-            tags=settings.tags,
-            platform=computer.platform,
-            full=runner.full,
-        )
-
-    return hello
+def _hello(settings: Settings, identity: Identity, found: Sequence[FoundEngine]) -> Hello:
+    """What this machine says of itself, all but what changes while it runs."""
+    return Hello(
+        PROTOCOL,
+        identity.machine_id,
+        identity.secret,
+        instance=secrets.token_hex(8),
+        version=renderonline.__version__,
+        name=settings.name,
+        slots=settings.slots,
+        engines=tuple(EngineOffer(engine.name, engine.version) for engine in found),
+        disk_free_mib=telemetry.load(settings.home).disk_free_mib,
+        tags=settings.tags,
+        **telemetry.computer(),
+    )

@@ -3,31 +3,43 @@
 An exit code alone is never believed: six engines return 0 on failure.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from renderonline.engines.definition import ReadingRules
 from renderonline.engines.reading import failure_of_exit
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver.outputs import Bad
+from renderonline.protocol.link import Exited
 
 MAX_REASON: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """Outcome, failure class ("" when it succeeded or was canceled) and a reason in plain words."""
 
     outcome: Outcome
     failure: str = ""
     reason: str = ""
 
+    def report(self, attempt: int, token: str, *, exit_code: int | None = None, peak_memory_mib: int = 0) -> Exited:
+        """The attempt's last report."""
+        at_us = time.time_ns() // 1000
+        return Exited(0, attempt, token, at_us, self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
 
-HANDED_BACK: Final = "handed_back"
-"""Failure class of an attempt that the machine itself gives back unharmed: canceled, and nobody's fault."""
-LOST_PROCESS: Final = "lost_process"
-"""Failure class of an attempt whose process ended with HPCServer."""
+
+def failed(failure: str, reason: str) -> Ending:
+    """An ending of outcome `failed`."""
+    return Ending(Outcome.FAILED, failure, reason[:MAX_REASON])
+
+
+def handed_back(reason: str) -> Ending:
+    """This machine can't go on with it; somebody else may, and nobody failed."""
+    return Ending(Outcome.CANCELED, "handed_back", reason)
+
+
+LOST: Final = failed("lost_process", "HPCServer, or its process that starts engines, ended, and the engine with it.")
 
 
 def decide(
@@ -44,18 +56,20 @@ def decide(
     expected files that are no results; `out_of_memory`: the kernel ended processes for want of memory meanwhile.
     """
     if code is None:
-        return _failed(LOST_PROCESS, "The process that starts engines ended, and the engine with it.")
+        return LOST
     if code != 0:
+        how = f"The engine was ended by signal {-code}" if code < 0 else f"The engine ended with exit code {code}"
         kind, line = failure or (_class_of(rules, code, out_of_memory=out_of_memory), "")
-        return _failed(kind, _sentence(code) + (f": {line}" if line else "."))
+        return failed(kind, f"{how}: {line}" if line else f"{how}.")
     if failure is not None:
-        return _failed(failure[0], failure[1])
-    missing = [output for output in bad if output.missing]
-    if missing:
-        return _failed("missing_output", _first_of(missing, "The engine says that it succeeded, but "))
-    if bad:
-        return _failed("bad_output", _first_of(bad, ""))
-    return Ending(Outcome.SUCCEEDED)
+        return failed(*failure)
+    worst = [output for output in bad if output.missing] or bad
+    if not worst:
+        return Ending(Outcome.SUCCEEDED)
+    reason = worst[0].reason + (f" ({len(worst) - 1} more)" if len(worst) > 1 else "")
+    if worst[0].missing:
+        return failed("missing_output", f"The engine says that it succeeded, but {reason}")
+    return failed("bad_output", reason)
 
 
 def _class_of(rules: ReadingRules, code: int, *, out_of_memory: bool) -> str:
@@ -63,16 +77,3 @@ def _class_of(rules: ReadingRules, code: int, *, out_of_memory: bool) -> str:
     kind = failure_of_exit(rules, code)
     by_kill = code in {-9, 137} and not {"-9", "137"} & set(rules.exit_codes)
     return "crash" if kind == "out_of_memory" and by_kill and not out_of_memory else kind
-
-
-def _failed(failure: str, reason: str) -> Ending:
-    return Ending(Outcome.FAILED, failure, reason[:MAX_REASON])
-
-
-def _sentence(code: int) -> str:
-    return f"The engine was ended by signal {-code}" if code < 0 else f"The engine ended with exit code {code}"
-
-
-def _first_of(bad: Sequence[Bad], start: str) -> str:
-    more = f" ({len(bad) - 1} more)" if len(bad) > 1 else ""
-    return f"{start}{bad[0].reason}{more}"

@@ -1,19 +1,19 @@
 """The files that an attempt leaves: found, checked, measured. Hostile scenes write them, so nothing is followed.
 
-Everything here blocks; the runner calls it in threads.
+Everything here blocks; attempts call it in threads.
 """
 
 import os
 import queue
 import stat
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage.digests import FileDigest, digest_file
+from renderonline.storage.images import ImageCheck, ImageChecker
 
 MAX_FILES: Final = 10_000
 """So many results an attempt without named outputs may have."""
@@ -21,35 +21,11 @@ MAX_DEPTH: Final = 16
 MAX_FACTS: Final = 32
 MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
-
 LARGEST_FACT: Final = 2**53
 """Numbers beyond it (and those that are none) are left out: not every reader of JSON takes them."""
 
 Stamp = tuple[int, int, int]
 """Modification time (ns), size and inode: what tells a new file from one that was there before."""
-
-
-class ImageCheck(Protocol):
-    """What a picture says of itself."""
-
-    @property
-    def ok(self) -> bool: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def facts(self) -> Any: ...
-
-
-class Checker(Protocol):
-    """Decodes one picture at a time in a process of its own (R13)."""
-
-    def check(self, path: Path) -> ImageCheck: ...
-
-
-class CheckerFactory(Protocol):
-    """Makes a checker and its process."""
-
-    def __call__(self) -> AbstractContextManager[Checker]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +48,29 @@ class Bad:
 
 
 class Checkers:
-    """At most `count` checkers, made when they are first needed and used again."""
+    """A few checkers, each with a process of its own from its first picture on (R13)."""
 
-    def __init__(self, factory: CheckerFactory, count: int) -> None:
-        self._factory = factory
-        self._free: queue.SimpleQueue[tuple[AbstractContextManager[Checker], Checker] | None] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(None)
-        self._count = count
+    def __init__(self, checkers: Sequence[ImageChecker]) -> None:
+        self._count = len(checkers)
+        self._free: queue.SimpleQueue[ImageChecker] = queue.SimpleQueue()
+        for checker in checkers:
+            self._free.put(checker)
 
-    @contextmanager
-    def borrow(self) -> Iterator[Checker]:
-        """A checker for this thread alone; waits for one."""
-        entry = self._free.get()
+    def check(self, path: Path) -> ImageCheck:
+        """Decode a picture, as soon as a checker is free."""
+        checker = self._free.get()
         try:
-            if entry is None:
-                context = self._factory()
-                entry = (context, context.__enter__())
-            yield entry[1]
+            return checker.check(path)
         finally:
-            self._free.put(entry)
+            self._free.put(checker)
 
     def close(self) -> None:
         """End their processes."""
         for _ in range(self._count):
-            entry = self._free.get()
-            if entry is not None:
-                entry[0].__exit__(None, None, None)
+            self._free.get().close()
 
 
-def check_file(root: Path, name: str, *, before: Stamp | None, checkers: Checkers | None) -> Good | Bad:
+def check_file(root: Path, name: str, before: Stamp | None = None, checkers: Checkers | None = None) -> Good | Bad:
     """Whether `name` (relative to `root`) is a new, whole file; with `checkers` also a picture that decodes."""
     try:
         path = inside(root, name)
@@ -111,20 +80,16 @@ def check_file(root: Path, name: str, *, before: Stamp | None, checkers: Checker
         if stamp == before:
             return Bad(name, f"{name} was there before and was not written anew.", missing=True)
         digest = digest_file(path)
-        facts: dict[str, Any] = {}
-        if checkers is not None:
-            with checkers.borrow() as checker:
-                check = checker.check(path)
-            if not check.ok:
-                return Bad(name, f"{name} is not a whole picture: {check.reason}")
-            facts = _plain_facts(check.facts)
+        check = checkers.check(path) if checkers is not None else ImageCheck(ok=True)
+        if not check.ok:
+            return Bad(name, f"{name} is not a whole picture: {check.reason}")
         if stamp_of(path) != stamp:
             return Bad(name, f"{name} changed while it was checked.")
     except InvalidRequest as error:
         return Bad(name, str(error))
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
-    return Good(name, digest, stamp, facts)
+    return Good(name, digest, stamp, _plain_facts(check.facts))
 
 
 def inside(root: Path, name: str) -> Path:
@@ -171,28 +136,22 @@ def list_files(root: Path) -> list[str]:
                 if stat.S_ISDIR(kind):
                     waiting.append((directory / entry.name, f"{prefix}{entry.name}/", depth + 1))
                 elif stat.S_ISREG(kind):
-                    found.append(prefix + _text(entry.name))
+                    found.append(prefix + entry.name)
         if len(found) + len(waiting) > MAX_FILES:
             raise InvalidRequest(f"The engine wrote more than {MAX_FILES} files.")
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("The engine wrote a file whose name is not text.") from error
     return sorted(found)
 
 
-def _text(name: str) -> str:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"The engine wrote a file whose name is not text: {name!r}.") from error
-    return name
-
-
-def _plain_facts(facts: Any) -> dict[str, Any]:
+def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """A few short, plain values: pictures can carry anything in their metadata."""
     plain: dict[str, Any] = {}
-    for key, value in list(dict(facts).items())[:MAX_FACTS]:
+    for key, value in list(facts.items())[:MAX_FACTS]:
         if isinstance(value, str):
             plain[str(key)[:MAX_FACT]] = value[:MAX_FACT].encode("utf-8", "replace").decode()
-        elif (
-            value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) < LARGEST_FACT)
-        ):
+        elif value is None or (isinstance(value, (int, float)) and abs(value) < LARGEST_FACT):
             plain[str(key)[:MAX_FACT]] = value
     return plain

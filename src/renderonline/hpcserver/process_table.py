@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import Final
 
 MARK: Final = "RENDERONLINE_ATTEMPT"
@@ -28,18 +29,16 @@ def become_subreaper() -> bool:
     """Make orphaned descendants of this process its children; False where the system can't (R8)."""
     if sys.platform != "linux":
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+    return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
 
 
 def children() -> frozenset[int]:
     """The direct children of this process, zombies among them."""
     pid = os.getpid()
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
-            return frozenset(int(word) for word in file.read().split())
-    except OSError:
+    words = _read(f"{pid}/task/{pid}/children")
+    if words is None:  # a kernel without this file
         return frozenset(other for other in processes() if parent_of(other) == pid)
+    return frozenset(map(int, words.split()))
 
 
 def processes() -> tuple[int, ...]:
@@ -52,35 +51,20 @@ def processes() -> tuple[int, ...]:
 
 def parent_of(pid: int) -> int:
     """The id of the process's parent, 0 when it is gone."""
-    return int(_stat(pid)[1] or 0)
+    return int(_stat(pid)[1])
 
 
 def is_running(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
-    return _stat(pid)[0] not in {"", "Z", "X"}
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """State and parent; the name in front of them may hold spaces and brackets."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            words = file.read().rpartition(b")")[2].split()
-        return words[0].decode(), words[1].decode()
-    except (OSError, IndexError):
-        return "", ""
+    return _stat(pid)[0] not in {b"X", b"Z"}
 
 
 def mark_of(pid: int) -> str:
     """The mark that a process was started with, "" when it has none or it can't be read."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read()
-    except OSError:
-        return ""
-    wanted = f"{MARK}=".encode()
-    for entry in environment.split(b"\0"):
-        if entry.startswith(wanted):
-            return entry[len(wanted) :].decode(errors="replace")
+    for entry in (_read(f"{pid}/environ") or b"").split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == MARK.encode():
+            return value.decode(errors="replace")
     return ""
 
 
@@ -95,25 +79,19 @@ def kill(pid: int, prefix: str = "") -> None:
 
     The pidfd is taken before the mark is looked at, so that a reused id is never hit.
     """
-    try:
+    with suppress(AttributeError, OSError):  # no pidfd here, or no such process
         handle = os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return
-    try:
-        if mark_of(pid).startswith(prefix):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except OSError:
-        return
-    finally:
-        os.close(handle)
+        try:
+            if mark_of(pid).startswith(prefix):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
 
 
 def signal_group(group: int, number: int) -> None:
     """Send a signal to a process group; a group that is gone is left."""
-    try:
+    with suppress(OSError):
         os.killpg(group, number)
-    except OSError:
-        return
 
 
 def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
@@ -122,10 +100,22 @@ def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
     Repeated because a process may start another one while its table entry is being read.
     """
     deadline = time.monotonic() + wait_s
-    while True:
-        left = marked(prefix)
-        if not left or time.monotonic() >= deadline:
-            return left
+    while (left := marked(prefix)) and time.monotonic() < deadline:
         for pid in left:
             kill(pid, prefix)
         time.sleep(0.01)
+    return left
+
+
+def _read(name: str) -> bytes | None:
+    try:
+        with open(f"/proc/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _stat(pid: int) -> tuple[bytes, bytes]:
+    """State and parent; the name in front of them may hold spaces and brackets. As if dead when it is gone."""
+    words = (_read(f"{pid}/stat") or b"").rpartition(b")")[2].split()
+    return (words[0], words[1]) if words else (b"X", b"0")

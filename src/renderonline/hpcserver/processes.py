@@ -5,14 +5,12 @@ engine that the old one left), and tells every engine process that was lost with
 """
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -20,16 +18,13 @@ from renderonline.farm.errors import NotAvailable
 from renderonline.hpcserver.spawner import frame, take_frames
 
 log = structlog.get_logger(__name__)
-
-Lines = Callable[[Sequence[str]], None]
+T = TypeVar("T")
 
 READY_S: Final = 60.0
 """A new spawner first ends what is left of an earlier one; an unkillable process may hold that up."""
 RESTART_S: Final = 0.5
 STOP_SIGNALS: Final = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL"})
-_BOOT: Final = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from renderonline.hpcserver.spawner import main; main()"
-)
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[2]); from renderonline.hpcserver.spawner import main; main()"
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
 
@@ -41,31 +36,33 @@ class CantStart(NotAvailable):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended. `code` is negative for a signal and None when `lost`: the spawner died with it."""
+    """How a process ended. `code` is negative for a signal and None when it was lost: the spawner died with it."""
 
     code: int | None
     peak_memory_mib: int = 0
-    lost: bool = False
 
 
 class EngineProcess:
     """A running engine. `at_us` is when it was started, in microseconds since 1970."""
 
-    def __init__(self, owner: "Processes", name: str, pid: int, at_us: int, ended: "asyncio.Future[Ended]") -> None:
+    pid = at_us = 0
+
+    def __init__(self, owner: "Processes", name: str, on_lines: Callable[[Sequence[str]], None]) -> None:
+        loop = asyncio.get_running_loop()
         self.name = name
-        self.pid = pid
-        self.at_us = at_us
+        self.on_lines = on_lines
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[Ended] = loop.create_future()
         self._owner = owner
-        self._ended = ended
 
     async def wait(self) -> Ended:
         """Wait until nothing of its process tree is left; its last line of output was passed on before."""
-        return await asyncio.shield(self._ended)
+        return await asyncio.shield(self.ended)
 
     @property
     def is_running(self) -> bool:
         """Whether the end was not reported yet."""
-        return not self._ended.done()
+        return not self.ended.done()
 
     def stop(self, signal_name: str = "SIGTERM", grace_s: float = 5.0) -> None:
         """Signal its group; after the grace SIGKILL to the whole tree. Can be called again to shorten the grace."""
@@ -73,52 +70,64 @@ class EngineProcess:
             known = signal_name if signal_name in STOP_SIGNALS else "SIGTERM"
             self._owner.send({"do": "stop", "id": self.name, "signal": known, "grace_s": max(0.0, grace_s)})
 
+    def take(self, message: Mapping[str, Any]) -> None:
+        """What the spawner says of it."""
+        if message["event"] == "output":
+            try:
+                self.on_lines(message["lines"])
+            except Exception:
+                log.exception("output could not be read")
+        elif message["event"] == "started":
+            self.pid, self.at_us = message["pid"], message["at_us"]
+            _settle(self.started, None)
+        elif message["event"] == "refused":
+            _settle(self.started, CantStart(message["error"]))
+        else:
+            if message["left"]:
+                log.error("processes of an attempt can't be killed", attempt=self.name, pids=message["left"])
+            _settle(self.ended, Ended(message["code"], message["peak_kib"] // 1024))
 
-@dataclass(slots=True)
-class _Engine:
-    started: "asyncio.Future[tuple[int, int]]"
-    ended: "asyncio.Future[Ended]"
-    on_lines: Lines
+    def lose(self) -> None:
+        """Its spawner died, and what it left has been killed."""
+        _settle(self.started, CantStart("The process that starts engines ended."))
+        _settle(self.ended, Ended(None))
 
 
 class Processes:
-    """Starts engines through the spawner. `home` names the data directory in the engines' mark."""
+    """Starts engines through the spawner. `home` names the data directory in the engines' mark.
+
+    `spawner_pid` is the spawner's process id while it runs; every engine descends from it.
+    """
 
     def __init__(self, home: str) -> None:
-        self._home = home
-        self._engines: dict[str, _Engine] = {}
-        self._lost: dict[str, _Engine] = {}
-        self._spawner: subprocess.Popen[bytes] | None = None
+        self.home = home
+        self.spawner_pid: int | None = None
+        self._engines: dict[str, EngineProcess] = {}
+        self._lost: list[EngineProcess] = []
         self._commands: asyncio.WriteTransport | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._closing = False
 
     async def open(self) -> None:
         """Start the spawner; returns when engines that an earlier run left are dead."""
-        self._reading = asyncio.create_task(self._serve())
-        ready = asyncio.create_task(self._ready.wait())
-        done, _ = await asyncio.wait({self._reading, ready}, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
-        if ready not in done:
-            ready.cancel()
+        self._serving = asyncio.create_task(self._serve())
+        try:
+            await asyncio.wait_for(self._ready.wait(), READY_S)
+        except TimeoutError:
             await self.close()
-            raise NotAvailable("The process that starts engines did not come up; the log has the reason.")
+            raise NotAvailable("The process that starts engines did not come up; the log has the reason.") from None
 
     async def close(self) -> None:
         """Kill every engine and end the spawner."""
         self._closing = True
         if self._commands is not None:
             self._commands.close()
-        if self._reading is not None:
+        if self._serving is not None:
             try:
-                await asyncio.wait_for(self._reading, READY_S)
+                await asyncio.wait_for(self._serving, READY_S)
             except TimeoutError:
                 log.warning("the spawner does not end")
-
-    @property
-    def spawner_pid(self) -> int | None:
-        """The spawner's process id while it runs; every engine descends from it."""
-        return self._spawner.pid if self._spawner is not None else None
 
     async def start(
         self,
@@ -127,27 +136,24 @@ class Processes:
         *,
         directory: Path,
         environment: Mapping[str, str],
-        on_lines: Lines,
+        on_lines: Callable[[Sequence[str]], None],
         nice: int = 0,
     ) -> EngineProcess:
         """Start a process; `on_lines` is called with its output. Raises `CantStart` with the reason."""
-        await asyncio.wait_for(self._ready.wait(), READY_S)
+        if not self._ready.is_set():
+            await asyncio.wait_for(self._ready.wait(), READY_S)
         if name in self._engines:
             raise CantStart(f"Attempt {name} runs already.")
-        loop = asyncio.get_running_loop()
-        engine = _Engine(loop.create_future(), loop.create_future(), on_lines)
-        self._engines[name] = engine
+        self._engines[name] = engine = EngineProcess(self, name, on_lines)
         command = {"do": "start", "id": name, "argv": list(argv), "cwd": str(directory), "nice": nice}
         self.send({**command, "env": dict(environment)})
-        pid, at_us = await asyncio.shield(engine.started)
-        return EngineProcess(self, name, pid, at_us, engine.ended)
+        await asyncio.shield(engine.started)
+        return engine
 
     def send(self, message: dict[str, Any]) -> None:
         """Hand a command to the spawner; without one it has nothing to act on."""
         if self._commands is not None:
             self._commands.write(frame(message))
-
-    # -- the spawner's life
 
     async def _serve(self) -> None:
         while not self._closing:
@@ -155,7 +161,7 @@ class Processes:
                 await self._run_once()
             except Exception:  # whatever happened, engines must be startable again
                 log.exception("the spawner's door failed")
-            self._lost.update(self._engines)
+            self._lost += self._engines.values()
             self._engines.clear()
             if not self._closing:
                 log.error("the spawner ended, a new one is started")
@@ -165,18 +171,17 @@ class Processes:
     async def _run_once(self) -> None:
         loop = asyncio.get_running_loop()
         spawner = subprocess.Popen(  # noqa: ASYNC220 - vfork: half a millisecond, once
-            [sys.executable, "-I", "-S", "-c", _BOOT, _SOURCE, self._home],
+            [sys.executable, "-I", "-S", "-c", _BOOT, self.home, _SOURCE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._spawner = spawner
+        self.spawner_pid = spawner.pid
         reader = asyncio.StreamReader(limit=1 << 20)
         events, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), spawner.stdout)
-        commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, spawner.stdin)
-        self._commands = commands
+        self._commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, spawner.stdin)
         if self._closing:
-            commands.close()
+            self._commands.close()
         try:
             buffer = bytearray()
             while data := await reader.read(1 << 18):
@@ -185,12 +190,10 @@ class Processes:
                     self._take(message)
         finally:
             self._ready.clear()
-            self._commands = None
-            for pipe in (commands, events):
-                if not pipe.is_closing():
-                    pipe.close()
+            self._commands.close()
+            events.close()
+            self._commands = self.spawner_pid = None
             await asyncio.to_thread(_end, spawner)
-            self._spawner = None
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["event"] == "ready":
@@ -198,46 +201,25 @@ class Processes:
                 log.error("processes of an earlier run can't be killed", pids=message["left"])
             self._lose()
             self._ready.set()
-            return
-        engine = self._engines.get(message["id"])
-        if engine is None:
-            return
-        if message["event"] == "output":
-            self._pass_on(engine, message["lines"])
-        elif message["event"] == "started":
-            _resolve(engine.started, (message["pid"], message["at_us"]))
-        elif message["event"] == "refused":
-            del self._engines[message["id"]]
-            _refuse(engine.started, CantStart(message["error"]))
-        elif message["event"] == "exited":
-            del self._engines[message["id"]]
-            if message["left"]:
-                log.error("processes of an attempt can't be killed", attempt=message["id"], pids=message["left"])
-            _resolve(engine.ended, Ended(message["code"], message["peak_kib"] // 1024))
-
-    def _pass_on(self, engine: _Engine, lines: Sequence[str]) -> None:
-        try:
-            engine.on_lines(lines)
-        except Exception:
-            log.exception("output could not be read")
+        elif engine := self._engines.get(message["id"]):
+            if message["event"] in {"refused", "exited"}:
+                del self._engines[message["id"]]
+            engine.take(message)
 
     def _lose(self) -> None:
-        """Tell the engines of an earlier spawner; by now the new one has killed what was left of them."""
-        for engine in self._lost.values():
-            _refuse(engine.started, CantStart("The process that starts engines ended."))
-            _resolve(engine.ended, Ended(None, lost=True))
+        for engine in self._lost:
+            engine.lose()
         self._lost.clear()
 
 
-def _resolve(future: "asyncio.Future[Any]", value: object) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _refuse(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _settle(future: "asyncio.Future[T]", value: T | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(value, Exception):
+        future.set_exception(value)
         future.exception()  # nobody may be waiting
+    else:
+        future.set_result(value)
 
 
 def _end(spawner: "subprocess.Popen[bytes]") -> None:
@@ -245,5 +227,5 @@ def _end(spawner: "subprocess.Popen[bytes]") -> None:
     try:
         spawner.wait(READY_S)
     except subprocess.TimeoutExpired:
-        os.kill(spawner.pid, signal.SIGKILL)
+        spawner.kill()
         spawner.wait()

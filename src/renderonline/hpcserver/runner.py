@@ -1,93 +1,57 @@
 """The attempts of this machine: takes assignments, keeps them within their limits, hands them back (R5, R8)."""
 
 import asyncio
-import os
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from renderonline.database.outbox import Held
-from renderonline.farm.errors import NoSpace
-from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import telemetry
 from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.attempts import Attempt, Workshop
 from renderonline.hpcserver.journal import Journal
-from renderonline.hpcserver.outcomes import HANDED_BACK, LOST_PROCESS
-from renderonline.hpcserver.outputs import Checkers
+from renderonline.hpcserver.outcomes import handed_back
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.settings import Settings
-from renderonline.hpcserver.surroundings import Scratch
-from renderonline.protocol.link import Assign, Exited, HeldAttempt, Progress
-from renderonline.storage.images import ImageChecker
+from renderonline.protocol.link import Assign, HeldAttempt
 
 log = structlog.get_logger(__name__)
 
 WATCH_S: Final = 1.0
-MOST_CHECKERS: Final = 4
 CLOSE_S: Final = 30.0
-FILE_THREADS: Final = 8
-"""A shared directory that hangs holds up these threads, never the link."""
 
 
 class Runner:
-    """Runs at most `settings.slots` attempts at once; `journal` keeps what must not be forgotten."""
+    """Runs at most `settings.slots` attempts at once; `journal` keeps what must not be forgotten.
+
+    `attempts` live; `logs` are those on this machine's disk, `progress` what was not sent yet. `draining` (until it is
+    emptied) and `stopping` (for good) say why nothing new is taken. `idle` is set while no attempt lives.
+    """
 
     def __init__(
-        self,
-        settings: Settings,
-        *,
-        home: str,
-        engines: Mapping[str, tuple[str, ...]],
-        processes: Processes,
-        journal: Journal,
+        self, settings: Settings, engines: Mapping[str, tuple[str, ...]], processes: Processes, journal: Journal
     ) -> None:
-        self._settings = settings
-        self._home = home
-        self._processes = processes
+        self.attempts: dict[int, Attempt] = {}
+        self.logs: dict[int, AttemptLog] = {}
+        self._workshop = Workshop(settings, engines, processes, journal)
+        self.progress = self._workshop.progress
+        self.draining = self.stopping = ""
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._idle_since = time.monotonic()
         self._journal = journal
         self._logs_directory = settings.home / "logs"
-        self._attempts: dict[int, Attempt] = {}
-        self._named: frozenset[int] = frozenset()
-        """What the newest `hello` named."""
-        self._logs: dict[int, AttemptLog] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(settings.slots)
-        self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
-        self._draining = ""
-        self._stopping = ""
-        self._idle_since = time.monotonic()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._watching: asyncio.Task[None] | None = None
-        self._on_progress: Callable[[Progress], None] = lambda _: None
-        self._workshop = Workshop(
-            processes=processes,
-            checkers=Checkers(ImageChecker, min(settings.slots, MOST_CHECKERS)),
-            scratch=Scratch(settings.home / "scratch"),
-            engines=engines,
-            inherited=dict(os.environ),
-            pass_environment=frozenset(settings.pass_environment),
-            nice=settings.nice,
-            in_thread=self._in_thread,
-            report=journal.report,
-            on_progress=lambda progress: self._on_progress(progress),
-        )
 
     async def start(self) -> None:
-        """Settle what an earlier run left: its processes are dead by now, its attempts are reported lost."""
-        await self._in_thread(self._workshop.scratch.clear)
-        unfinished = await self._journal.open()
-        for held in unfinished:
-            self._journal.report(
-                _exited(held.attempt, held.token, Outcome.FAILED, LOST_PROCESS, "HPCServer restarted.")
-            )
-        kept = {held.attempt for held in self._journal.held()}
-        self._logs = await self._in_thread(_open_logs, self._logs_directory, kept)
+        """Settle what an earlier run left: its processes are dead by now."""
+        in_thread = self._workshop.in_thread
+        await in_thread(self._workshop.scratch.remove)
+        await self._journal.open()
+        self.logs = await in_thread(_open_logs, self._logs_directory, set(self._journal.held))
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -95,161 +59,99 @@ class Runner:
         if self._watching is not None:
             self._watching.cancel()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=CLOSE_S)
-        await self._in_thread(self._workshop.checkers.close)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def on_progress(self, call: Callable[[Progress], None]) -> None:
-        """Have `call` called with the newest progress of every attempt."""
-        self._on_progress = call
-
-    # -- what RenderAPI wants
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        await self._workshop.in_thread(self._workshop.checkers.close)
+        self._workshop.threads.shutdown(wait=False, cancel_futures=True)
 
     def assign(self, assign: Assign) -> None:
         """Take an assignment, idempotent by attempt (R5.1); what can't be taken is handed back."""
         number = assign.attempt
-        if number in self._attempts or self._journal.holds(number):
+        if number in self.attempts or number in self._journal.held:
             return
         if self.full:
             self.refuse(number, assign.token, self.full)
             return
-        self._logs[number] = output = AttemptLog(self._logs_directory / str(number))
-        self._attempts[number] = attempt = Attempt(assign, self._workshop, output, self._slots)
-        self._idle.clear()
+        self.logs[number] = output = AttemptLog(self._logs_directory / str(number))
+        self.attempts[number] = attempt = Attempt(assign, self._workshop, output)
+        self.idle.clear()
         task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self, attempt: int, reason: str) -> None:
         """End an attempt; one that is not here has ended already."""
-        if (found := self._attempts.get(attempt)) is not None:
+        if (found := self.attempts.get(attempt)) is not None:
             found.cancel(reason or "RenderAPI canceled it.")
 
-    def keep_only(self, attempts: frozenset[int]) -> None:
-        """End every attempt that `hello` named and RenderAPI does not keep (R5.4)."""
-        for number, attempt in self._attempts.items():
-            if number in self._named and number not in attempts:
+    def keep_only(self, kept: Collection[int]) -> None:
+        """End every attempt that RenderAPI does not keep after a `hello` (R5.4)."""
+        for number, attempt in self.attempts.items():
+            if number not in kept:
                 attempt.cancel("RenderAPI does not know it any more.")
 
     def refuse(self, attempt: int, token: str, reason: str) -> None:
         """Hand back an assignment that was not taken; it is nobody's failure."""
         log.warning("assignment is handed back", attempt=attempt, reason=reason)
-        self._journal.report(_exited(attempt, token, Outcome.CANCELED, HANDED_BACK, reason))
+        self._journal.report(handed_back(reason).report(attempt, token))
 
-    def drain(self, reason: str) -> None:
-        """Take nothing new until `resume`."""
-        self._draining = reason
-
-    def resume(self) -> None:
-        """Take assignments again; a drain ends with its link."""
-        self._draining = ""
-
-    def stop(self, reason: str) -> None:
-        """Take nothing new for good."""
-        self._stopping = reason
-
-    def hand_back_all(self, reason: str, *, grace_s: float | None = None) -> None:
+    def hand_back_all(self, reason: str, grace_s: float | None = None) -> None:
         """End all attempts, as nobody's failure."""
-        for attempt in self._attempts.values():
-            attempt.hand_back(reason, grace_s=grace_s)
-
-    # -- what is known
+        for attempt in self.attempts.values():
+            attempt.end(handed_back(reason), grace_s)
 
     @property
     def full(self) -> str:
         """Why this machine takes no assignment, "" when it does (R5.2)."""
-        return self._stopping or self._draining or self._journal.full
+        return self.stopping or self.draining or self._journal.full
 
     @property
     def idle_s(self) -> float:
         """For how many seconds nothing has been running here."""
-        return 0.0 if self._attempts else time.monotonic() - self._idle_since
-
-    async def wait_idle(self) -> None:
-        """Wait until no attempt is left."""
-        await self._idle.wait()
+        return 0.0 if self.attempts else time.monotonic() - self._idle_since
 
     def held(self) -> tuple[HeldAttempt, ...]:
         """What `hello` names: attempts that run, or whose reports are not acknowledged."""
-        self._named = frozenset(held.attempt for held in self._journal.held())
-        return tuple(
-            HeldAttempt(held.attempt, held.token, running=held.attempt in self._attempts)
-            for held in self._journal.held()
-        )
-
-    # -- logs, for the link
-
-    def logs(self) -> tuple[int, ...]:
-        """The attempts whose log is on this machine."""
-        return tuple(self._logs)
-
-    def is_live(self, attempt: int) -> bool:
-        """Whether its log may still grow."""
-        return attempt in self._attempts
-
-    def log_size(self, attempt: int) -> int:
-        """Bytes written so far."""
-        return self._logs[attempt].size
-
-    def read_log(self, attempt: int, offset: int, limit: int) -> tuple[int, str]:
-        """Text from `offset` on and where it begins (`AttemptLog.read`)."""
-        return self._logs[attempt].read(offset, limit)
+        held = self._journal.held.values()
+        return tuple(HeldAttempt(one.attempt, one.token, one.attempt in self.attempts) for one in held)
 
     def drop_log(self, attempt: int) -> None:
         """Delete the log of an attempt that has ended."""
-        if not self.is_live(attempt):
-            self._logs.pop(attempt).remove()
-
-    # -- inside
+        if attempt not in self.attempts:
+            self.logs.pop(attempt).remove()
 
     async def _live(self, attempt: Attempt) -> None:
-        assign = attempt.assign
         try:
-            attempt.prepare()  # while it is being stored
-            await self._journal.store(Held(assign.attempt, assign.token, assign.directory))
             await attempt.run()
-        except NoSpace as error:
-            self.refuse(assign.attempt, assign.token, str(error))
-            await attempt.give_up()
         finally:
-            del self._attempts[assign.attempt]
-            if not self._attempts:
+            del self.attempts[attempt.assign.attempt]
+            self.progress.pop(attempt.assign.attempt, None)
+            if not self.attempts:
                 self._idle_since = time.monotonic()
-                self._idle.set()
+                self.idle.set()
 
     async def _watch(self) -> None:
+        processes = self._workshop.processes
         while True:
             await asyncio.sleep(WATCH_S)
-            roots = {attempt.pid: str(number) for number, attempt in self._attempts.items() if attempt.pid}
-            spawner = self._processes.spawner_pid
-            if not roots or spawner is None:
+            running = [(attempt.process, attempt.name) for attempt in self.attempts.values()]
+            roots = {process.pid: name for process, name in running if process is not None and process.is_running}
+            if not roots or processes.spawner_pid is None:
                 continue
             try:
-                used = await self._in_thread(telemetry.usage, spawner, roots, self._home)
+                used = await self._workshop.in_thread(telemetry.usage, processes.spawner_pid, roots, processes.home)
             except Exception:  # the limits must go on being watched
                 log.exception("the process table can't be read")
                 continue
             now = time.monotonic()
             for name, usage in used.items():
-                if (attempt := self._attempts.get(int(name))) is not None:
-                    attempt.observe(usage.cpu_s, usage.memory_bytes, now)
-
-    async def _in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-
-
-def _exited(attempt: int, token: str, outcome: Outcome, failure: str, reason: str) -> Exited:
-    return Exited(0, attempt, token, time.time_ns() // 1000, outcome, failure=failure, reason=reason)
+                if (attempt := self.attempts.get(int(name))) is not None:
+                    attempt.observe(usage, now)
 
 
 def _open_logs(directory: Path, kept: set[int]) -> dict[int, AttemptLog]:
     """The logs that an earlier run left of attempts that are still held; the others are deleted."""
     directory.mkdir(parents=True, exist_ok=True)
-    logs = {}
-    for place in directory.iterdir():
-        found = AttemptLog(place)
-        if place.name.isdigit() and int(place.name) in kept:
-            logs[int(place.name)] = found
-        else:
-            found.remove()
-    return logs
+    found = {place.name: AttemptLog(place) for place in directory.iterdir()}
+    for name in set(found) - set(map(str, kept)):
+        found.pop(name).remove()
+    return {int(name): attempt_log for name, attempt_log in found.items()}

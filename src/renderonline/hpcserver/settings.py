@@ -12,7 +12,7 @@ from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import merge, read_file
 
 PREFIX: Final = "HPCSERVER_"
-MAX_SLOTS: Final = 256
+_RANGES: Final = {"slots": (1, 256), "port": (0, 65535), "nice": (0, 19)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,9 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
     """
     content = read_file(file) if file is not None else {}
     settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
-    return _checked(settings)
-
-
-def _checked(settings: Settings) -> Settings:
-    if not 1 <= settings.slots <= MAX_SLOTS:
-        raise InvalidRequest(f"Slots must be between 1 and {MAX_SLOTS}, not {settings.slots}.")
-    if not 0 <= settings.port <= 65535:
-        raise InvalidRequest(f"Port must be between 0 and 65535, not {settings.port}.")
-    if not 0 <= settings.nice <= 19:
-        raise InvalidRequest(f"Nice must be between 0 and 19, not {settings.nice}.")
+    for name, (least, most) in _RANGES.items():
+        if not least <= getattr(settings, name) <= most:
+            raise InvalidRequest(f"{name.title()} must be between {least} and {most}, not {getattr(settings, name)}.")
     for address in settings.allow:
         try:
             ip_network(address, strict=False)

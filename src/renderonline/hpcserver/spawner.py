@@ -3,7 +3,7 @@
 Standard library only, one thread. HPCServer speaks to it over its standard input and output in frames: four bytes of
 length (big endian) and a JSON object. When its input closes, HPCServer is gone and every process tree is killed.
 
-    start {id, argv, cwd, env, nice}   -> started {id, pid, at_us} | refused {id, errno, error}
+    start {id, argv, cwd, env, nice}   -> started {id, pid, at_us} | refused {id, error}
     stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
                                        -> output {id, lines} … exited {id, code, peak_kib, left}
 
@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 from renderonline.hpcserver import process_table
@@ -71,39 +72,34 @@ class Lines:
         if len(self._rest) > MAX_LINE:
             pieces.append(self._rest)
             self._rest = b""
-        return _texts(pieces)
+        cut = (piece[at : at + MAX_LINE] for piece in pieces for at in range(0, len(piece), MAX_LINE))
+        return [piece.decode("utf-8", "replace") for piece in cut]
 
     def close(self) -> list[str]:
         """What is left when no more comes."""
-        rest, self._rest = self._rest, b""
-        return _texts([rest])
-
-
-def _texts(pieces: list[bytes]) -> list[str]:
-    cut = (piece[at : at + MAX_LINE] for piece in pieces if piece for at in range(0, len(piece), MAX_LINE))
-    return [piece.decode("utf-8", "replace") for piece in cut]
+        return self.feed(b"\n")
 
 
 class Engine:
     """One engine process and what descends from it."""
 
-    def __init__(self, name: str, mark: str, process: "subprocess.Popen[bytes]", now: float) -> None:
+    allowance = float(OUTPUT_BURST)
+    is_open = True
+    listening = stopped = False
+    kill_at: float | None = None
+    ended_at: float | None = None
+    code: int | None = None
+    peak_kib = 0
+    left: frozenset[int] = frozenset()
+
+    def __init__(self, name: str, mark: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
         self.name = name
         self.mark = mark
         self.process = process
-        self.output = process.stdout.fileno()
+        self.pipe = process.stdout
         self.lines = Lines()
-        self.open = True
-        self.listening = False
-        self.allowance = float(OUTPUT_BURST)
-        self.allowance_at = now
-        self.kill_at: float | None = None
-        self.stopped = False
-        self.ended_at: float | None = None
-        self.code: int | None = None
-        self.peak_kib = 0
-        self.left: frozenset[int] = frozenset()
+        self.allowance_at = time.monotonic()
 
     def may_read(self, now: float) -> bool:
         """Whether its share of output per second is not used up."""
@@ -123,8 +119,7 @@ class Spawner:
         self._engines: dict[str, Engine] = {}
         self._received = bytearray()
         self._unsent = bytearray()
-        self._sending = False
-        self._gone = False
+        self._sending = self._gone = False
         self._subreaper = process_table.become_subreaper()
 
     def run(self) -> None:
@@ -137,9 +132,9 @@ class Spawner:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self._selector.register(self._commands, selectors.EVENT_READ, self._read_commands)
-        self._selector.register(wakeup, selectors.EVENT_READ, lambda: _drain(wakeup))
+        self._selector.register(wakeup, selectors.EVENT_READ, lambda: _read(wakeup, 4096))
         left = process_table.kill_marked(process_table.mark(self._home), wait_s=CLEAR_S)
-        self._send({"event": "ready", "subreaper": self._subreaper, "left": sorted(left)})
+        self._send(event="ready", left=sorted(left))
         try:
             while not self._gone:
                 for key, _ in self._selector.select(self._patience()):
@@ -149,23 +144,17 @@ class Spawner:
         finally:
             self._kill_everything()
 
-    # -- speaking with HPCServer
-
     def _read_commands(self) -> None:
         data = _read(self._commands, 1 << 20)
-        if data is None:
-            return
-        self._received += data
-        if not data:
-            self._gone = True
-            return
+        self._gone = self._gone or data == b""
+        self._received += data or b""
         for message in take_frames(self._received):
             if message["do"] == "start":
                 self._start(message)
             elif message["do"] == "stop":
                 self._stop(message)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, **message: Any) -> None:
         self._unsent += frame(message)
         self._flush()
 
@@ -178,21 +167,15 @@ class Spawner:
         except OSError:
             self._gone = True
             self._unsent.clear()
-        if bool(self._unsent) != self._sending:
-            self._sending = not self._sending
-            if self._sending:
-                self._selector.register(self._events, selectors.EVENT_WRITE, self._flush)
-            else:
-                self._selector.unregister(self._events)
-
-    # -- starting and stopping
+        if self._unsent and not self._sending:
+            self._selector.register(self._events, selectors.EVENT_WRITE, self._flush)
+        elif self._sending and not self._unsent:
+            self._selector.unregister(self._events)
+        self._sending = bool(self._unsent)
 
     def _start(self, message: dict[str, Any]) -> None:
-        name = str(message["id"])
+        name = message["id"]
         mark = process_table.mark(self._home, name)
-        if name in self._engines:
-            self._send({"event": "refused", "id": name, "errno": None, "error": "it runs already"})
-            return
         try:
             process = subprocess.Popen(
                 message["argv"],
@@ -204,127 +187,103 @@ class Spawner:
                 bufsize=0,
                 start_new_session=True,
             )
-        except (OSError, ValueError, UnicodeError) as error:
-            number = error.errno if isinstance(error, OSError) else None
-            self._send({"event": "refused", "id": name, "errno": number, "error": str(error)})
+        except (OSError, ValueError) as error:
+            self._send(event="refused", id=name, error=str(error))
             return
         at_us = time.time_ns() // 1000
-        engine = Engine(name, mark, process, time.monotonic())
-        self._engines[name] = engine
-        self._send({"event": "started", "id": name, "pid": process.pid, "at_us": at_us})
-        os.set_blocking(engine.output, False)
-        _make_modest(process.pid, int(message.get("nice", 0)))
+        self._engines[name] = engine = Engine(name, mark, process)
+        self._send(event="started", id=name, pid=process.pid, at_us=at_us)
+        os.set_blocking(engine.pipe.fileno(), False)
+        _make_modest(process.pid, message["nice"])
 
     def _stop(self, message: dict[str, Any]) -> None:
-        engine = self._engines.get(str(message["id"]))
+        engine = self._engines.get(message["id"])
         if engine is None or engine.ended_at is not None:
             return
-        deadline = time.monotonic() + float(message["grace_s"])
+        deadline = time.monotonic() + message["grace_s"]
         engine.kill_at = deadline if engine.kill_at is None else min(engine.kill_at, deadline)
         if not engine.stopped:
             engine.stopped = True
             process_table.signal_group(engine.process.pid, signal.Signals[message["signal"]])
             process_table.signal_group(engine.process.pid, signal.SIGCONT)
 
-    def _kill(self, engine: Engine) -> None:
-        process_table.signal_group(engine.process.pid, signal.SIGKILL)
-        for pid in process_table.marked(engine.mark):
-            process_table.kill(pid, engine.mark)
-
-    # -- watching
-
     def _reap(self) -> None:
         """Take note of ended children: engines, and orphans that became ours."""
         by_pid = {engine.process.pid: engine for engine in self._engines.values() if engine.ended_at is None}
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            engine = by_pid.get(ended.si_pid)
-            if engine is not None:
-                # Before it is reaped: afterwards the id could be somebody else's.
-                process_table.signal_group(engine.process.pid, signal.SIGKILL)
-            _, status, usage = os.wait4(ended.si_pid, 0)
-            if engine is not None:
-                engine.code = engine.process.returncode = os.waitstatus_to_exitcode(status)
-                engine.peak_kib = usage.ru_maxrss
-                engine.ended_at = time.monotonic()
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                engine = by_pid.get(ended.si_pid)
+                if engine is not None:
+                    # Before it is reaped: afterwards the id could be somebody else's.
+                    process_table.signal_group(engine.process.pid, signal.SIGKILL)
+                _, status, usage = os.wait4(ended.si_pid, 0)
+                if engine is not None:
+                    engine.code = engine.process.returncode = os.waitstatus_to_exitcode(status)
+                    engine.peak_kib = usage.ru_maxrss
+                    engine.ended_at = time.monotonic()
 
     def _turn(self, now: float) -> None:
         for engine in list(self._engines.values()):
-            if engine.kill_at is not None and engine.ended_at is None and now >= engine.kill_at:
-                self._kill(engine)
-                engine.kill_at = now + 1.0  # again, should it have started something in between
             if engine.ended_at is not None:
-                self._finish(engine, now)
-            else:
-                self._listen(engine, now)
+                self._finish(engine, now, engine.ended_at)
+                continue
+            self._listen(engine, now)
+            if engine.kill_at is not None and now >= engine.kill_at:
+                process_table.signal_group(engine.process.pid, signal.SIGKILL)
+                for pid in process_table.marked(engine.mark):
+                    process_table.kill(pid, engine.mark)
+                engine.kill_at = now + 1.0  # again, should it have started something in between
 
     def _listen(self, engine: Engine, now: float) -> None:
-        wanted = engine.open and engine.may_read(now) and len(self._unsent) < MAX_UNSENT
+        wanted = engine.is_open and engine.may_read(now) and len(self._unsent) < MAX_UNSENT
         if wanted and not engine.listening:
-            self._selector.register(engine.output, selectors.EVENT_READ, lambda: self._read_output(engine))
+            self._selector.register(engine.pipe, selectors.EVENT_READ, lambda: self._read_output(engine))
         elif engine.listening and not wanted:
-            self._selector.unregister(engine.output)
+            self._selector.unregister(engine.pipe)
         engine.listening = wanted
 
     def _read_output(self, engine: Engine) -> None:
-        data = _read(engine.output, 1 << 16)
-        if data is None:
-            return
-        engine.allowance -= len(data)
-        lines = engine.lines.feed(data) if data else engine.lines.close()
-        if lines:
-            self._send({"event": "output", "id": engine.name, "lines": lines})
-        if not data:
+        data = _read(engine.pipe.fileno(), 1 << 16)
+        if data:
+            engine.allowance -= len(data)
+            self._pass_on(engine, engine.lines.feed(data))
+        elif data is not None:
             self._close_output(engine)
 
     def _close_output(self, engine: Engine) -> None:
-        if engine.listening:
-            self._selector.unregister(engine.output)
-            engine.listening = False
-        if engine.open:
-            engine.open = False
-            assert engine.process.stdout is not None
-            engine.process.stdout.close()
+        if engine.is_open:
+            self._pass_on(engine, engine.lines.close())
+            if engine.listening:
+                self._selector.unregister(engine.pipe)
+            engine.is_open = engine.listening = False
+            engine.pipe.close()
 
-    def _finish(self, engine: Engine, now: float) -> None:
+    def _pass_on(self, engine: Engine, lines: list[str]) -> None:
+        if lines:
+            self._send(event="output", id=engine.name, lines=lines)
+
+    def _finish(self, engine: Engine, now: float, ended_at: float) -> None:
         """Clear what is left of a tree whose first process ended; when all is gone and read, say so."""
-        assert engine.ended_at is not None
-        if now < engine.ended_at + CLEAR_S:
+        if now < ended_at + CLEAR_S:
             engine.left = self._kill_orphans(engine)
             if engine.left:
                 return
         self._listen(engine, now)
-        if engine.open and now < engine.ended_at + DRAIN_S:
+        if engine.is_open and now < ended_at + DRAIN_S:
             return
-        if engine.open and (rest := engine.lines.close()):
-            self._send({"event": "output", "id": engine.name, "lines": rest})
         self._close_output(engine)
         del self._engines[engine.name]
-        self._send(
-            {
-                "event": "exited",
-                "id": engine.name,
-                "code": engine.code,
-                "peak_kib": engine.peak_kib,
-                "left": sorted(engine.left),
-            }
-        )
+        left = sorted(engine.left)
+        self._send(event="exited", id=engine.name, code=engine.code, peak_kib=engine.peak_kib, left=left)
 
     def _kill_orphans(self, engine: Engine) -> frozenset[int]:
         """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session.
 
         An orphan that carries no mark of a living engine has no business here either.
         """
-        alive = [other for other in self._engines.values() if other.ended_at is None]
-        pids = {other.process.pid for other in alive}
-        marks = {other.mark for other in alive}
-        orphans = process_table.children() - pids if self._subreaper else frozenset()
-        left = {pid for pid in orphans if process_table.is_running(pid) and process_table.mark_of(pid) not in marks}
+        alive = {other.mark: other.process.pid for other in self._engines.values() if other.ended_at is None}
+        orphans = process_table.children() - set(alive.values()) if self._subreaper else frozenset()
+        left = {pid for pid in orphans if process_table.is_running(pid) and process_table.mark_of(pid) not in alive}
         if engine.stopped or not self._subreaper:
             left |= process_table.marked(engine.mark)
         for pid in left:
@@ -333,18 +292,20 @@ class Spawner:
 
     def _patience(self) -> float | None:
         """Seconds until something must be looked at without an event."""
-        if any(engine.ended_at is not None for engine in self._engines.values()):
+        engines = self._engines.values()
+        if any(engine.ended_at is not None for engine in engines):
             return TICK_S
         now = time.monotonic()
-        waits = [max(0.0, engine.kill_at - now) for engine in self._engines.values() if engine.kill_at is not None]
-        if any(engine.open and not engine.listening for engine in self._engines.values()):
+        waits = [max(0.0, engine.kill_at - now) for engine in engines if engine.kill_at is not None]
+        if any(engine.is_open and not engine.listening for engine in engines):
             waits.append(0.05)
         return min(waits, default=None)
 
     def _kill_everything(self) -> None:
         deadline = time.monotonic() + CLEAR_S
         for engine in self._engines.values():
-            process_table.signal_group(engine.process.pid, signal.SIGKILL)
+            if engine.ended_at is None:
+                process_table.signal_group(engine.process.pid, signal.SIGKILL)
         while (left := process_table.children()) and time.monotonic() < deadline:
             for pid in left:
                 process_table.kill(pid)
@@ -355,13 +316,11 @@ class Spawner:
 
 def _make_modest(pid: int, nice: int) -> None:
     """Engines yield to HPCServer, and are what the kernel ends first when memory runs out."""
-    try:
+    with suppress(OSError):
         if nice:
             os.setpriority(os.PRIO_PROCESS, pid, nice)
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
             file.write("500")
-    except OSError:
-        return
 
 
 def _read(descriptor: int, size: int) -> bytes | None:
@@ -374,15 +333,6 @@ def _read(descriptor: int, size: int) -> bytes | None:
         return b""
 
 
-def _drain(descriptor: int) -> None:
-    while _read(descriptor, 4096):
-        pass
-
-
 def main() -> None:
-    """Run with the home's name as the only argument, standard input and output being HPCServer's pipes."""
+    """Run with the home's name as the first argument, standard input and output being HPCServer's pipes."""
     Spawner(sys.argv[1], sys.stdin.fileno(), sys.stdout.fileno()).run()
-
-
-if __name__ == "__main__":
-    main()

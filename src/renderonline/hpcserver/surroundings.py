@@ -5,7 +5,7 @@ the account that runs HPCServer reaches a scene's scripts.
 """
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +19,12 @@ INHERITED: Final = frozenset(
         "SYSTEMROOT", "COMSPEC", "PATHEXT", "PROGRAMFILES", "PROGRAMDATA", "NUMBER_OF_PROCESSORS",
     }
 )  # fmt: skip
-INHERITED_PREFIX: Final = "LC_"
 OURS: Final = frozenset({"HOME", "TMPDIR", "TMP", "TEMP", "USERPROFILE", "XDG_RUNTIME_DIR", MARK})
 """Names that an assignment can't set."""
 
 
 class Scratch:
-    """Home and temporary directories of attempts under one private directory."""
+    """Home and temporary directories of attempts under one private directory, on a disk of this machine."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -37,34 +36,41 @@ class Scratch:
     def make(self, name: str) -> Path:
         """A new, empty place for one attempt. Raises OSError when the disk refuses."""
         place = self.place(name)
-        shutil.rmtree(place, ignore_errors=True)
-        for part in (place / "home", place / "tmp"):
+        if place.exists():
+            self.remove(name)
+        for part in (place, place / "home", place / "tmp"):
             part.mkdir(mode=0o700, parents=True)
         return place
 
-    def remove(self, name: str) -> None:
-        """Delete an attempt's place; links in it are not followed."""
-        shutil.rmtree(self.place(name), ignore_errors=True)
+    def remove_empty(self, name: str) -> bool:
+        """Delete the place of an attempt that left nothing in it; says whether it did. Never takes long."""
+        place = self.place(name)
+        try:
+            for part in (place / "home", place / "tmp", place):
+                part.rmdir()
+        except OSError:
+            return False
+        return True
 
-    def clear(self) -> None:
-        """Delete what earlier runs left."""
-        shutil.rmtree(self._root, ignore_errors=True)
+    def remove(self, name: str = "") -> None:
+        """Delete an attempt's place, or all that earlier runs left; links in it are not followed."""
+        shutil.rmtree(self.place(name), ignore_errors=True)
 
 
 def clean_environment(
     inherited: Mapping[str, str], wanted: Mapping[str, str], place: Path, *, also: Collection[str] = ()
 ) -> dict[str, str]:
     """The environment of an engine: the allowed part of `inherited`, then `wanted`, then the attempt's own places."""
-    environment = {name: value for name, value in inherited.items() if _passes(name, also)}
-    environment.update((name, value) for name, value in _proper(wanted.items()) if name.upper() not in OURS)
+    environment = {name: value for name, value in inherited.items() if _passes(name.upper()) or name in also}
+    environment |= {name: value for name, value in wanted.items() if _may_be_set(name, value)}
     home, temporary = str(place / "home"), str(place / "tmp")
     environment.update(HOME=home, USERPROFILE=home, TMPDIR=temporary, TMP=temporary, TEMP=temporary)
     return environment
 
 
-def _passes(name: str, also: Collection[str]) -> bool:
-    return name.upper() in INHERITED or name.upper().startswith(INHERITED_PREFIX) or name in also
+def _passes(name: str) -> bool:
+    return name in INHERITED or name.startswith("LC_")
 
 
-def _proper(items: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    return ((name, value) for name, value in items if name and "=" not in name and "\0" not in name + value)
+def _may_be_set(name: str, value: str) -> bool:
+    return bool(name) and name.upper() not in OURS and "=" not in name and "\0" not in name + value

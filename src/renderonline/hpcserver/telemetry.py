@@ -1,74 +1,44 @@
-"""What this computer is and how it is doing; and what each engine's process tree uses.
-
-Everything here blocks a little (it reads the process table); the callers use threads.
-"""
+"""What this computer is and how it is doing; and what each engine's process tree uses. Blocking: for threads."""
 
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import psutil
 
 from renderonline.hpcserver.process_table import mark, mark_of
+from renderonline.protocol.link import Heartbeat
 
 GPU_PROBE_S: Final = 5.0
 MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Computer:
-    """What does not change while HPCServer runs."""
-
-    cpu_count: int
-    memory_mib: int
-    gpus: tuple[str, ...]
-    platform: str
-    boot: str
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How the computer is doing: load average of one minute, free memory and disk in MiB."""
-
-    load: float
-    memory_free_mib: int
-    disk_free_mib: int
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a process tree uses: CPU seconds since it began, resident bytes now."""
 
     cpu_s: float
     memory_bytes: int
 
 
-def computer() -> Computer:
-    """Look at this computer once."""
-    return Computer(
-        cpu_count=os.cpu_count() or 1,
-        memory_mib=int(psutil.virtual_memory().total // MIB),
-        gpus=_gpus(),
-        platform=f"{platform.system()} {platform.machine()}",
-        boot=_boot(),
-    )
+def computer() -> dict[str, Any]:
+    """What does not change while HPCServer runs: fields of `Hello`."""
+    return {
+        "cpu_count": os.cpu_count() or 1,
+        "memory_mib": psutil.virtual_memory().total // MIB,
+        "gpus": _gpus(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "boot": _boot(),
+    }
 
 
 def _gpus() -> tuple[str, ...]:
     """The graphics cards that NVIDIA's own tool names; () without it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=GPU_PROBE_S,
-            check=True,
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPU_PROBE_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(line.strip()[:200] for line in done.stdout.decode(errors="replace").splitlines() if line.strip())[:64]
@@ -82,21 +52,20 @@ def _boot() -> str:
         return str(int(psutil.boot_time()))
 
 
-def load(directory: Path) -> Load:
-    """The computer's present state; the disk is the one that holds `directory`."""
+def load(directory: Path, full: str = "") -> Heartbeat:
+    """How this computer is doing; the disk is the one that holds `directory`."""
     try:
-        disk_free = int(psutil.disk_usage(str(directory)).free // MIB)
+        disk_free = psutil.disk_usage(str(directory)).free // MIB
     except OSError:
         disk_free = 0
-    return Load(psutil.getloadavg()[0], int(psutil.virtual_memory().available // MIB), disk_free)
+    return Heartbeat(psutil.getloadavg()[0], psutil.virtual_memory().available // MIB, disk_free, full)
 
 
 def kernel_oom_kills() -> int:
     """How many processes the kernel has ended for want of memory since the computer started; 0 where it can't say."""
     try:
         with open("/proc/vmstat", "rb") as file:
-            words = file.read().split()
-        return int(words[words.index(b"oom_kill") + 1])
+            return int(file.read().partition(b"\noom_kill ")[2].split(maxsplit=1)[0])
     except (OSError, ValueError, IndexError):
         return 0
 
@@ -114,7 +83,8 @@ def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]
         return totals
     for process in descendants:
         try:
-            name = names.get(process.pid) or names.get(process.ppid()) or _marked_name(process.pid, home)
+            marked = names.get(process.pid) or names.get(process.ppid())
+            name = marked or mark_of(process.pid).removeprefix(mark(home)).rstrip("/")
             if name not in totals:
                 continue
             names[process.pid] = name
@@ -125,7 +95,3 @@ def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]
         spent = times.user + times.system + times.children_user + times.children_system
         totals[name] = Usage(totals[name].cpu_s + spent, totals[name].memory_bytes + memory)
     return totals
-
-
-def _marked_name(pid: int, home: str) -> str:
-    return mark_of(pid).removeprefix(mark(home)).rstrip("/")

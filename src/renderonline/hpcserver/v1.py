@@ -8,9 +8,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +17,6 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from renderonline.farm.arguments import strip_program
 from renderonline.farm.command_line import split
@@ -41,46 +38,40 @@ STOP_ANSWER_S: Final = 4.0
 """A stop is answered when nothing of the render is left, or after so long."""
 
 
-@dataclass(slots=True)
 class _Render:
     """The running or the last render."""
 
-    task_id: int
-    name: str
-    started_at: float
-    process: "asyncio.Future[EngineProcess]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    is_success: bool = False
-    seconds: int = 0
+    def __init__(self, task_id: int, name: str) -> None:
+        self.task_id = task_id
+        self.name = name
+        self.process: asyncio.Future[EngineProcess] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+        self.ended_at = 0.0
+        self.is_success = False
+        self._started_at = time.monotonic()
 
     def state(self) -> hpc.TaskState:
         running = not self.ended.is_set()
-        seconds = int(time.monotonic() - self.started_at) if running else self.seconds
+        seconds = int((time.monotonic() if running else self.ended_at) - self._started_at)
         return hpc.TaskState(self.task_id, self.is_success, running, seconds)
 
 
 class V1Node:
     """One render at a time, as on the existing node. `engines`: name -> the words its command lines begin with."""
 
-    def __init__(
-        self,
-        processes: Processes,
-        scratch: Scratch,
-        logs: Path,
-        engines: Mapping[str, Sequence[str]],
-        settings: Settings,
-    ) -> None:
+    def __init__(self, processes: Processes, settings: Settings, engines: Mapping[str, Sequence[str]]) -> None:
         self._processes = processes
-        self._scratch = scratch
-        self._logs = logs
+        self._scratch = Scratch(settings.home / "scratch")
+        self._scratch.remove()
         self._engine_ids = tuple(engines)
-        self._engines = {name.casefold(): tuple(prefix) for name, prefix in engines.items()}
+        self._engines = {name.casefold(): prefix for name, prefix in engines.items()}
         self._settings = settings
+        self._log_directory = settings.home / "logs" / "v1"
         self._render: _Render | None = None
         self._count = 0
-        self._watching: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
 
-    def status(self) -> hpc.Status:
+    async def status(self, _: bytes) -> hpc.Status:
         """What runs, or ran last."""
         return hpc.Status(self._engine_ids, self._render.state() if self._render else None)
 
@@ -89,15 +80,12 @@ class V1Node:
         previous = self._render
         if previous is not None and not previous.ended.is_set():
             return hpc.Answer(is_success=False, message=hpc.ACTIVE_RENDER)
-        try:
-            request = hpc.parse_start(body)
-        except InvalidRequest as error:
-            return hpc.Answer(is_success=False, message=str(error))
+        request = hpc.parse_start(body)
         prefix = self._engines.get(request.engine_id.casefold())
         if prefix is None:
             return hpc.Answer(is_success=False, message=hpc.not_configured(request.engine_id))
         self._count += 1
-        render = self._render = _Render(request.task_id, f"v1.{self._count}", time.monotonic())
+        render = self._render = _Render(request.task_id, f"v1.{self._count}")
         try:
             await self._spawn(render, request, prefix)
         except (CantStart, OSError) as error:
@@ -110,10 +98,7 @@ class V1Node:
 
     async def stop(self, body: bytes) -> hpc.Answer:
         """Stop the render with this task id, its children with it."""
-        try:
-            request = hpc.parse_stop(body)
-        except InvalidRequest as error:
-            return hpc.Answer(is_success=False, message=str(error))
+        request = hpc.parse_stop(body)
         render = self._render
         if render is None or render.ended.is_set():
             return hpc.Answer(is_success=True, message=hpc.NO_ACTIVE_RENDER)
@@ -130,8 +115,9 @@ class V1Node:
 
     async def _spawn(self, render: _Render, request: hpc.StartRequest, prefix: Sequence[str]) -> None:
         words = strip_program(split(request.arguments), (request.engine_id, Path(prefix[0]).name))
-        place = await asyncio.to_thread(self._scratch.make, render.name)
-        output = await asyncio.to_thread(_empty_log, self._logs)
+        place = self._scratch.make(render.name)
+        AttemptLog(self._log_directory).remove()
+        output = AttemptLog(self._log_directory)
         process = await self._processes.start(
             render.name,
             [*prefix, *words],
@@ -142,64 +128,55 @@ class V1Node:
         )
         render.process.set_result(process)
         log.info("render started", task=render.task_id, engine=request.engine_id, pid=process.pid)
-        watching = asyncio.create_task(self._watch(render, process))
-        self._watching.add(watching)
-        watching.add_done_callback(self._watching.discard)
+        self._watching = asyncio.create_task(self._watch(render, process))
 
     async def _watch(self, render: _Render, process: EngineProcess) -> None:
         ended = await process.wait()
-        render.seconds = int(time.monotonic() - render.started_at)
+        render.ended_at = time.monotonic()
         render.is_success = ended.code == 0
         render.ended.set()
-        log.info("render ended", task=render.task_id, code=ended.code, seconds=render.seconds)
+        log.info("render ended", task=render.task_id, code=ended.code)
         await asyncio.to_thread(self._scratch.remove, render.name)
 
 
-def create_app(node: V1Node, *, allow: Sequence[str] = ()) -> ASGIApp:
-    """The application with the contract's three routes and nothing else."""
+def create_app(node: V1Node, *, allow: Sequence[str] = ()) -> Starlette:
+    """The application with the contract's three routes and nothing else, for the addresses in `allow` (or all)."""
+    networks = [ipaddress.ip_network(address, strict=False) for address in allow]
 
-    async def status(_: Request) -> Response:
-        return _json(hpc.encode(node.status()))
+    def route(path: str, method: str, call: Callable[[bytes], Awaitable[hpc.Answer | hpc.Status]]) -> Route:
+        async def respond(request: Request) -> Response:
+            if not _may_call(request, networks):
+                log.warning("call is refused", client=request.client, path=path)
+                return PlainTextResponse("This node does not take calls from here.", 403)
+            try:
+                answer = await call(await _body(request))
+            except InvalidRequest as error:
+                answer = hpc.Answer(is_success=False, message=str(error))
+            refused = isinstance(answer, hpc.Answer) and not answer.is_success
+            return Response(hpc.encode(answer), 400 if refused else 200, media_type="application/json")
 
-    async def start(request: Request) -> Response:
-        return _answer(await node.start(await _body(request)))
-
-    async def stop(request: Request) -> Response:
-        return _answer(await node.stop(await _body(request)))
+        return Route(path, respond, methods=[method])
 
     routes = [
-        Route(hpc.STATUS_PATH, status, methods=["GET"]),
-        Route(hpc.START_PATH, start, methods=["POST"]),
-        Route(hpc.STOP_PATH, stop, methods=["POST"]),
+        route(hpc.STATUS_PATH, "GET", node.status),
+        route(hpc.START_PATH, "POST", node.start),
+        route(hpc.STOP_PATH, "POST", node.stop),
     ]
-    return Guard(Starlette(routes=routes), allow)
+    return Starlette(routes=routes)
 
 
-class Guard:
-    """Lets only allowed addresses in, and nothing that a web page sends: a browser always says whose page it was."""
-
-    def __init__(self, app: ASGIApp, allow: Sequence[str]) -> None:
-        self._app = app
-        self._allow = tuple(ipaddress.ip_network(address, strict=False) for address in allow)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._may_call(scope):
-            log.warning("call is refused", client=scope.get("client"), path=scope.get("path"))
-            await PlainTextResponse("This node does not take calls from here.", 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _may_call(self, scope: Scope) -> bool:
-        if any(name in {b"origin", b"sec-fetch-site"} for name, _ in scope["headers"]):
-            return False
-        if not self._allow:
-            return True
-        try:
-            address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
-        except (ValueError, TypeError):
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._allow)
+def _may_call(request: Request, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Only allowed addresses, and nothing that a web page sends: a browser always says whose page it was."""
+    if "origin" in request.headers or "sec-fetch-site" in request.headers:
+        return False
+    if not networks:
+        return True
+    try:
+        address = ipaddress.ip_address(request.client.host.partition("%")[0] if request.client else "")
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any((mapped or address) in network for network in networks)
 
 
 async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequence[str]]) -> None:
@@ -213,31 +190,18 @@ async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequenc
         )
     else:
         log.warning("no authentication: whoever reaches this port can run the configured engines", host=settings.host)
-    async with _node(settings, home, engines) as node:
+    processes = Processes(home.name)
+    await processes.open()
+    try:
         await serve(
-            create_app(node, allow=settings.allow),
+            create_app(V1Node(processes, settings, engines), allow=settings.allow),
             host=settings.host,
             port=settings.port,
             on_ready=lambda url: home.say_ready(url=url),
             grace_s=settings.stop_grace,
         )
-
-
-@asynccontextmanager
-async def _node(settings: Settings, home: Home, engines: Mapping[str, Sequence[str]]) -> AsyncIterator[V1Node]:
-    processes = Processes(home.name)
-    await processes.open()
-    try:
-        scratch = Scratch(settings.home / "scratch")
-        await asyncio.to_thread(scratch.clear)
-        yield V1Node(processes, scratch, settings.home / "logs" / "v1", engines, settings)
     finally:
         await processes.close()
-
-
-def _empty_log(place: Path) -> AttemptLog:
-    AttemptLog(place).remove()
-    return AttemptLog(place)
 
 
 async def _body(request: Request) -> bytes:
@@ -251,11 +215,3 @@ async def _body(request: Request) -> bytes:
     except ClientDisconnect:
         return b""
     return bytes(body)
-
-
-def _answer(answer: hpc.Answer) -> Response:
-    return _json(hpc.encode(answer), 200 if answer.is_success else 400)
-
-
-def _json(body: bytes, status: int = 200) -> Response:
-    return Response(body, status, media_type="application/json")

@@ -10,12 +10,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, Final, TypeVar
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.protocol.loose import no_constant
 
 MAX_DEPTH: Final = 32
 """How deep values may lie inside each other."""
@@ -27,15 +28,10 @@ Reader = Callable[[Any, str], Any]
 """(JSON value, where it stands) -> value of the field."""
 
 
-# -- writing
-
-
 def to_wire(obj: Any) -> dict[str, Any]:
     """A dataclass instance as what JSON holds."""
-    out: dict[str, Any] = {}
     kind = getattr(type(obj), "type", None)
-    if isinstance(kind, str):
-        out["type"] = kind
+    out: dict[str, Any] = {"type": kind} if isinstance(kind, str) else {}
     for name in _names(type(obj)):  # type: ignore[arg-type]  # a class is hashable
         out[name] = _written(getattr(obj, name))
     return out
@@ -61,19 +57,12 @@ def _names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls))
 
 
-# -- reading
-
-
 def read_json(text: str | bytes) -> Any:
     """JSON as Python values; `InvalidRequest` for anything else (NaN, too deep, not UTF-8, a number without end)."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("This is not valid JSON.") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
 
 
 def decode(text: str | bytes, classes: Iterable[type] | types.UnionType) -> object:
@@ -82,8 +71,7 @@ def decode(text: str | bytes, classes: Iterable[type] | types.UnionType) -> obje
     if not isinstance(data, dict):
         raise InvalidRequest("A message must be a JSON object.")
     kind = data.get("type")
-    known = typing.get_args(classes) if isinstance(classes, types.UnionType) else classes
-    for cls in known:
+    for cls in typing.get_args(classes) if isinstance(classes, types.UnionType) else classes:
         if getattr(cls, "type", None) == kind:
             return from_wire(cls, data)
     raise InvalidRequest(f"A message of type {str(kind)[:40]!r} is not known here.")
@@ -95,27 +83,20 @@ def from_wire(cls: type[T], data: Any) -> T:
     return instance
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    name: str
-    read: Reader
-    required: bool
-
-
 @cache
 def _reader_of_class(cls: type) -> Reader:
     hints = typing.get_type_hints(cls)
-    slots = tuple(_Slot(field.name, _reader(hints[field.name]), _required(field)) for field in fields(cls))
+    slots = tuple((field.name, _reader(hints[field.name]), _required(field)) for field in fields(cls))
 
     def read(data: Any, where: str) -> Any:
         if not isinstance(data, Mapping):
             raise _wrong(where, "an object")
         values: dict[str, Any] = {}
-        for slot in slots:
-            if slot.name in data:
-                values[slot.name] = slot.read(data[slot.name], f"{where}.{slot.name}")
-            elif slot.required:
-                raise InvalidRequest(f"{where}.{slot.name} is missing.")
+        for name, read_value, required in slots:
+            if name in data:
+                values[name] = read_value(data[name], f"{where}.{name}")
+            elif required:
+                raise InvalidRequest(f"{where}.{name} is missing.")
         return cls(**values)
 
     return read
@@ -142,7 +123,7 @@ def _reader(hint: Any) -> Reader:
 
 def _reader_of_union(arms: Iterable[Reader]) -> Reader:
     # None first, so that it is another arm that says what is wrong.
-    *firsts, last = sorted(arms, key=lambda arm: arm is not _read_none)
+    *firsts, last = sorted(arms, key=lambda arm: arm is not _PLAIN[type(None)])
 
     def read(data: Any, where: str) -> Any:
         for arm in firsts:
@@ -183,49 +164,37 @@ def _reader_of_enum(cls: type[Enum]) -> Reader:
     return read
 
 
-def _read_none(data: Any, where: str) -> Any:
-    if data is not None:
-        raise _wrong(where, "null")
-
-
-def _read_bool(data: Any, where: str) -> Any:
-    if not isinstance(data, bool):
-        raise _wrong(where, "true or false")
-    return data
-
-
-def _read_int(data: Any, where: str) -> Any:
-    if isinstance(data, bool) or not isinstance(data, int) or abs(data) > _LARGEST:
-        raise _wrong(where, "a whole number")
-    return data
-
-
-def _read_float(data: Any, where: str) -> Any:
-    if isinstance(data, float) and math.isfinite(data):
+def _reader_of_plain(fits: Callable[[Any], bool], expected: str) -> Reader:
+    def read(data: Any, where: str) -> Any:
+        if not fits(data):
+            raise _wrong(where, expected)
         return data
-    if isinstance(data, bool) or not isinstance(data, int) or abs(data) > _LARGEST:
+
+    return read
+
+
+def _is_whole(data: Any) -> bool:
+    return isinstance(data, int) and not isinstance(data, bool) and abs(data) <= _LARGEST
+
+
+def _read_float(data: Any, where: str) -> float:
+    if not _is_whole(data) and not (isinstance(data, float) and math.isfinite(data)):
         raise _wrong(where, "a number")
     return float(data)
 
 
-def _read_text(data: Any, where: str) -> Any:
+def _read_text(data: Any, where: str) -> str:
     if not isinstance(data, str):
         raise _wrong(where, "text")
-    if not data.isascii():
-        try:
-            data.encode()
-        except UnicodeEncodeError as error:
-            raise _wrong(where, "text without lone surrogates") from error
+    try:
+        data.encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(where, "text without lone surrogates") from error
     return data
 
 
-def _read_any(data: Any, where: str) -> Any:
-    check_plain(data, where)
-    return data
-
-
-def check_plain(data: Any, where: str, depth: int = MAX_DEPTH) -> None:
-    """Raise `InvalidRequest` unless `data` is JSON values that can be stored: not too deep, proper text and numbers."""
+def _read_any(data: Any, where: str, depth: int = MAX_DEPTH) -> Any:
+    """JSON values that can be stored: not too deep, proper text and numbers."""
     if depth == 0:
         raise InvalidRequest(f"{where} is nested more than {MAX_DEPTH} levels deep.")
     if isinstance(data, str):
@@ -235,10 +204,11 @@ def check_plain(data: Any, where: str, depth: int = MAX_DEPTH) -> None:
     elif isinstance(data, dict):
         for key, value in data.items():
             _read_text(key, where)
-            check_plain(value, where, depth - 1)
+            _read_any(value, where, depth - 1)
     elif isinstance(data, (list, tuple)):
         for value in data:
-            check_plain(value, where, depth - 1)
+            _read_any(value, where, depth - 1)
+    return data
 
 
 def _wrong(where: str, expected: str) -> InvalidRequest:
@@ -247,9 +217,9 @@ def _wrong(where: str, expected: str) -> InvalidRequest:
 
 _PLAIN: Final[Mapping[Any, Reader]] = {
     str: _read_text,
-    int: _read_int,
+    int: _reader_of_plain(_is_whole, "a whole number"),
     float: _read_float,
-    bool: _read_bool,
-    type(None): _read_none,
+    bool: _reader_of_plain(lambda data: isinstance(data, bool), "true or false"),
+    type(None): _reader_of_plain(lambda data: data is None, "null"),
     Any: _read_any,
 }

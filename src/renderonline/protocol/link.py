@@ -61,11 +61,8 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """RenderAPI -> machine, answer to `Hello`. Everything held that is not in `keep` is to be killed.
-
-    `last_seq` is the last report of this instance that was applied; `log_offsets` says from which byte the log of
-    a kept attempt (its id as a string) goes on.
-    """
+    """RenderAPI -> machine, answer to `Hello`. Everything held that is not in `keep` is to be killed; `last_seq` is the
+    last report of this instance that was applied, `log_offsets` attempt -> the byte from which its log goes on."""
 
     type: ClassVar[str] = "welcome"
     protocol: int
@@ -94,13 +91,12 @@ class ExpectedOutput:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When to end an attempt: 0 means no limit. Times in seconds, memory in MiB."""
+    """When to end an attempt: 0 means no limit. `grace_s` is between SIGTERM and SIGKILL."""
 
     time_s: float = 0.0
     stall_s: float = 900.0
     memory_mib: int = 0
     grace_s: float = 5.0
-    """Between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,30 +151,29 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """Report: the engine's process exists."""
+class _Report:
+    """Machine -> RenderAPI, kept until it is acknowledged. `at_us`: the machine's clock, microseconds since 1970."""
 
-    type: ClassVar[str] = "started"
     seq: int
     attempt: int
     token: str
     at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started(_Report):
+    """Report: the engine's process exists."""
+
+    type: ClassVar[str] = "started"
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Report: a file is complete and checked on the machine.
-
-    `name` is relative to the attempt's directory, `digest` is BLAKE2b-256 in hex, `crc32` unsigned, `facts` what the
-    picture says of itself (width, height, channels, render_time_s, …).
-    """
+class Result(_Report):
+    """Report: a file is complete and checked on the machine. `name` is relative to the attempt's directory, `digest`
+    is BLAKE2b-256 in hex, `crc32` unsigned, `facts` what the picture says of itself (`storage.images.ImageCheck`)."""
 
     type: ClassVar[str] = "result"
-    seq: int
-    attempt: int
-    token: str
-    at_us: int
     name: str
     size: int
     digest: str
@@ -188,18 +183,12 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Exited:
-    """Report: the attempt is over; no further report of it follows.
-
-    `outcome` is an `Outcome` other than `lost`; `failure` a class of the engine's definition (`scene`, `crash`,
-    `out_of_memory`, `missing_output`, `bad_output`, `no_engine`, `no_input`, `no_space`, …) or "".
-    """
+class Exited(_Report):
+    """Report: the attempt is over; no further report of it follows. `outcome` is an `Outcome` other than `lost`;
+    `failure` a class of the engine's definition (`scene`, `crash`, `out_of_memory`, `missing_output`, `bad_output`,
+    `no_engine`, `no_input`, `no_space`, …) or ""."""
 
     type: ClassVar[str] = "exited"
-    seq: int
-    attempt: int
-    token: str
-    at_us: int
     outcome: str
     exit_code: int | None = None
     failure: str = ""

@@ -8,24 +8,23 @@ import secrets
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import WebSocketRoute
 
 from renderonline import __version__
-from renderonline.database import Database, accounts, migrating, submissions
+from renderonline.database import Database, migrating, submissions
 from renderonline.database.ids import IdBlocks
 from renderonline.database.lease import Lease
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.protocol.link import LINK_PATH
-from renderonline.renderapi import errors
+from renderonline.renderapi import errors, views
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.auth import Authenticator
 from renderonline.renderapi.bootstrap import bootstrap
@@ -35,7 +34,7 @@ from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import MeasuredRequests, Metrics
 from renderonline.renderapi.reading import Reading
-from renderonline.renderapi.routes import ops, v1, v2_accounts, v2_engines, v2_files, v2_machines, v2_tasks
+from renderonline.renderapi.routes import ops, v1, v2_farm, v2_tasks
 from renderonline.renderapi.routes.guard import V2, Guard
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
@@ -49,17 +48,14 @@ LOOK_S: Final = 2.0
 FORGET_S: Final = 3600.0
 """How often old idempotency keys are removed."""
 
+_OPEN: Final[dict[str, Any]] = {"allow_origins": ["*"], "allow_methods": ["*"], "allow_headers": ["*"], "max_age": 600}
 _EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "X-Log-Size")
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
     there is raised as one of `farm.errors`."""
-
-    def services() -> Services:
-        return cast("Services", app.state.services)
-
-    metrics = Metrics(lambda: services().machines_view(), lambda: services().figures())
+    metrics = Metrics()
     app = FastAPI(
         title="RenderOnline",
         version=__version__,
@@ -68,33 +64,25 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lambda app: _lifespan(app, settings, metrics),
-        exception_handlers={**errors.HANDLERS, RequestValidationError: errors.on_invalid},
+        exception_handlers=dict(errors.HANDLERS),
         middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=["*"],
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=_EXPOSED,
-                max_age=600,
-            ),
-            Middleware(MeasuredRequests, answered=metrics.answered),
+            Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
+            Middleware(MeasuredRequests, metrics=metrics),
             Middleware(Guard),
         ],
     )
-    app.router.routes += [*v1.routes(), *v2_files.routes(), *ops.routes()]
-    for part in (v2_tasks, v2_accounts, v2_engines, v2_machines):
+    app.router.routes += [*v1.routes(), *ops.routes()]
+    for part in (v2_tasks, v2_farm):
         app.include_router(part.router, prefix=V2)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's description, and ours of the plain handlers."""
+    """FastAPI's description of the calls, with our shapes of the answers."""
     if app.openapi_schema is None:
         schema = generate()
-        for path, operations in v2_files.DOCUMENTED.items():
-            schema["paths"].setdefault(path, {}).update(operations)
+        schema["components"]["schemas"] |= views.shapes()
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -122,54 +110,24 @@ def _services(
     settings: Settings, database: Database, ids: IdBlocks, events: Events, dispatcher: Dispatcher, metrics: Metrics
 ) -> Services:
     authenticator = Authenticator(database)
-    administration = Administration(
-        database,
-        files=settings.files,
-        forget_accounts=authenticator.forget,
-        refresh=dispatcher.refresh,
-        now_us=lambda: time.time_ns() // 1000,
-    )
+
+    async def changed() -> None:
+        authenticator.forget()
+        await dispatcher.refresh()
+
+    administration = Administration(database, settings.files, changed)
     return Services(
         authenticator=authenticator,
-        submissions=Submissions(
-            database,
-            ids,
-            dispatcher,
-            files=settings.files,
-            max_upload_bytes=settings.max_upload_bytes,
-            reserve_bytes=settings.reserve_mib * 1024 * 1024,
-        ),
-        reading=Reading(database, _InFlight(dispatcher), dispatcher.logs),
+        submissions=Submissions(database, ids, dispatcher, settings),
+        reading=Reading(database, dispatcher),
         control=Control(database, dispatcher),
         administration=administration,
         enrolments=Enrolments(administration),
+        dispatcher=dispatcher,
         events=events,
         metrics=metrics,
-        machines_view=dispatcher.machines_view,
-        figures=dispatcher.figures,
-        healthy=lambda: _healthy(database),
         fingerprint=_fingerprint(settings.certificate),
     )
-
-
-class _InFlight:
-    """What runs now, as `Reading` wants to know it."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-
-    def progress_of(self, attempt_id: int) -> float | None:
-        progress = self._dispatcher.progress_of(attempt_id)
-        return None if progress is None else progress.fraction
-
-    def rendering(self, task_id: int) -> list[float]:
-        """Of each live attempt the frame that is being rendered: whole frames are counted when they have landed."""
-        attempts = self._dispatcher.attempts_of(task_id)
-        return [
-            one.progress.fraction * len(one.frames) % 1.0 if one.frames is not None else one.progress.fraction
-            for one in attempts
-            if one.progress is not None
-        ]
 
 
 async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[Database, Lease]:
@@ -211,15 +169,6 @@ async def _look_after(database: Database, lease: Lease, ids: IdBlocks) -> None:
             return
         except NotAvailable as error:
             log.warning("database does not answer", reason=error.message)
-
-
-async def _healthy(database: Database) -> Mapping[str, Any]:
-    try:
-        async with asyncio.timeout(3.0):
-            await database.read(accounts.has_admin)
-    except (RenderOnlineError, TimeoutError):
-        return {"status": "database does not answer", "version": __version__}
-    return {"status": "ok", "version": __version__}
 
 
 def _fingerprint(files: TlsFiles | None) -> str:

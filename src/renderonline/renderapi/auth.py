@@ -7,7 +7,6 @@ costs none, and a changed row is noticed within 5 s (R3.4).
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +58,7 @@ class Authenticator:
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
-        self._remembered: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
+        self._remembered: dict[bytes, tuple[float, Principal | None]] = {}
         self._asking: dict[bytes, asyncio.Future[Principal | None]] = {}
 
     async def principal(self, headers: Mapping[str, str]) -> Principal:
@@ -77,29 +76,25 @@ class Authenticator:
         known = self._remembered.get(key)
         if known is not None and self._clock() < known[0]:
             return known[1]
-        return await self._ask_once(key, email, token)
+        if key not in self._asking:  # requests that come while the same question is open share its answer
+            self._asking[key] = asyncio.ensure_future(self._ask(key, email, token))
+            self._asking[key].add_done_callback(lambda _done: self._asking.pop(key, None))
+        return await asyncio.shield(self._asking[key])
 
     def forget(self) -> None:
         """Somebody's account was changed through us: ask again at once."""
         self._remembered.clear()
 
-    async def _ask_once(self, key: bytes, email: str, token: str) -> Principal | None:
-        """Requests that come while the same question is open share its answer."""
-        asking = self._asking.get(key)
-        if asking is None:
-            asking = self._asking[key] = asyncio.ensure_future(self._ask(key, email, token))
-            asking.add_done_callback(lambda _done: self._asking.pop(key, None))
-        return await asyncio.shield(asking)
-
     async def _ask(self, key: bytes, email: str, token: str) -> Principal | None:
         account = await self._database.read(partial(accounts.authenticate, email=email, token=token))
         if account is not None and not account.token.startswith(TOKEN_PREFIX):
-            sealed = await self._database.write(partial(accounts.seal_token, user_id=account.user.user_id, raw=token))
+            user_id = account.user.user_id
+            sealed = await self._database.write(partial(accounts.seal_token, user_id=user_id, raw=token))
             if sealed:
-                log.info("raw token was replaced by its hash", user=account.user.user_id)
+                log.info("raw token was replaced by its hash", user=user_id)
         principal = None if account is None else Principal(account.user)
+        self._remembered.pop(key, None)
         self._remembered[key] = (self._clock() + REMEMBERED_S, principal)
-        self._remembered.move_to_end(key)
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+        if len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
         return principal

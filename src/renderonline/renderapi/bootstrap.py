@@ -17,9 +17,6 @@ from renderonline.serving.directories import private_write
 
 log = structlog.get_logger(__name__)
 
-ADMIN_EMAIL: Final = "admin@localhost"
-DEFAULT_SUBSCRIPTION: Final = ("standard", 100)
-"""Name and queue limit of the first subscription."""
 FIRST_LOGIN: Final = "first-login.json"
 
 
@@ -36,17 +33,15 @@ def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: 
 def _add_admin(database: Database, path: Path, now_us: int) -> None:
     token = secrets.token_urlsafe(32)
     taken = {user.email.casefold() for user in database.read_now(accounts.list_users)}
-    email = ADMIN_EMAIL
+    email = "admin@localhost"
     while email in taken:
         email = f"admin-{secrets.token_hex(3)}@localhost"
     # The file first: a login that nobody knows would lock everybody out for good.
     private_write(path, json.dumps({"url": "", "email": email, "token": token}))
 
     def add(connection: Connection) -> None:
-        subscriptions = accounts.list_subscriptions(connection)
-        subscription = (
-            subscriptions[0] if subscriptions else accounts.add_subscription(connection, *DEFAULT_SUBSCRIPTION)
-        )
+        known = accounts.list_subscriptions(connection)
+        subscription = known[0] if known else accounts.add_subscription(connection, "standard", queue_limit=100)
         new = NewUser(email, hash_token(token), subscription.subscription_id, "First", "Administrator", Role.ADMIN)
         accounts.add_user(connection, new, now_us=now_us)
 

@@ -73,15 +73,11 @@ class Control:
 
     async def pause(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Start nothing new of a task; what runs goes on. `Conflict` when it has ended."""
-        state = await self._set_paused(task_id, user_id, paused=True)
-        self._dispatcher.memory.forget_task(task_id)
-        return state
+        return await self._set_paused(task_id, user_id, paused=True)
 
     async def resume(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Go on with a task."""
-        state = await self._set_paused(task_id, user_id, paused=False)
-        await self._dispatcher.reload((task_id,))
-        return state
+        return await self._set_paused(task_id, user_id, paused=False)
 
     async def retry(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Put what failed or was canceled back to waiting; what waits after a failure starts at once.
@@ -105,6 +101,7 @@ class Control:
         state = await self._database.write(
             partial(pause_task, task_id=task_id, moment=moment(self._clock), paused=paused, user_id=user_id)
         )
+        await self._dispatcher.reload((task_id,))
         self._dispatcher.announcer.task(state)
         return state
 

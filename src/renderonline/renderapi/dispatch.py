@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Coroutine, Mapping
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -391,7 +390,7 @@ class Dispatcher:
         await self.reload(unknown)
         bare = [task_id for task_id in unknown if task_id in self.memory.tasks and self._is_bare(task_id)]
         if bare:  # inserted by hand, as the existing system would
-            now = datetime.fromtimestamp(self._clock.time())  # noqa: DTZ006 (v1's times are local)
+            now = moment(self._clock).local
             await self._database.write(partial(adopt_tasks, after=min(bare) - 1, now=now))
             await self.reload(bare)
 

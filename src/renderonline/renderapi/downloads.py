@@ -5,13 +5,11 @@ Files are read in a thread, one piece ahead of the network, so that memory stays
 
 import asyncio
 import contextlib
-import hashlib
-import os
 import re
-import stat
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -21,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import NotFound, RenderOnlineError
-from renderonline.storage.archive import Member, StoredArchive, file_pieces, members_of
+from renderonline.storage.archive import Member, StoredArchive, etag_of, file_pieces
 
 log = structlog.get_logger(__name__)
 
@@ -40,21 +38,10 @@ class Content:
     modified_s: int | None = None
 
 
-async def archive_of(directory: Path, file_name: str, known: Mapping[str, tuple[int, int]]) -> Content:
-    """The ZIP of a directory. `known` has size and CRC-32 of the results that landed, by name.
-
-    Raises `NotFound` when the directory is not there.
-    """
-
-    def crc_of(name: str, size: int) -> int | None:
-        entry = known.get(name)
-        return entry[1] if entry is not None and entry[0] == size else None
-
-    def lay_out() -> StoredArchive:
-        return StoredArchive(members_of(directory, crc_of))
-
+async def archive_of(find: Callable[[], Sequence[Member]], file_name: str) -> Content:
+    """The ZIP of the files that `find` (which may block) finds. `NotFound` when they are not there."""
     try:
-        archive = await asyncio.to_thread(lay_out)
+        archive = await asyncio.to_thread(lambda: StoredArchive(find()))
     except OSError as error:
         raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
     return Content(archive.size, archive.etag, "application/zip", file_name, archive.pieces)
@@ -63,28 +50,17 @@ async def archive_of(directory: Path, file_name: str, known: Mapping[str, tuple[
 async def file_of(path: Path, file_name: str) -> Content:
     """One regular file. Raises `NotFound` for everything else; a symbolic link is not followed."""
     try:
-        status = await asyncio.to_thread(os.lstat, path)
+        member = await asyncio.to_thread(Member.of, file_name, path)
     except OSError as error:
         raise NotFound(f"The file {file_name} is not on the server any more.", code="files_gone") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise NotFound(f"{file_name} is not a file.", code="files_gone")
-    member = Member(file_name, path, status.st_size, status.st_mtime_ns)
-    version = f"{status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()
-    return Content(
-        status.st_size,
-        f'"{hashlib.blake2b(version, digest_size=16).hexdigest()}"',
-        "application/octet-stream",
-        file_name,
-        lambda start, end: file_pieces(member, start, end),
-        status.st_mtime_ns // 1_000_000_000,
-    )
+    pieces, modified_s = partial(file_pieces, member), member.modified_ns // 1_000_000_000
+    return Content(member.size, etag_of([member]), "application/octet-stream", file_name, pieces, modified_s)
 
 
 def whole(content: Content) -> Response:
     """Everything from the first byte, v1's way."""
-    return _Streamed(
-        content, 0, content.size, 200, {"Content-Disposition": f"attachment; filename={content.file_name}"}
-    )
+    headers = {"Content-Disposition": f"attachment; filename={content.file_name}"}
+    return _Streamed(content, 0, content.size, 200, headers)
 
 
 def answer(content: Content, headers: Mapping[str, str]) -> Response:
@@ -98,13 +74,11 @@ def answer(content: Content, headers: Mapping[str, str]) -> Response:
     }
     if content.modified_s is not None:
         own["Last-Modified"] = formatdate(content.modified_s, usegmt=True)
-    if content.etag in _tags(headers.get("if-none-match", "")):
+    if content.etag in {tag.strip().removeprefix("W/") for tag in headers.get("if-none-match", "").split(",")}:
         return Response(status_code=304, headers=own)
-    asked = headers.get("range")
-    if asked is None or headers.get("if-range", content.etag) != content.etag:
-        return _Streamed(content, 0, content.size, 200, own)
-    span = _span(asked, content.size)
-    if span is None:  # several ranges or a unit we don't know: the whole is always right
+    current = headers.get("if-range", content.etag) == content.etag
+    span = _span(headers.get("range", ""), content.size) if current else None
+    if span is None:
         return _Streamed(content, 0, content.size, 200, own)
     start, end = span
     if start >= end:
@@ -119,15 +93,14 @@ class _Streamed(Response):
     def __init__(self, content: Content, start: int, end: int, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(status_code=status, headers=headers, media_type=content.media_type)
         self.headers["Content-Length"] = str(end - start)
-        self._content, self._start, self._end = content, start, end
+        self._pieces = partial(content.pieces, start, end)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if scope["method"] != "HEAD":
             gone = asyncio.create_task(_disconnected(receive))
-            pieces = _read_ahead(self._content.pieces, self._start, self._end)
             try:
-                async with contextlib.aclosing(pieces):
+                async with contextlib.aclosing(_read_ahead(self._pieces())) as pieces:
                     async for piece in pieces:
                         if gone.done():
                             return
@@ -146,29 +119,23 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _read_ahead(
-    pieces: Callable[[int, int], Iterator[bytes]], start: int, end: int
-) -> AsyncGenerator[bytes, None]:
-    if start >= end:
-        return
+async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
-    iterator = pieces(start, end)
-    ahead = loop.run_in_executor(None, next, iterator, None)
+    ahead = loop.run_in_executor(None, next, pieces, None)
     try:
         while (piece := await asyncio.shield(ahead)) is not None:
-            ahead = loop.run_in_executor(None, next, iterator, None)
+            ahead = loop.run_in_executor(None, next, pieces, None)
             yield piece
     finally:
-        if not ahead.done():
-            await asyncio.wait({ahead})
+        await asyncio.wait({ahead})
         if not ahead.cancelled():
             ahead.exception()
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
+        if isinstance(pieces, Generator):
+            pieces.close()
 
 
 def _span(asked: str, size: int) -> tuple[int, int] | None:
+    """The bytes [first, behind) of a `Range`; None for none, several, or a unit that we don't know: the whole then."""
     match = _RANGE.fullmatch(asked.replace(" ", ""))
     if match is None or match.groups() == ("", ""):
         return None
@@ -180,10 +147,6 @@ def _span(asked: str, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last) + 1, size) if last else size
-
-
-def _tags(header: str) -> set[str]:
-    return {tag.strip().removeprefix("W/") for tag in header.split(",")}
 
 
 def _disposition(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 import structlog
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,64 +15,57 @@ from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 
 log = structlog.get_logger(__name__)
 
-PROBLEM: Final = "application/problem+json"
 _CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 def problem(status: int, detail: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
     """An answer that says what went wrong and what to do."""
-    content = {
-        "type": f"urn:renderonline:{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-    }
-    return Response(orjson.dumps(content), status, dict(headers or {}), PROBLEM)
+    title = HTTPStatus(status).phrase
+    content = {"type": f"urn:renderonline:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return Response(orjson.dumps(content), status, dict(headers or {}), "application/problem+json")
 
 
 def problem_of(error: RenderOnlineError) -> Response:
     """The answer for one of our errors."""
+    if error.status >= 500:
+        log.warning("request failed", code=error.reason_code, reason=error.message)
     headers = {"Retry-After": "5"} if error.status == 503 else None
     return problem(error.status, error.message, error.reason_code, headers)
 
 
-async def on_error(_request: Request, error: Exception) -> Response:
-    """Our own errors."""
+async def _on_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RenderOnlineError)
-    if error.status >= 500:
-        log.warning("request failed", code=error.reason_code, reason=error.message)
     return problem_of(error)
 
 
-async def on_http_error(_request: Request, error: Exception) -> Response:
+async def _on_http_error(_request: Request, error: Exception) -> Response:
     """Starlette's errors: no such path, no such method."""
     assert isinstance(error, HTTPException)
     detail = error.detail if error.status_code != 404 else "There is nothing at this address."
     return problem(error.status_code, detail, _CODES.get(error.status_code, "error"), error.headers)
 
 
-async def on_invalid(_request: Request, error: Exception) -> Response:
+async def _on_invalid(_request: Request, error: Exception) -> Response:
     """FastAPI's validation: which field, and what it should be."""
-    errors: list[dict[str, Any]] = getattr(error, "errors", list)()
-    first = errors[0] if errors else {}
-    place = ".".join(str(part) for part in first.get("loc", ())[1:]) or "body"
-    return problem_of(InvalidRequest(f"{place}: {first.get('msg', 'is not valid')}."))
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    return problem_of(InvalidRequest(f"{place}: {first['msg']}."))
 
 
-async def on_disconnect(_request: Request, _error: Exception) -> Response:
-    """The client is gone; nobody reads this."""
-    return Response(status_code=400)
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # the client is gone; nobody reads this
 
 
-async def on_surprise(_request: Request, _error: Exception) -> Response:
+async def _on_surprise(_request: Request, _error: Exception) -> Response:
     """A fault of ours: told in one sentence; the server logs it whole."""
     return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
 
 
 HANDLERS: Final[Mapping[Any, Any]] = {
-    RenderOnlineError: on_error,
-    HTTPException: on_http_error,
-    ClientDisconnect: on_disconnect,
-    Exception: on_surprise,
+    RenderOnlineError: _on_error,
+    HTTPException: _on_http_error,
+    RequestValidationError: _on_invalid,
+    ClientDisconnect: _on_disconnect,
+    Exception: _on_surprise,
 }

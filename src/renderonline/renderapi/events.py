@@ -37,7 +37,7 @@ class Events:
         self._epoch = epoch
         self._ring: deque[Event] = deque(maxlen=RING)
         self._last = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._more = asyncio.Event()
         self._closed = False
 
     def publish(self, type: str, data: Mapping[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
@@ -51,63 +51,38 @@ class Events:
         self._closed = True
         self._wake()
 
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
     async def stream(self, last_event_id: str | None, may_see: Callable[[Event], bool]) -> AsyncIterator[bytes]:
         """The events after `last_event_id` (None: from now on) as server-sent events, without end."""
         position = self._position(last_event_id)
         yield b"retry: 2000\n\n"
-        if position is None:
-            position = self._last
-            yield self._line(Event(position, RESYNC, b"{}", None))
         while not self._closed:
-            oldest = self._last - len(self._ring)
-            if position < oldest:  # the reader is slower than the farm
-                position = self._last
-                yield self._line(Event(position, RESYNC, b"{}", None))
-            batch = b"".join(self._line(event) for event in self._after(position) if may_see(event))
-            position = self._last
-            if batch:
+            missed = self._last - position
+            if missed > len(self._ring):  # unknown, or the reader is slower than the farm
+                new = [Event(self._last, RESYNC, b"{}", None)]
+            else:
+                new = [self._ring[index] for index in range(-missed, 0)]
+            position, more = self._last, self._more
+            if batch := b"".join(self._line(event) for event in new if event.type == RESYNC or may_see(event)):
                 yield batch
-            elif not await self._changed(position):
-                yield b": quiet\n\n"
+            elif not new:
+                try:
+                    await asyncio.wait_for(more.wait(), QUIET_S)
+                except TimeoutError:
+                    yield b": quiet\n\n"
 
-    def _position(self, last_event_id: str | None) -> int | None:
-        """How far a reader is; None when that can't be known."""
+    def _position(self, last_event_id: str | None) -> int:
+        """How far a reader is; before everything that is kept when that can't be known."""
         if not last_event_id:
             return self._last
         epoch, _, number = last_event_id.rpartition("-")
-        if epoch != self._epoch or not (number.isascii() and number.isdigit()):
-            return None
-        seen = int(number[:20])
-        return seen if self._last - len(self._ring) <= seen <= self._last else None
-
-    def _after(self, position: int) -> list[Event]:
-        missed = self._last - position
-        return [self._ring[index] for index in range(len(self._ring) - missed, len(self._ring))] if missed else []
+        known = epoch == self._epoch and number.isascii() and number.isdigit()
+        seen = int(number[:20]) if known else -1
+        return seen if seen <= self._last else -1
 
     def _line(self, event: Event) -> bytes:
-        return b"id: %s-%d\nevent: %s\ndata: %s\n\n" % (
-            self._epoch.encode(),
-            event.number,
-            event.type.encode(),
-            event.data,
-        )
-
-    async def _changed(self, position: int) -> bool:
-        """Wait until there is something after `position`; False after a quiet while."""
-        if self._last > position or self._closed:
-            return True
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await asyncio.wait_for(future, QUIET_S)
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting.discard(future)
-        return True
-
-    def _wake(self) -> None:
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-        self._waiting.clear()
+        head = f"id: {self._epoch}-{event.number}\nevent: {event.type}\ndata: ".encode()
+        return head + event.data + b"\n\n"

@@ -128,10 +128,11 @@ class Leasing:
         await self._reports.end(broken)
 
     def _undo(self, refused: Sequence[NewAttempt]) -> None:
-        """These can't be leased now: the task was canceled, paused or changed; who did that tells memory."""
+        """These can't be leased now: their tasks were canceled, paused or changed behind memory's back."""
         for new in refused:
             self._memory.end_attempt(new.attempt_id)
             self._free(new)
+        self._reports.read_again({new.task_id for new in refused})
 
     def _free(self, new: NewAttempt) -> None:
         """The attempt never reached its machine."""

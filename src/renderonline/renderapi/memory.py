@@ -27,11 +27,9 @@ class Task:
     one_range: bool
     begun: bool
     paused: bool
-    waits_for: set[int]
-    avoid: dict[int, frozenset[int]] = field(default_factory=dict)
-    """Chunk -> machines on which it failed; chunks that never failed are not in it."""
-    delayed: set[int] = field(default_factory=set)
-    held: set[int] = field(default_factory=set)
+    waits_for: frozenset[int]
+    troubles: "Troubles | None" = None
+    """None while nothing of it ever failed, which is the rule: a farm has very many tasks."""
 
     @property
     def shape(self) -> Shape:
@@ -42,6 +40,15 @@ class Task:
     @property
     def may_start(self) -> bool:
         return not self.paused and not self.waits_for
+
+
+@dataclass(slots=True)
+class Troubles:
+    """Chunks of one task that failed: on which machines, and those that wait for a time or for a machine."""
+
+    avoid: dict[int, frozenset[int]] = field(default_factory=dict)
+    delayed: set[int] = field(default_factory=set)
+    held: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -109,7 +116,7 @@ class Memory:
             queued.one_range,
             queued.begun,
             queued.paused,
-            set(queued.waits_for),
+            queued.waits_for,
         )
         self.tasks[queued.task_id] = task
         for other in task.waits_for:
@@ -117,9 +124,15 @@ class Memory:
         if not task.may_start:
             return
         live = {attempt.chunk_id for attempt in self.attempts_of(queued.task_id)}
+        plain: list[tuple[int, int]] = []
         for chunk in queued.chunks:
-            if chunk.chunk_id not in live:
+            if chunk.chunk_id in live:
+                continue
+            if chunk.not_before_us or chunk.avoid or chunk.held_by is not None:
                 self._admit(task, chunk, now, now_us)
+            else:
+                plain.append((chunk.chunk_id, chunk.place))
+        self.index.add_many(ready, plain, Signature(task.engine, task.shape))
         self._wake()
 
     def forget_task(self, task_id: int) -> None:
@@ -130,10 +143,12 @@ class Memory:
         self.index.remove_task(task_id)
         for other in task.waits_for:
             self._dependents[other].discard(task_id)
-        for chunk_id in task.delayed:
+        if task.troubles is None:
+            return
+        for chunk_id in task.troubles.delayed:
             del self._delayed[chunk_id]
-        for held in self._held.values() if task.held else ():
-            for chunk_id in task.held & held.keys():
+        for held in self._held.values():
+            for chunk_id in task.troubles.held & held.keys():
                 del held[chunk_id]
 
     def task_ended(self, task_id: int, *, succeeded: bool) -> frozenset[int]:
@@ -145,7 +160,7 @@ class Memory:
         for dependent in self._dependents.pop(task_id, ()):
             task = self.tasks.get(dependent)
             if task is not None:
-                task.waits_for.discard(task_id)
+                task.waits_for -= {task_id}
                 if task.may_start:
                     freed.add(dependent)
         return frozenset(freed)
@@ -162,8 +177,8 @@ class Memory:
     def chunk_done(self, task_id: int, chunk_id: int) -> None:
         """A chunk that waited is done (late results, R5.5)."""
         self.index.remove(chunk_id)
-        if self._delayed.pop(chunk_id, None) is not None and (task := self.tasks.get(task_id)) is not None:
-            task.delayed.discard(chunk_id)
+        if self._delayed.pop(chunk_id, None) is not None:
+            self._troubles(self.tasks[task_id]).delayed.discard(chunk_id)
 
     def release_due(self, now: float) -> float | None:
         """Make ready what has waited long enough; gives when the next one is due."""
@@ -177,7 +192,7 @@ class Memory:
             if later is not None and current:
                 del self._delayed[chunk_id]
                 task = self.tasks[later.task_id]
-                task.delayed.discard(chunk_id)
+                self._troubles(task).delayed.discard(chunk_id)
                 self._make_ready(task, later.chunk)
         return None
 
@@ -186,7 +201,7 @@ class Memory:
         held = self._held.pop(machine_id, {})
         for later in held.values():
             task = self.tasks[later.task_id]
-            task.held.discard(later.chunk.chunk_id)
+            self._troubles(task).held.discard(later.chunk.chunk_id)
             self._admit(task, replace(later.chunk, held_by=None), now, now_us)
         if held:
             self._wake()
@@ -194,40 +209,52 @@ class Memory:
     def held_machines(self, task_id: int) -> tuple[int, ...]:
         """The v1 machines that must answer before chunks of the task start again."""
         task = self.tasks.get(task_id)
-        if task is None:
+        if task is None or task.troubles is None:
             return ()
-        return tuple(machine_id for machine_id, held in self._held.items() if task.held & held.keys())
+        chunks = task.troubles.held
+        return tuple(machine_id for machine_id, held in self._held.items() if chunks & held.keys())
 
     def next_try(self, task_id: int) -> float | None:
         """When the next chunk of the task that waits after a failure is due (monotonic)."""
         task = self.tasks.get(task_id)
-        return min((self._delayed[chunk_id].due for chunk_id in task.delayed), default=None) if task else None
+        if task is None or task.troubles is None:
+            return None
+        return min((self._delayed[chunk_id].due for chunk_id in task.troubles.delayed), default=None)
 
     def waits(self, task_id: int) -> bool:
         """Whether some chunk of the task is ready, or will be by itself."""
         task = self.tasks.get(task_id)
-        return task is not None and bool(task.delayed or task.held or self.index.waits(task_id))
+        if task is None:
+            return False
+        later = task.troubles is not None and bool(task.troubles.delayed or task.troubles.held)
+        return later or self.index.waits(task_id)
+
+    def _troubles(self, task: Task) -> Troubles:
+        if task.troubles is None:
+            task.troubles = Troubles()
+        return task.troubles
 
     def _admit(self, task: Task, chunk: QueuedChunk, now: float, now_us: int) -> None:
         """Make a chunk ready, now or later. A time further away than the largest backoff is due now (R1.3)."""
+        troubles = self._troubles(task)
         if chunk.avoid:
-            task.avoid[chunk.chunk_id] = task.avoid.get(chunk.chunk_id, frozenset()) | chunk.avoid
+            troubles.avoid[chunk.chunk_id] = troubles.avoid.get(chunk.chunk_id, frozenset()) | chunk.avoid
         task_id = task.ready.task_id
         if chunk.held_by is not None:
             self._held[chunk.held_by][chunk.chunk_id] = _Later(task_id, chunk)
-            task.held.add(chunk.chunk_id)
+            troubles.held.add(chunk.chunk_id)
             return
         delay_s = (chunk.not_before_us - now_us) / 1_000_000
         if 0 < delay_s <= self._policy.cap_s:
             later = _Later(task_id, chunk, now + delay_s)
             self._delayed[chunk.chunk_id] = later
-            task.delayed.add(chunk.chunk_id)
+            troubles.delayed.add(chunk.chunk_id)
             heapq.heappush(self._timers, (later.due, chunk.chunk_id))
             return
         self._make_ready(task, chunk)
 
     def _make_ready(self, task: Task, chunk: QueuedChunk) -> None:
-        avoid = task.avoid.get(chunk.chunk_id, frozenset())
+        avoid = task.troubles.avoid.get(chunk.chunk_id, frozenset()) if task.troubles else frozenset()
         self.index.add(task.ready, chunk.chunk_id, chunk.place, Signature(task.engine, task.shape, avoid))
 
     # -- attempts

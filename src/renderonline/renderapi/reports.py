@@ -129,6 +129,11 @@ class Reports:
         self._files.remove((attempt_id,))
         self._wake()
 
+    def read_again(self, task_ids: Collection[int]) -> None:
+        """Memory has something else of these tasks than the database."""
+        if task_ids:
+            self._spawn(self._reload(task_ids))
+
     async def order_of(self, attempt_id: int) -> Order | None:
         """The order of an attempt, live or not; None when it is gone."""
         attempt = self._memory.attempts.get(attempt_id)
@@ -254,8 +259,7 @@ class Reports:
                 self._orders.forget(state.task_id)
             elif self._next_stage(state):
                 again.add(state.task_id)
-        if again:
-            self._spawn(self._reload(again))
+        self.read_again(again)
 
     def _next_stage(self, state: TaskState) -> bool:
         """Whether what waits of a task is none that memory knows: a later stage, ready now."""

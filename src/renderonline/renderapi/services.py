@@ -1,14 +1,14 @@
 """What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it."""
 
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from starlette.requests import HTTPConnection
 
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.auth import Authenticator, Principal
 from renderonline.renderapi.control import Control
+from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import Metrics
@@ -26,11 +26,9 @@ class Services:
     control: Control
     administration: Administration
     enrolments: Enrolments
+    dispatcher: Dispatcher
     events: Events
     metrics: Metrics
-    machines_view: Callable[[], list[dict[str, Any]]]
-    figures: Callable[[], Mapping[str, float]]
-    healthy: Callable[[], Awaitable[Mapping[str, Any]]]
     fingerprint: str
     """`sha256:…` of the certificate that this server shows, "" without TLS."""
 

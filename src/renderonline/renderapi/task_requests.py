@@ -5,7 +5,7 @@ Pure: no database, no disk. v1 and v2 differ only in how a request is read.
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from renderonline.database.engines import EngineRow
@@ -26,14 +26,12 @@ MAX_KEY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """What a client asks for. `engine` is a number or a name, as sent; `frames` a range, None: what the arguments say.
+class SubmitRequest:
+    """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
+    None: what the arguments say."""
 
-    `strict`: arguments that the engine does not have are refused (v2); v1's clients may send more than it needs.
-    """
-
-    engine: str
-    arguments: Mapping[str, str]
+    engine: str | int
+    arguments: Mapping[str, str] = field(default_factory=dict)
     frames: str | None = None
     name: str = ""
     priority: int = 50
@@ -41,6 +39,14 @@ class TaskRequest:
     paused: bool = False
     waits_for: tuple[int, ...] = ()
     client_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest(SubmitRequest):
+    """A request that was read. `strict`: arguments that the engine does not have are refused (v2); v1's clients may
+    send more than it needs."""
+
+    engine: str
     strict: bool = True
 
 
@@ -67,43 +73,17 @@ class Prepared:
         template = self.definition.template if self.definition is not None else self.engine.render_argument
         return join(self.command(split(template), scene, posixpath.dirname(scene)).argv)
 
-    def command(self, words: tuple[str, ...], scene: str, output_directory: str) -> commands.Command:
+    def command(self, words: tuple[str, ...], scene: str, directory: str) -> commands.Command:
         """The command of the whole task. `InvalidRequest` when a value is missing or would become an option."""
-        return commands.build(
-            self.definition,
-            words,
-            self.values,
-            chunk=None,
-            task_frames=self.frames,
-            scene=scene,
-            output_directory=output_directory,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitRequest:
-    """The part `request` of v2."""
-
-    engine: str | int
-    arguments: Mapping[str, str] = field(default_factory=dict)
-    frames: str | None = None
-    name: str = ""
-    priority: int = 50
-    chunk_size: int = 0
-    paused: bool = False
-    waits_for: tuple[int, ...] = ()
-    client_key: str = ""
+        where = {"scene": scene, "output_directory": directory}
+        return commands.build(self.definition, words, self.values, chunk=None, task_frames=self.frames, **where)
 
 
 def read_v1(part: bytes | None, client_key: str) -> TaskRequest:
     """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
-    request = v1.parse_enqueue(part)
-    return TaskRequest(
-        engine=request.engine_id,
-        arguments=dict(request.arguments),
-        client_key=checked_key(client_key or request.client_key),
-        strict=False,
-    )
+    sent = v1.parse_enqueue(part)
+    key = checked_key(client_key or sent.client_key)
+    return TaskRequest(sent.engine_id, dict(sent.arguments), client_key=key, strict=False)
 
 
 def read_v2(part: bytes | None, client_key: str) -> TaskRequest:
@@ -112,16 +92,9 @@ def read_v2(part: bytes | None, client_key: str) -> TaskRequest:
         raise InvalidRequest("The part request is missing: JSON with engine, arguments and frames.")
     sent = from_wire(SubmitRequest, read_json(part))
     _check_bounds(sent)
+    values = {one.name: getattr(sent, one.name) for one in fields(sent)}
     return TaskRequest(
-        engine=str(sent.engine),
-        arguments=sent.arguments,
-        frames=sent.frames,
-        name=sent.name,
-        priority=sent.priority,
-        chunk_size=sent.chunk_size,
-        paused=sent.paused,
-        waits_for=sent.waits_for,
-        client_key=checked_key(client_key or sent.client_key),
+        **values | {"engine": str(sent.engine), "client_key": checked_key(client_key or sent.client_key)}
     )
 
 
@@ -143,20 +116,18 @@ def prepare(
     _check_extension(engine, definition, sent_file_name)
     values = _values(request, definition, argtypes)
     frames = _frames(request, definition, values)
-    if request.frames and definition is not None:
-        values = commands.values_of_frames(definition, values, frames)
-    size = _chunk_size(request, definition)
-    prepared = Prepared(
-        request=request,
-        engine=engine,
-        definition=definition,
-        words=_words(engine, definition),
-        values=values,
-        frames=frames,
-        ranges=(None,) if definition is None or not frames else commands.chunks_of(definition, frames, size),
-        chunk_size=size,
-    )
-    prepared.command(prepared.words, "/scene", "/output")  # what is missing is found now, not on a machine
+    ranges: tuple[FrameRange | None, ...] = (None,)
+    if definition is None:
+        words, size = strip_program(split(engine.render_argument), (engine.name,)), 0
+    else:
+        if request.frames:
+            values = commands.values_of_frames(definition, values, frames)
+        size = (request.chunk_size or definition.chunk_size or CHUNK_SIZE) if definition.split == "frames" else 0
+        words = commands.template_words(definition)
+        if frames:
+            ranges = commands.chunks_of(definition, frames, size)
+    prepared = Prepared(request, engine, definition, words, values, frames, ranges, size)
+    prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine
     return prepared
 
 
@@ -196,18 +167,6 @@ def _frames(request: TaskRequest, definition: EngineDefinition | None, values: M
     if definition is None or definition.frames is None:
         raise InvalidRequest("This engine has no frames of its own; leave frames out.", code="no_frames")
     return parse_frames(request.frames)
-
-
-def _chunk_size(request: TaskRequest, definition: EngineDefinition | None) -> int:
-    if definition is None or definition.split != "frames":
-        return 0
-    return request.chunk_size or definition.chunk_size or CHUNK_SIZE
-
-
-def _words(engine: EngineRow, definition: EngineDefinition | None) -> tuple[str, ...]:
-    if definition is not None:
-        return commands.template_words(definition)
-    return strip_program(split(engine.render_argument), (engine.name,))
 
 
 def _check_bounds(request: SubmitRequest) -> None:

@@ -1,22 +1,27 @@
-"""What v2 answers: rows and memory as JSON. Times are ISO 8601 in UTC."""
+"""What v2 answers: rows and memory as JSON, and the shapes that document it. Times are ISO 8601 in UTC."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, get_type_hints
 
 import structlog
 
 from renderonline.database.engines import EngineRow
-from renderonline.database.machines import MachineRow
+from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.database.tasks import AttemptView, ChunkView, ResultView, TaskView
+from renderonline.engines.definition import Argument, FrameArguments
 from renderonline.engines.loading import parse_definition
-from renderonline.farm.accounts import Subscription, User
+from renderonline.farm.accounts import Role, Subscription, User
+from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.tasks import TaskStatus
+from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 
 log = structlog.get_logger(__name__)
+
+_TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended"}
+_HIDDEN: Final = frozenset({"file_path", "first_frame", "last_frame", "frame_step"})
 
 
 def moment(us: int | None) -> str | None:
@@ -26,141 +31,53 @@ def moment(us: int | None) -> str | None:
     return datetime.fromtimestamp(us / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _name(field: str) -> str:
+    return _TIMES.get(field, field.removesuffix("_us"))
+
+
+def shown(row: Any, **more: Any) -> dict[str, Any]:
+    """A row as it is shown: every field but those that are nobody's business, and `more`."""
+    names = [field.name for field in fields(row) if field.name not in _HIDDEN]
+    values = {name: getattr(row, name) for name in names}
+    return {_name(name): moment(value) if name.endswith("_us") else value for name, value in values.items()} | more
+
+
 def task(view: TaskView, rendering: Iterable[float] = ()) -> dict[str, Any]:
     """A task. `rendering`: of each chunk that runs now, how many frames' worth (or which part) of it is done."""
-    return {
-        "task_id": view.task_id,
-        "name": view.name,
-        "user_id": view.user_id,
-        "email": view.email,
-        "engine": view.engine,
-        "engine_id": view.engine_id,
-        "status": view.status.value,
-        "priority": view.priority,
-        "paused": view.paused,
-        "file_name": view.file_name,
-        "file_size": view.file_size,
-        "arguments": dict(view.arguments),
-        "frames": view.frames or None,
-        "frames_total": view.frames_total,
-        "frames_done": view.frames_done,
-        "chunk_size": view.chunk_size,
-        "chunks": asdict(view.chunks),
-        "queued": moment(view.queue_us),
-        "started": moment(view.start_us),
-        "ended": moment(view.end_us),
-        "reason": view.reason,
-        "machine_ids": list(view.machine_ids),
-        "progress": round(_progress(view, sum(rendering)), 4),
-    }
+    return shown(view, frames=view.frames or None, progress=round(_progress(view, sum(rendering)), 4))
 
 
 def _progress(view: TaskView, rendering: float) -> float:
     if view.status is TaskStatus.SUCCEEDED:
         return 1.0
-    if view.frames_total:
-        return min((view.frames_done + rendering) / view.frames_total, 1.0)
-    counters = view.chunks
-    count = sum(asdict(counters).values())
-    return min((counters.succeeded + rendering) / count, 1.0) if count else 0.0
+    count = view.frames_total or sum(asdict(view.chunks).values())
+    done = view.frames_done if view.frames_total else view.chunks.succeeded
+    return min((done + rendering) / count, 1.0) if count else 0.0
 
 
 def chunk(view: ChunkView) -> dict[str, Any]:
     """A chunk."""
-    return {
-        "chunk_id": view.chunk_id,
-        "kind": view.kind,
-        "stage": view.stage,
-        "state": view.state,
-        "frames": _frames(view.first_frame, view.last_frame, view.frame_step),
-        "place": view.place,
-        "tries": view.tries,
-        "not_before": moment(view.not_before_us),
-        "reason": view.reason,
-    }
+    return shown(view, frames=_frames(view))
 
 
 def attempt(view: AttemptView, fraction: float | None) -> dict[str, Any]:
     """An attempt; `fraction` is how far it is, None when that is not known."""
-    return {
-        "attempt_id": view.attempt_id,
-        "task_id": view.task_id,
-        "chunk_id": view.chunk_id,
-        "machine_id": view.machine_id,
-        "machine": view.machine,
-        "state": view.state,
-        "outcome": view.outcome,
-        "assigned": moment(view.assigned_us),
-        "started": moment(view.started_us),
-        "ended": moment(view.ended_us),
-        "exit_code": view.exit_code,
-        "failure": view.failure,
-        "reason": view.reason,
-        "peak_memory_mib": view.peak_memory_mib,
-        "frames": _frames(view.first_frame, view.last_frame, view.frame_step),
-        "progress": fraction,
-    }
+    return shown(view, frames=_frames(view), progress=1.0 if view.outcome == Outcome.SUCCEEDED else fraction)
 
 
-def _frames(first: int | None, last: int | None, step: int | None) -> str | None:
-    if first is None or last is None:
+def _frames(view: ChunkView | AttemptView) -> str | None:
+    if view.first_frame is None or view.last_frame is None:
         return None
-    return str(FrameRange(first, last, step or 1))
-
-
-def result(view: ResultView) -> dict[str, Any]:
-    """A file that landed."""
-    return {
-        "name": view.name,
-        "frame": view.frame,
-        "size": view.size,
-        "digest": view.digest,
-        "crc32": view.crc32,
-        "machine_id": view.machine_id,
-        "attempt_id": view.attempt_id,
-        "facts": dict(view.facts),
-        "landed": moment(view.landed_us),
-    }
-
-
-def user(account: User) -> dict[str, Any]:
-    """An account."""
-    return {
-        "user_id": account.user_id,
-        "email": account.email,
-        "first_name": account.first_name,
-        "last_name": account.last_name,
-        "role": account.role.value,
-        "subscription_id": account.subscription_id,
-        "is_active": account.is_active,
-    }
-
-
-def subscription(row: Subscription) -> dict[str, Any]:
-    """A subscription."""
-    return asdict(row)
+    return str(FrameRange(view.first_frame, view.last_frame, view.frame_step or 1))
 
 
 def engine(row: EngineRow) -> dict[str, Any]:
     """An engine, with what its definition says of files and arguments: forms are drawn from it."""
-    return {
-        "engine_id": row.engine_id,
-        "name": row.name,
-        "label": row.name,
-        "extension": row.extension,
-        "extensions": [row.extension],
-        "download_path": row.download_path,
-        "render_argument": row.render_argument,
-        "is_enabled": row.is_enabled,
-        "split": "none",
-        "frames": None,
-        "arguments": [],
-        "definition": row.definition,
-        **_of_definition(row),
-    }
+    plain = {"label": row.name, "extensions": [row.extension], "split": "none", "frames": None, "arguments": []}
+    return plain | asdict(row) | _of_definition(row)
 
 
-def _of_definition(row: EngineRow) -> Mapping[str, Any]:
+def _of_definition(row: EngineRow) -> dict[str, Any]:
     if row.definition is None:
         return {}
     try:
@@ -168,30 +85,60 @@ def _of_definition(row: EngineRow) -> Mapping[str, Any]:
     except RenderOnlineError as error:  # changed by hand
         log.warning("engine's definition can't be read", engine=row.name, reason=error.message)
         return {"problem": error.message}
-    return {
-        "label": definition.label,
-        "extensions": list(definition.extensions),
-        "split": definition.split,
-        "frames": asdict(definition.frames) if definition.frames is not None else None,
-        "arguments": [asdict(argument) for argument in definition.arguments],
-    }
+    return {name: getattr(definition, name) for name in ("label", "extensions", "split", "frames", "arguments")}
 
 
 def machine(row: MachineRow, live: Mapping[str, Any] | None) -> dict[str, Any]:
     """A machine; `live` is what the dispatcher knows of it now."""
-    return {
-        "machine_id": row.machine_id,
-        "name": row.name or row.ip_address,
-        "kind": "linked" if row.is_linked else "v1",
-        "ip_address": row.ip_address,
-        "port": row.port,
-        "status": "offline",
-        "wish": row.wish,
-        "reason": row.wish_reason,
-        "engines": [],
-        "slots": 0,
-        "attempts": [],
-        **(live or {}),
-        "created": moment(row.created_us),
-        "seen": moment(row.seen_us),
-    }
+    return (
+        {"machine_id": row.machine_id, "name": row.name or row.ip_address, "kind": "linked" if row.is_linked else "v1"}
+        | {"ip_address": row.ip_address, "port": row.port, "status": "offline"}
+        | {"wish": row.wish, "reason": row.wish_reason, "engines": [], "slots": 0, "attempts": []}
+        | dict(live or {})
+        | {"created": moment(row.created_us), "seen": moment(row.seen_us)}
+    )
+
+
+def shapes() -> dict[str, Any]:
+    """The shapes of all answers as JSON schemas by name: made when somebody asks for the documentation."""
+    from pydantic import create_model
+    from pydantic.json_schema import models_json_schema
+
+    def shape(called: str, row: type | None = None, /, **more: Any) -> Any:
+        hints = {key: hint for key, hint in get_type_hints(row).items() if key not in _HIDDEN} if row else {}
+        members = {_name(key): str | None if key.endswith("_us") else hint for key, hint in hints.items()} | more
+        given: dict[str, Any] = {key: (hint, ...) for key, hint in members.items()}
+        return create_model(called, **given)
+
+    text, texts = str | None, list[str]
+    offers = list[shape("EngineOffer", name=str, version=str)]  # type: ignore[valid-type]
+    of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None}
+    at_work = {"engines": offers, "slots": int, "attempts": list[int]}
+    address = {"kind": str, "ip_address": str, "port": int}
+    one = [
+        shape("User", User),
+        shape("Subscription", Subscription),
+        shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
+        shape("ArgType", ArgType),
+        shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
+        shape("Task", TaskView, frames=text, progress=float),
+        shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
+        shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
+        shape("Result", ResultView),
+    ]
+    others = [
+        *(
+            shape(f"{kind.__name__}s", items=list[kind], next=text)  # type: ignore[valid-type]
+            for kind in one
+        ),
+        shape("Me", User, role=Role, permissions=texts),
+        shape("UserWithToken", User, token=str),
+        shape("Token", token=str),
+        shape("Invited", JoinCode, command=str),
+        shape("Enrolled", machine_id=int, secret=str),
+        shape("Reasons", reasons=texts),
+        shape("Problem", type=str, title=str, status=int, detail=str, code=str),
+    ]
+    everything = [(kind, "serialization") for kind in (*one, *others)]
+    found = models_json_schema(everything, ref_template="#/components/schemas/{model}")[1]  # type: ignore[arg-type]
+    return dict(found["$defs"])

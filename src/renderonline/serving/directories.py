@@ -9,14 +9,17 @@ from platformdirs import user_config_path, user_data_path
 
 def data_directory() -> Path:
     """The directory for databases, engines and logs: `RENDERONLINE_DATA`, else the user's own data directory."""
-    named = os.environ.get("RENDERONLINE_DATA")
-    return Path(named).expanduser().absolute() if named else user_data_path("renderonline", appauthor=False)
+    return _named("RENDERONLINE_DATA") or user_data_path("renderonline", appauthor=False)
 
 
 def config_directory() -> Path:
     """The directory for settings and the client's login: `RENDERONLINE_CONFIG`, else the user's own."""
-    named = os.environ.get("RENDERONLINE_CONFIG")
-    return Path(named).expanduser().absolute() if named else user_config_path("renderonline", appauthor=False)
+    return _named("RENDERONLINE_CONFIG") or user_config_path("renderonline", appauthor=False)
+
+
+def _named(variable: str) -> Path | None:
+    named = os.environ.get(variable)
+    return Path(named).expanduser().absolute() if named else None
 
 
 def private_write(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ import sys
 from typing import Any, Final
 
 import structlog
-from structlog.typing import Processor
 
 from renderonline.farm.errors import InvalidRequest
 
@@ -20,41 +19,30 @@ def configure(*, json_lines: bool, level: str) -> None:
     if level.lower() not in LEVELS:
         raise InvalidRequest(f"Log level {level} is not known; choose one of {', '.join(LEVELS)}.")
     number = getattr(logging, level.upper())
-    shared: list[Processor] = [
+    stdlib, written = structlog.stdlib, structlog.stdlib.ProcessorFormatter
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    stack = structlog.processors.StackInfoRenderer()
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
+        stdlib.add_logger_name,
+        stdlib.add_log_level,
+        stamp,
+        stack,
     ]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[stdlib.filter_by_level, *shared, written.wrap_for_formatter],
+        logger_factory=stdlib.LoggerFactory(),
+        wrapper_class=stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    if json_lines:
+        rendered: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        plain = structlog.dev.plain_traceback
+        rendered = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(json_lines=json_lines)],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(number)
+    handler.setFormatter(written(foreign_pre_chain=shared, processors=[written.remove_processors_meta, *rendered]))
+    logging.basicConfig(handlers=[handler], level=number, force=True)
     # The server's own start and stop lines repeat ours; what goes wrong is kept.
     for noisy in ("uvicorn.error", "uvicorn.asgi", "asyncio", "websockets", "alembic"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
-
-
-def _renderers(*, json_lines: bool) -> list[Any]:
-    if json_lines:
-        return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    return [
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-    ]

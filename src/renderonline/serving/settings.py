@@ -9,7 +9,7 @@ import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import structlog
 
@@ -18,17 +18,18 @@ from renderonline.farm.errors import InvalidRequest
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-TRUE = frozenset({"1", "true", "yes", "on"})
-FALSE = frozenset({"0", "false", "no", "off", ""})
+_WORDS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
+_PLAIN: Final[Mapping[Any, tuple[str, Callable[[Any], Any]]]] = {
+    str: ("text", str),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    bool: ("true or false", lambda value: _WORDS[str(value).casefold()]),
+    Path: ("a path", lambda value: Path(value).expanduser()),
+}
 
 
 def merge(
-    cls: type[T],
-    *,
-    file: Mapping[str, Any],
-    environment: Mapping[str, str],
-    prefix: str,
-    flags: Mapping[str, Any],
+    cls: type[T], *, file: Mapping[str, Any], environment: Mapping[str, str], prefix: str, flags: Mapping[str, Any]
 ) -> T:
     """Make a `cls` from the three sources; a flag that is None was not given.
 
@@ -41,10 +42,9 @@ def merge(
 
     def take(key: str, value: Any, source: str) -> bool:
         field = fields.get(_key(key))
-        if field is None:
-            return False
-        values[field.name] = _convert(hints[field.name], value, f"{source} {key}")
-        return True
+        if field is not None:
+            values[field.name] = _convert(hints[field.name], value, f"{source} {key}")
+        return field is not None
 
     for key, value in file.items():
         if not take(key, value, "setting"):
@@ -55,8 +55,9 @@ def merge(
     for key, value in flags.items():
         if value is not None and not take(key, value, "flag"):
             raise InvalidRequest(f"There is no setting {key}.")
-    missing = [field.name for field in fields.values() if field.name not in values and _required(field)]
-    if missing:
+    none = dataclasses.MISSING
+    required = [field.name for field in fields.values() if field.default is none and field.default_factory is none]
+    if missing := [name for name in required if name not in values]:
         raise InvalidRequest(f"Settings are missing: {', '.join(missing)}.")
     return cls(**values)
 
@@ -78,87 +79,44 @@ def _key(name: str) -> str:
     return name.replace("_", "").replace("-", "").casefold()
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
 def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(get_args(hint), value, name)
-    if dataclasses.is_dataclass(hint):
-        return _convert_nested(hint, value, name)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):  # something, or None
+        return None if value in (None, "") else _convert(inner[0], value, name)
     if origin is tuple:
-        return tuple(_convert(get_args(hint)[0], item, name) for item in _items(value, name))
-    if hint is Any or origin is not None:
-        return _structured(value, name)
-    return _convert_plain(hint, value, name)
-
-
-def _convert_plain(hint: Any, value: Any, name: str) -> Any:
-    converters: dict[Any, Callable[[Any], Any]] = {str: str, int: int, float: float, bool: _bool, Path: _path}
-    convert = converters.get(hint)
-    if (
-        convert is None
-        or isinstance(value, (dict, list))
-        or value is None
-        or (hint is int and isinstance(value, float))
-    ):
-        raise InvalidRequest(f"The {name} must be {_word(hint)}.")
-    try:
-        return convert(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"The {name} must be {_word(hint)}, not {value}.") from error
-
-
-def _convert_union(choices: Sequence[Any], value: Any, name: str) -> Any:
-    if (value is None or value == "") and type(None) in choices:
-        return None
-    rest = [choice for choice in choices if choice is not type(None)]
-    return _convert(rest[0], value, name)
-
-
-def _convert_nested(hint: Any, value: Any, name: str) -> Any:
+        return tuple(_convert(inner[0], item, name) for item in _items(value, name))
+    if hint in _PLAIN:
+        return _plain(hint, value, name)
     value = _structured(value, name)
+    if not dataclasses.is_dataclass(hint):
+        return value
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"The {name} must be an object.")
-    return merge(hint, file=value, environment={}, prefix="", flags={})
+    return merge(hint, file=value, environment={}, prefix="", flags={})  # type: ignore[arg-type]
+
+
+def _plain(hint: Any, value: Any, name: str) -> Any:
+    word, convert = _PLAIN[hint]
+    try:
+        if isinstance(value, (dict, list)) or value is None or (hint is int and isinstance(value, float)):
+            raise TypeError
+        return convert(value)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InvalidRequest(f"The {name} must be {word}, not {value}.") from error
 
 
 def _structured(value: Any, name: str) -> Any:
     """A value of the file as it is; text (environment, flags) is read as JSON."""
-    if not isinstance(value, str):
-        return value
     try:
-        return json.loads(value)
+        return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise InvalidRequest(f"The {name} must be JSON.") from error
 
 
 def _items(value: Any, name: str) -> Sequence[Any]:
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            value = _structured(value, name)
-        else:
-            return [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    value = _structured(value, name)
     if not isinstance(value, (list, tuple)):
         raise InvalidRequest(f"The {name} must be a list.")
     return value
-
-
-def _bool(value: Any) -> bool:
-    text = str(value).casefold()
-    if text in TRUE:
-        return True
-    if text in FALSE:
-        return False
-    raise ValueError(text)
-
-
-def _path(value: Any) -> Path:
-    return Path(value).expanduser()
-
-
-def _word(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return words.get(hint, "of another form")

@@ -37,7 +37,12 @@ class TlsFiles:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on the fastest event loop there is."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if sys.platform != "win32":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
@@ -57,8 +62,7 @@ async def serve(
     `on_ready(url)` is called when requests are answered; port 0 takes any free one. `on_stop` is called when the end
     begins, before open connections are waited for (streams that never end by themselves should end then).
     """
-    listener = _listen(host, port)
-    try:
+    with contextlib.closing(_listen(host, port)) as listener:
         tls = _tls(certificate)
         async with _lifespan(app):
             url = _url(listener, host, secure=tls is not None)
@@ -68,8 +72,6 @@ async def serve(
                     await server.serve(sockets=[listener])
                 finally:
                     server.abort()
-    finally:
-        listener.close()
 
 
 def is_loopback(host: str) -> bool:
@@ -123,32 +125,18 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn
     )
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, OverflowError) as error:
         raise InvalidRequest(f"Can't listen on {host}:{port}: the address is not known here.") from error
-    listener = socket.socket(family, kind, protocol)
+    family, _, _, _, address = found[0]
     try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        listener = socket.create_server(address, family=family, backlog=2048)
     except OSError as error:
-        listener.close()
+        why = os.strerror(error.errno) if error.errno else error
         raise NotAvailable(
-            f"Can't listen on {host}:{port}: {error.strerror}. Choose another port, or end the program that has it."
+            f"Can't listen on {host}:{port}: {why}. Choose another port, or end the program that has it."
         ) from error
     listener.setblocking(False)
     return listener
@@ -175,14 +163,8 @@ def _no_password() -> str:
 
 def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
     address, port = listener.getsockname()[:2]
-    shown = host if not _is_wildcard(address) else "localhost"
-    if ":" in shown:
-        shown = f"[{shown}]"
-    return f"{'https' if secure else 'http'}://{shown}:{port}"
-
-
-def _is_wildcard(address: str) -> bool:
-    return address in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+    shown = "localhost" if ipaddress.ip_address(address).is_unspecified else host
+    return f"{'https' if secure else 'http'}://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
 @contextlib.contextmanager
@@ -219,34 +201,31 @@ def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Ite
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
-    """Start the application, and end it whatever happens in between."""
+    """Start the application, and end it whatever happens in between; what it raises comes out as it is."""
     events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    started, stopped = asyncio.Event(), asyncio.Event()
+    done = {f"lifespan.{what}.complete": asyncio.Event() for what in ("startup", "shutdown")}
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        {"lifespan.startup.complete": started, "lifespan.shutdown.complete": stopped}.get(
-            message["type"], asyncio.Event()
-        ).set()
+        if message["type"] in done:
+            done[message["type"]].set()
 
-    async def live() -> None:
-        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send)
+    task = asyncio.ensure_future(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send)  # type: ignore[arg-type]
+    )
 
-    task = asyncio.create_task(live())
-    await events.put({"type": "lifespan.startup"})
-    await _wait(started, task)
+    async def phase(what: str) -> None:
+        await events.put({"type": f"lifespan.{what}"})
+        event = done[f"lifespan.{what}.complete"]
+        waiting = asyncio.create_task(event.wait())
+        await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not event.is_set():
+            waiting.cancel()
+            await task
+            raise NotAvailable("The application ended while it started; the log says why.")
+
+    await phase("startup")
     try:
         yield
     finally:
-        await events.put({"type": "lifespan.shutdown"})
-        await _wait(stopped, task)
+        await phase("shutdown")
         await task
-
-
-async def _wait(event: asyncio.Event, task: asyncio.Task[None]) -> None:
-    """Wait for `event`; if the application's lifespan ends before, raise what it raised."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
-    if not event.is_set():
-        waiting.cancel()
-        await task
-        raise NotAvailable("The application ended while it started; the log says why.")

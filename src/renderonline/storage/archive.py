@@ -13,7 +13,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ UNFINISHED: Final = ".landing-"
 _BIG: Final = 0xFFFFFFFF
 _UTF8: Final = 0x800
 _DESCRIPTOR: Final = 0x8
+_UNIX: Final = 0x031E
 
 
 class Changed(RenderOnlineError):
@@ -45,45 +46,42 @@ class Member:
     modified_ns: int
     crc32: int | None = None
 
+    @staticmethod
+    def of(name: str, path: Path) -> "Member":
+        """The member for a regular file; `OSError` for everything else, also for a symbolic link. Blocking."""
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        return Member(name, path, status.st_size, status.st_mtime_ns)
+
 
 def members_of(directory: Path, known: Callable[[str, int], int | None]) -> tuple[Member, ...]:
     """Every regular file below `directory`, by name; symbolic links and special files are left out.
 
     `known(name, size)` is the CRC-32 of a file if it is known. Blocking.
     """
-    found: list[Member] = []
-    _walk(directory, "", known, found)
-    return tuple(sorted(found, key=lambda member: member.name))
+    return tuple(sorted(_walk(directory, "", known), key=lambda member: member.name))
 
 
-def _walk(directory: Path, prefix: str, known: Callable[[str, int], int | None], found: list[Member]) -> None:
+def _walk(directory: Path, prefix: str, known: Callable[[str, int], int | None]) -> Iterator[Member]:
     with os.scandir(directory) as entries:
         for entry in entries:
             name = prefix + os.fsencode(entry.name).decode(errors="replace").replace("\\", "_")
             if entry.is_dir(follow_symlinks=False):
-                _walk(Path(entry.path), f"{name}/", known, found)
+                yield from _walk(Path(entry.path), f"{name}/", known)
             elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(UNFINISHED):
-                status = entry.stat(follow_symlinks=False)
-                found.append(
-                    Member(name, Path(entry.path), status.st_size, status.st_mtime_ns, known(name, status.st_size))
-                )
-
-
-@dataclass(slots=True)
-class _Checksum:
-    """The CRC-32 of a member: known, or found out when its bytes are read."""
-
-    member: Member
-    value: int | None
+                member = Member.of(name, Path(entry.path))
+                yield replace(member, crc32=known(name, member.size))
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
+    """Some bytes of an archive: of a member's file, or else what `make` gives."""
+
     start: int
     length: int
     member: Member | None
-    """Bytes of this file, or else what `make` gives."""
-    make: Callable[[], bytes] | None
+    make: Callable[[], bytes]
 
 
 class StoredArchive:
@@ -91,16 +89,16 @@ class StoredArchive:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = tuple(members)
-        self.etag = _etag(self.members)
-        self._checksums = {member.path: _Checksum(member, member.crc32) for member in self.members}
+        self.etag = etag_of(self.members)
+        self.size = 0
+        self._crcs = {member.path: member.crc32 for member in self.members if member.crc32 is not None}
         self._segments: list[_Segment] = []
-        self._end = 0
         offsets = [self._lay_out(member) for member in self.members]
-        self._directory_at = self._end
-        sizes = sum(len(_entry(member, offset, 0)) for member, offset in zip(self.members, offsets, strict=True))
-        length = sizes + len(_closing(len(self.members), sizes, self._directory_at))
-        self._add(length, None, lambda: self._directory(offsets))
-        self.size = self._end
+        begins = self.size
+        self._add(
+            len(self._directory(offsets, begins, lambda _member: 0)),
+            lambda: self._directory(offsets, begins, self._crc),
+        )
 
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces of about 1 MiB. Blocking; raises `Changed` when a file is not as it was."""
@@ -120,49 +118,45 @@ class StoredArchive:
             yield bytes(small)
 
     def _segment_pieces(self, segment: _Segment, skip: int, stop: int) -> Iterator[bytes]:
-        if segment.member is None:
-            assert segment.make is not None
+        member = segment.member
+        if member is None:
             yield segment.make()[skip:stop]
-            return
-        checksum = self._checksums[segment.member.path]
-        whole = skip == 0 and stop == segment.length
-        crc = 0
-        for piece in file_pieces(segment.member, skip, stop):
-            if checksum.value is None and whole:
+        elif member.path in self._crcs or stop - skip < segment.length:
+            yield from file_pieces(member, skip, stop)
+        else:
+            crc = 0
+            for piece in file_pieces(member, skip, stop):
                 crc = zlib.crc32(piece, crc)
-            yield piece
-        if checksum.value is None and whole:
-            checksum.value = crc
+                yield piece
+            self._crcs[member.path] = crc
 
     def _lay_out(self, member: Member) -> int:
-        offset = self._end
+        offset = self.size
         header = _header(member)
-        self._add(len(header), None, lambda: header)
+        self._add(len(header), lambda: header)
         if member.size:
-            self._add(member.size, member, None)
+            self._add(member.size, bytes, member)
         if member.crc32 is None:
-            self._add(len(_descriptor(member, 0)), None, lambda: _descriptor(member, self._crc(member)))
+            self._add(len(_descriptor(member, 0)), lambda: _descriptor(member, self._crc(member)))
         return offset
 
-    def _add(self, length: int, member: Member | None, make: Callable[[], bytes] | None) -> None:
-        self._segments.append(_Segment(self._end, length, member, make))
-        self._end += length
+    def _add(self, length: int, make: Callable[[], bytes], member: Member | None = None) -> None:
+        self._segments.append(_Segment(self.size, length, member, make))
+        self.size += length
 
-    def _directory(self, offsets: Iterable[int]) -> bytes:
-        entries = b"".join(
-            _entry(member, offset, self._crc(member)) for member, offset in zip(self.members, offsets, strict=True)
-        )
-        return entries + _closing(len(self.members), len(entries), self._directory_at)
+    def _directory(self, offsets: Sequence[int], begins: int, crc_of: Callable[[Member], int]) -> bytes:
+        placed = zip(self.members, offsets, strict=True)
+        entries = b"".join(_entry(member, offset, crc_of(member)) for member, offset in placed)
+        return entries + _closing(len(self.members), len(entries), begins)
 
     def _crc(self, member: Member) -> int:
         """The CRC of a member, read now if a range began behind its bytes."""
-        checksum = self._checksums[member.path]
-        if checksum.value is None:
+        if member.path not in self._crcs:
             crc = 0
             for piece in file_pieces(member, 0, member.size):
                 crc = zlib.crc32(piece, crc)
-            checksum.value = crc
-        return checksum.value
+            self._crcs[member.path] = crc
+        return self._crcs[member.path]
 
 
 def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
@@ -173,10 +167,8 @@ def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
         raise Changed(f"{member.name} can't be read any more.") from error
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (
-            member.size,
-            member.modified_ns,
-        ):
+        then = (member.size, member.modified_ns)
+        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != then:
             raise Changed(f"{member.name} changed while it was being sent.")
         while skip < stop:
             piece = os.pread(handle, min(PIECE_BYTES, stop - skip), skip)
@@ -194,31 +186,14 @@ def _flags(member: Member) -> int:
 
 def _header(member: Member) -> bytes:
     name = member.name.encode()
-    big = member.size >= _BIG
-    date, time = _dos_time(member.modified_ns)
+    big, known = member.size >= _BIG, member.crc32 is not None
     # With a descriptor CRC and sizes stand behind the bytes; an empty ZIP64 field says that they are 8 bytes wide.
-    known = member.crc32 is not None
-    size = _BIG if big else (member.size if known else 0)
     wide = member.size if known else 0
+    size = _BIG if big else wide
     extra = struct.pack("<HHQQ", 1, 16, wide, wide) if big else b""
-    return (
-        struct.pack(
-            "<4sHHHHHLLLHH",
-            b"PK\3\4",
-            45 if big else 20,
-            _flags(member),
-            0,
-            time,
-            date,
-            member.crc32 or 0,
-            size,
-            size,
-            len(name),
-            len(extra),
-        )
-        + name
-        + extra
-    )
+    times = _dos_time(member.modified_ns)
+    fields = (45 if big else 20, _flags(member), 0, *times, member.crc32 or 0, size, size, len(name), len(extra))
+    return struct.pack("<4sHHHHHLLLHH", b"PK\3\4", *fields) + name + extra
 
 
 def _descriptor(member: Member, crc: int) -> bytes:
@@ -228,60 +203,35 @@ def _descriptor(member: Member, crc: int) -> bytes:
 
 def _entry(member: Member, offset: int, crc: int) -> bytes:
     name = member.name.encode()
-    big, far = member.size >= _BIG, offset >= _BIG
-    wide = (struct.pack("<QQ", member.size, member.size) if big else b"") + (struct.pack("<Q", offset) if far else b"")
-    extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
-    size = _BIG if big else member.size
-    date, time = _dos_time(member.modified_ns)
-    return (
-        struct.pack(
-            "<4sHHHHHHLLLHHHHHLL",
-            b"PK\1\2",
-            0x031E,  # made on Unix
-            45 if wide else 20,
-            _flags(member),
-            0,
-            time,
-            date,
-            crc,
-            size,
-            size,
-            len(name),
-            len(extra),
-            0,
-            0,
-            0,
-            (stat.S_IFREG | 0o644) << 16,
-            _BIG if far else offset,
-        )
-        + name
-        + extra
-    )
+    wide = [*([member.size] * 2 if member.size >= _BIG else []), *([offset] if offset >= _BIG else [])]
+    extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+    version = (_UNIX, 45 if wide else 20)
+    size, mode = min(member.size, _BIG), (stat.S_IFREG | 0o644) << 16
+    lengths = (crc, size, size, len(name), len(extra), 0, 0, 0)
+    fields = (*version, _flags(member), 0, *_dos_time(member.modified_ns), *lengths, mode, min(offset, _BIG))
+    return struct.pack("<4sHHHHHHLLLHHHHHLL", b"PK\1\2", *fields) + name + extra
 
 
-def _closing(count: int, directory_size: int, directory_at: int) -> bytes:
+def _closing(count: int, size: int, begins: int) -> bytes:
     end = b""
-    if count >= 0xFFFF or directory_at >= _BIG or directory_size >= _BIG:
-        end = struct.pack(
-            "<4sQHHLLQQQQ", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, directory_size, directory_at
-        ) + struct.pack("<4sLQL", b"PK\6\7", 0, directory_at + directory_size, 1)
+    if count >= 0xFFFF or max(begins, size) >= _BIG:
+        end = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, _UNIX, 45, 0, 0, count, count, size, begins)
+        end += struct.pack("<4sLQL", b"PK\6\7", 0, begins + size, 1)
     short = min(count, 0xFFFF)
-    return end + struct.pack(
-        "<4sHHHHLLH", b"PK\5\6", 0, 0, short, short, min(directory_size, _BIG), min(directory_at, _BIG), 0
-    )
+    return end + struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, short, short, min(size, _BIG), min(begins, _BIG), 0)
 
 
 def _dos_time(modified_ns: int) -> tuple[int, int]:
-    """Date and time as ZIP has them: the server's local time, two seconds fine, from 1980 on."""
+    """Time and date as ZIP has them: the server's local time, two seconds fine, from 1980 on."""
     seconds = min(max(modified_ns // 1_000_000_000, 0), 4_102_444_800)
     local = datetime.fromtimestamp(seconds)  # noqa: DTZ006  (ZIP knows local time only)
     if local.year < 1980:
-        return (1 << 5) | 1, 0
+        return 0, (1 << 5) | 1
     date = (local.year - 1980) << 9 | local.month << 5 | local.day
-    return date, local.hour << 11 | local.minute << 5 | local.second // 2
+    return local.hour << 11 | local.minute << 5 | local.second // 2, date
 
 
-def _etag(members: Iterable[Member]) -> str:
+def etag_of(members: Iterable[Member]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for member in members:
         digest.update(f"{member.name}\0{member.size}\0{member.modified_ns}\0{member.crc32}\n".encode())

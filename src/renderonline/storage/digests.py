@@ -23,18 +23,14 @@ class FileDigest:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Read a regular file to its end.
-
-    Raises `InvalidRequest` for anything but a regular file (links and pipes are never followed or waited for) and for
-    a file that changes while it is read; OSError when it can't be read.
-    """
+    """Read a regular file to its end; OSError when it can't be read, `InvalidRequest` for anything but a regular file
+    (links and pipes are never followed or waited for) and for one that changes while it is read."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb", buffering=0) as file:
         before = os.fstat(handle)
         if not stat.S_ISREG(before.st_mode):
             raise InvalidRequest(f"{path.name} is not a regular file.")
-        digest = hashlib.blake2b(digest_size=32)
-        crc32 = size = 0
+        digest, crc32, size = hashlib.blake2b(digest_size=32), 0, 0
         # Not further than it was long: somebody may still be writing, as fast as we read.
         while piece := file.read(min(_PIECE, before.st_size + 1 - size)):
             digest.update(piece)

@@ -17,21 +17,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
-TIME_S: Final = 30.0
-"""For one picture."""
-MEMORY_BYTES: Final = 4 << 30
-"""Address space of the child."""
 LARGEST_PICTURE_BYTES: Final = 1 << 30
 """Decoded; one that says it is larger is refused before it is read."""
 MOST_PARTS: Final = 64
 """Parts of a multi-part picture that are looked at."""
 LONGEST_REPLY: Final = 64 * 1024
 LONGEST_FACT: Final = 200
-
-_TEXT_FACTS: Final = {"Camera": "camera", "Scene": "scene", "Software": "software"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +40,17 @@ class ImageCheck:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _bad(reason: str, facts: Mapping[str, Any] | None = None) -> ImageCheck:
+    return ImageCheck(ok=False, reason=reason, facts=facts or {})
+
+
 class ImageChecker:
     """Checks pictures in a child of its own, one at a time. Blocking: call it in a thread.
 
-    with ImageChecker() as checker:
-        check = checker.check(path)
+    `time_s`: for one picture; `memory_bytes`: address space of the child.
     """
 
-    def __init__(self, *, time_s: float = TIME_S, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30) -> None:
         self._time_s = time_s
         self._memory_bytes = memory_bytes
         self._child: subprocess.Popen[bytes] | None = None
@@ -63,9 +59,7 @@ class ImageChecker:
     def __enter__(self) -> "ImageChecker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -76,42 +70,17 @@ class ImageChecker:
     def check(self, path: Path) -> ImageCheck:
         """Decode the file wholly. Never raises for what is in the file."""
         with self._lock:
+            if self._child is None or self._child.poll() is not None:
+                self._end()
+                self._child = _start(self._memory_bytes, self._time_s)
             try:
-                reply = self._ask(os.fspath(path))
+                return _ask(self._child, os.fspath(path), time.monotonic() + self._time_s)
             except TimeoutError:
-                self._end()
-                return ImageCheck(ok=False, reason=f"the picture could not be decoded within {self._time_s:g} s")
-            if reply is None:
-                self._end()
-                return ImageCheck(ok=False, reason="the decoder crashed on the picture or ran out of memory")
-            return ImageCheck(**reply)
-
-    def _ask(self, path: str) -> dict[str, Any] | None:
-        """The child's reply; None when it died."""
-        child = self._running()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            child.stdin.write(json.dumps(path).encode() + b"\n")
-            child.stdin.flush()
-        except OSError:
-            return None
-        line = _read_line(child.stdout.fileno(), time.monotonic() + self._time_s)
-        return json.loads(line) if line else None
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is not None and self._child.poll() is None:
-            return self._child
-        self._end()
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "renderonline.storage.images", str(self._memory_bytes), str(self._time_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_bare_environment(),
-            start_new_session=True,  # a Ctrl-C meant for us must not look like a broken picture
-        )
-        return self._child
+                reason = f"the picture could not be decoded within {self._time_s:g} s"
+            except (OSError, EOFError):
+                reason = "the decoder crashed on the picture or ran out of memory"
+            self._end()
+            return _bad(reason)
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -120,71 +89,73 @@ class ImageChecker:
         child.kill()
         child.wait()
         for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
                     pipe.close()
 
 
-def _bare_environment() -> dict[str, str]:
-    """Nothing secret reaches the process that reads strangers' files."""
-    kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
+def _start(memory_bytes: int, time_s: float) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "renderonline.storage.images", str(memory_bytes), str(time_s)]
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    # Nothing secret reaches the process that reads strangers' files.
+    kept = {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"}
+    environment = {name: value for name, value in os.environ.items() if name in kept}
     # numpy would reserve memory for as many threads as there are processors.
-    return environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # In a session of its own: a Ctrl-C meant for us must not look like a broken picture.
+    return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True)
 
 
-def _read_line(pipe: int, deadline: float) -> bytes:
-    """One line, b"" at the end of the pipe; `TimeoutError` past the deadline (monotonic seconds)."""
+def _ask(child: subprocess.Popen[bytes], path: str, deadline: float) -> ImageCheck:
+    """The child's reply; `TimeoutError` past the deadline (monotonic seconds), `OSError` or `EOFError` when it died."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(path).encode() + b"\n")
+    child.stdin.flush()
     line = b""
     while not line.endswith(b"\n"):
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([pipe], [], [], left)[0]:
+        if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
             raise TimeoutError
-        piece = os.read(pipe, LONGEST_REPLY)
+        piece = os.read(child.stdout.fileno(), LONGEST_REPLY)
         if not piece or len(line) > LONGEST_REPLY:
-            return b""
+            raise EOFError
         line += piece
-    return line
-
-
-# The child. It imports OpenImageIO; the parent never does.
+    return ImageCheck(**json.loads(line))
 
 
 def examine(path: str) -> ImageCheck:
-    """Decode the file at `path` in this process. For the child; everybody else uses `ImageChecker`."""
+    """Decode the file at `path` in this process. Only for the child: the parent never imports OpenImageIO."""
     import OpenImageIO as oiio  # noqa: N813
 
-    try:
-        if not os.path.isfile(path):
-            return ImageCheck(ok=False, reason="there is no such file")
-        if os.path.getsize(path) == 0:
-            return ImageCheck(ok=False, reason="the file is empty")
-    except (OSError, ValueError) as error:
-        return ImageCheck(ok=False, reason=f"the file can't be read: {error}")
+    if not os.path.isfile(path):
+        return _bad("there is no such file")
+    if os.path.getsize(path) == 0:
+        return _bad("the file is empty")
     picture = oiio.ImageBuf(path)
     spec = picture.spec()
     if picture.has_error or spec.width <= 0 or spec.height <= 0 or spec.nchannels <= 0:
-        return ImageCheck(ok=False, reason=_complaint(picture) or "the file is not a picture")
+        return _bad(_complaint(picture) or "the file is not a picture")
     if spec.image_bytes() > LARGEST_PICTURE_BYTES:
-        return ImageCheck(ok=False, reason=f"a picture of {spec.width} x {spec.height} is too large to be checked")
+        return _bad(f"a picture of {spec.width} x {spec.height} is too large to be checked")
     if not picture.read(force=True) or picture.has_error:
-        return ImageCheck(ok=False, reason=_complaint(picture) or "the picture is not whole")
+        return _bad(_complaint(picture) or "the picture is not whole")
     if picture.file_format_name == "jpeg" and not _ends_as_jpeg(path):
-        return ImageCheck(ok=False, reason="the JPEG file ends too early")
+        return _bad("the JPEG file ends too early")
     broken = _broken_part(oiio, path)
-    return ImageCheck(ok=False, reason=broken) if broken else _judge(oiio, picture)
+    return _bad(broken) if broken else _judge(oiio, picture)
 
 
 def _broken_part(oiio: Any, path: str) -> str:
     """What is wrong with the parts of a multi-part picture (EXR, TIFF) behind the first; "" for nothing."""
     file = oiio.ImageInput.open(path)
-    part = 1
-    while file is not None and part < MOST_PARTS and file.seek_subimage(part, 0):
+    for part in range(1, MOST_PARTS):
+        if file is None or not file.seek_subimage(part, 0):
+            break
         if file.spec().image_bytes() > LARGEST_PICTURE_BYTES:
             return f"part {part} of the picture is too large to be checked"
         if file.read_image(part, 0, 0, -1, "unknown") is None:
             return f"part {part} of the picture is not whole"
-        part += 1
     return ""
 
 
@@ -210,9 +181,7 @@ def _judge(oiio: Any, picture: Any) -> ImageCheck:
         stats = oiio.ImageBufAlgo.computePixelStats(picture)
         wrong = sum(stats.nancount) + sum(stats.infcount)
         if wrong:
-            return ImageCheck(
-                ok=False, reason=f"{wrong} values of the picture are not numbers (NaN or infinite)", facts=facts
-            )
+            return _bad(f"{wrong} values of the picture are not numbers (NaN or infinite)", facts)
     facts["constant"] = bool(oiio.ImageBufAlgo.isConstantColor(picture))
     return ImageCheck(ok=True, facts=facts)
 
@@ -220,12 +189,11 @@ def _judge(oiio: Any, picture: Any) -> ImageCheck:
 def _said(spec: Any) -> dict[str, Any]:
     """What the picture's metadata say that is worth keeping: Blender writes some of it."""
     said = {attribute.name: str(attribute.value)[:LONGEST_FACT] for attribute in spec.extra_attribs}
-    facts: dict[str, Any] = {ours: said[theirs] for theirs, ours in _TEXT_FACTS.items() if theirs in said}
-    render_time = seconds(said.get("RenderTime", ""))
-    if render_time is not None:
-        facts["render_time_s"] = render_time
+    facts: dict[str, Any] = {name.lower(): said[name] for name in ("Camera", "Scene", "Software") if name in said}
     for name, text in said.items():
-        if name == "Frame" and re.fullmatch(r"-?\d{1,9}", text):
+        if name == "RenderTime" and (render_time := seconds(text)) is not None:
+            facts["render_time_s"] = render_time
+        elif name == "Frame" and re.fullmatch(r"-?\d{1,9}", text):
             facts["frame"] = int(text)
         elif re.fullmatch(r"cycles\..{1,64}\.samples", name) and re.fullmatch(r"\d{1,9}", text):
             facts["samples"] = int(text)
@@ -239,7 +207,7 @@ def seconds(text: str) -> float | None:
     total = 0.0
     for part in text.split(":"):
         total = total * 60 + float(part)
-    return round(total, 3) if math.isfinite(total) else None
+    return round(total, 3)
 
 
 def _complaint(picture: Any) -> str:
@@ -248,42 +216,34 @@ def _complaint(picture: Any) -> str:
     return lines[0][:LONGEST_FACT] if lines else ""
 
 
-def _limit(memory_bytes: int) -> None:
-    """Bound what this process may use, where the system can."""
+def _limit(memory_bytes: int, time_s: float) -> None:
+    """Bound what this process may use for the next picture (`time_s`: seconds of CPU), where the system can."""
     try:
         import resource
     except ImportError:  # Windows: the deadline of the parent is what is left
         return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = math.ceil(used.ru_utime + used.ru_stime + time_s) + 1
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
-def _limit_time(time_s: float) -> None:
-    """The next picture gets so many seconds of CPU."""
-    try:
-        import resource
-    except ImportError:
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = math.ceil(used.ru_utime + used.ru_stime + time_s) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
 
 
 def serve(memory_bytes: int, time_s: float) -> None:
     """The child's life: a path per line in, a check per line out, until the parent closes the pipe."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a decoder prints is not an answer
-    _limit(memory_bytes)
+    _limit(memory_bytes, time_s)
     import OpenImageIO as oiio  # noqa: N813
 
     oiio.attribute("threads", 1)
     for line in sys.stdin.buffer:
-        _limit_time(time_s)
+        _limit(memory_bytes, time_s)
         try:
             check = examine(json.loads(line))
-        except (MemoryError, RuntimeError, ValueError) as error:
-            check = ImageCheck(ok=False, reason=f"the picture could not be decoded: {type(error).__name__}")
+        except (MemoryError, RuntimeError, ValueError, OSError) as error:
+            check = _bad(f"the picture could not be decoded: {type(error).__name__}")
         replies.write(json.dumps(asdict(check)).encode() + b"\n")
 
 

@@ -3,7 +3,6 @@
 import base64
 import re
 import urllib.parse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,93 +51,75 @@ class MultipartReader:
 
     def __init__(self, content_type: str) -> None:
         self._events: list[Event] = []
-        self._header_name = b""
-        self._header_value = b""
+        self._header: list[bytes] = [b"", b""]
         self._disposition = b""
         self._field_name: str | None = None
         self._field = bytearray()
         self._field_bytes = 0
         self._parts = 0
         self._ended = False
-        callbacks = {
-            "on_part_begin": self._part_begins,
-            "on_part_data": self._part_data,
-            "on_part_end": self._part_ends,
-            "on_header_begin": self._header_begins,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value_data,
-            "on_header_end": self._header_ends,
-            "on_headers_finished": self._headers_finished,
-            "on_end": self._end,
-        }
-        self._parser = MultipartParser(_boundary(content_type), callbacks)  # type: ignore[arg-type]
+        ours = (name for name in dir(self) if name.startswith("on_"))
+        self._parser = MultipartParser(_boundary(content_type), {name: getattr(self, name) for name in ours})  # type: ignore[arg-type]
 
-    def feed(self, data: bytes) -> Iterator[Event]:
+    def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes. `InvalidRequest` when it is not multipart, `TooLarge` over a bound."""
         if self._ended:
-            return iter(())  # an epilogue is allowed and means nothing
+            return []  # an epilogue is allowed and means nothing
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise InvalidRequest("The upload is not valid multipart/form-data.", code="broken_multipart") from error
         events, self._events = self._events, []
-        return iter(events)
+        return events
 
     def finish(self) -> None:
         """Raise `InvalidRequest` unless the closing boundary was seen."""
         if not self._ended:
-            raise InvalidRequest(
-                "The upload is not complete: its closing boundary is missing.", code="broken_multipart"
-            )
+            message = "The upload is not complete: its closing boundary is missing."
+            raise InvalidRequest(message, code="broken_multipart")
 
-    def _part_begins(self) -> None:
+    # What the parser calls, by its names.
+
+    def on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise TooLarge(f"An upload has at most {MAX_PARTS} parts.", code="broken_multipart")
         self._disposition = b""
 
-    def _header_begins(self) -> None:
-        self._header_name = self._header_value = b""
+    def on_header_begin(self) -> None:
+        self._header = [b"", b""]
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0] += data[start:end]
 
-    def _header_value_data(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1] += data[start:end]
 
-    def _header_ends(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
+    def on_header_end(self) -> None:
+        if self._header[0].lower() == b"content-disposition":
+            self._disposition = self._header[1]
 
-    def _headers_finished(self) -> None:
+    def on_headers_finished(self) -> None:
         parameters = _parameters(self._disposition)
-        file_name = parameters.get("filename", "")
-        if file_name:
-            self._field_name = None
-            self._events.append(FileBegins(file_name))
-        else:
-            self._field_name = parameters.get("name", "")
-            self._field.clear()
+        self._field_name = None if parameters["filename"] else parameters.get("name", "")
+        self._field.clear()
+        if self._field_name is None:
+            self._events.append(FileBegins(parameters["filename"]))
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field_name is None:
             self._events.append(FileData(memoryview(data)[start:end]))
             return
         self._field_bytes += end - start
         if self._field_bytes > MAX_FIELD_BYTES:
-            raise TooLarge(
-                f"The parts of an upload that are not files hold at most {MAX_FIELD_BYTES} bytes together.",
-                code="field_too_large",
-            )
+            message = f"The parts of an upload that are not files hold at most {MAX_FIELD_BYTES} bytes together."
+            raise TooLarge(message, code="field_too_large")
         self._field += data[start:end]
 
-    def _part_ends(self) -> None:
-        if self._field_name is None:
-            self._events.append(FileEnds())
-        else:
-            self._events.append(Field(self._field_name, bytes(self._field)))
+    def on_part_end(self) -> None:
+        self._events.append(FileEnds() if self._field_name is None else Field(self._field_name, bytes(self._field)))
 
-    def _end(self) -> None:
+    def on_end(self) -> None:
         self._ended = True
 
 
@@ -146,13 +127,13 @@ def _boundary(content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 0 < len(boundary) <= 70:
-        raise InvalidRequest(
-            "The request content type must be multipart/form-data with a boundary.", code="not_multipart"
-        )
+        message = "The request content type must be multipart/form-data with a boundary."
+        raise InvalidRequest(message, code="not_multipart")
     return boundary
 
 
 _PARAMETER: Final = re.compile(r';\s*([A-Za-z]+\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]*))')
+_ENCODED_WORD: Final = re.compile(r"=\?utf-8\?B\?([A-Za-z0-9+/=]+)\?=", re.IGNORECASE)
 
 
 def _parameters(disposition: bytes) -> dict[str, str]:
@@ -161,30 +142,23 @@ def _parameters(disposition: bytes) -> dict[str, str]:
         text = disposition.decode()
     except UnicodeDecodeError:
         text = disposition.decode("latin-1")
-    found: dict[str, str] = {}
-    for name, quoted, plain in _PARAMETER.findall(text):
-        found.setdefault(name.lower(), quoted.replace('\\"', '"') or plain)
-    found["filename"] = _extended(found.pop("filename*", "")) or _decoded(found.get("filename", ""))
-    return found
-
-
-_ENCODED_WORD: Final = re.compile(r"=\?utf-8\?B\?([A-Za-z0-9+/=]+)\?=", re.IGNORECASE)
+    found = {"filename": "", "filename*": ""}
+    for name, quoted, plain in reversed(_PARAMETER.findall(text)):  # the first of a name counts
+        found[name.lower()] = quoted.replace('\\"', '"') or plain
+    return found | {"filename": _extended(found["filename*"]) or _decoded(found["filename"])}
 
 
 def _decoded(name: str) -> str:
     """A name as .NET writes it when it is not ASCII: one MIME word."""
     match = _ENCODED_WORD.fullmatch(name)
-    if match is None:
-        return name
     try:
-        return base64.b64decode(match[1], validate=True).decode()
+        return base64.b64decode(match[1], validate=True).decode() if match else name
     except ValueError:
         return name
 
 
 def _extended(value: str) -> str:
     charset, _, rest = value.partition("'")
-    _, _, encoded = rest.partition("'")
-    if charset.lower() not in ("utf-8", "iso-8859-1"):
-        return ""
-    return urllib.parse.unquote(encoded, encoding=charset, errors="replace")
+    encoded = rest.partition("'")[2]
+    known = charset.lower() in ("utf-8", "iso-8859-1")
+    return urllib.parse.unquote(encoded, encoding=charset, errors="replace") if known else ""

@@ -1,7 +1,6 @@
 """File names from outside become names inside, never paths; and every task gets a directory of its own."""
 
 import contextlib
-import os
 import re
 import shutil
 import unicodedata
@@ -11,10 +10,8 @@ from typing import Final
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
-ATTEMPTS: Final = ".attempts"
-"""Below a download path: the attempts' own directories (R6)."""
-
 MAX_NAME_BYTES: Final = 200
+
 _UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _EPOCH: Final = datetime(1, 1, 1)  # noqa: DTZ001  (v1 ticks count local time)
@@ -23,16 +20,13 @@ _EPOCH: Final = datetime(1, 1, 1)  # noqa: DTZ001  (v1 ticks count local time)
 def clean_file_name(name: str) -> str:
     """A name that is one file's name on every system: no path, no control characters, at most 200 bytes of UTF-8.
 
-    The last component of `name` is kept as far as it can be; a name of which nothing is left becomes `file`.
-    The extension survives the cut.
+    The last component of `name` is kept as far as it can be, the extension survives the cut; a name of which nothing
+    is left becomes `file`.
     """
-    last = re.split(r"[/\\]", name)[-1]
-    cleaned = "".join(
-        "_" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else char
-        for char in _UNFIT.sub("_", unicodedata.normalize("NFC", last))
-    )
-    cleaned = cleaned.strip().rstrip(". ")
-    if not cleaned or not cleaned.strip("."):
+    last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
+    odd = {char for char in last if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
+    cleaned = "".join("_" if char in odd else char for char in _UNFIT.sub("_", last)).strip().rstrip(". ")
+    if not cleaned:
         return "file"
     if cleaned.startswith("-") or _RESERVED.fullmatch(cleaned):
         cleaned = f"_{cleaned}"
@@ -45,16 +39,26 @@ def extension_of(name: str) -> str:
     return name[dot:] if 0 <= dot < len(name) - 1 else ""
 
 
+def _shorten(name: str) -> str:
+    if len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    extension = extension_of(name)
+    if len(extension.encode()) > 20:
+        extension = ""
+    stem = name.removesuffix(extension).encode()[: MAX_NAME_BYTES - len(extension.encode())]
+    return stem.decode(errors="ignore").rstrip(". ") + extension
+
+
 def ticks_of(local: datetime) -> int:
-    """.NET's ticks (100 ns since year 1) of a local time without zone."""
+    """.NET's ticks (100 ns since year 1) of a local time; its zone is not looked at."""
     return (local.replace(tzinfo=None) - _EPOCH) // _EPOCH.resolution * 10
 
 
 def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
     """Create `<root>/<user_id>/<ticks>` exclusively; when the tick is taken, the next one (R4).
 
-    A mark in `.incoming` says that no database row knows the directory yet: `keep` takes it away after the commit,
-    `sweep` removes what a killed process left.
+    A mark in `.incoming` says that no database row knows the directory yet: `keep` takes it away after the commit; of
+    what a killed process left, `marked` tells.
     """
     incoming_directory(root)
     while True:
@@ -69,16 +73,15 @@ def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
 def _claim(directory: Path) -> bool:
     mark = _mark(directory)
     try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        mark.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         return False
     try:
         directory.mkdir()
-    except (FileExistsError, FileNotFoundError):
+    except BaseException as error:
         mark.unlink(missing_ok=True)
-        return False
-    except BaseException:
-        mark.unlink(missing_ok=True)
+        if isinstance(error, (FileExistsError, FileNotFoundError)):
+            return False
         raise
     return True
 
@@ -105,34 +108,17 @@ def discard(directory: Path) -> None:
 
 def marked(root: Path) -> tuple[Path, ...]:
     """Task directories of `root` whose upload was not seen to be committed."""
-    try:
-        marks = sorted((root / INCOMING).iterdir())
-    except FileNotFoundError:
-        return ()
-    matches = (re.fullmatch(r"(\d+)-(\d+)\.mark", mark.name) for mark in marks)
+    matches = (re.fullmatch(r"(\d+)-(\d+)\.mark", mark.name) for mark in sorted((root / INCOMING).glob("*.mark")))
     return tuple(root / match[1] / match[2] for match in matches if match)
 
 
 def sweep_incoming(root: Path) -> int:
     """Remove staged files that a killed process left in `.incoming`; the number of them."""
-    removed = 0
-    with contextlib.suppress(FileNotFoundError):
-        for path in (root / INCOMING).iterdir():
-            if not path.name.endswith(".mark"):
-                path.unlink(missing_ok=True)
-                removed += 1
-    return removed
+    staged = [path for path in (root / INCOMING).glob("*") if path.suffix != ".mark"]
+    for path in staged:
+        path.unlink(missing_ok=True)
+    return len(staged)
 
 
 def _mark(directory: Path) -> Path:
     return directory.parent.parent / INCOMING / f"{directory.parent.name}-{directory.name}.mark"
-
-
-def _shorten(name: str) -> str:
-    if len(name.encode()) <= MAX_NAME_BYTES:
-        return name
-    extension = extension_of(name)
-    if len(extension.encode()) > 20:
-        extension = ""
-    room = MAX_NAME_BYTES - len(extension.encode())
-    return name[: len(name) - len(extension)].encode()[:room].decode(errors="ignore").rstrip(". ") + extension

@@ -6,10 +6,12 @@ download path and renamed. Nothing is decided here about who may upload what.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,9 +28,9 @@ DISCARD_BYTES: Final = 16 * 1024 * 1024
 class Received:
     """What one multipart body held."""
 
-    requests: list[bytes]
+    requests: list[bytes] = field(default_factory=list)
     """The values of the parts named `request`."""
-    file_names: list[str]
+    file_names: list[str] = field(default_factory=list)
     """What the client called the files, uncleaned, in order."""
     path: Path | None = None
     """The first file, where it was stored; None when it was refused or there was none."""
@@ -62,16 +64,12 @@ class Upload:
     """One upload: `receive` it, then `keep` it (its row is committed) or `discard` it."""
 
     def __init__(self, content_type: str, *, limit: int) -> None:
-        self.received = Received([], [])
-        self.committing = False
-        """Whether a commit is under way: until it is known how it ended nothing may be discarded."""
+        self.received = Received()
         self._reader = MultipartReader(content_type)
         self._limit = limit
         self._writer: _Writer | None = None
-        self._writing = False
         self._refusal: RenderOnlineError | None = None
         self._staged: Path | None = None
-        self._surplus = False
         self._checked: tuple[int, int] | None = None
         self._read = 0
         self._discarded = 0
@@ -82,21 +80,25 @@ class Upload:
         `limit` is the largest body in bytes. Whatever is raised, `discard` is to be called by the caller.
         """
         async for piece in stream:
-            self._count(len(piece))
+            self._read += len(piece)
+            if self._read > self._limit:
+                raise too_large(self._limit)
+            if self._is_refused():
+                self._discarded += len(piece)
             for event in self._reader.feed(piece):
                 await self._take(event, gate)
             if self._discarded > DISCARD_BYTES:
                 break
         else:
             self._reader.finish()
-        if self._refusal is not None or self._surplus or self._checked != self._known():
+        if self._is_refused() or self._checked != self._known():
             await gate.check(self.received)  # now that everything is known: the first broken rule is the one to name
-        if self._refusal is not None:
-            raise self._refusal
-        if self._surplus:
-            raise InvalidRequest("An upload holds one file.")
+        if self._is_refused():
+            raise self._refusal or InvalidRequest("An upload holds one file.")
         if self._staged is not None:
-            await self._settle(gate)
+            path = await self._place(gate)
+            await asyncio.to_thread(_move, self._staged, path)
+            self.received.path, self._staged = path, None
         return self.received
 
     async def sync(self) -> None:
@@ -121,59 +123,42 @@ class Upload:
         if self.received.directory is not None:
             names.discard(self.received.directory)
 
-    def _count(self, size: int) -> None:
-        self._read += size
-        if self._read > self._limit:
-            raise too_large(self._limit)
-        if self._refusal is not None or self._surplus:
-            self._discarded += size
+    def _known(self) -> tuple[int, int]:
+        return len(self.received.requests), len(self.received.file_names)
+
+    def _is_refused(self) -> bool:
+        return self._refusal is not None or len(self.received.file_names) > 1
 
     async def _take(self, event: Event, gate: Gate) -> None:
         match event:
-            case Field(name, value):
-                if name == "request":
-                    self.received.requests.append(value)
+            case Field("request", value):
+                self.received.requests.append(value)
             case FileBegins(name):
                 self.received.file_names.append(name)
-                await self._begin(gate)
-            case FileData(data):
-                if self._writing and self._writer is not None:
-                    await self._writer.write(data)
-            case FileEnds():
-                if self._writing and self._writer is not None:
-                    self._writing = False
-                    self.received.size = await self._writer.close()
-
-    async def _begin(self, gate: Gate) -> None:
-        self._surplus = len(self.received.file_names) > 1
-        if self._surplus or self._refusal is not None:
-            return
-        try:
-            await self._open(gate)
-        except RenderOnlineError as error:
-            self._refusal = error
+                if not self._is_refused():
+                    try:
+                        await self._open(gate)
+                    except RenderOnlineError as error:
+                        self._refusal = error
+            case FileData(data) if self._writer is not None:
+                await self._writer.write(data)
+            case FileEnds() if self._writer is not None:
+                self.received.size = await self._writer.close()
+                self._writer = None
 
     async def _open(self, gate: Gate) -> None:
         if self.received.requests:
             self._checked = self._known()
             await gate.check(self.received)
-            self.received.directory = await gate.place()
-            path = self.received.directory / names.clean_file_name(self.received.file_names[0])
+            path = await self._place(gate)
         else:
             path = self._staged = _staged_path(await gate.stage())
         self._writer = _Writer(path)
-        self._writing = True
         self.received.path = path
 
-    async def _settle(self, gate: Gate) -> None:
-        assert self._staged is not None
+    async def _place(self, gate: Gate) -> Path:
         self.received.directory = await gate.place()
-        path = self.received.directory / names.clean_file_name(self.received.file_names[0])
-        await asyncio.to_thread(_move, self._staged, path)
-        self.received.path, self._staged = path, None
-
-    def _known(self) -> tuple[int, int]:
-        return len(self.received.requests), len(self.received.file_names)
+        return self.received.directory / names.clean_file_name(self.received.file_names[0])
 
 
 def too_large(limit: int) -> TooLarge:
@@ -185,10 +170,8 @@ class _Writer:
     """Writes a file in batches in a thread, one batch ahead of the reader; bounded memory."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with _disk_errors():
             self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except OSError as error:
-            raise disk_error(error) from error
         self._open = True
         self._batch: list[memoryview] = []
         self._batched = 0
@@ -198,7 +181,6 @@ class _Writer:
     async def write(self, data: memoryview) -> None:
         self._batch.append(data)
         self._batched += len(data)
-        self._size += len(data)
         if self._batched >= BATCH_BYTES:
             await self._flush()
 
@@ -212,29 +194,24 @@ class _Writer:
 
     async def abandon(self) -> None:
         """Close the file without writing what is left."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            await asyncio.wait({pending})
-            pending.exception()
+        if self._pending is not None:
+            await asyncio.wait({self._pending})
+            self._pending.exception()
         if self._open:
             self._open = False
             os.close(self._handle)
 
     async def _flush(self) -> None:
         await self._settle()
-        if self._batch:
-            batch, self._batch, self._batched = self._batch, [], 0
-            self._pending = asyncio.get_running_loop().run_in_executor(None, _write_all, self._handle, batch)
+        batch, self._batch = self._batch, []
+        self._size, self._batched = self._size + self._batched, 0
+        self._pending = asyncio.get_running_loop().run_in_executor(None, _write_all, self._handle, batch)
 
     async def _settle(self) -> None:
         if self._pending is not None:
-            try:
+            with _disk_errors():
                 # Shielded: the thread goes on whoever gives up, and the file may only be closed after it.
                 await asyncio.shield(self._pending)
-            except OSError as error:
-                self._pending = None
-                raise disk_error(error) from error
-            self._pending = None
 
 
 def _write_all(handle: int, batch: list[memoryview]) -> None:
@@ -251,45 +228,37 @@ def disk_error(error: OSError) -> RenderOnlineError:
     return RenderOnlineError(f"The server can't store the file: {error.strerror}.", code="storage_failed")
 
 
-def _staged_path(staging: Path) -> Path:
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
     try:
-        return names.incoming_directory(staging) / f"{os.urandom(16).hex()}.part"
+        yield
     except OSError as error:
         raise disk_error(error) from error
+
+
+def _staged_path(staging: Path) -> Path:
+    with _disk_errors():
+        return names.incoming_directory(staging) / f"{os.urandom(16).hex()}.part"
 
 
 def _move(source: Path, target: Path) -> None:
     """Rename; where the target is on another file system, copy and remove."""
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise disk_error(error) from error
-        _copy(source, target)
-        source.unlink()
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        with source.open("rb") as read, target.open("xb", buffering=0) as written:
-            while piece := read.read(BATCH_BYTES):
-                _write_all(written.fileno(), [memoryview(piece)])
-    except OSError as error:
-        raise disk_error(error) from error
+    with _disk_errors():
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copyfile(source, target)
+            source.unlink()
 
 
 def _sync(path: Path) -> None:
     """fsync the file, its directory, and the directories above it that may be new."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        raise disk_error(error) from error
-    finally:
-        os.close(handle)
-    if os.name == "posix":
-        for directory in (path.parent, path.parent.parent, path.parent.parent.parent):
-            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    above = (path.parent, path.parent.parent, path.parent.parent.parent) if os.name == "posix" else ()
+    with _disk_errors():
+        for one in (path, *above):
+            handle = os.open(one, os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:

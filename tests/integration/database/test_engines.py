@@ -9,16 +9,6 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from tests.support.farm_rows import add_engine, add_user, submit
 
 
-async def test_an_engine_is_found_by_name_in_any_letter_case_and_by_number(database: Database) -> None:
-    engine_id = await database.write(add_engine)
-    for wanted in ("blender", "BLENDER", str(engine_id)):
-        found = await database.read(lambda c, wanted=wanted: engines.find_engine(c, wanted))
-        assert found.engine_id == engine_id
-    for unknown in ("cinema", "0", "", "²"):
-        with pytest.raises(NotFound, match=r"Engine with identifier .* not found\."):
-            await database.read(lambda c, unknown=unknown: engines.find_engine(c, unknown))
-
-
 async def test_engine_names_are_taken_once(database: Database) -> None:
     engine_id = await database.write(add_engine)
     with pytest.raises(Conflict):

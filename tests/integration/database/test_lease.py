@@ -97,6 +97,6 @@ def test_a_lease_that_somebody_else_took_meanwhile_is_told(mariadb: PrivateMaria
 
 
 def _kill_holder(db: Database, lease: Lease) -> None:
-    connection = lease._hold._connection
+    connection = lease._connection
     number = connection.scalar(text("SELECT CONNECTION_ID()"))
     db.write_now(lambda c: c.exec_driver_sql(f"KILL {number}"))

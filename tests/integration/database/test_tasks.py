@@ -123,7 +123,7 @@ async def test_a_task_is_seen_whole(database: Database, user_id: int) -> None:
     task = await database.read(lambda c: reading.get_task(c, task_id, user_id=user_id))
     assert (task.name, task.email, task.engine, task.priority) == ("Film", "ada@example.org", "blender", 70)
     assert (task.frames, task.frames_total, task.chunks) == ("1-4", 4, Counters(waiting=2))
-    assert (task.arguments, task.is_queued, task.status) == ({"start_frame": "1"}, True, TaskStatus.QUEUED)
+    assert (task.arguments, task.status) == ({"start_frame": "1"}, TaskStatus.QUEUED)
     assert (task.queue_us, task.start_us, task.end_us, task.machine_ids) == (NOW_US, None, None, ())
 
 

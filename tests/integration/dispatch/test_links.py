@@ -285,6 +285,20 @@ async def test_machine_that_talks_nonsense_is_cut_off_and_may_come_back(rig: Rig
     assert machine.welcome is not None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"instance": "i" * 65}, {"instance": "\u00e9"}, {"engines": ("e",) * 300}, {"hello": {"gpus": ("g" * 501,)}},
+     {"held": (HeldAttempt(1, "t", running=True),) * 10_001}],
+)  # fmt: skip
+async def test_hello_that_no_machine_needs_is_refused(rig: Rig, change: dict[str, object]) -> None:
+    machine = Machine(rig, await rig.add_machine())
+    for name, value in change.items():
+        setattr(machine, name, value)
+    await machine.dial()
+    assert machine.refused is not None
+    assert machine.refused.code == "invalid_hello"
+
+
 async def test_restart_finds_live_attempts_again(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=2)
     task_id = await rig.submit("1-3")

@@ -123,3 +123,22 @@ async def test_cancel_stops_the_render(rig: Rig, node: ExistingNode, renderer: P
     assert (await rig.ended(await rig.submit("1", chunk_size=0))).is_success == 1
     await until(lambda: not rig.left_attempts(), "end of the attempts' directories")
     await rig.assert_sound()
+
+
+async def test_task_that_was_inserted_by_hand_is_rendered(rig: Rig, node: ExistingNode, tmp_path: Path) -> None:
+    await rig.add_v1(node.port)
+    arguments = f"fake {tmp_path}/a.scene -s 1 -e 2 -o {tmp_path}"
+    render = f"77, 'a.scene', '{tmp_path}/a.scene', 1, '{arguments}', {rig.engine_id}"
+    task = f"77, {rig.user_id}, '2026-01-02 03:04:05', 0, 0, 77"
+    by_hand = (
+        f"insert into renders (render_id, file_name, file_path, file_size, arguments, engine_id) values ({render})",
+        f"insert into tasks (task_id, user_id, queue_time, is_running, is_success, render_id) values ({task})",
+        "insert into queue (task_id) values (77)",
+    )
+    for statement in by_hand:
+        await rig.database.write(lambda c, statement=statement: c.exec_driver_sql(statement))
+    await rig.dispatcher.refresh()
+    assert (await rig.ended(77)).is_success == 1
+    assert (tmp_path / "frame_0002.png").exists()
+    assert node.starts[0].body["arguments"] == arguments.removeprefix("fake ")
+    await rig.assert_sound()

@@ -70,7 +70,7 @@ USER = {
     "is_active": True,
 }
 FORMAT = {"id": "format", "type": "word", "default": "PNG", "choices": ["PNG"], "help": "Frames are written so."}
-ENGINE = {"engine_id": 1, "name": "blender", "extension": ".blend", "is_enabled": True, "arguments": [FORMAT]}
+ENGINE = {"engine_id": 1, "name": "blender", "extensions": [".blend"], "is_enabled": True, "arguments": [FORMAT]}
 SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1}
 
 

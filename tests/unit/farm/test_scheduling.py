@@ -171,6 +171,16 @@ def test_begun_task_is_pieces_from_then_on() -> None:
     assert len(farm.index) == 2
 
 
+def test_pieces_of_a_begun_task_join_those_that_are_pieces_already() -> None:
+    farm = one_task(Shape.UNCUT, chunks=3)
+    farm.add(ReadyTask(1, 1, 50, 0), 9, 9, Signature("blender", Shape.PIECE))
+    farm.index.begun(1)
+    assert farm.index.signatures_of(1) == (Signature("blender", Shape.PIECE),)
+    assert sorted(farm.index.chunks_of(1)) == [1, 2, 3, 9]
+    assert all(farm.index.remove(chunk_id) for chunk_id in (1, 2, 3, 9))
+    assert not list(farm.index.signatures)
+
+
 def test_user_with_a_larger_share_gets_more() -> None:
     farm = Farm()
     for user in (1, 2):

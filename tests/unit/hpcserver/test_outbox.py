@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database.outbox import FULL_SIZE, Acknowledge, Append, Held, Outbox, Store
+from renderonline.database.outbox import FULL_SIZE, Append, Held, Outbox
 from renderonline.farm.errors import NoSpace
 
 SCRIPT = """
@@ -36,34 +36,34 @@ except NoSpace as error:
 
 def test_reports_are_numbered_and_forgotten_when_acknowledged(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.db")
-    assert outbox.commit([Store(Held(7, "t", "/d")), Append(7, "a"), Append(7, "b", last=True)]) == [0, 1, 2]
+    outbox.store(Held(7, "t", "/d"))
+    assert list(outbox.commit([Append(7, "a"), Append(7, "b", last=True)])) == [1, 2]
     assert outbox.held() == (Held(7, "t", "/d", 2),)
     assert outbox.after(0, 10) == [(1, "a"), (2, "b")]
     assert outbox.after(1, 10) == [(2, "b")]
-    outbox.commit([Acknowledge(1)])
+    outbox.commit([], acknowledged=1)
     assert outbox.held() == (Held(7, "t", "/d", 2),)
-    outbox.commit([Acknowledge(2)])
+    outbox.commit([], acknowledged=2)
     assert outbox.held() == ()
     assert outbox.after(0, 10) == []
-    assert outbox.commit([Append(8, "c")]) == [3]
+    assert list(outbox.commit([Append(8, "c")])) == [3]
 
 
 def test_next_run_numbers_what_is_left_from_one(tmp_path: Path) -> None:
     first = Outbox(tmp_path / "outbox.db")
-    first.commit(
-        [Store(Held(1, "t", "/d")), *(Append(1, str(number)) for number in range(4)), Append(1, "x", last=True)]
-    )
-    first.commit([Acknowledge(3)])
+    first.store(Held(1, "t", "/d"))
+    first.commit([*(Append(1, str(number)) for number in range(4)), Append(1, "x", last=True)])
+    first.commit([], acknowledged=3)
     first.close()
     second = Outbox(tmp_path / "outbox.db")
     assert second.after(0, 10) == [(1, "3"), (2, "x")]
     assert second.held() == (Held(1, "t", "/d", 2),)
-    assert second.commit([Append(1, "y")]) == [3]
-    second.commit([Acknowledge(3)])
+    assert list(second.commit([Append(1, "y")])) == [3]
+    second.commit([], acknowledged=3)
     second.close()
     third = Outbox(tmp_path / "outbox.db")
     assert third.last_seq == 0
-    assert third.commit([Append(1, "z")]) == [1]
+    assert list(third.commit([Append(1, "z")])) == [1]
 
 
 def test_what_was_committed_survives_without_a_close(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_failing_batch_leaves_nothing_and_uses_no_number(tmp_path: Path) -> None
     outbox = Outbox(tmp_path / "outbox.db")
     with pytest.raises(OverflowError):
         outbox.commit([Append(1, "a"), Append(2**70, "not a number for SQLite")])
-    assert outbox.commit([Append(1, "b")]) == [1]
+    assert list(outbox.commit([Append(1, "b")])) == [1]
 
 
 def test_file_has_its_full_size_from_the_start(tmp_path: Path) -> None:

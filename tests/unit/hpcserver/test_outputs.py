@@ -1,24 +1,14 @@
 """Files that attempts leave, hostile ones among them."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, check_file, inside, list_files, stamp_of, stamps
-
-
-@dataclass
-class Check:
-    ok: bool
-    reason: str = ""
-    facts: Any = field(default_factory=dict)
+from renderonline.storage.images import ImageCheck, ImageChecker
 
 
 def test_whole_new_file_is_good(tmp_path: Path) -> None:
@@ -86,18 +76,16 @@ def test_picture_is_decoded_and_its_facts_are_bounded(tmp_path: Path) -> None:
     used: list[Path] = []
     closed: list[bool] = []
 
-    class Checker:
-        def check(self, path: Path) -> Check:
+    class Checker(ImageChecker):
+        def check(self, path: Path) -> ImageCheck:
             used.append(path)
             facts = {"width": 4, **{f"k{number}": "x" * 1000 for number in range(100)}}
-            return Check(ok=len(used) == 1, reason="broken", facts=facts)
+            return ImageCheck(ok=len(used) == 1, reason="broken", facts=facts)
 
-    @contextmanager
-    def factory() -> Iterator[Checker]:
-        yield Checker()
-        closed.append(True)
+        def close(self) -> None:
+            closed.append(True)
 
-    checkers = Checkers(factory, 2)
+    checkers = Checkers([Checker(), Checker()])
     found = check_file(tmp_path, "a", before=None, checkers=checkers)
     assert isinstance(found, Good)
     assert found.facts["width"] == 4
@@ -107,22 +95,18 @@ def test_picture_is_decoded_and_its_facts_are_bounded(tmp_path: Path) -> None:
     assert isinstance(bad, Bad)
     assert "broken" in bad.reason
     checkers.close()
-    assert closed
+    assert closed == [True, True]
     assert used == [tmp_path / "a"] * 2
 
 
 def test_file_that_changes_while_it_is_checked_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 
-    class Checker:
-        def check(self, path: Path) -> Check:
+    class Checker(ImageChecker):
+        def check(self, path: Path) -> ImageCheck:
             path.write_bytes(b"changed")
-            return Check(ok=True)
+            return ImageCheck(ok=True)
 
-    @contextmanager
-    def factory() -> Iterator[Checker]:
-        yield Checker()
-
-    found = check_file(tmp_path, "a", before=None, checkers=Checkers(factory, 1))
+    found = check_file(tmp_path, "a", before=None, checkers=Checkers([Checker()]))
     assert isinstance(found, Bad)
     assert "changed" in found.reason

@@ -45,6 +45,6 @@ def test_scratch_is_private_and_goes_without_following_links(tmp_path: Path) -> 
     assert not (place / "tmp" / "link").exists()
     (place / "tmp" / "link").symlink_to(outside)
     scratch.remove("1")
-    scratch.clear()
+    scratch.remove()
     assert (outside / "kept").exists()
     assert not (tmp_path / "scratch").exists()

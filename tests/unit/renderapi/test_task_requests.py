@@ -22,8 +22,8 @@ POVRAY = parse_definition(shipped()["povray"])
 
 def row(definition: EngineDefinition | None, template: str = "") -> EngineRow:
     if definition is None:
-        return EngineRow(7, "maya", ".ma", "/files", template, None, True)
-    return EngineRow(1, definition.name, definition.extensions[0], "/files", definition.template, "toml", True)
+        return EngineRow("maya", ".ma", "/files", template, engine_id=7)
+    return EngineRow(definition.name, definition.extensions[0], "/files", definition.template, "toml", engine_id=1)
 
 
 def prepared(

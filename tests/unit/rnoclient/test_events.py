@@ -64,15 +64,3 @@ def test_watch_ends_with_the_task_and_shows_each_change_once() -> None:
     with ScriptedServer(script).running() as server:
         seen = [task["frames_done"] for task in Client(Login(server.url)).watch(7)]
     assert seen == [0, 1, 2]
-
-
-def test_watch_gives_up_after_its_time() -> None:
-    def script(asked: Asked) -> Answer:
-        return Answer(
-            body=sse(*((f"e-{n}", "task", {"task_id": 7}) for n in range(3)))
-            if "events" in asked.path
-            else json.dumps(TASK).encode()
-        )
-
-    with ScriptedServer(script).running() as server, pytest.raises(TimeoutError, match="has not ended"):
-        list(Client(Login(server.url)).watch(7, timeout_s=0.0))

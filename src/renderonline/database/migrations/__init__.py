@@ -1,1 +1,1 @@
-"""The schema's history: Alembic revisions. The first is exactly the existing system's schema; the others only add."""
+"""The schema's history: Alembic revisions. The first adopts the existing system's tables; all of them only add."""

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from typing import Final
 import psutil
 import uv
 
-from renderonline.engines.children import child, sigterm_unwinds
+from renderonline.engines.children import child, lines_of, sigterm_unwinds
 from renderonline.farm.errors import NoSpace, NotAvailable
 
 Progress = Callable[[float, str], None]
@@ -38,9 +38,14 @@ class Build:
     bpy: str
 
     @property
+    def version(self) -> str:
+        """As people say it."""
+        return self.bpy.rstrip(".*")
+
+    @property
     def environment(self) -> str:
         """The name of its environment's directory."""
-        return f"bpy-{self.bpy.rstrip('.*')}-python-{self.python}"
+        return f"bpy-{self.version}-python-{self.python}"
 
 
 BUILDS: Final = (Build("3.13", "5.2.*"), Build("3.11", "5.0.1"))
@@ -53,21 +58,12 @@ NEEDED_BYTES: Final = 1_500_000_000
 STEP_TIME_S: Final = 3_600.0
 SMOKE_TIME_S: Final = 180.0
 
-DEBIAN_PACKAGES: Final[Mapping[str, str]] = {
-    "libEGL.so.1": "libegl1",
-    "libGL.so.1": "libgl1",
-    "libICE.so.6": "libice6",
-    "libSM.so.6": "libsm6",
-    "libX11.so.6": "libx11-6",
-    "libXext.so.6": "libxext6",
-    "libXfixes.so.3": "libxfixes3",
-    "libXi.so.6": "libxi6",
-    "libXrender.so.1": "libxrender1",
-    "libXt.so.6": "libxt6",
-    "libXxf86vm.so.1": "libxxf86vm1",
-    "libgomp.so.1": "libgomp1",
-    "libxkbcommon.so.0": "libxkbcommon0",
-}
+_PACKAGES: Final = """
+libEGL.so.1=libegl1 libGL.so.1=libgl1 libICE.so.6=libice6 libSM.so.6=libsm6 libX11.so.6=libx11-6 libXext.so.6=libxext6
+libXfixes.so.3=libxfixes3 libXi.so.6=libxi6 libXrender.so.1=libxrender1 libXt.so.6=libxt6 libXxf86vm.so.1=libxxf86vm1
+libgomp.so.1=libgomp1 libxkbcommon.so.0=libxkbcommon0
+"""
+DEBIAN_PACKAGES: Final[Mapping[str, str]] = dict(pair.split("=") for pair in _PACKAGES.split())
 """Shared libraries that Blender takes from the system -> the package of Debian and Ubuntu that has them."""
 
 _MARKER: Final = "installed.json"
@@ -101,8 +97,7 @@ def installed(directory: Path) -> Installation | None:
     marker = _read_marker(directory)
     if marker is None or not marker.version:
         return None
-    python = _python_of(directory / marker.environment)
-    return Installation(prefix_of(python), marker.version) if os.access(python, os.X_OK) else None
+    return Installation(prefix_of(_python_of(directory / marker.environment)), marker.version)
 
 
 def prefix_of(python: Path) -> tuple[str, ...]:
@@ -128,9 +123,8 @@ def install(directory: Path, progress: Progress, *, builds: Sequence[Build] = BU
 
 def _install(directory: Path, progress: Progress, builds: Sequence[Build]) -> Installation:
     marker = _read_marker(directory)
-    if marker is None or not os.access(_python_of(directory / marker.environment), os.X_OK):
-        _remove_leftovers(directory)
-        marker = _make_environment(directory, progress, builds)
+    if marker is None:
+        marker = _Marker(_make_environment(directory, progress, builds))
         _write_marker(directory, marker)
     progress(0.97, "Trying Blender out")
     python = _python_of(directory / marker.environment)
@@ -139,29 +133,36 @@ def _install(directory: Path, progress: Progress, builds: Sequence[Build]) -> In
     return Installation(prefix_of(python), version)
 
 
-def _make_environment(directory: Path, progress: Progress, builds: Sequence[Build]) -> _Marker:
+def _make_environment(directory: Path, progress: Progress, builds: Sequence[Build]) -> str:
+    """The new environment's name."""
+    download = directory / "download"
+    (directory / _MARKER).unlink(missing_ok=True)
+    for leftover in (*directory.glob("bpy-*"), download):
+        shutil.rmtree(leftover, ignore_errors=True)
     free = shutil.disk_usage(directory).free
     if free < NEEDED_BYTES:
         raise NoSpace(f"Blender needs {NEEDED_BYTES >> 20} MiB in {directory}; {free >> 20} MiB are free.")
     progress(0.0, "Looking for a Python that Blender supports")
     build, python = _choose(directory, builds)
     environment = directory / build.environment
-    download = directory / "download"
+
+    def told(written: int) -> None:
+        done = 0.05 + 0.9 * min(written / WRITTEN_BYTES, 1.0)
+        progress(done, f"Installing Blender {build.version} (374 MB from PyPI)")
+
     try:
         progress(0.03, f"Making an environment with Python {build.python}")
         _run_uv(["venv", "--quiet", "--no-project", "--python", python, str(environment)], directory)
-        requirement = f"bpy=={build.bpy}"
-        told = _Download(progress, f"Installing Blender {build.bpy.rstrip('.*')} (374 MB from PyPI)")
         # A cache of its own: what an interrupted download leaves is found and removed, and the user's cache does not
         # grow by a gigabyte. The files are hard links, so that removing the cache keeps the environment.
-        install = ["pip", "install", "--quiet", "--python", str(_python_of(environment)), requirement]
+        install = ["pip", "install", "--quiet", "--python", str(_python_of(environment)), f"bpy=={build.bpy}"]
         _run_uv([*install, "--cache-dir", str(download)], directory, told)
     except BaseException:
         shutil.rmtree(environment, ignore_errors=True)
         raise
     finally:
         shutil.rmtree(download, ignore_errors=True)
-    return _Marker(build.environment)
+    return build.environment
 
 
 def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
@@ -169,18 +170,16 @@ def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
     for build in builds:
         if build.python == f"{sys.version_info.major}.{sys.version_info.minor}":
             return build, sys.executable
-        found = find_python(build.python, directory)
-        if found:
+        if found := find_python(build.python, directory):
             return build, found
-    pythons = directory / "python"
+    pythons = str(directory / "python")
     for build in builds:
-        if _uv_output(["python", "install", "--install-dir", str(pythons), build.python], directory) is None:
+        if _uv_output(["python", "install", "--install-dir", pythons, build.python], directory) is None:
             continue
-        here = {"UV_PYTHON_INSTALL_DIR": str(pythons)}
-        found = _uv_output(["python", "find", "--managed-python", build.python], directory, here)
-        if found:
+        here = {"UV_PYTHON_INSTALL_DIR": pythons}
+        if found := _uv_output(["python", "find", "--managed-python", build.python], directory, here):
             return build, found
-    wanted = " or ".join(f"Python {build.python} (for Blender {build.bpy.rstrip('.*')})" for build in builds)
+    wanted = " or ".join(f"Python {build.python} (for Blender {build.version})" for build in builds)
     raise NotAvailable(
         f"Blender from PyPI needs {wanted}; neither is installed and neither could be downloaded. "
         "Install one of them (on Debian and Ubuntu: apt-get install python3.11) or a system Blender, then try again."
@@ -192,49 +191,33 @@ def find_python(version: str, directory: Path) -> str | None:
     return _uv_output(["python", "find", "--system", "--no-python-downloads", version], directory) or None
 
 
-class _Download:
-    """Turns the bytes that the installer has written so far into progress."""
-
-    def __init__(self, progress: Progress, text: str) -> None:
-        self._progress = progress
-        self._text = text
-        self._written = 0
-
-    def look(self, pid: int) -> None:
-        """Report what process `pid` has written by now."""
-        try:
-            self._written = max(self._written, psutil.Process(pid).io_counters().write_chars)
-        except (psutil.Error, AttributeError):
-            pass  # a system without such counters, or it has just ended
-        self._progress(0.05 + 0.9 * min(self._written / WRITTEN_BYTES, 1.0), self._text)
-
-
-def _run_uv(arguments: Sequence[str], directory: Path, told: _Download | None = None) -> None:
-    """Run uv to its end; `NotAvailable` with its last words when it fails."""
+def _run_uv(arguments: Sequence[str], directory: Path, told: Callable[[int], None] | None = None) -> None:
+    """Run uv to its end, telling how many bytes it has written; `NotAvailable` with its last words when it fails."""
     with tempfile.TemporaryFile() as words:
+        written = 0
         argv = [_uv_binary(), *arguments]
         with child(argv, stderr=words, cwd=directory, environment=_uv_environment()) as process:
             ends = time.monotonic() + STEP_TIME_S
             while process.poll() is None and time.monotonic() < ends:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
-                except subprocess.TimeoutExpired:
-                    if told is not None:
-                        told.look(process.pid)
+                with suppress(psutil.Error, AttributeError):  # no such counters here, or it has just ended
+                    written = max(written, psutil.Process(process.pid).io_counters().write_chars)
+                if told is not None:
+                    told(written)
         if process.returncode != 0:
-            words.seek(0)
-            raise NotAvailable(_uv_failed(words.read().decode(errors="replace")))
+            raise NotAvailable(_uv_failed(lines_of(words)))
 
 
-def _uv_failed(words: str) -> str:
-    lines = [line.strip() for line in words.strip().splitlines() if line.strip()][-6:]
+def _uv_failed(lines: list[str]) -> str:
+    words = " ".join(lines)
     advice = "Check the network (and the proxy or package index that uv uses), then try again."
     if ("no wheels" in words or "unsatisfiable" in words) and "network" not in words:
         advice = (
             f"PyPI has no Blender for this kind of computer ({platform.system()} {platform.machine()}) or its index "
             "is not the one in use. A system Blender works as well: install it and put `blender` on the PATH."
         )
-    return "Blender could not be installed: " + (" ".join(lines) or "uv was ended.") + f"\n{advice}"
+    return f"Blender could not be installed: {' '.join(lines[-6:]) or 'uv was ended.'}\n{advice}"
 
 
 def _uv_output(arguments: Sequence[str], directory: Path, more: Mapping[str, str] | None = None) -> str | None:
@@ -253,10 +236,9 @@ def _uv_binary() -> str:
     try:
         return os.fspath(uv.find_uv_bin())
     except FileNotFoundError:
-        found = shutil.which("uv")
-    if found is None:
-        raise NotAvailable("The program uv is missing. Install it (pip install uv), then try again.")
-    return found
+        if found := shutil.which("uv"):
+            return found
+    raise NotAvailable("The program uv is missing. Install it (pip install uv), then try again.")
 
 
 def _uv_environment() -> dict[str, str]:
@@ -275,22 +257,17 @@ def _smoke_test(python: Path) -> str:
                 output, _ = process.communicate(timeout=SMOKE_TIME_S)
             except subprocess.TimeoutExpired:
                 raise NotAvailable(f"Blender did not start within {SMOKE_TIME_S:.0f} s. Try again.") from None
-        words.seek(0)
-        complaint = words.read().decode(errors="replace")
+        complaint = lines_of(words)
     version = re.search(r"VERSION (\S+)", output.decode(errors="replace"))
     if process.returncode == 0 and version is not None:
         return version.group(1)
-    raise NotAvailable(_why_not(python, complaint, process.returncode))
-
-
-def _why_not(python: Path, complaint: str, code: int) -> str:
-    missing = sorted({*_MISSING_LIBRARY.findall(complaint), *_missing_by_ldd(python)})
+    missing = sorted({*_MISSING_LIBRARY.findall(" ".join(complaint)), *_missing_by_ldd(python)})
     if not missing:
-        last = complaint.strip().splitlines()[-1:] or [f"exit code {code}"]
-        return f"Blender is installed but does not start: {last[0]}"
+        last = complaint[-1] if complaint else f"exit code {process.returncode}"
+        raise NotAvailable(f"Blender is installed but does not start: {last}")
     packages = sorted({DEBIAN_PACKAGES[name] for name in missing if name in DEBIAN_PACKAGES})
     advice = f"apt-get install -y {' '.join(packages)}" if packages else "the package manager of this system"
-    return (
+    raise NotAvailable(
         f"Blender needs system libraries that are not here: {', '.join(missing)}. "
         f"Install them (Debian, Ubuntu: {advice}), then try again."
     )
@@ -299,14 +276,14 @@ def _why_not(python: Path, complaint: str, code: int) -> str:
 def _missing_by_ldd(python: Path) -> set[str]:
     """All libraries that Blender's own ones lack; the loader itself only names the first."""
     ldd = shutil.which("ldd")
-    packages = next(iter(python.parent.parent.glob("lib/python*/site-packages/bpy")), None)
-    if ldd is None or packages is None:
+    package = next(iter(python.parent.parent.glob("lib/python*/site-packages/bpy")), None)
+    if ldd is None or package is None:
         return set()
-    files = [str(file) for file in (*packages.glob("*.so"), *packages.glob("lib/*.so*"))]
-    bundled = {Path(file).name for file in files}
-    with child([ldd, *files], stdout=subprocess.PIPE) as process:
+    files = [*package.glob("*.so"), *package.glob("lib/*.so*")]
+    with child([ldd, *map(str, files)], stdout=subprocess.PIPE) as process:
         output, _ = process.communicate()
-    return set(re.findall(r"^\s*(\S+) => not found", output.decode(errors="replace"), re.MULTILINE)) - bundled
+    missing = re.findall(r"^\s*(\S+) => not found", output.decode(errors="replace"), re.MULTILINE)
+    return set(missing) - {file.name for file in files}
 
 
 def _python_of(environment: Path) -> Path:
@@ -314,24 +291,19 @@ def _python_of(environment: Path) -> Path:
 
 
 def _read_marker(directory: Path) -> _Marker | None:
+    """None as well when the environment's Python is gone."""
     try:
         marker = _Marker(**json.loads((directory / _MARKER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return marker if re.fullmatch(r"bpy-[\w.-]+", marker.environment) else None
+    sane = re.fullmatch(r"bpy-[\w.-]+", marker.environment)
+    return marker if sane and os.access(_python_of(directory / marker.environment), os.X_OK) else None
 
 
 def _write_marker(directory: Path, marker: _Marker) -> None:
     aside = directory / f"{_MARKER}.new"
     aside.write_text(json.dumps(asdict(marker)) + "\n", encoding="utf-8")
     aside.replace(directory / _MARKER)
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """What an interrupted run left, or an environment whose Python is gone."""
-    (directory / _MARKER).unlink(missing_ok=True)
-    for leftover in (*directory.glob("bpy-*"), directory / "download"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager

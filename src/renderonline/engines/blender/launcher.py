@@ -16,9 +16,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 USAGE: Final = (
@@ -47,9 +46,9 @@ class Stop(Exception):
         self.code = code
 
 
-def failed(message: str) -> Stop:
-    """The scene or a frame failed."""
-    return Stop(1, message)
+def failed(message: str | Exception) -> Stop:
+    """The scene or a frame failed; Blender's own message without its `Error: `, on one line."""
+    return Stop(1, " ".join(str(message).split()).removeprefix("Error: "))
 
 
 def refused(message: str) -> Stop:
@@ -75,31 +74,26 @@ class Session:
         try:
             self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
         except RuntimeError as error:
-            raise failed(_plain(error)) from None
+            raise failed(error) from None
         self.loaded = True
         self.scene = self.bpy.context.scene
         say(f'Read blend: "{path}"')
 
     def select_scene(self, name: str) -> None:
-        """`-S`: work on another scene of the file."""
-        scene = self.bpy.data.scenes.get(name)
-        if scene is None:
+        self.scene = self.bpy.data.scenes.get(name)
+        if self.scene is None:
             raise failed(f"Can't find scene: {name!r}")
-        self.scene = scene
 
     def select_engine(self, name: str) -> None:
-        """`-E`: CYCLES, BLENDER_EEVEE, BLENDER_WORKBENCH."""
         try:
             self.scene.render.engine = name
         except TypeError:
             raise failed(f"engine not found '{name}'") from None
 
     def set_output(self, path: str) -> None:
-        """`-o`: where frames go; `####` becomes the frame number, `//` begins at the scene file."""
         self.scene.render.filepath = path
 
     def set_format(self, name: str) -> None:
-        """`-F`: the file format of the frames."""
         if name in FILMS:
             raise refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
         image = self.scene.render.image_settings
@@ -111,37 +105,31 @@ class Session:
             raise refused(f"format not found '{name}'") from None
 
     def set_extension(self, value: str) -> None:
-        """`-x`: whether the format's extension is put behind the name."""
         self.scene.render.use_file_extension = value.lower() not in ("0", "false")
 
     def set_threads(self, value: str) -> None:
-        """`-t`: processor threads; 0 uses all."""
         threads = _whole_number("-t", value, 0, MOST_THREADS)
         self.scene.render.threads_mode = "FIXED" if threads else "AUTO"
         if threads:
             self.scene.render.threads = threads
 
     def set_first(self, value: str) -> None:
-        """`-s`: first frame; `+N` and `-N` count from the scene's first and last."""
         self.scene.frame_start = self._frame("-s", value)
 
     def set_last(self, value: str) -> None:
-        """`-e`: last frame."""
         self.scene.frame_end = self._frame("-e", value)
 
     def set_step(self, value: str) -> None:
-        """`-j`: render every n-th frame."""
         self.scene.frame_step = _whole_number("-j", value, 1, LARGEST_FRAME)
 
-    def render_animation(self) -> None:
-        """`-a`: every frame from first to last."""
+    def render_animation(self, _: str) -> None:
         self.render(range(self.scene.frame_start, self.scene.frame_end + 1, self.scene.frame_step))
 
     def render_frames(self, text: str) -> None:
-        """`-f`: the frames named, for instance `1,3,5..9`."""
         self.render(list(self._named(text)))
 
     def _named(self, text: str) -> Iterator[int]:
+        """The frames of `1,3,5..9`."""
         for part in text.split(","):
             first, _, last = part.partition("..")
             start = self._frame("-f", first)
@@ -151,15 +139,13 @@ class Session:
             yield from range(start, end + 1)
 
     def _frame(self, option: str, text: str) -> int:
+        """A frame number; `+N` and `-N` count from the scene's first and last."""
         match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
-        number = int(match[2]) if match else LARGEST_FRAME + 1
-        if match is None or number > LARGEST_FRAME:
+        if match is None or int(match[2]) > LARGEST_FRAME:
             raise refused(f"{option} {text} is not a frame number")
-        if match[1] == "+":
-            return int(self.scene.frame_start) + number
         if match[1] == "-":
-            return int(self.scene.frame_end) - number + 1
-        return number
+            return int(self.scene.frame_end) - int(match[2]) + 1
+        return int(match[2]) + (int(self.scene.frame_start) if match[1] == "+" else 0)
 
     def render(self, frames: Sequence[int]) -> None:
         """Render frames one by one, so that the first that is not written ends the run."""
@@ -186,7 +172,7 @@ class Session:
         try:
             result = self.bpy.ops.render.render(animation=True, scene=scene.name)
         except RuntimeError as error:
-            raise failed(_plain(error)) from None
+            raise failed(error) from None
         finally:
             # The end first: Blender keeps the start from passing it.
             scene.frame_end, scene.frame_start, scene.frame_step = end, start, step
@@ -213,61 +199,43 @@ class Session:
 
 
 OPTIONS: Final[dict[str, Callable[[Session, str], None]]] = {
-    "-S": Session.select_scene,
-    "--scene": Session.select_scene,
-    "-E": Session.select_engine,
-    "--engine": Session.select_engine,
-    "-o": Session.set_output,
-    "--render-output": Session.set_output,
-    "-F": Session.set_format,
-    "--render-format": Session.set_format,
-    "-x": Session.set_extension,
-    "--use-extension": Session.set_extension,
-    "-t": Session.set_threads,
-    "--threads": Session.set_threads,
-    "-s": Session.set_first,
-    "--frame-start": Session.set_first,
-    "-e": Session.set_last,
-    "--frame-end": Session.set_last,
-    "-j": Session.set_step,
-    "--frame-jump": Session.set_step,
-    "-f": Session.render_frames,
-    "--render-frame": Session.render_frames,
+    name: method
+    for names, method in {
+        ("-S", "--scene"): Session.select_scene,
+        ("-E", "--engine"): Session.select_engine,
+        ("-o", "--render-output"): Session.set_output,
+        ("-F", "--render-format"): Session.set_format,
+        ("-x", "--use-extension"): Session.set_extension,
+        ("-t", "--threads"): Session.set_threads,
+        ("-s", "--frame-start"): Session.set_first,
+        ("-e", "--frame-end"): Session.set_last,
+        ("-j", "--frame-jump"): Session.set_step,
+        ("-f", "--render-frame"): Session.render_frames,
+    }.items()
+    for name in names
 }
 """Options that take a word."""
 
 
-def run(session: Session, words: Iterable[str]) -> None:
-    """Do what the words say, in their order."""
+def parse(words: Sequence[str]) -> list[tuple[Callable[[Session, str], None], str]]:
+    """What is to be done, in the order of the words; what is not allowed is refused before anything is loaded."""
+    steps: list[tuple[Callable[[Session, str], None], str]] = []
     rest = iter(words)
     for word in rest:
         if word in OPTIONS:
             value = next(rest, None)
             if value is None:
                 raise refused(f"option {word} needs a value")
-            OPTIONS[word](session, value)
+            steps.append((OPTIONS[word], value))
         elif word in ("-a", "--render-anim"):
-            session.render_animation()
+            steps.append((Session.render_animation, ""))
         elif word == "--python-exit-code":
             next(rest, None)  # no script can fail where none runs
+        elif not word.startswith("-"):
+            steps.append((Session.load, word))
         elif word not in WITHOUT_MEANING:
-            _load_or_refuse(session, word)
-
-
-def _load_or_refuse(session: Session, word: str) -> None:
-    if word.startswith("-"):
-        raise refused(f"option {word} is not allowed here. {USAGE}")
-    session.load(word)
-
-
-def check_options(words: Sequence[str]) -> None:
-    """Refuse what is not allowed before anything is loaded."""
-    rest = iter(words)
-    for word in rest:
-        if word in OPTIONS or word == "--python-exit-code":
-            next(rest, None)
-        elif word.startswith("-") and word not in WITHOUT_MEANING | {"-a", "--render-anim"}:
             raise refused(f"option {word} is not allowed here. {USAGE}")
+    return steps
 
 
 def main(words: Sequence[str]) -> None:
@@ -280,14 +248,16 @@ def main(words: Sequence[str]) -> None:
     if words[0] in ("-v", "--version"):
         say(f"Blender {_import_bpy().app.version_string}")
         return
-    check_options(words)
-    bpy = _import_bpy(_threads(words))
+    steps = parse(words)
+    threads = [value for do, value in steps if do is Session.set_threads and re.fullmatch(r"[0-9]{1,7}", value)]
+    bpy = _import_bpy(int(threads[-1]) if threads else 0)
     session = Session(bpy)
     handlers = bpy.app.handlers
     # Persistent: loading a file clears the others.
     handlers.render_stats.append(handlers.persistent(lambda *given: session.on_stats(*given)))
     handlers.render_write.append(handlers.persistent(lambda *given: session.on_write(*given)))
-    run(session, words)
+    for do, value in steps:
+        do(session, value)
     say("\nBlender quit")
 
 
@@ -320,12 +290,6 @@ def _few_processors(threads: int) -> Iterator[None]:
             os.sched_setaffinity(int(thread), everything)
 
 
-def _threads(words: Sequence[str]) -> int:
-    """What the last `-t` says; 0 when none does or it makes no sense (refused later)."""
-    values = [value for word, value in pairwise(words) if word in ("-t", "--threads")]
-    return int(values[-1]) if values and re.fullmatch(r"\d{1,7}", values[-1], re.ASCII) else 0
-
-
 def default_signals() -> None:
     """End at once when told to: a handler in Python would wait for the frame in C to end."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -346,11 +310,6 @@ def _whole_number(option: str, text: str, smallest: int, largest: int) -> int:
     if not smallest <= number <= largest:
         raise refused(f"{option} {text} must be a number from {smallest} to {largest}")
     return number
-
-
-def _plain(error: Exception) -> str:
-    """Blender's message without its own `Error: `, on one line."""
-    return " ".join(str(error).split()).removeprefix("Error: ")
 
 
 def leave(code: int) -> NoReturn:

@@ -17,14 +17,12 @@ from typing import Any, Final
 import bpy
 
 FRAMES: Final = 24
-WIDTH: Final = 640
-HEIGHT: Final = 360
-SAMPLES: Final = 3
 BEADS: Final = 20
 CENTRE: Final = (0.0, 0.0, 1.36)
 """Of the gyroscope."""
 
 Colour = tuple[float, float, float]
+Place = tuple[float, float, float]
 
 
 def principled(name: str, colour: Colour, **inputs: float) -> Any:
@@ -39,7 +37,6 @@ def principled(name: str, colour: Colour, **inputs: float) -> Any:
 
 
 def glowing(name: str, colour: Colour, strength: float) -> Any:
-    """A material that gives light."""
     material = principled(name, (0.0, 0.0, 0.0), Emission_Strength=strength, Roughness=1.0)
     material.node_tree.nodes["Principled BSDF"].inputs["Emission Color"].default_value = (*colour, 1.0)
     material.cycles.emission_sampling = "NONE"  # a lamp inside does the lighting
@@ -62,7 +59,7 @@ def ring(radius: float, thickness: float, material: Any) -> Any:
     return finished(material)
 
 
-def ball(radius: float, place: tuple[float, float, float], material: Any) -> Any:
+def ball(radius: float, place: Place, material: Any) -> Any:
     bpy.ops.mesh.primitive_uv_sphere_add(radius=radius, segments=48, ring_count=24, location=place)
     return finished(material)
 
@@ -109,11 +106,9 @@ def ember() -> Any:
     """White-hot where one looks straight at it, orange at the rim."""
     material = glowing("Heart", (1.0, 0.4, 0.1), 2.2)
     nodes, links = material.node_tree.nodes, material.node_tree.links
-    facing, ramp = nodes.new("ShaderNodeLayerWeight"), nodes.new("ShaderNodeValToRGB")
-    ramp.color_ramp.elements[0].color = (1.0, 0.58, 0.17, 1.0)
-    ramp.color_ramp.elements[1].color = (1.0, 0.10, 0.005, 1.0)
-    links.new(facing.outputs["Facing"], ramp.inputs[0])
-    links.new(ramp.outputs[0], nodes["Principled BSDF"].inputs["Emission Color"])
+    facing = nodes.new("ShaderNodeLayerWeight").outputs["Facing"]
+    colour = ramp(nodes, links, facing, [(0.0, (1.0, 0.58, 0.17)), (1.0, (1.0, 0.10, 0.005))])
+    links.new(colour, nodes["Principled BSDF"].inputs["Emission Color"])
     return material
 
 
@@ -136,7 +131,7 @@ def beads() -> None:
         x, y = 2.3 * math.cos(angle), 2.3 * math.sin(angle)
         bead = ball(0.26, (x, y, 0.5), material)
 
-        def place(time: float, x: float = x, y: float = y, turn: float = turn) -> tuple[float, float, float]:
+        def place(time: float, x: float = x, y: float = y, turn: float = turn) -> Place:
             return (x, y, 0.52 + 0.22 * math.sin(2 * math.pi * (2 * turn - time)))
 
         animate(bead, "location", place)
@@ -153,19 +148,7 @@ def stage() -> None:
     finished(glowing("Rim", (0.10, 0.42, 0.90), 1.1))
 
 
-def area_light(place: tuple[float, float, float], size: float, power: float, colour: Colour) -> None:
-    """A soft light that looks at the gyroscope."""
-    bpy.ops.object.light_add(type="AREA", location=place)
-    light = bpy.context.object
-    light.data.shape = "DISK"
-    light.data.size = size
-    light.data.energy = power
-    light.data.color = colour
-    look_at(light, (0, 0, 0.8))
-
-
-def look_at(thing: Any, target: tuple[float, float, float]) -> None:
-    """Turn a light or a camera so that it looks at a point."""
+def look_at(thing: Any, target: Place) -> None:
     to = [there - here for there, here in zip(target, thing.location, strict=True)]
     length = math.hypot(*to)
     thing.rotation_euler = (math.acos(-to[2] / length), 0.0, math.atan2(-to[0], to[1]))
@@ -173,7 +156,10 @@ def look_at(thing: Any, target: tuple[float, float, float]) -> None:
 
 def lights() -> None:
     """One soft key light, and a studio all around that shows in what is polished."""
-    area_light((-4.0, -2.5, 6.5), 2.5, 380.0, (1.0, 0.90, 0.80))
+    bpy.ops.object.light_add(type="AREA", location=(-4.0, -2.5, 6.5))
+    key = bpy.context.object
+    key.data.shape, key.data.size, key.data.energy, key.data.color = "DISK", 2.5, 380.0, (1.0, 0.90, 0.80)
+    look_at(key, (0, 0, 0.8))
     world = bpy.data.worlds.new("Dusk")
     bpy.context.scene.world = world
     world.cycles.sampling_method = "NONE"
@@ -195,15 +181,10 @@ def studio(nodes: Any, links: Any, place: Any) -> Any:
     """What is seen in reflections: a bright roof, a warm horizon, darkness below."""
     split = nodes.new("ShaderNodeSeparateXYZ")
     links.new(place.outputs["Generated"], split.inputs[0])
-    stops = [
-        (0.00, (0.05, 0.04, 0.12)),
-        (0.47, (0.12, 0.06, 0.20)),
-        (0.56, (1.3, 0.55, 0.48)),
-        (0.66, (0.22, 0.14, 0.40)),
-        (0.80, (0.20, 0.36, 0.70)),
-        (0.90, (1.5, 1.6, 1.8)),
-    ]
-    return ramp(nodes, links, split.outputs["Z"], stops)
+    dark = [(0.00, (0.05, 0.04, 0.12)), (0.47, (0.12, 0.06, 0.20))]
+    warm = [(0.56, (1.3, 0.55, 0.48)), (0.66, (0.22, 0.14, 0.40))]
+    roof = [(0.80, (0.20, 0.36, 0.70)), (0.90, (1.5, 1.6, 1.8))]
+    return ramp(nodes, links, split.outputs["Z"], dark + warm + roof)
 
 
 def backdrop(nodes: Any, links: Any, place: Any) -> Any:
@@ -213,18 +194,12 @@ def backdrop(nodes: Any, links: Any, place: Any) -> Any:
     middle.inputs[1].default_value = (0.5, 0.62, 0.0)
     links.new(place.outputs["Window"], middle.inputs[0])
     links.new(middle.outputs[0], length.inputs[0])
-    stops = [
-        (0.00, (0.42, 0.16, 0.14)),
-        (0.10, (0.24, 0.085, 0.17)),
-        (0.28, (0.095, 0.040, 0.16)),
-        (0.50, (0.024, 0.020, 0.075)),
-        (0.80, (0.006, 0.008, 0.026)),
-    ]
-    return ramp(nodes, links, length.outputs["Value"], stops)
+    glow = [(0.00, (0.42, 0.16, 0.14)), (0.10, (0.24, 0.085, 0.17)), (0.28, (0.095, 0.040, 0.16))]
+    night = [(0.50, (0.024, 0.020, 0.075)), (0.80, (0.006, 0.008, 0.026))]
+    return ramp(nodes, links, length.outputs["Value"], glow + night)
 
 
 def ramp(nodes: Any, links: Any, value: Any, stops: list[tuple[float, Colour]]) -> Any:
-    """Colours along a value."""
     node = nodes.new("ShaderNodeValToRGB")
     elements = node.color_ramp.elements
     while len(elements) < len(stops):
@@ -254,38 +229,27 @@ def settings() -> None:
     scene = bpy.context.scene
     scene.frame_start, scene.frame_end = 1, FRAMES
     render, cycles = scene.render, scene.cycles
-    render.engine = "CYCLES"
-    render.fps = 24
-    render.resolution_x, render.resolution_y, render.resolution_percentage = WIDTH, HEIGHT, 100
-    render.image_settings.file_format = "PNG"
-    render.image_settings.color_mode = "RGB"
+    render.engine, render.fps = "CYCLES", 24
+    render.resolution_x, render.resolution_y, render.resolution_percentage = 640, 360, 100
+    render.image_settings.file_format, render.image_settings.color_mode = "PNG", "RGB"
     render.filepath = "//frame_####"
     cycles.device = "CPU"
-    cycles.samples = SAMPLES
-    cycles.use_adaptive_sampling = False
+    cycles.samples, cycles.seed, cycles.use_adaptive_sampling = 3, 7, False
     cycles.use_light_tree = False  # for two lights it only costs
-    cycles.seed = 7
     cycles.filter_width = 2.0  # soft edges in spite of few samples
     cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces, cycles.transmission_bounces = 4, 1, 2, 4
     cycles.caustics_reflective = cycles.caustics_refractive = False
     cycles.sample_clamp_direct, cycles.sample_clamp_indirect = 2.5, 1.0
-    cycles.use_denoising = True
-    cycles.denoiser = "OPENIMAGEDENOISE"
+    cycles.use_denoising, cycles.denoiser = True, "OPENIMAGEDENOISE"
     cycles.denoising_quality, cycles.denoising_prefilter = "FAST", "FAST"
-    scene.view_settings.view_transform = "AgX"
-    scene.view_settings.look = "AgX - Punchy"
-    scene.view_settings.exposure = 0.25
+    view = scene.view_settings
+    view.view_transform, view.look, view.exposure = "AgX", "AgX - Punchy", 0.25
 
 
 def main(path: str) -> None:
-    """Build the scene and save it."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    settings()
-    stage()
-    gyroscope()
-    beads()
-    lights()
-    camera()
+    for part in (settings, stage, gyroscope, beads, lights, camera):
+        part()
     bpy.context.scene.frame_set(1)
     bpy.ops.wm.save_as_mainfile(filepath=os.path.abspath(path), compress=True)
 

@@ -36,6 +36,9 @@ _log = structlog.get_logger(__name__)
 HELLO_S: Final = 10.0
 _CLOSING_S: Final = 30.0
 _MOST_HELD: Final = 10_000
+_MOST_OFFERS: Final = 256
+_LONGEST_TEXT: Final = 500
+_LONGEST_INSTANCE: Final = 64
 _TWO_PROGRAMS: Final = "Two programs use this machine's secret; give each its own join code, then enable it again."
 
 
@@ -119,6 +122,7 @@ class LinkedMachines:
         assert isinstance(message, Hello)
         row = await self._authenticated(message)
         _check_protocol(message)
+        _check_sizes(message)
         async with self._doors[row.machine_id]:
             await self._check_alone(row, message)
             earlier = self._open.get(row.machine_id)
@@ -164,8 +168,6 @@ class LinkedMachines:
         return connection is not None and connection.instance != instance
 
     async def _attach(self, socket: WebSocket, message: Hello) -> Connection:
-        if len(message.held) > _MOST_HELD:
-            raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
         machine_id = message.machine_id
         facts = {key: value for key, value in asdict(message).items() if key not in ("secret", "held", "instance")}
         row = await self._database.write(
@@ -255,7 +257,7 @@ class LinkedMachines:
         """Apply reports; a write that was given up leaves memory in doubt."""
         try:
             await self._reports.apply(machine, instance, reports)
-        except RenderOnlineError:
+        except Exception:
             self._gave_up()
             raise
 
@@ -290,6 +292,19 @@ def _check_protocol(message: Hello) -> None:
         f"Update {side} RenderOnline: pip install --upgrade renderonline.",
         final=True,
     )
+
+
+def _check_sizes(message: Hello) -> None:
+    """What a machine says of itself is stored and shown: it has bounds."""
+    texts = (message.instance, message.boot, message.version, message.name, message.platform, message.full)
+    many = (message.engines, message.gpus, message.tags)
+    if not message.instance or len(message.instance) > _LONGEST_INSTANCE or not message.instance.isascii():
+        raise InvalidRequest(f"A hello's instance has 1 to {_LONGEST_INSTANCE} ASCII characters.")
+    if len(message.held) > _MOST_HELD:
+        raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
+    inner = (*message.gpus, *message.tags, *(f"{one.name}{one.version}" for one in message.engines))
+    if any(len(one) > _MOST_OFFERS for one in many) or any(len(one) > _LONGEST_TEXT for one in (*texts, *inner)):
+        raise InvalidRequest("A hello is longer than any machine needs.")
 
 
 async def _refuse(socket: WebSocket, answer: Refused) -> None:

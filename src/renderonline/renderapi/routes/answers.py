@@ -1,27 +1,28 @@
 """How v2's endpoints take their caller and give their answers."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import Depends, Security
+from fastapi import APIRouter, Depends, Security
 from fastapi.security import APIKeyHeader
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from renderonline.farm.accounts import Permission
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.routes.models import Problem
 from renderonline.renderapi.services import Services, services_of
 
 _EMAIL: Final = APIKeyHeader(name="email", auto_error=False, description="The account's e-mail.")
 _TOKEN: Final = APIKeyHeader(name="token", auto_error=False, description="The account's token.")
 
+Handler = Callable[..., Awaitable[Any]]
+Json = dict[str, Any]
+
 
 async def _caller(
-    request: Request,
-    _email: Annotated[str | None, Security(_EMAIL)],
-    _token: Annotated[str | None, Security(_TOKEN)],
+    request: Request, _email: Annotated[str | None, Security(_EMAIL)], _token: Annotated[str | None, Security(_TOKEN)]
 ) -> Principal:
     principal: Principal = request.state.principal  # the guard has put it there
     return principal
@@ -35,11 +36,54 @@ Caller = Annotated[Principal, Depends(_caller)]
 Center = Annotated[Services, Depends(_services)]
 
 
-def answer(content: Mapping[str, Any], status: int = 200) -> Response:
-    """JSON; the models of `responses` document it."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
+class Part(APIRouter):
+    """Some endpoints of v2."""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        shape: str = "",
+        status: int = 200,
+        *,
+        needs: Permission | None = None,
+        **more: Any,
+    ) -> Callable[[Handler], Handler]:
+        """An endpoint whose handler gives JSON, None (204) or a response of its own.
+
+        `shape`: the answer's name in `views.shapes`, or its media type. `needs`: what the caller must be allowed.
+        """
+
+        async def allowed(caller: Caller) -> None:
+            if needs is not None:
+                caller.require(needs)
+
+        def register(handler: Handler) -> Handler:
+            @functools.wraps(handler)
+            async def answered(**given: Any) -> Response:
+                content = await handler(**given)
+                if isinstance(content, Response):
+                    return content
+                if content is None:
+                    return Response(status_code=204)
+                return Response(orjson.dumps(content), status, media_type="application/json")
+
+            more["dependencies"] = [Depends(allowed)] if needs is not None else []
+            responses: dict[int | str, Json] = {status if shape else 204: _content(shape), "4XX": _content("Problem")}
+            more.update(response_model=None, status_code=status if shape else 204)
+            self.add_api_route(path, answered, methods=[method], responses=responses, **more)
+            if "/" in shape:
+                self.add_api_route(path, answered, methods=["HEAD"], include_in_schema=False, **more)
+            return handler
+
+        return register
 
 
-def documented(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of an endpoint's answers."""
-    return {status: {"model": model}, "4XX": {"model": Problem, "description": "A problem (RFC 9457)."}}
+def _content(shape: str) -> Json:
+    """What OpenAPI says of an answer."""
+    if not shape:
+        return {"description": "Done."}
+    if "/" in shape:
+        return {"description": "The bytes.", "content": {shape: {"schema": {"type": "string", "format": "binary"}}}}
+    media_type = "application/problem+json" if shape == "Problem" else "application/json"
+    return {"description": shape, "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape}"}}}}

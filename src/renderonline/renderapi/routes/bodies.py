@@ -3,6 +3,7 @@
 from typing import Final
 
 from starlette.requests import Request
+from starlette.types import Message, Receive
 
 from renderonline.farm.errors import TooLarge
 from renderonline.renderapi.auth import Principal
@@ -12,16 +13,22 @@ MAX_BODY: Final = 256 * 1024
 """The largest JSON body, in bytes."""
 
 
-async def read_body(request: Request, most: int = MAX_BODY) -> bytes:
-    """The whole body, or `TooLarge` as soon as it is known to be."""
+def bounded(request: Request, receive: Receive, most: int = MAX_BODY) -> Receive:
+    """`receive` that raises `TooLarge` when the body becomes too long; at once if it is known to be."""
+    too_large = TooLarge(f"The body of this request has at most {most} bytes.")
     if (content_length(request) or 0) > most:
-        raise TooLarge(f"The body of this request has at most {most} bytes.")
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise TooLarge(f"The body of this request has at most {most} bytes.")
-    return bytes(body)
+        raise too_large
+    read = 0
+
+    async def received() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise too_large
+        return message
+
+    return received
 
 
 def content_length(request: Request) -> int | None:
@@ -32,11 +39,12 @@ def content_length(request: Request) -> int | None:
 
 def incoming(request: Request, principal: Principal) -> Incoming:
     """A submission, nothing of which has been read."""
+    headers = request.headers
     return Incoming(
         principal=principal,
-        content_type=request.headers.get("content-type", ""),
-        client_key=request.headers.get("idempotency-key", ""),
+        content_type=headers.get("content-type", ""),
+        client_key=headers.get("idempotency-key", ""),
         length=content_length(request),
-        expects_continue=request.headers.get("expect", "").casefold() == "100-continue",
+        expects_continue=headers.get("expect", "").casefold() == "100-continue",
         stream=request.stream(),
     )

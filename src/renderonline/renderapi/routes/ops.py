@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from renderonline import __version__
 from renderonline.farm.accounts import Permission
 from renderonline.renderapi.metrics import CONTENT_TYPE
 from renderonline.renderapi.routes.guard import V2
@@ -18,25 +19,24 @@ from renderonline.serving.web import is_loopback
 
 def routes() -> list[BaseRoute]:
     """All of them."""
-    return [
-        Route("/healthz", healthz, methods=["GET"]),
-        Route("/metrics", metrics, methods=["GET"]),
-        Route("/docs", to_docs, methods=["GET"]),
-        Route(f"{V2}/docs", docs, methods=["GET"]),
-    ]
+    calls = {"/healthz": healthz, "/metrics": metrics, "/docs": to_docs, f"{V2}/docs": docs}
+    return [Route(path, call, methods=["GET"]) for path, call in calls.items()]
 
 
 async def healthz(request: Request) -> Response:
     """200 when the database answers and the dispatcher runs; tells nothing about the farm."""
-    health = await services_of(request).healthy()
-    return Response(orjson.dumps(health), 200 if health["status"] == "ok" else 503, media_type="application/json")
+    well = await services_of(request).reading.healthy()
+    told = {"status": "ok" if well else "database does not answer", "version": __version__}
+    return Response(orjson.dumps(told), 200 if well else 503, media_type="application/json")
 
 
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
     if request.client is None or not is_loopback(request.client.host):
         (await principal_of(request)).require(Permission.MACHINES)
-    return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE)
+    services = services_of(request)
+    figures = services.metrics.render(services.dispatcher.machines_view(), services.dispatcher.figures())
+    return Response(figures, media_type=CONTENT_TYPE)
 
 
 async def to_docs(_request: Request) -> Response:

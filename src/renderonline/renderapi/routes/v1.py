@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -9,18 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from renderonline.farm.errors import (
-    InvalidRequest,
-    LimitReached,
-    NotAuthenticated,
-    NotFound,
-    RenderOnlineError,
-    TooLarge,
-)
+from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.routes.bodies import incoming, read_body
+from renderonline.renderapi.routes.bodies import bounded, incoming
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
 
@@ -29,13 +23,9 @@ MAX_JSON: Final = 64 * 1024
 
 def routes() -> list[BaseRoute]:
     """All of v1."""
-    return [
-        Route(f"{v1.BASE_PATH}/info", info, methods=["GET"]),
-        Route(f"{v1.BASE_PATH}/enqueue", enqueue, methods=["POST"]),
-        Route(f"{v1.BASE_PATH}/dequeue", dequeue, methods=["POST"]),
-        Route(f"{v1.BASE_PATH}/download", download, methods=["POST"]),
-        Route(f"{v1.BASE_PATH}/delete", delete, methods=["POST"]),
-    ]
+    calls = (enqueue, dequeue, download, delete)
+    posts = [Route(f"{v1.BASE_PATH}/{call.__name__}", call, methods=["POST"]) for call in calls]
+    return [Route(f"{v1.BASE_PATH}/info", info, methods=["GET"]), *posts]
 
 
 async def info(request: Request) -> Response:
@@ -79,7 +69,7 @@ async def dequeue(request: Request) -> Response:
         await services_of(request).control.cancel(task_id, user_id=principal.user_id)
         return _json(v1.dequeue_answer(v1.DEQUEUED, done=True))
 
-    return await _on_task(request, do, lambda message: v1.dequeue_answer(message, done=False))
+    return await _on_task(request, do, partial(v1.dequeue_answer, done=False))
 
 
 async def download(request: Request) -> Response:
@@ -99,7 +89,7 @@ async def delete(request: Request) -> Response:
         await services_of(request).control.delete(task_id, user_id=principal.user_id)
         return _json(v1.delete_answer(v1.DELETED, done=True))
 
-    return await _on_task(request, do, lambda message: v1.delete_answer(message, done=False))
+    return await _on_task(request, do, partial(v1.delete_answer, done=False))
 
 
 async def _on_task(
@@ -111,36 +101,25 @@ async def _on_task(
     principal = await _principal(request)
     if principal is None:
         return Response(status_code=401)
-    task_id: int | None = None
     try:
         task_id = await _task_id(request)
-        if task_id > v1.LARGEST_TASK_ID:
-            raise NotFound(v1.task_not_found(task_id))
+    except InvalidRequest as error:
+        return _json(refusal(error.message), 400)
+    if task_id > v1.LARGEST_TASK_ID:
+        return _json(refusal(v1.task_not_found(task_id)), 400)
+    told = {"not_found": v1.task_not_found(task_id), "not_in_queue": v1.task_not_queued(task_id)}
+    try:
         return await do(principal, task_id)
     except RenderOnlineError as error:
-        if error.status >= 500:
-            return _json(refusal(error.message), error.status)
-        return _json(refusal(_message(error, task_id)), 400)
-
-
-def _message(error: RenderOnlineError, task_id: int | None) -> str:
-    if task_id is not None and error.reason_code == "not_found":
-        return v1.task_not_found(task_id)
-    if task_id is not None and error.reason_code == "not_in_queue":
-        return v1.task_not_queued(task_id)
-    return error.message
+        return _json(refusal(told.get(error.reason_code, error.message)), error.status if error.status >= 500 else 400)
 
 
 async def _task_id(request: Request) -> int:
-    content_type = request.headers.get("content-type")
     try:
-        body = await read_body(request, MAX_JSON)
+        body = await Request(request.scope, bounded(request, request.receive, MAX_JSON)).body()
     except TooLarge:
         body = b""
-    try:
-        return v1.parse_task_id(content_type, body)
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, code="bad_body") from error
+    return v1.parse_task_id(request.headers.get("content-type"), body)
 
 
 async def _principal(request: Request) -> Principal | None:

@@ -1,112 +1,172 @@
-"""`/renderapi/v2/tasks`: look at tasks and act on them."""
+"""`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
-from starlette.responses import Response
+import orjson
+from fastapi import Header, Query
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from renderonline.farm.accounts import Permission
-from renderonline.renderapi import views
-from renderonline.renderapi.routes import models
-from renderonline.renderapi.routes.answers import Caller, Center, answer, documented
+from renderonline.renderapi import downloads, views
+from renderonline.renderapi.control import Control
+from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
+from renderonline.renderapi.routes.bodies import incoming
+from renderonline.renderapi.routes.guard import V2
+from renderonline.renderapi.routes.models import Id
+from renderonline.renderapi.task_requests import read_v2
 
-router = APIRouter(tags=["tasks"])
+router = Part(tags=["tasks"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=100)]
+Word = Annotated[str, Query(max_length=200)]
+Range = Annotated[str | None, Header()]
+Key = Annotated[str | None, Header(max_length=64, description="The same key within 7 days gives the first answer.")]
+
+_REQUEST: Final[Json] = {
+    "engine": {"type": ["string", "integer"], "description": "Name or number."},
+    "arguments": {"type": "object", "additionalProperties": {"type": "string"}},
+    "frames": {"type": ["string", "null"], "examples": ["1-24", "1-100x5,200"]},
+    "name": {"type": "string", "maxLength": 255},
+    "priority": {"type": "integer", "minimum": 0, "maximum": 100, "default": 50},
+    "chunk_size": {"type": "integer", "default": 0},
+    "paused": {"type": "boolean", "default": False},
+    "waits_for": {"type": "array", "items": {"type": "integer"}},
+}
+_FORM: Final[Json] = {
+    "request": {"type": "object", "required": ["engine"], "properties": _REQUEST},
+    "file": {"type": "string", "format": "binary"},
+}
+_SCHEMA: Final = {"type": "object", "required": ["request", "file"], "properties": _FORM}
+_UPLOAD: Final = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
-@router.get("/me", responses=documented(models.Me), response_model=None)
-async def me(caller: Caller) -> Response:
+@router.call("GET", "/me", "Me")
+async def me(caller: Caller) -> Json:
     """Who I am and what I may do."""
-    return answer({**views.user(caller.user), "permissions": [one.value for one in Permission if caller.may(one)]})
+    return views.shown(caller.user, permissions=[one.value for one in Permission if caller.may(one)])
 
 
-@router.get("/tasks", responses=documented(models.Tasks), response_model=None)
+@router.call("GET", "/tasks", "Tasks")
 async def list_tasks(
     caller: Caller,
     center: Center,
     limit: Limit = 50,
     cursor: Cursor = None,
-    status: Annotated[str | None, Query(max_length=20)] = None,
-    engine: Annotated[str, Query(max_length=50)] = "",
-    search: Annotated[str, Query(max_length=200)] = "",
+    status: Word = "",
+    engine: Word = "",
+    search: Word = "",
     all: bool = False,  # noqa: A002, FBT001, FBT002
-) -> Response:
+) -> Json:
     """Tasks, newest first: my own, or with `all=1` everybody's that I may see."""
-    return answer(
-        await center.reading.tasks(
-            caller, everybody=all, status=status, engine=engine, search=search, limit=limit, cursor=cursor
-        )
-    )
+    page = {"limit": limit, "cursor": cursor}
+    return await center.reading.tasks(caller, page, everybody=all, status=status, engine=engine, search=search)
 
 
-@router.get("/tasks/{task_id}", responses=documented(models.Task), response_model=None)
-async def get_task(caller: Caller, center: Center, task_id: models.Id) -> Response:
+@router.call("POST", "/tasks", "Task", 201, openapi_extra=_UPLOAD)
+async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
+    """Submit a task: a part `request` and one file."""
+    task_id = await center.submissions.submit(incoming(request, caller), read_v2)
+    task = await center.reading.task(caller, task_id)
+    return Response(orjson.dumps(task), 201, {"Location": f"{V2}/tasks/{task_id}"}, "application/json")
+
+
+@router.call("GET", "/tasks/{task_id}", "Task")
+async def get_task(caller: Caller, center: Center, task_id: Id) -> Json:
     """One task."""
-    return answer(await center.reading.task(caller, task_id))
+    return await center.reading.task(caller, task_id)
 
 
-@router.get("/tasks/{task_id}/chunks", responses=documented(models.Chunks), response_model=None)
-async def list_chunks(
-    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
-) -> Response:
-    """The pieces that a task was cut into."""
-    return answer(await center.reading.chunks(caller, task_id, limit, cursor))
+def _parts(what: str) -> Handler:
+    async def parts(caller: Caller, center: Center, task_id: Id, limit: Limit = 100, cursor: Cursor = None) -> Json:
+        return await center.reading.parts(caller, task_id, what, limit, cursor)
+
+    parts.__name__ = f"list_{what}"
+    return parts
 
 
-@router.get("/tasks/{task_id}/attempts", responses=documented(models.Attempts), response_model=None)
-async def list_attempts(
-    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
-) -> Response:
-    """Every try of every chunk, newest first."""
-    return answer(await center.reading.attempts(caller, task_id, limit, cursor))
+for _what, _told in (
+    ("chunks", "The pieces that a task was cut into."),
+    ("attempts", "Every try of every chunk, newest first."),
+    ("results", "The files that have landed."),
+):
+    router.call("GET", f"/tasks/{{task_id}}/{_what}", _what.capitalize(), description=_told)(_parts(_what))
 
 
-@router.get("/tasks/{task_id}/results", responses=documented(models.Results), response_model=None)
-async def list_results(
-    caller: Caller, center: Center, task_id: models.Id, limit: Limit = 100, cursor: Cursor = None
-) -> Response:
-    """The files that have landed."""
-    return answer(await center.reading.results(caller, task_id, limit, cursor))
-
-
-@router.get("/tasks/{task_id}/explain", responses=documented(models.Reasons), response_model=None)
-async def explain(caller: Caller, center: Center, task_id: models.Id) -> Response:
+@router.call("GET", "/tasks/{task_id}/explain", "Reasons")
+async def explain(caller: Caller, center: Center, task_id: Id) -> Json:
     """Why the task is not running, or not faster."""
-    return answer({"reasons": await center.control.explain(task_id, user_id=caller.tasks_of)})
+    return {"reasons": await center.control.explain(task_id, user_id=caller.tasks_of)}
 
 
-@router.post("/tasks/{task_id}/cancel", responses=documented(models.Task), response_model=None)
-async def cancel(caller: Caller, center: Center, task_id: models.Id) -> Response:
-    """Take a task from the queue and stop what runs of it."""
-    await center.control.cancel(task_id, user_id=caller.tasks_of)
-    return answer(await center.reading.task(caller, task_id))
+def _acting(act: Any) -> Handler:
+    async def acting(caller: Caller, center: Center, task_id: Id) -> Json:
+        await act(center.control, task_id, user_id=caller.tasks_of)
+        return await center.reading.task(caller, task_id)
+
+    acting.__name__ = act.__name__
+    return acting
 
 
-@router.post("/tasks/{task_id}/pause", responses=documented(models.Task), response_model=None)
-async def pause(caller: Caller, center: Center, task_id: models.Id) -> Response:
-    """Start nothing new of a task; what runs goes on."""
-    await center.control.pause(task_id, user_id=caller.tasks_of)
-    return answer(await center.reading.task(caller, task_id))
+for _act, _told in (
+    (Control.cancel, "Take a task from the queue and stop what runs of it."),
+    (Control.pause, "Start nothing new of a task; what runs goes on."),
+    (Control.resume, "Undo a pause."),
+    (Control.retry, "Render again what failed or was canceled."),
+):
+    router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", description=_told)(_acting(_act))
 
 
-@router.post("/tasks/{task_id}/resume", responses=documented(models.Task), response_model=None)
-async def resume(caller: Caller, center: Center, task_id: models.Id) -> Response:
-    """Undo a pause."""
-    await center.control.resume(task_id, user_id=caller.tasks_of)
-    return answer(await center.reading.task(caller, task_id))
-
-
-@router.post("/tasks/{task_id}/retry", responses=documented(models.Task), response_model=None)
-async def retry(caller: Caller, center: Center, task_id: models.Id) -> Response:
-    """Render again what failed or was canceled."""
-    await center.control.retry(task_id, user_id=caller.tasks_of)
-    return answer(await center.reading.task(caller, task_id))
-
-
-@router.delete("/tasks/{task_id}", status_code=204, response_model=None)
-async def delete(caller: Caller, center: Center, task_id: models.Id) -> Response:
+@router.call("DELETE", "/tasks/{task_id}")
+async def delete(caller: Caller, center: Center, task_id: Id) -> None:
     """Stop a task and delete it with all its files."""
     await center.control.delete(task_id, user_id=caller.tasks_of)
-    return Response(status_code=204)
+
+
+@router.call("GET", "/tasks/{task_id}/download", "application/zip")
+async def download(request: Request, caller: Caller, center: Center, task_id: Id, range: Range = None) -> Response:  # noqa: A002
+    """The task's scene and results as a ZIP; ranges are answered."""
+    content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip")
+    return downloads.answer(content, request.headers)
+
+
+@router.call("GET", "/tasks/{task_id}/results/{name:path}", "application/octet-stream")
+async def result(
+    request: Request,
+    caller: Caller,
+    center: Center,
+    task_id: Id,
+    name: str,
+    range: Range = None,  # noqa: A002
+) -> Response:
+    """One result as a file; ranges are answered."""
+    return downloads.answer(await center.reading.result_file(caller, task_id, name), request.headers)
+
+
+@router.call("GET", "/attempts/{attempt_id}/log", "text/plain")
+async def attempt_log(
+    caller: Caller, center: Center, attempt_id: Id, offset: Annotated[int, Query(ge=0, lt=10**16)] = 0
+) -> Response:
+    """An attempt's log from a byte offset on; `X-Log-Size` says where it ends now."""
+    data, size = await center.reading.log(caller, attempt_id, offset)
+    headers = {"X-Log-Size": str(size), "X-Content-Type-Options": "nosniff"}
+    return Response(data, 200, headers, "text/plain; charset=utf-8")
+
+
+@router.call("GET", "/events", "text/event-stream", tags=["events"])
+async def events(
+    caller: Caller,
+    center: Center,
+    last_event_id: Annotated[str | None, Header()] = None,
+    since: Annotated[str | None, Query(alias="last_event_id")] = None,
+) -> Response:
+    """Everything that happens and may be seen (task, result, progress, machine, resync), as server-sent events."""
+    may_see_farm, tasks_of = caller.may(Permission.MACHINES), caller.tasks_of
+    stream: AsyncIterator[bytes] = center.events.stream(
+        last_event_id or since,
+        lambda event: may_see_farm if event.user_id is None else tasks_of in (None, event.user_id),
+    )
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, 200, headers, "text/event-stream")

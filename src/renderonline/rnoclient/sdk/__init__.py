@@ -11,7 +11,6 @@ with Client(Login("http://farm:5000", "me@studio.org", token)) as farm:
 
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import UNREACHABLE, Login
-from renderonline.rnoclient.sdk.events import Event
-from renderonline.rnoclient.sdk.types import ENDED, Attempt, Item, Result, Task
+from renderonline.rnoclient.sdk.types import ENDED, Item, Task
 
-__all__ = ["ENDED", "UNREACHABLE", "Attempt", "Client", "Event", "Item", "Login", "Result", "Task"]
+__all__ = ["ENDED", "UNREACHABLE", "Client", "Item", "Login", "Task"]

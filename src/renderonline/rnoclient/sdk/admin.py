@@ -1,7 +1,6 @@
 """The calls for operators and administrators: users, subscriptions, engines, argtypes, machines."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
 from renderonline.rnoclient.sdk.connection import Connection
@@ -91,8 +90,7 @@ class Admin:
         return self._send("POST", "/machines/invite", {"uses": uses, "hours": hours})
 
     def _list(self, path: str) -> list[Item]:
-        found: Any = self._connection.call("GET", path).json()
-        return cast("list[Item]", found["items"] if isinstance(found, dict) else found)
+        return cast("list[Item]", self._connection.call("GET", path).json()["items"])
 
-    def _send(self, method: str, path: str, data: Mapping[str, object] | None = None) -> Item:
+    def _send(self, method: str, path: str, data: object = None) -> Item:
         return cast("Item", self._connection.call(method, path, data=data).json())

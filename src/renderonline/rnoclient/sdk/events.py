@@ -25,21 +25,20 @@ class Event:
     id: str = ""
 
 
-def stream(connection: Connection, *, last_id: str = "", patience_s: float = 60.0) -> Iterator[Event]:
-    """All events from now on (or after `last_id`), for ever; the first is always a `resync`.
+def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Event]:
+    """All events from now on, for ever; the first is always a `resync`.
 
     After each break that may have lost events another `resync` follows. `NotAvailable` when RenderAPI can't be
     reached for longer than `patience_s`.
     """
-    first = True
+    last_id = ""
     broken_since = time.monotonic()
     while True:
         try:
             headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
             with connection.open("GET", "/events", headers=headers, timeout_s=SILENCE_S) as response:
-                if first or not last_id:
+                if not last_id:
                     yield Event(RESYNC, {})
-                first = False
                 for event in parse(response):
                     last_id = event.id or last_id
                     broken_since = time.monotonic()
@@ -54,7 +53,7 @@ def stream(connection: Connection, *, last_id: str = "", patience_s: float = 60.
 
 def parse(response: HTTPResponse) -> Iterator[Event]:
     """The events of one answer. Comments (keep-alive) come as events without a type."""
-    name, identity = "", ""
+    fields: dict[str, str] = {}
     data: list[str] = []
     while line := response.readline(LINE_LIMIT):
         if not line.endswith(b"\n"):
@@ -62,19 +61,17 @@ def parse(response: HTTPResponse) -> Iterator[Event]:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if not text:
             if data:
-                yield Event(name or "message", _object("\n".join(data)), identity)
-            name, data, identity = "", [], ""
+                yield Event(fields.get("event", "message"), _object("\n".join(data)), fields.get("id", ""))
+            fields, data = {}, []
             continue
         key, _, value = text.partition(":")
         value = value.removeprefix(" ")
         if not key:
             yield Event("", {})
-        elif key == "event":
-            name = value
         elif key == "data":
             data.append(value)
-        elif key == "id":
-            identity = value
+        else:
+            fields[key] = value
 
 
 def _object(text: str) -> dict[str, Any]:

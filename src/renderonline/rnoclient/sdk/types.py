@@ -1,4 +1,4 @@
-"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` as it is (described at `/docs` of a running farm)."""
+"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` (described at `/docs` of a farm)."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -31,41 +31,8 @@ class Task(TypedDict):
     progress: float
 
 
-class Result(TypedDict):
-    """A file that a task produced. `digest` is BLAKE2b-256 in hex, `facts` what the picture says of itself."""
-
-    name: str
-    frame: int | None
-    size: int
-    digest: str
-    crc32: int
-    machine_id: int
-    attempt_id: int
-    facts: dict[str, Any]
-    landed: str
-
-
-class Attempt(TypedDict):
-    """One try of a chunk on one machine."""
-
-    attempt_id: int
-    chunk_id: int
-    machine_id: int
-    machine: str
-    state: str
-    outcome: str | None
-    assigned: str
-    started: str | None
-    ended: str | None
-    exit_code: int | None
-    failure: str
-    reason: str | None
-    frames: str | None
-    progress: float | None
-
-
 Item = Mapping[str, Any]
-"""A row of administration (user, machine, engine, subscription, argtype) or a chunk."""
+"""Any other row: a result, an attempt, a user, machine, engine, subscription, argtype."""
 
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 """The statuses that a task keeps (unless somebody asks for it again)."""

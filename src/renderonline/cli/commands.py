@@ -1,0 +1,110 @@
+"""How a function becomes a command, and the options that several commands share."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from renderonline.cli import show
+from renderonline.cli.logins import connect
+from renderonline.farm.errors import InvalidRequest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option(metavar: str, help: str | None = None, *names: str, **limits: Any) -> Any:  # noqa: A002 - as typer says
+    """An option with a value."""
+    return typer.Option(*names, help=help, metavar=metavar, **limits)
+
+
+def flag(name: str, help: str, *names: str) -> Any:  # noqa: A002
+    """An option without a value."""
+    return typer.Option(name, *names, help=help)
+
+
+def argument(metavar: str, help: str | None = None, **limits: Any) -> Any:  # noqa: A002
+    """What is told by its place."""
+    return typer.Argument(metavar=metavar, help=help, **limits)
+
+
+Json = Annotated[bool, flag("--json", "Print JSON for programs instead of text for people.")]
+Url = Annotated[
+    str | None, option("URL", "RenderAPI's address, when it is not the one of `renderonline login`.", "--url")
+]
+TaskId = Annotated[int, argument("TASK", "The task's number.", min=1)]
+TaskIds = Annotated[list[int], argument("TASK...", "The tasks' numbers.", min=1)]
+Output = show.Output
+Yes = Annotated[bool, flag("--yes", "Don't ask.", "-y")]
+
+
+def group(summary: str) -> typer.Typer:
+    """A command with commands of its own."""
+    return typer.Typer(
+        help=summary,
+        rich_markup_mode=None,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def command(
+    within: typer.Typer, *examples: str, name: str | None = None, summary: str | None = None
+) -> Callable[[F], F]:
+    """Make a function a command with `--json`; the docstring (or `summary`) and the examples are its help.
+
+    A parameter `client` is the farm of the login, and `--url` chooses another. `json` and `url` are passed on to those
+    who take them, and stand last in the help. An `Output` is printed; an int is the exit code.
+    """
+
+    def register(function: F) -> F:
+        parameters = dict(inspect.signature(function, eval_str=True).parameters)
+        takes = set(parameters)
+        added: list[tuple[str, Any, object]] = [("json", Json, False)]
+        if parameters.pop("client", None) or ("url" in takes and parameters["url"].annotation == Url):
+            added.append(("url", Url, None))
+        for key, kind, default in added:
+            parameters.pop(key, None)
+            parameters[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+        @functools.wraps(function)
+        def run(*, json: bool, url: str | None = None, **given: Any) -> int | None:
+            given |= {key: value for key, value in (("json", json), ("url", url)) if key in takes}
+            with contextlib.ExitStack() as stack:
+                if "client" in takes:
+                    given["client"] = stack.enter_context(connect(url))
+                answer = function(**given)
+                if isinstance(answer, tuple):
+                    show.answer(answer, as_json=json)
+            return answer if isinstance(answer, int) else None
+
+        run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        run.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
+        text = "\n\n".join([summary or inspect.getdoc(function) or "", "\b\n" + "\n".join(examples)])
+        within.command(name, help=text)(run)
+        return function
+
+    return register
+
+
+def confirm(question: str, *, agreed: bool) -> None:
+    """Ask, unless it is agreed; anything but yes ends the command."""
+    if not agreed:
+        typer.confirm(question, abort=True)
+
+
+def pairs(option: str, words: list[str], example: str) -> dict[str, str]:
+    """The `NAME=VALUE` words of an option as a dictionary."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise InvalidRequest(f"{option} {word} must be written like {option} {example} .")
+        if name in found:
+            raise InvalidRequest(f"{option} {name} is given twice.")
+        found[name] = value
+    return found

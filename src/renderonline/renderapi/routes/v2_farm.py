@@ -1,0 +1,156 @@
+"""`/renderapi/v2`: users, subscriptions, engines, argument types and machines, for those who look after the farm."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+from fastapi import Path
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from renderonline.farm.accounts import Permission
+from renderonline.farm.arguments import ArgType
+from renderonline.renderapi import administration, views
+from renderonline.renderapi.administration import Kept
+from renderonline.renderapi.routes import models
+from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
+from renderonline.renderapi.routes.models import Id
+from renderonline.renderapi.services import Services
+
+router = Part()
+
+USERS: Final = Permission.USERS
+ENGINES: Final = Permission.ENGINES
+MACHINES: Final = Permission.MACHINES
+EVERYBODY: Final = Permission.OWN_TASKS
+ArgTypeId = Annotated[str, Path(alias="argtype_id", pattern="^[A-Za-z0-9_]{1,50}$")]
+
+
+def _row(center: Services, row: Any) -> Json:
+    return views.shown(row)
+
+
+def _engine(center: Services, row: Any) -> Json:
+    return views.engine(row)
+
+
+def _machine(center: Services, row: Any) -> Json:
+    return views.machine(row, center.dispatcher.machine_view(row.machine_id))
+
+
+def _keep(
+    kind: Kept,
+    name: str,
+    needs: Permission,
+    *,
+    change: type[BaseModel] | None = None,
+    show: Callable[[Services, Any], Json] = _row,
+    look: Permission | None = None,
+) -> None:
+    """The calls that all kinds have alike: list (who may `look`), change, remove."""
+    shape = {"argtypes": "ArgType"}.get(name, name.capitalize().removesuffix("s"))
+    alias = f"{shape.lower()}_id"
+    row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, le=2**63 - 1)]
+
+    async def rows(center: Center) -> Json:
+        return {"items": [show(center, row) for row in await center.administration.rows(kind)], "next": None}
+
+    rows.__name__ = f"list_{name}"
+    router.call("GET", f"/{name}", f"{shape}s", needs=look or needs, description=f"All {name}.", tags=[name])(rows)
+
+    if change is not None:
+
+        async def changed(center: Center, key: row_key, body: change) -> Json:  # type: ignore[valid-type]
+            changes = body.model_dump(exclude_unset=True)  # type: ignore[attr-defined]
+            return show(center, await center.administration.change(kind, key, changes))
+
+        changed.__name__ = f"change_{name}"
+        path = f"/{name}/{{{alias}}}"
+        router.call("PATCH", path, shape, needs=needs, description="Change some fields.", tags=[name])(changed)
+
+    if kind.remove is not None:
+
+        async def removed(center: Center, key: row_key) -> None:  # type: ignore[valid-type]
+            await center.administration.remove(kind, key)
+
+        removed.__name__ = f"remove_{name}"
+        told = "Remove it; `conflict` while it is in use."
+        router.call("DELETE", f"/{name}/{{{alias}}}", needs=needs, description=told, tags=[name])(removed)
+
+
+_keep(administration.USERS, "users", USERS, change=models.UserChange)
+_keep(administration.SUBSCRIPTIONS, "subscriptions", USERS, change=models.SubscriptionChange)
+_keep(administration.ENGINES, "engines", ENGINES, change=models.EngineChange, show=_engine, look=EVERYBODY)
+_keep(administration.ARGTYPES, "argtypes", ENGINES, look=EVERYBODY)
+_keep(administration.MACHINES, "machines", MACHINES, change=models.MachineChange, show=_machine)
+
+
+@router.call("POST", "/users", "UserWithToken", 201, needs=USERS, tags=["users"])
+async def add_user(center: Center, body: models.NewUser) -> Json:
+    """A new account. Its token is in this answer and nowhere else."""
+    user, token = await center.administration.add_user(body.model_dump(exclude_unset=True))
+    return views.shown(user, token=token)
+
+
+@router.call("GET", "/users/{user_id}", "User", tags=["users"])
+async def get_user(caller: Caller, center: Center, user_id: Id) -> Json:
+    """One account; everybody may see their own."""
+    if user_id != caller.user_id:
+        caller.require(USERS)
+    return views.shown(await center.administration.user(user_id))
+
+
+@router.call("POST", "/users/{user_id}/token", "Token", tags=["users"])
+async def new_token(caller: Caller, center: Center, user_id: Id) -> Json:
+    """Another token; the old one ends. Everybody may renew their own."""
+    if user_id != caller.user_id:
+        caller.require(USERS)
+    return {"token": await center.administration.new_token(user_id)}
+
+
+@router.call("POST", "/subscriptions", "Subscription", 201, needs=USERS, tags=["subscriptions"])
+async def add_subscription(center: Center, body: models.NewSubscription) -> Json:
+    """A new subscription: how many tasks may wait or run at once, and the share inside a priority class."""
+    return views.shown(await center.administration.add_subscription(body.model_dump()))
+
+
+@router.call("POST", "/engines", "Engine", 201, needs=ENGINES, tags=["engines"])
+async def add_engine(center: Center, body: models.NewEngine) -> Json:
+    """A new engine from the TOML of its definition."""
+    return views.engine(await center.administration.add_engine(body.definition, body.download_path))
+
+
+@router.call("GET", "/engines/{engine_id}", "Engine", needs=EVERYBODY, tags=["engines"])
+async def get_engine(center: Center, engine_id: Id) -> Json:
+    """One engine."""
+    return views.engine(await center.administration.engine(engine_id))
+
+
+@router.call("PUT", "/argtypes/{argtype_id}", "ArgType", needs=ENGINES, tags=["argtypes"])
+async def put_argtype(center: Center, argtype_id: ArgTypeId, body: models.NewArgType) -> Json:
+    """Make or change an argument type."""
+    wanted = ArgType(argtype_id, body.type, body.regex or "")
+    return views.shown(await center.administration.put_argtype(wanted))
+
+
+@router.call("POST", "/machines", "Machine", 201, needs=MACHINES, tags=["machines"])
+async def add_machine(center: Center, body: models.NewMachine) -> Json:
+    """A machine that speaks v1, by its address. Linked machines join by themselves: `invite`."""
+    return _machine(center, await center.administration.add_machine(body.ip_address, body.port))
+
+
+@router.call("POST", "/machines/invite", "Invited", 201, needs=MACHINES, tags=["machines"])
+async def invite(request: Request, caller: Caller, center: Center, body: models.Invitation) -> Json:
+    """A code with which machines join, for a while."""
+    code = await center.administration.invite(body.uses, body.hours, caller.user_id)
+    command = f"renderonline node --join {str(request.base_url).rstrip('/')} --code {code.code}"
+    if center.fingerprint:
+        command += f" --fingerprint {center.fingerprint}"
+    return views.shown(code, command=command)
+
+
+@router.call("POST", "/machines/enroll", "Enrolled", 201, tags=["machines"])
+async def enroll(request: Request, center: Center, body: models.Enrolment) -> Json:
+    """A machine joins with a code and gets a secret of its own."""
+    client = request.client.host if request.client is not None else ""
+    machine_id, secret = await center.enrolments.enroll(client, body.code, body.name)
+    return {"machine_id": machine_id, "secret": secret}
