@@ -17,6 +17,8 @@ from tests.support.farm import RealFarm
 
 SUBMISSIONS = 100
 WARM_UP = 10
+SETTLE_S = 0.05
+"""Nobody asks anything while a submission is on its way: the farm is idle but for it."""
 ENGINE = """
 name = "nothing"
 label = "Nothing"
@@ -41,6 +43,7 @@ def run() -> None:
                 before = time.time()
                 task = farm.client.submit(scene, engine="nothing")
                 sent[task["task_id"]] = before
+                time.sleep(SETTLE_S)
                 farm.wait_for_status(task["task_id"], "succeeded", "failed")
         latencies = _latencies(directory / "renderapi" / "renderonline.sqlite", sent)[WARM_UP:]
     direct = _direct(program)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ class Running:
     def tree(self) -> list[str]:
         """Everything below the download path."""
         root = self.settings.files
-        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.name != INCOMING)
+        found = [Path(folder, name) for folder, *inside in os.walk(root) for name in (*inside[0], *inside[1])]
+        return sorted(str(path.relative_to(root)) for path in found if path.name != INCOMING)
 
 
 @dataclass(frozen=True)

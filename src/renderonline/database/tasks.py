@@ -9,7 +9,20 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, String, Table, and_, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    String,
+    Table,
+    and_,
+    cast,
+    func,
+    or_,
+    select,
+)
 
 from renderonline.database.rows import AnyRow, from_row, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
@@ -131,8 +144,13 @@ class ResultView:
 
 def _present(table: Table, *names: str) -> list[ColumnElement[Any]]:
     """Columns of a table that is joined and may have no row: text is "" then, a number 0."""
-    columns: list[Column[Any]] = [table.c[name] for name in names]
-    return [func.coalesce(one, "" if isinstance(one.type, String) else 0).label(one.name) for one in columns]
+
+    def present(column: Column[Any]) -> ColumnElement[Any]:
+        if isinstance(column.type, String):
+            return func.coalesce(column, "")
+        return cast(func.coalesce(column, 0), BigInteger)  # MySQL would make it a decimal
+
+    return [present(table.c[name]).label(name) for name in names]
 
 
 _SCENE: Final = _present(renders, "file_name", "file_size", "engine_id")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -53,12 +52,7 @@ async def serve(settings: Settings) -> None:
             grace_s=settings.grace_s,
         )
     finally:
-        _remove_own(ready_file)
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(ready_file.read_text(encoding="utf-8")).get("pid") == os.getpid():
+                ready_file.unlink()
     log.info("RenderAPI has ended")
-
-
-def _remove_own(ready_file: Path) -> None:
-    """Remove the ready file if it is this process's."""
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(ready_file.read_text(encoding="utf-8")).get("pid") == os.getpid():
-            ready_file.unlink()

@@ -7,7 +7,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -37,6 +37,10 @@ EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
 """Bodies larger than this are compared with the free disk before their first byte is read."""
 
 
+ReadRequest = Callable[[bytes | None, str], TaskRequest]
+"""Reads the part `request` (None: there was none) with the key of the headers."""
+
+
 class Repeated(RenderOnlineError):
     """Not a fault: this submission was made before, and the first answer is given again."""
 
@@ -46,18 +50,6 @@ class Repeated(RenderOnlineError):
     def __init__(self, task_id: int) -> None:
         super().__init__(f"This is task {task_id}, submitted before.")
         self.task_id = task_id
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A submission as it arrives. `client_key` is the header's ("" for none), `length` the body's (None if unknown)."""
-
-    principal: Principal
-    content_type: str
-    client_key: str
-    length: int | None
-    expects_continue: bool
-    stream: AsyncIterator[bytes]
 
 
 class Submissions:
@@ -72,22 +64,25 @@ class Submissions:
         self._reserve = settings.reserve_mib * 1024 * 1024
         self._parse = lru_cache(100)(parse_definition)
 
-    async def submit(self, incoming: Incoming, read_request: Callable[[bytes | None, str], TaskRequest]) -> int:
+    async def submit(
+        self, principal: Principal, headers: Mapping[str, str], stream: AsyncIterator[bytes], read_request: ReadRequest
+    ) -> int:
         """Receive and commit one task; its id. Raises the first rule that is broken; then nothing is stored."""
-        checked_key(incoming.client_key)
-        if (known := await self.known(incoming.principal.user_id, incoming.client_key)) is not None:
-            if not incoming.expects_continue:  # else the client waits to be asked for the body
-                async for _ in incoming.stream:
+        key = checked_key(headers.get("idempotency-key", ""))
+        if (known := await self.known(principal.user_id, key)) is not None:
+            if headers.get("expect", "").casefold() != "100-continue":  # else the client waits to be asked for the body
+                async for _ in stream:
                     pass
             return known
-        await self._check_length(incoming)
-        upload = Upload(incoming.content_type, limit=self._limit)
-        gate = _Gate(self, incoming, read_request)
+        length = content_length(headers)
+        await self._check_length(length)
+        upload = Upload(headers.get("content-type", ""), limit=self._limit)
+        gate = _Gate(self, principal.user_id, key, length, read_request)
         try:
-            received = await upload.receive(incoming.stream, gate)
+            received = await upload.receive(stream, gate)
             await upload.sync()
             await self._ids.refill(len(gate.prepared.ranges))
-            new = self._new_task(incoming.principal, gate.prepared, received)
+            new = self._new_task(principal, gate.prepared, received)
         except Repeated as repeated:
             await upload.discard()
             return repeated.task_id
@@ -128,9 +123,8 @@ class Submissions:
         rows = await self._database.read(engines.list_engines)
         return {Path(row.download_path) for row in rows if row.is_enabled or not enabled}
 
-    async def _check_length(self, incoming: Incoming) -> None:
+    async def _check_length(self, length: int) -> None:
         """Refuse a body that can't be stored before its first byte is read."""
-        length = incoming.length or 0
         if length > EARLY_CHECK_BYTES:
             if length > self._limit:
                 raise too_large(self._limit)
@@ -168,7 +162,7 @@ class Submissions:
         roots = await self._roots(enabled=True)
         return roots.pop() if len(roots) == 1 else self._files
 
-    async def place(self, engine: EngineRow, user_id: int, length: int | None) -> Path:
+    async def place(self, engine: EngineRow, user_id: int, length: int) -> Path:
         """Make a task's directory below the engine's download path."""
         root = Path(engine.download_path)
         if not root.is_absolute():
@@ -176,7 +170,7 @@ class Submissions:
             raise RenderOnlineError(message, code="bad_engine")
 
         def make() -> Path:
-            self._check_room(_free_bytes(root), length or 0)
+            self._check_room(_free_bytes(root), length)
             try:
                 return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
             except OSError as error:
@@ -217,25 +211,26 @@ class _Gate:
     """The rules of one submission, asked while it arrives; once a check has passed, `prepared` is there."""
 
     owner: Submissions
-    incoming: Incoming
-    read_request: Callable[[bytes | None, str], TaskRequest]
+    user_id: int
+    client_key: str
+    length: int
+    read_request: ReadRequest
     prepared: Prepared = field(init=False)
 
     async def check(self, received: Received) -> None:
         """The contract's checks from top to bottom."""
         if not received.file_names:
             raise InvalidRequest(v1.NO_FILES, code="no_file")
-        user_id, client_key = self.incoming.principal.user_id, self.incoming.client_key
-        request = self.read_request(received.request, client_key)
+        request = self.read_request(received.request, self.client_key)
         if len(received.file_names) > 1:
             raise InvalidRequest(v1.ONE_FILE, code="two_files")
-        if not client_key and (task_id := await self.owner.known(user_id, request.client_key)) is not None:
+        if not self.client_key and (task_id := await self.owner.known(self.user_id, request.client_key)) is not None:
             raise Repeated(task_id)
-        self.prepared = await self.owner.prepared(request, user_id, received.file_names[0])
+        self.prepared = await self.owner.prepared(request, self.user_id, received.file_names[0])
 
     async def place(self) -> Path:
         """The task's directory."""
-        return await self.owner.place(self.prepared.engine, self.incoming.principal.user_id, self.incoming.length)
+        return await self.owner.place(self.prepared.engine, self.user_id, self.length)
 
     async def stage(self) -> Path:
         """Where a file waits for its request."""
@@ -249,6 +244,12 @@ def _engine(rows: Iterable[EngineRow], request: TaskRequest) -> EngineRow:
         if row.is_enabled and (named or str(row.engine_id) == request.engine.strip()):
             return row
     raise InvalidRequest(v1.engine_not_found(request.engine), code="engine_not_found")
+
+
+def content_length(headers: Mapping[str, str]) -> int:
+    """The body's length as the client says it, or else 0."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _free_bytes(root: Path) -> int:

@@ -17,6 +17,7 @@ from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
+from renderonline.renderapi.task_requests import SubmitRequest
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +102,7 @@ def machine(row: MachineRow, live: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def shapes() -> dict[str, Any]:
     """The shapes of all answers as JSON schemas by name: made when somebody asks for the documentation."""
-    from pydantic import create_model
+    from pydantic import TypeAdapter, create_model
     from pydantic.json_schema import models_json_schema
 
     def shape(called: str, row: type | None = None, /, **more: Any) -> Any:
@@ -111,9 +112,9 @@ def shapes() -> dict[str, Any]:
         return create_model(called, **given)
 
     text, texts = str | None, list[str]
-    offers = list[shape("EngineOffer", name=str, version=str)]  # type: ignore[valid-type]
+    offer: Any = shape("EngineOffer", name=str, version=str)
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None}
-    at_work = {"engines": offers, "slots": int, "attempts": list[int]}
+    at_work = {"engines": tuple[offer, ...], "slots": int, "attempts": list[int]}
     address = {"kind": str, "ip_address": str, "port": int}
     one = [
         shape("User", User),
@@ -141,4 +142,4 @@ def shapes() -> dict[str, Any]:
     ]
     everything = [(kind, "serialization") for kind in (*one, *others)]
     found = models_json_schema(everything, ref_template="#/components/schemas/{model}")[1]  # type: ignore[arg-type]
-    return dict(found["$defs"])
+    return {**found["$defs"], "SubmitRequest": TypeAdapter(SubmitRequest).json_schema()}

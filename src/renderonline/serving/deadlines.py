@@ -32,7 +32,7 @@ LINGER_BYTES: Final = 16 * 1024 * 1024
 class PatientProtocol(HttpToolsProtocol):
     """One HTTP/1.1 connection with deadlines."""
 
-    _watch: asyncio.TimerHandle | None = None
+    _watch: asyncio.TimerHandle
     _in_headers_since: float | None = None
     _window_started = 0.0
     _window_bytes = 0
@@ -49,11 +49,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_watching()
+        self._watch.cancel()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_watching()
+        self._watch.cancel()
         super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
@@ -112,34 +112,25 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _refuse_headers(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(
-                STATUS_LINE[431] + b"content-type: text/plain; charset=utf-8\r\ncontent-length: 17\r\n"
-                b"connection: close\r\n\r\nHeaders too large"
-            )
+            head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: 17\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[431] + head + b"Headers too large")
             self.linger()
         else:
             self.transport.close()
 
     def _look(self) -> None:
         now = self.loop.time()
-        if self._is_late(now):
+        headers_late = self._in_headers_since is not None and now - self._in_headers_since > HEADER_S
+        if headers_late or self._body_is_late(now) or self._reader_is_late(now):
             self.transport.abort()
-            return
-        self._watch = self.loop.call_later(WATCH_S, self._look)
-
-    def _is_late(self, now: float) -> bool:
-        if self._in_headers_since is not None and now - self._in_headers_since > HEADER_S:
-            return True
-        return self._body_is_late(now) or self._reader_is_late(now)
+        else:
+            self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def _body_is_late(self, now: float) -> bool:
-        cycle = self.cycle
-        if cycle is None or not cycle.more_body or self.flow.read_paused:
-            self._window_started, self._window_bytes = now, 0
+        reading = self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
+        if reading and now - self._window_started < BODY_WINDOW_S:
             return False
-        if now - self._window_started < BODY_WINDOW_S:
-            return False
-        late = self._window_bytes < BODY_WINDOW_BYTES
+        late = reading and self._window_bytes < BODY_WINDOW_BYTES
         self._window_started, self._window_bytes = now, 0
         return late
 
@@ -147,12 +138,7 @@ class PatientProtocol(HttpToolsProtocol):
         buffered = self.transport.get_write_buffer_size()
         if buffered == 0 or buffered != self._buffered:
             self._buffered, self._buffered_since = buffered, now
-        return now - self._buffered_since > READER_S and buffered > 0
-
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        return now - self._buffered_since > READER_S
 
 
 class _ClosesGently:

@@ -4,11 +4,13 @@ Names are compared without regard to letter case and underscores: `DataDirectory
 `RENDERAPI_DATA_DIRECTORY` in the environment and `data_directory` as a flag are the field `data_directory`.
 """
 
+import contextlib
 import dataclasses
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import structlog
@@ -97,12 +99,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 def _plain(hint: Any, value: Any, name: str) -> Any:
     word, convert = _PLAIN[hint]
-    try:
-        if isinstance(value, (dict, list)) or value is None or (hint is int and isinstance(value, float)):
-            raise TypeError
-        return convert(value)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InvalidRequest(f"The {name} must be {word}, not {value}.") from error
+    if not isinstance(value, (dict, list, NoneType, float) if hint is int else (dict, list, NoneType)):
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            return convert(value)
+    raise InvalidRequest(f"The {name} must be {word}, not {value}.")
 
 
 def _structured(value: Any, name: str) -> Any:

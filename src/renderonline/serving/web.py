@@ -132,7 +132,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InvalidRequest(f"Can't listen on {host}:{port}: the address is not known here.") from error
     family, _, _, _, address = found[0]
     try:
-        listener = socket.create_server(address, family=family, backlog=2048)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else error
         raise NotAvailable(
@@ -150,9 +151,8 @@ def _tls(files: TlsFiles | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(files.fullchain_pem_path, files.priv_pem_path, password=_no_password)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidRequest(
-            f"The certificate can't be used ({error}). Check {files.fullchain_pem_path} and {files.priv_pem_path}."
-        ) from error
+        names = f"{files.fullchain_pem_path} and {files.priv_pem_path}"
+        raise InvalidRequest(f"The certificate can't be used ({error}). Check {names}.") from error
     return context
 
 
@@ -209,9 +209,7 @@ async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
         if message["type"] in done:
             done[message["type"]].set()
 
-    task = asyncio.ensure_future(
-        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send)  # type: ignore[arg-type]
-    )
+    task = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send))
 
     async def phase(what: str) -> None:
         await events.put({"type": f"lifespan.{what}"})

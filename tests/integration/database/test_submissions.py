@@ -128,11 +128,13 @@ async def test_a_repeated_request_is_answered_even_at_the_limit_and_after_the_en
     assert (await submit(database, new_task(user.user_id, client_key="k"))).task_id == first.task_id
 
 
-async def test_an_operation_whose_commit_was_not_heard_of_stores_nothing_twice(database: Database) -> None:
+@pytest.mark.parametrize("key", ["", "k"])
+async def test_an_operation_whose_commit_was_not_heard_of_stores_nothing_twice(database: Database, key: str) -> None:
     user = await user_with(database, 9)
-    new = new_task(user.user_id)
+    new = new_task(user.user_id, client_key=key)
     answers = [await submit(database, new) for _ in range(3)]
     assert len({answer.task_id for answer in answers}) == 1
+    assert not any(answer.repeated for answer in answers)  # its file belongs to it
     assert await count(database, renders) == 1
 
 

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -14,7 +13,7 @@ from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthentica
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.routes.bodies import bounded, incoming
+from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
 
@@ -42,7 +41,7 @@ async def enqueue(request: Request) -> Response:
     if principal is None:
         return _json(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
     try:
-        task_id = await services_of(request).submissions.submit(incoming(request, principal), read_v1)
+        task_id = await services_of(request).submissions.submit(principal, request.headers, request.stream(), read_v1)
     except RenderOnlineError as error:
         status, message = _enqueue_refusal(error)
         return _json(v1.enqueue_answer(message), status)
@@ -64,38 +63,30 @@ def _enqueue_refusal(error: RenderOnlineError) -> tuple[int, str]:
 
 async def dequeue(request: Request) -> Response:
     """Take a task from the queue."""
+    return await _on_task(request, services_of(request).control.cancel, v1.dequeue_answer, v1.DEQUEUED)
 
-    async def do(principal: Principal, task_id: int) -> Response:
-        await services_of(request).control.cancel(task_id, user_id=principal.user_id)
-        return _json(v1.dequeue_answer(v1.DEQUEUED, done=True))
 
-    return await _on_task(request, do, partial(v1.dequeue_answer, done=False))
+async def delete(request: Request) -> Response:
+    """Delete a task with its files."""
+    return await _on_task(request, services_of(request).control.delete, v1.delete_answer, v1.DELETED)
 
 
 async def download(request: Request) -> Response:
     """The task's directory as a ZIP."""
 
-    async def do(principal: Principal, task_id: int) -> Response:
+    async def whole(task_id: int, *, user_id: int) -> Response:
         reading = services_of(request).reading
-        return downloads.whole(await reading.archive(task_id, principal.user_id, f"{uuid.uuid4()}.zip"))
+        return downloads.whole(await reading.archive(task_id, user_id, f"{uuid.uuid4()}.zip"))
 
-    return await _on_task(request, do, v1.download_refusal)
+    def refusal(message: str, *, done: bool) -> dict[str, Any]:
+        assert not done
+        return v1.download_refusal(message)
 
-
-async def delete(request: Request) -> Response:
-    """Delete a task with its files."""
-
-    async def do(principal: Principal, task_id: int) -> Response:
-        await services_of(request).control.delete(task_id, user_id=principal.user_id)
-        return _json(v1.delete_answer(v1.DELETED, done=True))
-
-    return await _on_task(request, do, partial(v1.delete_answer, done=False))
+    return await _on_task(request, whole, refusal, "")
 
 
 async def _on_task(
-    request: Request,
-    do: Callable[[Principal, int], Awaitable[Response]],
-    refusal: Callable[[str], Mapping[str, Any]],
+    request: Request, act: Callable[..., Awaitable[Any]], told: Callable[..., dict[str, Any]], message: str
 ) -> Response:
     """What dequeue, download and delete share: authority, the body, the contract's refusals."""
     principal = await _principal(request)
@@ -104,14 +95,16 @@ async def _on_task(
     try:
         task_id = await _task_id(request)
     except InvalidRequest as error:
-        return _json(refusal(error.message), 400)
+        return _json(told(error.message, done=False), 400)
     if task_id > v1.LARGEST_TASK_ID:
-        return _json(refusal(v1.task_not_found(task_id)), 400)
-    told = {"not_found": v1.task_not_found(task_id), "not_in_queue": v1.task_not_queued(task_id)}
+        return _json(told(v1.task_not_found(task_id), done=False), 400)
+    messages = {"not_found": v1.task_not_found(task_id), "not_in_queue": v1.task_not_queued(task_id)}
     try:
-        return await do(principal, task_id)
+        done = await act(task_id, user_id=principal.user_id)
     except RenderOnlineError as error:
-        return _json(refusal(told.get(error.reason_code, error.message)), error.status if error.status >= 500 else 400)
+        status = error.status if error.status >= 500 else 400
+        return _json(told(messages.get(error.reason_code, error.message), done=False), status)
+    return done if isinstance(done, Response) else _json(told(message, done=True))
 
 
 async def _task_id(request: Request) -> int:

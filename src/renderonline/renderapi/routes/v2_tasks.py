@@ -1,6 +1,5 @@
 """`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
 
 import orjson
@@ -11,8 +10,8 @@ from starlette.responses import Response, StreamingResponse
 from renderonline.farm.accounts import Permission
 from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
+from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
-from renderonline.renderapi.routes.bodies import incoming
 from renderonline.renderapi.routes.guard import V2
 from renderonline.renderapi.routes.models import Id
 from renderonline.renderapi.task_requests import read_v2
@@ -21,22 +20,14 @@ router = Part(tags=["tasks"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=100)]
+LastHeader = Annotated[str | None, Header(alias="last-event-id")]
+Last = Annotated[str | None, Query(alias="last_event_id")]
+Offset = Annotated[int, Query(ge=0, lt=10**16)]
 Word = Annotated[str, Query(max_length=200)]
-Range = Annotated[str | None, Header()]
 Key = Annotated[str | None, Header(max_length=64, description="The same key within 7 days gives the first answer.")]
 
-_REQUEST: Final[Json] = {
-    "engine": {"type": ["string", "integer"], "description": "Name or number."},
-    "arguments": {"type": "object", "additionalProperties": {"type": "string"}},
-    "frames": {"type": ["string", "null"], "examples": ["1-24", "1-100x5,200"]},
-    "name": {"type": "string", "maxLength": 255},
-    "priority": {"type": "integer", "minimum": 0, "maximum": 100, "default": 50},
-    "chunk_size": {"type": "integer", "default": 0},
-    "paused": {"type": "boolean", "default": False},
-    "waits_for": {"type": "array", "items": {"type": "integer"}},
-}
 _FORM: Final[Json] = {
-    "request": {"type": "object", "required": ["engine"], "properties": _REQUEST},
+    "request": {"$ref": "#/components/schemas/SubmitRequest"},
     "file": {"type": "string", "format": "binary"},
 }
 _SCHEMA: Final = {"type": "object", "required": ["request", "file"], "properties": _FORM}
@@ -68,7 +59,7 @@ async def list_tasks(
 @router.call("POST", "/tasks", "Task", 201, openapi_extra=_UPLOAD)
 async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
     """Submit a task: a part `request` and one file."""
-    task_id = await center.submissions.submit(incoming(request, caller), read_v2)
+    task_id = await center.submissions.submit(caller, request.headers, request.stream(), read_v2)
     task = await center.reading.task(caller, task_id)
     return Response(orjson.dumps(task), 201, {"Location": f"{V2}/tasks/{task_id}"}, "application/json")
 
@@ -126,29 +117,20 @@ async def delete(caller: Caller, center: Center, task_id: Id) -> None:
 
 
 @router.call("GET", "/tasks/{task_id}/download", "application/zip")
-async def download(request: Request, caller: Caller, center: Center, task_id: Id, range: Range = None) -> Response:  # noqa: A002
+async def download(request: Request, caller: Caller, center: Center, task_id: Id) -> Response:
     """The task's scene and results as a ZIP; ranges are answered."""
     content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip")
     return downloads.answer(content, request.headers)
 
 
 @router.call("GET", "/tasks/{task_id}/results/{name:path}", "application/octet-stream")
-async def result(
-    request: Request,
-    caller: Caller,
-    center: Center,
-    task_id: Id,
-    name: str,
-    range: Range = None,  # noqa: A002
-) -> Response:
+async def result(request: Request, caller: Caller, center: Center, task_id: Id, name: str) -> Response:
     """One result as a file; ranges are answered."""
     return downloads.answer(await center.reading.result_file(caller, task_id, name), request.headers)
 
 
 @router.call("GET", "/attempts/{attempt_id}/log", "text/plain")
-async def attempt_log(
-    caller: Caller, center: Center, attempt_id: Id, offset: Annotated[int, Query(ge=0, lt=10**16)] = 0
-) -> Response:
+async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: Offset = 0) -> Response:
     """An attempt's log from a byte offset on; `X-Log-Size` says where it ends now."""
     data, size = await center.reading.log(caller, attempt_id, offset)
     headers = {"X-Log-Size": str(size), "X-Content-Type-Options": "nosniff"}
@@ -156,17 +138,13 @@ async def attempt_log(
 
 
 @router.call("GET", "/events", "text/event-stream", tags=["events"])
-async def events(
-    caller: Caller,
-    center: Center,
-    last_event_id: Annotated[str | None, Header()] = None,
-    since: Annotated[str | None, Query(alias="last_event_id")] = None,
-) -> Response:
+async def events(caller: Caller, center: Center, last_event_id: LastHeader = None, since: Last = None) -> Response:
     """Everything that happens and may be seen (task, result, progress, machine, resync), as server-sent events."""
     may_see_farm, tasks_of = caller.may(Permission.MACHINES), caller.tasks_of
-    stream: AsyncIterator[bytes] = center.events.stream(
-        last_event_id or since,
-        lambda event: may_see_farm if event.user_id is None else tasks_of in (None, event.user_id),
-    )
+
+    def may_see(event: Event) -> bool:
+        return may_see_farm if event.user_id is None else tasks_of in (None, event.user_id)
+
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    stream = center.events.stream(last_event_id or since, may_see)
     return StreamingResponse(stream, 200, headers, "text/event-stream")
