@@ -3,70 +3,15 @@
 `apply` is the one function that writes them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from renderonline.database.schema import queue, tasks
-from renderonline.farm.errors import NotFound
 from renderonline.farm.tasks import ChunkState, Counters, TaskStatus, task_status
-
-_COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRow:
-    """What the projection reads of a task."""
-
-    task_id: int
-    user_id: int
-    render_id: int
-    start_us: int | None
-    start_time: datetime | None
-    end_us: int | None
-    end_time: datetime | None
-    machine_id: int | None
-    paused: bool
-    canceled: bool
-    frames_total: int
-    frames_done: int
-    reason: str | None
-    counters: Counters
-
-
-_PLAIN: Final = tuple(field.name for field in fields(TaskRow) if field.name != "counters")
-COLUMNS: Final = tuple(tasks.c[name] for name in (*_PLAIN, *_COUNTERS.values()))
-"""The columns that `task_row` reads, in its order."""
-_LOOK: Final = select(*COLUMNS).where(tasks.c.task_id.in_(bindparam("ids", expanding=True))).order_by(tasks.c.task_id)
-_LOCK: Final = _LOOK.with_for_update()
-_WRITE: Final = (
-    tasks.update()
-    .where(tasks.c.task_id == bindparam("key"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in (
-                *_COUNTERS.values(),
-                "is_running",
-                "is_success",
-                "start_us",
-                "start_time",
-                "end_us",
-                "end_time",
-                "machine_id",
-                "paused",
-                "canceled",
-                "frames_done",
-                "reason",
-            )
-        }
-    )
-)
-_UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
-_QUEUE: Final = queue.insert()
 
 ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELED})
 
@@ -87,15 +32,31 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """A task after a change."""
+    """A task as a transaction finds it, or leaves it."""
 
     task_id: int
     user_id: int
-    status: TaskStatus
-    counters: Counters
+    render_id: int
+    start_us: int | None
+    start_time: datetime | None
+    end_us: int | None
+    end_time: datetime | None
+    machine_id: int | None
+    paused: int
+    canceled: int
     frames_total: int
     frames_done: int
-    reason: str | None = None
+    reason: str | None
+    counters: Counters
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "TaskState":
+        """From the values of `COLUMNS`."""
+        return cls(*(*values[: -len(_COUNTERS)], Counters(*values[-len(_COUNTERS) :])))
+
+    @property
+    def status(self) -> TaskStatus:
+        return task_status(self.counters, canceled=bool(self.canceled), paused=bool(self.paused))
 
     @property
     def ended(self) -> bool:
@@ -105,115 +66,63 @@ class TaskState:
 
 @dataclass(slots=True)
 class Change:
-    """What one transaction does to one task. `frames_done` and `deltas` are added; None leaves a value as it is."""
+    """What one transaction does to one task: `deltas` and `frames_done` are added, `values` take the place of a task's
+    `machine_id`, `reason`, `paused` or `canceled`."""
 
-    deltas: dict[ChunkState, int]
+    deltas: dict[ChunkState, int] = field(default_factory=dict)
     frames_done: int = 0
-    machine_id: int | None = None
-    reason: str | None = None
-    paused: bool | None = None
-    canceled: bool | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, state: ChunkState, count: int) -> None:
+        """Count so many chunks more in this state."""
+        self.deltas[state] = self.deltas.get(state, 0) + count
 
 
-def task_row(values: Sequence[Any]) -> TaskRow:
-    """A task from the values of `COLUMNS`."""
-    plain = len(_PLAIN)
-    return TaskRow(*(*values[:plain], Counters(*values[plain:])))
+_COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
+COLUMNS: Final = tuple(
+    tasks.c[name] for name in (*(one.name for one in fields(TaskState) if one.name != "counters"), *_COUNTERS.values())
+)
+_LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
+_LOCK: Final = _LOOK.with_for_update()
+_KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
+_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason")
+_WRITE: Final = (
+    tasks.update().where(tasks.c.task_id == bindparam("key")).values({name: bindparam(name) for name in _WRITTEN})
+)
+_UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
+_QUEUE: Final = queue.insert()
 
 
-def lock(connection: Connection, task_ids: Iterable[int]) -> dict[int, TaskRow]:
-    """Lock the rows of these tasks in the order of their ids; those that are gone are left out."""
-    return _rows(connection, _LOCK, task_ids)
+def look(connection: Connection, task_id: int, *, lock: bool) -> TaskState | None:
+    """Read a task, and lock its row; None when it is gone."""
+    row = connection.execute(_LOCK if lock else _LOOK, {"task_id": task_id}).first()
+    return None if row is None else TaskState.of(row)
 
 
-def look(connection: Connection, task_ids: Iterable[int]) -> dict[int, TaskRow]:
-    """`lock` without a lock, for those who only read."""
-    return _rows(connection, _LOOK, task_ids)
+def apply(connection: Connection, row: TaskState, change: Change, moment: Moment) -> TaskState:
+    """Change a task whose row is locked, and write everything that follows; at most once a transaction and task."""
+    done = max(0, row.frames_done + change.frames_done)
+    after = replace(row, counters=_added(row, change.deltas), frames_done=done, **change.values)
+    status = after.status
+    if status is TaskStatus.RUNNING and row.start_us is None and row.start_time is None:
+        after = replace(after, start_us=moment.us, start_time=moment.local)
+    if status in ENDED and row.end_us is None:
+        after = replace(after, end_us=moment.us, end_time=moment.local)
+        connection.execute(_UNQUEUE, {"key": row.task_id})
+    elif status not in ENDED and row.end_us is not None:
+        after = replace(after, end_us=None, end_time=None)
+        connection.execute(_QUEUE, {"task_id": row.task_id})
+    values = {name: getattr(after, name) for name in _KEPT}
+    values |= {column: getattr(after.counters, state.value) for state, column in _COUNTERS.items()}
+    values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
+    connection.execute(_WRITE, {"key": row.task_id, "reason": after.reason or None, **values})
+    return after
 
 
-def _rows(connection: Connection, query: Select[Any], task_ids: Iterable[int]) -> dict[int, TaskRow]:
-    ids = sorted(set(task_ids))
-    return {row.task_id: task_row(row) for row in connection.execute(query, {"ids": ids})} if ids else {}
-
-
-def apply(
-    connection: Connection,
-    task_id: int,
-    deltas: Mapping[ChunkState, int],
-    *,
-    now_us: int,
-    local_now: datetime,
-    machine_id: int | None = None,
-    frames_done: int = 0,
-    canceled: bool | None = None,
-    paused: bool | None = None,
-    reason: str | None = None,
-) -> TaskState:
-    """Add `deltas` to a task's counters and write everything that follows from them. `NotFound` when it is gone."""
-    row = lock(connection, (task_id,)).get(task_id)
-    if row is None:
-        raise NotFound(f"Task {task_id} does not exist.")
-    change = Change(dict(deltas), frames_done, machine_id, reason, paused, canceled)
-    return apply_locked(connection, row, change, Moment(now_us, local_now))
-
-
-def apply_locked(connection: Connection, row: TaskRow, change: Change, moment: Moment) -> TaskState:
-    """`apply` for a row that `lock` gave in the same transaction; at most once a transaction and task."""
-    counters = _added(row, change.deltas)
-    canceled = bool(row.canceled) if change.canceled is None else change.canceled
-    paused = bool(row.paused) if change.paused is None else change.paused
-    status = task_status(counters, canceled=canceled, paused=paused)
-    frames_done = max(0, row.frames_done + change.frames_done)
-    reason = row.reason if change.reason is None else change.reason or None
-    connection.execute(
-        _WRITE,
-        {
-            "key": row.task_id,
-            **{column: getattr(counters, state.value) for state, column in _COUNTERS.items()},
-            "is_running": int(status is TaskStatus.RUNNING),
-            "is_success": int(status is TaskStatus.SUCCEEDED),
-            **_times(row, status, moment),
-            "machine_id": row.machine_id if change.machine_id is None else change.machine_id,
-            "paused": int(paused),
-            "canceled": int(canceled),
-            "frames_done": frames_done,
-            "reason": reason,
-        },
-    )
-    _write_queue(connection, row, status)
-    return TaskState(row.task_id, row.user_id, status, counters, row.frames_total, frames_done, reason)
-
-
-def state_of(row: TaskRow) -> TaskState:
-    """The state of a task as a row that `lock` gave says it."""
-    counters = _added(row, {})
-    status = task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused))
-    return TaskState(row.task_id, row.user_id, status, counters, row.frames_total, row.frames_done, row.reason)
-
-
-def _added(row: TaskRow, deltas: Mapping[ChunkState, int]) -> Counters:
+def _added(row: TaskState, deltas: dict[ChunkState, int]) -> Counters:
     if not deltas:
         return row.counters
     values = {state.value: getattr(row.counters, state.value) + deltas.get(state, 0) for state in ChunkState}
     if any(value < 0 for value in values.values()):
         raise AssertionError(f"Task {row.task_id} would count {values} chunks.")
     return Counters(**values)
-
-
-def _times(row: TaskRow, status: TaskStatus, moment: Moment) -> dict[str, Any]:
-    """Start is the first time that a machine got something; end the moment when nothing was left."""
-    times = {"start_us": row.start_us, "start_time": row.start_time, "end_us": None, "end_time": None}
-    if row.start_us is None and row.start_time is None and status is TaskStatus.RUNNING:
-        times |= {"start_us": moment.us, "start_time": moment.local}
-    if status not in ENDED:
-        return times
-    if row.end_us is None:
-        return times | {"end_us": moment.us, "end_time": moment.local}
-    return times | {"end_us": row.end_us, "end_time": row.end_time}
-
-
-def _write_queue(connection: Connection, row: TaskRow, status: TaskStatus) -> None:
-    if status in ENDED and row.end_us is None:
-        connection.execute(_UNQUEUE, {"key": row.task_id})
-    elif status not in ENDED and row.end_us is not None:
-        connection.execute(_QUEUE, {"task_id": row.task_id})

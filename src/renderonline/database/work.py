@@ -5,116 +5,85 @@ attempts, each in the order of ids), applies the pure rules of `farm`, and write
 """
 
 import hmac
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
-from renderonline.database.work_loading import TaskFacts, load_facts
+from renderonline.database.work_loading import Attempt, TaskFacts, load_facts
 from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_of_chunk
 from renderonline.farm.frames import FrameRange, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Verdict, settle
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome
 
-# -- leases
 
+class Lease(NamedTuple):
+    """What a leased chunk is, and which of its files have landed already."""
 
-@dataclass(frozen=True, slots=True)
-class NewAttempt:
-    """A lease that the dispatcher wants. `whole`: make the task one chunk first (R7.4)."""
-
-    attempt_id: int
-    token: str
-    chunk_id: int
-    task_id: int
-    machine_id: int
-    directory: str
-    whole: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A committed lease: what the chunk is, and which of its files have landed already."""
-
-    attempt_id: int
-    chunk_id: int
     frames: FrameRange | None
-    place: int
-    landed: frozenset[str] = frozenset()
+    landed: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Assigned:
-    """What became of the wanted leases; chunks that can't be leased now are `refused`."""
+    """What became of the wanted leases, by attempt; those that are not there can't be leased now."""
 
-    leases: tuple[Lease, ...] = ()
-    refused: tuple[int, ...] = ()
+    leases: dict[int, Lease] = field(default_factory=dict)
     tasks: tuple[TaskState, ...] = ()
     facts: Mapping[int, TaskFacts] = field(default_factory=dict)
 
 
 def assign(
-    connection: Connection, wanted: Sequence[NewAttempt], moment: Moment, *, facts_of: Collection[int] = ()
+    connection: Connection, wanted: Sequence[Attempt], moment: Moment, *, facts_of: Collection[int] = ()
 ) -> Assigned:
     """Lease chunks to machines. `facts_of`: tasks of which the caller needs the facts as well."""
+    assigned = Assigned(facts=load_facts(connection, facts_of))
     sheet = Sheet(connection, moment)
     sheet.load_chunks(new.chunk_id for new in wanted)
-    leases: list[Lease] = []
-    refused: list[int] = []
     for new in wanted:
         chunk = _leasable(sheet, new)
         if chunk is None:
-            refused.append(new.chunk_id)
             continue
         sheet.move(chunk, ChunkState.ASSIGNED)
-        sheet.change(new.task_id).machine_id = new.machine_id
-        sheet.insert_attempt(new.attempt_id, new.chunk_id, new.task_id, new.machine_id, new.token, new.directory)
-        landed = (
-            landed_of_chunk(connection, new.task_id, chunk.chunk_id) if chunk.chunk_id in sheet.begun else frozenset()
-        )
-        leases.append(Lease(new.attempt_id, chunk.chunk_id, chunk.frames, chunk.place, landed))
-    changed = sheet.flush()
-    return Assigned(tuple(leases), tuple(refused), changed, load_facts(connection, facts_of))
+        sheet.change(new.task_id).values["machine_id"] = new.machine_id
+        sheet.lease(new)
+        tried = chunk.chunk_id in sheet.begun
+        landed = landed_of_chunk(connection, new.task_id, chunk.chunk_id) if tried else frozenset()
+        assigned.leases[new.attempt_id] = Lease(chunk.frames, landed)
+    assigned.tasks = sheet.flush()
+    return assigned
 
 
-def _leasable(sheet: Sheet, new: NewAttempt) -> ChunkRow | None:
+def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
     task, chunk = sheet.tasks.get(new.task_id), sheet.chunks.get(new.chunk_id)
     if task is None or chunk is None or task.canceled or task.paused or chunk.state is not ChunkState.WAITING:
         return None
-    if new.whole and not _make_whole(sheet, chunk):
-        return None
-    return chunk
+    return chunk if not new.whole or _make_whole(sheet, chunk) else None
 
 
-_ATTEMPTS_OF_TASK: Final = select(func.count()).select_from(attempts).where(attempts.c.task_id == bindparam("task_id"))
-_CHUNKS_OF_TASK: Final = select(func.count()).select_from(chunks).where(chunks.c.task_id == bindparam("task_id"))
-_OTHER_CHUNKS: Final = chunks.delete().where(
-    chunks.c.task_id == bindparam("key"), chunks.c.chunk_id != bindparam("kept")
-)
-_FRAMES: Final = select(tasks.c.frames).where(tasks.c.task_id == bindparam("task_id"))
+_OF_TASK: Final[Any] = bindparam("task_id")
+_ATTEMPTS_OF_TASK: Final = select(func.count()).select_from(attempts).where(attempts.c.task_id == _OF_TASK)
+_CHUNKS_OF_TASK: Final = select(func.count()).select_from(chunks).where(chunks.c.task_id == _OF_TASK)
+_OTHERS: Final = chunks.delete().where(chunks.c.task_id == bindparam("key"), chunks.c.chunk_id != bindparam("kept"))
+_FRAMES: Final = select(tasks.c.frames).where(tasks.c.task_id == _OF_TASK)
 
 
 def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
     """Replace all chunks of a task, none of which ever had an attempt, by this one (R4)."""
     connection, key = sheet.connection, {"task_id": chunk.task_id}
-    if connection.execute(_ATTEMPTS_OF_TASK, key).scalar_one():
-        return False
-    frames = connection.execute(_FRAMES, key).scalar_one() or ""
+    frames = connection.scalar(_FRAMES, key)
     ranges = cut(parse_frames(frames), 0) if frames else ()
-    if len(ranges) > 1:
+    if len(ranges) > 1 or connection.scalar(_ATTEMPTS_OF_TASK, key):
         return False
     others = connection.execute(_CHUNKS_OF_TASK, key).scalar_one() - 1
-    connection.execute(_OTHER_CHUNKS, {"key": chunk.task_id, "kept": chunk.chunk_id})
+    connection.execute(_OTHERS, {"key": chunk.task_id, "kept": chunk.chunk_id})
     sheet.reshape(chunk, ranges[0] if ranges else None)
-    deltas = sheet.change(chunk.task_id).deltas
-    deltas[ChunkState.WAITING] = deltas.get(ChunkState.WAITING, 0) - others
+    sheet.change(chunk.task_id).add(ChunkState.WAITING, -others)
     return True
-
-
-# -- what attempts report
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +103,18 @@ class LandedStep:
     attempt_id: int
     result_id: int
     counts: bool
-    wanted: tuple[str, ...] = ()
+    wanted: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EndedStep:
     """An attempt is over. `token` None: RenderAPI itself decided it. `wanted`: the names that the chunk needs (empty:
-    the engine names none); `fraction`: a random number for the backoff."""
+    the engine names none)."""
 
     attempt_id: int
     token: str | None
     ending: Ending
-    wanted: tuple[str, ...]
-    fraction: float
+    wanted: Collection[str]
     at_us: int
     peak_memory_mib: int = 0
 
@@ -154,97 +122,45 @@ class EndedStep:
 Step = StartedStep | LandedStep | EndedStep
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """The last report of a machine's instance that this transaction applies (R5.2)."""
 
-    machine_id: int
     instance: str
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An attempt that ended, and where its chunk stands now."""
 
-    attempt_id: int
-    chunk_id: int
-    task_id: int
-    machine_id: int
-    outcome: Outcome
-    chunk: ChunkState
-    place: int
-    not_before_us: int
-    failure: str
-    reason: str
-    directory: str
-    given_back: bool = False
+    attempt: AttemptRow
+    chunk: ChunkRow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Applied:
     """What a batch of steps did. `superseded` are live attempts that late results left without work: their machines
-    are to be told. `completed` are waiting or failed chunks (task, chunk) that late
-    results completed."""
+    are to be told. `completed` are waiting or failed chunks that late results completed. `dropped` steps had no
+    effect."""
 
-    ended: tuple[Ended, ...] = ()
-    superseded: tuple[Ended, ...] = ()
-    completed: tuple[tuple[int, int], ...] = ()
-    started: tuple[int, ...] = ()
-    landed: frozenset[int] = frozenset()
+    ended: list[Ended] = field(default_factory=list)
+    superseded: list[Ended] = field(default_factory=list)
+    completed: list[ChunkRow] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+    landed: set[int] = field(default_factory=set)
     tasks: tuple[TaskState, ...] = ()
     dropped: int = 0
 
 
-def apply_steps(
-    connection: Connection,
-    steps: Sequence[Step],
-    moment: Moment,
-    *,
-    machine_id: int | None = None,
-    mark: Mark | None = None,
-    policy: RetryPolicy | None = None,
-) -> Applied:
-    """Apply what attempts reported, in order, and note how far the machine's reports were applied.
-
-    `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
-    whose token is wrong is dropped and counted (R5.5).
-    """
-    sheet = Sheet(connection, moment)
-    sheet.load_attempts(step.attempt_id for step in steps)
-    applier = _Applier(sheet, policy or RetryPolicy(), machine_id)
-    for step in steps:
-        applier.apply(step)
-    changed = sheet.flush()
-    if mark is not None:
-        connection.execute(_MARK, {"key": mark.machine_id, "its": mark.instance, "seq": mark.seq})
-    return Applied(
-        tuple(applier.ended),
-        tuple(applier.superseded),
-        tuple(applier.completed),
-        tuple(applier.started),
-        frozenset(applier.landed),
-        changed,
-        applier.dropped,
-    )
-
-
 _MARK: Final = (
     machines.update()
-    .where(
-        machines.c.machine_id == bindparam("key"),
-        machines.c.instance == bindparam("its"),
-        machines.c.last_seq < bindparam("seq"),
-    )
+    .where(machines.c.machine_id == bindparam("key"), machines.c.instance == bindparam("its"))
+    .where(machines.c.last_seq < bindparam("seq"))
     .values(last_seq=bindparam("seq"))
 )
 _LAND: Final = (
     results.update()
-    .where(
-        results.c.result_id == bindparam("key"),
-        results.c.attempt_id == bindparam("attempt"),
-        results.c.state == "landing",
-    )
+    .where(results.c.result_id == bindparam("key"), results.c.attempt_id == bindparam("attempt"))
+    .where(results.c.state == "landing")
     .values(state="landed", landed_us=bindparam("now"))
 )
 _LIVE_OF_CHUNK: Final = (
@@ -254,119 +170,116 @@ _LIVE_OF_CHUNK: Final = (
 )
 
 
-class _Applier:
-    """Applies steps to a sheet, one after the other."""
+def apply_steps(
+    connection: Connection,
+    steps: Sequence[Step],
+    moment: Moment,
+    policy: RetryPolicy,
+    *,
+    machine_id: int | None = None,
+    mark: Mark | None = None,
+) -> Applied:
+    """Apply what attempts reported, in order, and note how far the machine's reports were applied.
 
-    def __init__(self, sheet: Sheet, policy: RetryPolicy, machine_id: int | None) -> None:
+    `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
+    whose token is wrong is dropped and counted (R5.5).
+    """
+    sheet = Sheet(connection, moment)
+    sheet.load_attempts(step.attempt_id for step in steps)
+    applier = _Applier(sheet, policy)
+    for step in steps:
+        attempt = sheet.attempts.get(step.attempt_id)
+        if attempt is None or machine_id not in (None, attempt.machine_id) or not applier.apply(step, attempt):
+            applier.done.dropped += 1
+    applier.done.tasks = sheet.flush()
+    if mark is not None:
+        connection.execute(_MARK, {"key": machine_id, "its": mark.instance, "seq": mark.seq})
+    return applier.done
+
+
+class _Applier:
+    """Applies steps to a sheet, one after the other. Each method says whether the step had an effect."""
+
+    def __init__(self, sheet: Sheet, policy: RetryPolicy) -> None:
         self._sheet = sheet
         self._policy = policy
-        self._machine_id = machine_id
-        self.ended: list[Ended] = []
-        self.superseded: list[Ended] = []
-        self.completed: list[tuple[int, int]] = []
-        self.started: list[int] = []
-        self.landed: list[int] = []
-        self.dropped = 0
+        self.done = Applied()
 
-    def apply(self, step: Step) -> None:
-        attempt = self._sheet.attempts.get(step.attempt_id)
-        if attempt is None or self._machine_id not in (None, attempt.machine_id):
-            self.dropped += 1
-        elif isinstance(step, LandedStep):
-            self._landed(step, attempt)
-        elif attempt.state is AttemptState.ENDED or not token_fits(step.token, attempt.token):
-            self.dropped += 1
-        elif isinstance(step, StartedStep):
-            self._started(step, attempt)
-        else:
-            self._ended(step, attempt)
+    def apply(self, step: Step, attempt: AttemptRow) -> bool:
+        if isinstance(step, LandedStep):
+            return self._landed(step, attempt)
+        if attempt.state is AttemptState.ENDED or not token_fits(step.token, attempt.token):
+            return False
+        return self._started(step, attempt) if isinstance(step, StartedStep) else self._ended(step, attempt)
 
-    def _started(self, step: StartedStep, attempt: AttemptRow) -> None:
+    def _started(self, step: StartedStep, attempt: AttemptRow) -> bool:
         if attempt.state is not AttemptState.ASSIGNED:
-            self.dropped += 1
-            return
-        self.started.append(attempt.attempt_id)
+            return False
+        self.done.started.append(attempt.attempt_id)
         attempt.state = AttemptState.RUNNING
         attempt.started_us = _past(step.at_us, self._sheet.moment)
         self._sheet.touch(attempt)
         chunk = self._sheet.chunks[attempt.chunk_id]
         if chunk.state is ChunkState.ASSIGNED:
             self._sheet.move(chunk, ChunkState.RUNNING)
-            self._sheet.change(attempt.task_id).machine_id = attempt.machine_id
+            self._sheet.change(attempt.task_id).values["machine_id"] = attempt.machine_id
+        return True
 
-    def _landed(self, step: LandedStep, attempt: AttemptRow) -> None:
+    def _landed(self, step: LandedStep, attempt: AttemptRow) -> bool:
         sheet = self._sheet
         parameters = {"key": step.result_id, "attempt": step.attempt_id, "now": sheet.moment.us}
         if not sheet.connection.execute(_LAND, parameters).rowcount:
-            self.dropped += 1
-            return
-        self.landed.append(step.result_id)
+            return False
+        self.done.landed.add(step.result_id)
         sheet.change(attempt.task_id).frames_done += int(step.counts)
         if attempt.state is AttemptState.ENDED and step.wanted and not self._missing(attempt, step.wanted):
             self._complete(sheet.chunks[attempt.chunk_id])
+        return True
 
     def _complete(self, chunk: ChunkRow) -> None:
         """Late results gave the chunk all it needs: whoever has it now is left without work (R5.5)."""
-        if chunk.state in (ChunkState.SUCCEEDED, ChunkState.CANCELED):
-            return
-        if chunk.state not in LIVE:
-            self._sheet.move(chunk, ChunkState.SUCCEEDED)
-            self.completed.append((chunk.task_id, chunk.chunk_id))
-            return
         sheet = self._sheet
-        live = sheet.connection.execute(_LIVE_OF_CHUNK, {"chunk_id": chunk.chunk_id}).scalars().all()
-        sheet.load_attempts(live)
-        verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
-        for attempt_id in live:
-            self.superseded.append(self._end(sheet.attempts[attempt_id], chunk, verdict, sheet.moment.us))
+        if chunk.state in LIVE:
+            live = sheet.connection.execute(_LIVE_OF_CHUNK, {"chunk_id": chunk.chunk_id}).scalars().all()
+            sheet.load_attempts(live)
+            verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
+            for attempt_id in live:
+                self.done.superseded.append(self._end(sheet.attempts[attempt_id], verdict, sheet.moment.us))
+        elif chunk.state in (ChunkState.WAITING, ChunkState.FAILED):
+            sheet.move(chunk, ChunkState.SUCCEEDED)
+            self.done.completed.append(chunk)
 
-    def _ended(self, step: EndedStep, attempt: AttemptRow) -> None:
-        chunk = self._sheet.chunks[attempt.chunk_id]
+    def _ended(self, step: EndedStep, attempt: AttemptRow) -> bool:
+        sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
         verdict = settle(
             step.ending,
             tries=chunk.tries,
             named=bool(step.wanted),
             missing=self._missing(attempt, step.wanted),
-            fraction=step.fraction,
+            fraction=random.random(),  # noqa: S311 (jitter)
             policy=self._policy,
         )
-        sheet = self._sheet
         attempt.exit_code, attempt.peak_memory_mib = step.ending.exit_code, step.peak_memory_mib
-        ended = self._end(attempt, chunk, verdict, _past(step.at_us, sheet.moment), given_back=step.ending.given_back)
-        self.ended.append(ended)
+        self.done.ended.append(self._end(attempt, verdict, _past(step.at_us, sheet.moment)))
         if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
             sheet.change(chunk.task_id).frames_done += len(chunk.frames)
         if verdict.chunk is ChunkState.FAILED:
-            sheet.change(chunk.task_id).reason = verdict.reason
+            sheet.change(chunk.task_id).values["reason"] = verdict.reason
+        return True
 
-    def _end(
-        self, attempt: AttemptRow, chunk: ChunkRow, verdict: Verdict, at_us: int, *, given_back: bool = False
-    ) -> Ended:
-        sheet = self._sheet
+    def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:
+        sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
         attempt.state, attempt.outcome, attempt.ended_us = AttemptState.ENDED, verdict.outcome, at_us
-        attempt.failure, attempt.reason = verdict.failure, verdict.reason or None
+        attempt.failure, attempt.reason = verdict.failure[:40], verdict.reason or None
         sheet.touch(attempt)
         if chunk.state is not verdict.chunk:
             sheet.move(chunk, verdict.chunk)
         chunk.tries += int(verdict.counts)
         chunk.not_before_us = sheet.moment.us + int(verdict.delay_s * 1_000_000) if verdict.delay_s else 0
         chunk.reason = verdict.reason or None
-        return Ended(
-            attempt.attempt_id,
-            chunk.chunk_id,
-            chunk.task_id,
-            attempt.machine_id,
-            verdict.outcome,
-            verdict.chunk,
-            chunk.place,
-            chunk.not_before_us,
-            verdict.failure,
-            verdict.reason,
-            attempt.directory,
-            given_back,
-        )
+        return Ended(attempt, chunk)
 
-    def _missing(self, attempt: AttemptRow, wanted: Sequence[str]) -> tuple[str, ...]:
+    def _missing(self, attempt: AttemptRow, wanted: Collection[str]) -> tuple[str, ...]:
         if not wanted:
             return ()
         landed = landed_among(self._sheet.connection, attempt.task_id, wanted)

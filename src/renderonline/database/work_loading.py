@@ -2,13 +2,13 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
-from renderonline.database.projection import TaskState, look, state_of
+from renderonline.database.rows import AnyRow
 from renderonline.database.schema import (
     attempts,
     chunks,
@@ -19,12 +19,17 @@ from renderonline.database.schema import (
     subscriptions,
     tasks,
     users,
+    waits_for,
 )
-from renderonline.database.schema import waits_for as waits
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.scheduling import ReadyTask, Shape
 from renderonline.farm.tasks import AttemptState, ChunkState, Outcome
 
 _FAILURES: Final = (Outcome.FAILED.value, Outcome.LOST.value, Outcome.TIMED_OUT.value, Outcome.STALLED.value)
+_AT_ONCE: Final = 1000
+_RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id).join(
+    engines, engines.c.engine_id == renders.c.engine_id
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,61 +38,32 @@ class TaskFacts:
     whose `arguments` are one finished string."""
 
     task_id: int
-    user_id: int
     engine: str
-    download_path: str
     definition: str | None
     scene: str
     arguments: str
+    frames: str
     values: Mapping[str, str] | None
     template: tuple[str, ...] | None
-    frames: str
 
 
 _FACTS: Final = (
     select(
-        tasks.c.task_id,
-        tasks.c.user_id,
-        tasks.c.frames,
-        engines.c.name,
-        engines.c.download_path,
-        engines.c.definition,
-        renders.c.file_path,
-        renders.c.arguments,
-        renders.c["values"].label("given"),
-        renders.c.template,
+        *(tasks.c.task_id, engines.c.name, engines.c.definition, renders.c.file_path, renders.c.arguments),
+        *(func.coalesce(tasks.c.frames, ""), renders.c["values"], renders.c.template),
     )
-    .select_from(
-        tasks.join(renders, renders.c.render_id == tasks.c.render_id).join(
-            engines, engines.c.engine_id == renders.c.engine_id
-        )
-    )
+    .select_from(_RENDERED)
     .where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
 )
 
 
 def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, TaskFacts]:
     """The facts of these tasks; those that are gone are left out."""
-    if not task_ids:
-        return {}
-    rows = connection.execute(_FACTS, {"ids": sorted(task_ids)})
-    return {row.task_id: _facts(row) for row in rows}
-
-
-def _facts(row: Any) -> TaskFacts:
-    values, template = row.given, row.template
-    return TaskFacts(
-        task_id=row.task_id,
-        user_id=row.user_id,
-        engine=row.name,
-        download_path=row.download_path,
-        definition=row.definition,
-        scene=row.file_path,
-        arguments=row.arguments,
-        values=None if values is None else json.loads(values),
-        template=None if template is None else tuple(json.loads(template)),
-        frames=row.frames or "",
-    )
+    rows = connection.execute(_FACTS, {"ids": sorted(task_ids)}) if task_ids else ()
+    return {
+        row[0]: TaskFacts(*row[:-2], row[-2] and json.loads(row[-2]), row[-1] and tuple(json.loads(row[-1])))
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,100 +78,90 @@ class QueuedChunk:
     held_by: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedTask:
+@dataclass(slots=True)
+class QueuedTask(ReadyTask):
     """A task in the queue, as the dispatcher keeps it.
 
     `one_range`: its frames are one range, or it has none; `begun`: some chunk of it ever had an attempt;
     `chunk_count` counts all its chunks, `chunks` are those that wait; `waits_for`: tasks that must succeed first.
     """
 
-    task_id: int
-    user_id: int
-    priority: int
-    queued_us: int
     engine: str
     download_path: str
     chunk_count: int
-    chunks: tuple[QueuedChunk, ...]
+    chunks: Sequence[QueuedChunk]
     one_range: bool = True
     begun: bool = False
     paused: bool = False
     waits_for: frozenset[int] = frozenset()
 
+    @property
+    def shape(self) -> Shape:
+        if self.chunk_count == 1:
+            return Shape.WHOLE
+        return Shape.UNCUT if self.one_range and not self.begun else Shape.PIECE
+
+    @property
+    def may_start(self) -> bool:
+        return not self.paused and not self.waits_for
+
 
 _QUEUED: Final = (
     select(
-        tasks.c.task_id,
-        tasks.c.user_id,
-        tasks.c.priority,
-        tasks.c.queue_us,
-        tasks.c.paused,
-        tasks.c.frames,
-        engines.c.name,
-        engines.c.download_path,
-        (
-            tasks.c.chunks_waiting
-            + tasks.c.chunks_assigned
-            + tasks.c.chunks_running
-            + tasks.c.chunks_succeeded
-            + tasks.c.chunks_failed
-            + tasks.c.chunks_canceled
-        ).label("chunk_count"),
+        *(tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.queue_us, tasks.c.paused, tasks.c.frames),
+        *(engines.c.name, engines.c.download_path, *(tasks.c[f"chunks_{state.value}"] for state in ChunkState)),
     )
-    .select_from(
-        tasks.join(renders, renders.c.render_id == tasks.c.render_id).join(
-            engines, engines.c.engine_id == renders.c.engine_id
-        )
-    )
+    .select_from(_RENDERED)
     .where(tasks.c.task_id.in_(select(queue.c.task_id)), tasks.c.canceled == 0)
 )
 _WAITING: Final = select(
     chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage
 ).where(chunks.c.state == ChunkState.WAITING.value)
 _STAGES: Final = (
-    select(chunks.c.task_id, func.min(chunks.c.stage).label("stage"))
+    select(chunks.c.task_id, func.min(chunks.c.stage))
     .where(chunks.c.state != ChunkState.SUCCEEDED.value)
     .group_by(chunks.c.task_id)
 )
 _OLD_ATTEMPTS: Final = (
-    select(chunks.c.chunk_id, attempts.c.attempt_id, attempts.c.machine_id, attempts.c.outcome)
-    .select_from(chunks.join(attempts, attempts.c.chunk_id == chunks.c.chunk_id))
+    select(chunks.c.chunk_id, attempts.c.machine_id, attempts.c.outcome, machines.c.secret_hash)
+    .select_from(
+        chunks.join(attempts, attempts.c.chunk_id == chunks.c.chunk_id).outerjoin(
+            machines, machines.c.machine_id == attempts.c.machine_id
+        )
+    )
     .where(chunks.c.state == ChunkState.WAITING.value, chunks.c.tries > 0, attempts.c.state == AttemptState.ENDED.value)
     .order_by(attempts.c.attempt_id)
 )
-_BEGUN: Final = select(attempts.c.task_id).distinct()
+_BEGUN: Final = select(attempts.c.task_id).where(attempts.c.task_id.in_(select(queue.c.task_id))).distinct()
 _BLOCKED: Final = (
-    select(waits.c.task_id, waits.c.waits_for_task_id)
-    .select_from(waits.join(tasks, tasks.c.task_id == waits.c.waits_for_task_id))
-    .where(tasks.c.is_success == 0)
+    select(waits_for).join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id).where(tasks.c.is_success == 0)
 )
-_V1: Final = select(machines.c.machine_id).where(machines.c.secret_hash == "")
 
 
 def load_queue(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
     """The tasks in the queue with their waiting chunks, or those of them that are named."""
 
-    def of(query: Select[Any], column: Any) -> Iterable[Row[Any]]:
-        return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids))))
+    def of(query: Select[Any], column: Any) -> Iterable[AnyRow]:
+        return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids)))).all()
 
-    blocked = defaultdict(set)
-    for row in of(_BLOCKED, waits.c.task_id):
+    blocked: dict[int, set[int]] = defaultdict(set)
+    for row in of(_BLOCKED, waits_for.c.task_id):
         blocked[row.task_id].add(row.waits_for_task_id)
-    old = _old_attempts(connection, of(_OLD_ATTEMPTS, chunks.c.task_id))
-    waiting = _waiting(list(of(_WAITING, chunks.c.task_id)), lambda: of(_STAGES, chunks.c.task_id), old)
-    in_queue = _BEGUN if task_ids is not None else _BEGUN.where(attempts.c.task_id.in_(select(queue.c.task_id)))
-    begun = {row.task_id for row in of(in_queue, attempts.c.task_id)}
+    old = _old_attempts(of(_OLD_ATTEMPTS, chunks.c.task_id))
+    rows = of(_WAITING, chunks.c.task_id)
+    stages = dict(map(tuple, of(_STAGES, chunks.c.task_id))) if any(row.stage for row in rows) else {}
+    waiting: dict[int, list[QueuedChunk]] = defaultdict(list)
+    for row in rows:
+        if row.stage <= stages.get(row.task_id, row.stage):  # of each task only its lowest stage that is not done
+            known = old.get(row.chunk_id)
+            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us)
+            waiting[row.task_id].append(replace(chunk, avoid=known.avoid, held_by=known.held_by) if known else chunk)
+    begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
         QueuedTask(
-            task_id=row.task_id,
-            user_id=row.user_id,
-            priority=row.priority,
-            queued_us=row.queue_us,
-            engine=row.name,
-            download_path=row.download_path,
-            chunk_count=row.chunk_count,
-            chunks=tuple(waiting.get(row.task_id, ())),
+            *(row.task_id, row.user_id, row.priority, row.queue_us, row.name, row.download_path),
+            chunk_count=sum(row[-len(ChunkState) :]),
+            chunks=waiting.get(row.task_id, ()),
             one_range="," not in (row.frames or ""),
             begun=row.task_id in begun,
             paused=bool(row.paused),
@@ -205,37 +171,20 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
     )
 
 
-def _waiting(rows: list[Row[Any]], stages: Any, old: Mapping[int, QueuedChunk]) -> dict[int, list[QueuedChunk]]:
-    """The chunks that wait, of each task only those of its lowest stage that is not done."""
-    current = {row.task_id: row.stage for row in stages()} if any(row.stage for row in rows) else {}
-    waiting: dict[int, list[QueuedChunk]] = defaultdict(list)
-    for row in rows:
-        if row.stage <= current.get(row.task_id, row.stage):
-            known = old.get(row.chunk_id)
-            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us)
-            if known is not None:
-                chunk = replace(chunk, avoid=known.avoid, held_by=known.held_by)
-            waiting[row.task_id].append(chunk)
-    return waiting
-
-
-def _old_attempts(connection: Connection, rows: Iterable[Row[Any]]) -> dict[int, QueuedChunk]:
+def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, QueuedChunk]:
     """Where chunks failed, and which v1 machine lost them last; by chunk."""
-    v1: set[int] | None = None
     found: dict[int, QueuedChunk] = {}
     for row in rows:
-        if v1 is None:
-            v1 = set(connection.execute(_V1).scalars())
-        chunk = found.get(row.chunk_id, QueuedChunk(row.chunk_id))
-        avoid = chunk.avoid | {row.machine_id} if row.outcome in _FAILURES else chunk.avoid
-        held_by = row.machine_id if row.outcome == Outcome.LOST.value and row.machine_id in v1 else None
-        found[row.chunk_id] = replace(chunk, avoid=avoid, held_by=held_by)
+        avoid = found.get(row.chunk_id, QueuedChunk(row.chunk_id)).avoid
+        held_by = row.machine_id if row.outcome == Outcome.LOST.value and row.secret_hash == "" else None
+        avoid |= {row.machine_id} if row.outcome in _FAILURES else frozenset()
+        found[row.chunk_id] = QueuedChunk(row.chunk_id, avoid=avoid, held_by=held_by)
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class LiveAttempt:
-    """An attempt that some machine has, or had when we were stopped."""
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first (R7.4)."""
 
     attempt_id: int
     token: str
@@ -243,26 +192,18 @@ class LiveAttempt:
     task_id: int
     user_id: int
     machine_id: int
-    state: AttemptState
     directory: str
-    place: int
-    frames: FrameRange | None
+    frames: FrameRange | None = None
+    running: bool = False
+    whole: bool = False
 
 
+A = TypeVar("A", bound=Attempt)
 _LIVE: Final = (
     select(
-        attempts.c.attempt_id,
-        attempts.c.token,
-        attempts.c.chunk_id,
-        attempts.c.task_id,
-        attempts.c.machine_id,
-        attempts.c.state,
-        attempts.c.directory,
-        tasks.c.user_id,
-        chunks.c.place,
-        chunks.c.first_frame,
-        chunks.c.last_frame,
-        chunks.c.frame_step,
+        *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
+        *(attempts.c.machine_id, attempts.c.directory, attempts.c.state),
+        *(chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step),
     )
     .select_from(
         attempts.join(chunks, chunks.c.chunk_id == attempts.c.chunk_id).join(
@@ -273,39 +214,34 @@ _LIVE: Final = (
 )
 
 
-def load_live(connection: Connection) -> tuple[LiveAttempt, ...]:
+def load_live(connection: Connection, kind: type[A]) -> tuple[A, ...]:
     """Every attempt that has not ended."""
     states = (AttemptState.ASSIGNED.value, AttemptState.RUNNING.value)
-    return tuple(_live(row) for row in connection.execute(_LIVE.where(attempts.c.state.in_(states))))
+    return tuple(_attempt(row, kind) for row in connection.execute(_LIVE.where(attempts.c.state.in_(states))))
 
 
-def load_attempt(connection: Connection, attempt_id: int) -> LiveAttempt | None:
+def load_attempt(connection: Connection, attempt_id: int) -> Attempt | None:
     """One attempt, whatever its state; None when it or its task is gone."""
     row = connection.execute(_LIVE.where(attempts.c.attempt_id == attempt_id)).one_or_none()
-    return None if row is None else _live(row)
+    return None if row is None else _attempt(row, Attempt)
 
 
-def _live(row: Any) -> LiveAttempt:
-    return LiveAttempt(
-        attempt_id=row.attempt_id,
-        token=row.token,
-        chunk_id=row.chunk_id,
-        task_id=row.task_id,
-        user_id=row.user_id,
-        machine_id=row.machine_id,
-        state=AttemptState(row.state),
-        directory=row.directory,
-        place=row.place,
-        frames=None if row.first_frame is None else FrameRange(row.first_frame, row.last_frame, row.frame_step or 1),
-    )
+def _attempt(row: AnyRow, kind: type[A]) -> A:
+    *plain, state, first, last, step = row
+    return kind(*(*plain, frames_of(first, last, step), state == AttemptState.RUNNING.value))
+
+
+def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
+    """A chunk's frames from its columns."""
+    return None if first is None or last is None else FrameRange(first, last, step or 1)
 
 
 def load_shares(connection: Connection) -> dict[int, int]:
     """Each user's share of the farm."""
-    query = select(users.c.user_id, subscriptions.c.share).select_from(
-        users.join(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
+    query = select(users.c.user_id, subscriptions.c.share).join(
+        subscriptions, subscriptions.c.subscription_id == users.c.subscription_id
     )
-    return {row.user_id: row.share for row in connection.execute(query)}
+    return dict(map(tuple, connection.execute(query)))
 
 
 def load_queued_ids(connection: Connection) -> frozenset[int]:
@@ -313,7 +249,18 @@ def load_queued_ids(connection: Connection) -> frozenset[int]:
     return frozenset(connection.execute(select(queue.c.task_id)).scalars())
 
 
-def load_state(connection: Connection, task_id: int) -> TaskState | None:
-    """Where a task stands; None when it is gone."""
-    row = look(connection, (task_id,)).get(task_id)
-    return None if row is None else state_of(row)
+def download_paths(connection: Connection) -> frozenset[str]:
+    """Every download path that an engine has."""
+    return frozenset(connection.execute(select(engines.c.download_path)).scalars())
+
+
+def load_holders(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, int | None]:
+    """The attempts among these that the database still has: the machine that may still write or report there."""
+    columns = (attempts.c.attempt_id, attempts.c.machine_id, attempts.c.state, attempts.c.outcome)
+    found: dict[int, int | None] = {}
+    for start in range(0, len(attempt_ids), _AT_ONCE):
+        query = select(*columns).where(attempts.c.attempt_id.in_(attempt_ids[start : start + _AT_ONCE]))
+        for attempt_id, machine_id, state, outcome in connection.execute(query):
+            over = state == AttemptState.ENDED.value and outcome != Outcome.LOST.value
+            found[attempt_id] = None if over else machine_id
+    return found

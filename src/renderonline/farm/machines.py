@@ -1,12 +1,9 @@
 """Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3, R5.4)."""
 
 from collections import deque
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-LARGEST_V1_ID: Final = 255
-"""v1 machine rows have ids up to here; the existing client reads a byte (R1.1)."""
 GRACE_S: Final = 60.0
 """After a start every live attempt has this long until its machine must have been heard."""
 ALTERNATION_S: Final = 60.0
@@ -54,19 +51,14 @@ class AwakeClock:
 
     def tick(self, now: float) -> None:
         """Our loop lives at this moment of the monotonic clock."""
-        self._awake += self._counted(now)
-        self._last = now
+        self._awake, self._last = self.now(now), now
 
     def now(self, now: float) -> float:
         """Awake seconds since the clock was made; never goes back."""
-        return self._awake + self._counted(now)
-
-    def _counted(self, now: float) -> float:
-        return min(max(now - self._last, 0.0), 2 * self._interval_s)
+        return self._awake + min(max(now - self._last, 0.0), 2 * self._interval_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """An instance of HPCServer that said hello, and when."""
 
     instance: str
@@ -87,8 +79,7 @@ class Instances:
 
     def hello(self, instance: str, now: float) -> bool:
         """Note a hello; whether two instances alternate within a minute."""
-        latest = self.latest
-        changed = latest is not None and latest.instance != instance
+        changed = self.latest is not None and self.latest.instance != instance
         known = any(seen.instance == instance and now - seen.at <= ALTERNATION_S for seen in self._seen)
         self._seen.append(Seen(instance, now))
         return changed and known

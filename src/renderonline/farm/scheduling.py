@@ -9,35 +9,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heapreplace
+from operator import itemgetter
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
 
 class Shape(StrEnum):
-    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4)."""
+    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4).
+
+    `UNCUT`: of a cut task none of whose chunks had an attempt and whose frames are one range: it can be made whole.
+    """
 
     WHOLE = "whole"
-    """The chunk is the whole task."""
     UNCUT = "uncut"
-    """A cut task none of whose chunks had an attempt and whose frames are one range: it can be made whole again."""
     PIECE = "piece"
-    """A part of a task that some machine has already begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a chunk needs of a machine; chunks with equal needs share one queue.
-
-    `engine` is case-folded; `avoid` are the machines on which the chunk failed.
-    """
+    """What a chunk needs of a machine; chunks with equal needs share one queue. `engine` is case-folded; `avoid` are
+    the machines on which the chunk failed."""
 
     engine: str
     shape: Shape = Shape.PIECE
     avoid: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadyTask:
     """What the order needs to know of a task. `queued_us` is its age (microseconds since 1970)."""
 
@@ -67,18 +66,14 @@ class _Chunk(NamedTuple):
 class _Bucket:
     """The waiting chunks of one task that share a signature, the next one last."""
 
-    __slots__ = ("chunks", "signature", "task")
+    __slots__ = ("age", "chunks", "signature", "task")
 
     def __init__(self, task: ReadyTask, signature: Signature) -> None:
-        self.task = task
-        self.signature = signature
+        self.task, self.signature = task, signature
+        self.age = (task.queued_us, task.task_id)
         self.chunks: list[_Chunk] = []
 
-    @property
-    def age(self) -> tuple[int, int]:
-        return self.task.queued_us, self.task.task_id
-
-    def add(self, places: Iterable[tuple[int, int]]) -> list[_Chunk]:
+    def add(self, places: Sequence[tuple[int, int]]) -> list[_Chunk]:
         fresh = [_Chunk(-place, -chunk_id, self) for chunk_id, place in places]
         if len(fresh) == 1:
             insort(self.chunks, fresh[0])
@@ -86,9 +81,6 @@ class _Bucket:
             self.chunks += fresh
             self.chunks.sort()
         return fresh
-
-    def remove(self, chunk: _Chunk) -> None:
-        del self.chunks[bisect_left(self.chunks, chunk)]
 
 
 class ReadyIndex:
@@ -102,9 +94,6 @@ class ReadyIndex:
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __contains__(self, chunk_id: int) -> bool:
-        return chunk_id in self._chunks
-
     @property
     def signatures(self) -> Iterable[Signature]:
         """The needs of all that waits."""
@@ -112,29 +101,28 @@ class ReadyIndex:
 
     def add(self, task: ReadyTask, chunk_id: int, place: int, signature: Signature) -> None:
         """Make a chunk ready; one that is ready already is moved."""
-        self.add_many(task, ((chunk_id, place),), signature)
+        self.add_many(task, [(chunk_id, place)], signature)
 
-    def add_many(self, task: ReadyTask, places: Iterable[tuple[int, int]], signature: Signature) -> None:
+    def add_many(self, task: ReadyTask, places: Sequence[tuple[int, int]], signature: Signature) -> None:
         """Make chunks (chunk id, place) of one task ready, all with the same needs."""
-        fresh = list(places)
-        for chunk_id, _ in fresh:
+        for chunk_id, _ in places:
             self.remove(chunk_id)
-        if not fresh:
+        if not places:
             return
-        buckets = self._buckets.setdefault(task.task_id, {})
-        bucket = buckets.get(signature)
+        bucket = self._buckets.get(task.task_id, {}).get(signature)
         if bucket is None:
-            bucket = buckets[signature] = _Bucket(task, signature)
+            bucket = _Bucket(task, signature)
             self._link(bucket)
-        self._chunks.update((-chunk.id_back, chunk) for chunk in bucket.add(fresh))
+        self._chunks.update((chunk.chunk_id, chunk) for chunk in bucket.add(places))
 
     def remove(self, chunk_id: int) -> bool:
         """Take a chunk out; whether it was there."""
         chunk = self._chunks.pop(chunk_id, None)
         if chunk is None:
             return False
-        chunk.bucket.remove(chunk)
-        if not chunk.bucket.chunks:
+        chunks = chunk.bucket.chunks
+        del chunks[bisect_left(chunks, chunk)]
+        if not chunks:
             self._drop(chunk.bucket)
         return True
 
@@ -155,7 +143,6 @@ class ReadyIndex:
             there = self._buckets.get(task_id, {}).get(piece)
             if there is None:  # the whole bucket moves, however many chunks are in it
                 old.signature = piece
-                self._buckets.setdefault(task_id, {})[piece] = old
                 self._link(old)
             else:
                 moved = there.add([(chunk.chunk_id, chunk.place) for chunk in old.chunks])
@@ -163,15 +150,11 @@ class ReadyIndex:
 
     def chunks_of(self, task_id: int) -> tuple[int, ...]:
         """The ready chunks of one task."""
-        return tuple(c.chunk_id for bucket in self._buckets.get(task_id, {}).values() for c in bucket.chunks)
-
-    def waits(self, task_id: int) -> bool:
-        """Whether some chunk of the task is ready."""
-        return task_id in self._buckets
+        return tuple(one.chunk_id for bucket in self._buckets.get(task_id, {}).values() for one in bucket.chunks)
 
     def signatures_of(self, task_id: int) -> tuple[Signature, ...]:
-        """The needs of the ready chunks of one task."""
-        return tuple(self._buckets.get(task_id, {}))
+        """The needs of the ready chunks of one task; none when none of them is ready."""
+        return tuple(self._buckets.get(task_id, ()))
 
     def classes(self, signature: Signature) -> Iterator[tuple[int, Mapping[int, SortedDict]]]:
         """The priority classes of a signature, highest first: (priority, user -> tasks by age)."""
@@ -179,14 +162,10 @@ class ReadyIndex:
             yield -negative, users
 
     def _link(self, bucket: _Bucket) -> None:
-        classes = self._queues.get(bucket.signature)
-        if classes is None:
-            classes = self._queues[bucket.signature] = SortedDict()
-        users = classes.setdefault(-bucket.task.priority, {})
-        tasks = users.get(bucket.task.user_id)
-        if tasks is None:
-            tasks = users[bucket.task.user_id] = SortedDict()
-        tasks[bucket.age] = bucket
+        task = bucket.task
+        self._buckets.setdefault(task.task_id, {})[bucket.signature] = bucket
+        users = self._queues.setdefault(bucket.signature, SortedDict()).setdefault(-task.priority, {})
+        users.setdefault(task.user_id, SortedDict())[bucket.age] = bucket
 
     def _drop(self, bucket: _Bucket) -> None:
         task, signature = bucket.task, bucket.signature
@@ -278,61 +257,35 @@ def plan(
     touches, then costs O(log n) a slot; nothing is changed.
     """
     loads = _Loads(usage, policy)
-    cursors: dict[Signature, _Cursor] = {}
-    fitting = [(slots, _fitting(index, slots.ability, policy, loads, cursors)) for slots in free_slots]
+    cursors = {signature: _Cursor(index, signature, loads) for signature in index.signatures}
+    left = [
+        (free.ability, free.count, [one for needs, one in cursors.items() if policy.takes(free.ability, needs)])
+        for free in free_slots
+    ]
     assignments: list[Assignment] = []
-    left = [(slots.ability, slots.count, choices) for slots, choices in fitting if slots.count > 0 and choices]
     while left:
         again = []
         for ability, count, choices in left:
-            cursor = _best(choices)
-            if cursor is None:
-                continue
-            assignments.append(cursor.take(ability))
-            if count > 1:
+            heads = [(key, cursor) for cursor in choices if (key := cursor.key()) is not None]
+            if count > 0 and heads:
+                assignments.append(min(heads, key=itemgetter(0))[1].take(ability))
                 again.append((ability, count - 1, choices))
         left = again
     return assignments
-
-
-def _fitting(
-    index: ReadyIndex, ability: Ability, policy: Policy, loads: "_Loads", cursors: "dict[Signature, _Cursor]"
-) -> "list[_Cursor]":
-    choices = []
-    for signature in index.signatures:
-        if policy.takes(ability, signature):
-            if signature not in cursors:
-                cursors[signature] = _Cursor(index, signature, loads)
-            choices.append(cursors[signature])
-    return choices
-
-
-def _best(choices: "list[_Cursor]") -> "_Cursor | None":
-    best, best_key = None, None
-    for cursor in choices:
-        key = cursor.key()
-        if key is not None and (best_key is None or key < best_key):
-            best, best_key = cursor, key
-    return best
 
 
 class _Loads:
     """Running cost per share while a plan is made: what the plan gives counts at once."""
 
     def __init__(self, usage: Mapping[int, float], policy: Policy) -> None:
-        self._usage = usage
+        self._cost = dict(usage)
         self._policy = policy
-        self._given: dict[int, float] = {}
 
     def of(self, user_id: int) -> float:
-        cost = self._usage.get(user_id, 0.0) + self._given.get(user_id, 0.0)
-        return cost / self._policy.share(user_id)
+        return self._cost.get(user_id, 0.0) / self._policy.share(user_id)
 
     def give(self, user_id: int) -> None:
-        self._given[user_id] = self._given.get(user_id, 0.0) + 1.0
-
-
-_Key = tuple[int, float, tuple[int, int], int, int]
+        self._cost[user_id] = self._cost.get(user_id, 0.0) + 1.0
 
 
 class _Waiting:
@@ -361,21 +314,20 @@ class _Cursor:
     """The heads of one signature: users of the highest class that still has something, in a heap by load and age."""
 
     def __init__(self, index: ReadyIndex, signature: Signature, loads: _Loads) -> None:
-        self._signature = signature
+        self._shape = signature.shape
         self._loads = loads
         self._classes = index.classes(signature)
         self._priority = 0
         self._heap: list[tuple[float, tuple[int, int], int, _Waiting]] = []
 
-    def key(self) -> _Key | None:
+    def key(self) -> tuple[int, float, tuple[int, int], int, int] | None:
         """Where the best head stands in the order of the whole farm; None when nothing is left."""
         while self._heap or self._next_class():
             load, age, user_id, waiting = self._heap[0]
-            head = waiting.head
-            assert head is not None
+            assert waiting.head is not None
             now = self._loads.of(user_id)
             if now == load:
-                return -self._priority, load, age, head.place, head.chunk_id
+                return -self._priority, load, age, waiting.head.place, waiting.head.chunk_id
             heapreplace(self._heap, (now, age, user_id, waiting))  # this user got something from another signature
         return None
 
@@ -384,7 +336,7 @@ class _Cursor:
         _, _, user_id, waiting = self._heap[0]
         chunk = waiting.head
         assert chunk is not None
-        whole = not ability.linked and self._signature.shape is Shape.UNCUT
+        whole = not ability.linked and self._shape is Shape.UNCUT
         if whole:
             waiting.skip_task()
         else:
@@ -397,13 +349,10 @@ class _Cursor:
         return Assignment(ability.machine_id, chunk.bucket.task.task_id, chunk.chunk_id, whole)
 
     def _next_class(self) -> bool:
-        following = next(self._classes, None)
-        if following is None:
-            return False
-        self._priority, users = following
+        self._priority, users = next(self._classes, (0, {}))
         for user_id, tasks in users.items():
             waiting = _Waiting(tasks)
-            if waiting.head is not None:
-                self._heap.append((self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
+            assert waiting.head is not None
+            self._heap.append((self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
         heapify(self._heap)
-        return True
+        return bool(self._heap)

@@ -1,14 +1,13 @@
 """What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4, R5.5)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from renderonline.farm.tasks import ChunkState, Outcome
 
 FINAL_FAILURES: Final = frozenset({"scene", "command"})
 """Failure classes that every other machine would see as well: no second try."""
-
 HANDED_BACK_S: Final = 1.0
 """How long a chunk waits that its machine handed back of its own accord."""
 
@@ -65,8 +64,7 @@ class Verdict:
 
 def backoff(tries: int, policy: RetryPolicy, fraction: float) -> float:
     """Seconds until the next try after `tries` failures: full jitter, `fraction` is a random number in [0, 1)."""
-    longest = min(policy.cap_s, policy.base_s * 2.0 ** min(max(tries - 1, 0), 30))
-    return longest * fraction
+    return fraction * min(policy.cap_s, policy.base_s * 2.0 ** min(max(tries - 1, 0), 30))
 
 
 def settle(
@@ -76,14 +74,13 @@ def settle(
     named: bool,
     missing: Sequence[str],
     fraction: float,
-    policy: RetryPolicy | None = None,
+    policy: RetryPolicy = RetryPolicy(),
 ) -> Verdict:
     """The verdict on an attempt's end.
 
     `tries` are the failures counted before, `named` says whether the engine names its outputs, `missing` which of
     the chunk's expected files have not landed.
     """
-    policy = policy or RetryPolicy()
     if ending.given_back or ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
         delay_s = 0.0 if ending.given_back else HANDED_BACK_S
         return Verdict(ChunkState.WAITING, Outcome.CANCELED, delay_s=delay_s, reason=ending.reason)
@@ -92,15 +89,12 @@ def settle(
         ending = Ending(Outcome.FAILED, "missing_output", f"missing: {_listed(missing)}", ending.exit_code)
     if ending.outcome is Outcome.SUCCEEDED or complete:
         return Verdict(ChunkState.SUCCEEDED, ending.outcome, ending.failure, reason=ending.reason)
-    reason = plain_reason(ending)
-    counted = tries + 1
+    failed = Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=plain_reason(ending))
     if ending.failure in FINAL_FAILURES:
-        return Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=reason)
-    if counted >= policy.max_tries:
-        reason = f"{reason} (tried {counted} times)"
-        return Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=reason)
-    delay_s = backoff(counted, policy, fraction)
-    return Verdict(ChunkState.WAITING, ending.outcome, ending.failure, counts=True, delay_s=delay_s, reason=reason)
+        return failed
+    if tries + 1 >= policy.max_tries:
+        return replace(failed, reason=f"{failed.reason} (tried {tries + 1} times)")
+    return replace(failed, chunk=ChunkState.WAITING, delay_s=backoff(tries + 1, policy, fraction))
 
 
 def plain_reason(ending: Ending) -> str:

@@ -10,7 +10,7 @@ from renderonline.database.work_landing import Landing
 from renderonline.farm.tasks import ChunkState
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.machines import Machine
-from renderonline.renderapi.memory import Attempt
+from renderonline.renderapi.memory import LiveAttempt
 
 PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
@@ -46,12 +46,20 @@ class Announcer:
     def task(self, state: TaskState) -> None:
         """A task changed; its end is told at once."""
         key = ("task", state.task_id)
-        tell = partial(self._events.publish, "task", task_data(state), user_id=state.user_id)
         if state.ended:
             self._quiet.pop(key, None)
-            tell()
+            self._task(state)
         else:
-            self._now_and_then(key, tell)
+            self._now_and_then(key, partial(self._task, state))
+
+    def _task(self, state: TaskState) -> None:
+        data: dict[str, Any] = {"task_id": state.task_id, "status": state.status.value}
+        data |= {"frames_total": state.frames_total, "frames_done": state.frames_done}
+        data |= {
+            "chunks": {one.value: getattr(state.counters, one.value) for one in ChunkState},
+            "reason": state.reason,
+        }
+        self._events.publish("task", data, user_id=state.user_id)
 
     def task_deleted(self, task_id: int, user_id: int) -> None:
         """A task is gone."""
@@ -60,47 +68,19 @@ class Announcer:
     def result(self, landing: Landing) -> None:
         """A result landed."""
         offer = landing.offer
-        data = {
-            "task_id": landing.task_id,
-            "name": offer.name,
-            "frame": offer.frame,
-            "size": offer.size,
-            "digest": offer.digest,
-            "crc32": offer.crc32,
-            "machine_id": landing.machine_id,
-            "attempt_id": offer.attempt_id,
-        }
+        data = {"task_id": landing.task_id, "machine_id": landing.machine_id, "attempt_id": offer.attempt_id}
+        data |= {name: getattr(offer, name) for name in ("name", "frame", "size", "digest", "crc32")}
         self._events.publish("result", data, user_id=landing.user_id)
 
-    def progress(self, attempt: Attempt, progress: Progress, now: float) -> None:
+    def progress(self, attempt: LiveAttempt, progress: Progress, now: float) -> None:
         """An attempt came further; not every step is told."""
         if now - attempt.told_at < PROGRESS_PAUSE_S and progress.fraction < 1.0:
             return
         attempt.told_at = now
-        data = {
-            "task_id": attempt.task_id,
-            "chunk_id": attempt.chunk_id,
-            "attempt_id": attempt.attempt_id,
-            "machine_id": attempt.machine_id,
-            "fraction": progress.fraction,
-            "frame": progress.frame,
-            "remaining_s": progress.remaining_s,
-            "message": progress.message,
-        }
+        data = {name: getattr(attempt, name) for name in ("task_id", "chunk_id", "attempt_id", "machine_id")}
+        data |= {name: getattr(progress, name) for name in ("fraction", "frame", "remaining_s", "message")}
         self._events.publish("progress", data, user_id=attempt.user_id)
 
     def machine(self, machine: Machine) -> None:
         """A machine came, went, or changed its status."""
         self._now_and_then(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))
-
-
-def task_data(state: TaskState) -> dict[str, Any]:
-    """A task's state as events tell it."""
-    return {
-        "task_id": state.task_id,
-        "status": state.status.value,
-        "frames_total": state.frames_total,
-        "frames_done": state.frames_done,
-        "chunks": {one.value: getattr(state.counters, one.value) for one in ChunkState},
-        "reason": state.reason,
-    }

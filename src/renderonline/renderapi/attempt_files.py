@@ -2,26 +2,19 @@
 
 import asyncio
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import structlog
 
 from renderonline.database import Database
-from renderonline.database.work_files import download_paths, folders_of
+from renderonline.database.work_loading import download_paths, load_holders
 from renderonline.storage.landing import attempts_on_disk, remove_attempt
 
 _log = structlog.get_logger(__name__)
 
-_OURS: Final = 2**31
-"""Attempt ids of this farm lie at most so far below the newest; other farms began elsewhere (R7.1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    directory: str
-    machine_id: int
+OURS: Final = 2**31
+"""Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere (R7.1)."""
 
 
 class AttemptFiles:
@@ -29,17 +22,16 @@ class AttemptFiles:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._folders: dict[int, _Folder] = {}
+        self._folders: dict[int, tuple[str, int]] = {}
         self._removals: set[asyncio.Task[None]] = set()
 
     def know(self, attempt_id: int, directory: str, machine_id: int) -> None:
         """An attempt was leased, or found live at start."""
-        self._folders[attempt_id] = _Folder(directory, machine_id)
+        self._folders[attempt_id] = (directory, machine_id)
 
     def remove(self, attempt_ids: Iterable[int]) -> None:
         """These attempts are over and their machines have said so (or are gone for good)."""
-        known = (self._folders.pop(attempt_id, None) for attempt_id in attempt_ids)
-        directories = [folder.directory for folder in known if folder is not None]
+        directories = [self._folders.pop(number)[0] for number in attempt_ids if number in self._folders]
         if directories:
             removal = asyncio.create_task(asyncio.to_thread(_remove_all, directories))
             self._removals.add(removal)
@@ -47,7 +39,7 @@ class AttemptFiles:
 
     def remove_unheld(self, machine_id: int, held: Collection[int]) -> None:
         """A machine says what it still has: everything else that it had is over."""
-        mine = [number for number, folder in self._folders.items() if folder.machine_id == machine_id]
+        mine = [number for number, (_, owner) in self._folders.items() if owner == machine_id]
         self.remove(number for number in mine if number not in held)
 
     async def sweep(self, newest: int) -> None:
@@ -55,17 +47,16 @@ class AttemptFiles:
 
         `newest`: an attempt id that no attempt before this start reaches.
         """
-        paths = await self._database.read(download_paths)
         found: dict[int, str] = {}
-        for path in paths:
+        for path in await self._database.read(download_paths):
             found |= await asyncio.to_thread(attempts_on_disk, path)
-        known = await self._database.read(partial(folders_of, attempt_ids=sorted(found)))
+        holders = await self._database.read(partial(load_holders, attempt_ids=sorted(found)))
         stale = []
         for attempt_id, directory in found.items():
-            folder = known.get(attempt_id)
-            if folder is not None and (folder.live or folder.lost):
-                self.know(attempt_id, directory, folder.machine_id)
-            elif folder is not None or newest - _OURS < attempt_id < newest:
+            holder = holders.get(attempt_id)
+            if holder is not None:
+                self.know(attempt_id, directory, holder)
+            elif attempt_id in holders or newest - OURS < attempt_id < newest:
                 stale.append(directory)
         if stale:
             _log.info("Directories of old attempts are removed", count=len(stale))

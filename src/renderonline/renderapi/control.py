@@ -1,174 +1,150 @@
 """What people do to tasks: cancel, delete, pause, resume, try again, and ask why nothing happens.
 
 Every use case can be repeated. `user_id` is whose task it must be; None for those who may touch everybody's.
+`NotFound` when a task is not there or not theirs.
 """
 
 import asyncio
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from renderonline.database import Database
+from renderonline.database import work_control as work
 from renderonline.database.projection import TaskState
-from renderonline.database.work_control import (
-    Canceled,
-    Condemned,
-    Stopped,
-    Story,
-    cancel_task,
-    condemn_task,
-    delete_task,
-    pause_task,
-    retry_task,
-    task_story,
-)
 from renderonline.farm.tasks import TaskStatus
-from renderonline.renderapi.clock import Clock, moment
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.storage.landing import remove_attempt, remove_task
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 _STOPPING_S: Final = 10.0
 """Deleting waits at most so long for engines to end, so that they write nothing behind us."""
+_LOOK_S: Final = 0.05
+_ENDED: Final = {
+    TaskStatus.SUCCEEDED: "It succeeded.",
+    TaskStatus.FAILED: "It failed. Try it again with: renderonline retry.",
+    TaskStatus.CANCELED: "It was canceled. Try it again with: renderonline retry.",
+}
 
 
 class Control:
     """The use cases. The routes make the words of each API from what is raised here."""
 
-    def __init__(self, database: Database, dispatcher: Dispatcher, clock: Clock = time) -> None:
+    def __init__(self, database: Database, dispatcher: Dispatcher) -> None:
         self._database = database
         self._dispatcher = dispatcher
-        self._clock = clock
+        self._shared = dispatcher.shared
 
     async def cancel(self, task_id: int, *, user_id: int | None) -> TaskState:
-        """Take a task from the queue and stop what runs of it.
-
-        `NotFound` when it is not there or not theirs; `Conflict` (code `not_in_queue`) when it has ended.
-        """
-        canceled = await self._database.write(
-            partial(cancel_task, task_id=task_id, moment=moment(self._clock), user_id=user_id)
-        )
+        """Take a task from the queue and stop what runs of it. `Conflict` (code `not_in_queue`) when it has ended."""
+        canceled = await self._write(work.cancel_task, task_id, user_id)
         self._follow_cancel(canceled)
         return canceled.state
 
     async def delete(self, task_id: int, *, user_id: int | None) -> None:
-        """Stop a task, then remove its files and its rows. `NotFound` as for `cancel`.
+        """Stop a task, then remove its files and its rows.
 
         Files go first: a stop in between leaves a canceled task that can be deleted again.
         """
-        condemned = await self._database.write(
-            partial(condemn_task, task_id=task_id, moment=moment(self._clock), user_id=user_id)
-        )
+        condemned = await self._write(work.condemn_task, task_id, user_id)
         self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
-        await self._database.write(partial(delete_task, task_id=task_id))
-        self._dispatcher.memory.forget_task(task_id)
-        self._dispatcher.orders.forget(task_id)
-        self._dispatcher.announcer.task_deleted(task_id, condemned.canceled.state.user_id)
+        await self._database.write(partial(work.delete_task, task_id=task_id))
+        self._shared.memory.forget_task(task_id)
+        self._shared.orders.forget(task_id)
+        self._shared.announcer.task_deleted(task_id, condemned.canceled.state.user_id)
 
     async def pause(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Start nothing new of a task; what runs goes on. `Conflict` when it has ended."""
-        return await self._set_paused(task_id, user_id, paused=True)
+        return await self._changed(await self._write(partial(work.pause_task, paused=True), task_id, user_id))
 
     async def resume(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Go on with a task."""
-        return await self._set_paused(task_id, user_id, paused=False)
+        return await self._changed(await self._write(partial(work.pause_task, paused=False), task_id, user_id))
 
     async def retry(self, task_id: int, *, user_id: int | None) -> TaskState:
         """Put what failed or was canceled back to waiting; what waits after a failure starts at once.
 
         `Conflict` when there is nothing to try again, `LimitReached` when the user's queue is full.
         """
-        state = await self._database.write(
-            partial(retry_task, task_id=task_id, moment=moment(self._clock), user_id=user_id)
-        )
-        self._dispatcher.orders.forget(task_id)
-        await self._dispatcher.reload((task_id,))
-        self._dispatcher.announcer.task(state)
-        return state
+        return await self._changed(await self._write(work.retry_task, task_id, user_id))
 
     async def explain(self, task_id: int, *, user_id: int | None) -> tuple[str, ...]:
-        """Why a task is where it is, in plain words. `NotFound` as for `cancel`."""
-        story = await self._database.read(partial(task_story, task_id=task_id, user_id=user_id))
+        """Why a task is where it is, in plain words."""
+        story = await self._database.read(partial(work.task_story, task_id=task_id, user_id=user_id))
         return tuple(self._reasons(story))
 
-    async def _set_paused(self, task_id: int, user_id: int | None, *, paused: bool) -> TaskState:
-        state = await self._database.write(
-            partial(pause_task, task_id=task_id, moment=moment(self._clock), paused=paused, user_id=user_id)
-        )
-        await self._dispatcher.reload((task_id,))
-        self._dispatcher.announcer.task(state)
+    async def _write(self, operation: Callable[..., T], task_id: int, user_id: int | None) -> T:
+        guarded = partial(operation, task_id=task_id, moment=self._shared.now(), user_id=user_id)
+        return await self._database.write(guarded)
+
+    async def _changed(self, state: TaskState) -> TaskState:
+        self._shared.orders.forget(state.task_id)
+        await self._shared.reload((state.task_id,))
+        self._shared.announcer.task(state)
         return state
 
-    # -- stopping
-
-    def _follow_cancel(self, canceled: Canceled) -> None:
+    def _follow_cancel(self, canceled: work.Canceled) -> None:
         """Memory and machines follow what was committed. A slot is free when its machine says so."""
-        dispatcher = self._dispatcher
-        for stopped in canceled.stopped:
-            dispatcher.memory.end_attempt(stopped.attempt_id)
-            machine = dispatcher.machines.get(stopped.machine_id)
-            if machine is not None and machine.link is not None:
-                machine.link.cancel(stopped.attempt_id, "the task was canceled")
-        dispatcher.reports.tasks_changed((canceled.state,))
+        for attempt_id, machine_id, _ in canceled.stopped:
+            self._shared.memory.end_attempt(attempt_id)
+            self._shared.machines.cancel(machine_id, attempt_id, "the task was canceled")
+        self._dispatcher.reports.tasks_changed((canceled.state,))
 
-    async def _until_stopped(self, stopped: Iterable[Stopped]) -> None:
+    async def _until_stopped(self, stopped: Sequence[work.Stopped]) -> None:
         """Wait until no machine has these attempts any more, or for a while; the rest is swept up later."""
-        waiting = [one for one in stopped if self._occupied(one)]
-        deadline = self._clock.monotonic() + _STOPPING_S
-        while waiting and self._clock.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-            waiting = [one for one in waiting if self._occupied(one)]
+        for _ in range(int(_STOPPING_S / _LOOK_S)):
+            if not any(map(self._occupied, stopped)):
+                return
+            await asyncio.sleep(_LOOK_S)
 
-    def _occupied(self, stopped: Stopped) -> bool:
-        machine = self._dispatcher.machines.get(stopped.machine_id)
+    def _occupied(self, stopped: work.Stopped) -> bool:
+        machine = self._shared.machines.get(stopped.machine_id)
         return machine is not None and machine.reachable and stopped.attempt_id in machine.occupied
 
-    def _remove_files(self, condemned: Condemned) -> None:
+    def _remove_files(self, condemned: work.Condemned) -> None:
         for attempt in condemned.attempts:
             remove_attempt(attempt.directory)
-            self._dispatcher.logs.remove(attempt.attempt_id)
+            self._shared.logs.remove(attempt.attempt_id)
         if not condemned.shared and not remove_task(condemned.scene, condemned.canceled.state.user_id):
             _log.warning("A deleted task's files could not all be removed", scene=condemned.scene)
 
-    # -- why
-
-    def _reasons(self, story: Story) -> Iterable[str]:
+    def _reasons(self, story: work.Story) -> Iterable[str]:
         state = story.state
         if state.ended:
             yield _ENDED[state.status]
             yield from story.reasons if state.status is not TaskStatus.SUCCEEDED else ()
             return
         if state.counters.live:
-            names = sorted({self._machine_name(one.machine_id) for one in self._dispatcher.attempts_of(state.task_id)})
-            yield f"{state.counters.live} of its parts are being rendered on {', '.join(names) or 'a machine'}."
+            names = {self._machine_name(one.machine_id) for one in self._shared.memory.attempts_of(state.task_id)}
+            yield f"{state.counters.live} of its parts are being rendered on {', '.join(sorted(names)) or 'a machine'}."
         if state.counters.waiting:
             yield from self._why_waiting(story)
         for reason in story.reasons:
             yield f"A part failed before: {reason}."
 
-    def _why_waiting(self, story: Story) -> Iterable[str]:
-        task_id = story.state.task_id
-        task = self._dispatcher.memory.tasks.get(task_id)
-        if story.paused:
+    def _why_waiting(self, story: work.Story) -> Iterable[str]:
+        memory, task_id = self._shared.memory, story.state.task_id
+        task = memory.tasks.get(task_id)
+        if story.state.paused:
             yield "It is paused; resume it to go on."
         elif story.blocked_by:
             yield f"It waits for task {', '.join(map(str, story.blocked_by))} to succeed."
-        elif held := self._dispatcher.memory.held_machines(task_id):
+        elif held := memory.held_machines(task_id):
             names = ", ".join(self._machine_name(machine_id) for machine_id in held)
             yield f"Machine {names} was lost and may still write; it must answer first. Retry, if it is really off."
-        elif (due := self._dispatcher.memory.next_try(task_id)) is not None:
-            yield f"A part is tried again in {max(0.0, due - self._clock.monotonic()):.0f} s."
+        elif (due := memory.next_try(task_id)) is not None:
+            yield f"A part is tried again in {max(0.0, due - self._shared.clock.monotonic()):.0f} s."
         if task is not None and task.may_start:
             yield from self._why_no_machine(task.engine, task_id)
 
     def _why_no_machine(self, engine: str, task_id: int) -> Iterable[str]:
-        machines = list(self._dispatcher.machines)
+        machines = list(self._shared.machines)
         able = [machine for machine in machines if engine in machine.engines]
         taking = [machine for machine in able if machine.takes]
         if not any(machine.reachable for machine in machines):
@@ -184,18 +160,11 @@ class Control:
             yield "The free machines are of the existing system's kind and take whole tasks only; this one is cut."
 
     def _fits(self, task_id: int) -> bool:
-        policy = self._dispatcher.machines.policy
-        signatures = self._dispatcher.memory.index.signatures_of(task_id)
-        free = [slots.ability for slots in self._dispatcher.machines.free_slots()]
-        return not signatures or any(policy.fits(ability, one) for ability in free for one in signatures)
+        policy = self._shared.machines.policy
+        signatures = self._shared.memory.index.signatures_of(task_id)
+        free = self._shared.machines.free_slots()
+        return not signatures or any(policy.fits(slots.ability, one) for slots in free for one in signatures)
 
     def _machine_name(self, machine_id: int) -> str:
-        machine = self._dispatcher.machines.get(machine_id)
+        machine = self._shared.machines.get(machine_id)
         return machine.name if machine is not None else f"machine {machine_id}"
-
-
-_ENDED: Final = {
-    TaskStatus.SUCCEEDED: "It succeeded.",
-    TaskStatus.FAILED: "It failed. Try it again with: renderonline retry.",
-    TaskStatus.CANCELED: "It was canceled. Try it again with: renderonline retry.",
-}

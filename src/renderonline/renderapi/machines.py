@@ -1,6 +1,7 @@
 """Machines as the dispatcher sees them now: who is reachable, what they offer, what occupies their slots."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from renderonline.database.machines import MachineRow
@@ -10,6 +11,18 @@ from renderonline.renderapi.orders import Order
 
 MOST_SLOTS: Final = 1024
 _WISHES: Final = frozenset(Wish)
+_SHOWN: Final[Mapping[str, Any]] = {
+    "version": "",
+    "platform": "",
+    "cpu_count": 0,
+    "memory_mib": 0,
+    "gpus": (),
+    "tags": (),
+    "load": 0.0,
+    "memory_free_mib": 0,
+    "disk_free_mib": 0,
+}
+"""What of a machine's facts and load an operator is shown, and what stands for it when it is not known."""
 
 
 class MachineLink(Protocol):
@@ -25,37 +38,26 @@ class MachineLink(Protocol):
         """End the connection."""
 
 
+@dataclass(slots=True, eq=False)
 class Machine:
-    """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us."""
+    """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us;
+    `offers` engine -> version; `full` why it takes nothing; `given` counts what the farm gave, for taking turns."""
 
-    __slots__ = (
-        "_row",
-        "engines",
-        "facts",
-        "full",
-        "given",
-        "heard",
-        "link",
-        "load",
-        "occupied",
-        "offers",
-        "slots",
-        "wish",
-    )
+    row: MachineRow
+    link: MachineLink | None = None
+    engines: frozenset[str] = frozenset()
+    offers: Mapping[str, str] = field(default_factory=dict)
+    slots: int = 1
+    occupied: set[int] = field(default_factory=set)
+    full: str = ""
+    heard: float | None = None
+    """When something was read from it, in awake seconds (`farm.machines.AwakeClock`)."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(init=False)
+    given: int = 0
 
-    def __init__(self, row: MachineRow) -> None:
-        self.row = row  # sets `wish` too
-        self.link: MachineLink | None = None
-        self.engines: frozenset[str] = frozenset()
-        self.offers: Mapping[str, str] = {}
-        self.slots = 1
-        self.occupied: set[int] = set()
-        self.full = ""
-        self.heard: float | None = None
-        """When something was read from it, in awake seconds (`farm.machines.AwakeClock`)."""
-        self.load: Mapping[str, Any] = {}
-        self.facts: Mapping[str, Any] = row.facts or {}
-        self.given = 0
+    def __post_init__(self) -> None:
+        self.facts = self.row.facts or {}
 
     @property
     def machine_id(self) -> int:
@@ -66,14 +68,8 @@ class Machine:
         return self.row.name or self.row.ip_address or f"machine {self.machine_id}"
 
     @property
-    def row(self) -> MachineRow:
-        """What the database says of it."""
-        return self._row
-
-    @row.setter
-    def row(self, row: MachineRow) -> None:
-        self._row = row
-        self.wish = Wish(row.wish) if row.wish in _WISHES else Wish.DISABLED
+    def wish(self) -> Wish:
+        return Wish(self.row.wish) if self.row.wish in _WISHES else Wish.DISABLED
 
     @property
     def reachable(self) -> bool:
@@ -86,7 +82,7 @@ class Machine:
     @property
     def takes(self) -> bool:
         """Whether it takes assignments when it has room."""
-        return self.reachable and self.wish is Wish.ACTIVE and not self.full
+        return self.reachable and self.row.wish == Wish.ACTIVE and not self.full
 
     @property
     def free(self) -> int:
@@ -104,7 +100,7 @@ class Machine:
 
     def view(self) -> dict[str, Any]:
         """What an operator is shown."""
-        facts = self.facts
+        known = {**self.facts, **self.load}
         return {
             "machine_id": self.machine_id,
             "name": self.name,
@@ -117,15 +113,7 @@ class Machine:
             "engines": [{"name": name, "version": version} for name, version in sorted(self.offers.items())],
             "slots": self.slots,
             "attempts": sorted(self.occupied),
-            "version": facts.get("version", ""),
-            "platform": facts.get("platform", ""),
-            "cpu_count": facts.get("cpu_count", 0),
-            "memory_mib": facts.get("memory_mib", 0),
-            "gpus": list(facts.get("gpus", ())),
-            "tags": list(facts.get("tags", ())),
-            "load": self.load.get("load", 0.0),
-            "memory_free_mib": self.load.get("memory_free_mib", 0),
-            "disk_free_mib": self.load.get("disk_free_mib", facts.get("disk_free_mib", 0)),
+            **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
         }
 
 
@@ -147,46 +135,33 @@ class Machines:
         """A machine by id."""
         return self._all.get(machine_id)
 
-    def add(self, row: MachineRow) -> Machine:
-        """A machine that was not known: its row is new."""
-        machine = self._all[row.machine_id] = Machine(row)
-        self.note(machine)
+    def update_row(self, row: MachineRow) -> Machine:
+        """Take over what the database says of a machine, which may be new."""
+        machine = self._all.get(row.machine_id)
+        before = None if machine is None else (machine.row.wish, machine.row.name, machine.row.wish_reason)
+        if machine is None:
+            machine = self._all[row.machine_id] = Machine(row)
+        machine.row = row
+        if before != (row.wish, row.name, row.wish_reason):
+            self.note(machine)
         return machine
 
-    def update_rows(self, rows: Iterable[MachineRow]) -> tuple[Machine, ...]:
-        """Take over what the database says; gives the machines that are no longer in it."""
-        seen = set()
-        for row in rows:
-            seen.add(row.machine_id)
-            machine = self._all.get(row.machine_id)
-            if machine is None:
-                self.add(row)
-            elif (machine.row.wish, machine.row.name, machine.row.wish_reason) != (
-                row.wish,
-                row.name,
-                row.wish_reason,
-            ):
-                machine.row = row
-                self.note(machine)
-            else:
-                machine.row = row
-        gone = tuple(machine for machine_id, machine in self._all.items() if machine_id not in seen)
+    def update(self, rows: Iterable[MachineRow], shares: Mapping[int, int]) -> tuple[Machine, ...]:
+        """Take over what the database says of all machines, and the users' shares of the farm; gives the machines that
+        are no longer there."""
+        present = {self.update_row(row).machine_id for row in rows}
+        gone = tuple(machine for machine_id, machine in self._all.items() if machine_id not in present)
         for machine in gone:
             del self._all[machine.machine_id]
             self._room.discard(machine.machine_id)
-            self._policy = None
-        return gone
-
-    def update_shares(self, shares: Mapping[int, int]) -> None:
-        """The users' shares of the farm."""
-        if shares != self._shares:
+        if gone or shares != self._shares:
             self._shares, self._policy = shares, None
+        return gone
 
     def note(self, machine: Machine) -> None:
         """The machine came, went, or takes other things than before."""
         self._policy = None
-        self._room_of(machine)
-        self._changed(machine)
+        self._room_changed(machine, None)
 
     def occupy(self, machine: Machine, attempt_id: int) -> None:
         """An attempt goes to the machine."""
@@ -194,20 +169,23 @@ class Machines:
         self._given += 1
         machine.given = self._given
         machine.occupied.add(attempt_id)
-        self._room_of(machine)
-        if machine.status is not was:
-            self._changed(machine)
+        self._room_changed(machine, was)
 
-    def release(self, machine: Machine, attempt_id: int) -> bool:
+    def release(self, machine_id: int, attempt_id: int) -> bool:
         """An attempt has no process there any more; whether that made room."""
-        was = machine.status
-        if attempt_id not in machine.occupied:
+        machine = self._all.get(machine_id)
+        if machine is None or attempt_id not in machine.occupied:
             return False
+        was = machine.status
         machine.occupied.discard(attempt_id)
-        self._room_of(machine)
-        if machine.status is not was:
-            self._changed(machine)
+        self._room_changed(machine, was)
         return True
+
+    def cancel(self, machine_id: int, attempt_id: int, reason: str) -> None:
+        """Have a machine end an attempt; one that is away is told when it is back."""
+        machine = self._all.get(machine_id)
+        if machine is not None and machine.link is not None:
+            machine.link.cancel(attempt_id, reason)
 
     @property
     def policy(self) -> Policy:
@@ -221,8 +199,10 @@ class Machines:
         roomy = sorted((self._all[machine_id] for machine_id in self._room), key=lambda machine: machine.given)
         return [FreeSlots(machine.ability, machine.free) for machine in roomy]
 
-    def _room_of(self, machine: Machine) -> None:
+    def _room_changed(self, machine: Machine, was: MachineStatus | None) -> None:
         if machine.free and self._all.get(machine.machine_id) is machine:
             self._room.add(machine.machine_id)
         else:
             self._room.discard(machine.machine_id)
+        if machine.status is not was:
+            self._changed(machine)

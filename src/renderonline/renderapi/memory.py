@@ -6,133 +6,81 @@ Memory decides, the database records. Everything here happens on the event loop 
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from renderonline.database.work_loading import LiveAttempt, QueuedChunk, QueuedTask
-from renderonline.farm.frames import FrameRange
-from renderonline.farm.scheduling import Assignment, ReadyIndex, ReadyTask, Shape, Signature
+from renderonline.database.work_loading import Attempt, QueuedChunk, QueuedTask
+from renderonline.farm.scheduling import Assignment, ReadyIndex, Signature
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Progress
+from renderonline.renderapi.clock import Clock
 from renderonline.renderapi.orders import Order
 
 
 @dataclass(slots=True)
-class Task:
-    """A task in the queue."""
+class LiveAttempt(Attempt):
+    """A live attempt. `leased`: its lease is committed; `order` is None after a restart, until it is needed."""
 
-    ready: ReadyTask
-    engine: str
-    download_path: str
-    chunk_count: int
-    one_range: bool
-    begun: bool
-    paused: bool
-    waits_for: frozenset[int]
-    troubles: "Troubles | None" = None
-    """None while nothing of it ever failed, which is the rule: a farm has very many tasks."""
-
-    @property
-    def shape(self) -> Shape:
-        if self.chunk_count == 1:
-            return Shape.WHOLE
-        return Shape.UNCUT if self.one_range and not self.begun else Shape.PIECE
-
-    @property
-    def may_start(self) -> bool:
-        return not self.paused and not self.waits_for
-
-
-@dataclass(slots=True)
-class Troubles:
-    """Chunks of one task that failed: on which machines, and those that wait for a time or for a machine."""
-
-    avoid: dict[int, frozenset[int]] = field(default_factory=dict)
-    delayed: set[int] = field(default_factory=set)
-    held: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A live attempt. `order` is None after a restart, until it is needed."""
-
-    attempt_id: int
-    token: str
-    chunk_id: int
-    task_id: int
-    user_id: int
-    machine_id: int
-    directory: str
-    place: int
-    frames: FrameRange | None = None
-    running: bool = False
     leased: bool = False
-    """Whether its lease is committed."""
     order: Order | None = None
     progress: Progress | None = None
     told_at: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Later:
-    """A chunk that waits for a time (`due`, monotonic) or for a machine."""
+class _Later(NamedTuple):
+    """A chunk that waits for a time (`due`, monotonic), or for the machine that holds it."""
 
-    task_id: int
     chunk: QueuedChunk
-    due: float = 0.0
+    due: float | None
 
 
 class Memory:
     """What the dispatcher knows. `wake` is called whenever a plan could have something to give."""
 
-    def __init__(self, wake: Callable[[], None], policy: RetryPolicy) -> None:
+    def __init__(self, wake: Callable[[], None], clock: Clock, policy: RetryPolicy) -> None:
         self._wake = wake
+        self._clock = clock
         self._policy = policy
-        self.clear()
+        self.load((), ())
 
-    def clear(self) -> None:
-        """Forget everything, before it is rebuilt from the database."""
+    def load(self, queue: Iterable[QueuedTask], live: Iterable[LiveAttempt]) -> None:
+        """Forget everything, and rebuild it."""
         self.index = ReadyIndex()
-        self.tasks: dict[int, Task] = {}
-        self.attempts: dict[int, Attempt] = {}
+        self.tasks: dict[int, QueuedTask] = {}
+        self.attempts: dict[int, LiveAttempt] = {}
         self.usage: dict[int, float] = defaultdict(float)
-        self._timers: list[tuple[float, int]] = []
-        self._delayed: dict[int, _Later] = {}
-        self._held: dict[int, dict[int, _Later]] = defaultdict(dict)
+        self._timers: list[tuple[float, int, int]] = []
+        self._later: dict[int, dict[int, _Later]] = {}
+        self._held: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        self._avoid: dict[int, dict[int, frozenset[int]]] = {}
         self._dependents: dict[int, set[int]] = defaultdict(set)
-        self._by_task: dict[int, dict[int, Attempt]] = defaultdict(dict)
-        self._by_machine: dict[int, dict[int, Attempt]] = defaultdict(dict)
+        self._by_task: dict[int, dict[int, LiveAttempt]] = defaultdict(dict)
+        self._by_machine: dict[int, dict[int, LiveAttempt]] = defaultdict(dict)
+        for attempt in live:
+            attempt.leased = True
+            self._know(attempt)
+        for task in queue:
+            self.add_task(task)
 
-    # -- tasks
-
-    def add_task(self, queued: QueuedTask, *, now: float, now_us: int) -> None:
+    def add_task(self, task: QueuedTask) -> None:
         """A task came into the queue, or is read again; its chunks that wait become ready when they may."""
-        self.forget_task(queued.task_id)
-        ready = ReadyTask(queued.task_id, queued.user_id, queued.priority, queued.queued_us)
-        task = Task(
-            ready,
-            queued.engine.casefold(),
-            queued.download_path,
-            queued.chunk_count,
-            queued.one_range,
-            queued.begun,
-            queued.paused,
-            queued.waits_for,
-        )
-        self.tasks[queued.task_id] = task
+        self.forget_task(task.task_id)
+        self.tasks[task.task_id] = task
+        task.engine = task.engine.casefold()
+        waiting, task.chunks = task.chunks, ()
+        live = {attempt.chunk_id for attempt in self.attempts_of(task.task_id)}
+        task.begun = task.begun or bool(live)
         for other in task.waits_for:
-            self._dependents[other].add(queued.task_id)
+            self._dependents[other].add(task.task_id)
         if not task.may_start:
             return
-        live = {attempt.chunk_id for attempt in self.attempts_of(queued.task_id)}
         plain: list[tuple[int, int]] = []
-        for chunk in queued.chunks:
-            if chunk.chunk_id in live:
-                continue
+        for chunk in waiting:
             if chunk.not_before_us or chunk.avoid or chunk.held_by is not None:
-                self._admit(task, chunk, now, now_us)
-            else:
+                self.chunk_back(task.task_id, chunk)
+            elif chunk.chunk_id not in live:
                 plain.append((chunk.chunk_id, chunk.place))
-        self.index.add_many(ready, plain, Signature(task.engine, task.shape))
+        self.index.add_many(task, plain, Signature(task.engine, task.shape))
         self._wake()
 
     def forget_task(self, task_id: int) -> None:
@@ -141,125 +89,96 @@ class Memory:
         if task is None:
             return
         self.index.remove_task(task_id)
+        self._later.pop(task_id, None)
+        self._avoid.pop(task_id, None)
         for other in task.waits_for:
             self._dependents[other].discard(task_id)
-        if task.troubles is None:
-            return
-        for chunk_id in task.troubles.delayed:
-            del self._delayed[chunk_id]
-        for held in self._held.values():
-            for chunk_id in task.troubles.held & held.keys():
-                del held[chunk_id]
 
     def task_ended(self, task_id: int, *, succeeded: bool) -> frozenset[int]:
         """A task has nothing left to do; gives the tasks that waited for it and may start now."""
         self.forget_task(task_id)
-        if not succeeded:
-            return frozenset()
-        freed = set()
-        for dependent in self._dependents.pop(task_id, ()):
-            task = self.tasks.get(dependent)
-            if task is not None:
-                task.waits_for -= {task_id}
-                if task.may_start:
-                    freed.add(dependent)
-        return frozenset(freed)
+        dependents = self._dependents.pop(task_id, set()) if succeeded else set()
+        freed = [task for dependent in dependents if (task := self.tasks.get(dependent)) is not None]
+        for task in freed:
+            task.waits_for -= {task_id}
+        return frozenset(task.task_id for task in freed if task.may_start)
 
-    # -- chunks
-
-    def chunk_back(self, task_id: int, chunk: QueuedChunk, *, now: float, now_us: int) -> None:
-        """A chunk waits again after an attempt."""
+    def chunk_back(self, task_id: int, chunk: QueuedChunk) -> None:
+        """A chunk waits, perhaps for a while. A time further away than the largest backoff is due now (R1.3)."""
         task = self.tasks.get(task_id)
-        if task is not None and task.may_start:
-            self._admit(task, chunk, now, now_us)
-            self._wake()
+        if task is None or not task.may_start or self._is_live(task_id, chunk.chunk_id):
+            return
+        if chunk.avoid:
+            avoid = self._avoid.setdefault(task_id, {})
+            avoid[chunk.chunk_id] = avoid.get(chunk.chunk_id, frozenset()) | chunk.avoid
+        delay_s = chunk.not_before_us / 1_000_000 - self._clock.time()
+        if chunk.held_by is not None:
+            self._held[chunk.held_by].add((task_id, chunk.chunk_id))
+            self._later.setdefault(task_id, {})[chunk.chunk_id] = _Later(chunk, None)
+        elif 0 < delay_s <= self._policy.cap_s:
+            due = self._clock.monotonic() + delay_s
+            heapq.heappush(self._timers, (due, task_id, chunk.chunk_id))
+            self._later.setdefault(task_id, {})[chunk.chunk_id] = _Later(chunk, due)
+        else:
+            self._make_ready(task, chunk)
+        self._wake()
 
     def chunk_done(self, task_id: int, chunk_id: int) -> None:
         """A chunk that waited is done (late results, R5.5)."""
         self.index.remove(chunk_id)
-        if self._delayed.pop(chunk_id, None) is not None:
-            self._troubles(self.tasks[task_id]).delayed.discard(chunk_id)
+        self._take_later(task_id, chunk_id)
 
-    def release_due(self, now: float) -> float | None:
-        """Make ready what has waited long enough; gives when the next one is due."""
+    def release_due(self) -> float | None:
+        """Make ready what has waited long enough; gives when the next one is due (monotonic)."""
+        now = self._clock.monotonic()
         while self._timers:
-            due, chunk_id = self._timers[0]
-            later = self._delayed.get(chunk_id)
+            due, task_id, chunk_id = self._timers[0]
+            later = self._later.get(task_id, {}).get(chunk_id)
             current = later is not None and later.due == due
             if current and due > now:
                 return due
             heapq.heappop(self._timers)
             if later is not None and current:
-                del self._delayed[chunk_id]
-                task = self.tasks[later.task_id]
-                self._troubles(task).delayed.discard(chunk_id)
-                self._make_ready(task, later.chunk)
+                self._take_later(task_id, chunk_id)
+                self._make_ready(self.tasks[task_id], later.chunk)
         return None
 
-    def release_held(self, machine_id: int, *, now: float, now_us: int) -> None:
+    def release_held(self, machine_id: int) -> None:
         """A v1 machine answers and is idle: what it lost may start again, anywhere (R7.4)."""
-        held = self._held.pop(machine_id, {})
-        for later in held.values():
-            task = self.tasks[later.task_id]
-            self._troubles(task).held.discard(later.chunk.chunk_id)
-            self._admit(task, replace(later.chunk, held_by=None), now, now_us)
-        if held:
-            self._wake()
+        for task_id, chunk_id in self._held.pop(machine_id, ()):
+            later = self._later.get(task_id, {}).get(chunk_id)
+            if later is not None and later.chunk.held_by == machine_id:
+                self._take_later(task_id, chunk_id)
+                self.chunk_back(task_id, replace(later.chunk, held_by=None))
 
     def held_machines(self, task_id: int) -> tuple[int, ...]:
         """The v1 machines that must answer before chunks of the task start again."""
-        task = self.tasks.get(task_id)
-        if task is None or task.troubles is None:
-            return ()
-        chunks = task.troubles.held
-        return tuple(machine_id for machine_id, held in self._held.items() if chunks & held.keys())
+        holders = {later.chunk.held_by for later in self._later.get(task_id, {}).values()}
+        return tuple(sorted(machine_id for machine_id in holders if machine_id is not None))
 
     def next_try(self, task_id: int) -> float | None:
         """When the next chunk of the task that waits after a failure is due (monotonic)."""
-        task = self.tasks.get(task_id)
-        if task is None or task.troubles is None:
-            return None
-        return min((self._delayed[chunk_id].due for chunk_id in task.troubles.delayed), default=None)
+        dues = (later.due for later in self._later.get(task_id, {}).values())
+        return min((due for due in dues if due is not None), default=None)
 
     def waits(self, task_id: int) -> bool:
         """Whether some chunk of the task is ready, or will be by itself."""
-        task = self.tasks.get(task_id)
-        if task is None:
-            return False
-        later = task.troubles is not None and bool(task.troubles.delayed or task.troubles.held)
-        return later or self.index.waits(task_id)
+        return task_id in self._later or bool(self.index.signatures_of(task_id))
 
-    def _troubles(self, task: Task) -> Troubles:
-        if task.troubles is None:
-            task.troubles = Troubles()
-        return task.troubles
+    def _take_later(self, task_id: int, chunk_id: int) -> None:
+        later = self._later.get(task_id, {})
+        later.pop(chunk_id, None)
+        if not later:
+            self._later.pop(task_id, None)
 
-    def _admit(self, task: Task, chunk: QueuedChunk, now: float, now_us: int) -> None:
-        """Make a chunk ready, now or later. A time further away than the largest backoff is due now (R1.3)."""
-        troubles = self._troubles(task)
-        if chunk.avoid:
-            troubles.avoid[chunk.chunk_id] = troubles.avoid.get(chunk.chunk_id, frozenset()) | chunk.avoid
-        task_id = task.ready.task_id
-        if chunk.held_by is not None:
-            self._held[chunk.held_by][chunk.chunk_id] = _Later(task_id, chunk)
-            troubles.held.add(chunk.chunk_id)
-            return
-        delay_s = (chunk.not_before_us - now_us) / 1_000_000
-        if 0 < delay_s <= self._policy.cap_s:
-            later = _Later(task_id, chunk, now + delay_s)
-            self._delayed[chunk.chunk_id] = later
-            troubles.delayed.add(chunk.chunk_id)
-            heapq.heappush(self._timers, (later.due, chunk.chunk_id))
-            return
-        self._make_ready(task, chunk)
+    def _make_ready(self, task: QueuedTask, chunk: QueuedChunk) -> None:
+        avoid = self._avoid.get(task.task_id, {}).get(chunk.chunk_id, frozenset())
+        self.index.add(task, chunk.chunk_id, chunk.place, Signature(task.engine, task.shape, avoid))
 
-    def _make_ready(self, task: Task, chunk: QueuedChunk) -> None:
-        avoid = task.troubles.avoid.get(chunk.chunk_id, frozenset()) if task.troubles else frozenset()
-        self.index.add(task.ready, chunk.chunk_id, chunk.place, Signature(task.engine, task.shape, avoid))
+    def _is_live(self, task_id: int, chunk_id: int) -> bool:
+        return any(attempt.chunk_id == chunk_id for attempt in self._by_task.get(task_id, {}).values())
 
-    # -- attempts
-
-    def lease(self, assignment: Assignment, attempt: Attempt) -> None:
+    def lease(self, assignment: Assignment, attempt: LiveAttempt) -> None:
         """A chunk was planned for a machine: it does not wait any more."""
         task = self.tasks[assignment.task_id]
         if assignment.whole:
@@ -272,35 +191,17 @@ class Memory:
         task.begun = True
         self._know(attempt)
 
-    def adopt(self, live: LiveAttempt) -> Attempt:
-        """An attempt that was live when we were stopped."""
-        attempt = Attempt(
-            live.attempt_id,
-            live.token,
-            live.chunk_id,
-            live.task_id,
-            live.user_id,
-            live.machine_id,
-            live.directory,
-            live.place,
-            live.frames,
-            running=live.state.value == "running",
-            leased=True,
-        )
-        self._know(attempt)
-        return attempt
-
-    def _know(self, attempt: Attempt) -> None:
+    def _know(self, attempt: LiveAttempt) -> None:
         self.attempts[attempt.attempt_id] = attempt
         self._by_task[attempt.task_id][attempt.attempt_id] = attempt
         self._by_machine[attempt.machine_id][attempt.attempt_id] = attempt
         self.usage[attempt.user_id] += 1
 
-    def end_attempt(self, attempt_id: int) -> Attempt | None:
-        """An attempt is over; None when it was already."""
+    def end_attempt(self, attempt_id: int) -> None:
+        """An attempt is over, or was already."""
         attempt = self.attempts.pop(attempt_id, None)
         if attempt is None:
-            return None
+            return
         for known, key in ((self._by_task, attempt.task_id), (self._by_machine, attempt.machine_id)):
             del known[key][attempt_id]
             if not known[key]:
@@ -308,20 +209,11 @@ class Memory:
         self.usage[attempt.user_id] -= 1
         if self.usage[attempt.user_id] <= 0:
             del self.usage[attempt.user_id]
-        return attempt
 
-    def attempts_on(self, machine_id: int) -> tuple[Attempt, ...]:
+    def attempts_on(self, machine_id: int) -> tuple[LiveAttempt, ...]:
         """The live attempts of a machine."""
         return tuple(self._by_machine.get(machine_id, {}).values())
 
-    def attempts_of(self, task_id: int) -> tuple[Attempt, ...]:
+    def attempts_of(self, task_id: int) -> tuple[LiveAttempt, ...]:
         """The live attempts of a task."""
         return tuple(self._by_task.get(task_id, {}).values())
-
-    def load(self, queue: Iterable[QueuedTask], live: Iterable[LiveAttempt], *, now: float, now_us: int) -> None:
-        """Rebuild everything."""
-        self.clear()
-        for attempt in live:
-            self.adopt(attempt)
-        for task in queue:
-            self.add_task(task, now=now, now_us=now_us)

@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Final
 
 from renderonline.database import Database
-from renderonline.database.work_loading import TaskFacts, load_attempt, load_facts
+from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, steps_resolved
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition
@@ -15,20 +15,21 @@ from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_pr
 from renderonline.farm.command_line import split
 from renderonline.farm.frames import FrameRange, covering, parse_frames
 from renderonline.protocol.codec import to_wire
-from renderonline.protocol.link import Assign, ExpectedOutput, Limits
+from renderonline.protocol.link import Assign, Limits
 
 _KEPT: Final = 512
+_definition = lru_cache(_KEPT)(parse_definition)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """An attempt's order. `wanted`: the files that the whole chunk needs (name -> frame; empty: the engine names
-    none), also when only some are still to be rendered."""
+    none), also when only some are still to be rendered. `uses_directory`: the command names the attempt's directory,
+    so that what appears in it are results."""
 
     assign: Assign
-    wanted: Mapping[str, int | None] = field(default_factory=dict)
-    uses_directory: bool = True
-    """Whether the command names the attempt's directory, so that what appears in it are results."""
+    wanted: Mapping[str, int | None]
+    uses_directory: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,39 @@ class _Known:
     values: Mapping[str, str]
     frames: tuple[int, ...]
 
+    @classmethod
+    def of(cls, facts: TaskFacts) -> "_Known":
+        definition = _definition(facts.definition) if facts.definition else None
+        names = (facts.engine, *(definition.executables if definition else ()))
+        words = strip_program(split(facts.arguments) if facts.template is None else facts.template, names)
+        # Arguments that the definition got since the submission have their default.
+        arguments = definition.arguments if definition else ()
+        defaults = {one.id: one.default for one in arguments if one.default is not None}
+        frames = parse_frames(facts.frames) if facts.frames else ()
+        return cls(facts, definition, words, {**defaults, **(facts.values or {})}, frames)
+
+    def command(self, frames: FrameRange | None, directory: str) -> Command:
+        if self.facts.template is None:  # a render of the existing system: its arguments are complete
+            return Command(self.words)
+        return build(
+            self.definition,
+            self.words,
+            self.values,
+            chunk=frames,
+            task_frames=self.frames,
+            scene=self.facts.scene,
+            output_directory=directory,
+        )
+
+    def missing(self, whole: Command, landed: frozenset[str]) -> FrameRange | None:
+        """What is still to be rendered, if that is one range."""
+        missing = [one.frame for one in whole.expected if one.name not in landed]
+        frames = [frame for frame in missing if frame is not None]
+        if self.definition is None or not frames or len(frames) != len(missing):
+            return None
+        ranges = steps_resolved(self.definition, covering(frames))
+        return ranges[0] if len(ranges) == 1 else None
+
 
 class Orders:
     """Writes orders. Keeps what it learned about the latest tasks."""
@@ -48,7 +82,6 @@ class Orders:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._tasks: OrderedDict[int, _Known] = OrderedDict()
-        self._definitions: OrderedDict[str, EngineDefinition] = OrderedDict()
 
     def knows(self, task_id: int) -> bool:
         """Whether the task's facts are here."""
@@ -60,13 +93,7 @@ class Orders:
 
     def learn(self, facts: TaskFacts) -> None:
         """Take a task's facts; `InvalidRequest` when its engine's definition or frames can't be understood."""
-        definition = self._definition(facts.definition)
-        if facts.template is None:
-            words = strip_program(split(facts.arguments), _names(facts, definition))
-        else:
-            words = strip_program(facts.template, _names(facts, definition))
-        frames = parse_frames(facts.frames) if facts.frames else ()
-        self._tasks[facts.task_id] = _Known(facts, definition, words, _values(facts, definition), frames)
+        self._tasks[facts.task_id] = _Known.of(facts)
         if len(self._tasks) > _KEPT:
             self._tasks.popitem(last=False)
 
@@ -83,95 +110,31 @@ class Orders:
             if attempt.task_id not in facts:
                 return None
             self.learn(facts[attempt.task_id])
-        return self.write(
-            attempt.task_id,
-            attempt_id=attempt_id,
-            token=attempt.token,
-            chunk_id=attempt.chunk_id,
-            frames=attempt.frames,
-            directory=attempt.directory,
-        )
+        return self.write(attempt)
 
-    def write(
-        self,
-        task_id: int,
-        *,
-        attempt_id: int,
-        token: str,
-        chunk_id: int,
-        frames: FrameRange | None,
-        directory: str,
-        landed: frozenset[str] = frozenset(),
-    ) -> Order:
-        """The order for a leased chunk of a task that was learned. Where files have landed before, only what is
-        missing is rendered, if that is one range. `InvalidRequest` when the command can't be written."""
-        known = self._tasks[task_id]
-        self._tasks.move_to_end(task_id)
-        command = whole = self._command(known, frames, directory)
-        if landed and whole.expected:
-            missing = self._missing(known, whole, landed)
-            command = whole if missing is None else self._command(known, missing, directory)
+    def write(self, attempt: Attempt, landed: frozenset[str] = frozenset()) -> Order:
+        """The order for an attempt at a task that was learned. Where files have landed before, only what is missing is
+        rendered, if that is one range. `InvalidRequest` when the command can't be written."""
+        known = self._tasks[attempt.task_id]
+        self._tasks.move_to_end(attempt.task_id)
         definition = known.definition
+        command = whole = known.command(attempt.frames, attempt.directory)
+        if landed and (missing := known.missing(whole, landed)) is not None:
+            command = known.command(missing, attempt.directory)
         assign = Assign(
-            attempt=attempt_id,
-            token=token,
-            task=task_id,
-            chunk=chunk_id,
+            attempt=attempt.attempt_id,
+            token=attempt.token,
+            task=attempt.task_id,
+            chunk=attempt.chunk_id,
             engine=known.facts.engine,
             argv=command.argv,
-            directory=directory,
+            directory=attempt.directory,
             inputs=(known.facts.scene,),
-            expected=tuple(ExpectedOutput(one.name, one.frame) for one in command.expected),
+            expected=command.expected,
             frames=command.frames,
             environment=dict(command.environment),
-            limits=_limits(definition),
+            limits=Limits(definition.time_s, definition.stall_s, definition.memory_mib) if definition else Limits(),
             reading=to_wire(definition.reading) if definition else {},
         )
         uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)
-
-    def _command(self, known: _Known, frames: FrameRange | None, directory: str) -> Command:
-        if known.facts.template is None:  # a render of the existing system: its arguments are complete
-            return Command(known.words)
-        return build(
-            known.definition,
-            known.words,
-            known.values,
-            chunk=frames,
-            task_frames=known.frames,
-            scene=known.facts.scene,
-            output_directory=directory,
-        )
-
-    def _missing(self, known: _Known, whole: Command, landed: frozenset[str]) -> FrameRange | None:
-        missing = [one.frame for one in whole.expected if one.name not in landed]
-        frames = [frame for frame in missing if frame is not None]
-        if known.definition is None or not frames or len(frames) != len(missing):
-            return None
-        ranges = steps_resolved(known.definition, covering(frames))
-        return ranges[0] if len(ranges) == 1 else None
-
-    def _definition(self, toml: str | None) -> EngineDefinition | None:
-        if not toml:
-            return None
-        if toml not in self._definitions:
-            self._definitions[toml] = parse_definition(toml)
-            if len(self._definitions) > _KEPT:
-                self._definitions.popitem(last=False)
-        return self._definitions[toml]
-
-
-def _names(facts: TaskFacts, definition: EngineDefinition | None) -> tuple[str, ...]:
-    return (facts.engine, *(definition.executables if definition else ()))
-
-
-def _values(facts: TaskFacts, definition: EngineDefinition | None) -> Mapping[str, str]:
-    """The submitted values; arguments that the definition got since then have their default."""
-    defaults = {one.id: one.default for one in definition.arguments if one.default is not None} if definition else {}
-    return {**defaults, **(facts.values or {})}
-
-
-def _limits(definition: EngineDefinition | None) -> Limits:
-    if definition is None:
-        return Limits()
-    return Limits(time_s=definition.time_s, stall_s=definition.stall_s, memory_mib=definition.memory_mib)

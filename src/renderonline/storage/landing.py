@@ -21,6 +21,7 @@ ATTEMPTS: Final = ".attempts"
 _LONGEST_NAME: Final = 1000
 _LONGEST_PART: Final = 200
 _DEEPEST: Final = 8
+_MOST_OUTPUTS: Final = 10_000
 _PART: Final = ".landing-"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -34,18 +35,15 @@ def attempt_directory(download_path: str, attempt_id: int) -> str:
 def check_name(name: str) -> str:
     """An output's name relative to the attempt's directory, as it is; `InvalidRequest` when it could lead elsewhere."""
     parts = name.split("/")
-    wrong = (
-        not name
-        or len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME
-        or len(parts) > _DEEPEST
-        or any(part in ("", ".", "..") or len(part.encode("utf-8", "surrogatepass")) > _LONGEST_PART for part in parts)
-        or any(part.startswith(_PART) for part in parts)
-        or "\\" in name
-        or not name.isprintable()
-    )
-    if wrong:
+    fine = len(name) <= _LONGEST_NAME and name.isprintable() and "\\" not in name and len(parts) <= _DEEPEST
+    if not fine or not all(map(_is_part, parts)):
         raise InvalidRequest(f"{name[:60]!r} is not a name that a result may have.")
     return name
+
+
+def _is_part(part: str) -> bool:
+    fits = len(part.encode("utf-8", "surrogatepass")) <= _LONGEST_PART
+    return fits and part not in ("", ".", "..") and not part.startswith(_PART)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +62,16 @@ class Placing:
 
 
 class Placed(StrEnum):
-    """How a file step ended."""
+    """How a file step ended.
+
+    `MISSING`: the attempt's file is not there, is no regular file, or has another size. `TAKEN`: another file has the
+    final name (for instance the scene). `GONE`: the task's directory is not there, for the task was deleted.
+    """
 
     LANDED = "landed"
     MISSING = "missing"
-    """The attempt's file is not there, is no regular file, or has another size."""
     TAKEN = "taken"
-    """Another file has the final name (for instance the scene)."""
     GONE = "gone"
-    """The task's directory is not there: the task was deleted."""
 
 
 def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
@@ -84,7 +83,7 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
         if outcome is Placed.LANDED
     }
     for directory in touched:
-        with _opened(directory) as handle:
+        with _walked(directory) as handle:
             if handle is not None:
                 os.fsync(handle)
     return outcomes
@@ -93,25 +92,24 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
 def settle(placing: Placing) -> Placed:
     """What became of a landing that was interrupted: the final file has the digest, or (b) is done again."""
     (placing.target / f"{_PART}{placing.key}").unlink(missing_ok=True)
-    if _has_digest(placing.target / placing.name, placing):
-        return Placed.LANDED
-    return place((placing,))[0]
+    return Placed.LANDED if _known(placing) is Placed.LANDED else place((placing,))[0]
 
 
 def _place(placing: Placing) -> Placed:
-    parts = PurePosixPath(placing.name).parts
-    with _opened(placing.target) as root:
+    *folders, name = PurePosixPath(placing.name).parts
+    with _walked(placing.target) as root:
         if root is None:
             return Placed.GONE
-        with _walked(placing.source, parts[:-1]) as source, _walked(placing.target, parts[:-1], make=True) as target:
-            if source is None:
-                return Placed.MISSING
-            return Placed.TAKEN if target is None else _link(placing, parts[-1], source, target)
+    with _walked(placing.source, folders) as source, _walked(placing.target, folders, make=True) as target:
+        if source is None:
+            return Placed.MISSING
+        return Placed.TAKEN if target is None else _link(placing, name, source, target)
 
 
 def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
-    file = _open_file(name, source)
-    if file is None:
+    try:
+        file = os.open(name, _FILE, dir_fd=source)
+    except OSError:  # not there, or a symbolic link
         return Placed.MISSING
     try:
         facts = os.fstat(file)
@@ -121,22 +119,16 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileExistsError:
-            return _known(placing, name, target, facts)
+            same = os.path.samestat(os.stat(name, dir_fd=target, follow_symlinks=False), facts)
+            return Placed.LANDED if same else _known(placing)
         except OSError:  # another file system, or one without hard links
             return _copy(placing, name, file, target)
-        linked = os.stat(name, dir_fd=target, follow_symlinks=False)
-        if (linked.st_dev, linked.st_ino) != (facts.st_dev, facts.st_ino):  # swapped between open and link
-            os.unlink(name, dir_fd=target)
+        if not os.path.samestat(os.stat(name, dir_fd=target, follow_symlinks=False), facts):
+            os.unlink(name, dir_fd=target)  # swapped between open and link
             return Placed.MISSING
         return Placed.LANDED
     finally:
         os.close(file)
-
-
-def _known(placing: Placing, name: str, target: int, facts: os.stat_result) -> Placed:
-    there = os.stat(name, dir_fd=target, follow_symlinks=False)
-    same = (there.st_dev, there.st_ino) == (facts.st_dev, facts.st_ino)
-    return Placed.LANDED if same or _has_digest(placing.target / placing.name, placing) else Placed.TAKEN
 
 
 def _copy(placing: Placing, name: str, file: int, target: int) -> Placed:
@@ -150,88 +142,51 @@ def _copy(placing: Placing, name: str, file: int, target: int) -> Placed:
             shutil.copyfileobj(content, out, 1 << 20)
             out.flush()
             os.fsync(copy)
-        try:
-            os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
-        except FileExistsError:
-            return Placed.LANDED if _has_digest(placing.target / placing.name, placing) else Placed.TAKEN
+        os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
         return Placed.LANDED
+    except FileExistsError:
+        return _known(placing)
     finally:
         os.unlink(temporary, dir_fd=target)
 
 
-def _has_digest(path: Path, placing: Placing) -> bool:
-    try:
-        found = digest_file(path)
-    except (OSError, InvalidRequest):
-        return False
-    return found.size == placing.size and found.digest == placing.digest
-
-
-def _open_file(name: str, directory: int) -> int | None:
-    try:
-        return os.open(name, _FILE, dir_fd=directory)
-    except OSError:  # not there, or a symbolic link
-        return None
+def _known(placing: Placing) -> Placed:
+    """Something has the final name: is it this result?"""
+    with contextlib.suppress(OSError, InvalidRequest):
+        found = digest_file(placing.target / placing.name)
+        if found.size == placing.size and found.digest == placing.digest:
+            return Placed.LANDED
+    return Placed.TAKEN
 
 
 @contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[int | None]:
-    try:
-        handle = os.open(directory, _DIRECTORY)
-    except OSError:
-        yield None
-        return
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _walked(root: Path, parts: Sequence[str], *, make: bool = False) -> Iterator[int | None]:
-    """Go down from `root` without following a link; None where that leads nowhere."""
+def _walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
+    """The directory below `root`, opened without following a link; None where that leads nowhere."""
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(_opened(root))
-        for part in parts:
-            if handle is None:
+        handle: int | None = None
+        for part in (str(root), *parts):
+            if make and handle is not None:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=handle)
+            try:
+                handle = os.open(part, _DIRECTORY, dir_fd=handle)
+            except OSError:
+                handle = None
                 break
-            handle = _step(part, handle, make=make)
-            if handle is not None:
-                stack.callback(os.close, handle)
+            stack.callback(os.close, handle)
         yield handle
 
 
-def _step(part: str, handle: int, *, make: bool) -> int | None:
-    if make:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, dir_fd=handle)
-    try:
-        return os.open(part, _DIRECTORY, dir_fd=handle)
-    except OSError:
-        return None
-
-
-# -- directories of attempts and tasks
-
-
-def found_outputs(directory: Path, *, most: int = 10_000) -> tuple[str, ...]:
-    """The regular files below an attempt's directory, by name relative to it; links are left out."""
+def found_outputs(directory: Path) -> tuple[str, ...]:
+    """The regular files below an attempt's directory, by name relative to it; links are left out. At most 10,000."""
     names: list[str] = []
     for parent, folders, files in os.walk(directory):
         folders.sort()
-        for file in sorted(files):
-            path = Path(parent, file)
-            if path.is_symlink() or not path.is_file():
-                continue
-            names.append(path.relative_to(directory).as_posix())
-            if len(names) == most:
-                return tuple(names)
-    return tuple(names)
-
-
-def make_attempt_directory(directory: str) -> None:
-    """Make the directory of an attempt for a machine that does not make it itself (v1)."""
-    Path(directory).mkdir(parents=True, exist_ok=True)
+        paths = (Path(parent, file) for file in sorted(files))
+        names += [one.relative_to(directory).as_posix() for one in paths if one.is_file() and not one.is_symlink()]
+        if len(names) >= _MOST_OUTPUTS:
+            break
+    return tuple(names[:_MOST_OUTPUTS])
 
 
 def remove_attempt(directory: str) -> bool:

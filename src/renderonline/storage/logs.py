@@ -8,9 +8,8 @@ Offsets count the bytes of the whole log as the machine wrote it, also those tha
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 HEAD: Final = 4 << 20
 PIECE: Final = 2 << 20
@@ -18,8 +17,7 @@ _MOST_AT_ONCE: Final = 1 << 20
 _LARGEST: Final = 2**53
 
 
-@dataclass(frozen=True, slots=True)
-class LogPart:
+class LogPart(NamedTuple):
     """Bytes of a log from `offset`; `size` is where the log ends now. `offset` may be later than was asked for: what
     lay before is not kept."""
 
@@ -33,8 +31,7 @@ class LogPart:
         return self.offset + len(self.data)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     offset: int
     path: Path
     size: int
@@ -42,6 +39,10 @@ class _Piece:
     @property
     def end(self) -> int:
         return self.offset + self.size
+
+    @property
+    def limit(self) -> int:
+        return PIECE if self.offset else HEAD
 
 
 class AttemptLogs:
@@ -54,21 +55,24 @@ class AttemptLogs:
     def append(self, attempt_id: int, offset: int, data: bytes) -> int:
         """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end."""
         pieces = self._pieces(attempt_id)
-        end = pieces[-1].end if pieces else 0
+        last = pieces[-1] if pieces else None
+        end = last.end if last else 0
         data, offset = data[max(0, end - offset) :], max(offset, end)
         if not data or offset + len(data) > _LARGEST:
             return end
-        last = pieces[-1] if pieces else None
         while data:
-            last = self._open_piece(attempt_id, last, offset)
-            limit = HEAD if last.offset == 0 else PIECE
-            part = data[: limit - last.size]
-            last.path.parent.mkdir(exist_ok=True)
+            if last is None or last.end != offset or last.size >= last.limit:
+                path = self._tail(attempt_id) / str(offset) if offset else self._head(attempt_id)
+                path.parent.mkdir(exist_ok=True)
+                last = _Piece(offset, path, 0)
+            part = data[: last.limit - last.size]
             with open(last.path, "ab") as file:
                 file.write(part)
-            last = _Piece(last.offset, last.path, last.size + len(part))
+            last = last._replace(size=last.size + len(part))
             data, offset = data[len(part) :], offset + len(part)
-        self._forget_middle(attempt_id)
+        pieces = self._pieces(attempt_id)
+        for middle in pieces[1 if pieces[0].offset == 0 else 0 : -2]:
+            middle.path.unlink(missing_ok=True)
         return offset
 
     def size(self, attempt_id: int) -> int:
@@ -76,8 +80,8 @@ class AttemptLogs:
         pieces = self._pieces(attempt_id)
         return pieces[-1].end if pieces else 0
 
-    def read(self, attempt_id: int, offset: int = 0, *, most: int = _MOST_AT_ONCE) -> LogPart:
-        """The log from `offset`, at most `most` bytes and never over a gap."""
+    def read(self, attempt_id: int, offset: int = 0) -> LogPart:
+        """The log from `offset`, at most 1 MiB and never over a gap."""
         pieces = self._pieces(attempt_id)
         size = pieces[-1].end if pieces else 0
         for piece in pieces:
@@ -85,7 +89,7 @@ class AttemptLogs:
                 begin = max(offset, piece.offset)
                 with open(piece.path, "rb") as file:
                     file.seek(begin - piece.offset)
-                    return LogPart(begin, file.read(most), size)
+                    return LogPart(begin, file.read(_MOST_AT_ONCE), size)
         return LogPart(size, b"", size)
 
     def remove(self, attempt_id: int) -> None:
@@ -96,20 +100,8 @@ class AttemptLogs:
         with contextlib.suppress(OSError):
             self._tail(attempt_id).rmdir()
 
-    def _open_piece(self, attempt_id: int, last: _Piece | None, offset: int) -> _Piece:
-        """The piece that byte `offset` goes to: the last one while it has room and there is no gap."""
-        if last is not None and last.end == offset and last.size < (HEAD if last.offset == 0 else PIECE):
-            return last
-        return _Piece(offset, self._path(attempt_id, offset), 0)
-
-    def _forget_middle(self, attempt_id: int) -> None:
-        pieces = self._pieces(attempt_id)
-        first_kept = 1 if pieces and pieces[0].offset == 0 else 0
-        for piece in pieces[first_kept:-2]:
-            piece.path.unlink(missing_ok=True)
-
-    def _path(self, attempt_id: int, offset: int) -> Path:
-        return self._tail(attempt_id) / str(offset) if offset else self._directory / f"{attempt_id}.log"
+    def _head(self, attempt_id: int) -> Path:
+        return self._directory / f"{attempt_id}.log"
 
     def _tail(self, attempt_id: int) -> Path:
         return self._directory / f"{attempt_id}.tail"
@@ -117,9 +109,9 @@ class AttemptLogs:
     def _pieces(self, attempt_id: int) -> list[_Piece]:
         """The pieces of a log in order. Names are looked up, so that a restart needs no memory."""
         pieces = []
-        head = self._path(attempt_id, 0)
+        head = self._head(attempt_id)
         with contextlib.suppress(OSError):
             pieces.append(_Piece(0, head, os.stat(head).st_size))
         with contextlib.suppress(OSError), os.scandir(self._tail(attempt_id)) as entries:
             pieces += [_Piece(int(one.name), Path(one.path), one.stat().st_size) for one in entries]
-        return sorted(pieces, key=lambda piece: piece.offset)
+        return sorted(pieces)

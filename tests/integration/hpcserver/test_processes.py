@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from renderonline.hpcserver import process_table
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
 from tests.support.machines import kill, until
 
-HOME = "0123456789abcdef"
+HOME = secrets.token_hex(8)
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 
 

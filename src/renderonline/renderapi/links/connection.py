@@ -5,31 +5,21 @@ is bounded, and log lines have a budget of their own, so that they never delay a
 """
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
-from dataclasses import replace
-from typing import Any, Final, Protocol
+from dataclasses import asdict, replace
+from typing import Final
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
+from renderonline.protocol import link
 from renderonline.protocol.codec import decode, encode
-from renderonline.protocol.link import (
-    Ack,
-    Cancel,
-    Exited,
-    FromMachine,
-    FromRenderAPI,
-    Heartbeat,
-    Log,
-    Progress,
-    Report,
-    Result,
-    Started,
-)
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
+from renderonline.renderapi.reports import Reports
+from renderonline.renderapi.shared import Shared
 from renderonline.storage.logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
@@ -52,57 +42,36 @@ TOO_BIG: Final = 1009
 TRY_AGAIN: Final = 1013
 
 
-class Events(Protocol):
-    """What an open link tells: the rest of the dispatcher, in four words."""
-
-    def reported(self, machine: Machine, instance: str, reports: list[Report]) -> Coroutine[Any, Any, None]:
-        """Apply reports; comes back after the commit."""
-
-    def heard(self, machine: Machine) -> None:
-        """Something was read."""
-
-    def progressed(self, machine: Machine, progress: Progress) -> None:
-        """An attempt came further."""
-
-    def beat(self, machine: Machine, heartbeat: Heartbeat) -> None:
-        """The machine says how it is."""
-
-
 class Connection:
-    """An open link; the machine's `MachineLink`. `last_seq`: the last report of the instance that was applied."""
+    """An open link; the machine's `MachineLink`. `last_seq`: the last report of the instance that was applied; `ended`
+    is set when nothing of this link is applied any more."""
 
     def __init__(
-        self, socket: WebSocket, machine: Machine, instance: str, events: Events, logs: AttemptLogs, *, last_seq: int
+        self, shared: Shared, reports: Reports, socket: WebSocket, machine: Machine, instance: str, *, last_seq: int
     ) -> None:
         self.machine = machine
         self.instance = instance
         self.ended = asyncio.Event()
-        """Set when nothing of this link is applied any more."""
+        self._shared = shared
+        self._reports = reports
         self._socket = socket
-        self._events = events
-        self._logs = logs
         self._read_seq = self._applied_seq = last_seq
-        self._unsent: deque[FromRenderAPI] = deque()
-        self._unapplied: deque[Report] = deque()
-        self._log_lines: deque[Log] = deque()
+        self._unsent: deque[link.FromRenderAPI] = deque()
+        self._unapplied: deque[link.Report] = deque()
+        self._log_lines: list[link.Log] = []
         self._log_size = 0
         self._attempts: OrderedDict[int, None] = OrderedDict()
         self._to_send, self._to_apply, self._to_log = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._room = asyncio.Event()
+        self._room, self._closed = asyncio.Event(), asyncio.Event()
         self._applying: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
         self._end = (GOING_AWAY, "")
 
-    # -- the machine's link
-
     def assign(self, order: Order) -> None:
-        """Send an order."""
         self.knows(order.assign.attempt)
         self.send(order.assign)
 
     def cancel(self, attempt_id: int, reason: str) -> None:
-        """Send a cancel."""
-        self.send(Cancel(attempt_id, reason))
+        self.send(link.Cancel(attempt_id, reason))
 
     def close(self, reason: str, code: int = GOING_AWAY) -> None:
         """End the link; the machine may dial again."""
@@ -116,7 +85,7 @@ class Connection:
         if len(self._attempts) > _RECENT:
             self._attempts.popitem(last=False)
 
-    def send(self, message: FromRenderAPI) -> None:
+    def send(self, message: link.FromRenderAPI) -> None:
         """Send when the machine reads; one that does not read is cut off."""
         self._unsent.append(message)
         self._to_send.set()
@@ -143,19 +112,17 @@ class Connection:
         code, reason = self._end
         _log.info("A machine's link ended", machine_id=self.machine.machine_id, reason=reason)
         if self._socket.application_state is WebSocketState.CONNECTED:
-            await _quietly(self._socket, code, reason)
-
-    # -- reading
+            await close_quietly(self._socket, code, reason)
 
     async def _read(self) -> None:
         while not self._closed.is_set():
-            message = await receive(self._socket)
-            if message is None:
+            text = await receive(self._socket)
+            if text is None:
                 self.close("the machine closed it")
                 return
-            self._events.heard(self.machine)
+            self._shared.heard(self.machine)
             try:
-                self._take(message)
+                self._take(decode(text, link.FromMachine))
             except InvalidRequest as error:
                 self.close(error.message[:100], PROTOCOL_ERROR)
                 return
@@ -163,29 +130,53 @@ class Connection:
                 self._room.clear()
                 await self._room.wait()
 
-    def _take(self, text: str) -> None:
-        message = decode(text, FromMachine)
-        if isinstance(message, (Started, Result, Exited)):
+    def _take(self, message: object) -> None:
+        if isinstance(message, (link.Started, link.Result, link.Exited)):
             self._take_report(message)
-        elif isinstance(message, Progress):
-            self._events.progressed(self.machine, message)
-        elif isinstance(message, Log):
+        elif isinstance(message, link.Progress):
+            self._take_progress(message)
+        elif isinstance(message, link.Log):
             self._take_log(message)
-        elif isinstance(message, Heartbeat):
-            self._events.beat(self.machine, message)
+        elif isinstance(message, link.Heartbeat):
+            self._take_heartbeat(message)
         else:
             raise InvalidRequest("A link has one hello.")
 
-    def _take_report(self, report: Report) -> None:
-        if report.seq <= self._read_seq:  # sent again; what is applied is acknowledged again
-            if report.seq <= self._applied_seq:
-                self.send(Ack(self._applied_seq))
-            return
-        self._read_seq = report.seq
-        self._unapplied.append(report)
-        self._to_apply.set()
+    def _take_report(self, report: link.Report) -> None:
+        if report.seq > self._read_seq:
+            self._read_seq = report.seq
+            self._unapplied.append(report)
+            self._to_apply.set()
+        elif report.seq <= self._applied_seq:  # sent again; what is applied is acknowledged again
+            self.send(link.Ack(self._applied_seq))
 
-    # -- applying
+    def _take_progress(self, progress: link.Progress) -> None:
+        """Keep the newest progress of a live attempt of this machine (R5.3), as it may be shown."""
+        attempt = self._shared.memory.attempts.get(progress.attempt)
+        if attempt is None or attempt.machine_id != self.machine.machine_id:
+            return
+        remaining = progress.remaining_s
+        attempt.progress = replace(
+            progress,
+            fraction=min(max(progress.fraction, 0.0), 1.0),
+            remaining_s=remaining if remaining is not None and 0 <= remaining < 1e9 else None,
+            message=progress.message[:500],
+        )
+        self._shared.announcer.progress(attempt, attempt.progress, self._shared.clock.monotonic())
+
+    def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
+        """Note load and whether the machine can still write."""
+        self.machine.load = asdict(heartbeat)
+        if self.machine.full != heartbeat.full:
+            self.machine.full = heartbeat.full[:255]
+            self._shared.machines.note(self.machine)
+            self._shared.wake()
+
+    def _take_log(self, line: link.Log) -> None:
+        if line.attempt in self._attempts and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
+            self._log_size += len(line.text)
+            self._log_lines.append(line)
+            self._to_log.set()
 
     async def _apply(self) -> None:
         while True:
@@ -195,17 +186,22 @@ class Connection:
                 count = min(len(self._unapplied), MAX_APPLIED)
                 batch = [self._unapplied.popleft() for _ in range(count)]
                 # Once begun it is seen through: memory must follow what is committed.
-                self._applying = asyncio.create_task(self._events.reported(self.machine, self.instance, batch))
+                self._applying = asyncio.create_task(self._apply_batch(batch))
                 try:
                     await asyncio.shield(self._applying)
                 except RenderOnlineError as error:
                     self.close(error.message[:100], TRY_AGAIN)
                     return
                 self._applied_seq = batch[-1].seq
-                self.send(Ack(self._applied_seq))
+                self.send(link.Ack(self._applied_seq))
                 self._room.set()
 
-    # -- writing
+    async def _apply_batch(self, batch: list[link.Report]) -> None:
+        try:
+            await self._reports.apply(self.machine, self.instance, batch)
+        except Exception:
+            self._shared.gave_up()
+            raise
 
     async def _write(self) -> None:
         while True:
@@ -213,7 +209,7 @@ class Connection:
             self._to_send.clear()
             while self._unsent:
                 message = self._unsent.popleft()
-                if isinstance(message, Ack) and self._unsent and isinstance(self._unsent[0], Ack):
+                if isinstance(message, link.Ack) and self._unsent and isinstance(self._unsent[0], link.Ack):
                     continue  # the next one says more
                 try:
                     await self._socket.send_text(encode(message))
@@ -221,37 +217,26 @@ class Connection:
                     self.close("the machine went away")
                     return
 
-    # -- logs
-
-    def _take_log(self, line: Log) -> None:
-        if line.attempt not in self._attempts or not 0 <= line.offset < 2**53:
-            return
-        if self._log_size > MAX_LOG:
-            return
-        self._log_size += len(line.text)
-        self._log_lines.append(line)
-        self._to_log.set()
-
     async def _write_logs(self) -> None:
         while True:
             await self._to_log.wait()
             self._to_log.clear()
-            lines, self._log_lines, self._log_size = list(self._log_lines), deque(), 0
+            lines, self._log_lines, self._log_size = self._log_lines, [], 0
             try:
-                await asyncio.to_thread(write_logs, self._logs, lines)
+                await asyncio.to_thread(write_logs, self._shared.logs, lines)
             except OSError as error:
                 _log.warning("Logs of attempts can't be written", error=str(error))
 
 
-def write_logs(logs: AttemptLogs, lines: list[Log]) -> None:
+def write_logs(logs: AttemptLogs, lines: list[link.Log]) -> None:
     """Append log lines; neighbours in one go. Blocks."""
     joined: list[tuple[int, int, bytearray]] = []
     for line in lines:
-        data = bytearray(line.text.encode())
+        data = line.text.encode()
         if joined and joined[-1][0] == line.attempt and joined[-1][1] + len(joined[-1][2]) == line.offset:
             joined[-1][2].extend(data)
         else:
-            joined.append((line.attempt, line.offset, data))
+            joined.append((line.attempt, line.offset, bytearray(data)))
     for attempt_id, offset, content in joined:
         logs.append(attempt_id, offset, bytes(content))
 
@@ -266,24 +251,12 @@ async def receive(socket: WebSocket) -> str | None:
     if message["type"] != "websocket.receive" or text is None:
         return None
     if len(text) > MAX_MESSAGE:
-        await _quietly(socket, TOO_BIG, "the message is too large")
+        await close_quietly(socket, TOO_BIG, "the message is too large")
         return None
     return str(text)
 
 
-async def _quietly(socket: WebSocket, code: int, reason: str) -> None:
-    try:
+async def close_quietly(socket: WebSocket, code: int, reason: str) -> None:
+    """Close; a socket that is gone already is closed enough."""
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
         await socket.close(code, reason[:100])
-    except (WebSocketDisconnect, RuntimeError, OSError):
-        return
-
-
-def clean_progress(progress: Progress) -> Progress:
-    """Progress as it may be shown, whatever a machine says."""
-    remaining = progress.remaining_s
-    return replace(
-        progress,
-        fraction=min(max(progress.fraction, 0.0), 1.0),
-        remaining_s=remaining if remaining is not None and 0 <= remaining < 1e9 else None,
-        message=progress.message[:500],
-    )

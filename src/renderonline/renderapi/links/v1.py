@@ -6,16 +6,16 @@ so that one that does not answer holds up nobody.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import aiohttp
 import structlog
 
-from renderonline.database import Database
 from renderonline.database.machines import hello
 from renderonline.database.work_landing import Offer
 from renderonline.farm.command_line import join
@@ -23,44 +23,38 @@ from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import hpc
-from renderonline.renderapi.attempt_files import AttemptFiles
-from renderonline.renderapi.clock import Clock, moment
 from renderonline.renderapi.landings import written_offers
-from renderonline.renderapi.machines import Machine, Machines
-from renderonline.renderapi.memory import Memory
+from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.reports import Reports
-from renderonline.storage.landing import make_attempt_directory
+from renderonline.renderapi.shared import Shared
 
 _log = structlog.get_logger(__name__)
 
 BUSY_S: Final = 1.0
 IDLE_S: Final = 5.0
-TIMEOUT_S: Final = 2.0
 AGAIN_S: Final = 1.0
 """A status that says something bad counts when one at least so much later says the same (R7.2)."""
 REFUSAL_S: Final = 30.0
 """A machine that says it is idle and refuses a start because it is busy is left alone for so long."""
 _ELSEWHERE: Final = "It renders for somebody else."
 _LARGEST_ANSWER: Final = 64 * 1024
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=TIMEOUT_S)
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
 
 class _Phase(StrEnum):
+    """`START`: to be started; `UNKNOWN`: a start was sent, and nobody knows what became of it (R7.3); `RUNNING`: its
+    start was answered, or a status said its number."""
+
     START = "start"
-    """To be started."""
     UNKNOWN = "unknown"
-    """A start was sent, and nobody knows what became of it (R7.3)."""
     RUNNING = "running"
-    """Its start was answered, or a status said its number."""
 
 
 @dataclass(slots=True)
 class _Job:
-    """The attempt that the machine has. `refusals`: how often its start was refused because something runs there.
-
-    `doubt`: what a status said that is to be heard twice, and since when.
-    """
+    """The attempt that the machine has. `refusals`: how often its start was refused because something runs there;
+    `doubt`: what a status said that is to be heard twice, and since when."""
 
     attempt_id: int
     token: str
@@ -73,43 +67,24 @@ class _Job:
 class V1Machines:
     """One `V1Machine` for each row with an address."""
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        memory: Memory,
-        machines: Machines,
-        reports: Reports,
-        files: AttemptFiles,
-        clock: Clock,
-        heard: Callable[[Machine], None],
-        wake: Callable[[], None],
-        gave_up: Callable[[], None],
-        ours: Callable[[int], bool],
-    ) -> None:
-        self.database = database
-        self.memory = memory
-        self.machines = machines
-        self.reports = reports
-        self.files = files
-        self.clock = clock
-        self.heard = heard
-        self.wake = wake
-        self.gave_up = gave_up
-        self.ours = ours
+    def __init__(self, shared: Shared, reports: Reports) -> None:
+        self._shared = shared
+        self._reports = reports
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[Machine, asyncio.Task[None]] = {}
 
     def follow(self) -> None:
         """Begin with machines that are new, end with those that are gone."""
-        present = {machine for machine in self.machines if not machine.row.is_linked}
+        present = {machine for machine in self._shared.machines if not machine.row.is_linked}
         for machine in self._tasks.keys() - present:
             self._tasks.pop(machine).cancel()
         for machine in present - self._tasks.keys():
             if self._session is None:
                 connector = aiohttp.TCPConnector(limit=0, force_close=True)
                 self._session = aiohttp.ClientSession(connector=connector)
-            self._tasks[machine] = asyncio.create_task(V1Machine(self, machine, self._session).run())
+            self._tasks[machine] = asyncio.create_task(
+                V1Machine(self._shared, self._reports, machine, self._session).run()
+            )
 
     async def close(self) -> None:
         """End; what runs on the machines goes on."""
@@ -124,8 +99,9 @@ class V1Machines:
 class V1Machine:
     """One machine and the attempt it has; its `MachineLink`."""
 
-    def __init__(self, farm: V1Machines, machine: Machine, session: aiohttp.ClientSession) -> None:
-        self._farm = farm
+    def __init__(self, shared: Shared, reports: Reports, machine: Machine, session: aiohttp.ClientSession) -> None:
+        self._shared = shared
+        self._reports = reports
         self._machine = machine
         self._session = session
         self._job: _Job | None = None
@@ -133,8 +109,6 @@ class V1Machine:
         self._news = asyncio.Event()
         self._offered: tuple[str, ...] | None = None
         self._refuses_until = 0.0
-
-    # -- the machine's link
 
     def assign(self, order: Order) -> None:
         """Start this when the machine is next spoken to, which is now."""
@@ -150,35 +124,23 @@ class V1Machine:
     def close(self, reason: str) -> None:
         """There is no connection to end."""
 
-    # -- its life
-
     async def run(self) -> None:
         """Ask and tell until canceled."""
-        self._find_again()
+        for attempt in self._shared.memory.attempts_on(self._machine.machine_id):  # from before we were stopped
+            phase = _Phase.RUNNING if attempt.running else _Phase.UNKNOWN
+            self._job = _Job(attempt.attempt_id, attempt.token, phase)
         while True:
             self._news.clear()
             try:
                 await self._step()
             except RenderOnlineError as error:
                 _log.warning("A v1 machine's news could not be recorded", error=error.message)
-                self._farm.gave_up()
-            except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+                self._shared.gave_up()
+            except Exception:  # noqa: BLE001 (one odd machine must not stop the farm)
                 _log.exception("A v1 machine's task failed", machine_id=self._machine.machine_id)
-            await self._pause()
-
-    async def _pause(self) -> None:
-        busy = self._job is not None or self._stops or self._machine.full
-        try:
-            async with asyncio.timeout(BUSY_S if busy else IDLE_S):
-                await self._news.wait()
-        except TimeoutError:
-            return
-
-    def _find_again(self) -> None:
-        """What it had when we were stopped."""
-        for attempt in self._farm.memory.attempts_on(self._machine.machine_id):
-            phase = _Phase.RUNNING if attempt.running else _Phase.UNKNOWN
-            self._job = _Job(attempt.attempt_id, attempt.token, phase)
+            busy = self._job is not None or self._stops or self._machine.full
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), BUSY_S if busy else IDLE_S)
 
     async def _step(self) -> None:
         self._let_go()
@@ -192,7 +154,7 @@ class V1Machine:
         if status is None:
             self._unreachable()
             return
-        self._farm.heard(self._machine)
+        self._shared.heard(self._machine)
         self._reachable(self._machine.full)
         await self._note(status)
         if self._job is None:
@@ -205,54 +167,48 @@ class V1Machine:
     def _let_go(self) -> None:
         """The attempt ended without us: canceled, or lost."""
         job = self._job
-        if job is None or job.attempt_id in self._farm.memory.attempts:
+        if job is None or job.attempt_id in self._shared.memory.attempts:
             return
         self._job = None
         if job.phase is _Phase.START:  # it was never told
             self._stops.discard(job.attempt_id)
-            self._farm.machines.release(self._machine, job.attempt_id)
+            self._shared.machines.release(self._machine.machine_id, job.attempt_id)
         else:
             self._stops.add(job.attempt_id)
 
-    # -- start
-
     async def _start(self, job: _Job) -> None:
-        order = await self._farm.reports.order_of(job.attempt_id)
-        if order is None or not await self._make_directory(job, order):
+        order = await self._order(job)
+        if order is None:
             return
-        request = hpc.StartRequest(order.assign.engine, job.attempt_id, join(order.assign.argv))
+        assign = order.assign
+        try:
+            if order.uses_directory:
+                await asyncio.to_thread(Path(assign.directory).mkdir, parents=True, exist_ok=True)
+        except OSError as error:
+            await self._finish(job, Ending(Outcome.FAILED, "no_space", str(error)))
+            return
         job.phase = _Phase.UNKNOWN
         try:
-            answer = await self._post(hpc.START_PATH, request)
+            request = hpc.StartRequest(assign.engine, job.attempt_id, join(assign.argv))
+            answer = await self._call(hpc.START_PATH, request)
         except aiohttp.ClientConnectorError:
             self._unreachable()
             await self._give_back(job, "the machine can't be reached")
             return
         if answer is None:
             return  # whether it has begun is settled by its status
-        self._farm.heard(self._machine)
+        self._shared.heard(self._machine)
         if answer.is_success:
             await self._begun(job)
         elif answer.message == hpc.ACTIVE_RENDER:
             job.refusals += 1  # perhaps for an earlier start of ours whose answer was lost: its status decides
         else:
-            missing = answer.message == hpc.not_configured(order.assign.engine)
-            ending = Ending(Outcome.FAILED, "no_engine" if missing else "", answer.message[:500])
-            await self._finish(job, ending)
-
-    async def _make_directory(self, job: _Job, order: Order) -> bool:
-        if not order.uses_directory:
-            return True
-        try:
-            await asyncio.to_thread(make_attempt_directory, order.assign.directory)
-        except OSError as error:
-            await self._finish(job, Ending(Outcome.FAILED, "no_space", str(error)))
-            return False
-        return True
+            failure = "no_engine" if answer.message == hpc.not_configured(assign.engine) else ""
+            await self._finish(job, Ending(Outcome.FAILED, failure, answer.message[:500]))
 
     async def _begun(self, job: _Job) -> None:
         job.phase, job.doubt = _Phase.RUNNING, ""
-        await self._farm.reports.started(job.attempt_id, job.token, moment(self._farm.clock).us)
+        await self._reports.started(job.attempt_id, job.token)
 
     async def _settle_start(self, job: _Job, status: hpc.Status) -> None:
         """The answer to a start was lost: what does the machine say it does (R7.3)?"""
@@ -261,7 +217,7 @@ class V1Machine:
             await self._begun(job)
             if not task.is_running:
                 await self._judge(job, status)
-        elif task is not None and task.is_running and self._farm.ours(task.task_id):
+        elif task is not None and task.is_running and self._shared.is_ours(task.task_id):
             await self._stop(task.task_id)
         elif task is not None and task.is_running:
             await self._leave_alone(job)
@@ -270,7 +226,7 @@ class V1Machine:
 
     async def _start_again(self, job: _Job) -> None:
         if job.refusals > 1:
-            self._refuses_until = self._farm.clock.monotonic() + REFUSAL_S
+            self._refuses_until = self._shared.clock.monotonic() + REFUSAL_S
             await self._leave_alone(job)
             return
         job.phase, job.doubt = _Phase.START, ""
@@ -279,8 +235,6 @@ class V1Machine:
     async def _leave_alone(self, job: _Job) -> None:
         self._reachable(_ELSEWHERE)
         await self._give_back(job, "the machine is busy with somebody else")
-
-    # -- status
 
     async def _judge(self, job: _Job, status: hpc.Status) -> None:
         """What a status says of our attempt; what is bad news must be said twice (R7.2)."""
@@ -298,7 +252,7 @@ class V1Machine:
             await self._finish(job, Ending(Outcome.LOST, reason="another program uses the machine"))
 
     def _said_twice(self, job: _Job, doubt: str) -> bool:
-        now = self._farm.clock.monotonic()
+        now = self._shared.clock.monotonic()
         if job.doubt != doubt:
             job.doubt, job.since = doubt, now
             return False
@@ -308,15 +262,13 @@ class V1Machine:
         """Idle, busy with somebody else, or with something of ours that is over."""
         task = status.task
         if task is not None and task.is_running:
-            if self._farm.ours(task.task_id):
+            if self._shared.is_ours(task.task_id):
                 await self._stop(task.task_id)
             self._reachable(_ELSEWHERE)
             return
-        self._reachable(_ELSEWHERE if self._farm.clock.monotonic() < self._refuses_until else "")
-        self._farm.memory.release_held(
-            self._machine.machine_id, now=self._farm.clock.monotonic(), now_us=moment(self._farm.clock).us
-        )
-        self._farm.files.remove_unheld(self._machine.machine_id, self._machine.occupied)
+        self._reachable(_ELSEWHERE if self._shared.clock.monotonic() < self._refuses_until else "")
+        self._shared.memory.release_held(self._machine.machine_id)
+        self._shared.files.remove_unheld(self._machine.machine_id, self._machine.occupied)
 
     async def _note(self, status: hpc.Status) -> None:
         """Remember what it offers."""
@@ -324,43 +276,40 @@ class V1Machine:
             return
         self._offered = status.engine_ids
         self._machine.offer(dict.fromkeys(status.engine_ids, ""), 1)
-        self._farm.machines.note(self._machine)
-        facts = {"engines": list(status.engine_ids)}
-        operation = partial(
-            hello,
-            machine_id=self._machine.machine_id,
-            instance="",
-            facts=facts,
-            now_us=moment(self._farm.clock).us,
-        )
-        try:
-            await self._farm.database.write(operation)
-        except NotFound:
-            return  # its row was removed just now
+        self._shared.machines.note(self._machine)
+        facts, now_us = {"engines": list(status.engine_ids)}, self._shared.now().us
+        operation = partial(hello, machine_id=self._machine.machine_id, instance="", facts=facts, now_us=now_us)
+        with contextlib.suppress(NotFound):  # its row was removed just now
+            await self._shared.database.write(operation)
 
     def _reachable(self, full: str) -> None:
         """It answers; `full` is why it takes nothing ("" when it does)."""
         if self._machine.link is not self or self._machine.full != full:
             self._machine.link, self._machine.full = self, full
-            self._farm.machines.note(self._machine)
-            self._farm.wake()
+            self._shared.machines.note(self._machine)
+            self._shared.wake()
 
     def _unreachable(self) -> None:
         if self._machine.link is not None:
             self._machine.link = None
-            self._farm.machines.note(self._machine)
-
-    # -- ends
+            self._shared.machines.note(self._machine)
 
     async def _succeed(self, job: _Job) -> None:
-        order = await self._farm.reports.order_of(job.attempt_id)
-        if order is None:
-            return
-        offers = await asyncio.to_thread(written_offers, order)
-        await self._finish(job, Ending(Outcome.SUCCEEDED, exit_code=0), offers)
+        order = await self._order(job)
+        if order is not None:
+            offers = await asyncio.to_thread(written_offers, order)
+            await self._finish(job, Ending(Outcome.SUCCEEDED, exit_code=0), offers)
+
+    async def _order(self, job: _Job) -> Order | None:
+        """None when the attempt is gone, or over because its order can't be written any more."""
+        try:
+            return await self._reports.order_of(job.attempt_id)
+        except InvalidRequest as error:
+            await self._finish(job, Ending(Outcome.FAILED, "command", error.message))
+            return None
 
     async def _finish(self, job: _Job, ending: Ending, offers: tuple[Offer, ...] = ()) -> None:
-        await self._farm.reports.finish(self._machine, job.attempt_id, job.token, offers, ending)
+        await self._reports.finish(self._machine, job.attempt_id, job.token, offers, ending)
         if self._job is job:
             self._job = None
         self._news.set()
@@ -372,56 +321,44 @@ class V1Machine:
     async def _stop(self, attempt_id: int) -> None:
         """Have it stopped; any answer will do, because a status says what is true."""
         try:
-            answer = await self._post(hpc.STOP_PATH, hpc.StopRequest(attempt_id))
+            answer = await self._call(hpc.STOP_PATH, hpc.StopRequest(attempt_id))
         except aiohttp.ClientConnectorError:
             answer = None
         if answer is None:
             self._unreachable()
             return
         self._stops.discard(attempt_id)
-        self._farm.files.remove((attempt_id,))
-        if self._farm.machines.release(self._machine, attempt_id):
-            self._farm.wake()
-
-    # -- the wire
+        self._shared.files.remove((attempt_id,))
+        if self._shared.machines.release(self._machine.machine_id, attempt_id):
+            self._shared.wake()
 
     async def _ask(self) -> hpc.Status | None:
         try:
-            async with self._session.get(
-                self._url(hpc.STATUS_PATH), timeout=_TIMEOUT, allow_redirects=False
-            ) as response:
-                body = await _body(response)
-                return hpc.parse_status(body) if response.status == 200 else None
+            return hpc.parse_status(await self._exchange("GET", hpc.STATUS_PATH, None, (200,)))
         except (aiohttp.ClientError, TimeoutError, InvalidRequest, ValueError):
             return None
 
-    async def _post(self, path: str, request: hpc.StartRequest | hpc.StopRequest) -> hpc.Answer | None:
+    async def _call(self, path: str, request: hpc.StartRequest | hpc.StopRequest) -> hpc.Answer | None:
         """The machine's answer, None when there was none; `ClientConnectorError` when nothing was sent."""
         try:
-            async with self._session.post(
-                self._url(path),
-                data=hpc.encode(request),
-                headers={"Content-Type": "application/json"},
-                timeout=_TIMEOUT,
-                allow_redirects=False,
-            ) as response:
-                body = await _body(response)
-                return hpc.parse_answer(body) if response.status in (200, 400) else None
+            return hpc.parse_answer(await self._exchange("POST", path, hpc.encode(request), (200, 400)))
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ClientError, TimeoutError, InvalidRequest, ValueError):
             return None
 
-    def _url(self, path: str) -> str:
+    async def _exchange(self, method: str, path: str, data: bytes | None, statuses: tuple[int, ...]) -> bytes:
         row = self._machine.row
         host = f"[{row.ip_address}]" if ":" in row.ip_address else row.ip_address
-        return f"http://{host}:{row.port}{path}"
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body.extend(piece)
-        if len(body) > _LARGEST_ANSWER:
-            raise InvalidRequest("The answer is too large.")
-    return bytes(body)
+        url = f"http://{host}:{row.port}{path}"
+        headers = {"Content-Type": "application/json"} if data else {}
+        asked = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT, allow_redirects=False)
+        async with asked as response:
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body.extend(piece)
+                if len(body) > _LARGEST_ANSWER:
+                    raise InvalidRequest("The answer is too large.")
+            if response.status not in statuses:
+                raise InvalidRequest(f"The node answered with status {response.status}.")
+            return bytes(body)

@@ -1,0 +1,101 @@
+"""What the parts of the dispatcher share: the database, memory, machines, and how to wake it, doubt it, wait for it."""
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from renderonline.database import Database
+from renderonline.database.projection import Moment
+from renderonline.database.work_loading import load_queue
+from renderonline.farm.errors import RenderOnlineError
+from renderonline.farm.machines import AwakeClock
+from renderonline.farm.settling import RetryPolicy
+from renderonline.renderapi.announcing import Announcer, Publisher
+from renderonline.renderapi.attempt_files import OURS, AttemptFiles
+from renderonline.renderapi.clock import Clock, moment
+from renderonline.renderapi.machines import Machine, Machines
+from renderonline.renderapi.memory import Memory
+from renderonline.renderapi.orders import Orders
+from renderonline.storage.logs import AttemptLogs
+
+_log = structlog.get_logger(__name__)
+
+TICK_S: Final = 1.0
+"""How often silence is looked at."""
+
+
+class Shared:
+    """One for each dispatcher. `ready`: memory says what the database says; `newest`: an attempt id of this start."""
+
+    def __init__(self, database: Database, events: Publisher, logs: Path, *, clock: Clock, policy: RetryPolicy) -> None:
+        self.database = database
+        self.clock = clock
+        self.policy = policy
+        self.awake = AwakeClock(clock.monotonic(), TICK_S)
+        self.woken, self.in_doubt = asyncio.Event(), asyncio.Event()
+        self.ready = False
+        self.newest = 0
+        self.announcer = Announcer(events)
+        self.logs = AttemptLogs(logs)
+        self.memory = Memory(self.wake, clock, policy)
+        self.machines = Machines(self.announcer.machine)
+        self.files = AttemptFiles(database)
+        self.orders = Orders(database)
+        self._background: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Something changed that a plan could use."""
+        self.woken.set()
+
+    def gave_up(self) -> None:
+        """A write was given up: memory is in doubt and is rebuilt (R3.2)."""
+        self.ready = False
+        self.in_doubt.set()
+
+    def now(self) -> Moment:
+        """Now, as the database records it."""
+        return moment(self.clock)
+
+    def heard(self, machine: Machine) -> None:
+        """Something was read from a machine just now."""
+        machine.heard = self.awake.now(self.clock.monotonic())
+
+    def is_ours(self, attempt_id: int) -> bool:
+        """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1)."""
+        return attempt_id in self.memory.attempts or abs(self.newest - attempt_id) < OURS
+
+    async def reload(self, task_ids: Collection[int]) -> None:
+        """Read tasks anew: they were resumed, tried again, or added by hand. In the writer's turn, so that memory does
+        not miss what is committed meanwhile."""
+        queued = await self.database.write(partial(load_queue, task_ids=task_ids))
+        for task_id in set(task_ids) - {task.task_id for task in queued}:
+            self.memory.forget_task(task_id)
+        for task in queued:
+            self.memory.add_task(task)
+        self.wake()
+
+    async def guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """What goes wrong in one round must not end the dispatcher; memory may be in doubt afterwards."""
+        try:
+            await work
+        except RenderOnlineError as error:
+            _log.warning("The dispatcher could not do something", error=error.message)
+            self.gave_up()
+        except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+            _log.exception("The dispatcher failed")
+            self.gave_up()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something in the background."""
+        task = asyncio.create_task(self.guarded(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def settled(self) -> None:
+        """Wait for what goes on in the background."""
+        while self._background:
+            await asyncio.gather(*self._background, return_exceptions=True)
