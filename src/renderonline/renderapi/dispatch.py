@@ -107,6 +107,11 @@ class Dispatcher:
         await self.shared.settled()
         await self.shared.files.close()
 
+    async def leased(self) -> None:
+        """Wait until what was submitted just now is planned, and its leases are committed and sent."""
+        await asyncio.sleep(0)  # the planner's turn
+        await self._leasing.committed()
+
     def submitted(self, new: NewTask, submitted: Submitted, engine: EngineRow) -> None:
         """A task was committed; called on the event loop. A repeated submission changes nothing."""
         if submitted.repeated or submitted.task_id in self.memory.tasks:

@@ -1,5 +1,6 @@
 """Leases: what waits goes to machines with room. The assignment is committed before it is sent (R3, design 4.4)."""
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,7 @@ class Leasing:
         self._shared = shared
         self._ids = ids
         self._reports = reports
+        self._leases: set[asyncio.Task[None]] = set()
 
     async def give(self) -> float | None:
         """Give all free slots work; comes back before the commits. Gives when the next chunk is due (monotonic)."""
@@ -35,8 +37,15 @@ class Leasing:
         free = machines.free_slots() if len(memory.index) else []
         assignments = plan(memory.index, free, memory.usage, machines.policy) if free else []
         if assignments:
-            self._shared.spawn(self._lease([self._take(assignment) for assignment in assignments]))
+            lease = self._shared.spawn(self._lease([self._take(assignment) for assignment in assignments]))
+            self._leases.add(lease)
+            lease.add_done_callback(self._leases.discard)
         return due
+
+    async def committed(self) -> None:
+        """Wait until the leases of this moment are committed and sent."""
+        if self._leases:
+            await asyncio.wait(self._leases)
 
     def _take(self, assignment: Assignment) -> LiveAttempt:
         """Change memory as if the lease were committed, so that the next plan counts it."""

@@ -67,6 +67,11 @@ class Reading:
         """One task."""
         return self._task(await self._view(principal, task_id))
 
+    async def submitted(self, principal: Principal, task_id: int) -> dict[str, Any]:
+        """A task that was just submitted, read when its first leases are on their way: they go before the answer."""
+        await self.dispatcher.leased()
+        return await self.task(principal, task_id)
+
     async def parts(
         self, principal: Principal, task_id: int, what: str, limit: int, cursor: str | None
     ) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Reports:
     def read_again(self, task_ids: Collection[int]) -> None:
         """Memory has something else of these tasks than the database."""
         if task_ids:
-            self._shared.spawn(self._shared.reload(task_ids))
+            _ = self._shared.spawn(self._shared.reload(task_ids))
 
     async def order_of(self, attempt_id: int) -> Order | None:
         """The order of an attempt, live or not; None when it is gone."""

@@ -89,11 +89,12 @@ class Shared:
             _log.exception("The dispatcher failed")
             self.gave_up()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something in the background."""
         task = asyncio.create_task(self.guarded(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def settled(self) -> None:
         """Wait for what goes on in the background."""

@@ -69,12 +69,13 @@ class Submissions:
     ) -> int:
         """Receive and commit one task; its id. Raises the first rule that is broken; then nothing is stored."""
         key = checked_key(headers.get("idempotency-key", ""))
-        if (known := await self.known(principal.user_id, key)) is not None:
-            if headers.get("expect", "").casefold() != "100-continue":  # else the client waits to be asked for the body
+        length = content_length(headers)
+        waits = headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for the body
+        if (waits or length > EARLY_CHECK_BYTES) and (known := await self._known(principal.user_id, key)) is not None:
+            if not waits:
                 async for _ in stream:
                     pass
             return known
-        length = content_length(headers)
         await self._check_length(length)
         upload = Upload(headers.get("content-type", ""), limit=self._limit)
         gate = _Gate(self, principal.user_id, key, length, read_request)
@@ -135,20 +136,18 @@ class Submissions:
         if free - length < self._reserve:
             raise NoSpace("The server has no room for a file of this size. Delete tasks that are not needed any more.")
 
-    async def known(self, user_id: int, client_key: str) -> int | None:
-        """The task that this user submitted with this key."""
-        if not client_key:
-            return None
-        now_us = time.time_ns() // 1000
-        found = await self._database.read(
-            lambda connection: submissions.find(connection, user_id, client_key, now_us=now_us)
-        )
-        return None if found is None else found.task_id
+    async def _known(self, user_id: int, client_key: str) -> int | None:
+        return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
 
     async def prepared(self, request: TaskRequest, user_id: int, sent_file_name: str) -> Prepared:
-        """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments."""
+        """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments.
+
+        `Repeated` when this user's task with this key is there already.
+        """
 
         def look(connection: Connection) -> Prepared:
+            if (known := _known(connection, user_id, request.client_key)) is not None:
+                raise Repeated(known)
             submissions.check_limit(connection, user_id)
             engine = _engine(engines.list_engines(connection), request)
             definition = None if engine.definition is None else self._parse(engine.definition)
@@ -224,8 +223,6 @@ class _Gate:
         request = self.read_request(received.request, self.client_key)
         if len(received.file_names) > 1:
             raise InvalidRequest(v1.ONE_FILE, code="two_files")
-        if not self.client_key and (task_id := await self.owner.known(self.user_id, request.client_key)) is not None:
-            raise Repeated(task_id)
         self.prepared = await self.owner.prepared(request, self.user_id, received.file_names[0])
 
     async def place(self) -> Path:
@@ -235,6 +232,13 @@ class _Gate:
     async def stage(self) -> Path:
         """Where a file waits for its request."""
         return await self.owner.staging()
+
+
+def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
+    if not client_key:
+        return None
+    found = submissions.find(connection, user_id, client_key, now_us=time.time_ns() // 1000)
+    return None if found is None else found.task_id
 
 
 def _engine(rows: Iterable[EngineRow], request: TaskRequest) -> EngineRow:

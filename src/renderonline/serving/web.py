@@ -35,8 +35,13 @@ class TlsFiles:
     priv_pem_path: Path
 
 
+SWITCH_S: Final = 0.0002
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end on the fastest event loop there is."""
+    # Database threads and the loop hand the interpreter to each other many times a request.
+    sys.setswitchinterval(SWITCH_S)
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":
         import uvloop

@@ -60,7 +60,7 @@ async def list_tasks(
 async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
     """Submit a task: a part `request` and one file."""
     task_id = await center.submissions.submit(caller, request.headers, request.stream(), read_v2)
-    task = await center.reading.task(caller, task_id)
+    task = await center.reading.submitted(caller, task_id)
     return Response(orjson.dumps(task), 201, {"Location": f"{V2}/tasks/{task_id}"}, "application/json")
 
 
