@@ -143,5 +143,8 @@ class _MySqlLease(Lease):
 
     def release(self) -> None:
         self._released = True
+        with suppress(DBAPIError):  # closing alone releases it too, but a moment later
+            if self._connection is not None:
+                self._connection.execute(text("SELECT RELEASE_ALL_LOCKS()"))
         self._drop()
         self._engine.dispose()

@@ -100,3 +100,10 @@ def _kill_holder(db: Database, lease: Lease) -> None:
     connection = lease._connection
     number = connection.scalar(text("SELECT CONNECTION_ID()"))
     db.write_now(lambda c: c.exec_driver_sql(f"KILL {number}"))
+
+
+def test_a_released_lease_can_be_taken_at_once(migrated_url: str) -> None:
+    database = Database.open(migrated_url)
+    for _ in range(200):
+        Lease.acquire(database, "a test").release()
+    database.close_now()
