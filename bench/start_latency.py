@@ -17,8 +17,8 @@ from tests.support.farm import RealFarm
 
 SUBMISSIONS = 100
 WARM_UP = 10
-SETTLE_S = 0.015
-"""About as long as a submission takes: asking how it stands any earlier would disturb what is measured."""
+PAUSES_S = {"one after another": 0.015, "after a pause": 0.05}
+"""What lies between a submission and the first question about it: asking at once would disturb what is measured."""
 ENGINE = """
 name = "nothing"
 label = "Nothing"
@@ -28,7 +28,12 @@ template = "nothing $RENDERONLINE:@uploaded_file"
 
 
 def run() -> None:
-    """Print p50 and p99 of 100 submissions, one at a time."""
+    """Print p50 and p99 of 100 submissions, one at a time, once without and once with a pause between them."""
+    for pattern, pause_s in PAUSES_S.items():
+        _run(pattern, pause_s)
+
+
+def _run(pattern: str, pause_s: float) -> None:
     with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
         directory = Path(name)
         scene = directory / "scene.txt"
@@ -43,12 +48,12 @@ def run() -> None:
                 before = time.time()
                 task = farm.client.submit(scene, engine="nothing")
                 sent[task["task_id"]] = before
-                time.sleep(SETTLE_S)
+                time.sleep(pause_s)
                 farm.wait_for_status(task["task_id"], "succeeded", "failed")
         latencies = _latencies(directory / "renderapi" / "renderonline.sqlite", sent)[WARM_UP:]
     direct = _direct(program)
     print(
-        f"submit -> engine process started, idle farm, {len(latencies)} submissions:"
+        f"submit -> engine process started, idle farm, {len(latencies)} submissions {pattern}:"
         f" p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms"
         f" (starting the program directly: p50 {direct:.2f} ms, ratio {_percentile(latencies, 50) / direct:.1f})"
     )
