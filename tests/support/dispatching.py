@@ -21,7 +21,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import Database, check, engines, machines, submissions
+from renderonline.database import Database, check, engines, machines
 from renderonline.database.ids import IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submissions import NewChunk, NewTask
@@ -225,10 +225,8 @@ class Rig:
             "chunk_size": chunk_size,
         }
         new = NewTask(**{**values, **more})
-        submitted = await self.database.write(lambda c: submissions.submit(c, new))
         row = await self.database.read(lambda c: engines.get_engine(c, new.engine_id))
-        self.dispatcher.submitted(new, submitted, row)
-        return submitted.task_id
+        return (await self.dispatcher.submit(new, row)).task_id
 
     # -- looking
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.rows import insert
+from renderonline.database.rows import insert, inserting
 from renderonline.database.schema import chunks, queue, renders, submissions, subscriptions, tasks, users, waits_for
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange
@@ -139,14 +139,14 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     _check_waits(connection, new)
     render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
     task_id = insert(connection, tasks, _task_row(new, render_id))
-    connection.execute(chunks.insert(), [_chunk_row(chunk, task_id, place) for place, chunk in enumerate(new.chunks)])
-    connection.execute(queue.insert(), {"task_id": task_id})
+    connection.execute(inserting(chunks), [_chunk_row(chunk, task_id, place) for place, chunk in enumerate(new.chunks)])
+    connection.execute(inserting(queue), {"task_id": task_id})
     if new.waits_for:
         rows = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
-        connection.execute(waits_for.insert(), rows)
+        connection.execute(inserting(waits_for), rows)
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
-        connection.execute(submissions.insert(), row)
+        connection.execute(inserting(submissions), row)
     return Submitted(task_id, render_id)
 
 

@@ -7,13 +7,14 @@ attempts, each in the order of ids), applies the pure rules of `farm`, and write
 import hmac
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
+from renderonline.database.submissions import NewTask, Submitted, submit
 from renderonline.database.work_loading import Attempt, TaskFacts, load_facts
 from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_of_chunk
 from renderonline.farm.frames import FrameRange, cut, parse_frames
@@ -56,6 +57,16 @@ def assign(
         assigned.leases[new.attempt_id] = Lease(chunk.frames, landed)
     assigned.tasks = sheet.flush()
     return assigned
+
+
+def submit_and_lease(
+    connection: Connection, new: NewTask, ahead: Sequence[Attempt], moment: Moment
+) -> tuple[Submitted, Assigned]:
+    """Submit a task and lease its first chunks in the same transaction; the task of `ahead` is the new one."""
+    submitted = submit(connection, new)
+    if submitted.repeated or not ahead:
+        return submitted, Assigned()
+    return submitted, assign(connection, [replace(one, task_id=submitted.task_id) for one in ahead], moment)
 
 
 def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:

@@ -119,9 +119,10 @@ class Attempt:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
         workshop, assign = self._workshop, self.assign
         ended: Ended | None = None
-        preparing = workshop.in_thread(self._prepare)  # while it is being stored
+        preparing: asyncio.Future[Ending | None] | None = None
         try:
             await workshop.journal.store(Held(assign.attempt, assign.token, assign.directory))
+            preparing = workshop.in_thread(self._prepare)  # also while it waits for a slot
             if await self._take_slot():
                 try:
                     ending, ended = await self._live(preparing)
@@ -137,7 +138,7 @@ class Attempt:
         log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
             check.cancel()
-        if not preparing.done():
+        if preparing is not None and not preparing.done():
             await asyncio.wait({preparing})
         if not workshop.scratch.remove_empty(self.name):
             workshop.threads.submit(workshop.scratch.remove, self.name)

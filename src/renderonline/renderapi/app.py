@@ -110,15 +110,17 @@ def _services(
     settings: Settings, database: Database, ids: IdBlocks, events: Events, dispatcher: Dispatcher, metrics: Metrics
 ) -> Services:
     authenticator = Authenticator(database)
+    submitting = Submissions(database, ids, dispatcher, settings)
 
     async def changed() -> None:
         authenticator.forget()
+        submitting.forget()
         await dispatcher.refresh()
 
     administration = Administration(database, settings.files, changed)
     return Services(
         authenticator=authenticator,
-        submissions=Submissions(database, ids, dispatcher, settings),
+        submissions=submitting,
         reading=Reading(database, dispatcher),
         control=Control(database, dispatcher),
         administration=administration,

@@ -7,6 +7,8 @@ given up (R3.2).
 """
 
 import asyncio
+import contextlib
+import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -22,14 +24,17 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines
 from renderonline.database.submissions import NewTask, Submitted
+from renderonline.database.work import submit_and_lease
 from renderonline.database.work_loading import (
     QueuedChunk,
     QueuedTask,
+    TaskFacts,
     load_live,
     load_queue,
     load_queued_ids,
     load_shares,
 )
+from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.machines import GRACE_S
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
@@ -112,15 +117,11 @@ class Dispatcher:
         await asyncio.sleep(0)  # the planner's turn
         await self._leasing.committed()
 
-    def submitted(self, new: NewTask, submitted: Submitted, engine: EngineRow) -> None:
-        """A task was committed; called on the event loop. A repeated submission changes nothing."""
-        if submitted.repeated or submitted.task_id in self.memory.tasks:
-            return
-        if new.waits_for or any(chunk.stage for chunk in new.chunks):
-            self.reports.read_again((submitted.task_id,))
-            return
+    async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
+        """Commit a task, and with it its first leases when nothing else waits. Raises what the commit raises."""
+        plain = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
         task = QueuedTask(
-            submitted.task_id,
+            0,  # its number is made by the commit
             new.user_id,
             new.priority,
             new.queue_us,
@@ -131,7 +132,27 @@ class Dispatcher:
             one_range="," not in new.frames,
             paused=new.paused,
         )
-        self.memory.add_task(task)
+        with self._leasing.ahead(task if plain and self.shared.ready else None) as ahead:
+            operation = partial(submit_and_lease, new=new, ahead=ahead.attempts, moment=self.shared.now())
+            try:
+                submitted, leases = await self.shared.database.write(operation)
+            except NotAvailable:  # perhaps the leases are there
+                self.shared.gave_up()
+                raise
+            task.task_id = submitted.task_id
+            if submitted.repeated:
+                return submitted
+            if not plain:
+                self.reports.read_again((task.task_id,))
+                return submitted
+            values, template = json.loads(new.values), tuple(json.loads(new.template))
+            facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
+            with contextlib.suppress(InvalidRequest):  # told when it is leased
+                self.shared.orders.learn(TaskFacts(*facts, values, template))
+            if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
+                self.memory.add_task(task)
+            ahead.committed(task, leases)
+        return submitted
 
     async def link(self, socket: WebSocket) -> None:
         """The endpoint of `protocol.link.LINK_PATH`: serve one linked machine until its link ends."""

@@ -1,15 +1,18 @@
 """Leases: what waits goes to machines with room. The assignment is committed before it is sent (R3, design 4.4)."""
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from renderonline.database.ids import IdBlocks
 from renderonline.database.work import Assigned, Lease, assign
+from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.scheduling import Assignment, plan
+from renderonline.farm.scheduling import Assignment, ReadyIndex, Signature, plan
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.memory import LiveAttempt
@@ -18,6 +21,20 @@ from renderonline.renderapi.shared import Shared
 from renderonline.storage.landing import attempt_directory
 
 _TOKEN_BYTES: Final = 16
+
+
+@dataclass(slots=True)
+class Ahead:
+    """Leases for a task that is being committed."""
+
+    owner: "Leasing"
+    attempts: list[LiveAttempt]
+
+    def committed(self, task: QueuedTask, leases: Assigned) -> None:
+        """The task and these leases are in the database, and the task is in memory."""
+        wanted, self.attempts = [replace(one, task_id=task.task_id) for one in self.attempts], []
+        if wanted:
+            self.owner.follow(wanted, leases)
 
 
 class Leasing:
@@ -37,10 +54,13 @@ class Leasing:
         free = machines.free_slots() if len(memory.index) else []
         assignments = plan(memory.index, free, memory.usage, machines.policy) if free else []
         if assignments:
-            lease = self._shared.spawn(self._lease([self._take(assignment) for assignment in assignments]))
-            self._leases.add(lease)
-            lease.add_done_callback(self._leases.discard)
+            self._spawn(self._lease([self._take(assignment) for assignment in assignments]))
         return due
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        lease = self._shared.spawn(work)
+        self._leases.add(lease)
+        lease.add_done_callback(self._leases.discard)
 
     async def committed(self) -> None:
         """Wait until the leases of this moment are committed and sent."""
@@ -49,8 +69,13 @@ class Leasing:
 
     def _take(self, assignment: Assignment) -> LiveAttempt:
         """Change memory as if the lease were committed, so that the next plan counts it."""
-        machine = self._shared.machines.get(assignment.machine_id)
         task = self._shared.memory.tasks[assignment.task_id]
+        attempt = self._occupy(task, assignment)
+        self._shared.memory.lease(assignment, attempt)
+        return attempt
+
+    def _occupy(self, task: QueuedTask, assignment: Assignment) -> LiveAttempt:
+        machine = self._shared.machines.get(assignment.machine_id)
         assert machine is not None
         attempt_id = self._ids.next_attempt_id()
         attempt = LiveAttempt(
@@ -63,16 +88,42 @@ class Leasing:
             attempt_directory(task.download_path, attempt_id),
             whole=assignment.whole,
         )
-        self._shared.memory.lease(assignment, attempt)
         self._shared.machines.occupy(machine, attempt_id)
         self._shared.files.know(attempt_id, attempt.directory, attempt.machine_id)
         return attempt
 
+    @contextlib.contextmanager
+    def ahead(self, task: QueuedTask | None) -> "Iterator[Ahead]":
+        """Slots for the first chunks of a task that is being committed, when nothing else waits; what is not
+        `committed` inside is free again afterwards."""
+        memory, machines = self._shared.memory, self._shared.machines
+        ahead = Ahead(self, [])
+        if task is not None and task.may_start and not len(memory.index):
+            index = ReadyIndex()
+            places = [(chunk.chunk_id, chunk.place) for chunk in task.chunks]
+            index.add_many(task, places, Signature(task.engine.casefold(), task.shape))
+            planned = plan(index, machines.free_slots(), memory.usage, machines.policy)
+            ahead.attempts += [self._occupy(task, assignment) for assignment in planned]
+        try:
+            yield ahead
+        finally:
+            for attempt in ahead.attempts:
+                self._free(attempt)
+
+    def follow(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
+        """Leases that were committed go to their machines."""
+        for attempt in wanted:
+            self._shared.memory.lease(
+                Assignment(attempt.machine_id, attempt.task_id, attempt.chunk_id, attempt.whole), attempt
+            )
+        self._spawn(self._send_all(wanted, assigned))
+
     async def _lease(self, wanted: Sequence[LiveAttempt]) -> None:
         unknown = {new.task_id for new in wanted if not self._shared.orders.knows(new.task_id)}
         operation = partial(assign, wanted=wanted, moment=self._shared.now(), facts_of=unknown)
-        assigned = await self._shared.database.write(operation)
-        self._reports.tasks_changed(assigned.tasks)
+        await self._send_all(wanted, await self._shared.database.write(operation))
+
+    async def _send_all(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
         self._undo([new for new in wanted if new.attempt_id not in assigned.leases])
         wrong = self._learn(assigned)
         broken: dict[int, Ending] = {}
@@ -82,6 +133,7 @@ class Leasing:
             if reason:
                 self._free(new)
                 broken[new.attempt_id] = Ending(Outcome.FAILED, "command", reason)
+        self._reports.tasks_changed(assigned.tasks)
         await self._reports.end(broken)
 
     def _undo(self, refused: Sequence[LiveAttempt]) -> None:

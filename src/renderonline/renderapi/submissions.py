@@ -21,6 +21,7 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
+from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.protocol import v1
@@ -35,6 +36,10 @@ log = structlog.get_logger(__name__)
 
 EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
 """Bodies larger than this are compared with the free disk before their first byte is read."""
+SMALL_BYTES: Final = 1024 * 1024
+"""Smaller ones are received before the database is asked anything: the commit checks the same."""
+CATALOG_S: Final = 5.0
+"""For so long what was changed by hand in the tables of engines and argument types may not count (R3.4)."""
 
 
 ReadRequest = Callable[[bytes | None, str], TaskRequest]
@@ -52,8 +57,17 @@ class Repeated(RenderOnlineError):
         self.task_id = task_id
 
 
+@dataclass(frozen=True, slots=True)
+class _Catalog:
+    """Engines and argument types as they were read at `at` (monotonic)."""
+
+    engines: tuple[EngineRow, ...]
+    argtypes: Mapping[str, ArgType]
+    at: float
+
+
 class Submissions:
-    """Submits tasks."""
+    """Submits tasks. `forget` when engines or argument types were changed."""
 
     def __init__(self, database: Database, ids: IdBlocks, dispatcher: Dispatcher, settings: Settings) -> None:
         self._database = database
@@ -63,6 +77,7 @@ class Submissions:
         self._limit = settings.max_upload_bytes
         self._reserve = settings.reserve_mib * 1024 * 1024
         self._parse = lru_cache(100)(parse_definition)
+        self._catalog: _Catalog | None = None
 
     async def submit(
         self, principal: Principal, headers: Mapping[str, str], stream: AsyncIterator[bytes], read_request: ReadRequest
@@ -81,7 +96,6 @@ class Submissions:
         gate = _Gate(self, principal.user_id, key, length, read_request)
         try:
             received = await upload.receive(stream, gate)
-            await upload.sync()
             await self._ids.refill(len(gate.prepared.ranges))
             new = self._new_task(principal, gate.prepared, received)
         except Repeated as repeated:
@@ -95,7 +109,7 @@ class Submissions:
 
     async def _commit(self, new: NewTask, engine: EngineRow, upload: Upload) -> int:
         try:
-            submitted = await self._database.write(partial(submissions.submit, new=new))
+            submitted = await self._dispatcher.submit(new, engine)
         except (NotAvailable, asyncio.CancelledError):
             raise  # whether it was committed is not known: the next start's sweep finds out
         except BaseException:
@@ -105,7 +119,6 @@ class Submissions:
             await upload.discard()
         else:
             upload.keep()
-            self._dispatcher.submitted(new, submitted, engine)
         return submitted.task_id
 
     async def sweep(self) -> None:
@@ -149,12 +162,34 @@ class Submissions:
             if (known := _known(connection, user_id, request.client_key)) is not None:
                 raise Repeated(known)
             submissions.check_limit(connection, user_id)
-            engine = _engine(engines.list_engines(connection), request)
-            definition = None if engine.definition is None else self._parse(engine.definition)
-            argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
-            return prepare(request, engine, definition, argtypes, sent_file_name)
+            return self._checked(request, _read_catalog(connection), sent_file_name)
 
         return await self._database.read(look)
+
+    def _checked(self, request: TaskRequest, catalog: _Catalog, sent_file_name: str) -> Prepared:
+        engine = _engine(catalog.engines, request)
+        definition = None if engine.definition is None else self._parse(engine.definition)
+        return prepare(request, engine, definition, catalog.argtypes, sent_file_name)
+
+    def forget(self) -> None:
+        """Engines or argument types were changed."""
+        self._catalog = None
+
+    async def admitted(self, request: TaskRequest, user_id: int, sent_file_name: str) -> tuple[Prepared, Path] | None:
+        """A small submission, checked by what is known of engines, and its directory; None when it can't be admitted
+        in this way: then `prepared` finds the rule to name."""
+        catalog = self._catalog
+        if catalog is None or time.monotonic() - catalog.at > CATALOG_S:
+            self._catalog = catalog = await self._database.read(_read_catalog)
+
+        def admit() -> tuple[Prepared, Path] | None:
+            try:
+                prepared = self._checked(request, catalog, sent_file_name)
+            except RenderOnlineError:
+                return None
+            return prepared, self._make_directory(prepared.engine, user_id, SMALL_BYTES)
+
+        return await asyncio.to_thread(admit)
 
     async def staging(self) -> Path:
         """The download path that all engines share, or else our own."""
@@ -163,19 +198,18 @@ class Submissions:
 
     async def place(self, engine: EngineRow, user_id: int, length: int) -> Path:
         """Make a task's directory below the engine's download path."""
+        return await asyncio.to_thread(self._make_directory, engine, user_id, length)
+
+    def _make_directory(self, engine: EngineRow, user_id: int, length: int) -> Path:
         root = Path(engine.download_path)
         if not root.is_absolute():
             message = f"The download path of engine {engine.name} must be absolute. Ask an administrator."
             raise RenderOnlineError(message, code="bad_engine")
-
-        def make() -> Path:
-            self._check_room(_free_bytes(root), length)
-            try:
-                return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
-            except OSError as error:
-                raise disk_error(error) from error
-
-        return await asyncio.to_thread(make)
+        self._check_room(_free_bytes(root), length)
+        try:
+            return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
+        except OSError as error:
+            raise disk_error(error) from error
 
     def _new_task(self, principal: Principal, prepared: Prepared, received: Received) -> NewTask:
         assert received.path is not None
@@ -215,6 +249,7 @@ class _Gate:
     length: int
     read_request: ReadRequest
     prepared: Prepared = field(init=False)
+    directory: Path | None = None
 
     async def check(self, received: Received) -> None:
         """The contract's checks from top to bottom."""
@@ -223,15 +258,26 @@ class _Gate:
         request = self.read_request(received.request, self.client_key)
         if len(received.file_names) > 1:
             raise InvalidRequest(v1.ONE_FILE, code="two_files")
-        self.prepared = await self.owner.prepared(request, self.user_id, received.file_names[0])
+        name = received.file_names[0]
+        if received.path is None and 0 < self.length < SMALL_BYTES:
+            admitted = await self.owner.admitted(request, self.user_id, name)
+            if admitted is not None:
+                self.prepared, self.directory = admitted
+                return
+        self.prepared = await self.owner.prepared(request, self.user_id, name)
 
     async def place(self) -> Path:
         """The task's directory."""
-        return await self.owner.place(self.prepared.engine, self.user_id, self.length)
+        return self.directory or await self.owner.place(self.prepared.engine, self.user_id, self.length)
 
     async def stage(self) -> Path:
         """Where a file waits for its request."""
         return await self.owner.staging()
+
+
+def _read_catalog(connection: Connection) -> _Catalog:
+    argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
+    return _Catalog(engines.list_engines(connection), argtypes, time.monotonic())
 
 
 def _known(connection: Connection, user_id: int, client_key: str) -> int | None:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -75,7 +75,8 @@ class Upload:
         self._discarded = 0
 
     async def receive(self, stream: AsyncIterator[bytes], gate: Gate) -> Received:
-        """Read the body to its end. Raises what the gate raised, `InvalidRequest`, `TooLarge` or `NoSpace`.
+        """Read the body to its end; then the file is durable under its name. Raises what the gate raised,
+        `InvalidRequest`, `TooLarge` or `NoSpace`.
 
         `limit` is the largest body in bytes. Whatever is raised, `discard` is to be called by the caller.
         """
@@ -100,11 +101,6 @@ class Upload:
             await asyncio.to_thread(_move, self._staged, path)
             self.received.path, self._staged = path, None
         return self.received
-
-    async def sync(self) -> None:
-        """Make the file and its directory entries durable; to be called before the row is committed."""
-        assert self.received.path is not None
-        await asyncio.to_thread(_sync, self.received.path)
 
     def keep(self) -> None:
         """The row is committed."""
@@ -143,7 +139,7 @@ class Upload:
             case FileData(data) if self._writer is not None:
                 await self._writer.write(data)
             case FileEnds() if self._writer is not None:
-                self.received.size = await self._writer.close()
+                self.received.size = await self._writer.close(() if self._staged else _above(self._writer.path))
                 self._writer = None
 
     async def _open(self, gate: Gate) -> None:
@@ -170,6 +166,7 @@ class _Writer:
     """Writes a file in batches in a thread, one batch ahead of the reader; bounded memory."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with _disk_errors():
             self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
         self._open = True
@@ -184,12 +181,10 @@ class _Writer:
         if self._batched >= BATCH_BYTES:
             await self._flush()
 
-    async def close(self) -> int:
-        """Write what is left and close the file; its size in bytes."""
-        await self._flush()
+    async def close(self, directories: Sequence[Path]) -> int:
+        """Write what is left, make the file and these directories durable, close the file; its size in bytes."""
+        await self._flush(directories)
         await self._settle()
-        os.close(self._handle)
-        self._open = False
         return self._size
 
     async def abandon(self) -> None:
@@ -201,11 +196,16 @@ class _Writer:
             self._open = False
             os.close(self._handle)
 
-    async def _flush(self) -> None:
+    async def _flush(self, last: Sequence[Path] | None = None) -> None:
         await self._settle()
         batch, self._batch = self._batch, []
         self._size, self._batched = self._size + self._batched, 0
-        self._pending = asyncio.get_running_loop().run_in_executor(None, _write_all, self._handle, batch)
+        loop = asyncio.get_running_loop()
+        if last is None:
+            self._pending = loop.run_in_executor(None, _write_all, self._handle, batch)
+        else:
+            self._open = False
+            self._pending = loop.run_in_executor(None, _write_last, self._handle, batch, last)
 
     async def _settle(self) -> None:
         if self._pending is not None:
@@ -219,6 +219,15 @@ def _write_all(handle: int, batch: list[memoryview]) -> None:
         rest = data
         while rest:
             rest = rest[os.write(handle, rest) :]
+
+
+def _write_last(handle: int, batch: list[memoryview], directories: Sequence[Path]) -> None:
+    try:
+        _write_all(handle, batch)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    _sync(directories)
 
 
 def disk_error(error: OSError) -> RenderOnlineError:
@@ -250,16 +259,21 @@ def _move(source: Path, target: Path) -> None:
             if error.errno != errno.EXDEV:
                 raise
             shutil.copyfile(source, target)
+            with target.open("rb") as copy:
+                os.fsync(copy.fileno())
             source.unlink()
+        _sync(_above(target))
 
 
-def _sync(path: Path) -> None:
-    """fsync the file, its directory, and the directories above it that may be new."""
-    above = (path.parent, path.parent.parent, path.parent.parent.parent) if os.name == "posix" else ()
-    with _disk_errors():
-        for one in (path, *above):
-            handle = os.open(one, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+def _above(path: Path) -> Sequence[Path]:
+    """The directories whose entries must be durable for `path` to be: its own, and those above that may be new."""
+    return (path.parent, path.parent.parent, path.parent.parent.parent) if os.name == "posix" else ()
+
+
+def _sync(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

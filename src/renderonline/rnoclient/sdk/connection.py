@@ -86,7 +86,8 @@ class Connection:
     """Calls to one RenderAPI. Not for use by several threads at once; each thread makes its own.
 
     GET is repeated with backoff for `patience_s` seconds when the network or RenderAPI fails for a moment; the others
-    are sent once, each on a connection of its own, so that what was carried out is never carried out twice.
+    are sent once, each on a connection of its own, so that what was carried out is never carried out twice; but for
+    submissions, which their key makes count once.
     """
 
     def __init__(self, login: Login, *, patience_s: float = 5.0, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -173,6 +174,7 @@ class Connection:
         if keep and self._kept is not None:
             kept, self._kept = self._kept, None
             if kept.sock is not None and not select.select([kept.sock], [], [], 0)[0]:
+                kept.sock.settimeout(timeout_s)
                 return kept
             kept.close()  # an idle connection with something to say was closed by the other side
         host, port = self._address.hostname or "", self._address.port

@@ -52,7 +52,10 @@ def send(connection: Connection, request: Mapping[str, Any], file: Path, progres
                 yield tail
 
         def once() -> Reply:
-            with connection.open("POST", "/tasks", headers=headers, body=blocks, timeout_s=SEND_TIMEOUT_S) as response:
+            answer = connection.open(
+                "POST", "/tasks", headers=headers, body=blocks, keep=True, timeout_s=SEND_TIMEOUT_S
+            )
+            with answer as response:
                 return Reply.of(response)
 
         return connection.patiently(once, patience_s=30)
