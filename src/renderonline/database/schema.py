@@ -35,6 +35,7 @@ subscriptions = _table(
     *required(String(50), "name"),
     *required(Id, "queue_limit"),
     *required(Integer, "share", default="1"),
+    *_count("running_limit"),  # chunks of one user that run at once; 0: no limit
 )
 
 engines = _table(
@@ -59,6 +60,11 @@ machines = _table(
     *_text(String(64), "instance"),
     *_micros("last_seq", "created_us", "seen_us"),
     *optional(Long, "facts"),  # JSON of the last hello
+    *_text(String(255), "tags"),  # words that an operator gave, separated by blanks
+    *_text(String(50), "pool"),  # only for tasks of this pool; "": for tasks without one
+    *_text(String(255), "hours"),  # when it takes work; "": always
+    *_micros("benched_us"),  # since when the farm gives it nothing because chunks fail there; 0: it does
+    *_text(String(255), "bench_reason"),
 )
 
 renders = _table(
@@ -90,6 +96,9 @@ tasks = _table(
     *_count("chunks_waiting", "chunks_assigned", "chunks_running"),
     *_count("chunks_succeeded", "chunks_failed", "chunks_canceled"),
     *optional(Text, "reason"),  # why it failed, in plain words
+    *optional(Long, "needs"),  # JSON of farm.scheduling.Needs; null: nothing but the engine
+    *_count("running_limit"),  # chunks that run at once; 0: no limit
+    *required(Flag, "notify", default="0"),  # mail to its user when it ends
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
     Index("ix_tasks_end", "end_us", "task_id"),
@@ -173,6 +182,14 @@ join_codes = _table(
     *required(BigInteger, "expires_us"),
     *required(Id, "created_by"),
 )
+
+leases = _table(
+    "leases",
+    *key(String(20), "name"),  # dispatcher
+    *required(String(255), "holder"),
+    *required(BigInteger, "epoch", "beat"),
+)
+"""Who dispatches (R10)."""
 
 farm = _table("farm", *key(String(50), "key"), *required(Text, "value"))
 """Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,

@@ -26,9 +26,15 @@ def upgrade() -> None:
     for table in existing:
         _check(table)
     _note_origin(adopted=any(table is not farm for table in existing))
-    for table in existing:
-        _complete(table)
+    complete()
+
+
+def complete() -> None:
+    """Whatever of `schema` is not there yet."""
+    bind = op.get_bind()
     for table in metadata.tables.values():
+        if sa.inspect(bind).has_table(table.name):
+            _complete(table)
         table.create(bind, checkfirst=True)
         for index in table.indexes:
             index.create(bind, checkfirst=True)
