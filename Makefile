@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench lock clean
+.PHONY: help demo up test faults check bench lock clean
 
 # uv, this project's installer: the one on PATH, or one of our own in .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -23,6 +23,10 @@ up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the a
 test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender
 	@scripts/system-packages blender test
 	$(RUN)/pytest --every-kind -n 3 --dist loadgroup
+
+faults: .venv/.dev ## 200 faults on each database, checked one by one, and docs/faults-report.md written anew: half an hour
+	@scripts/system-packages test
+	$(RUN)/python -m tests.faults.run --report docs/faults-report.md
 
 check: .venv/.dev ## Style, types, architecture, unit tests: under a minute
 	$(RUN)/ruff check

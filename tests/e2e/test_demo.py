@@ -169,6 +169,17 @@ def test_second_demo_takes_less_than_a_minute_and_replaces_only_its_own_files(tm
     assert clock.seconds_alone < 60
 
 
+def test_demo_survives_the_death_of_a_machine(tmp_path: Path) -> None:
+    with Demo(tmp_path) as demo:
+        pid = int(demo.wait_for(r"machine-1 \(pid (\d+)\)")[1])
+        demo.wait_for(r"Rendered \d+ of 24")
+        os.kill(pid, signal.SIGKILL)
+        assert demo.end() == 0, demo.text
+        assert "machine-1 was killed" in demo.text
+        assert len(list(demo.output.glob("frame_*.png"))) == 24
+        demo.assert_nothing_is_left()
+
+
 class Clock:
     """How long something took, less what others on this computer kept the processors from doing for it."""
 

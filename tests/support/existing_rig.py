@@ -42,9 +42,10 @@ class Rig:
         self.farm.add_machine(machine_id, node.port)
         return node
 
-    def submit(self, *, code: int = 0, note: str = "hello", name: str = "a.scene") -> int:
+    def submit(self, *, code: int = 0, note: str = "hello", name: str = "a.scene", user_id: int = 10) -> int:
         """Enqueue a task; its id."""
-        answer = self.client.enqueue(1, {"code": str(code), "note": note}, name, SCENE)
+        client = self.client if user_id == 10 else self.farm.client(user_id)
+        answer = client.enqueue(1, {"code": str(code), "note": note}, name, SCENE)
         assert answer.status == 200, answer.body
         return int(answer.json()["TaskId"])
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "e2e")
+KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "faults", "e2e")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

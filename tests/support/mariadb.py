@@ -47,6 +47,10 @@ class PrivateMariaDB:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> Self:
         """Start the server (the data directory is made first) and wait until it answers. Fails loudly."""
         data = self._directory / "data"

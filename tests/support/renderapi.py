@@ -13,6 +13,7 @@ import aiohttp
 
 from renderonline.renderapi.main import READY_FILE, serve
 from renderonline.renderapi.settings import Settings, load_settings
+from renderonline.rnoclient.web import DIRECTORY
 from renderonline.storage.names import INCOMING
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class Reply:
 async def renderapi(directory: Path, **flags: Any) -> AsyncIterator[Running]:
     """RenderAPI with its data in `directory`; `flags` are settings."""
     settings = load_settings(flags={"port": 0, "data_directory": directory, **flags}, environment={})
-    server = asyncio.create_task(serve(settings))
+    server = asyncio.create_task(serve(settings, DIRECTORY))
     ready = directory / READY_FILE
     try:
         while not ready.exists():

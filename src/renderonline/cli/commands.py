@@ -10,7 +10,8 @@ import typer
 
 from renderonline.cli import show
 from renderonline.cli.logins import connect
-from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.rnoclient.sdk import Item
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,3 +109,13 @@ def pairs(option: str, words: list[str], example: str) -> dict[str, str]:
             raise InvalidRequest(f"{option} {name} is given twice.")
         found[name] = value
     return found
+
+
+def choose(items: list[Item], key: str, name: str, who: str) -> Item:
+    """The one of these whose number (`key`) or name, in any letter case, is `who`; `NotFound` when it is not one."""
+    fitting = [one for one in items if who.casefold() in (str(one[key]), str(one[name]).casefold())]
+    if len(fitting) == 1:
+        return fitting[0]
+    kind, numbers = key.removesuffix("_id"), ", ".join(str(one[key]) for one in fitting)
+    several = f"Several of them are called {who}; name one by its number ({numbers})."
+    raise NotFound(several if fitting else f"There is no {kind} {who}. See `renderonline {kind} list`.")

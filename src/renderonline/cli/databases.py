@@ -33,13 +33,9 @@ def migrate(
 ) -> Output:
     """Make the tables, or bring those that are there up to date; rows are kept."""
     from renderonline.database import migrating
-    from renderonline.database.lease import Lease
 
-    with (
-        _opened(connection, config, ready=False) as database,
-        Lease.acquire(database, "renderonline db migrate") as lease,
-    ):
-        report = asdict(migrating.migrate(database, lease=lease))
+    with _opened(connection, config, ready=False) as database:
+        report = asdict(migrating.migrate(database))
         if upgrade_tokens:
             report["upgraded_tokens"] = migrating.upgrade_tokens(database)
     return report, lambda: show.fields(report, list(report))

@@ -17,7 +17,7 @@ from renderonline.cli.demo_checks import problems_of
 from renderonline.cli.engines import install_blender
 from renderonline.cli.local import LocalFarm
 from renderonline.cli.progress import bar
-from renderonline.cli.supervise import Interrupted, Interrupts, Supervisor
+from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
 from renderonline.engines import blender, films
 from renderonline.engines.children import child
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
@@ -66,6 +66,8 @@ class Demo:
     frames: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MACHINES, 0))
     """Rendered by each machine."""
     problems: list[str] = field(default_factory=list)
+    killed: set[str] = field(default_factory=set)
+    """Machines that somebody killed meanwhile: they owe no share."""
     kept: Path | None = None
 
     @contextlib.contextmanager
@@ -92,7 +94,7 @@ class Demo:
                 films.encode(pictures, unpacked / FILM, FPS, lambda fraction: shown(fraction, 1.0, "encoding"))
             with self.step("checks"):
                 self.problems += problems_of(pictures, unpacked / FILM, FRAMES)
-                shares = [(name, self.frames[name]) for name in MACHINES]
+                shares = [(name, self.frames[name]) for name in MACHINES if name not in self.killed]
                 self.problems += [
                     f"{name} rendered {count} frames, not {SHARE}." for name, count in shares if count < SHARE
                 ]
@@ -129,7 +131,7 @@ class Demo:
                     progress=sent,
                 )
             with self.step("render"):
-                self._follow(client, task, names, farm.supervisor)
+                self._follow(client, task, names, farm, nodes)
             with self.step("download"):
                 _unpack(client.download_zip(task["task_id"], farm.directory.with_name("demo.zip")), unpacked)
 
@@ -145,11 +147,14 @@ class Demo:
         if process.returncode != 0 or not scene.is_file():
             raise RenderOnlineError(f"The sample scene could not be made:\n{log.read_text(errors='replace')[-2000:]}")
 
-    def _follow(self, client: Client, task: Task, names: dict[int, str], supervisor: Supervisor) -> None:
+    def _follow(
+        self, client: Client, task: Task, names: dict[int, str], farm: LocalFarm, nodes: dict[str, Program]
+    ) -> None:
         """Show who renders how much until the task has ended."""
         with bar("", "count", quiet=self.quiet) as shown:
             for task in client.watch(task["task_id"]):  # noqa: B020 - its states
-                supervisor.check()
+                self._revive(farm, nodes)
+                farm.supervisor.check()
                 counted = Counter(names.get(result["machine_id"], "?") for result in client.results(task["task_id"]))
                 self.frames = {name: counted[name] for name in sorted({*MACHINES, *counted})}
                 shares = ", ".join(f"{name}: {count}" for name, count in self.frames.items())
@@ -157,6 +162,15 @@ class Demo:
                 shown(done, FRAMES, f"Rendered {done} of {FRAMES} frames ({shares})" if done else "")
         if task["status"] != "succeeded":
             raise RenderOnlineError(f"The task ended as {task['status']}: {task['reason'] or 'without a reason'}")
+
+    def _revive(self, farm: LocalFarm, nodes: dict[str, Program]) -> None:
+        """An HPCServer that was killed is started again; the farm renders its chunk anew."""
+        for name, program in nodes.items():
+            if (program.process.poll() or 0) < 0:
+                show.note(f"{name} was killed, and is started again.")
+                farm.supervisor.forget(program)
+                nodes[name] = farm.start_node(name, None)
+                self.killed.add(name)
 
     def facts(self, output: Path) -> dict[str, object]:
         """What happened, for programs."""

@@ -90,19 +90,23 @@ def api(
     leash()
     from renderonline.renderapi.main import run
     from renderonline.renderapi.settings import load_settings
+    from renderonline.rnoclient.web import DIRECTORY
 
     flags: dict[str, Any] = {"host": host, "port": port, "connection_string": connection}
     flags |= {"download_path": download_path, "data_directory": data_directory}
     flags |= {"log_level": log_level, "log_json": log_json or None}
     if certificate is not None:
         flags["certificate"] = {"fullchain_pem_path": str(certificate), "priv_pem_path": str(key)}
-    run(load_settings(config, flags=flags))
+    run(load_settings(config, flags=flags), DIRECTORY)
 
 
 @commands.command()
 def node(
     *,
-    join: Annotated[str | None, option("URL", "RenderAPI's address.")] = None,
+    join: Annotated[
+        list[str] | None,
+        option("URL", "RenderAPI's address; several, with commas or given again, stand in for another."),
+    ] = None,
     code: Annotated[
         str | None, option("CODE", f"The code of `renderonline machine invite`; also in {JOIN_CODE}.")
     ] = None,
@@ -114,6 +118,12 @@ def node(
     tag: Annotated[list[str] | None, option("TEXT", "A tag; may be given several times.")] = None,
     engine: Annotated[
         list[str] | None, option("NAME=PATH", "The program of an engine; may be given several times.")
+    ] = None,
+    idle_minutes: Annotated[
+        float | None, option("MINUTES", "Take work only when nobody was at the desk for so long.", min=0)
+    ] = None,
+    max_load: Annotated[
+        float | None, option("NUMBER", "Take work only while others keep at most so many processors busy.", min=0)
     ] = None,
     idle_exit: Annotated[float | None, option("SECONDS", "End after so many seconds without work.", min=0)] = None,
     host: Annotated[str | None, option("ADDRESS", "With --v1: address to listen on.")] = None,
@@ -133,7 +143,7 @@ def node(
     """
     from renderonline.cli.supervise import leash
 
-    if v1 == (join is not None):
+    if v1 == bool(join):
         raise InvalidRequest(
             "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys whoever calls it "
             "(the older way, without authentication)."
@@ -146,12 +156,15 @@ def node(
     flags: dict[str, Any] = {"name": name, "slots": slots, "tags": tag or None, "host": host, "port": port}
     flags |= {"data_directory": data_directory, "rendering_engines": engine_programs(engine) if engine else None}
     flags |= {"log_level": log_level, "log_json": log_json or None}
+    flags |= {"idle_minutes": idle_minutes, "max_load": max_load}
     settings = load(config, environment=os.environ, flags=flags)
     logs.configure(json_lines=settings.log_json, level=settings.log_level)
-    if join is None:
+    if not join:
         raise typer.Exit(run_v1(settings))
     given = code or os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
-    raise typer.Exit(run_linked(settings, url=join, code=given, fingerprint=fingerprint, idle_exit_s=idle_exit))
+    raise typer.Exit(
+        run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
+    )
 
 
 def engine_programs(words: list[str]) -> list[dict[str, str]]:

@@ -48,7 +48,7 @@ def current(url: str | None) -> Login:
         raise NotAuthenticated(
             "Which farm? Type `renderonline login` to name one, or `renderonline up` to start one here."
         )
-    fits = kept is not None and kept.url.rstrip("/").casefold() == wanted.rstrip("/").casefold()
+    fits = kept is not None and _addresses(wanted) <= _addresses(kept.url)
     login = Login(**{**(_known(kept) if kept and fits else {}), **given, "url": wanted})
     if not login.email or not login.token:
         raise NotAuthenticated(f"There is no login for {wanted}. Type `renderonline login --url {wanted}`.")
@@ -58,6 +58,10 @@ def current(url: str | None) -> Login:
 def connect(url: str | None) -> Client:
     """A client with the current login."""
     return Client(current(url), patience_s=2.0)
+
+
+def _addresses(urls: str) -> set[str]:
+    return {url.strip().rstrip("/").casefold() for url in urls.split(",")}
 
 
 def _known(login: Login) -> dict[str, str]:

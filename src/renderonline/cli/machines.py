@@ -4,12 +4,12 @@ import re
 from typing import Annotated
 
 from renderonline.cli import show
-from renderonline.cli.commands import Json, Output, Yes, argument, command, confirm, group, option
+from renderonline.cli.commands import Json, Output, Yes, argument, choose, command, confirm, group, option
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
-MachineId = Annotated[int, argument("MACHINE", "The machine's number.", min=1)]
+Name = Annotated[str, argument("MACHINE", "The machine's number or name.")]
 Reason = Annotated[str, option("TEXT", "Why; shown to everybody who looks at the machine.")]
 
 
@@ -59,34 +59,61 @@ def add(
 
 
 @command(commands, 'renderonline machine drain 1000 --reason "new disk at noon"')
-def drain(client: Client, *, machine: MachineId, reason: Reason = "") -> Output:
+def drain(client: Client, *, machine: Name, reason: Reason = "") -> Output:
     """Give the machine nothing new; what it renders goes on."""
-    return client.admin.change_machine(machine, wish="draining", reason=reason), f"Machine {machine}: draining."
+    return _change(client, machine, wish="draining", reason=reason)
+
+
+@command(commands, "renderonline machine restart 1000")
+def restart(client: Client, *, machine: Name) -> Output:
+    """Have its program end after its work; its service starts it again, perhaps a newer version."""
+    client.admin.restart_machine(_number(client, machine))
+    return {"restarting": machine}, f"Machine {machine} finishes what it renders and ends."
 
 
 @command(commands, "renderonline machine disable 1000")
-def disable(client: Client, *, machine: MachineId, reason: Reason = "") -> Output:
+def disable(client: Client, *, machine: Name, reason: Reason = "") -> Output:
     """Take the machine out; what it renders goes to others."""
-    return client.admin.change_machine(machine, wish="disabled", reason=reason), f"Machine {machine}: disabled."
+    return _change(client, machine, wish="disabled", reason=reason)
 
 
 @command(commands, "renderonline machine enable 1000")
-def enable(client: Client, *, machine: MachineId) -> Output:
-    """Give the machine work again."""
-    return client.admin.change_machine(machine, wish="active", reason=""), f"Machine {machine}: active."
+def enable(client: Client, *, machine: Name) -> Output:
+    """Give the machine work again, also when it is benched."""
+    return _change(client, machine, wish="active", reason="")
+
+
+@command(
+    commands,
+    'renderonline machine set big-box --tags "gpu fast" --pool film',
+    'renderonline machine set 1000 --hours "Mon-Fri 18:00-08:00, Sat, Sun"',
+    'renderonline machine set 1000 --pool "" --hours ""',
+    name="set",
+)
+def set_(
+    client: Client,
+    *,
+    machine: Name,
+    tags: Annotated[str | None, option("WORDS", "What tasks may ask for, besides its own tags.")] = None,
+    pool: Annotated[str | None, option("NAME", "Only for tasks of this pool.")] = None,
+    hours: Annotated[str | None, option("HOURS", "When it takes work, in the farm's local time.")] = None,
+) -> Output:
+    """Say what the machine is for, and when; "" for nothing special."""
+    given = {"tags": None if tags is None else tags.split(), "pool": pool, "hours": hours}
+    return _change(client, machine, **{name: value for name, value in given.items() if value is not None})
 
 
 @command(commands, "renderonline machine rename 1000 big-box")
-def rename(client: Client, *, machine: MachineId, name: Annotated[str, argument("NAME", "The new name.")]) -> Output:
+def rename(client: Client, *, machine: Name, name: Annotated[str, argument("NAME", "The new name.")]) -> Output:
     """Give the machine another name."""
-    return client.admin.change_machine(machine, name=name), f"Machine {machine} is called {name}."
+    return _change(client, machine, name=name)
 
 
 @command(commands, "renderonline machine remove 1000")
-def remove(client: Client, *, machine: MachineId, yes: Yes = False, json: Json) -> Output:
+def remove(client: Client, *, machine: Name, yes: Yes = False, json: Json) -> Output:
     """Forget the machine; it must be invited again to come back."""
     confirm(f"Forget machine {machine}?", agreed=yes or json)
-    client.admin.remove_machine(machine)
+    client.admin.remove_machine(_number(client, machine))
     return {"removed": machine}, f"Machine {machine} removed."
 
 
@@ -97,6 +124,17 @@ def split_address(text: str, port: int) -> tuple[str, int]:
         raise InvalidRequest(f"{text} is no address; write it like 192.168.1.20:5001 .")
     bracketed, its_port, plain, plain_port, bare = match.groups()
     return bracketed or plain or bare, int(its_port or plain_port or port)
+
+
+def _number(client: Client, who: str) -> int:
+    return int(choose(client.admin.machines(), "machine_id", "name", who)["machine_id"])
+
+
+def _change(client: Client, who: str, **changes: object) -> Output:
+    machine = client.admin.change_machine(_number(client, who), **changes)
+    said = {"tags": " ".join(machine.get("tags", ())), "pool": machine.get("pool"), "hours": machine.get("hours")}
+    words = [machine["wish"], *(f"{name} {value}" for name, value in said.items() if value)]
+    return machine, f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
 
 
 def _row(machine: Item) -> list[object]:

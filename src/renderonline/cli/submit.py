@@ -21,6 +21,7 @@ Arguments = Annotated[
     "renderonline submit shot.blend --frames 1-24 --wait --download frames",
     "renderonline submit glass.pov --arg width=640 --arg height=360",
     "renderonline submit comp.blend --frames 1-24 --after 12 --json",
+    "renderonline submit big.blend --memory 32000 --tag gpu --engine-version 5.0 --limit 4",
 )
 def submit(
     client: Client,
@@ -37,6 +38,13 @@ def submit(
     after: Annotated[
         list[int] | None, option("TASK", "Start when this task has succeeded; may be given several times.", min=1)
     ] = None,
+    engine_version: Annotated[str, option("VERSION", "At least this version of the engine.")] = "",
+    tag: Annotated[list[str] | None, option("NAME", "Only on machines with this tag; can be given again.")] = None,
+    pool: Annotated[str, option("NAME", "Only on machines of this pool.")] = "",
+    memory: Annotated[int, option("MIB", "So much memory for each chunk.", min=0)] = 0,
+    gpus: Annotated[int, option("NUMBER", "So many graphics cards for each chunk.", min=0)] = 0,
+    limit: Annotated[int, option("NUMBER", "So many chunks at once; 0: any number.", min=0)] = 0,
+    notify: Annotated[bool, flag("--notify", "Have a mail sent to you when it ends.")] = False,
     wait: Annotated[bool, flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, then download the results here.", "--download", "-d")] = None,
     json: Json,
@@ -46,6 +54,7 @@ def submit(
         raise InvalidRequest(f"{file} is no file.")
     arguments = pairs("--arg", arg or [], "ID=VALUE")
     chosen = engine or guess_engine(client.admin.engines(), file)
+    needs = {"engine_version": engine_version, "tags": tag or [], "pool": pool, "memory_mib": memory, "gpus": gpus}
     with bar(f"Sending {file.name}", "bytes", quiet=json) as step:
         task = client.submit(
             file,
@@ -56,6 +65,9 @@ def submit(
             priority=priority,
             chunk_size=chunk,
             waits_for=after or [],
+            notify=notify,
+            needs=needs,
+            running_limit=limit,
             progress=step,
         )
     number, stays = task["task_id"], wait or download is not None

@@ -1,9 +1,10 @@
-"""Commands about tasks: list, watch, logs, explain, download, cancel, pause, resume, retry, delete."""
+"""Commands about tasks: look at them, download what they made, cancel, pause, requeue, change, delete them."""
 
 import json as json_text
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +23,12 @@ from renderonline.cli.commands import (
     option,
 )
 from renderonline.cli.progress import bar
-from renderonline.farm.errors import NotFound
+from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
 LOG_POLL_S = 1.0
+Now = Annotated[bool, flag("--now", "Stop what runs, too; that is no failure.")]
 
 
 @command(
@@ -101,7 +103,7 @@ def logs(
     """
     found = sorted(client.attempts(task), key=lambda item: int(item["attempt_id"]))
     if attempts:
-        columns = [">ATTEMPT", "MACHINE", "STATE", "FRAMES", ">EXIT", "STARTED", "REASON"]
+        columns = [">ATTEMPT", ">CHUNK", "MACHINE", "STATE", "FRAMES", ">EXIT", "STARTED", "REASON"]
         return found, lambda: show.table(columns, map(_attempt_row, found))
     failed = [item for item in found if item["outcome"] not in (None, "succeeded", "canceled")]
     chosen = [item for item in found if item["attempt_id"] == attempt] if attempt else failed or found
@@ -150,24 +152,81 @@ def fetch_results(client: Client, task_id: int, directory: Path, *, quiet: bool)
     return {"files": [str(path) for path in paths]}, f"{directory}  ({len(paths)} file{'s' * (len(paths) != 1)})"
 
 
+def _each(task_ids: list[int], act: Callable[[int], Task], *, as_json: bool) -> Output:
+    """Do it to each task; one for which it can't be done does not keep the others from it, but fails the command."""
+    done: list[Task] = []
+    failed: list[RenderOnlineError] = []
+    for task_id in dict.fromkeys(task_ids):
+        try:
+            done.append(act(task_id))
+        except (NotFound, Conflict, InvalidRequest, LimitReached) as error:
+            failed.append(error)
+    output = done, "\n".join(map(describe, done))
+    if failed:
+        if done:
+            show.answer(output, as_json=as_json)
+        raise type(failed[0])("\n".join(error.message for error in failed), code=failed[0].reason_code)
+    return output
+
+
 def _action(name: str, action: Callable[[Client, int], Task], summary: str, example: str) -> None:
     @command(commands, example, name=name, summary=summary)
-    def act(client: Client, *, task: TaskIds) -> Output:
-        done = [action(client, task_id) for task_id in task]
-        return done, "\n".join(map(describe, done))
+    def act(client: Client, *, task: TaskIds, json: Json) -> Output:
+        return _each(task, partial(action, client), as_json=json)
 
 
 _action("cancel", Client.cancel, "Take tasks from the queue and stop what runs of them.", "renderonline cancel 12 13")
-_action("pause", Client.pause, "Start nothing new of these tasks; what runs goes on.", "renderonline pause 12")
 _action("resume", Client.resume, "Go on with paused tasks.", "renderonline resume 12")
 _action(
     "retry", Client.retry, "Render again what failed or was canceled.\n\nFinished frames stay.", "renderonline retry 12"
 )
 
 
+@command(commands, "renderonline pause 12", "renderonline pause 12 13 --now")
+def pause(client: Client, *, task: TaskIds, now: Now = False, json: Json) -> Output:
+    """Start nothing new of these tasks; what runs goes on."""
+    return _each(task, partial(client.pause, now=now), as_json=json)
+
+
+@command(
+    commands,
+    "renderonline requeue 12                   all of it",
+    "renderonline requeue 12 --frames 5,17-20",
+    "renderonline requeue 12 --chunk 345       (see `renderonline logs 12 --list`)",
+)
+def requeue(
+    client: Client,
+    *,
+    task: TaskIds,
+    frames: Annotated[str, option("RANGE", "Only these frames.")] = "",
+    chunk: Annotated[list[int] | None, option("ID", "Only this chunk; can be given several times.", min=1)] = None,
+    json: Json,
+) -> Output:
+    """Render tasks again, also what succeeded.
+
+    What runs of it is stopped. Each frame that is there stays until the new one has landed.
+    """
+    return _each(task, partial(client.requeue, frames=frames, chunks=chunk or ()), as_json=json)
+
+
+@command(commands, "renderonline change 12 13 --priority 80", 'renderonline change 12 --name "Walk cycle" --limit 4')
+def change(
+    client: Client,
+    *,
+    task: TaskIds,
+    name: Annotated[str | None, option("TEXT", "Another name.")] = None,
+    priority: Annotated[int | None, option("NUMBER", "0 to 100; higher goes first.", min=0, max=100)] = None,
+    limit: Annotated[int | None, option("NUMBER", "So many chunks at once; 0: no limit.", min=0)] = None,
+    json: Json,
+) -> Output:
+    """Change tasks that wait or run."""
+    changes = partial(client.change, name=name, priority=priority, running_limit=limit)
+    return _each(task, changes, as_json=json)
+
+
 @command(commands, "renderonline delete 12 --yes")
 def delete(client: Client, *, task: TaskIds, yes: Yes = False, json: Json) -> Output:
-    """Delete tasks with scene and results."""
+    """Delete tasks with scene and results; what runs of them is stopped."""
     confirm(f"Delete task {', '.join(map(str, task))} with the scene and all results?", agreed=yes or json)
     for task_id in task:
         client.delete(task_id)
@@ -192,13 +251,15 @@ def _row(task: Task) -> list[object]:
 def _show_one(task: Task) -> None:
     shown = {**task, "file_size": show.size(task["file_size"]), "progress": show.percent(task["progress"])}
     shown |= {name: show.when(task[name]) for name in ("queued", "started", "ended")}
-    names = "task_id name status reason engine file_name file_size arguments frames frames_done progress chunks"
-    show.fields(shown, [*names.split(), "priority", "queued", "started", "ended"])
+    if latest := task["latest"]:
+        shown["latest"] = {"name": latest["name"], **latest["facts"]}
+    names = "task_id name status reason engine file_name file_size arguments frames frames_done progress latest chunks"
+    show.fields(shown, [*names.split(), "priority", "running_limit", "queued", "started", "ended"])
 
 
 def _attempt_row(attempt: Item) -> list[object]:
     state, started = attempt["outcome"] or attempt["state"], show.when(attempt["started"])
-    known = [attempt[name] for name in ("attempt_id", "machine")]
+    known = [attempt[name] for name in ("attempt_id", "chunk_id", "machine")]
     return [*known, state, attempt["frames"], attempt["exit_code"], started, attempt["reason"]]
 
 

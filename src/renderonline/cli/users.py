@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from renderonline.cli import logins, show
-from renderonline.cli.commands import Output, argument, command, group, option
-from renderonline.farm.errors import NotFound
+from renderonline.cli.commands import Output, argument, choose, command, group, option
 from renderonline.rnoclient.sdk import Client, Login
 
 own = group("One's own account.")
@@ -120,8 +119,9 @@ def enable(client: Client, *, user: Who) -> Output:
 def list_subscriptions(client: Client) -> Output:
     """List the subscriptions."""
     found = client.admin.subscriptions()
-    rows = [(item["subscription_id"], item["name"], item["queue_limit"], item["share"]) for item in found]
-    return found, lambda: show.table([">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE"], rows)
+    names = ("subscription_id", "name", "queue_limit", "share", "running_limit")
+    rows = [[item[name] for name in names] for item in found]
+    return found, lambda: show.table([">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT"], rows)
 
 
 @command(subscriptions, "renderonline subscription add students --queue-limit 3", name="add")
@@ -131,9 +131,11 @@ def add_subscription(
     name: Annotated[str, argument("NAME")],
     queue_limit: Annotated[int, option("NUMBER", "Tasks that a user may have in the queue.", min=0)] = 10,
     share: Annotated[int, option("NUMBER", "Twice the share is served twice as often.", min=1)] = 1,
+    running_limit: Annotated[int, option("NUMBER", "Chunks of a user that run at once; 0: any.", min=0)] = 0,
 ) -> Output:
     """Add a subscription."""
-    made = client.admin.add_subscription(name=name, queue_limit=queue_limit, share=share)
+    limits = {"queue_limit": queue_limit, "running_limit": running_limit}
+    made = client.admin.add_subscription(name=name, share=share, **limits)
     return made, f"Subscription {made['subscription_id']} added."
 
 
@@ -141,14 +143,17 @@ def add_subscription(
 def change_subscription(
     client: Client,
     *,
-    subscription: Annotated[int, argument("SUBSCRIPTION", "Its number.", min=1)],
+    subscription: Annotated[str, argument("SUBSCRIPTION", "Its number or name.")],
     name: Text = None,
     queue_limit: Annotated[int | None, option("NUMBER", min=0)] = None,
     share: Annotated[int | None, option("NUMBER", min=1)] = None,
+    running_limit: Annotated[int | None, option("NUMBER", "Chunks of a user that run at once.", min=0)] = None,
 ) -> Output:
     """Change a subscription."""
-    wanted = _given(name=name, queue_limit=queue_limit, share=share)
-    return client.admin.change_subscription(subscription, **wanted), f"Subscription {subscription} changed."
+    wanted = _given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit)
+    found = choose(client.admin.subscriptions(), "subscription_id", "name", subscription)
+    changed = client.admin.change_subscription(found["subscription_id"], **wanted)
+    return changed, f"Subscription {changed['subscription_id']} {changed['name']} changed."
 
 
 def _read_token(file: Path | None) -> str:
@@ -162,18 +167,7 @@ def _given(**values: object) -> dict[str, object]:
 
 
 def _number(client: Client, who: str) -> int:
-    found = client.admin.users()
-    fitting = [
-        int(user["user_id"])
-        for user in found
-        if who == str(user["user_id"]) or who.casefold() == user["email"].casefold()
-    ]
-    if not fitting:
-        raise NotFound(f"There is no account {who}. See `renderonline user list`.")
-    if len(fitting) > 1:
-        numbers = ", ".join(map(str, fitting))
-        raise NotFound(f"Several accounts have the e-mail {who}; name one by its number ({numbers}).")
-    return fitting[0]
+    return int(choose(client.admin.users(), "user_id", "email", who)["user_id"])
 
 
 def _change(client: Client, who: str, **wanted: object) -> Output:

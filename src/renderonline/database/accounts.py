@@ -63,6 +63,13 @@ def get_user(connection: Connection, user_id: int) -> User:
     return _user(the_row(connection, query, f"There is no user {user_id}."))
 
 
+def active_account(connection: Connection, user_id: int) -> Account | None:
+    """An account with its stored token, None when there is no active one."""
+    query = select(*_USER, users.c.token).where(users.c.user_id == user_id, users.c.is_active == 1)
+    row = connection.execute(query).first()
+    return row and Account(_user(row), row.token)
+
+
 def list_users(connection: Connection) -> tuple[User, ...]:
     """All users by id."""
     return tuple(_user(row) for row in connection.execute(select(*_USER).order_by(users.c.user_id)))
@@ -115,15 +122,18 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows)
 
 
-def add_subscription(connection: Connection, name: str, queue_limit: int, share: int = 1) -> Subscription:
-    """Add a subscription: how many tasks may wait or run at once, and the share inside a priority class."""
-    values = {"name": name, "queue_limit": queue_limit, "share": share}
+def add_subscription(
+    connection: Connection, name: str, queue_limit: int, share: int = 1, running_limit: int = 0
+) -> Subscription:
+    """Add a subscription: how many tasks may wait or run at once, the share inside a priority class, and how many
+    chunks of one user may run at once (0: any number)."""
+    values = {"name": name, "queue_limit": queue_limit, "share": share, "running_limit": running_limit}
     _check_subscription(values)
     return _subscription(connection, insert(connection, subscriptions, values))
 
 
 def change_subscription(connection: Connection, subscription_id: int, changes: Mapping[str, Any]) -> Subscription:
-    """Change some of name, queue_limit, share."""
+    """Change some of name, queue_limit, share, running_limit."""
     _subscription(connection, subscription_id)
     _check_subscription(changes)
     update(connection, subscriptions, subscription_id, changes)
@@ -158,10 +168,10 @@ def _check(connection: Connection, values: Mapping[str, Any]) -> None:
 
 
 def _check_subscription(values: Mapping[str, Any]) -> None:
-    refuse_unknown(values, {"name", "queue_limit", "share"}, "a subscription")
+    refuse_unknown(values, {"name", "queue_limit", "share", "running_limit"}, "a subscription")
     if len(values.get("name", "-")) not in range(1, 51):
         raise InvalidRequest("The name of a subscription has 1 to 50 characters.")
-    for name, least in (("queue_limit", 0), ("share", 1)):
+    for name, least in (("queue_limit", 0), ("share", 1), ("running_limit", 0)):
         if not least <= values.get(name, least) <= 1_000_000:
             raise InvalidRequest(f"{name} is a number from {least} to 1,000,000.")
 

@@ -64,13 +64,18 @@ def _all(connection: Connection) -> Iterator[Finding]:
 
 def _tasks(connection: Connection) -> Iterator[Finding]:
     counts = [func.sum(case((chunks.c.state == state, 1), else_=0)).label(f"real_{state}") for state in ChunkState]
-    sums = select(chunks.c.task_id, *counts).group_by(chunks.c.task_id).subquery()
+    length = (chunks.c.last_frame - chunks.c.first_frame) // chunks.c.frame_step + 1
+    sums = select(chunks.c.task_id, func.sum(length).label("cut"), *counts).group_by(chunks.c.task_id).subquery()
+    landed = select(results.c.task_id, func.count(results.c.frame).label("frames")).where(results.c.state == "landed")
+    made = landed.group_by(results.c.task_id).subquery()
     queued = select(queue.c.task_id, func.count().label("rows")).group_by(queue.c.task_id).subquery()
     query = (
         select(tasks, *(func.coalesce(sums.c[one.name], 0).label(one.name) for one in counts))
+        .add_columns(sums.c.cut, func.coalesce(made.c.frames, 0).label("made"))
         .add_columns(func.coalesce(queued.c.rows, 0).label("queue_rows"), renders.c.render_id.label("known_render"))
         .add_columns(engines.c.engine_id.label("known_engine"), users.c.user_id.label("known_user"))
         .outerjoin(sums, sums.c.task_id == tasks.c.task_id)
+        .outerjoin(made, made.c.task_id == tasks.c.task_id)
         .outerjoin(queued, queued.c.task_id == tasks.c.task_id)
         .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
         .outerjoin(engines, engines.c.engine_id == renders.c.engine_id)
@@ -96,6 +101,10 @@ def _contradictions(row: AnyRow) -> Iterator[str]:
         yield f"{row.frames_done} of {row.frames_total} frames are said to be done."
     elif status is TaskStatus.SUCCEEDED and row.frames_done != row.frames_total:
         yield f"It succeeded with {row.frames_done} of {row.frames_total} frames."
+    if row.made not in (0, row.frames_done):
+        yield f"{row.frames_done} frames are said to be done, {row.made} have landed."
+    if row.frames and row.cut != row.frames_total:
+        yield f"Its chunks hold {row.cut} of {row.frames_total} frames."
     for name in ("render", "engine", "user"):
         if getattr(row, f"known_{name}") is None and status not in _ENDED:
             yield f"Its {name} does not exist."
@@ -171,9 +180,14 @@ _NEVER: Final = (
         "It has ended without an outcome or an end.",
     ),
     (
+        "machines",
+        select(machines.c.machine_id).where((machines.c.benched_us > 0) == (machines.c.bench_reason == "")),
+        "It is benched without a reason, or has a reason and is not.",
+    ),
+    (
         "results",
         select(func.min(results.c.result_id), results.c.frame, results.c.task_id, func.count())
-        .where(results.c.frame.is_not(None))
+        .where(results.c.frame.is_not(None), results.c.state != "stale")
         .group_by(results.c.task_id, results.c.frame)
         .having(func.count() > 1),
         "Frame {1} of task {2} has {3} files.",
@@ -181,7 +195,7 @@ _NEVER: Final = (
     (
         "results",
         select(results.c.result_id, results.c.name).where(
-            results.c.state.not_in(("landing", "landed"))
+            results.c.state.not_in(("landing", "landed", "stale"))
             | (results.c.state == "landed") & results.c.landed_us.is_(None)
         ),
         "{1} is in no known state, or landed without a time.",

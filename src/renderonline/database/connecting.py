@@ -24,8 +24,8 @@ _SOCKET_S: Final = 60
 """A server that says nothing for so long is gone; no statement of the farm takes a fraction of it."""
 
 # Changed meanwhile, too many connections, shutdown, lock timeout, deadlock, read only (failover), killed; then all ways
-# in which a connection is lost or can't be made.
-_TRANSIENT_MYSQL: Final = frozenset({1020, 1040, 1053, 1205, 1213, 1290, 1927, 2002, 2003, 2006, 2013, 2055})
+# in which a connection is lost, was silent for too long, or can't be made.
+_TRANSIENT_MYSQL: Final = frozenset({1020, 1040, 1053, 1205, 1213, 1290, 1927, 2002, 2003, 2006, 2013, 2055, 4031})
 _BUSY_SQLITE: Final = frozenset({5, 6})
 
 _FULL: Final = "The disk of the database {0.label} is full. Make room there; nothing was changed."
@@ -45,14 +45,20 @@ _MYSQL_WORDS: Final = (
 _SQLITE_WORDS: Final = (
     (_BUSY_SQLITE, "The database {0.label} is locked by another program. Stop it, or try again."),
     ((8, 14), "The database {0.label} can't be opened for writing. Check who may write there."),
+    ((10,), "The disk of the database {0.label} refuses to be written or read. Make room there, or mend it."),
     ((13,), _FULL),
     ((26,), "{0.label} is not a SQLite database. Name another file, or restore a backup."),
 )
 
 
-def writer_engine(place: Place) -> Engine:
-    """The engine of the one writer."""
-    return _engine(place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S)
+def writer_engine(place: Place, silence_s: float) -> Engine:
+    """The engine of the one writer. A program that stands still must not keep its locks: after `silence_s` without a
+    word MySQL ends its connection."""
+    engine = _engine(place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S)
+    if place.dialect != "sqlite":
+        session = f"SET SESSION wait_timeout={max(1, round(silence_s))}"
+        event.listen(engine, "connect", lambda connection, _record: connection.query(session))
+    return engine
 
 
 def reader_engine(place: Place, readers: int) -> Engine:

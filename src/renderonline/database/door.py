@@ -39,16 +39,19 @@ class Database:
         self._closed = False
 
     @classmethod
-    def open(cls, connection: str, *, readers: int = 3, patience_s: float = 30.0) -> "Database":
+    def open(
+        cls, connection: str, *, readers: int = 3, patience_s: float = 30.0, silence_s: float = 10.0
+    ) -> "Database":
         """Open the database that a connection string names (ADO.NET form or URL) and start its threads.
 
         A SQLite file that does not exist is created, empty. `patience_s`: how long a write is tried again while the
-        database does not answer. Raises `NotAvailable` that says what to check when it can't be reached. Blocks.
+        database does not answer. `silence_s`: when the writer says nothing for so long, MySQL gives up its transaction
+        and what it has locked. Raises `NotAvailable` that says what to check when it can't be reached. Blocks.
         """
         place = parse(connection)
         if place.dialect == "sqlite":
             connecting.make_file(place)
-        engine = connecting.writer_engine(place)
+        engine = connecting.writer_engine(place, silence_s)
         with connecting.explained(place), engine.connect() as probe:
             probe.exec_driver_sql("SELECT 1")
         return cls(place, engine, readers=readers, patience_s=patience_s)
@@ -94,6 +97,10 @@ class Database:
                     if not connecting.is_transient(error) or time.monotonic() > deadline:
                         raise
                     time.sleep(0.1)
+
+    def guard(self, check: Callable[[Connection], None] | None) -> None:
+        """Run `check` first in each transaction of the writer from now on; what it raises undoes the transaction."""
+        self._writer.guard = check
 
     async def close(self) -> None:
         """Finish everything that was accepted, then close."""

@@ -1,53 +1,93 @@
 """The lease: one RenderAPI for each database.
 
-SQLite: a lock on the file `<database>.lock`. MySQL: `GET_LOCK` on a connection of its own. Both end with the process
-that holds them, however it ends.
+SQLite: a lock on the file `<database>.lock`, which ends with the process. MySQL: a row {holder, epoch, beat} (R10). Its
+holder raises `beat`; who saw the same beat for long enough takes the row over and raises `epoch`. Every transaction of
+the writer locks the row and looks at its epoch first, so a holder that only slept writes nothing more.
 """
 
-import hashlib
 import os
+import re
+import secrets
 import socket
 import sys
+import threading
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, select
 
-from renderonline.database.connecting import explained, patient_engine
-from renderonline.database.connection_strings import Place
 from renderonline.database.door import Database
-from renderonline.farm.errors import Conflict
+from renderonline.database.schema import leases
+from renderonline.farm.errors import Conflict, NotAvailable
 
-_KEEP_S: Final = 2_000_000
-"""How long MySQL keeps the silent connection that holds the lock: the most that Windows allows, 23 days."""
+LEASE_S: Final = 10.0
+"""A holder whose beat did not move for so long has lost the lease."""
+BEATS: Final = 5
+"""How often the holder raises its beat in that time."""
+LOOKS: Final = 10
+"""How often those who wait for it look in that time."""
+_ROW: Final = leases.c.name == "dispatcher"
+_EPOCH: Final = "SELECT epoch FROM leases WHERE name = 'dispatcher' FOR UPDATE"
+
+
+class Overtaken(NotAvailable):
+    """Another program has taken the lease: this one writes nothing more and must end."""
+
+    code = "overtaken"
 
 
 class Lease(ABC):
-    """The right to write to a database, held until `release` or the end of the process."""
+    """The right to write to a database, from `take` until `release`, the end of the process or, on MySQL, a takeover.
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    `holder` says in words who has it. `on_lost` is called in the writer's thread when somebody else took it.
+    """
+
+    def __init__(self, database: Database, program: str) -> None:
+        self._database = database
+        self.holder = f"{program} (process {os.getpid()} on {socket.gethostname()})"
 
     @staticmethod
-    def acquire(database: Database, holder: str = "renderonline") -> "Lease":
-        """Take the lease at once or raise `Conflict` that says who has it. Blocks; `holder` names the program."""
-        return _FileLease(database.place, holder) if database.dialect == "sqlite" else _MySqlLease(database.place)
+    def of(
+        database: Database, program: str, *, lease_s: float = LEASE_S, on_lost: Callable[[], None] = lambda: None
+    ) -> "Lease":
+        """The lease of a database for `program`, not yet taken."""
+        if database.dialect == "sqlite":
+            return _FileLease(database, program)
+        return _RowLease(database, program, lease_s, on_lost)
 
-    def verify(self) -> None:
-        """Make sure that the lease is still ours, taking it again if only its connection was lost. Raises `Conflict`
-        when somebody else has it: then this program must stop writing. Blocks; to be called every few seconds."""
-        if not self._still_held():
-            raise Conflict(f"Another RenderAPI has taken over the database {self._place.label}. This one must stop.")
+    @staticmethod
+    def acquire(database: Database, program: str = "renderonline", *, lease_s: float = LEASE_S) -> "Lease":
+        """Take the lease and keep it fresh until `release`; see `hold`. Blocks."""
+        lease = Lease.of(database, program, lease_s=lease_s)
+        lease.hold()
+        return lease
 
     @abstractmethod
-    def _still_held(self) -> bool: ...
+    def take(self) -> bool:
+        """Look once and take it if it is free or its holder's beat has stood still; to be called again every
+        `lease_s` / 10. Raises `Conflict` where waiting makes no sense (SQLite). Blocks."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Take the lease, in a database without any tables too, and keep it fresh in a thread. `Conflict` says who has
+        it. Blocks; for `lease_s` when its holder may be dead."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Raise the beat; to be called every `lease_s` / 5. `Overtaken` when the lease is no longer ours. Blocks."""
 
     @abstractmethod
     def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back, if it is ours."""
+
+    def _in_use(self) -> Conflict:
+        label = self._database.place.label
+        return Conflict(f"The database {label} is in use by {self.holder}. Stop it first, or name another database.")
 
     def __enter__(self) -> "Lease":
         return self
@@ -57,26 +97,34 @@ class Lease(ABC):
 
 
 class _FileLease(Lease):
-    def __init__(self, place: Place, holder: str) -> None:
-        super().__init__(place)
-        path = Path(f"{place.database}.lock")
-        self._file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+", encoding="utf-8")  # noqa: SIM115
-        if not _lock(self._file):
-            who = self._file.read(200).strip() or "another program"
-            self._file.close()
-            raise Conflict(f"The database {place.label} is in use by {who}. Stop it first, or use another directory.")
-        self._file.truncate(0)
-        self._file.write(f"{holder} (process {os.getpid()} on {socket.gethostname()})\n")
-        self._file.flush()
+    _file: IO[str] | None = None
 
-    def _still_held(self) -> bool:
-        return not self._file.closed
+    def take(self) -> bool:
+        path = Path(f"{self._database.place.database}.lock")
+        file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+", encoding="utf-8")  # noqa: SIM115
+        if not _lock(file):
+            self.holder = file.read(200).strip() or "another program"
+            file.close()
+            raise self._in_use()
+        file.truncate(0)
+        file.write(f"{self.holder}\n")
+        file.flush()
+        self._file = file
+        return True
+
+    def hold(self) -> None:
+        self.take()
+
+    def verify(self) -> None:
+        if self._file is None:
+            raise Overtaken("The lease was given back.")
 
     def release(self) -> None:
-        if not self._file.closed:
+        if self._file is not None:
             self._file.seek(0)
             self._file.truncate(0)
             self._file.close()
+            self._file = None
 
 
 def _lock(file: IO[str]) -> bool:
@@ -95,56 +143,123 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-class _MySqlLease(Lease):
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self._engine = patient_engine(place)
-        self._name = {"name": "renderonline." + hashlib.sha256(place.database.encode()).hexdigest()[:40]}
-        self._connection: Connection | None = None
-        self._released = False
-        with explained(place):
-            taken = self._connect()
-        if not taken:
-            who = self._who()
-            self.release()
-            raise Conflict(
-                f"The database {place.label} is in use by another RenderAPI{who}. Stop it first, or name another one."
-            )
+class _Row(NamedTuple):
+    holder: str
+    epoch: int
+    beat: int
 
-    def _connect(self) -> bool:
-        self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._connection.execute(text(f"SET SESSION wait_timeout={_KEEP_S}"))
-        return self._take(self._connection)
 
-    def _take(self, connection: Connection) -> bool:
-        return bool(connection.scalar(text("SELECT GET_LOCK(:name, 0)"), self._name) == 1)
+class _RowLease(Lease):
+    def __init__(self, database: Database, program: str, lease_s: float, on_lost: Callable[[], None]) -> None:
+        super().__init__(database, program)
+        self._me = f"{self.holder}, {_process_space()} {secrets.token_hex(8)}"
+        self._lease_s = lease_s
+        self._on_lost = on_lost
+        self._epoch: int | None = None
+        self._seen: _Row | None = None
+        self._looked_at = self._still_s = 0.0
+        self._beating: threading.Thread | None = None
+        self._ended = threading.Event()
 
-    def _who(self) -> str:
-        query = text("SELECT host, id FROM information_schema.processlist WHERE id = IS_USED_LOCK(:name)")
-        with suppress(DBAPIError):
-            row = self._connection.execute(query, self._name).first() if self._connection else None
-            return f" (connection {row[1]} from {row[0]})" if row else ""
-        return ""
+    def take(self) -> bool:
+        seen, before, now = self._database.read_now(_row), self._seen, time.monotonic()
+        # Time in which we, or the database, slept says nothing about the holder.
+        passed = min(now - self._looked_at, 2 * self._lease_s / LOOKS)
+        self._still_s = self._still_s + passed if seen == before else 0.0
+        self._seen, self._looked_at = seen, now
+        if seen is not None and seen.holder:
+            self.holder = seen.holder.rpartition(", ")[0]
+            if self._still_s < self._lease_s and not _is_dead(seen.holder):
+                return False
+        epoch = self._database.write_now(partial(_take_over, seen=seen, me=self._me))
+        if epoch is None:
+            return False
+        self._epoch = epoch
+        self._database.guard(self._check)
+        return True
 
-    def _still_held(self) -> bool:
-        try:
-            if self._connection is not None:
-                return self._take(self._connection)
-        except DBAPIError:
-            self._drop()
-        with explained(self._place):
-            return not self._released and self._connect()
+    def hold(self) -> None:
+        self._database.write_now(lambda connection: leases.create(connection, checkfirst=True))
+        first = None
+        while not self.take():
+            first = first or self._seen
+            if self._seen != first:
+                raise self._in_use()
+            time.sleep(self._lease_s / LOOKS / 5)
+        self._beating = threading.Thread(target=self._beat_for_ever, name="lease", daemon=True)
+        self._beating.start()
 
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
-            connection.close()
+    def _beat_for_ever(self) -> None:
+        while not self._ended.wait(self._lease_s / BEATS):
+            with suppress(NotAvailable):
+                self.verify()
+
+    def _check(self, connection: Connection) -> None:
+        """First in each of the writer's transactions."""
+        if connection.exec_driver_sql(_EPOCH).scalar() != self._epoch:
+            self._on_lost()
+            label = self._database.place.label
+            raise Overtaken(f"Another RenderAPI has taken over the database {label}. This one writes nothing more.")
+
+    def verify(self) -> None:
+        if self._epoch is None:
+            raise Overtaken("The lease was given back.")
+        self._database.write_now(_beat)
 
     def release(self) -> None:
-        self._released = True
-        with suppress(DBAPIError):  # closing alone releases it too, but a moment later
-            if self._connection is not None:
-                self._connection.execute(text("SELECT RELEASE_ALL_LOCKS()"))
-        self._drop()
-        self._engine.dispose()
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
+        if self._epoch is not None:
+            with suppress(NotAvailable):
+                self._database.write_now(_give_back)
+            self._database.guard(None)
+            self._epoch = None
+
+
+def _row(connection: Connection) -> _Row | None:
+    found = connection.execute(select(leases.c.holder, leases.c.epoch, leases.c.beat).where(_ROW)).first()
+    return None if found is None else _Row(*found)
+
+
+def _take_over(connection: Connection, *, seen: _Row | None, me: str) -> int | None:
+    """Make the row ours if it is still as it was `seen`; gives our epoch, None when somebody was quicker."""
+    if seen is None:
+        first = {"name": "dispatcher", "holder": "", "epoch": 0, "beat": 0}
+        connection.execute(leases.insert().prefix_with("IGNORE").values(first))
+    old = seen or _Row("", 0, 0)
+    as_seen = _ROW & (leases.c.epoch == old.epoch) & (leases.c.beat == old.beat)
+    connection.execute(leases.update().where(as_seen).values(holder=me, epoch=old.epoch + 1, beat=old.beat + 1))
+    now = _row(connection)  # it may be ours already, by a commit whose answer was lost
+    return now.epoch if now is not None and now.holder == me else None
+
+
+def _beat(connection: Connection) -> None:
+    connection.execute(leases.update().where(_ROW).values(beat=leases.c.beat + 1))
+
+
+def _give_back(connection: Connection) -> None:
+    connection.execute(leases.update().where(_ROW).values(holder="", beat=leases.c.beat + 1))
+
+
+def _process_space() -> str:
+    """Where a process id means the same process: this start of this computer or container; "" where nobody can tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether the process that took the lease has surely ended: then nobody has to wait."""
+    found = re.search(r"\(process (\d+) on .*\), (\S+) \w+$", holder)
+    if found is None or found[2] != _process_space():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,10 +17,17 @@ from sqlalchemy import Connection, func, select
 from renderonline.database.rows import AnyRow, from_row, refuse_unknown, the_row, update
 from renderonline.database.schema import attempts, farm, join_codes, machines
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
+from renderonline.farm.hours import checked_hours
+from renderonline.farm.needs import checked_pool, checked_tags
 from renderonline.farm.tasks import AttemptState
 
 _FIRST_LINKED: Final = 1000
 _WISHES: Final = ("active", "disabled", "draining")
+_WRITTEN: Final[Mapping[str, Callable[[Any], str]]] = {
+    "tags": lambda tags: " ".join(checked_tags(tags)),
+    "pool": checked_pool,
+    "hours": checked_hours,
+}
 _CODE_LETTERS: Final = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
 _CODE_GROUPS: Final = 3
 
@@ -29,7 +36,7 @@ _CODE_GROUPS: Final = 3
 class MachineRow:
     """A machine. `wish` is what the people want of it (active, draining, disabled), `instance` the last program that
     said hello with its secret, `last_seq` the last report of that instance that was applied (R5.2), `facts` what it
-    said of itself."""
+    said of itself; `benched_us`: since when the farm gives it nothing because chunks fail there (R1.5)."""
 
     machine_id: int
     ip_address: str
@@ -43,6 +50,16 @@ class MachineRow:
     facts: Mapping[str, Any] | None
     created_us: int
     seen_us: int
+    benched_us: int
+    bench_reason: str
+    tags: str
+    pool: str
+    hours: str
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What people, or the farm, decided about it."""
+        return self.name, self.wish, self.wish_reason, self.benched_us, self.tags, self.pool, self.hours
 
     @property
     def is_linked(self) -> bool:
@@ -81,16 +98,25 @@ def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -
     return _add(connection, machine_id, ip_address=ip_address, port=port, name=ip_address, created_us=now_us)
 
 
-def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, str]) -> MachineRow:
-    """Change some of wish, wish_reason, name."""
+def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, Any]) -> MachineRow:
+    """Change some of wish, wish_reason, name, tags (list), pool, hours."""
     get_machine(connection, machine_id)
-    refuse_unknown(changes, {"wish", "wish_reason", "name"}, "a machine")
+    refuse_unknown(changes, {"wish", "wish_reason", "name", *_WRITTEN}, "a machine")
+    changes = {**changes, **{name: write(changes[name]) for name, write in _WRITTEN.items() if name in changes}}
+    if any(len(changes[name]) > 255 for name in _WRITTEN if name in changes):
+        raise InvalidRequest("A machine's tags and hours have at most 255 characters.")
     if changes.get("wish", "active") not in _WISHES:
         raise InvalidRequest(f"A machine's wish is one of {', '.join(_WISHES)}.")
     if len(changes.get("wish_reason", "")) > 255 or len(changes.get("name", "-")) not in range(1, 101):
         raise InvalidRequest("A machine's name has 1 to 100 characters, a reason at most 255.")
-    update(connection, machines, machine_id, changes)
+    well = {"benched_us": 0, "bench_reason": ""} if changes.get("wish") == "active" else {}
+    update(connection, machines, machine_id, {**changes, **well})
     return get_machine(connection, machine_id)
+
+
+def bench_machine(connection: Connection, machine_id: int, since_us: int, reason: str) -> None:
+    """Give a machine nothing from now on because chunks fail there; 0 and "": give it work again."""
+    update(connection, machines, machine_id, {"benched_us": since_us, "bench_reason": reason})
 
 
 def remove_machine(connection: Connection, machine_id: int) -> None:

@@ -20,8 +20,9 @@ from renderonline.database import adopting, ids
 from renderonline.database.connecting import explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.database.lease import Lease
+from renderonline.database.migrations.versions import r0001_foundation
 from renderonline.database.rows import update
-from renderonline.database.schema import farm, users
+from renderonline.database.schema import farm, metadata, users
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
 from renderonline.farm.errors import Conflict
 
@@ -46,6 +47,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
     `lease`: the one the caller holds already; without it, it is taken for as long as this takes (`Conflict` when a
     RenderAPI has it). Raises `Conflict` for a database of a newer version, `InvalidRequest` for foreign tables.
     """
+    database.read_now(_refuse_foreign)
     with nullcontext(lease) if lease is not None else Lease.acquire(database, "renderonline db migrate"):
         before = _upgrade(database)
         database.write_now(ids.make_counters)
@@ -74,8 +76,9 @@ def _revision(connection: Connection) -> str:
 
 def upgrade_tokens(database: Database) -> int:
     """Replace every raw token by its hash, from now on also those added by hand at their first use (R12); gives how
-    many. The existing RenderAPI can't log anybody in afterwards: this ends the way back. Blocks."""
-    return database.write_now(_hash_tokens)
+    many. The existing RenderAPI can't log anybody in afterwards: this ends the way back. Takes the lease. Blocks."""
+    with Lease.acquire(database, "renderonline db migrate"):
+        return database.write_now(_hash_tokens)
 
 
 def _hash_tokens(connection: Connection) -> int:
@@ -95,7 +98,6 @@ def _upgrade(database: Database) -> str:
     try:
         with explained(database.place), engine.connect() as connection:
             before = _revision(connection)
-            _refuse_unknown(before)
             connection.rollback()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -105,8 +107,13 @@ def _upgrade(database: Database) -> str:
         engine.dispose()
 
 
-def _refuse_unknown(current: str) -> None:
-    if current and current not in {script.revision for script in _scripts().walk_revisions()}:
+def _refuse_foreign(connection: Connection) -> None:
+    """Before anything is changed: a newer version's schema, and tables of somebody else."""
+    current = _revision(connection)
+    if not current:
+        for table in metadata.tables.values():
+            r0001_foundation.check(connection, table)
+    elif current not in {script.revision for script in _scripts().walk_revisions()}:
         raise Conflict(
             f"The database has the schema {current}, which this version of RenderOnline does not know. "
             "Install the version that made it, or a newer one."

@@ -102,7 +102,7 @@ def look(connection: Connection, task_id: int, *, lock: bool) -> TaskState | Non
 def apply(connection: Connection, row: TaskState, change: Change, moment: Moment) -> TaskState:
     """Change a task whose row is locked, and write everything that follows; at most once a transaction and task."""
     done = max(0, row.frames_done + change.frames_done)
-    after = replace(row, counters=_added(row, change.deltas), frames_done=done, **change.values)
+    after = replace(row, counters=added(row, change), frames_done=done, **change.values)
     status = after.status
     if status is TaskStatus.RUNNING and row.start_us is None and row.start_time is None:
         after = replace(after, start_us=moment.us, start_time=moment.local)
@@ -119,10 +119,11 @@ def apply(connection: Connection, row: TaskState, change: Change, moment: Moment
     return after
 
 
-def _added(row: TaskState, deltas: dict[ChunkState, int]) -> Counters:
-    if not deltas:
+def added(row: TaskState, change: Change) -> Counters:
+    """A task's counters with a change."""
+    if not change.deltas:
         return row.counters
-    values = {state.value: getattr(row.counters, state.value) + deltas.get(state, 0) for state in ChunkState}
+    values = {state.value: getattr(row.counters, state.value) + change.deltas.get(state, 0) for state in ChunkState}
     if any(value < 0 for value in values.values()):
         raise AssertionError(f"Task {row.task_id} would count {values} chunks.")
     return Counters(**values)

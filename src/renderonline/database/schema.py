@@ -153,9 +153,9 @@ results = _table(
     "results",
     *key(Big, "result_id", counts=True),
     *required(Big, "task_id", "chunk_id", "attempt_id"),
-    *required(String(64), "name_hash"),  # SHA-256 of name: one length for every database's index
+    *required(String(64), "name_hash"),  # SHA-256 of name: one length for every index; stale: s and its tail
     *required(Text, "name"),
-    *required(String(10), "state"),  # landing | landed (R6)
+    *required(String(10), "state"),  # landing | landed (R6) | stale: its file stays until another has landed
     *optional(Integer, "frame"),
     *required(BigInteger, "size", "crc32"),
     *required(String(64), "digest"),

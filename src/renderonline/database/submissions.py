@@ -11,7 +11,9 @@ from renderonline.database.rows import insert, inserting
 from renderonline.database.schema import chunks, queue, renders, submissions, subscriptions, tasks, users, waits_for
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.tasks import ChunkKind, ChunkState
+from renderonline.protocol.codec import encode
 
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
 """How long a submission's key is known: 7 days."""
@@ -56,6 +58,9 @@ class NewTask:
     paused: bool = False
     client_key: str = ""
     waits_for: Sequence[int] = ()
+    notify: bool = False
+    needs: Needs = NOTHING
+    running_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ _BEFORE: Final = select(
 """All that must be known before anything is written, in one round trip; after the account is locked."""
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template")
-_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total")
+_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit")
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
@@ -106,9 +111,9 @@ def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) 
     return Submitted(row.task_id, row.render_id or 0, repeated=True)
 
 
-def check_limit(connection: Connection, user_id: int) -> None:
-    """Raise `LimitReached` when the user may have no further task; to refuse early. `submit` decides."""
-    account = connection.execute(_ACCOUNT, {"user": user_id}).first()
+def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> None:
+    """Raise `LimitReached` when the user may have no further task; without `lock` to refuse early. `submit` decides."""
+    account = connection.execute(_LOCK_ACCOUNT if lock else _ACCOUNT, {"user": user_id}).first()
     limit = (account.queue_limit or 0) if account else 0
     _check_limit(limit, connection.scalar(_QUEUED, {"user": user_id, "most": limit}))
 
@@ -175,6 +180,8 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, object]:
         "is_success": 0,
         "render_id": render_id,
         "paused": int(new.paused),
+        "notify": int(new.notify),
+        "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
         "chunks_waiting": len(new.chunks),
     }

@@ -69,6 +69,7 @@ class TaskView:
     engine_id: int
     status: TaskStatus
     priority: int
+    running_limit: int
     paused: bool
     file_name: str
     file_path: str
@@ -84,6 +85,8 @@ class TaskView:
     end_us: int | None
     reason: str | None
     machine_ids: tuple[int, ...]
+    notify: bool
+    needs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,8 @@ class AttemptView:
 
 @dataclass(frozen=True, slots=True)
 class ResultView:
-    """A landed file. `facts`: what the picture says of itself; `machine_id` null when the attempt is gone."""
+    """A landed file, perhaps one that is to be made again. `facts`: what the picture says of itself; `machine_id` null
+    when the attempt is gone."""
 
     name: str
     frame: int | None
@@ -180,7 +184,7 @@ _ATTEMPT: Final = (
 _RESULT: Final = (
     select(results, attempts.c.machine_id)
     .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
-    .where(results.c.state == "landed")
+    .where(results.c.state.in_(("landed", "stale")))
 )
 
 
@@ -247,9 +251,17 @@ def get_result(connection: Connection, task_id: int, name: str) -> ResultView:
     return _result(row)
 
 
+def latest_result(connection: Connection, task_id: int) -> ResultView | None:
+    """The file of a task that landed last, None when there is none."""
+    newest = _RESULT.where(results.c.task_id == task_id).order_by(results.c.result_id.desc())
+    row = connection.execute(newest.limit(1)).first()
+    return None if row is None else _result(row)
+
+
 def landed_files(connection: Connection, task_id: int) -> dict[str, ResultView]:
-    """All landed files of a task by name: their sizes and CRCs, for an archive."""
-    found = connection.execute(_RESULT.where(results.c.task_id == task_id).order_by(results.c.result_id))
+    """All landed files of a task by name, but those that may be replaced now: sizes and CRCs for an archive."""
+    landed = (results.c.task_id == task_id) & (results.c.state == "landed")
+    found = connection.execute(_RESULT.where(landed).order_by(results.c.result_id))
     return {row.name: _result(row) for row in found}
 
 
@@ -339,6 +351,8 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         name=row.name or row.file_name,
         status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
         paused=bool(row.paused),
+        notify=bool(row.notify),
+        needs=_object(row.needs),
         arguments=_object(row.values_json),
         frames=row.frames or "",
         chunks=counters,

@@ -15,18 +15,23 @@ from sqlalchemy import Connection, bindparam, func, select
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
-from renderonline.database.work_loading import Attempt, TaskFacts, load_facts
-from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_of_chunk
-from renderonline.farm.frames import FrameRange, cut, parse_frames
-from renderonline.farm.settling import Ending, RetryPolicy, Verdict, settle
+from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, load_facts
+from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
+from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
+from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome
+
+MOST_PIECES: Final = 200
+"""A chunk with more gaps than this is rendered again as a whole."""
 
 
 class Lease(NamedTuple):
-    """What a leased chunk is, and which of its files have landed already."""
+    """What a leased chunk is. `missing`: the range of it that is still to be rendered; None: all. `pieces`: what else
+    waits since the chunk was cut again (R4)."""
 
     frames: FrameRange | None
-    landed: frozenset[str]
+    missing: FrameRange | None = None
+    pieces: tuple[QueuedChunk, ...] = ()
 
 
 @dataclass(slots=True)
@@ -47,14 +52,13 @@ def assign(
     sheet.load_chunks(new.chunk_id for new in wanted)
     for new in wanted:
         chunk = _leasable(sheet, new)
-        if chunk is None:
+        lease = None if chunk is None else _lease(sheet, chunk, steps=new.steps)
+        if chunk is None or lease is None:
             continue
         sheet.move(chunk, ChunkState.ASSIGNED)
         sheet.change(new.task_id).values["machine_id"] = new.machine_id
         sheet.lease(new)
-        tried = chunk.chunk_id in sheet.begun
-        landed = landed_of_chunk(connection, new.task_id, chunk.chunk_id) if tried else frozenset()
-        assigned.leases[new.attempt_id] = Lease(chunk.frames, landed)
+        assigned.leases[new.attempt_id] = lease
     assigned.tasks = sheet.flush()
     return assigned
 
@@ -74,6 +78,28 @@ def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
     if task is None or chunk is None or task.canceled or task.paused or chunk.state is not ChunkState.WAITING:
         return None
     return chunk if not new.whole or _make_whole(sheet, chunk) else None
+
+
+def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> Lease | None:
+    """What is to be rendered of a chunk. None: late results completed it. What a chunk lacks is one range, or it is cut
+    again into the fewest ranges of what is missing and of what has landed."""
+    if chunk.frames is None or chunk.chunk_id not in sheet.begun:
+        return Lease(chunk.frames)
+    landed = landed_frames(sheet.connection, chunk.task_id, chunk.frames)
+    if not landed:
+        return Lease(chunk.frames)
+    stepped = steps or chunk.frames.step > 1
+    missing = covering(set(chunk.frames.frames()) - landed, steps=stepped)
+    if not missing:
+        sheet.move(chunk, ChunkState.SUCCEEDED)
+        return None
+    if len(missing) == 1:
+        return Lease(chunk.frames, missing[0])
+    done = covering(landed, steps=stepped)
+    if steps is None or len(missing) + len(done) > MOST_PIECES:
+        return Lease(chunk.frames)
+    waiting = sheet.recut(chunk, missing, done)
+    return Lease(chunk.frames, pieces=tuple(QueuedChunk(chunk_id, chunk.place) for chunk_id in waiting))
 
 
 _OF_TASK: Final[Any] = bindparam("task_id")
@@ -109,12 +135,13 @@ class StartedStep:
 @dataclass(frozen=True, slots=True)
 class LandedStep:
     """A file lies under its final name (R6 c). `counts`: it is one of the task's frames. `wanted`: the names that the
-    attempt's chunk needs, to see whether a late result completes it (R5.5)."""
+    attempt's chunk needs, to see whether a late result completes it (R5.5). `replaces`: the stale result that goes."""
 
     attempt_id: int
     result_id: int
     counts: bool
     wanted: Collection[str] = ()
+    replaces: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +168,18 @@ class Mark(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An attempt that ended, and where its chunk stands now."""
+    """An attempt that ended, where its chunk stands now, and the verdict."""
 
     attempt: AttemptRow
     chunk: ChunkRow
+    verdict: Verdict
 
 
 @dataclass(slots=True)
 class Applied:
-    """What a batch of steps did. `superseded` are live attempts that late results left without work: their machines
-    are to be told. `completed` are waiting or failed chunks that late results completed. `dropped` steps had no
-    effect."""
+    """What a batch of steps did. `superseded` are live attempts that late results, or the early end of their task,
+    left without work: their machines are to be told. `completed` are waiting or failed chunks that late results
+    completed. `dropped` steps had no effect."""
 
     ended: list[Ended] = field(default_factory=list)
     superseded: list[Ended] = field(default_factory=list)
@@ -162,6 +190,7 @@ class Applied:
     dropped: int = 0
 
 
+_LOOKED_BACK: Final = 100
 _MARK: Final = (
     machines.update()
     .where(machines.c.machine_id == bindparam("key"), machines.c.instance == bindparam("its"))
@@ -174,10 +203,13 @@ _LAND: Final = (
     .where(results.c.state == "landing")
     .values(state="landed", landed_us=bindparam("now"))
 )
-_LIVE_OF_CHUNK: Final = (
-    select(attempts.c.attempt_id)
-    .where(attempts.c.chunk_id == bindparam("chunk_id"), attempts.c.state != AttemptState.ENDED.value)
-    .order_by(attempts.c.attempt_id)
+_REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
+_LIVE: Final = select(attempts.c.attempt_id).where(attempts.c.state != AttemptState.ENDED.value)
+_BEFORE: Final = (
+    select(attempts.c.machine_id, attempts.c.outcome, attempts.c.failure)
+    .where(attempts.c.chunk_id == bindparam("key"), attempts.c.outcome.is_not(None))
+    .order_by(attempts.c.attempt_id.desc())
+    .limit(_LOOKED_BACK)
 )
 
 
@@ -241,6 +273,8 @@ class _Applier:
         parameters = {"key": step.result_id, "attempt": step.attempt_id, "now": sheet.moment.us}
         if not sheet.connection.execute(_LAND, parameters).rowcount:
             return False
+        if step.replaces:
+            sheet.connection.execute(_REPLACED, {"key": step.replaces})
         self.done.landed.add(step.result_id)
         sheet.change(attempt.task_id).frames_done += int(step.counts)
         if attempt.state is AttemptState.ENDED and step.wanted and not self._missing(attempt, step.wanted):
@@ -251,14 +285,20 @@ class _Applier:
         """Late results gave the chunk all it needs: whoever has it now is left without work (R5.5)."""
         sheet = self._sheet
         if chunk.state in LIVE:
-            live = sheet.connection.execute(_LIVE_OF_CHUNK, {"chunk_id": chunk.chunk_id}).scalars().all()
-            sheet.load_attempts(live)
             verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
-            for attempt_id in live:
-                self.done.superseded.append(self._end(sheet.attempts[attempt_id], verdict, sheet.moment.us))
+            self._supersede(attempts.c.chunk_id == chunk.chunk_id, verdict)
         elif chunk.state in (ChunkState.WAITING, ChunkState.FAILED):
             sheet.move(chunk, ChunkState.SUCCEEDED)
             self.done.completed.append(chunk)
+
+    def _supersede(self, which: Any, verdict: Verdict) -> None:
+        """End those of these attempts that live: they are left without work."""
+        sheet = self._sheet
+        live = sheet.connection.execute(_LIVE.where(which)).scalars().all()
+        sheet.load_attempts(live)
+        known = [sheet.attempts[key] for key in live if key in sheet.attempts]
+        left = [attempt for attempt in known if attempt.state is not AttemptState.ENDED]
+        self.done.superseded += [self._end(attempt, verdict, sheet.moment.us) for attempt in left]
 
     def _ended(self, step: EndedStep, attempt: AttemptRow) -> bool:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
@@ -269,14 +309,32 @@ class _Applier:
             missing=self._missing(attempt, step.wanted),
             fraction=random.random(),  # noqa: S311 (jitter)
             policy=self._policy,
+            machine_id=attempt.machine_id,
+            before=() if step.ending.outcome is Outcome.SUCCEEDED else self._before(chunk),
         )
         attempt.exit_code, attempt.peak_memory_mib = step.ending.exit_code, step.peak_memory_mib
         self.done.ended.append(self._end(attempt, verdict, _past(step.at_us, sheet.moment)))
         if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
             sheet.change(chunk.task_id).frames_done += len(chunk.frames)
-        if verdict.chunk is ChunkState.FAILED:
-            sheet.change(chunk.task_id).values["reason"] = verdict.reason
+        elif verdict.chunk is ChunkState.FAILED:
+            self._failed_for_good(chunk.task_id, verdict.reason)
         return True
+
+    def _before(self, chunk: ChunkRow) -> tuple[Tried, ...]:
+        found = self._sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})
+        return tuple(Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in found)
+
+    def _failed_for_good(self, task_id: int, reason: str) -> None:
+        """A task stops early when enough of its chunks have failed for good (R1.4)."""
+        sheet, now = self._sheet, self._sheet.counters(task_id)
+        total = sum(getattr(now, state.value) for state in ChunkState)
+        if self._policy.stops(now.failed, total) and not now.settled:
+            stopped = f"the task stopped early, because {now.failed} of its {total} parts failed"
+            verdict = Verdict(ChunkState.CANCELED, Outcome.CANCELED, reason=stopped)
+            self._supersede(attempts.c.task_id == task_id, verdict)
+            sheet.cancel_waiting(task_id, stopped)
+            reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
+        sheet.change(task_id).values["reason"] = reason
 
     def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
@@ -288,7 +346,7 @@ class _Applier:
         chunk.tries += int(verdict.counts)
         chunk.not_before_us = sheet.moment.us + int(verdict.delay_s * 1_000_000) if verdict.delay_s else 0
         chunk.reason = verdict.reason or None
-        return Ended(attempt, chunk)
+        return Ended(attempt, chunk, verdict)
 
     def _missing(self, attempt: AttemptRow, wanted: Collection[str]) -> tuple[str, ...]:
         if not wanted:

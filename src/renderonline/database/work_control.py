@@ -1,31 +1,36 @@
-"""What people do to tasks: cancel, delete, pause, resume, try again. One operation each, guarded by the task's row.
+"""What people do to tasks: cancel, delete, pause, resume, change, try again. One operation each, guarded by the task's
+row, that can be repeated.
 
 `user_id` is whose the task must be (None: anybody's); `NotFound` when it is not there or not theirs.
 """
 
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from renderonline.database.projection import Change, Moment, TaskState, apply, look
-from renderonline.database.schema import (
-    attempts,
-    chunks,
-    queue,
-    renders,
-    results,
-    subscriptions,
-    tasks,
-    users,
-    waits_for,
-)
-from renderonline.farm.errors import Conflict, LimitReached, NotFound
-from renderonline.farm.tasks import AttemptState, ChunkState, Outcome
+from renderonline.database.rows import update
+from renderonline.database.schema import attempts, chunks, queue, renders, results, tasks, waits_for
+from renderonline.database.submissions import check_limit
+from renderonline.database.work_landing import make_stale
+from renderonline.database.work_loading import frames_of
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.frames import format_frames
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome, TaskStatus
 
 NOT_QUEUED: Final = "not_in_queue"
-_OPEN: Final = (ChunkState.WAITING, ChunkState.ASSIGNED, ChunkState.RUNNING)
-_AGAIN: Final = (ChunkState.FAILED, ChunkState.CANCELED)
+_OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
+_BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
+_FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
+_MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "state"))).where(
+    results.c.state.in_(("landing", "landed"))
+)
+_AT_ONCE: Final = 1000
+Anew = tuple[frozenset[int], frozenset[int]]
+"""What of a task is to be rendered again, whatever came of it: chunks by id, and frames. Neither: all of it."""
 
 
 class Stopped(NamedTuple):
@@ -37,34 +42,48 @@ class Stopped(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Canceled:
-    """A task that was canceled, and what is to be stopped."""
+class Acted:
+    """A task to which something was done, and what is to be stopped. `landing`: results of it that are wanted anew are
+    on their way to their final name; repeat it when they are there."""
 
     state: TaskState
     stopped: tuple[Stopped, ...] = ()
+    landing: bool = False
 
 
-def cancel_task(connection: Connection, task_id: int, moment: Moment, *, user_id: int | None) -> Canceled:
-    """Take a task from the queue; `Conflict` (code `not_in_queue`) when it has ended."""
+def cancel_task(
+    connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, queued: bool = False
+) -> Acted:
+    """Take a task from the queue; `Conflict` (code `not_in_queue`) when it ended otherwise, or (`queued`) at all."""
     row = _theirs(connection, task_id, user_id)
-    if row.ended:
+    if row.ended and (queued or not row.canceled):
         raise Conflict(f"Task with identifier {task_id} is not in the queue.", code=NOT_QUEUED)
-    return _cancel(connection, row, moment)
+    return Acted(row) if row.ended else _cancel(connection, row, moment)
 
 
-def _cancel(connection: Connection, row: TaskState, moment: Moment) -> Canceled:
-    live = (attempts.c.task_id == row.task_id) & (attempts.c.state != AttemptState.ENDED.value)
-    stopped = _attempts(connection, live)
+def _cancel(connection: Connection, row: TaskState, moment: Moment) -> Acted:
+    stopped = _stop(connection, attempts.c.task_id == row.task_id, moment, "the task was canceled")
+    deltas = _move(connection, row, _OPEN, ChunkState.CANCELED)
+    change = Change(deltas, values={"canceled": 1, "reason": "Canceled."})
+    return Acted(apply(connection, row, change, moment), stopped)
+
+
+def _stop(connection: Connection, which: Any, moment: Moment, reason: str) -> tuple[Stopped, ...]:
+    """End the live ones of these attempts; that is no failure."""
+    stopped = _attempts(connection, which & (attempts.c.state != AttemptState.ENDED.value))
     ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": moment.us}
     if stopped:
         by_id = attempts.c.attempt_id.in_([one.attempt_id for one in stopped])
-        connection.execute(attempts.update().where(by_id).values(**ended, reason="the task was canceled"))
-    open_chunks = (chunks.c.task_id == row.task_id) & chunks.c.state.in_(_OPEN)
-    connection.execute(chunks.update().where(open_chunks).values(state=ChunkState.CANCELED.value))
-    deltas = {state: -getattr(row.counters, state.value) for state in _OPEN}
-    deltas[ChunkState.CANCELED] = -sum(deltas.values())
-    change = Change(deltas, values={"canceled": 1, "reason": "Canceled."})
-    return Canceled(apply(connection, row, change, moment), stopped)
+        connection.execute(attempts.update().where(by_id).values(**ended, reason=reason))
+    return stopped
+
+
+def _move(connection: Connection, row: TaskState, old: Collection[ChunkState], new: ChunkState) -> Any:
+    """Give the chunks of a task that are in these states another one; what its counters change by."""
+    which = (chunks.c.task_id == row.task_id) & chunks.c.state.in_(old)
+    connection.execute(chunks.update().where(which).values(state=new.value))
+    deltas = {state: -getattr(row.counters, state.value) for state in old}
+    return {**deltas, new: -sum(deltas.values())}
 
 
 def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
@@ -77,7 +96,7 @@ def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
 class Condemned:
     """A task that is about to be deleted, and what of it lies on disks. `shared`: another task uses its render."""
 
-    canceled: Canceled
+    canceled: Acted
     scene: str
     attempts: tuple[Stopped, ...]
     shared: bool
@@ -89,7 +108,7 @@ def condemn_task(connection: Connection, task_id: int, moment: Moment, *, user_i
     It can be repeated: a stop between the steps leaves a canceled task that is deleted again.
     """
     row = _theirs(connection, task_id, user_id)
-    canceled = Canceled(row) if row.ended else _cancel(connection, row, moment)
+    canceled = Acted(row) if row.ended else _cancel(connection, row, moment)
     scene = connection.scalar(select(renders.c.file_path).where(renders.c.render_id == row.render_id)) or ""
     tried = _attempts(connection, attempts.c.task_id == task_id)
     return Condemned(canceled, scene, tried, _is_shared(connection, row))
@@ -100,11 +119,12 @@ def _is_shared(connection: Connection, row: TaskState) -> bool:
     return connection.scalar(select(tasks.c.task_id).where(others).limit(1)) is not None
 
 
-def delete_task(connection: Connection, task_id: int) -> None:
-    """Second step: the rows."""
+def delete_task(connection: Connection, task_id: int, moment: Moment) -> tuple[Stopped, ...]:
+    """Second step: the rows. Gives what somebody started between the steps."""
     row = look(connection, task_id, lock=True)
     if row is None:
-        return
+        return ()
+    stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was deleted")
     shared = _is_shared(connection, row)
     for column in (
         *(table.c.task_id for table in (results, attempts, chunks, queue, waits_for, tasks)),
@@ -113,46 +133,106 @@ def delete_task(connection: Connection, task_id: int) -> None:
         connection.execute(column.table.delete().where(column == task_id))
     if not shared:
         connection.execute(renders.delete().where(renders.c.render_id == row.render_id))
+    return stopped
 
 
-def pause_task(connection: Connection, task_id: int, moment: Moment, *, paused: bool, user_id: int | None) -> TaskState:
-    """Start nothing new of a task, or go on. `Conflict` when it has ended."""
+def pause_task(
+    connection: Connection, task_id: int, moment: Moment, *, paused: bool, now: bool = False, user_id: int | None
+) -> Acted:
+    """Start nothing new of a task, or go on; `now`: what runs is stopped and waits. `Conflict` when it has ended."""
     row = _theirs(connection, task_id, user_id)
     if row.ended:
         raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
-    return apply(connection, row, Change(values={"paused": int(paused)}), moment)
+    change = Change(values={"paused": int(paused)})
+    stopped: tuple[Stopped, ...] = ()
+    if now and row.counters.live:
+        stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was paused")
+        change.deltas = _move(connection, row, LIVE, ChunkState.WAITING)
+    return Acted(apply(connection, row, change, moment), stopped)
 
 
-def retry_task(connection: Connection, task_id: int, moment: Moment, *, user_id: int | None) -> TaskState:
-    """Put failed and canceled chunks back to waiting, and let those that wait start at once.
-
-    A task that had ended counts against its user's queue limit again (`LimitReached`). `Conflict` when there is
-    nothing to try again.
-    """
+def change_task(
+    connection: Connection, task_id: int, moment: Moment, *, changes: Mapping[str, Any], user_id: int | None
+) -> Acted:
+    """Change name, priority or running_limit, also of a task that has ended."""
     row = _theirs(connection, task_id, user_id)
-    again = {state: -getattr(row.counters, state.value) for state in _AGAIN}
-    if not any(again.values()) and not row.counters.waiting:
-        raise Conflict(f"Task {task_id} has no failed or canceled part that could be tried again.")
+    update(connection, tasks, task_id, changes)
+    return Acted(row)
+
+
+def again(
+    connection: Connection, task_id: int, moment: Moment, *, anew: Anew | None = None, user_id: int | None
+) -> Acted:
+    """Put chunks back to waiting, with all their tries: those that failed, were canceled or wait after a failure; or
+    (`anew`) any, also ones that run or succeeded. Results that are wanted anew are dropped, but their files stay until
+    the next ones have landed; a chunk that renders a wanted frame for the first time just now goes on.
+
+    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on.
+    `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
+    """
+    row, count = _theirs(connection, task_id, user_id), Change(values={"canceled": 0, "paused": 0})
+    if anew is None and row.status is TaskStatus.SUCCEEDED:
+        raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
     if row.ended:
-        _check_limit(connection, row.user_id)
-    which = (chunks.c.task_id == task_id) & chunks.c.state.in_((ChunkState.WAITING, *_AGAIN))
-    fresh = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
-    connection.execute(chunks.update().where(which).values(fresh))
-    deltas = {**again, ChunkState.WAITING: -sum(again.values())}
-    return apply(connection, row, Change(deltas, values={"canceled": 0, "paused": 0, "reason": None}), moment)
+        check_limit(connection, row.user_id, lock=True)
+    wanted = _wanted(connection, task_id, anew)
+    dropped = [result for _, theirs in wanted for result in theirs]
+    stopped: tuple[Stopped, ...] = ()
+    for ids in _at_once([chunk.chunk_id for chunk, _ in wanted]):
+        stopped += _stop(connection, attempts.c.chunk_id.in_(ids), moment, "it is to be rendered again")
+        connection.execute(chunks.update().where(chunks.c.chunk_id.in_(ids)).values(_FRESH))
+    for ids in _at_once([result.result_id for result in dropped]):
+        make_stale(connection, ids)
+    for chunk, theirs in wanted:
+        count.add(ChunkState(chunk.state), -1)
+        count.add(ChunkState.WAITING, 1)
+        count.frames_done -= _frames_lost(chunk, theirs)
+    if not any(getattr(row.counters, state.value) + count.deltas.get(state, 0) for state in _BAD):
+        count.values["reason"] = None
+    return Acted(apply(connection, row, count, moment), stopped, any(one.state == "landing" for one in dropped))
 
 
-def _check_limit(connection: Connection, user_id: int) -> None:
-    limit = connection.scalar(
-        select(subscriptions.c.queue_limit)
-        .join(users, subscriptions.c.subscription_id == users.c.subscription_id)
-        .where(users.c.user_id == user_id)
-        .with_for_update()
-    )
-    theirs = select(func.count()).select_from(queue.join(tasks, tasks.c.task_id == queue.c.task_id))
-    queued = connection.scalar(theirs.where(tasks.c.user_id == user_id)) or 0
-    if limit is not None and queued >= limit:
-        raise LimitReached(f"Queue limit {limit} reached for your subscription.")
+def _at_once(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+
+
+def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tuple[Any, Sequence[Any]]]:
+    """The chunks that are to be rendered again, each with its results that are to be dropped; lowest stages first."""
+    parts = select(chunks).where(chunks.c.task_id == task_id).order_by(chunks.c.stage, chunks.c.chunk_id)
+    known = connection.execute(parts).all()
+    if anew is None:
+        return [(chunk, ()) for chunk in known if chunk.state in (ChunkState.WAITING, *_BAD)]
+    (chunk_ids, wanted), unknown = anew, set(anew[1])
+    made: dict[int, list[Any]] = defaultdict(list)
+    for result in connection.execute(_MADE.where(results.c.task_id == task_id)):
+        made[result.chunk_id].append(result)
+    found: list[tuple[Any, Sequence[Any]]] = []
+    for chunk in known:
+        theirs, frames = made[chunk.chunk_id], wanted.intersection(_frames(chunk))
+        unknown -= frames
+        # A later stage is made of what earlier ones give.
+        whole = not any(anew) or chunk.chunk_id in chunk_ids or bool(found and chunk.stage > found[0][0].stage)
+        if not whole and any(one.frame is not None for one in theirs):
+            theirs = [one for one in theirs if one.frame in frames]
+        if whole or (frames and (theirs or chunk.state not in LIVE)):
+            found.append((chunk, theirs))
+    if unknown:
+        raise InvalidRequest(f"Task {task_id} has no frame {format_frames(sorted(unknown))[:60]}.")
+    if missing := chunk_ids.difference(chunk.chunk_id for chunk in known):
+        raise InvalidRequest(f"Task {task_id} has no chunk {min(missing)}: see renderonline logs {task_id} --list")
+    return found
+
+
+def _frames(chunk: Any) -> range:
+    frames = frames_of(chunk.first_frame, chunk.last_frame, chunk.frame_step)
+    return frames.frames() if frames is not None else range(0)
+
+
+def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
+    """How many frames are not done any more; where the engine names no files they were counted with their chunk."""
+    if chunk.state == ChunkState.SUCCEEDED and all(one.frame is None for one in dropped):
+        return len(_frames(chunk))
+    return sum(one.frame is not None and one.state == "landed" for one in dropped)
 
 
 def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: bool = True) -> TaskState:

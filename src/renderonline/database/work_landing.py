@@ -1,13 +1,14 @@
 """Results on their way to their final name (R6): a row `landing` first, the file steps outside, then `landed`.
 
-A result is unique by (task, output name): whoever inserts the row first wins.
+A result is unique by (task, output name): whoever inserts the row first wins. A result that is to be made again is
+`stale`: its file keeps the name, and is shown, until the next result of that name has taken its place.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, literal, select
 
 from renderonline.database.rows import update
 from renderonline.database.schema import attempts, renders, results, tasks
@@ -30,10 +31,17 @@ class Offer:
     facts: str = "{}"
 
 
+class Stale(NamedTuple):
+    """The stale result whose place another one takes; no id: there is none."""
+
+    result_id: int = 0
+    digest: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Landing:
     """An offer whose row is there: do the file steps. `source` is the attempt's directory, `scene` the path of the
-    task's uploaded file ("" when the task is gone); `late`: its attempt is over."""
+    task's uploaded file ("" when the task is gone); `late`: its attempt is over; `stale`: what it replaces."""
 
     result_id: int
     offer: Offer
@@ -43,6 +51,7 @@ class Landing:
     source: str
     scene: str
     late: bool
+    stale: Stale
 
 
 _ATTEMPTS: Final = (
@@ -52,9 +61,14 @@ _ATTEMPTS: Final = (
     .where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 )
 _KNOWN: Final = (
-    select(results.c.result_id, results.c.attempt_id, results.c.state)
-    .where(results.c.task_id == bindparam("task_id"), results.c.name_hash == bindparam("name_hash"))
+    select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
+    .where(results.c.task_id == bindparam("task_id"), results.c.name_hash.in_(bindparam("hashes", expanding=True)))
     .with_for_update()
+)
+_STALE: Final = (
+    results.update()
+    .where(results.c.result_id.in_(bindparam("ids", expanding=True)), results.c.state == "landed")
+    .values(state="stale", name_hash=literal("s") + func.substr(results.c.name_hash, 2))
 )
 _INSERT: Final = results.insert()
 _STORED: Final = ("attempt_id", "name", "frame", "size", "digest", "crc32", "facts")
@@ -71,13 +85,29 @@ def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: i
     return tuple(landing for landing in begun if landing is not None)
 
 
+def make_stale(connection: Connection, result_ids: Sequence[int]) -> None:
+    """These results are to be made again; the key of a stale one leaves its own free for the next (R6)."""
+    connection.execute(_STALE, {"ids": result_ids})
+
+
+def _known(connection: Connection, task_id: int, name_hash: str) -> tuple[Any, Stale]:
+    """The row that has a name (None: nobody has), and the stale one."""
+    stale_hash = f"s{name_hash[1:]}"
+    found = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (name_hash, stale_hash)})
+    rows = {row.name_hash: row for row in found}
+    stale = rows.get(stale_hash)
+    return rows.get(name_hash), Stale(stale.result_id, stale.digest) if stale else Stale()
+
+
 def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
     late = row.state == AttemptState.ENDED.value
     if not token_fits(offer.token, row.token) or (late and row.outcome != Outcome.LOST.value):
         return None
     key = {"task_id": row.task_id, "name_hash": name_hash(offer.name)}
-    known = connection.execute(_KNOWN, key).one_or_none()
+    known, stale = _known(connection, **key)
     if known is not None and (known.attempt_id != offer.attempt_id or known.state == "landed"):
+        return None
+    if late and stale.result_id:  # perhaps it was made before somebody wanted it anew
         return None
     values = {name: getattr(offer, name) for name in _STORED}
     if known is not None:
@@ -88,7 +118,7 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         assert inserted.inserted_primary_key is not None
         result_id = inserted.inserted_primary_key[0]
     about = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path)
-    return Landing(result_id, offer, *about, late)
+    return Landing(result_id, offer, *about, late, stale)
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
@@ -107,10 +137,11 @@ def open_landings(connection: Connection) -> tuple[Landing, ...]:
         .where(results.c.state == "landing")
         .order_by(results.c.result_id)
     )
-    return tuple(_left_behind(row) for row in connection.execute(query))
+    rows = connection.execute(query).all()
+    return tuple(_left_behind(row, _known(connection, row.task_id, row.name_hash)[1]) for row in rows)
 
 
-def _left_behind(row: Any) -> Landing:
+def _left_behind(row: Any, stale: Stale) -> Landing:
     offer = Offer(row.attempt_id, "", row.name, row.frame, row.size, row.digest, row.crc32)
     about = (row.task_id, row.user_id or 0, row.machine_id or 0, row.directory or "", row.file_path or "")
-    return Landing(row.result_id, offer, *about, late=False)
+    return Landing(row.result_id, offer, *about, late=False, stale=stale)

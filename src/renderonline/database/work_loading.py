@@ -22,8 +22,11 @@ from renderonline.database.schema import (
     waits_for,
 )
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.scheduling import ReadyTask, Shape
+from renderonline.farm.needs import NOTHING, Needs
+from renderonline.farm.ready import ReadyTask, Shape, Signature
+from renderonline.farm.scheduling import Allowance
 from renderonline.farm.tasks import AttemptState, ChunkState, Outcome
+from renderonline.protocol.codec import from_wire
 
 _FAILURES: Final = (Outcome.FAILED.value, Outcome.LOST.value, Outcome.TIMED_OUT.value, Outcome.STALLED.value)
 _AT_ONCE: Final = 1000
@@ -94,6 +97,11 @@ class QueuedTask(ReadyTask):
     begun: bool = False
     paused: bool = False
     waits_for: frozenset[int] = frozenset()
+    needs: Needs = NOTHING
+
+    def signature(self, avoid: frozenset[int] = frozenset()) -> Signature:
+        """What its chunks need of a machine."""
+        return Signature(self.engine, self.shape, avoid, self.needs)
 
     @property
     def shape(self) -> Shape:
@@ -109,6 +117,7 @@ class QueuedTask(ReadyTask):
 _QUEUED: Final = (
     select(
         *(tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.queue_us, tasks.c.paused, tasks.c.frames),
+        *(tasks.c.needs, tasks.c.running_limit),
         *(engines.c.name, engines.c.download_path, *(tasks.c[f"chunks_{state.value}"] for state in ChunkState)),
     )
     .select_from(_RENDERED)
@@ -166,9 +175,15 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
             begun=row.task_id in begun,
             paused=bool(row.paused),
             waits_for=frozenset(blocked.get(row.task_id, ())),
+            needs=_needs(row.needs),
+            running_limit=row.running_limit,
         )
         for row in of(_QUEUED, tasks.c.task_id)
     )
+
+
+def _needs(text: str | None) -> Needs:
+    return from_wire(Needs, json.loads(text)) if text else NOTHING
 
 
 def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, QueuedChunk]:
@@ -184,7 +199,8 @@ def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, QueuedChunk]:
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first (R7.4)."""
+    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first (R7.4). `steps`:
+    whether its engine is known to take steps; None: its chunk can't be cut again, for the machine takes whole tasks."""
 
     attempt_id: int
     token: str
@@ -196,13 +212,15 @@ class Attempt:
     frames: FrameRange | None = None
     running: bool = False
     whole: bool = False
+    steps: bool | None = None
+    needs: Needs = NOTHING
 
 
 A = TypeVar("A", bound=Attempt)
 _LIVE: Final = (
     select(
         *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
-        *(attempts.c.machine_id, attempts.c.directory, attempts.c.state),
+        *(attempts.c.machine_id, attempts.c.directory, tasks.c.needs, attempts.c.state),
         *(chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step),
     )
     .select_from(
@@ -227,8 +245,11 @@ def load_attempt(connection: Connection, attempt_id: int) -> Attempt | None:
 
 
 def _attempt(row: AnyRow, kind: type[A]) -> A:
-    *plain, state, first, last, step = row
-    return kind(*(*plain, frames_of(first, last, step), state == AttemptState.RUNNING.value))
+    *plain, needs, state, first, last, step = row
+    running = state == AttemptState.RUNNING.value
+    attempt = kind(*(*plain, frames_of(first, last, step), running))
+    attempt.needs = _needs(needs)
+    return attempt
 
 
 def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
@@ -236,12 +257,12 @@ def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRan
     return None if first is None or last is None else FrameRange(first, last, step or 1)
 
 
-def load_shares(connection: Connection) -> dict[int, int]:
-    """Each user's share of the farm."""
-    query = select(users.c.user_id, subscriptions.c.share).join(
+def load_allowances(connection: Connection) -> dict[int, Allowance]:
+    """What each user may have of the farm."""
+    query = select(users.c.user_id, subscriptions.c.share, subscriptions.c.running_limit).join(
         subscriptions, subscriptions.c.subscription_id == users.c.subscription_id
     )
-    return dict(map(tuple, connection.execute(query)))
+    return {user_id: Allowance(share, limit) for user_id, share, limit in connection.execute(query)}
 
 
 def load_queued_ids(connection: Connection) -> frozenset[int]:

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, exists, select
 
-from renderonline.database.projection import COLUMNS, Change, Moment, TaskState, apply
+from renderonline.database.ids import CHUNKS, reserve
+from renderonline.database.projection import COLUMNS, Change, Moment, TaskState, added, apply
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.work_loading import Attempt, frames_of
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.tasks import AttemptState, ChunkState, Outcome, check_transition
+from renderonline.farm.tasks import AttemptState, ChunkState, Counters, Outcome, check_transition
 
 
 @dataclass(slots=True)
@@ -20,6 +21,8 @@ class ChunkRow:
 
     chunk_id: int
     task_id: int
+    kind: str
+    stage: int
     state: ChunkState
     place: int
     tries: int
@@ -77,9 +80,28 @@ def _by_key(table: Any, names: Iterable[str]) -> Any:
 
 
 _WRITE_CHUNK: Final = _by_key(chunks, _OF_CHUNK)
+_CANCEL_WAITING: Final = (
+    chunks.update()
+    .where(chunks.c.task_id == bindparam("key"), chunks.c.state == ChunkState.WAITING.value)
+    .values(state=ChunkState.CANCELED.value, reason=bindparam("why"))
+)
 _RESHAPE: Final = _by_key(chunks, (*_FRAMES, "place"))
 _WRITE_ATTEMPT: Final = _by_key(attempts, _OF_ATTEMPT)
 _NEW_ATTEMPT: Final = attempts.insert()
+_NEW_CHUNK: Final = chunks.insert()
+_GIVE_RESULTS: Final = (
+    results.update()
+    .where(results.c.task_id == bindparam("key"))
+    .where(results.c.frame.between(bindparam("first_frame"), bindparam("last_frame")))
+    .where((results.c.frame - bindparam("first_frame")) % bindparam("frame_step") == 0)
+    .values(chunk_id=bindparam("to"))
+)
+
+
+def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
+    """A chunk's columns from its frames."""
+    shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
+    return dict(zip(_FRAMES, shape, strict=True))
 
 
 class Sheet:
@@ -139,12 +161,41 @@ class Sheet:
         chunk.state = state
         self._moved[chunk.chunk_id] = chunk
 
-    def reshape(self, chunk: ChunkRow, frames: FrameRange | None) -> None:
-        """Give a chunk that never had an attempt another range."""
+    def counters(self, task_id: int) -> Counters:
+        """A task's counters with what this transaction did so far."""
+        return added(self.tasks[task_id], self.change(task_id))
+
+    def cancel_waiting(self, task_id: int, reason: str) -> None:
+        """Cancel every chunk of a task that waits, also those that were not read."""
+        known = [one for one in self.chunks.values() if one.task_id == task_id and one.state is ChunkState.WAITING]
+        for chunk in known:
+            self.move(chunk, ChunkState.CANCELED)
+            chunk.reason = reason
+        left, change = self.counters(task_id).waiting, self.change(task_id)
+        if left:  # those that were read are written again by `flush`
+            self.connection.execute(_CANCEL_WAITING, {"key": task_id, "why": reason})
+            change.add(ChunkState.WAITING, -left)
+            change.add(ChunkState.CANCELED, left)
+
+    def reshape(self, chunk: ChunkRow, frames: FrameRange | None, place: int = 0) -> None:
+        """Give a chunk without a live attempt another range."""
         chunk.frames = frames
-        shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
-        values = dict(zip(_FRAMES, shape, strict=True))
-        self.connection.execute(_RESHAPE, {"key": chunk.chunk_id, "place": 0, **values})
+        self.connection.execute(_RESHAPE, {"key": chunk.chunk_id, "place": place, **shape_of(frames)})
+
+    def recut(self, chunk: ChunkRow, waiting: Sequence[FrameRange], done: Sequence[FrameRange]) -> tuple[int, ...]:
+        """Cut a chunk that waits into ranges that wait and ranges whose frames have landed; the chunk becomes the
+        first that waits. Gives the ids of the others that wait."""
+        self.reshape(chunk, waiting[0], chunk.place)
+        pieces = [(ChunkState.WAITING, one) for one in waiting[1:]] + [(ChunkState.SUCCEEDED, one) for one in done]
+        first = reserve(self.connection, CHUNKS, len(pieces))
+        same = {name: getattr(chunk, name) for name in ("task_id", "kind", "stage", "place", "tries")}
+        for chunk_id, (state, frames) in enumerate(pieces, first):
+            self.change(chunk.task_id).add(state, 1)
+            reason = chunk.reason if state is ChunkState.WAITING else None
+            about = {"chunk_id": chunk_id, "state": state.value, "reason": reason, **shape_of(frames)}
+            self.connection.execute(_NEW_CHUNK, same | about)
+            self.connection.execute(_GIVE_RESULTS, {"key": chunk.task_id, "to": chunk_id, **shape_of(frames)})
+        return tuple(range(first, first + len(waiting) - 1))
 
     def touch(self, attempt: AttemptRow) -> None:
         """The attempt's changed fields are to be written."""
@@ -172,7 +223,9 @@ class Sheet:
 
 _LANDED: Final = select(results.c.name).where(results.c.task_id == bindparam("task_id"), results.c.state == "landed")
 _BY_HASH: Final = _LANDED.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
-_BY_CHUNK: Final = _LANDED.where(results.c.chunk_id == bindparam("chunk_id"))
+_FRAMES_LANDED: Final = _LANDED.with_only_columns(results.c.frame).where(
+    results.c.frame.between(bindparam("first"), bindparam("last"))
+)
 _AT_ONCE: Final = 1000
 
 
@@ -191,6 +244,7 @@ def landed_among(connection: Connection, task_id: int, names: Collection[str]) -
     return frozenset(found)
 
 
-def landed_of_chunk(connection: Connection, task_id: int, chunk_id: int) -> frozenset[str]:
-    """The output names that attempts of this chunk have landed."""
-    return frozenset(connection.execute(_BY_CHUNK, {"task_id": task_id, "chunk_id": chunk_id}).scalars())
+def landed_frames(connection: Connection, task_id: int, frames: FrameRange) -> frozenset[int]:
+    """Which of these frames of a task have landed."""
+    between = {"task_id": task_id, "first": frames.first, "last": frames.last}
+    return frozenset(connection.execute(_FRAMES_LANDED, between).scalars()) & frozenset(frames.frames())

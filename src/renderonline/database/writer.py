@@ -3,7 +3,7 @@
 Operations that wait together share one transaction and one commit. Each caller is answered after that commit. An
 operation that raises is taken out and the others are run again; when the database itself gets in the way (deadlock,
 lock timeout, lost connection) the whole batch is run again. So **an operation may run several times**: it changes
-nothing but the database, and its ids and tokens are made before it.
+nothing but the database, and its ids and tokens are made before it. What `guard` raises fails the whole batch (R10).
 """
 
 import asyncio
@@ -54,6 +54,8 @@ class Writer:
         self._closed = False
         self._down = False
         self._connection: Connection | None = None
+        self.guard: Callable[[Connection], None] | None = None
+        """Run first in each transaction."""
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
         event.listen(engine, "before_cursor_execute", _note_write)
         self._thread.start()
@@ -134,6 +136,8 @@ class Writer:
             self._connection = self._engine.connect()
         connection = self._connection
         with connection.begin() as transaction:
+            if self.guard is not None:
+                self.guard(connection)
             for job in group:
                 job.result, job.error = None, None
                 connection.info["wrote"] = False

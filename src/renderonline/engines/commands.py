@@ -6,10 +6,10 @@ The template's language is v1's (contract section 2): words first, values filled
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.definition import EngineDefinition, Outputs, ReadingRules
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
@@ -23,6 +23,7 @@ FARM_VALUES: Final = frozenset({UPLOADED_FILE, SCENE_DIRECTORY, OUTPUT_DIRECTORY
 """The values that the farm itself gives to a template."""
 
 _WHOLE_NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
+_PIXELS = re.compile(r"\d{1,6}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,15 @@ def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[
     if len(asked) > MAX_FRAMES:
         raise InvalidRequest(f"A task has at most {MAX_FRAMES} frames; {asked} are {len(asked)}. Split it.")
     return tuple(asked.frames())
+
+
+def reading_of(definition: EngineDefinition, values: Mapping[str, str]) -> ReadingRules:
+    """The definition's rules for reading, with the pictures' size where complete `values` ask for one."""
+    outputs = definition.outputs or Outputs("")
+    width, height = values.get(outputs.width_argument, ""), values.get(outputs.height_argument, "")
+    if not (_PIXELS.fullmatch(width) and _PIXELS.fullmatch(height)):
+        return definition.reading
+    return replace(definition.reading, width=int(width), height=int(height))
 
 
 def _number(values: Mapping[str, str], name: str) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from renderonline.farm.needs import NOTHING, Needs
+
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -40,6 +42,9 @@ class Outputs:
     extension: str = ""
     format_argument: str = ""
     extensions: Mapping[str, str] = field(default_factory=dict)
+    width_argument: str = ""
+    """The arguments that say how many pixels a picture has from left to right, and from top to bottom."""
+    height_argument: str = ""
     pad_like_last_frame: bool = False
     """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
 
@@ -77,6 +82,11 @@ class ReadingRules:
     exit_codes: Mapping[str, str] = field(default_factory=dict)
     stop_signal: str = "SIGTERM"
     decode: bool = True
+    constant: str = "warn"
+    """What a picture means whose pixels all have one colour: `warn` (the log says so: it may be meant) or `fail`."""
+    width: int = 0
+    """The pixels that a picture must have; 0: the scene decides."""
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +117,4 @@ class EngineDefinition:
     stall_s: float = 900.0
     time_s: float = 0.0
     memory_mib: int = 0
+    requirements: Needs = NOTHING

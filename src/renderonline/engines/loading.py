@@ -19,6 +19,7 @@ from renderonline.protocol.codec import from_wire
 
 LONGEST_DEFINITION: Final = 64 * 1024
 SPLITS: Final = ("frames", "none")
+CONSTANTS: Final = ("fail", "warn")
 STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
 
 
@@ -41,6 +42,10 @@ def parse_definition(toml: str) -> EngineDefinition:
         raise _wrong(where, what.replace("an object", "a table")) from None
     definition = dataclasses.replace(definition, template=" ".join(definition.template.split()))
     _check(definition)
+    try:
+        definition = dataclasses.replace(definition, requirements=definition.requirements.checked())
+    except InvalidRequest as error:
+        raise _wrong("requirements", f"can't be met. {error.message}".rstrip(".")) from None
     return definition
 
 
@@ -128,6 +133,9 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
         "outputs.pattern",
         "must have exactly one run of # for the frame number",
     )
+    known = {"", *(argument.id for argument in definition.arguments)}
+    _must_be_one_of(known, outputs.width_argument, "outputs.width_argument")
+    _must_be_one_of(known, outputs.height_argument, "outputs.height_argument")
     bare = outputs.pattern.replace("{extension}", "x", 1)
     fits = re.fullmatch(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare)
     _must(fits, "outputs.pattern", "must be a plain file name of letters, digits, _ . - and #")
@@ -156,6 +164,7 @@ def _check_reading(reading: ReadingRules) -> None:
             elif field == "failures":
                 fits = _is_failure_class(pattern.kind)
                 _must(fits, f"{where}.kind", "must name the failure class, for instance scene")
+    _must_be_one_of(CONSTANTS, reading.constant, "reading.constant")
     _must_be_one_of(STOP_SIGNALS, reading.stop_signal, "reading.stop_signal")
     for code, kind in reading.exit_codes.items():
         fits = re.fullmatch(r"\d{1,3}", code) is not None and _is_failure_class(kind)

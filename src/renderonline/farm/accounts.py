@@ -53,12 +53,14 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a user may use: tasks waiting or running at once, and the share inside a priority class (R9)."""
+    """What a user may use: tasks waiting or running at once, the share inside a priority class (R9), and chunks that
+    run at once (0: any number)."""
 
     subscription_id: int
     name: str
     queue_limit: int
     share: int = 1
+    running_limit: int = 0
 
 
 TOKEN_PREFIX: Final = "$rno1$"  # noqa: S105 (a mark, no password)

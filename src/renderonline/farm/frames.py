@@ -7,6 +7,7 @@ that render people write (`1-100x5`, `1-10,20`, `1-10y3`, `10-1`, `1-10:3`).
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from fileseq.frameset import FrameSet
@@ -138,12 +139,16 @@ def cut(frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
     return tuple(_range(run) for run in _runs(_unique(frames), chunk_size))
 
 
-def covering(frames: Iterable[int]) -> tuple[FrameRange, ...]:
+def covering(frames: Iterable[int], *, steps: bool = True) -> tuple[FrameRange, ...]:
     """The fewest ranges that hold exactly these frames, each once (R4: what a failed chunk lacks).
 
-    For more than a hundred frames ranges don't interleave, which may give more of them than would be possible.
+    `steps`: the engine can be told a step; otherwise the ranges have no gaps. For more than a hundred frames ranges
+    don't interleave, which may give more of them than would be possible.
     """
     missing = sorted(set(frames))
+    if not steps:
+        together = groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0])
+        return tuple(_range([frame for _, frame in run]) for _, run in together)
     plain = tuple(_range(run) for run in _runs(missing, 0))
     if len(plain) < 3 or len(missing) > _MAX_SEARCHED:
         return plain

@@ -1,228 +1,77 @@
 """Which waiting chunk goes to which free slot (R9).
 
-The `ReadyIndex` is changed by events; `plan` reads its heads and changes nothing. Order: priority class; inside a class
-the user with the least running cost per share; then age of the task; inside a task the chunk's place.
+`plan` reads the heads of the `ReadyIndex` and changes nothing. Order: priority class; inside a class the user with the
+least running cost per share; then age of the task; inside a task the chunk's place. Limits of tasks and users hold back
+what would exceed them.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from heapq import heapify, heappop, heapreplace
-from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
+from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.ready import Bucket, Chunk, ReadyIndex, ReadyTask, Shape, Signature
 
-class Shape(StrEnum):
-    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4).
-
-    `UNCUT`: of a cut task none of whose chunks had an attempt and whose frames are one range: it can be made whole.
-    """
-
-    WHOLE = "whole"
-    UNCUT = "uncut"
-    PIECE = "piece"
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What a chunk needs of a machine; chunks with equal needs share one queue. `engine` is case-folded; `avoid` are
-    the machines on which the chunk failed."""
-
-    engine: str
-    shape: Shape = Shape.PIECE
-    avoid: frozenset[int] = frozenset()
-
-
-@dataclass(slots=True)
-class ReadyTask:
-    """What the order needs to know of a task. `queued_us` is its age (microseconds since 1970)."""
-
-    task_id: int
-    user_id: int
-    priority: int
-    queued_us: int
-
-
-class _Chunk(NamedTuple):
-    """One object per waiting chunk, shared by the queue and the look-up. Greater is earlier: the chunk that goes next
-    is the last of its bucket's list, where taking it out costs nothing. The ids end every comparison."""
-
-    back: int
-    id_back: int
-    bucket: "_Bucket"
-
-    @property
-    def place(self) -> int:
-        return -self.back
-
-    @property
-    def chunk_id(self) -> int:
-        return -self.id_back
-
-
-class _Bucket:
-    """The waiting chunks of one task that share a signature, the next one last."""
-
-    __slots__ = ("age", "chunks", "signature", "task")
-
-    def __init__(self, task: ReadyTask, signature: Signature) -> None:
-        self.task, self.signature = task, signature
-        self.age = (task.queued_us, task.task_id)
-        self.chunks: list[_Chunk] = []
-
-    def add(self, places: Sequence[tuple[int, int]]) -> list[_Chunk]:
-        fresh = [_Chunk(-place, -chunk_id, self) for chunk_id, place in places]
-        if len(fresh) == 1:
-            insort(self.chunks, fresh[0])
-        else:
-            self.chunks += fresh
-            self.chunks.sort()
-        return fresh
-
-
-class ReadyIndex:
-    """Every chunk that may start now: signature -> priority -> user -> task by age -> chunk by place."""
-
-    def __init__(self) -> None:
-        self._queues: dict[Signature, SortedDict] = {}
-        self._chunks: dict[int, _Chunk] = {}
-        self._buckets: dict[int, dict[Signature, _Bucket]] = {}
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    @property
-    def signatures(self) -> Iterable[Signature]:
-        """The needs of all that waits."""
-        return self._queues.keys()
-
-    def add(self, task: ReadyTask, chunk_id: int, place: int, signature: Signature) -> None:
-        """Make a chunk ready; one that is ready already is moved."""
-        self.add_many(task, [(chunk_id, place)], signature)
-
-    def add_many(self, task: ReadyTask, places: Sequence[tuple[int, int]], signature: Signature) -> None:
-        """Make chunks (chunk id, place) of one task ready, all with the same needs."""
-        for chunk_id, _ in places:
-            self.remove(chunk_id)
-        if not places:
-            return
-        bucket = self._buckets.get(task.task_id, {}).get(signature)
-        if bucket is None:
-            bucket = _Bucket(task, signature)
-            self._link(bucket)
-        self._chunks.update((chunk.chunk_id, chunk) for chunk in bucket.add(places))
-
-    def remove(self, chunk_id: int) -> bool:
-        """Take a chunk out; whether it was there."""
-        chunk = self._chunks.pop(chunk_id, None)
-        if chunk is None:
-            return False
-        chunks = chunk.bucket.chunks
-        del chunks[bisect_left(chunks, chunk)]
-        if not chunks:
-            self._drop(chunk.bucket)
-        return True
-
-    def remove_task(self, task_id: int) -> None:
-        """Take all chunks of a task out (canceled, paused, deleted)."""
-        for bucket in list(self._buckets.get(task_id, {}).values()):
-            for chunk in bucket.chunks:
-                del self._chunks[chunk.chunk_id]
-            self._drop(bucket)
-
-    def begun(self, task_id: int) -> None:
-        """A machine got a chunk of the task: what is left of it are pieces from now on."""
-        for old in list(self._buckets.get(task_id, {}).values()):
-            if old.signature.shape is not Shape.UNCUT:
-                continue
-            self._drop(old)
-            piece = Signature(old.signature.engine, Shape.PIECE, old.signature.avoid)
-            there = self._buckets.get(task_id, {}).get(piece)
-            if there is None:  # the whole bucket moves, however many chunks are in it
-                old.signature = piece
-                self._link(old)
-            else:
-                moved = there.add([(chunk.chunk_id, chunk.place) for chunk in old.chunks])
-                self._chunks.update((chunk.chunk_id, chunk) for chunk in moved)
-
-    def chunks_of(self, task_id: int) -> tuple[int, ...]:
-        """The ready chunks of one task."""
-        return tuple(one.chunk_id for bucket in self._buckets.get(task_id, {}).values() for one in bucket.chunks)
-
-    def signatures_of(self, task_id: int) -> tuple[Signature, ...]:
-        """The needs of the ready chunks of one task; none when none of them is ready."""
-        return tuple(self._buckets.get(task_id, ()))
-
-    def classes(self, signature: Signature) -> Iterator[tuple[int, Mapping[int, SortedDict]]]:
-        """The priority classes of a signature, highest first: (priority, user -> tasks by age)."""
-        for negative, users in self._queues.get(signature, {}).items():
-            yield -negative, users
-
-    def _link(self, bucket: _Bucket) -> None:
-        task = bucket.task
-        self._buckets.setdefault(task.task_id, {})[bucket.signature] = bucket
-        users = self._queues.setdefault(bucket.signature, SortedDict()).setdefault(-task.priority, {})
-        users.setdefault(task.user_id, SortedDict())[bucket.age] = bucket
-
-    def _drop(self, bucket: _Bucket) -> None:
-        task, signature = bucket.task, bucket.signature
-        classes = self._queues[signature]
-        users = classes[-task.priority]
-        del users[task.user_id][bucket.age]
-        if not users[task.user_id]:
-            del users[task.user_id]
-        if not users:
-            del classes[-task.priority]
-        if not classes:
-            del self._queues[signature]
-        buckets = self._buckets[task.task_id]
-        del buckets[signature]
-        if not buckets:
-            del self._buckets[task.task_id]
-
-
-@dataclass(frozen=True, slots=True)
-class Ability:
-    """What a machine can take: its engines (case-folded names), and whether it is linked or a v1 machine."""
-
-    machine_id: int
-    engines: frozenset[str]
-    linked: bool = True
+RESERVE_US: Final = 5 * 60 * 1_000_000
+"""After so long a large request that finds no room reserves a machine."""
+_SHARE_KEPT: Final = 4
+"""At most every fourth machine is reserved."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreeSlots:
-    """Room on one machine."""
+    """Room on one machine. `memory_mib` and `gpus` are what its running chunks need."""
 
     ability: Ability
     count: int = 1
+    memory_mib: int = 0
+    gpus: int = 0
+
+    def missing(self, needs: Needs) -> tuple[int, int]:
+        """How many graphics cards and MiB are in use that these needs would want."""
+        gpus, memory = needs.gpus - self.ability.gpus + self.gpus, needs.memory_mib - self.ability.memory_mib
+        return (max(0, gpus) if needs.gpus else 0, max(0, memory + self.memory_mib) if needs.memory_mib else 0)
+
+    def less(self, needs: Needs) -> "FreeSlots":
+        """What is left when a chunk with these needs runs there as well."""
+        return FreeSlots(self.ability, self.count - 1, self.memory_mib + needs.memory_mib, self.gpus + needs.gpus)
+
+
+class Allowance(NamedTuple):
+    """A user's share of the farm, and how many chunks of theirs may run at once (0: any)."""
+
+    share: int = 1
+    running_limit: int = 0
+
+
+class Usage(NamedTuple):
+    """What runs now: the cost (occupied slots) of each user, the number of chunks of each task."""
+
+    users: Mapping[int, float] = {}
+    tasks: Mapping[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for the whole farm: every machine that takes assignments now (free or busy), the users' shares."""
+    """What holds for the whole farm: every machine that takes assignments now (free or busy), what users may have."""
 
     machines: Mapping[int, Ability] = field(default_factory=dict)
-    shares: Mapping[int, int] = field(default_factory=dict)
+    users: Mapping[int, Allowance] = field(default_factory=dict)
     linked_engines: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, machines: Iterable[Ability], shares: Mapping[int, int]) -> "Policy":
-        """The policy for these machines and shares (user -> share, 1 where there is none)."""
+    def of(cls, machines: Iterable[Ability], users: Mapping[int, Allowance]) -> "Policy":
+        """The policy for these machines and users (share 1 and no limit where there is none)."""
         abilities = {ability.machine_id: ability for ability in machines}
-        linked = frozenset(name for ability in abilities.values() if ability.linked for name in ability.engines)
-        return cls(abilities, shares, linked)
-
-    def share(self, user_id: int) -> int:
-        """The user's share of the farm, at least 1."""
-        return max(1, self.shares.get(user_id, 1))
+        linked = frozenset(name for one in abilities.values() if one.linked for name, _ in one.engines)
+        return cls(abilities, users, linked)
 
     def fits(self, ability: Ability, signature: Signature) -> bool:
         """Whether the machine can run it at all, wherever it failed before."""
-        if signature.engine not in ability.engines:
+        if ability.lacks(signature.engine, signature.needs):
             return False
         if ability.linked or signature.shape is Shape.WHOLE:
             return True
@@ -249,43 +98,97 @@ class Assignment:
 
 
 def plan(
-    index: ReadyIndex, free_slots: Sequence[FreeSlots], usage: Mapping[int, float], policy: Policy
+    index: ReadyIndex,
+    free_slots: Sequence[FreeSlots],
+    usage: Usage,
+    policy: Policy,
+    reserved: Mapping[int, Signature] | None = None,
 ) -> list[Assignment]:
-    """Give free slots work, machine by machine in the given order, one slot a machine and round.
+    """Give free slots work, machine by machine in the given order, one slot a machine and round; of machines that can
+    take the same, one that had a part of the task before goes first.
 
-    `usage` is each user's running cost (occupied slots). Reads one head per waiting user of the classes that it
-    touches, then costs O(log n) a slot; nothing is changed.
+    `reserved` is what `reserve` gave: such a machine takes only what it is kept for, or of a higher priority class.
+    Reads one head per waiting user of the classes that it touches, then costs O(log n) a slot; nothing is changed.
     """
     loads = _Loads(usage, policy)
-    cursors = {signature: _Cursor(index, signature, loads) for signature in index.signatures}
-    left = [
-        (free.ability, free.count, [one for needs, one in cursors.items() if policy.takes(free.ability, needs)])
-        for free in free_slots
-    ]
+    ranking = _Ranking({one: _Cursor(index, one, loads) for one in index.signatures}, policy, reserved or {})
     assignments: list[Assignment] = []
-    while left:
-        again = []
-        for ability, count, choices in left:
-            heads = [(key, cursor) for cursor in choices if (key := cursor.key()) is not None]
-            if count > 0 and heads:
-                assignments.append(min(heads, key=itemgetter(0))[1].take(ability))
-                again.append((ability, count - 1, choices))
-        left = again
+    again = {free.ability.machine_id: free for free in free_slots if free.count > 0}
+    while again:
+        turn, again = again, {}
+        for machine_id in list(turn):
+            while (free := turn.get(machine_id)) is not None:
+                choices = ranking.choices(free)
+                cursor = ranking.best(free, choices)
+                if cursor is None:
+                    del turn[machine_id]
+                    continue
+                near = (turn[one] for one in cursor.head.bucket.task.recent if one in turn)
+                served = next((one for one in near if ranking.choices(one) is choices), free)
+                del turn[served.ability.machine_id]
+                assignments.append(cursor.take(served.ability))
+                if served.count > 1:
+                    again[served.ability.machine_id] = served.less(cursor.signature.needs)
     return assignments
 
 
-class _Loads:
-    """Running cost per share while a plan is made: what the plan gives counts at once."""
+def reserve(
+    index: ReadyIndex,
+    free_slots: Sequence[FreeSlots],
+    usage: Usage,
+    policy: Policy,
+    now_us: int,
+    before: Mapping[int, Signature],
+) -> dict[int, Signature]:
+    """Which machines are kept for large requests: one for each kind whose head has waited `RESERVE_US` and finds room
+    on no free machine. `before` is what was kept so far; it goes on until `plan` gives the machine something."""
+    loads = _Loads(usage, policy)
+    cursors = [_Cursor(index, one, loads) for one in index.signatures if one.needs.is_large]
+    heads = [(key, cursor.signature) for cursor in cursors if (key := cursor.key()) is not None]
+    due = sorted((key, signature) for key, signature in heads if key[2][0] <= now_us - RESERVE_US)
+    earlier = {signature: policy.machines.get(machine_id) for machine_id, signature in before.items()}
+    kept: dict[int, Signature] = {}
+    for _, signature in due[: max(1, len(policy.machines) // _SHARE_KEPT)]:
+        others = (one for one in free_slots if one.ability.machine_id not in kept)
+        able = [one for one in others if policy.takes(one.ability, signature)]
+        nearest = min(able, key=lambda one: one.missing(signature.needs), default=None)
+        finds_room = nearest is not None and not any(nearest.missing(signature.needs))
+        old = earlier.get(signature)
+        if old is not None and not finds_room and old.machine_id not in kept and policy.takes(old, signature):
+            kept[old.machine_id] = signature
+        elif nearest is not None and (old is not None or not finds_room):
+            kept[nearest.ability.machine_id] = signature
+    return kept
 
-    def __init__(self, usage: Mapping[int, float], policy: Policy) -> None:
-        self._cost = dict(usage)
-        self._policy = policy
+
+class _Loads:
+    """What runs while a plan is made: what the plan gives counts at once."""
+
+    def __init__(self, usage: Usage, policy: Policy) -> None:
+        self._users, self._tasks = dict(usage.users), dict(usage.tasks)
+        self._allowances = policy.users
 
     def of(self, user_id: int) -> float:
-        return self._cost.get(user_id, 0.0) / self._policy.share(user_id)
+        """Running cost per share."""
+        return self._users.get(user_id, 0.0) / max(1, self._allowances.get(user_id, _PLAIN).share)
 
-    def give(self, user_id: int) -> None:
-        self._cost[user_id] = self._cost.get(user_id, 0.0) + 1.0
+    def user_may(self, user_id: int) -> bool:
+        """Whether another chunk of the user may run."""
+        limit = self._allowances.get(user_id, _PLAIN).running_limit
+        return not limit or self._users.get(user_id, 0.0) < limit
+
+    def task_may(self, task: ReadyTask) -> bool:
+        """Whether another chunk of the task may run."""
+        return not task.running_limit or self._tasks.get(task.task_id, 0) < task.running_limit
+
+    def give(self, task: ReadyTask) -> None:
+        self._users[task.user_id] = self._users.get(task.user_id, 0.0) + 1.0
+        self._tasks[task.task_id] = self._tasks.get(task.task_id, 0) + 1
+
+
+_PLAIN: Final = Allowance()
+Key = tuple[int, float, tuple[int, int], int, int]
+"""Where a chunk stands in the order of the whole farm: class, load of its user, age of its task, place, id."""
 
 
 class _Waiting:
@@ -294,9 +197,9 @@ class _Waiting:
     __slots__ = ("_buckets", "_chunks", "head")
 
     def __init__(self, tasks: SortedDict) -> None:
-        self._buckets: Iterator[_Bucket] = iter(tasks.values())
-        self._chunks: Iterator[_Chunk] = iter(())
-        self.head: _Chunk | None = None
+        self._buckets: Iterator[Bucket] = iter(tasks.values())
+        self._chunks: Iterator[Chunk] = iter(())
+        self.head: Chunk | None = None
         self.step()
 
     def step(self) -> None:
@@ -311,42 +214,53 @@ class _Waiting:
 
 
 class _Cursor:
-    """The heads of one signature: users of the highest class that still has something, in a heap by load and age."""
+    """The heads of one signature: users of the highest class that still has something, in a heap by load and age.
+
+    Keys only grow while a plan is made: what a heap says of the order is never too late.
+    """
 
     def __init__(self, index: ReadyIndex, signature: Signature, loads: _Loads) -> None:
-        self._shape = signature.shape
+        self.signature = signature
         self._loads = loads
         self._classes = index.classes(signature)
         self._priority = 0
         self._heap: list[tuple[float, tuple[int, int], int, _Waiting]] = []
 
-    def key(self) -> tuple[int, float, tuple[int, int], int, int] | None:
-        """Where the best head stands in the order of the whole farm; None when nothing is left."""
+    def key(self) -> Key | None:
+        """Where the best head stands that may start; None when nothing is left."""
+        loads = self._loads
         while self._heap or self._next_class():
             load, age, user_id, waiting = self._heap[0]
-            assert waiting.head is not None
-            now = self._loads.of(user_id)
-            if now == load:
-                return -self._priority, load, age, waiting.head.place, waiting.head.chunk_id
-            heapreplace(self._heap, (now, age, user_id, waiting))  # this user got something from another signature
+            while waiting.head is not None and not loads.task_may(waiting.head.bucket.task):
+                waiting.skip_task()
+            head = waiting.head
+            if head is None or not loads.user_may(user_id):
+                heappop(self._heap)
+                continue
+            now = loads.of(user_id), head.bucket.age
+            if now == (load, age):
+                return -self._priority, load, age, head.place, head.chunk_id
+            heapreplace(self._heap, (*now, user_id, waiting))
         return None
 
     def take(self, ability: Ability) -> Assignment:
-        """Give the best head to a machine; `key` was asked before."""
-        _, _, user_id, waiting = self._heap[0]
-        chunk = waiting.head
-        assert chunk is not None
-        whole = not ability.linked and self._shape is Shape.UNCUT
+        """Give the best head to a machine."""
+        chunk, waiting = self.head, self._heap[0][3]
+        task = chunk.bucket.task
+        whole = not ability.linked and self.signature.shape is Shape.UNCUT
         if whole:
             waiting.skip_task()
         else:
             waiting.step()
-        self._loads.give(user_id)
-        if waiting.head is None:
-            heappop(self._heap)
-        else:
-            heapreplace(self._heap, (self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
-        return Assignment(ability.machine_id, chunk.bucket.task.task_id, chunk.chunk_id, whole)
+        self._loads.give(task)
+        return Assignment(ability.machine_id, task.task_id, chunk.chunk_id, whole)
+
+    @property
+    def head(self) -> Chunk:
+        """The best head; `key` was asked before."""
+        head = self._heap[0][3].head
+        assert head is not None
+        return head
 
     def _next_class(self) -> bool:
         self._priority, users = next(self._classes, (0, {}))
@@ -356,3 +270,52 @@ class _Cursor:
             self._heap.append((self._loads.of(user_id), waiting.head.bucket.age, user_id, waiting))
         heapify(self._heap)
         return bool(self._heap)
+
+
+class _Choices:
+    """The cursors that some machines can take from, in a heap by their heads."""
+
+    def __init__(self, cursors: Iterable[_Cursor]) -> None:
+        self._heap = [(key, cursor) for cursor in cursors if (key := cursor.key()) is not None]
+        heapify(self._heap)
+
+    def best(self) -> tuple[Key, _Cursor] | None:
+        """The cursor with the earliest head."""
+        while self._heap:
+            known, cursor = self._heap[0]
+            key = cursor.key()
+            if key == known:
+                return known, cursor
+            if key is None:
+                heappop(self._heap)
+            else:
+                heapreplace(self._heap, (key, cursor))
+        return None
+
+
+class _Ranking:
+    """Which cursors each machine can take from; machines that can take the same share their `choices`."""
+
+    def __init__(self, cursors: Mapping[Signature, _Cursor], policy: Policy, reserved: Mapping[int, Signature]) -> None:
+        self._cursors, self._policy, self._reserved = cursors, policy, reserved
+        self._sized = any(signature.needs.is_large for signature in cursors)
+        self._single = {machine_id for signature in cursors for machine_id in signature.avoid} | reserved.keys()
+        self._known: dict[object, _Choices] = {}
+
+    def choices(self, free: FreeSlots) -> _Choices:
+        """What a machine with this room can take."""
+        ability, used = free.ability, (free.memory_mib, free.gpus) if self._sized else None
+        key = (ability[1:], used, ability.machine_id if ability.machine_id in self._single else None)
+        if key not in self._known:
+            takes = [cursor for one, cursor in self._cursors.items() if self._policy.takes(ability, one)]
+            self._known[key] = _Choices(one for one in takes if not any(free.missing(one.signature.needs)))
+        return self._known[key]
+
+    def best(self, free: FreeSlots, choices: _Choices) -> _Cursor | None:
+        """From which cursor the machine takes next."""
+        found = choices.best()
+        kept_for = self._reserved.get(free.ability.machine_id)
+        kept = None if kept_for is None else self._cursors.get(kept_for)
+        if found is None or kept is None or (key := kept.key()) is None or found[0][0] < key[0]:
+            return None if found is None else found[1]
+        return None if any(free.missing(kept.signature.needs)) else kept

@@ -1,21 +1,30 @@
 """What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4, R5.5)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from itertools import takewhile
+from typing import Final, NamedTuple
 
 from renderonline.farm.tasks import ChunkState, Outcome
 
-FINAL_FAILURES: Final = frozenset({"scene", "command"})
+FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command"})
 """Failure classes that every other machine would see as well: no second try."""
+OUT_OF_MEMORY: Final = "out_of_memory"
+LOST_PROCESS: Final = "lost_process"
+"""HPCServer ended, and the engine with it: nobody's failure, until it happens again and again."""
+MOST_LOST_PROCESSES: Final = 10
+"""A chunk that ends HPCServer so often without another end in between has failed: perhaps it is the cause."""
 HANDED_BACK_S: Final = 1.0
 """How long a chunk waits that its machine handed back of its own accord."""
 
 _WORDS: Final[Mapping[str, str]] = {
     "scene": "The scene can't be rendered",
+    "arguments": "The engine does not take these arguments",
+    LOST_PROCESS: "The program on the machine ended",
     "command": "The engine's command can't be written",
     "crash": "The engine crashed",
-    "out_of_memory": "The engine ran out of memory",
+    OUT_OF_MEMORY: "The engine ran out of memory",
     "missing_output": "The engine ended without writing every file",
     "bad_output": "The engine wrote a file that can't be read",
     "no_engine": "The machine does not have the engine",
@@ -32,11 +41,24 @@ _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and when a chunk is tried again."""
+    """How often and when a chunk is tried again, and when the farm gives up (R1.4, R1.5).
+
+    `max_kills`: a chunk that was lost or out of memory on so many machines has failed for good. A task stops when
+    `stop_chunks` or `stop_share` of its chunks, whichever is more, have failed for good. `bench_s`: seconds after which
+    a benched machine is tried again.
+    """
 
     max_tries: int = 3
     base_s: float = 5.0
     cap_s: float = 300.0
+    max_kills: int = 2
+    stop_chunks: int = 10
+    stop_share: float = 0.2
+    bench_s: float = 600.0
+
+    def stops(self, failed: int, chunks: int) -> bool:
+        """Whether a task stops early of whose `chunks` so many have failed for good."""
+        return failed >= max(self.stop_chunks, math.ceil(self.stop_share * chunks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +72,27 @@ class Ending:
     given_back: bool = False
 
 
+class Tried(NamedTuple):
+    """How another attempt of the chunk ended."""
+
+    machine_id: int
+    outcome: Outcome
+    failure: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was one of the chunk's tries."""
+        return self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED) and self.failure != LOST_PROCESS
+
+    @property
+    def kills(self) -> bool:
+        """Whether it may have taken its machine with it."""
+        return self.outcome is Outcome.LOST or self.failure == OUT_OF_MEMORY
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the chunk and of the attempt. `delay_s`: when it may start again."""
+    """What becomes of the chunk and of the attempt. `counts`: it was a try; `delay_s`: when it may start again."""
 
     chunk: ChunkState
     outcome: Outcome
@@ -75,11 +115,13 @@ def settle(
     missing: Sequence[str],
     fraction: float,
     policy: RetryPolicy = RetryPolicy(),
+    machine_id: int = 0,
+    before: Sequence[Tried] = (),
 ) -> Verdict:
-    """The verdict on an attempt's end.
+    """The verdict on an attempt's end on a machine.
 
     `tries` are the failures counted before, `named` says whether the engine names its outputs, `missing` which of
-    the chunk's expected files have not landed.
+    the chunk's expected files have not landed. `before`: how its other attempts ended, the latest first.
     """
     if ending.given_back or ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
         delay_s = 0.0 if ending.given_back else HANDED_BACK_S
@@ -92,6 +134,14 @@ def settle(
     failed = Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=plain_reason(ending))
     if ending.failure in FINAL_FAILURES:
         return failed
+    in_a_row = sum(1 for _ in takewhile(lambda one: one.failure == LOST_PROCESS, before))
+    if ending.failure == LOST_PROCESS and in_a_row + 1 < MOST_LOST_PROCESSES:
+        return replace(failed, chunk=ChunkState.WAITING, counts=False, delay_s=HANDED_BACK_S)
+    this = Tried(machine_id, ending.outcome, ending.failure)
+    since = [one for one in before if one.counts][:tries]  # what came earlier was forgiven by a retry
+    killed = {one.machine_id for one in (this, *since) if one.kills}
+    if this.kills and len(killed) >= policy.max_kills:
+        return replace(failed, reason=f"{failed.reason} (lost or out of memory on {len(killed)} machines)")
     if tries + 1 >= policy.max_tries:
         return replace(failed, reason=f"{failed.reason} (tried {tries + 1} times)")
     return replace(failed, chunk=ChunkState.WAITING, delay_s=backoff(tries + 1, policy, fraction))

@@ -239,12 +239,7 @@ class Attempt:
 
     def _read(self, lines: Sequence[str]) -> None:
         self._active_at = time.monotonic()
-        try:
-            self._log.append(lines)
-        except OSError as error:
-            if not self._log_failed:
-                log.warning("the log of an attempt can't be written", attempt=self.name, reason=str(error))
-            self._log_failed = True
+        self._write_log(lines)
         newest: Reading | None = None
         for line in lines:
             reading = self._reader.line(line)
@@ -262,6 +257,14 @@ class Attempt:
                 newest.message[:MAX_MESSAGE],
             )
             self._workshop.journal.news.set()
+
+    def _write_log(self, lines: Sequence[str]) -> None:
+        try:
+            self._log.append(lines)
+        except OSError as error:
+            if not self._log_failed:
+                log.warning("the log of an attempt can't be written", attempt=self.name, reason=str(error))
+            self._log_failed = True
 
     def _saved(self, path: str) -> None:
         """The engine says that a file is complete: check and report it now. What is bad now may be good in the end."""
@@ -311,9 +314,12 @@ class Attempt:
         """Check one file and report it if it is good."""
         workshop, assign = self._workshop, self.assign
         checkers = workshop.checkers if self._expected and self._rules.decode else None
-        found = await workshop.in_thread(outputs.check_file, self._root, name, self._before.get(name), checkers)
+        about = (self._root, name, self._before.get(name), checkers, self._rules)
+        found = await workshop.in_thread(outputs.check_file, *about)
         if isinstance(found, Bad):
             return found
+        if found.facts.get("constant"):
+            self._write_log([f"RenderOnline: warning: {name}: {outputs.ONE_COLOUR}"])
         self._good[name] = found
         file, at_us, frame = found.file, time.time_ns() // 1000, self._expected.get(name)
         measured = (name, file.size, file.digest, file.crc32, frame, found.facts)

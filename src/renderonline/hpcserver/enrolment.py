@@ -11,7 +11,10 @@ import json
 import re
 import socket
 import ssl
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -34,12 +37,17 @@ _REFUSALS: Final = {400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenti
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What this machine is in one farm. `certificate` is the PEM text of a pinned certificate, "" without one."""
+    """What this machine is in one farm. `url`: its RenderAPI; several, of which one dispatches (R10), are separated by
+    commas. `certificate` is the PEM text of a pinned certificate, "" without one."""
 
     url: str
     machine_id: int
     secret: str
     certificate: str = ""
+
+    def turns(self) -> "Iterator[Identity]":
+        """The same with one address only, each in its turn, for ever."""
+        return cycle([replace(self, url=url) for url in self.url.split(",")])
 
     @property
     def link_url(self) -> str:
@@ -57,7 +65,8 @@ class Identity:
 
 
 def stored(home: Path, url: str) -> Identity | None:
-    """What an earlier enrolment at this RenderAPI left; None without one. `InvalidRequest` for a broken file."""
+    """What an earlier enrolment at this RenderAPI left, with the addresses that are given now; None without one.
+    `InvalidRequest` for a broken file."""
     path = home / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -66,15 +75,28 @@ def stored(home: Path, url: str) -> Identity | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
-    return identity if identity.url == base(url) else None
+    wanted = base(url)
+    if not set(identity.url.split(",")) & set(wanted.split(",")):
+        return None
+    if identity.url != wanted:
+        identity = _kept(home, replace(identity, url=wanted))
+    return identity
 
 
 def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
     """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking.
 
-    `NotAvailable`: RenderAPI does not answer or its certificate is not trusted; `NotAuthenticated`: a wrong code.
+    `NotAvailable`: no RenderAPI answers or its certificate is not trusted; `NotAuthenticated`: a wrong code.
     """
-    address = base(url)
+    addresses = base(url)
+    *others, last = addresses.split(",")
+    for address in others:
+        with suppress(NotAvailable):
+            return _kept(home, replace(_enrolled(address, code, name, fingerprint), url=addresses))
+    return _kept(home, replace(_enrolled(last, code, name, fingerprint), url=addresses))
+
+
+def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
     certificate = fetch_certificate(address, fingerprint) if fingerprint else ""
     status, body = _post(address, certificate, {"code": code, "name": name})
     try:
@@ -83,11 +105,14 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
             detail = str(answer.get("detail") or f"status {status}")[:500]
             kind: type[RenderOnlineError] = _REFUSALS.get(status, NotAvailable)
             raise kind(f"This machine could not join: {detail}")
-        identity = _identity(address, answer, certificate)
+        return _identity(address, answer, certificate)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotAvailable(f"{address} answered something that is not a RenderOnline farm ({status}).") from error
+
+
+def _kept(home: Path, identity: Identity) -> Identity:
     private_write(home / FILE, json.dumps(asdict(identity), indent=1))
-    log.info("machine has joined the farm", url=address, machine_id=identity.machine_id)
+    log.info("machine has joined the farm", url=identity.url, machine_id=identity.machine_id)
     return identity
 
 
@@ -96,7 +121,10 @@ def _identity(url: str, content: dict[str, Any], certificate: str) -> Identity:
 
 
 def base(url: str) -> str:
-    """The address of a RenderAPI in one form: scheme, host, port and path without a slash at the end."""
+    """The address of a RenderAPI in one form: scheme, host, port and path without a slash at the end. Several keep
+    their commas."""
+    if "," in url:
+        return ",".join(dict.fromkeys(base(one) for one in url.split(",")))
     parts = urlsplit(url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
         raise InvalidRequest(f"{url} is not the address of a RenderAPI. Write it like https://farm.example:5000.")

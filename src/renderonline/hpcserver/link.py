@@ -60,6 +60,7 @@ class Link:
     runner: Runner
     journal: Journal
     on_welcome: Callable[[], None]
+    heartbeat_s: float = wire.HEARTBEAT_S
     linked: bool = False
     exit_wanted: asyncio.Event = field(default_factory=asyncio.Event)
     beat_at: float = 0.0
@@ -67,15 +68,17 @@ class Link:
 
     async def run(self) -> None:
         """Dial, serve, dial again; raises `MachineRefused` when that is final."""
+        turns, count = self.identity.turns(), self.identity.url.count(",") + 1
         while True:
+            identity = next(turns)
             try:
-                await self._serve()
+                await self._serve(identity)
                 reason = "closed by RenderAPI"
             except (OSError, WebSocketException, NotAvailable, TimeoutError) as error:
                 reason = _reason(error)
-            delay = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2**self._failures)  # noqa: S311
-            self._failures = min(self._failures + 1, 10)
-            log.warning("not linked, dialling again", url=self.identity.url, reason=reason, seconds=round(delay, 1))
+            delay = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))  # noqa: S311
+            self._failures = min(self._failures + 1, 10 * count)
+            log.warning("not linked, dialling again", url=identity.url, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
     def nudge(self) -> None:
@@ -83,12 +86,12 @@ class Link:
         self.beat_at = 0.0
         self.journal.news.set()
 
-    async def _serve(self) -> None:
-        tls = self.identity.tls()
-        async with connect(self.identity.link_url, ssl=tls, **CONNECTION, **PATIENCE) as socket:
+    async def _serve(self, identity: Identity) -> None:
+        tls = identity.tls()
+        async with connect(identity.link_url, ssl=tls, **CONNECTION, **PATIENCE) as socket:
             if tls is not None:
-                self.identity.check_peer(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
-            welcome = await self._greet(socket)
+                identity.check_peer(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            welcome = await self._greet(socket, identity.url)
             self._failures = 0
             sender = asyncio.create_task(_Sender(self, socket, welcome).run())
             try:
@@ -99,7 +102,7 @@ class Link:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
 
-    async def _greet(self, socket: ClientConnection) -> wire.Welcome:
+    async def _greet(self, socket: ClientConnection, url: str) -> wire.Welcome:
         await socket.send(encode(self.hello()))
         answer = decode(await asyncio.wait_for(socket.recv(), WELCOME_S), (wire.Welcome, wire.Refused))
         if isinstance(answer, wire.Refused):
@@ -108,7 +111,7 @@ class Link:
         self.runner.draining = ""
         self.runner.keep_only(answer.keep)
         self.journal.acknowledge(answer.last_seq)
-        log.info("linked", url=self.identity.url, machine_id=self.identity.machine_id)
+        log.info("linked", url=url, machine_id=self.identity.machine_id)
         self.on_welcome()
         return answer
 
@@ -132,6 +135,7 @@ class Link:
                 self.runner.cancel(message.attempt, message.reason)
             case wire.Drain():
                 self.runner.draining = "RenderAPI wants it to take nothing new."
+                self.nudge()
                 if message.exit:
                     self.exit_wanted.set()
             case wire.Refused():
@@ -172,7 +176,7 @@ class _Sender:
             now = time.monotonic()
             if now >= self._link.beat_at:
                 await self._send(await asyncio.to_thread(self._link.load))
-                self._link.beat_at = now + wire.HEARTBEAT_S
+                self._link.beat_at = now + self._link.heartbeat_s
             if self._progress and now >= progress_at:
                 progress_at = now + PROGRESS_S
                 newest = list(self._progress.values())

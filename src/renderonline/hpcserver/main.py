@@ -16,6 +16,7 @@ from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import enrolment, telemetry
+from renderonline.hpcserver.desk import Desk
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.home import Home, locked
 from renderonline.hpcserver.journal import Journal
@@ -107,13 +108,15 @@ class _Machine:
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
+            desk = Desk(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
-                hello=lambda: replace(hello, held=runner.held(), full=runner.full),
-                load=lambda: telemetry.load(settings.home, runner.full),
+                hello=lambda: replace(hello, held=runner.held(), full=runner.full or desk.why()),
+                load=lambda: telemetry.load(settings.home, runner.full or desk.why()),
                 runner=runner,
                 journal=journal,
                 on_welcome=lambda: self._home.say_ready(machine_id=identity.machine_id, name=settings.name),
+                heartbeat_s=settings.heartbeat_s,
             )
             loop = asyncio.get_running_loop()
             for number in SIGNALS:

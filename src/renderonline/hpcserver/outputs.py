@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from renderonline.engines.definition import ReadingRules
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage.digests import FileDigest, digest_file
 from renderonline.storage.images import ImageCheck, ImageChecker
@@ -23,6 +24,8 @@ MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
 LARGEST_FACT: Final = 2**53
 """Numbers beyond it (and those that are none) are left out: not every reader of JSON takes them."""
+
+ONE_COLOUR: Final = "all its pixels have the same colour (is the camera right, do lights and objects render?)"
 
 Stamp = tuple[int, int, int]
 """Modification time (ns), size and inode: what tells a new file from one that was there before."""
@@ -70,8 +73,15 @@ class Checkers:
             self._free.get().close()
 
 
-def check_file(root: Path, name: str, before: Stamp | None = None, checkers: Checkers | None = None) -> Good | Bad:
-    """Whether `name` (relative to `root`) is a new, whole file; with `checkers` also a picture that decodes."""
+def check_file(
+    root: Path,
+    name: str,
+    before: Stamp | None = None,
+    checkers: Checkers | None = None,
+    rules: ReadingRules | None = None,
+) -> Good | Bad:
+    """Whether `name` (relative to `root`) is a new, whole file; with `checkers` also a picture that decodes and is what
+    `rules` ask for."""
     try:
         path = inside(root, name)
         stamp = stamp_of(path)
@@ -81,8 +91,8 @@ def check_file(root: Path, name: str, before: Stamp | None = None, checkers: Che
             return Bad(name, f"{name} was there before and was not written anew.", missing=True)
         digest = digest_file(path)
         check = checkers.check(path) if checkers is not None else ImageCheck(ok=True)
-        if not check.ok:
-            return Bad(name, f"{name} is not a whole picture: {check.reason}")
+        if wrong := check.reason if not check.ok else _unwanted(check.facts, rules or ReadingRules()):
+            return Bad(name, f"{name} is not a usable picture: {wrong}")
         if stamp_of(path) != stamp:
             return Bad(name, f"{name} changed while it was checked.")
     except InvalidRequest as error:
@@ -90,6 +100,14 @@ def check_file(root: Path, name: str, before: Stamp | None = None, checkers: Che
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
     return Good(name, digest, stamp, _plain_facts(check.facts))
+
+
+def _unwanted(facts: Mapping[str, Any], rules: ReadingRules) -> str:
+    """Why a whole picture is not the one that was asked for, or ""."""
+    found, wanted = (facts.get("width"), facts.get("height")), (rules.width, rules.height)
+    if all(wanted) and all(found) and found != wanted:
+        return f"it has {found[0]} x {found[1]} pixels, the task asks for {wanted[0]} x {wanted[1]}"
+    return ONE_COLOUR if facts.get("constant") and rules.constant == "fail" else ""
 
 
 def inside(root: Path, name: str) -> Path:

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import merge, read_file
 
 PREFIX: Final = "HPCSERVER_"
-_RANGES: Final = {"slots": (1, 256), "port": (0, 65535), "nice": (0, 19)}
+_RANGES: Final = {
+    "slots": (1, 256),
+    "port": (0, 65535),
+    "nice": (0, 19),
+    "heartbeat_s": (0.1, 60),
+    "idle_minutes": (0, 1440),
+    "max_load": (0, 4096),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,14 @@ class Settings:
     """v1 role: addresses or networks that may call; () is everybody who reaches `host`."""
     stop_grace: float = 10.0
     """After SIGTERM running attempts may finish for so long, then they are handed back."""
+    heartbeat_s: float = HEARTBEAT_S
+    """How often RenderAPI hears that this machine lives."""
     nice: int = 5
     """How much engines yield to other programs (0-19)."""
+    idle_minutes: float = 0.0
+    """Take work only when nobody has used keyboard, mouse or terminal for so long; 0: always."""
+    max_load: float = 0.0
+    """Take work only while other programs keep at most so many processors busy; 0: always."""
     pass_environment: tuple[str, ...] = ()
     """Environment variables that engines get besides the built-in list."""
     log_level: str = "info"

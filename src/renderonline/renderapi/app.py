@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import hashlib
-import os
 import secrets
-import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -21,7 +20,7 @@ from starlette.routing import WebSocketRoute
 from renderonline import __version__
 from renderonline.database import Database, migrating, submissions
 from renderonline.database.ids import IdBlocks
-from renderonline.database.lease import Lease
+from renderonline.database.lease import BEATS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import errors, views
@@ -33,18 +32,19 @@ from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import MeasuredRequests, Metrics
+from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading
-from renderonline.renderapi.routes import ops, v1, v2_farm, v2_tasks
+from renderonline.renderapi.routes import ops, pages, v1, v2_farm, v2_session, v2_tasks
 from renderonline.renderapi.routes.guard import V2, Guard
 from renderonline.renderapi.services import Services
+from renderonline.renderapi.sessions import Sessions
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
+from renderonline.renderapi.turn import OnlyInTurn, Turn
 from renderonline.serving.web import TlsFiles
 
 log = structlog.get_logger(__name__)
 
-LOOK_S: Final = 2.0
-"""How often the lease is verified and blocks of ids are filled up."""
 FORGET_S: Final = 3600.0
 """How often old idempotency keys are removed."""
 
@@ -52,9 +52,10 @@ _OPEN: Final[dict[str, Any]] = {"allow_origins": ["*"], "allow_methods": ["*"], 
 _EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "X-Log-Size")
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
     """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
-    there is raised as one of `farm.errors`."""
+    there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over (R10).
+    `web`: the directory of the page that stands at `/`."""
     metrics = Metrics()
     app = FastAPI(
         title="RenderOnline",
@@ -68,11 +69,13 @@ def create_app(settings: Settings) -> FastAPI:
         middleware=[
             Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
             Middleware(MeasuredRequests, metrics=metrics),
+            Middleware(OnlyInTurn),
             Middleware(Guard),
         ],
     )
-    app.router.routes += [*v1.routes(), *ops.routes()]
-    for part in (v2_tasks, v2_farm):
+    app.state.turn = Turn()
+    app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
+    for part in (v2_tasks, v2_farm, v2_session):
         app.include_router(part.router, prefix=V2)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
@@ -90,20 +93,66 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
     """Open everything in order, and close it in the opposite one whatever happens."""
+    turn: Turn = app.state.turn
+    loop = asyncio.get_running_loop()
+
+    def lost() -> None:
+        loop.call_soon_threadsafe(turn.lost)
+
     async with contextlib.AsyncExitStack() as stack:
-        database, lease = await _open_database(settings, stack)
-        ids = await asyncio.to_thread(IdBlocks, database)
-        looking = asyncio.create_task(_look_after(database, lease, ids), name="look-after")
-        stack.callback(looking.cancel)
-        events = Events(secrets.token_hex(4))
-        stack.callback(events.close)
-        dispatcher = Dispatcher(database, ids, events, settings=settings)
-        app.state.services = made = _services(settings, database, ids, events, dispatcher, metrics)
-        await made.submissions.sweep()
-        stack.push_async_callback(dispatcher.stop)
-        await dispatcher.start()
-        app.router.routes.append(WebSocketRoute(LINK_PATH, dispatcher.link))
-        yield
+        database = await _open_database(settings, stack)
+        lease = Lease.of(database, "RenderAPI", lease_s=settings.lease_s, on_lost=lost)
+        stack.callback(lease.release)
+
+        async def begin() -> None:
+            await _begin(app, settings, metrics, database, lease, stack)
+            turn.begin()
+
+        waiting = None
+        if await asyncio.to_thread(lease.take):
+            await begin()
+        else:
+            waiting = asyncio.create_task(turn.wait_for(lease, settings.lease_s, begin), name="standby")
+        try:
+            yield
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _begin(
+    app: FastAPI,
+    settings: Settings,
+    metrics: Metrics,
+    database: Database,
+    lease: Lease,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """The lease is ours: dispatch and answer."""
+    await asyncio.to_thread(_prepare, database, lease, settings)
+    ids = await asyncio.to_thread(IdBlocks, database)
+    looking = asyncio.create_task(_look_after(database, lease, ids, settings.lease_s / BEATS), name="look-after")
+    stack.callback(looking.cancel)
+    events = Events(secrets.token_hex(4))
+    stack.callback(events.close)
+    notifier = Notifier(events, database, url=settings.public_url)
+    stack.push_async_callback(notifier.close)
+    await notifier.open(settings.notify, settings.notify_mail)
+    dispatcher = Dispatcher(
+        database,
+        ids,
+        notifier,
+        settings=settings,
+        policy=settings.retries,
+        silence_s=settings.silence_s,
+        grace_s=settings.return_s,
+    )
+    app.state.services = made = _services(settings, database, ids, events, dispatcher, metrics)
+    await made.submissions.sweep()
+    stack.push_async_callback(dispatcher.stop)
+    await dispatcher.start()
+    app.router.routes.append(WebSocketRoute(LINK_PATH, dispatcher.link))
 
 
 def _services(
@@ -120,6 +169,12 @@ def _services(
     administration = Administration(database, settings.files, changed)
     return Services(
         authenticator=authenticator,
+        sessions=Sessions(
+            authenticator,
+            settings.data_directory / "sessions.json",
+            idle_s=settings.session_idle_s,
+            longest_s=settings.session_s,
+        ),
         submissions=submitting,
         reading=Reading(database, dispatcher),
         control=Control(database, dispatcher),
@@ -132,43 +187,39 @@ def _services(
     )
 
 
-async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[Database, Lease]:
-    """The database, ours alone, with the schema that we need and somebody who may administer it."""
+async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> Database:
+    """The database; one that is not our own file only with the schema that we need."""
     settings.data_directory.mkdir(parents=True, exist_ok=True)
-    database = await asyncio.to_thread(Database.open, settings.database)
+    database = await asyncio.to_thread(Database.open, settings.database, silence_s=settings.lease_s)
     stack.push_async_callback(database.close)
-    lease = await asyncio.to_thread(Lease.acquire, database, "RenderAPI")
-    stack.callback(lease.release)
-    await asyncio.to_thread(_prepare, database, lease, settings)
-    return database, lease
-
-
-def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
-    if database.dialect == "sqlite":
-        migrating.migrate(database, lease=lease)
-    elif not migrating.is_current(database):
+    if database.dialect != "sqlite" and not await asyncio.to_thread(migrating.is_current, database):
         raise Conflict(
             f"The database {database.place.label} does not have the schema of this version. "
             "Make a backup, then run: renderonline db migrate"
         )
+    return database
+
+
+def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
+    """What a database needs before work begins: our own file the newest schema, each somebody who may administer."""
+    if database.dialect == "sqlite":
+        migrating.migrate(database, lease=lease)
     bootstrap(database, files=settings.files, data_directory=settings.data_directory, now_us=time.time_ns() // 1000)
 
 
-async def _look_after(database: Database, lease: Lease, ids: IdBlocks) -> None:
-    """Verify the lease for as long as we run; without it this program must end before it writes anything more."""
+async def _look_after(database: Database, lease: Lease, ids: IdBlocks, every_s: float) -> None:
+    """Keep the lease fresh and blocks of ids full for as long as we run."""
     forgotten = 0.0
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(every_s)
         try:
             await asyncio.to_thread(lease.verify)
             await ids.refill()
             if time.monotonic() - forgotten > FORGET_S:
                 forgotten = time.monotonic()
                 await database.write(partial(submissions.forget_old, now_us=time.time_ns() // 1000))
-        except Conflict as error:
-            log.critical("this RenderAPI ends", reason=error.message)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+        except Overtaken:
+            return  # the writer has told everybody
         except NotAvailable as error:
             log.warning("database does not answer", reason=error.message)
 

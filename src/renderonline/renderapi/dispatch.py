@@ -29,10 +29,10 @@ from renderonline.database.work_loading import (
     QueuedChunk,
     QueuedTask,
     TaskFacts,
+    load_allowances,
     load_live,
     load_queue,
     load_queued_ids,
-    load_shares,
 )
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.machines import GRACE_S
@@ -131,6 +131,8 @@ class Dispatcher:
             [QueuedChunk(chunk.chunk_id, place) for place, chunk in enumerate(new.chunks)],
             one_range="," not in new.frames,
             paused=new.paused,
+            needs=new.needs,
+            running_limit=new.running_limit,
         )
         with self._leasing.ahead(task if plain and self.shared.ready else None) as ahead:
             operation = partial(submit_and_lease, new=new, ahead=ahead.attempts, moment=self.shared.now())
@@ -160,11 +162,13 @@ class Dispatcher:
 
     async def refresh(self) -> None:
         """Notice rows that were added or changed by hand or by an operator (R3.4)."""
-        rows, shares = await self.shared.database.read(list_machines), await self.shared.database.read(load_shares)
-        for machine in self.shared.machines.update(rows, shares):
+        database = self.shared.database
+        rows, users = await database.read(list_machines), await database.read(load_allowances)
+        for machine in self.shared.machines.update(rows, users):
             if machine.link is not None:
                 machine.link.close("this machine was removed")
         self._v1.follow()
+        self.reports.benching.follow()
         await self._refresh_queue()
         self.shared.wake()
 
@@ -192,6 +196,10 @@ class Dispatcher:
         """One machine as an operator is shown it."""
         machine = self.shared.machines.get(machine_id)
         return None if machine is None else machine.view()
+
+    def restart_machine(self, machine_id: int) -> None:
+        """Have a linked machine's program end after its work. `Conflict` when it is not linked now."""
+        self._linked.restart(machine_id)
 
     def progress_of(self, attempt_id: int) -> Progress | None:
         """The newest progress of a live attempt."""
@@ -271,6 +279,7 @@ class Dispatcher:
             await asyncio.sleep(_REBUILD_PAUSE_S)
             await self.shared.settled()
             self.shared.in_doubt.clear()
+            await self.shared.guarded(self.reports.settle_landings())  # what was given up may have begun to land
             await self.shared.guarded(self._load())
             if self.shared.ready:
                 _log.info("Memory is rebuilt from the database")
@@ -279,13 +288,14 @@ class Dispatcher:
     async def _load(self) -> None:
         """Rebuild memory from the database, in the writer's turn: what is committed before is in it, and what is
         committed after it is followed."""
-        rows, shares = await self.shared.database.read(list_machines), await self.shared.database.read(load_shares)
-        self.shared.machines.update(rows, shares)
+        database = self.shared.database
+        rows, users = await database.read(list_machines), await database.read(load_allowances)
+        self.shared.machines.update(rows, users)
         live, queue = await self.shared.database.write(lambda c: (load_live(c, LiveAttempt), load_queue(c)))
         self.memory.load(queue, live)
         for attempt in live:
             self.shared.files.know(attempt.attempt_id, attempt.directory, attempt.machine_id)
         for machine in self.shared.machines:
-            machine.occupied = {attempt.attempt_id for attempt in self.memory.attempts_on(machine.machine_id)}
+            machine.occupied = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
             self.shared.machines.note(machine)
         self.shared.ready = not self.shared.in_doubt.is_set()

@@ -1,7 +1,7 @@
 """Landing results (R6): a row first, then the file, then the row again."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -62,26 +62,38 @@ def written_offers(order: Order) -> tuple[Offer, ...]:
     return tuple(offers)
 
 
-async def land(database: Database, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
-    """Steps (a) and (b); gives the landings of which (c) is to be written, in the order of the offers."""
+async def land(
+    database: Database, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
+) -> tuple[Landing, ...]:
+    """Steps (a) and (b); gives the landings of which (c) is to be written, in the order of the offers. `closed`: the
+    attempts of which nothing is written any more, and whose files were whole at the end."""
     if not offers:
         return ()
     begun = await database.write(partial(begin_landing, offers=offers, machine_id=machine_id))
-    return await _placed(database, begun, lambda placings: place(placings))
+    return await _placed(database, begun, place, closed)
+
+
+def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
+    """Step (c). `wanted`: the names that the chunk needs, of a result that is late."""
+    about = (landing.offer.attempt_id, landing.result_id, landing.offer.frame is not None)
+    return LandedStep(*about, wanted, landing.stale.result_id)
 
 
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
     """Settle every landing that a stop left half-way (R6); at start, before anything else runs."""
     rows = await database.read(open_landings)
-    landed = await _placed(database, rows, lambda placings: [_settled(placing) for placing in placings])
-    steps = [LandedStep(one.offer.attempt_id, one.result_id, one.offer.frame is not None) for one in landed]
+    landed = await _placed(database, rows, lambda placings: [_settled(placing) for placing in placings], ())
+    steps = [landed_step(landing) for landing in landed]
     if rows:
         _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
         await database.write(partial(apply_steps, steps=steps, moment=moment, policy=policy))
 
 
 async def _placed(
-    database: Database, landings: Sequence[Landing], step: Callable[[Sequence[Placing]], Sequence[Placed]]
+    database: Database,
+    landings: Sequence[Landing],
+    step: Callable[[Sequence[Placing]], Sequence[Placed]],
+    closed: Collection[int],
 ) -> tuple[Landing, ...]:
     """Do the file step; what could not be landed frees its name. A disk that refuses is given a moment, then the
     results are given up."""
@@ -89,7 +101,7 @@ async def _placed(
     outcomes: Sequence[Placed] = [Placed.MISSING for _ in there]
     for left in reversed(range(_TRIES)):
         try:
-            outcomes = await asyncio.to_thread(step, [_placing(landing) for landing in there])
+            outcomes = await asyncio.to_thread(step, [_placing(landing, closed) for landing in there])
             break
         except OSError as error:
             _log.warning("The disk refuses results", error=str(error), tries_left=left)
@@ -110,6 +122,7 @@ def _settled(placing: Placing) -> Placed:
         return Placed.MISSING
 
 
-def _placing(one: Landing) -> Placing:
+def _placing(one: Landing, closed: Collection[int]) -> Placing:
     offer = one.offer
-    return Placing(one.result_id, offer.name, Path(one.source), Path(one.scene).parent, offer.size, offer.digest)
+    about = (offer.name, Path(one.source), Path(one.scene).parent, offer.size, offer.digest)
+    return Placing(one.result_id, *about, one.stale.digest, may_change=offer.attempt_id not in closed)

@@ -12,7 +12,8 @@ from renderonline.database.ids import IdBlocks
 from renderonline.database.work import Assigned, Lease, assign
 from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.scheduling import Assignment, ReadyIndex, Signature, plan
+from renderonline.farm.ready import ReadyIndex
+from renderonline.farm.scheduling import Assignment, plan, reserve
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.memory import LiveAttempt
@@ -52,8 +53,12 @@ class Leasing:
         await self._ids.refill()
         due = memory.release_due()
         free = machines.free_slots() if len(memory.index) else []
-        assignments = plan(memory.index, free, memory.usage, machines.policy) if free else []
+        usage, policy, now_us = memory.usage, machines.policy, self._shared.now().us
+        memory.reserved = reserve(memory.index, free, usage, policy, now_us, memory.reserved) if free else {}
+        assignments = plan(memory.index, free, usage, policy, memory.reserved) if free else []
         if assignments:
+            for assignment in assignments:
+                memory.reserved.pop(assignment.machine_id, None)
             self._spawn(self._lease([self._take(assignment) for assignment in assignments]))
         return due
 
@@ -87,8 +92,10 @@ class Leasing:
             assignment.machine_id,
             attempt_directory(task.download_path, attempt_id),
             whole=assignment.whole,
+            needs=task.needs,
+            steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
         )
-        self._shared.machines.occupy(machine, attempt_id)
+        self._shared.machines.occupy(machine, attempt_id, task.needs)
         self._shared.files.know(attempt_id, attempt.directory, attempt.machine_id)
         return attempt
 
@@ -100,13 +107,17 @@ class Leasing:
         ahead = Ahead(self, [])
         if task is not None and task.may_start and not len(memory.index):
             index = ReadyIndex()
-            places = [(chunk.chunk_id, chunk.place) for chunk in task.chunks]
-            index.add_many(task, places, Signature(task.engine.casefold(), task.shape))
+            task.engine = task.engine.casefold()
+            index.add_many(task, [(chunk.chunk_id, chunk.place) for chunk in task.chunks], task.signature())
             planned = plan(index, machines.free_slots(), memory.usage, machines.policy)
             ahead.attempts += [self._occupy(task, assignment) for assignment in planned]
+            memory.count(task.user_id, len(planned))
+        planned_count = len(ahead.attempts)
         try:
             yield ahead
         finally:
+            if task is not None:
+                memory.count(task.user_id, -planned_count)
             for attempt in ahead.attempts:
                 self._free(attempt)
 
@@ -129,6 +140,8 @@ class Leasing:
         broken: dict[int, Ending] = {}
         for new in wanted:
             lease = assigned.leases.get(new.attempt_id)
+            if lease is not None and lease.pieces:
+                self._shared.memory.recut(new.task_id, new.chunk_id, lease.pieces)
             reason = "" if lease is None else wrong.get(new.task_id) or await self._send(new, lease)
             if reason:
                 self._free(new)
@@ -167,7 +180,7 @@ class Leasing:
             return ""
         attempt.leased, attempt.frames = True, lease.frames
         try:
-            order = orders.write(attempt, lease.landed) if orders.knows(new.task_id) else None
+            order = orders.write(attempt, lease.missing) if orders.knows(new.task_id) else None
             attempt.order = order or await orders.of_attempt(new.attempt_id)
         except InvalidRequest as error:
             return error.message

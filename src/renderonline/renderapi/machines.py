@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from renderonline.database.machines import MachineRow
+from renderonline.farm.hours import is_open
 from renderonline.farm.machines import MachineStatus, Wish, machine_status
-from renderonline.farm.scheduling import Ability, FreeSlots, Policy
+from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
 
 MOST_SLOTS: Final = 1024
@@ -17,7 +20,6 @@ _SHOWN: Final[Mapping[str, Any]] = {
     "cpu_count": 0,
     "memory_mib": 0,
     "gpus": (),
-    "tags": (),
     "load": 0.0,
     "memory_free_mib": 0,
     "disk_free_mib": 0,
@@ -40,24 +42,28 @@ class MachineLink(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Machine:
-    """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us;
-    `offers` engine -> version; `full` why it takes nothing; `given` counts what the farm gave, for taking turns."""
+    """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us,
+    and what they need; `offers` engine -> version; `full` why it takes nothing; `closed` that these are not its hours;
+    `given` counts what the farm gave, for taking turns."""
 
     row: MachineRow
     link: MachineLink | None = None
-    engines: frozenset[str] = frozenset()
     offers: Mapping[str, str] = field(default_factory=dict)
     slots: int = 1
-    occupied: set[int] = field(default_factory=set)
+    occupied: dict[int, Needs] = field(default_factory=dict)
     full: str = ""
+    closed: bool = False
     heard: float | None = None
     """When something was read from it, in awake seconds (`farm.machines.AwakeClock`)."""
     load: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(init=False)
     given: int = 0
+    ability: Ability = field(init=False)
+    """What it can take: what it said itself, and what people say of it. Made anew by `Machines.note`."""
 
     def __post_init__(self) -> None:
         self.facts = self.row.facts or {}
+        self.describe()
 
     @property
     def machine_id(self) -> int:
@@ -80,22 +86,48 @@ class Machine:
         return machine_status(self.wish, reachable=self.reachable, occupied=len(self.occupied))
 
     @property
+    def hindrance(self) -> str:
+        """What keeps it from taking assignments that nobody wished; "" when nothing does."""
+        if self.row.benched_us:
+            return self.row.bench_reason or "benched"
+        return f"it takes work {self.row.hours} only" if self.closed else self.full
+
+    @property
+    def refuses(self) -> str:
+        """Why it takes no assignments, room or not; "" when it does."""
+        wanted = self.reachable and self.wish is Wish.ACTIVE
+        return self.hindrance if wanted else f"{self.status.value}: {self.row.wish_reason}".removesuffix(": ")
+
+    @property
     def takes(self) -> bool:
         """Whether it takes assignments when it has room."""
-        return self.reachable and self.row.wish == Wish.ACTIVE and not self.full
+        return not self.refuses
 
     @property
     def free(self) -> int:
         return max(0, self.slots - len(self.occupied)) if self.takes else 0
 
     @property
-    def ability(self) -> Ability:
-        return Ability(self.machine_id, self.engines, self.row.is_linked)
+    def room(self) -> FreeSlots:
+        """What it has free now."""
+        used = self.occupied.values()
+        return FreeSlots(self.ability, self.free, sum(one.memory_mib for one in used), sum(one.gpus for one in used))
+
+    def describe(self) -> None:
+        """Make its ability anew."""
+        self.ability = Ability(
+            self.machine_id,
+            tuple(sorted((name.casefold(), version) for name, version in self.offers.items())),
+            self.row.is_linked,
+            frozenset(tag.casefold() for tag in (*self.facts.get("tags", ()), *self.row.tags.split())),
+            self.row.pool,
+            self.facts.get("memory_mib", 0),
+            len(self.facts.get("gpus", ())),
+        )
 
     def offer(self, engines: Mapping[str, str], slots: int) -> None:
         """What it says it can do: engine name -> version, and how many attempts at once."""
         self.offers = engines
-        self.engines = frozenset(name.casefold() for name in engines)
         self.slots = max(0, min(slots, MOST_SLOTS))
 
     def view(self) -> dict[str, Any]:
@@ -109,23 +141,26 @@ class Machine:
             "port": self.row.port,
             "status": self.status.value,
             "wish": self.wish.value,
-            "reason": self.row.wish_reason or self.full,
+            "benched": bool(self.row.benched_us),
+            "reason": self.row.wish_reason or self.hindrance,
             "engines": [{"name": name, "version": version} for name, version in sorted(self.offers.items())],
             "slots": self.slots,
             "attempts": sorted(self.occupied),
+            "tags": sorted(self.ability.tags),
+            **{name: getattr(self.row, name) for name in ("pool", "hours")},
             **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
         }
 
 
 class Machines:
-    """All machines of the farm. `changed` is called after every change of a machine."""
+    """All machines of the farm. `changed` is called after every change of a machine; `local` is the time here."""
 
-    def __init__(self, changed: Callable[[Machine], None]) -> None:
-        self._changed = changed
+    def __init__(self, changed: Callable[[Machine], None], local: Callable[[], datetime]) -> None:
+        self._changed, self._local = changed, local
         self._all: dict[int, Machine] = {}
         self._room: set[int] = set()
         self._policy: Policy | None = None
-        self._shares: Mapping[int, int] = {}
+        self._users: Mapping[int, Allowance] = {}
         self._given = 0
 
     def __iter__(self) -> Iterator[Machine]:
@@ -138,37 +173,39 @@ class Machines:
     def update_row(self, row: MachineRow) -> Machine:
         """Take over what the database says of a machine, which may be new."""
         machine = self._all.get(row.machine_id)
-        before = None if machine is None else (machine.row.wish, machine.row.name, machine.row.wish_reason)
+        before = None if machine is None else machine.row.settings
         if machine is None:
             machine = self._all[row.machine_id] = Machine(row)
-        machine.row = row
-        if before != (row.wish, row.name, row.wish_reason):
+        machine.row, was = row, machine.closed
+        machine.closed = not is_open(row.hours, self._local())
+        if before != row.settings or was != machine.closed:
             self.note(machine)
         return machine
 
-    def update(self, rows: Iterable[MachineRow], shares: Mapping[int, int]) -> tuple[Machine, ...]:
-        """Take over what the database says of all machines, and the users' shares of the farm; gives the machines that
-        are no longer there."""
+    def update(self, rows: Iterable[MachineRow], users: Mapping[int, Allowance]) -> tuple[Machine, ...]:
+        """Take over what the database says of all machines, and what users may have of the farm; gives the machines
+        that are no longer there."""
         present = {self.update_row(row).machine_id for row in rows}
         gone = tuple(machine for machine_id, machine in self._all.items() if machine_id not in present)
         for machine in gone:
             del self._all[machine.machine_id]
             self._room.discard(machine.machine_id)
-        if gone or shares != self._shares:
-            self._shares, self._policy = shares, None
+        if gone or users != self._users:
+            self._users, self._policy = users, None
         return gone
 
     def note(self, machine: Machine) -> None:
         """The machine came, went, or takes other things than before."""
         self._policy = None
+        machine.describe()
         self._room_changed(machine, None)
 
-    def occupy(self, machine: Machine, attempt_id: int) -> None:
+    def occupy(self, machine: Machine, attempt_id: int, needs: Needs) -> None:
         """An attempt goes to the machine."""
         was = machine.status
         self._given += 1
         machine.given = self._given
-        machine.occupied.add(attempt_id)
+        machine.occupied[attempt_id] = needs
         self._room_changed(machine, was)
 
     def release(self, machine_id: int, attempt_id: int) -> bool:
@@ -177,7 +214,7 @@ class Machines:
         if machine is None or attempt_id not in machine.occupied:
             return False
         was = machine.status
-        machine.occupied.discard(attempt_id)
+        del machine.occupied[attempt_id]
         self._room_changed(machine, was)
         return True
 
@@ -191,13 +228,13 @@ class Machines:
     def policy(self) -> Policy:
         """What holds for the whole farm now."""
         if self._policy is None:
-            self._policy = Policy.of((m.ability for m in self._all.values() if m.takes), self._shares)
+            self._policy = Policy.of((m.ability for m in self._all.values() if m.takes), self._users)
         return self._policy
 
     def free_slots(self) -> list[FreeSlots]:
         """Room, the machine that was given something longest ago first."""
         roomy = sorted((self._all[machine_id] for machine_id in self._room), key=lambda machine: machine.given)
-        return [FreeSlots(machine.ability, machine.free) for machine in roomy]
+        return [machine.room for machine in roomy]
 
     def _room_changed(self, machine: Machine, was: MachineStatus | None) -> None:
         if machine.free and self._all.get(machine.machine_id) is machine:

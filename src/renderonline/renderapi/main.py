@@ -1,8 +1,10 @@
 """The program RenderAPI: serve until somebody says stop, and tell where."""
 
+import asyncio
 import contextlib
 import json
 import os
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -10,6 +12,7 @@ import structlog
 from renderonline.renderapi.app import create_app
 from renderonline.renderapi.bootstrap import announce_login
 from renderonline.renderapi.settings import Settings
+from renderonline.renderapi.turn import Turn
 from renderonline.serving import logs, web
 from renderonline.serving.directories import private_write
 
@@ -19,18 +22,24 @@ READY_FILE: Final = "renderapi.json"
 """In the data directory while RenderAPI answers: {url, pid}."""
 
 
-def run(settings: Settings) -> None:
-    """Run RenderAPI until SIGTERM or SIGINT. Raises one of `farm.errors` when it can't start."""
+def run(settings: Settings, web_page: Path | None = None) -> None:
+    """Run RenderAPI until SIGTERM or SIGINT, with the page of this directory at `/`. Raises one of `farm.errors` when
+    it can't start."""
     logs.configure(json_lines=settings.log_json, level=settings.log_level)
-    web.run(serve(settings))
+    web.run(serve(settings, web_page))
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, web_page: Path | None = None) -> None:
     """`run` inside an event loop."""
-    app = create_app(settings)
+    app = create_app(settings, web_page)
+    turn: Turn = app.state.turn
     ready_file = settings.data_directory / READY_FILE
+    announcing: list[asyncio.Task[None]] = []
 
-    def ready(url: str) -> None:
+    async def announce(url: str) -> None:
+        if turn.why_not:
+            log.info("RenderAPI stands by", url=url)
+        await turn.begun.wait()
         announce_login(settings.data_directory, url)
         private_write(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
         log.info("RenderAPI answers", url=url)
@@ -47,11 +56,15 @@ async def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             certificate=settings.certificate,
-            on_ready=ready,
-            on_stop=lambda: app.state.services.events.close(),
+            on_ready=lambda url: announcing.append(asyncio.create_task(announce(url))),
+            on_stop=lambda: app.state.services.events.close() if turn.begun.is_set() else None,
             grace_s=settings.grace_s,
         )
+        if turn.failure is not None:
+            raise turn.failure
     finally:
+        for task in announcing:
+            task.cancel()
         with contextlib.suppress(OSError, ValueError):
             if json.loads(ready_file.read_text(encoding="utf-8")).get("pid") == os.getpid():
                 ready_file.unlink()

@@ -7,14 +7,19 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from renderonline.database.work_loading import Attempt, QueuedChunk, QueuedTask
-from renderonline.farm.scheduling import Assignment, ReadyIndex, Signature
+from renderonline.farm.ready import ReadyIndex, Signature
+from renderonline.farm.scheduling import Assignment, Usage
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.clock import Clock
 from renderonline.renderapi.orders import Order
+
+_RECENT: Final = 8
+"""So many machines that had parts of a task are remembered, for they know its scene."""
 
 
 @dataclass(slots=True)
@@ -48,7 +53,8 @@ class Memory:
         self.index = ReadyIndex()
         self.tasks: dict[int, QueuedTask] = {}
         self.attempts: dict[int, LiveAttempt] = {}
-        self.usage: dict[int, float] = defaultdict(float)
+        self.reserved: dict[int, Signature] = {}
+        self._running: dict[int, float] = defaultdict(float)
         self._timers: list[tuple[float, int, int]] = []
         self._later: dict[int, dict[int, _Later]] = {}
         self._held: dict[int, set[tuple[int, int]]] = defaultdict(set)
@@ -64,6 +70,8 @@ class Memory:
 
     def add_task(self, task: QueuedTask) -> None:
         """A task came into the queue, or is read again; its chunks that wait become ready when they may."""
+        if (known := self.tasks.get(task.task_id)) is not None:
+            task.recent = known.recent
         self.forget_task(task.task_id)
         self.tasks[task.task_id] = task
         task.engine = task.engine.casefold()
@@ -80,7 +88,7 @@ class Memory:
                 self.chunk_back(task.task_id, chunk)
             elif chunk.chunk_id not in live:
                 plain.append((chunk.chunk_id, chunk.place))
-        self.index.add_many(task, plain, Signature(task.engine, task.shape))
+        self.index.add_many(task, plain, task.signature())
         self._wake()
 
     def forget_task(self, task_id: int) -> None:
@@ -109,6 +117,7 @@ class Memory:
         if task is None or not task.may_start or self._is_live(task_id, chunk.chunk_id):
             return
         if chunk.avoid:
+            task.recent = tuple(machine_id for machine_id in task.recent if machine_id not in chunk.avoid)
             avoid = self._avoid.setdefault(task_id, {})
             avoid[chunk.chunk_id] = avoid.get(chunk.chunk_id, frozenset()) | chunk.avoid
         delay_s = chunk.not_before_us / 1_000_000 - self._clock.time()
@@ -122,6 +131,14 @@ class Memory:
         else:
             self._make_ready(task, chunk)
         self._wake()
+
+    def recut(self, task_id: int, chunk_id: int, pieces: Iterable[QueuedChunk]) -> None:
+        """A chunk was cut again: these pieces wait as well."""
+        avoid = self._avoid.get(task_id, {}).get(chunk_id, frozenset())
+        for piece in pieces:
+            if (task := self.tasks.get(task_id)) is not None:
+                task.chunk_count += 1
+                self.chunk_back(task_id, replace(piece, avoid=avoid))
 
     def chunk_done(self, task_id: int, chunk_id: int) -> None:
         """A chunk that waited is done (late results, R5.5)."""
@@ -173,7 +190,7 @@ class Memory:
 
     def _make_ready(self, task: QueuedTask, chunk: QueuedChunk) -> None:
         avoid = self._avoid.get(task.task_id, {}).get(chunk.chunk_id, frozenset())
-        self.index.add(task, chunk.chunk_id, chunk.place, Signature(task.engine, task.shape, avoid))
+        self.index.add(task, chunk.chunk_id, chunk.place, task.signature(avoid))
 
     def _is_live(self, task_id: int, chunk_id: int) -> bool:
         return any(attempt.chunk_id == chunk_id for attempt in self._by_task.get(task_id, {}).values())
@@ -189,13 +206,28 @@ class Memory:
             if not task.begun:
                 self.index.begun(assignment.task_id)
         task.begun = True
+        others = (machine_id for machine_id in task.recent if machine_id != attempt.machine_id)
+        task.recent = (attempt.machine_id, *islice(others, _RECENT - 1))
         self._know(attempt)
 
     def _know(self, attempt: LiveAttempt) -> None:
         self.attempts[attempt.attempt_id] = attempt
         self._by_task[attempt.task_id][attempt.attempt_id] = attempt
         self._by_machine[attempt.machine_id][attempt.attempt_id] = attempt
-        self.usage[attempt.user_id] += 1
+        self.count(attempt.user_id, 1)
+
+    @property
+    def usage(self) -> Usage:
+        """What runs now, and what of new tasks is about to."""
+        return Usage(self._running, {task_id: len(live) for task_id, live in self._by_task.items()})
+
+    def count(self, user_id: int, chunks: int) -> None:
+        """So many chunks more of this user are live, or are being committed."""
+        self._running[user_id] += chunks
+        if self._running[user_id] <= 0:
+            del self._running[user_id]
+        if chunks < 0 and len(self.index):  # a limit may have kept back what waits
+            self._wake()
 
     def end_attempt(self, attempt_id: int) -> None:
         """An attempt is over, or was already."""
@@ -206,9 +238,7 @@ class Memory:
             del known[key][attempt_id]
             if not known[key]:
                 del known[key]
-        self.usage[attempt.user_id] -= 1
-        if self.usage[attempt.user_id] <= 0:
-            del self.usage[attempt.user_id]
+        self.count(attempt.user_id, -1)
 
     def attempts_on(self, machine_id: int) -> tuple[LiveAttempt, ...]:
         """The live attempts of a machine."""

@@ -8,12 +8,12 @@ from typing import Final
 
 from renderonline.database import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
-from renderonline.engines.commands import Command, build, steps_resolved
+from renderonline.engines.commands import Command, build, reading_of
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.command_line import split
-from renderonline.farm.frames import FrameRange, covering, parse_frames
+from renderonline.farm.frames import FrameRange, parse_frames
 from renderonline.protocol.codec import to_wire
 from renderonline.protocol.link import Assign, Limits
 
@@ -66,15 +66,6 @@ class _Known:
             output_directory=directory,
         )
 
-    def missing(self, whole: Command, landed: frozenset[str]) -> FrameRange | None:
-        """What is still to be rendered, if that is one range."""
-        missing = [one.frame for one in whole.expected if one.name not in landed]
-        frames = [frame for frame in missing if frame is not None]
-        if self.definition is None or not frames or len(frames) != len(missing):
-            return None
-        ranges = steps_resolved(self.definition, covering(frames))
-        return ranges[0] if len(ranges) == 1 else None
-
 
 class Orders:
     """Writes orders. Keeps what it learned about the latest tasks."""
@@ -86,6 +77,12 @@ class Orders:
     def knows(self, task_id: int) -> bool:
         """Whether the task's facts are here."""
         return task_id in self._tasks
+
+    def takes_steps(self, task_id: int) -> bool:
+        """Whether the task's engine is known to take a range with a step."""
+        known = self._tasks.get(task_id)
+        frames = known.definition.frames if known is not None and known.definition is not None else None
+        return frames is not None and bool(frames.step)
 
     def forget(self, task_id: int) -> None:
         """The task ended or changed."""
@@ -112,14 +109,14 @@ class Orders:
             self.learn(facts[attempt.task_id])
         return self.write(attempt)
 
-    def write(self, attempt: Attempt, landed: frozenset[str] = frozenset()) -> Order:
-        """The order for an attempt at a task that was learned. Where files have landed before, only what is missing is
-        rendered, if that is one range. `InvalidRequest` when the command can't be written."""
+    def write(self, attempt: Attempt, missing: FrameRange | None = None) -> Order:
+        """The order for an attempt at a task that was learned, of which perhaps only some frames are `missing`.
+        `InvalidRequest` when the command can't be written."""
         known = self._tasks[attempt.task_id]
         self._tasks.move_to_end(attempt.task_id)
         definition = known.definition
         command = whole = known.command(attempt.frames, attempt.directory)
-        if landed and (missing := known.missing(whole, landed)) is not None:
+        if missing is not None:
             command = known.command(missing, attempt.directory)
         assign = Assign(
             attempt=attempt.attempt_id,
@@ -134,7 +131,7 @@ class Orders:
             frames=command.frames,
             environment=dict(command.environment),
             limits=Limits(definition.time_s, definition.stall_s, definition.memory_mib) if definition else Limits(),
-            reading=to_wire(definition.reading) if definition else {},
+            reading=to_wire(reading_of(definition, known.values)) if definition else {},
         )
         uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from renderonline.database import Connection, Database, accounts, tasks
-from renderonline.database.tasks import AttemptView, Page, TaskView, Wanted
+from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import TaskStatus
 from renderonline.protocol.v1 import Info, UserInfo
@@ -64,8 +64,12 @@ class Reading:
         return _page(rows, self._task)
 
     async def task(self, principal: Principal, task_id: int) -> dict[str, Any]:
-        """One task."""
-        return self._task(await self._view(principal, task_id))
+        """One task, with the file that landed last."""
+        view = await self._view(principal, task_id)
+        latest = None
+        if view.frames_done or view.chunks.succeeded:
+            latest = await self.database.read(partial(tasks.latest_result, task_id=task_id))
+        return self._task(view, latest)
 
     async def submitted(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """A task that was just submitted, read when its first leases are on their way: they go before the answer."""
@@ -110,12 +114,13 @@ class Reading:
     async def _view(self, principal: Principal, task_id: int) -> TaskView:
         return await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=principal.tasks_of))
 
-    def _task(self, view: TaskView) -> dict[str, Any]:
+    def _task(self, view: TaskView, latest: ResultView | None = None) -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [
             (one.progress.fraction, one.frames) for one in self.dispatcher.attempts_of(view.task_id) if one.progress
         ]
-        return views.task(view, [done if frames is None else done * len(frames) % 1.0 for done, frames in live])
+        rendering = [done if frames is None else done * len(frames) % 1.0 for done, frames in live]
+        return views.task(view, rendering, latest)
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         progress = self.dispatcher.progress_of(view.attempt_id)

@@ -11,14 +11,15 @@ from typing import Final
 import structlog
 
 from renderonline.database.projection import TaskState
-from renderonline.database.work import Applied, Ended, EndedStep, LandedStep, Mark, StartedStep, Step, apply_steps
+from renderonline.database.work import Applied, Ended, EndedStep, Mark, StartedStep, Step, apply_steps
 from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import ChunkState, Outcome, TaskStatus
 from renderonline.protocol.link import Exited, Report, Result, Started
-from renderonline.renderapi.landings import land, offer_of, settle_interrupted
+from renderonline.renderapi.benching import Benching
+from renderonline.renderapi.landings import land, landed_step, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.shared import Shared
@@ -37,6 +38,7 @@ class Reports:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self.benching = Benching(shared)
         self.dropped = 0
 
     async def settle_landings(self) -> None:
@@ -53,7 +55,8 @@ class Reports:
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
         wanted = {attempt_id: await self._wanted(attempt_id) for attempt_id in attempts}
         offers = [self._offer(one, wanted[one.attempt], machine_id) for one in reports if isinstance(one, Result)]
-        landings = await self._land([offer for offer in offers if offer is not None], machine_id)
+        whole = {one.attempt for one in reports if isinstance(one, Exited) and one.outcome == Outcome.SUCCEEDED}
+        landings = await self._land([offer for offer in offers if offer is not None], machine_id, whole)
         steps = [_step(report, landings, wanted.get(report.attempt)) for report in reports]
         known = [step for step in steps if step is not None]
         await self._write(known, landings.values(), machine_id=machine_id, mark=Mark(instance, reports[-1].seq))
@@ -74,8 +77,8 @@ class Reports:
     async def finish(self, machine: Machine, attempt_id: int, token: str, offers: Sequence[Offer], end: Ending) -> None:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
         wanted = await self._wanted(attempt_id) or {}
-        landings = await self._land(offers, machine.machine_id)
-        landed = [LandedStep(attempt_id, one.result_id, one.offer.frame is not None) for one in landings.values()]
+        landings = await self._land(offers, machine.machine_id, {attempt_id})
+        landed = [landed_step(landing) for landing in landings.values()]
         self._shared.machines.release(machine.machine_id, attempt_id)
         ended = EndedStep(attempt_id, token, end, wanted, self._shared.now().us)
         await self._write([*landed, ended], landings.values(), machine_id=machine.machine_id)
@@ -113,8 +116,8 @@ class Reports:
         self.dropped += 1
         return None
 
-    async def _land(self, offers: Sequence[Offer], machine_id: int) -> Landings:
-        landed = await land(self._shared.database, offers, machine_id)
+    async def _land(self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]) -> Landings:
+        landed = await land(self._shared.database, offers, machine_id, closed)
         if len(landed) < len(offers):
             _log.info("Results were not landed", machine_id=machine_id, offered=len(offers), landed=len(landed))
             self.dropped += len(offers) - len(landed)
@@ -146,7 +149,8 @@ class Reports:
                 attempt.running = True
         for ended in (*applied.ended, *applied.superseded):
             self._end(ended)
-        for attempt_row, _ in applied.superseded:
+        self.benching.observe(applied.ended)
+        for attempt_row, _, _ in applied.superseded:
             reason = attempt_row.reason or ""
             self._shared.machines.cancel(attempt_row.machine_id, attempt_row.attempt_id, reason)
         for chunk in applied.completed:
@@ -154,7 +158,7 @@ class Reports:
         self.tasks_changed(applied.tasks)
 
     def _end(self, ended: Ended) -> None:
-        attempt, chunk = ended
+        attempt, chunk, verdict = ended
         self._shared.memory.end_attempt(attempt.attempt_id)
         if attempt.outcome is not Outcome.SUCCEEDED:
             _log.info("An attempt ended", attempt=attempt.attempt_id, task=attempt.task_id,
@@ -164,7 +168,7 @@ class Reports:
             return
         machine = self._shared.machines.get(attempt.machine_id)
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
-        avoid = frozenset({attempt.machine_id} if attempt.outcome is not Outcome.CANCELED else ())
+        avoid = frozenset({attempt.machine_id} if verdict.counts else ())
         held_by = attempt.machine_id if held else None
         back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by)
         self._shared.memory.chunk_back(chunk.task_id, back)
@@ -193,7 +197,7 @@ def _step(report: Report, landings: Landings, wanted: Wanted | None) -> Step | N
         if landing is None:
             return None
         late = (wanted or {}) if landing.late else {}
-        return LandedStep(report.attempt, landing.result_id, landing.offer.frame is not None, late)
+        return landed_step(landing, late)
     ending = Ending(Outcome.FAILED, "crash", "its engine was changed") if wanted is None else _ending(report)
     memory_mib = max(0, min(report.peak_memory_mib, 2**31 - 1))
     return EndedStep(report.attempt, report.token, ending, wanted or {}, report.at_us, memory_mib)

@@ -13,6 +13,7 @@ from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.reading import Reading
+from renderonline.renderapi.sessions import Sessions
 from renderonline.renderapi.submissions import Submissions
 
 
@@ -21,6 +22,7 @@ class Services:
     """Every use case."""
 
     authenticator: Authenticator
+    sessions: Sessions
     submissions: Submissions
     reading: Reading
     control: Control
@@ -39,5 +41,10 @@ def services_of(connection: HTTPConnection) -> Services:
 
 
 async def principal_of(connection: HTTPConnection) -> Principal:
-    """Who is asking, or `NotAuthenticated`."""
-    return await services_of(connection).authenticator.principal(connection.headers)
+    """Who is asking, by the headers email and token or else by a session of the web page, or `NotAuthenticated`."""
+    services = services_of(connection)
+    if not {"email", "token"} & set(connection.headers):
+        found = await services.sessions.principal(connection)
+        if found is not None:
+            return found
+    return await services.authenticator.principal(connection.headers)

@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.database.lease import LEASE_S
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.machines import GRACE_S
+from renderonline.farm.settling import RetryPolicy
+from renderonline.protocol.link import SILENCE_S
 from renderonline.serving import settings as sources
 from renderonline.serving.directories import data_directory
 from renderonline.serving.web import TlsFiles
@@ -37,11 +42,46 @@ class Settings:
     """So much of the disk stays free: larger uploads are refused before they begin."""
     grace_s: float = 10.0
     """How long open requests may take to end when the server stops."""
+    lease_s: float = LEASE_S
+    """MySQL: a RenderAPI that stood still for so long is overtaken by one that stands by; the same for all of them."""
+    silence_s: float = SILENCE_S
+    """A machine from which nothing was heard for so long is gone; more than a few of its heartbeats (R1.3)."""
+    return_s: float = GRACE_S
+    """After a start every machine has so long to come back before its attempts are lost (R1.3)."""
+    max_tries: int = 3
+    """A chunk that failed so often has failed for good (R1.4)."""
+    max_kills: int = 2
+    """A chunk that was lost or out of memory on so many machines has failed for good (R1.5)."""
+    retry_base_s: float = 5.0
+    """The longest pause before the second try; it doubles with every try (R1.4)."""
+    retry_cap_s: float = 300.0
+    """No pause between two tries is longer."""
+    notify: tuple[str, ...] = field(default=(), repr=False)
+    """Apprise addresses that hear of every task that ends and every machine that is benched; they hold passwords."""
+    notify_mail: str = field(default="", repr=False)
+    """An Apprise mail address without a recipient, for users who ask for a mail when their task ends."""
+    session_idle_s: float = 43_200.0
+    """A session of the web page without a request for so long is over."""
+    session_s: float = 604_800.0
+    """Every session of the web page ends after so long."""
+    public_url: str = ""
+    """The farm's address as people reach it, for messages."""
 
     @property
     def database(self) -> str:
         """The connection string that counts."""
         return self.connection_string or f"sqlite:///{self.data_directory.absolute() / 'renderonline.sqlite'}"
+
+    def __post_init__(self) -> None:
+        positive = min(self.lease_s, self.silence_s, self.return_s, self.max_tries, self.max_kills) > 0
+        if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
+            names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"
+            raise InvalidRequest(f"{names} must be above 0, RetryBaseS at most RetryCapS.")
+
+    @property
+    def retries(self) -> RetryPolicy:
+        """How often and when a chunk is tried again."""
+        return RetryPolicy(self.max_tries, self.retry_base_s, self.retry_cap_s, self.max_kills)
 
     @property
     def files(self) -> Path:

@@ -42,7 +42,7 @@ class Shared:
         self.announcer = Announcer(events)
         self.logs = AttemptLogs(logs)
         self.memory = Memory(self.wake, clock, policy)
-        self.machines = Machines(self.announcer.machine)
+        self.machines = Machines(self.announcer.machine, lambda: self.now().local)
         self.files = AttemptFiles(database)
         self.orders = Orders(database)
         self._background: set[asyncio.Task[None]] = set()

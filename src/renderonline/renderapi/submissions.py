@@ -76,6 +76,7 @@ class Submissions:
         self._files = settings.files
         self._limit = settings.max_upload_bytes
         self._reserve = settings.reserve_mib * 1024 * 1024
+        self._sends_mail = bool(settings.notify_mail)
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
 
@@ -168,6 +169,8 @@ class Submissions:
 
     def _checked(self, request: TaskRequest, catalog: _Catalog, sent_file_name: str) -> Prepared:
         engine = _engine(catalog.engines, request)
+        if request.notify and not self._sends_mail:
+            raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
         definition = None if engine.definition is None else self._parse(engine.definition)
         return prepare(request, engine, definition, catalog.argtypes, sent_file_name)
 
@@ -236,6 +239,9 @@ class Submissions:
             paused=request.paused,
             client_key=request.client_key,
             waits_for=request.waits_for,
+            notify=request.notify,
+            needs=prepared.needs,
+            running_limit=request.running_limit,
         )
 
 

@@ -15,6 +15,7 @@ from renderonline.farm.arguments import ArgType, check_value, strip_program
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, FrameRange, format_frames, parse_frames
+from renderonline.farm.needs import NOTHING, Needs
 from renderonline.protocol import v1
 from renderonline.protocol.codec import from_wire, read_json
 from renderonline.storage.names import clean_file_name, extension_of
@@ -38,6 +39,9 @@ class SubmitRequest:
     chunk_size: int = 0
     paused: bool = False
     waits_for: tuple[int, ...] = ()
+    notify: bool = False
+    needs: Needs = NOTHING
+    running_limit: int = 0
     client_key: str = ""
 
 
@@ -62,6 +66,7 @@ class Prepared:
     frames: tuple[int, ...]
     ranges: tuple[FrameRange | None, ...]
     chunk_size: int
+    needs: Needs
 
     @property
     def written_frames(self) -> str:
@@ -126,7 +131,8 @@ def prepare(
         words = commands.template_words(definition)
         if frames:
             ranges = commands.chunks_of(definition, frames, size)
-    prepared = Prepared(request, engine, definition, words, values, frames, ranges, size)
+    needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
+    prepared = Prepared(request, engine, definition, words, values, frames, ranges, size, needs)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine
     return prepared
 
@@ -176,5 +182,7 @@ def _check_bounds(request: SubmitRequest) -> None:
         raise InvalidRequest("priority is a number from 0 to 100.")
     if not 0 <= request.chunk_size <= MAX_FRAMES:
         raise InvalidRequest(f"chunk_size is a number from 0 to {MAX_FRAMES}.")
+    if not 0 <= request.running_limit <= MAX_FRAMES:
+        raise InvalidRequest(f"running_limit is a number from 0 to {MAX_FRAMES}.")
     if len(request.waits_for) > MAX_WAITS:
         raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")

@@ -12,11 +12,12 @@ from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.database.tasks import AttemptView, ChunkView, ResultView, TaskView
 from renderonline.engines.definition import Argument, FrameArguments
 from renderonline.engines.loading import parse_definition
-from renderonline.farm.accounts import Role, Subscription, User
+from renderonline.farm.accounts import Permission, Role, Subscription, User
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
+from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.task_requests import SubmitRequest
 
 log = structlog.get_logger(__name__)
@@ -43,9 +44,11 @@ def shown(row: Any, **more: Any) -> dict[str, Any]:
     return {_name(name): moment(value) if name.endswith("_us") else value for name, value in values.items()} | more
 
 
-def task(view: TaskView, rendering: Iterable[float] = ()) -> dict[str, Any]:
-    """A task. `rendering`: of each chunk that runs now, how many frames' worth (or which part) of it is done."""
-    return shown(view, frames=view.frames or None, progress=round(_progress(view, sum(rendering)), 4))
+def task(view: TaskView, rendering: Iterable[float] = (), latest: ResultView | None = None) -> dict[str, Any]:
+    """A task. `rendering`: of each chunk that runs now, how many frames' worth (or which part) of it is done; `latest`:
+    the file that landed last, where it was looked for."""
+    progress = round(_progress(view, sum(rendering)), 4)
+    return shown(view, frames=view.frames or None, progress=progress, latest=latest and shown(latest))
 
 
 def _progress(view: TaskView, rendering: float) -> float:
@@ -70,6 +73,11 @@ def _frames(view: ChunkView | AttemptView) -> str | None:
     if view.first_frame is None or view.last_frame is None:
         return None
     return str(FrameRange(view.first_frame, view.last_frame, view.frame_step or 1))
+
+
+def me(principal: Principal) -> dict[str, Any]:
+    """Who is asking, and what they may do."""
+    return shown(principal.user, permissions=[one.value for one in Permission if principal.may(one)])
 
 
 def engine(row: EngineRow) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def shapes() -> dict[str, Any]:
     offer: Any = shape("EngineOffer", name=str, version=str)
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None}
     at_work = {"engines": tuple[offer, ...], "slots": int, "attempts": list[int]}
+    result: Any = shape("Result", ResultView)
     address = {"kind": str, "ip_address": str, "port": int}
     one = [
         shape("User", User),
@@ -122,10 +131,10 @@ def shapes() -> dict[str, Any]:
         shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
         shape("ArgType", ArgType),
         shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
-        shape("Task", TaskView, frames=text, progress=float),
+        shape("Task", TaskView, frames=text, progress=float, latest=result | None),
         shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
         shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
-        shape("Result", ResultView),
+        result,
     ]
     others = [
         *(
@@ -135,11 +144,15 @@ def shapes() -> dict[str, Any]:
         shape("Me", User, role=Role, permissions=texts),
         shape("UserWithToken", User, token=str),
         shape("Token", token=str),
+        shape("Ticket", url=str),
+        shape("Login", me=dict[str, Any] | None),
         shape("Invited", JoinCode, command=str),
         shape("Enrolled", machine_id=int, secret=str),
         shape("Reasons", reasons=texts),
         shape("Problem", type=str, title=str, status=int, detail=str, code=str),
     ]
     everything = [(kind, "serialization") for kind in (*one, *others)]
-    found = models_json_schema(everything, ref_template="#/components/schemas/{model}")[1]  # type: ignore[arg-type]
-    return {**found["$defs"], "SubmitRequest": TypeAdapter(SubmitRequest).json_schema()}
+    place = "#/components/schemas/{model}"
+    found = models_json_schema(everything, ref_template=place)[1]  # type: ignore[arg-type]
+    request = TypeAdapter(SubmitRequest).json_schema(ref_template=place)
+    return {**found["$defs"], **request.pop("$defs"), "SubmitRequest": request}

@@ -25,6 +25,9 @@ MOST_PARTS: Final = 64
 """Parts of a multi-part picture that are looked at."""
 LONGEST_REPLY: Final = 64 * 1024
 LONGEST_FACT: Final = 200
+DEPTHS: Final = frozenset({"z", "zback", "depth"})
+"""Channels that hold distances."""
+NO_NUMBERS: Final = "are not numbers (NaN or infinite); often a material or a compositing node divides by zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class ImageCheck:
     """Whether a file is a whole picture; if not, `reason` says why.
 
     `facts`: width, height, channels, format (png, openexr, …), pixel_type, constant (whether all pixels are the same),
-    and where the picture says so render_time_s, frame, camera, scene, software, samples.
+    and where the picture says so render_time_s, memory_mib, frame, camera, scene, software, samples.
     """
 
     ok: bool
@@ -133,29 +136,28 @@ def examine(path: str) -> ImageCheck:
     if os.path.getsize(path) == 0:
         return _bad("the file is empty")
     picture = oiio.ImageBuf(path)
-    spec = picture.spec()
-    if picture.has_error or spec.width <= 0 or spec.height <= 0 or spec.nchannels <= 0:
-        return _bad(_complaint(picture) or "the file is not a picture")
-    if spec.image_bytes() > LARGEST_PICTURE_BYTES:
-        return _bad(f"a picture of {spec.width} x {spec.height} is too large to be checked")
-    if not picture.read(force=True) or picture.has_error:
-        return _bad(_complaint(picture) or "the picture is not whole")
+    if unreadable := _unreadable(picture, 0):
+        return _bad(unreadable)
     if picture.file_format_name == "jpeg" and not _ends_as_jpeg(path):
         return _bad("the JPEG file ends too early")
-    broken = _broken_part(oiio, path)
-    return _bad(broken) if broken else _judge(oiio, picture)
+    facts, wrong = _facts(oiio, picture), _not_numbers(oiio, picture)
+    file, part = oiio.ImageInput.open(path), 1  # EXR and TIFF may have several parts
+    while not wrong and part < MOST_PARTS and file is not None and file.seek_subimage(part, 0):
+        other = oiio.ImageBuf(path, part, 0)
+        wrong = _unreadable(other, part) or _not_numbers(oiio, other)
+        wrong, part = wrong and f"in part {part}: {wrong}", part + 1
+    return _bad(wrong, facts) if wrong else ImageCheck(ok=True, facts=facts)
 
 
-def _broken_part(oiio: Any, path: str) -> str:
-    """What is wrong with the parts of a multi-part picture (EXR, TIFF) behind the first; "" for nothing."""
-    file = oiio.ImageInput.open(path)
-    for part in range(1, MOST_PARTS):
-        if file is None or not file.seek_subimage(part, 0):
-            break
-        if file.spec().image_bytes() > LARGEST_PICTURE_BYTES:
-            return f"part {part} of the picture is too large to be checked"
-        if file.read_image(part, 0, 0, -1, "unknown") is None:
-            return f"part {part} of the picture is not whole"
+def _unreadable(picture: Any, part: int) -> str:
+    """Decode a part of a picture; why it can't be, or ""."""
+    spec = picture.spec()
+    if picture.has_error or spec.width <= 0 or spec.height <= 0 or spec.nchannels <= 0:
+        return _complaint(picture) or "the file is not a picture"
+    if spec.image_bytes() > LARGEST_PICTURE_BYTES:
+        return f"a picture of {spec.width} x {spec.height} is too large to be checked"
+    if not picture.read(part, 0, force=True) or picture.has_error:
+        return _complaint(picture) or "the picture is not whole"
     return ""
 
 
@@ -166,24 +168,33 @@ def _ends_as_jpeg(path: str) -> bool:
         return file.read().rstrip(b"\0").endswith(b"\xff\xd9")
 
 
-def _judge(oiio: Any, picture: Any) -> ImageCheck:
-    """What a decoded picture holds."""
+def _not_numbers(oiio: Any, picture: Any) -> str:
+    """Which values of a decoded picture no viewer can show, or ""; depth may be infinite: there is nothing."""
     spec = picture.spec()
-    facts = {
+    if spec.format.basetype not in (oiio.HALF, oiio.FLOAT, oiio.DOUBLE):
+        return ""
+    stats = oiio.ImageBufAlgo.computePixelStats(picture)
+    counts = {
+        name: nan + (0 if name.rpartition(".")[2].casefold() in DEPTHS else infinite)
+        for name, nan, infinite in zip(spec.channelnames, stats.nancount, stats.infcount, strict=True)
+    }
+    bad = [name for name, count in counts.items() if count]
+    channels = ", ".join(bad[:4])[:LONGEST_FACT] + (" and others" if len(bad) > 4 else "")
+    return f"{sum(counts.values())} values of channel {channels} {NO_NUMBERS}" if bad else ""
+
+
+def _facts(oiio: Any, picture: Any) -> dict[str, Any]:
+    """What a decoded picture is, and what it says of itself."""
+    spec = picture.spec()
+    return {
         "width": spec.full_width or spec.width,
         "height": spec.full_height or spec.height,
         "channels": spec.nchannels,
         "format": str(picture.file_format_name),
         "pixel_type": str(spec.format),
+        "constant": bool(oiio.ImageBufAlgo.isConstantColor(picture)),
         **_said(spec),
     }
-    if spec.format.basetype in (oiio.HALF, oiio.FLOAT, oiio.DOUBLE):
-        stats = oiio.ImageBufAlgo.computePixelStats(picture)
-        wrong = sum(stats.nancount) + sum(stats.infcount)
-        if wrong:
-            return _bad(f"{wrong} values of the picture are not numbers (NaN or infinite)", facts)
-    facts["constant"] = bool(oiio.ImageBufAlgo.isConstantColor(picture))
-    return ImageCheck(ok=True, facts=facts)
 
 
 def _said(spec: Any) -> dict[str, Any]:
@@ -193,6 +204,8 @@ def _said(spec: Any) -> dict[str, Any]:
     for name, text in said.items():
         if name == "RenderTime" and (render_time := seconds(text)) is not None:
             facts["render_time_s"] = render_time
+        elif name == "Memory" and (match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([KMG])B?", text, re.ASCII)):
+            facts["memory_mib"] = round(float(match[1]) * 1024.0 ** ("KMG".index(match[2]) - 1), 1)
         elif name == "Frame" and re.fullmatch(r"-?\d{1,9}", text):
             facts["frame"] = int(text)
         elif re.fullmatch(r"cycles\..{1,64}\.samples", name) and re.fullmatch(r"\d{1,9}", text):

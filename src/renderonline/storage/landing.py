@@ -1,10 +1,12 @@
 """Results under their final names (R6 b), and the directories of attempts.
 
-The bytes are linked, never copied, where attempt and task lie on one file system. Nothing that a renderer made is
+The bytes are linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
+still runs could write into a linked result. Nothing that a renderer made is
 followed: a symbolic link in an attempt's directory is not a result.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -51,6 +53,8 @@ class Placing:
     """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `target` (the task's).
 
     `key` is unique while the result lands: it names the temporary copy when the two lie on different file systems.
+    `replaces`: the digest of a file whose name and place it takes, in one step ("": it replaces nothing).
+    `may_change`: the engine may still write into it, so its bytes are copied and compared instead of linked.
     """
 
     key: int
@@ -59,6 +63,8 @@ class Placing:
     target: Path
     size: int
     digest: str
+    replaces: str = ""
+    may_change: bool = False
 
 
 class Placed(StrEnum):
@@ -115,6 +121,9 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         facts = os.fstat(file)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != placing.size:
             return Placed.MISSING
+        replacing = bool(placing.replaces) and _digest_there(placing) == placing.replaces
+        if replacing or placing.may_change:
+            return _copy(placing, name, file, target, replacing=replacing)
         os.fsync(file)
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -131,32 +140,45 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         os.close(file)
 
 
-def _copy(placing: Placing, name: str, file: int, target: int) -> Placed:
-    """The same across file systems: a whole, durable copy under a temporary name, then linked to the final one."""
+def _copy(placing: Placing, name: str, file: int, target: int, *, replacing: bool = False) -> Placed:
+    """The same across file systems, or over the file that is replaced: a whole, durable copy under a temporary name,
+    then linked or renamed to the final one."""
     temporary = f"{_PART}{placing.key}"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=target)
     copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=target)
     try:
+        digest = hashlib.blake2b(digest_size=32)
         with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
-            shutil.copyfileobj(content, out, 1 << 20)
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+                out.write(piece)
             out.flush()
             os.fsync(copy)
-        os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
+        if digest.hexdigest() != placing.digest:  # the engine changed it after it was checked
+            return Placed.MISSING
+        if replacing:
+            os.replace(temporary, name, src_dir_fd=target, dst_dir_fd=target)
+        else:
+            os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
         return Placed.LANDED
     except FileExistsError:
         return _known(placing)
     finally:
-        os.unlink(temporary, dir_fd=target)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=target)
 
 
 def _known(placing: Placing) -> Placed:
     """Something has the final name: is it this result?"""
+    return Placed.LANDED if _digest_there(placing) == placing.digest else Placed.TAKEN
+
+
+def _digest_there(placing: Placing) -> str | None:
+    """The digest of the file that has the final name; None when there is none that can be read."""
     with contextlib.suppress(OSError, InvalidRequest):
-        found = digest_file(placing.target / placing.name)
-        if found.size == placing.size and found.digest == placing.digest:
-            return Placed.LANDED
-    return Placed.TAKEN
+        return digest_file(placing.target / placing.name).digest
+    return None
 
 
 @contextlib.contextmanager

@@ -114,6 +114,19 @@ def test_watching_goes_on_over_a_restart_of_renderapi(tmp_path: Path, scene: Pat
         assert seen[-1] == "succeeded"
 
 
+def test_frame_that_is_done_is_rendered_again_alone(tmp_path: Path, scene: Path) -> None:
+    with RealFarm(tmp_path) as farm:
+        farm.add_machine("box")
+        task_id = farm.client.submit(scene, engine="povray", frames="1-3", arguments={"width": "64"})["task_id"]
+        farm.wait_for_status(task_id, "succeeded")
+        before = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
+        farm.client.requeue(task_id, frames="2")
+        farm.wait_for_status(task_id, "succeeded")
+        after = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
+        assert [frame for frame in after if after[frame] != before[frame]] == [2]
+        assert len(farm.client.download_results(task_id, tmp_path / "frames")) == 3
+
+
 def test_missing_things_are_told_as_what_they_are(tmp_path: Path, scene: Path) -> None:
     with RealFarm(tmp_path) as farm:
         with pytest.raises(NotFound):

@@ -52,6 +52,17 @@ WRONG = {
     "unqueued": ([queue.delete()], "0 queue rows"),
     "queued twice": ([text("INSERT INTO queue (task_id) SELECT task_id FROM tasks")], "2 queue rows"),
     "frames": ([tasks.update().values(frames_done=9)], "9 of 4 frames"),
+    "frames without a chunk": ([chunks.update().values(last_frame=chunks.c.first_frame)], "hold 2 of 4 frames"),
+    "a frame in two chunks": ([chunks.update().values(first_frame=1, last_frame=4)], "hold 8 of 4 frames"),
+    "frames that never landed": (
+        [
+            results.insert().values({**RESULT, "name": "a", "name_hash": "a", "landed_us": 1, "frame": 1}),
+            tasks.update().values(frames_done=3),
+        ],
+        "3 frames are said to be done, 1 have landed",
+    ),
+    "benched for nothing": ([machines.update().values(benched_us=5)], "benched without a reason"),
+    "reason without a bench": ([machines.update().values(bench_reason="it fails")], "benched without a reason"),
     "no chunks": ([chunks.delete()], "no chunks"),
     "unknown user": ([tasks.update().values(user_id=99)], "Its user does not exist"),
     "unknown render": ([tasks.update().values(render_id=99)], "Its render does not exist"),

@@ -127,6 +127,63 @@ def test_migrating_is_refused_while_a_renderapi_has_the_database(database_url: s
         migrate(db, lease=lease)
 
 
+# -- a database of an earlier version
+
+COLUMNS_0001 = {
+    "users": "user_id first_name last_name email subscription_id is_active token userscol role created_us",
+    "subscriptions": "subscription_id name queue_limit share",
+    "engines": "engine_id name extension download_path render_argument definition is_enabled",
+    "argtypes": "argtype_id type regex",
+    "machines": "machine_id ip_address port name secret_hash wish wish_reason instance last_seq created_us seen_us"
+    " facts",
+    "renders": "render_id file_name file_path file_size arguments engine_id values template",
+    "tasks": "task_id user_id queue_time start_time end_time is_running is_success render_id machine_id name priority"
+    " paused canceled queue_us start_us end_us frames chunk_size frames_total frames_done chunks_waiting"
+    " chunks_assigned chunks_running chunks_succeeded chunks_failed chunks_canceled reason",
+    "queue": "queue_id task_id",
+    "waits_for": "task_id waits_for_task_id",
+    "chunks": "chunk_id task_id kind state stage tries first_frame last_frame frame_step place not_before_us reason",
+    "attempts": "attempt_id chunk_id task_id machine_id token state outcome assigned_us started_us ended_us exit_code"
+    " failure reason peak_memory_mib directory",
+    "results": "result_id task_id chunk_id attempt_id name_hash name state frame size crc32 digest facts landed_us",
+    "submissions": "user_id client_key task_id created_us",
+    "join_codes": "code_hash uses_left expires_us created_by",
+    "farm": "key value",
+}
+"""What revision 0001 had."""
+
+
+def make_0001(db: Database) -> None:
+    """Take away what later revisions added."""
+    migrate(db)
+    later = [f"DROP TABLE {name}" for name in metadata.tables if name not in COLUMNS_0001]
+    for name, columns in COLUMNS_0001.items():
+        added = [column.name for column in metadata.tables[name].columns if column.name not in columns.split()]
+        later += [f"ALTER TABLE {name} DROP COLUMN {column}" for column in added]
+    run(db, *later, "UPDATE alembic_version SET version_num = '0001'")
+
+
+def test_a_database_of_revision_0001_is_upgraded_with_its_rows(db: Database) -> None:
+    make_0001(db)
+    run(
+        db,
+        "INSERT INTO subscriptions (name, queue_limit) VALUES ('studio', 7)",
+        "INSERT INTO machines (ip_address, port, name, wish) VALUES ('', 0, 'box', 'draining')",
+        "INSERT INTO tasks (user_id, is_running, is_success, render_id, name, chunks_waiting)"
+        " VALUES (1, 0, 0, 1, 'shot', 1)",
+        "INSERT INTO chunks (chunk_id, task_id, kind, state) VALUES (5, 1, 'render', 'waiting')",
+    )
+    report = migrate(db)
+    assert (report.before, report.adopted_tasks) == ("0001", 0)
+    assert migrating.is_current(db)
+    assert differences(db) == []
+    (machine,) = rows(db, metadata.tables["machines"], "machine_id").values()
+    assert (machine.name, machine.wish, machine.tags, machine.benched_us) == ("box", "draining", "", 0)
+    (task,) = rows(db, tasks, "task_id").values()
+    assert (task.name, task.chunks_waiting, task.needs, task.running_limit) == ("shot", 1, None, 0)
+    assert rows(db, metadata.tables["subscriptions"], "name")["studio"].running_limit == 0
+
+
 # -- the existing system's database
 
 

@@ -159,3 +159,101 @@ async def test_task_waits_for_the_task_it_names(rig: Rig) -> None:
     machine.works = True
     await machine.render(assign.attempt)
     assert (await rig.ended(second)).is_success == 1
+
+
+async def test_arguments_that_the_engine_refuses_are_not_tried_again(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.exit(assign.attempt, "failed", failure="arguments", reason="unknown option -Q", exit_code=2)
+    assert (await rig.ended(task_id)).reason == "The engine does not take these arguments: unknown option -Q"
+    assert len(await rig.attempts(task_id)) == 1
+
+
+async def test_task_stops_early_when_ten_chunks_failed_for_good(rig: Rig) -> None:
+    machine = await joined(rig, works=False, slots=12)
+    task_id = await rig.submit("1-50")
+    given = await machine.given(12)
+    for assign in given:
+        await machine.start(assign.attempt)
+    for assign in given[:10]:
+        await machine.exit(assign.attempt, "failed", failure="scene", reason="no camera")
+    row = await rig.ended(task_id)
+    assert (row.is_success, row.chunks_failed, row.chunks_canceled, row.chunks_waiting) == (0, 10, 40, 0)
+    assert row.reason.startswith("The scene can't be rendered: no camera. The task stopped early")
+    assert not await rig.in_queue(task_id)
+    live = set(machine.assigned) - {assign.attempt for assign in given[:10]}
+    await until(lambda: live <= set(machine.canceled), "cancels of what was live")
+    stopped = [one for one in await rig.attempts(task_id) if one.attempt_id in live]
+    assert {one.outcome for one in stopped} == {"canceled"}
+    canceled = [one for one in await rig.chunks(task_id) if one.state == "canceled"]
+    assert all("stopped early" in one.reason for one in canceled)
+    await rig.assert_sound()
+    for attempt in live:  # the machine's own word comes too late to change anything
+        await machine.exit(attempt, "canceled")
+    machine.works = True
+    await rig.control.retry(task_id, user_id=rig.user_id)
+    assert (await rig.ended(task_id)).is_success == 1
+    await rig.assert_sound()
+
+
+async def test_reports_behind_the_one_that_stops_a_task_early_change_nothing(rig: Rig) -> None:
+    """All in one transaction: a success before the stop counts, what comes behind it doesn't."""
+    machine = await joined(rig, works=False, slots=14)
+    task_id = await rig.submit("1-40")
+    given = await machine.given(14)
+    for assign in given:
+        await machine.start(assign.attempt)
+    await machine.all_acked()
+    await machine.write(given[0].attempt, given[0].expected[0].name)
+    await machine.exit(given[0].attempt)
+    await machine.exit(given[1].attempt, "failed", failure="crash")
+    for assign in given[2:]:
+        await machine.exit(assign.attempt, "failed", failure="scene")
+    row = await rig.ended(task_id)
+    await machine.all_acked()
+    row = await rig.task(task_id)
+    assert (row.chunks_succeeded, row.chunks_failed, row.chunks_canceled) == (1, 10, 29)
+    await rig.assert_sound()
+
+
+async def test_chunk_that_was_lost_on_two_machines_fails_for_good(rig: Rig) -> None:
+    task_id = await rig.submit("1")
+    first = await joined(rig, works=False)
+    await first.given()
+    for machine in (first, await joined(rig, works=False)):
+        (assign,) = await machine.given()
+        await machine.start(assign.attempt)
+        await machine.all_acked()
+        await machine.hang_up()
+        await machine.dial()  # it names nothing: what it had is lost
+    row = await rig.ended(task_id)
+    assert row.reason.endswith("(lost or out of memory on 2 machines)")
+    assert [one.outcome for one in await rig.attempts(task_id)] == ["lost", "lost"]
+    assert (await rig.chunks(task_id))[0].tries == 2
+    await rig.assert_sound()
+
+
+async def test_chunk_that_ran_out_of_memory_on_two_machines_fails_for_good(rig: Rig) -> None:
+    task_id = await rig.submit("1")
+    first = await joined(rig, works=False)
+    await first.given()
+    for machine in (first, await joined(rig, works=False)):
+        (assign,) = await machine.given()
+        await machine.start(assign.attempt)
+        await machine.exit(assign.attempt, "failed", failure="out_of_memory")
+    row = await rig.ended(task_id)
+    assert row.reason == "The engine ran out of memory (lost or out of memory on 2 machines)"
+
+
+async def test_restart_of_hpcserver_is_not_a_try_of_the_chunk(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.exit(assign.attempt, "failed", failure="lost_process", exit_code=None)
+    (_, again) = await machine.given(2)
+    assert (await rig.chunks(task_id))[0].tries == 0
+    await machine.render(again.attempt)
+    assert (await rig.ended(task_id)).is_success == 1

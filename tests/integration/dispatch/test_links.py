@@ -11,7 +11,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from renderonline.database import Database
-from renderonline.protocol.link import HeldAttempt, Log, Progress, Started
+from renderonline.protocol.link import PROTOCOL, HeldAttempt, Log, Progress, Started
+from renderonline.renderapi.links import linked
 from tests.support.dispatching import Machine, Rig, joined, opened_rig, until
 
 
@@ -263,6 +264,23 @@ async def test_machine_that_may_not_link_is_told_why(rig: Rig, change: dict[str,
     await machine.dial()
     assert machine.refused is not None
     assert (machine.refused.code, machine.refused.final) == (code, True)
+
+
+async def test_machine_of_the_version_before_works_and_an_older_one_is_told_what_to_install(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R5.4: N and N-1."""
+    monkeypatch.setattr(linked, "PROTOCOL", PROTOCOL + 1)
+    before = await joined(rig)
+    assert before.welcome is not None
+    assert before.welcome.protocol == PROTOCOL
+    assert (await rig.ended(await rig.submit("1-3"))).is_success == 1
+    monkeypatch.setattr(linked, "PROTOCOL", PROTOCOL + 2)
+    older = Machine(rig, await rig.add_machine())
+    await older.dial()
+    assert older.refused is not None
+    assert (older.refused.code, older.refused.final) == ("protocol", True)
+    assert "Update this machine's RenderOnline: pip install --upgrade renderonline" in older.refused.message
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"type": "hello"}', '{"type": "ack", "seq": 1}', "x" * 2_000_000])

@@ -49,6 +49,14 @@ async def test_landing_that_was_stopped_before_the_link_is_finished(rig: Rig) ->
     assert (await rig.task(task_id)).frames_done == 1
 
 
+async def test_landing_whose_last_step_was_given_up_is_finished_without_a_restart(rig: Rig) -> None:
+    """A disk that was full when step (c) was to be written must not keep the frame's name for ever."""
+    task_id, _, _ = await half_landed(rig)
+    rig.dispatcher.shared.gave_up()
+    await until(lambda: rig.landed(task_id), "landed frame")
+    assert (await rig.task(task_id)).frames_done == 1
+
+
 async def test_landing_that_was_stopped_after_the_link_is_finished(rig: Rig) -> None:
     task_id, _, source = await half_landed(rig)
     source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")

@@ -56,6 +56,7 @@ def test_the_shipped_definition_renders_a_chunk(scenes: Path, tmp_path: Path) ->
             assert (check.facts["width"], check.facts["height"]) == (64, 36)
             assert check.facts["frame"] == output.frame
             assert check.facts["render_time_s"] >= 0
+            assert check.facts["memory_mib"] > 0
             assert not check.facts["constant"]
 
 

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -13,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import existing_node
 from tests.support.existing_client import Naming, Part
-from tests.support.existing_farm import ExistingFarm, address_of, wait_until
+from tests.support.existing_farm import ExistingFarm, address_of, v1_node, wait_until
 from tests.support.existing_rig import SCENE, Rig
-from tests.support.golden import CONTENT, RenderAPIStates, Row, furnish, rows_of
+from tests.support.golden import CONTENT, RenderAPIStates, Row, furnish, rows_of, send
 
 sqlite = pytest.mark.sqlite
 
@@ -248,6 +252,55 @@ def test_fault_06_machines_that_do_not_answer_hold_up_nobody(rig: Rig) -> None:
         assert rig.client.info().status == 200
 
 
+# -- 7: a node that dies
+
+QUICK = {"RENDERAPI_SILENCE_S": "2", "RENDERAPI_RETRY_BASE_S": "0.1"}
+NODE = Path(existing_node.__file__)
+
+
+@contextlib.contextmanager
+def node_process(rig: Rig, port: int) -> Iterator[None]:
+    """An existing node as a program of its own; killed on the way out, while what it rendered goes on."""
+    argv = [sys.executable, str(NODE), str(port), f"stub={rig.engine}"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env={"PYTHONPATH": str(NODE.parents[2])}) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.kill()
+
+
+@sqlite
+def test_fault_07_the_task_of_a_node_that_was_killed_is_tried_again(rig: Rig) -> None:
+    port = unused_port()
+    rig.farm.add_machine(1, port)
+    rig.farm.start(QUICK)
+    with node_process(rig, port):
+        task_id = rig.submit()
+        rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 0, "end of what was lost")
+    assert rig.farm.in_queue(task_id)
+    assert len(rig.runs) == 1  # perhaps its renderer still writes: it starts when the node has answered (R7.4)
+    with node_process(rig, port):
+        rig.wait_for_run(2)
+        rig.release()
+        rig.assert_ended_well(task_id, started=2)
+
+
+@sqlite
+def test_fault_07_a_node_that_was_killed_too_often_gives_the_queue_place_back(rig: Rig) -> None:
+    rig.farm.add_user(11, queue_limit=1)
+    port = unused_port()
+    rig.farm.add_machine(1, port)
+    rig.farm.start({**QUICK, "RENDERAPI_MAX_TRIES": "1"})
+    with node_process(rig, port):
+        task_id = rig.submit(user_id=11)
+        rig.wait_for_run()
+    row = rig.farm.wait_for_end(task_id)
+    assert (row["is_running"], row["is_success"]) == (0, 0)
+    assert rig.farm.in_queue(rig.submit(user_id=11))  # the only place that this user has
+    rig.release()
+
+
 # -- 8, 9: whose success, whose engine
 
 
@@ -275,6 +328,83 @@ def test_fault_09_tasks_go_only_to_nodes_that_have_the_engine(rig: Rig) -> None:
     rig.assert_ended_well(task_id)
     assert not without.starts
     assert rig.farm.row(task_id)["machine_id"] == 2
+
+
+# -- 10: the times of a task
+
+
+@sqlite
+def test_fault_10_a_task_that_fails_keeps_its_first_start(rig: Rig) -> None:
+    rig.add_node(1)
+    rig.farm.start({"RENDERAPI_RETRY_BASE_S": "2.5", "RENDERAPI_RETRY_CAP_S": "2.5", "RENDERAPI_MAX_TRIES": "4"})
+    task_id = rig.submit(code=3)
+    rig.wait_for_run()
+    first = wait_until(lambda: rig.farm.row(task_id)["start_time"], "start time")
+    rig.release()
+    row = rig.farm.wait_for_end(task_id)
+    assert len(rig.runs) == 4
+    assert (row["is_running"], row["is_success"], row["start_time"]) == (0, 0, first)
+    assert row["end_time"] >= first
+
+
+@sqlite
+def test_fault_10_a_dequeued_task_runs_no_more_and_has_an_end(rig: Rig) -> None:
+    node = rig.add_node(1)
+    rig.farm.start()
+    task_id = rig.submit()
+    rig.wait_for_run()
+    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    assert rig.client.dequeue(task_id).status == 200
+    row = rig.farm.wait_for_end(task_id)
+    assert (row["is_running"], row["is_success"]) == (0, 0)
+    assert row["start_time"] <= row["end_time"]
+    wait_until(lambda: not node.is_running, "end of its renderer")
+
+
+# -- 11: process trees, and two starts at once
+
+FAMILY = "#!/bin/sh\ntrap '' TERM\n(setsid sleep 600.25 &)\nsleep 600.25 &\nwait\nsleep 600.25\n"
+
+
+def family() -> int:
+    """How many of the sleeping processes there are."""
+    found = [Path("/proc", name, "cmdline") for name in os.listdir("/proc") if name.isdigit()]
+    words = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            words.append(path.read_bytes())
+    return words.count(b"sleep\x00600.25\x00")
+
+
+@sqlite
+def test_fault_11_dequeuing_a_task_ends_all_that_its_renderer_started(rig: Rig, tmp_path: Path) -> None:
+    engine = tmp_path / "family"
+    engine.write_text(FAMILY)
+    engine.chmod(0o755)
+    with v1_node(tmp_path / "node", {"Stub": str(engine)}) as url:
+        rig.farm.add_machine(1, address_of(url)[1])
+        rig.farm.start()
+        task_id = rig.submit()
+        wait_until(lambda: family() == 2, "process tree")
+        assert rig.client.dequeue(task_id).status == 200
+        wait_until(lambda: family() == 0, "end of the process tree")
+
+
+@sqlite
+def test_fault_11_of_several_starts_at_once_one_wins(rig: Rig, tmp_path: Path) -> None:
+    ready = threading.Barrier(8)
+
+    def start(number: int) -> int:
+        words = f"--record {rig.record} --until {rig.gate} --number {number}"
+        body = {"EngineId": "Stub", "Arguments": words, "TaskId": number}
+        ready.wait()
+        return send(url, "POST", "/hpc/start", {"Content-Type": "application/json"}, json.dumps(body).encode()).status
+
+    with v1_node(tmp_path / "node", {"Stub": rig.engine}) as url, ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(start, range(1, 9))) == [200] + [400] * 7
+        rig.wait_for_run()
+        rig.release()
+    assert len(rig.runs) == 1
 
 
 # -- 13: no waiting, no temporary file

@@ -56,6 +56,28 @@ def serving(certificate: Certificate | None = None) -> Iterator[Farm]:
         thread.join()
 
 
+def test_of_several_renderapis_the_one_that_dispatches_takes_the_machine(tmp_path: Path) -> None:
+    with serving() as standby, serving() as farm:
+        standby.answer = (503, b'{"detail": "This RenderAPI stands by.", "code": "standby"}')
+        both = f"{standby.url}/,{farm.url}"
+        identity = enrolment.enrol(tmp_path, both, code="AB-CD", name="box")
+        assert identity.url == both.replace("/,", ",")
+        assert [turn.url for turn, _ in zip(identity.turns(), range(3), strict=False)] == [
+            standby.url, farm.url, standby.url
+        ]  # fmt: skip
+        assert enrolment.stored(tmp_path, both) == identity
+
+
+def test_address_that_is_added_later_is_kept_and_a_strange_farm_is_not_told_the_secret(tmp_path: Path) -> None:
+    with serving() as farm:
+        enrolment.enrol(tmp_path, farm.url, code="AB-CD", name="box")
+        again = enrolment.stored(tmp_path, f"{farm.url},http://127.0.0.1:1")
+        assert again is not None
+        assert again.url == f"{farm.url},http://127.0.0.1:1"
+        assert enrolment.stored(tmp_path, "http://127.0.0.1:1") is not None
+        assert enrolment.stored(tmp_path, "http://127.0.0.1:2") is None
+
+
 def test_code_becomes_a_secret_that_only_this_user_can_read(tmp_path: Path) -> None:
     with serving() as farm:
         identity = enrolment.enrol(tmp_path, farm.url + "/", code="ABCD-EFGH", name="m")

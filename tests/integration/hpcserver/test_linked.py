@@ -10,12 +10,16 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from OpenImageIO import ROI, ImageBuf, ImageSpec
 
 from renderonline.protocol.link import Cancel, Drain, Limits
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, linked_node, png, until
 from tests.support.pinned_certificates import Certificate
+
+Wire = dict[str, int | str]
 
 
 @pytest.fixture
@@ -90,6 +94,37 @@ async def test_picture_that_the_engine_saved_is_reported_while_it_runs(
     results = api.reports(1, "result")
     assert [result["name"] for result in results] == ["f1.png", "f2.png"]
     assert (results[0]["facts"]["width"], results[0]["facts"]["height"]) == (4, 3)
+
+
+def picture_of(path: Path, value: float | None, pixel_type: str = "uint8") -> Path:
+    """A real picture of 4 x 3 pixels, of one value or (None) of different ones."""
+    picture = ImageBuf(ImageSpec(4, 3, 3, pixel_type))
+    values = np.arange(36, dtype=np.float32).reshape(3, 4, 3) / 36
+    picture.set_pixels(ROI(), values if value is None else np.full_like(values, value))
+    assert picture.write(str(path)), picture.geterror()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rules", "reason"),
+    [
+        ("f.exr", np.nan, {}, "36 values of channel R, G, B are not numbers (NaN or infinite)"),
+        ("f.png", None, {"width": 8, "height": 6}, "it has 4 x 3 pixels, the task asks for 8 x 6"),
+        ("f.png", 0.0, {"constant": "fail"}, "all its pixels have the same colour"),
+        ("f.png", 0.0, {"constant": "warn"}, ""),
+        ("f.png", None, {"width": 4, "height": 3, "constant": "fail"}, ""),
+    ],
+)
+async def test_a_wrong_picture_is_a_failure_with_a_reason(
+    api: FakeRenderAPI, node: Node, tmp_path: Path, name: str, value: float | None, rules: Wire, reason: str
+) -> None:
+    await api.linked()
+    picture = picture_of(tmp_path / name, value, "float" if name.endswith("exr") else "uint8")
+    await api.assign(1, ["-c", f"cp {picture} ."], tmp_path / "1", names=(name,), reading=rules)
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == (("failed", "bad_output") if reason else ("succeeded", ""))
+    assert exited["reason"].startswith(f"{name} is not a usable picture: {reason}" if reason else "")
+    assert ("have the same colour" in api.log_text(1)) is (rules.get("constant") == "warn")
 
 
 @pytest.mark.parametrize(

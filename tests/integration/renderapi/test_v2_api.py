@@ -95,9 +95,12 @@ async def test_artists_see_and_touch_their_own_tasks_only(api: Running) -> None:
         ("POST", "/pause"),
         ("POST", "/resume"),
         ("POST", "/retry"),
+        ("POST", "/requeue"),
+        ("PATCH", ""),
         ("DELETE", ""),
     ]:
-        reply = await api.call(method, f"/tasks/{foreign}{path}", who=artist)
+        body = {"priority": 1} if method == "PATCH" else None
+        reply = await api.call(method, f"/tasks/{foreign}{path}", body, who=artist)
         assert (reply.status, reply.json()["code"]) == (404, "not_found"), path
 
     everybody = await api.call("GET", "/tasks?all=1", who=operator)
@@ -120,6 +123,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "engine_id": 1,
         "status": "queued",
         "priority": 70,
+        "running_limit": 0,
         "paused": False,
         "file_name": "a.blend",
         "file_size": 13,
@@ -134,7 +138,9 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "ended": None,
         "reason": None,
         "machine_ids": [],
+        "notify": False,
         "progress": 0.0,
+        "latest": None,
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", task["queued"])
     chunks = (await api.call("GET", "/tasks/1/chunks")).json()["items"]
@@ -176,11 +182,51 @@ async def test_task_is_paused_resumed_canceled_tried_again_and_deleted(api: Runn
     assert (await api.call("GET", "/tasks/1/explain")).json()["reasons"][0].startswith("It is paused")
     assert (await api.call("POST", "/tasks/1/resume")).json()["status"] == "queued"
     assert (await api.call("POST", "/tasks/1/cancel")).json()["status"] == "canceled"
-    assert (await api.call("POST", "/tasks/1/cancel")).status == 409
+    assert (await api.call("POST", "/tasks/1/cancel")).json()["status"] == "canceled"
     assert (await api.call("POST", "/tasks/1/retry")).json()["status"] == "queued"
+    assert (await api.call("POST", "/tasks/1/pause?now=1")).json()["status"] == "paused"
+    assert (await api.call("POST", "/tasks/1/requeue")).json()["status"] == "queued"
     deleted = await api.call("DELETE", "/tasks/1")
     assert (deleted.status, deleted.body) == (204, b"")
     assert (await api.call("GET", "/tasks/1")).status == 404
+
+
+async def test_task_is_changed(api: Running) -> None:
+    await submit(api)
+    for _ in range(2):
+        task = (await api.call("PATCH", "/tasks/1", {"name": "Walk", "priority": 80, "running_limit": 3})).json()
+        assert (task["name"], task["priority"], task["running_limit"]) == ("Walk", 80, 3)
+    assert (await api.call("PATCH", "/tasks/1", {"name": ""})).json()["name"] == "a.blend"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("", {}),
+        ("", []),
+        ("", {"priority": 101}),
+        ("", {"priority": "50"}),
+        ("", {"running_limit": -1}),
+        ("", {"running_limit": 2**31}),
+        ("", {"name": "x" * 256}),
+        ("", {"name": "a\nb"}),
+        ("", {"user_id": 2}),
+        ("/requeue", {"frames": "1-200000"}),
+        ("/requeue", {"frames": "99"}),
+        ("/requeue", {"frames": ["1"]}),
+        ("/requeue", {"chunks": [-1]}),
+        ("/requeue", {"chunks": [2**63]}),
+        ("/requeue", {"chunks": [4711]}),
+        ("/requeue", {"chunks": list(range(10_001))}),
+        ("/requeue", {"all": True}),
+        ("/pause?now=perhaps", None),
+    ],
+)
+async def test_bad_changes_of_a_task_change_nothing(api: Running, path: str, body: Any) -> None:
+    before = await submit(api)
+    reply = await api.call("POST" if path else "PATCH", f"/tasks/1{path}", body)
+    assert (reply.status, reply.json()["code"]) == (400, "invalid_request")
+    assert (await api.call("GET", "/tasks/1")).json() == before
 
 
 WRONG: list[tuple[Any, str]] = [
@@ -297,6 +343,18 @@ async def test_result_is_one_file(api: Running, migrated_url: str) -> None:
     assert (reply.status, reply.body) == (200, b"png")
     assert (await api.call("GET", "/tasks/1/results/frame%20%231.png", headers={"Range": "bytes=1-"})).body == b"ng"
     assert (await api.call("GET", "/tasks/1/results/a.blend")).status == 404
+
+
+async def test_a_task_shows_the_picture_that_landed_last(api: Running, migrated_url: str) -> None:
+    await submit(api)
+    for name in ("frame_0001.png", "frame_0002.png"):
+        await landed(api, migrated_url, name, b"png")
+    with Database.open(migrated_url) as database:
+        facts = tables.results.update().values(facts='{"width": 640, "render_time_s": 1.5}')
+        database.write_now(lambda connection: connection.execute(facts))
+        database.write_now(lambda connection: connection.execute(tables.tasks.update().values(frames_done=1)))
+    latest = (await api.call("GET", "/tasks/1")).json()["latest"]
+    assert (latest["name"], latest["facts"]) == ("frame_0002.png", {"width": 640, "render_time_s": 1.5})
 
 
 async def test_files_that_are_gone_are_told(api: Running) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from OpenImageIO import ROI, ImageBuf, ImageSpec
+from OpenImageIO import ROI, ImageBuf, ImageOutput, ImageSpec
 
 from renderonline.storage.images import ImageChecker, seconds
 
@@ -83,7 +83,43 @@ def test_numbers_that_are_none_are_not_good(
 ) -> None:
     check = checker.check(write(tmp_path / "a.exr", pixel_type=pixel_type, value=value))
     assert not check.ok
-    assert "6912 values of the picture are not numbers" in check.reason
+    assert "6912 values of channel R, G, B are not numbers" in check.reason
+    assert check.facts["width"] == 64
+
+
+def write_parts(path: Path, *parts: tuple[str, np.ndarray]) -> Path:
+    """A picture of several parts: the names of channels (one letter each), and their values."""
+    specs = [ImageSpec(8, 6, len(names), "float") for names, _ in parts]
+    for number, (names, _) in enumerate(parts):
+        specs[number].channelnames = tuple(names)
+        specs[number].attribute("oiio:subimagename", f"part{number}")
+    out = ImageOutput.create(str(path))
+    assert out is not None
+    assert out.open(str(path), tuple(specs))
+    for number, (_, values) in enumerate(parts):
+        assert number == 0 or out.open(str(path), specs[number], "AppendSubimage")
+        assert out.write_image(values)
+    out.close()
+    return path
+
+
+def test_one_value_that_is_no_number_in_a_later_part_is_found(checker: ImageChecker, tmp_path: Path) -> None:
+    good = np.random.default_rng(1).random((6, 8, 3), dtype=np.float32)
+    bad = good.copy()
+    bad[3, 4, 1] = np.nan
+    assert checker.check(write_parts(tmp_path / "a.exr", ("RGB", good), ("RGB", good))).ok
+    check = checker.check(write_parts(tmp_path / "b.exr", ("RGB", good), ("RGB", bad)))
+    assert not check.ok
+    assert check.reason.startswith("in part 1: 1 values of channel G are not numbers")
+
+
+@pytest.mark.parametrize(("value", "is_good"), [(np.inf, True), (np.nan, False)])
+def test_a_depth_may_be_infinite_where_nothing_is(
+    checker: ImageChecker, tmp_path: Path, value: float, is_good: bool
+) -> None:
+    values = np.random.default_rng(1).random((6, 8, 2), dtype=np.float32)
+    values[0, 0, 1] = value
+    assert checker.check(write_parts(tmp_path / "a.exr", ("AZ", values))).ok is is_good
 
 
 def test_a_picture_of_one_colour_is_good_and_says_so(checker: ImageChecker, tmp_path: Path) -> None:
@@ -97,26 +133,26 @@ def test_what_blender_writes_into_a_picture_is_kept(checker: ImageChecker, tmp_p
         "Camera": "Eye",
         "Scene": "S" * 500,
         "cycles.ViewLayer.samples": "16",
+        "Memory": "1.50G",
     }
     facts = checker.check(write(tmp_path / "a.png", **said)).facts
     assert facts["render_time_s"] == 62.5
     assert facts["frame"] == 7
     assert facts["camera"] == "Eye"
     assert facts["samples"] == 16
+    assert facts["memory_mib"] == 1536.0
     assert len(facts["scene"]) == 200
 
 
 def test_metadata_that_make_no_sense_are_left_out(checker: ImageChecker, tmp_path: Path) -> None:
-    check = checker.check(write(tmp_path / "a.png", RenderTime="soon", Frame="9" * 40))
+    check = checker.check(write(tmp_path / "a.png", RenderTime="soon", Frame="9" * 40, Memory="much"))
     assert check.ok
-    assert not {"render_time_s", "frame"} & set(check.facts)
+    assert not {"render_time_s", "frame", "memory_mib"} & set(check.facts)
 
 
 def test_every_part_of_a_picture_is_read(checker: ImageChecker, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     first = ImageBuf(str(write(tmp_path / "one.png")))
-    from OpenImageIO import ImageOutput
-
     out = ImageOutput.create(str(path))
     assert out is not None
     specs = (first.spec(), first.spec())

@@ -19,6 +19,7 @@ TASK: dict[str, Any] = {
     "engine_id": 1,
     "status": "succeeded",
     "priority": 50,
+    "running_limit": 0,
     "paused": False,
     "file_name": "shot.blend",
     "file_size": 1234,
@@ -32,7 +33,9 @@ TASK: dict[str, Any] = {
     "ended": None,
     "reason": None,
     "machine_ids": [1000],
+    "notify": False,
     "progress": 1.0,
+    "latest": {"name": "frame_0002.png", "facts": {"width": 640, "render_time_s": 1.5, "constant": True}},
 }
 ATTEMPT = {
     "attempt_id": 99,
@@ -55,6 +58,7 @@ MACHINE = {
     "name": "box",
     "status": "idle",
     "slots": 1,
+    "wish": "active",
     "engines": [{"name": "blender", "version": "5.0.1"}],
     "ip_address": "",
     "port": 0,
@@ -71,7 +75,7 @@ USER = {
 }
 FORMAT = {"id": "format", "type": "word", "default": "PNG", "choices": ["PNG"], "help": "Frames are written so."}
 ENGINE = {"engine_id": 1, "name": "blender", "extensions": [".blend"], "is_enabled": True, "arguments": [FORMAT]}
-SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1}
+SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1, "running_limit": 0}
 
 
 def page(*items: object) -> Answer:
@@ -97,7 +101,7 @@ def farm(asked: Asked) -> Answer:
         "GET /events": Answer(body=b""),
         "GET /machines": page(MACHINE),
         "POST /machines": one(MACHINE, 201),
-        "PATCH /machines/1000": one(MACHINE),
+        "PATCH /machines/1000": one({**MACHINE, "tags": ["gpu"], "pool": "film", "hours": "Sat, Sun"}),
         "DELETE /machines/1000": Answer(204, b""),
         "POST /machines/invite": one(
             {"code": "ABCD-EFGH", "expires": "2026-11-22T12:00:00Z", "command": "renderonline node"}
@@ -116,8 +120,10 @@ def farm(asked: Asked) -> Answer:
         "POST /engines": one(ENGINE, 201),
         "PATCH /engines/1": one(ENGINE),
         "DELETE /engines/1": Answer(204, b""),
+        "PATCH /tasks/7": one(TASK),
     }
-    answers |= {f"POST /tasks/7/{verb}": one(TASK) for verb in ("cancel", "pause", "resume", "retry")}
+    verbs = ("cancel", "pause", "resume", "retry", "requeue")
+    answers |= {f"POST /tasks/7/{verb}": one(TASK) for verb in verbs}
     missing = Answer(404, b'{"title": "x", "detail": "Not there.", "code": "not_found"}')
     return answers.get(f"{asked.method} {path}", missing)
 
@@ -137,6 +143,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted
 COMMANDS = [
     ("tasks", "shot"),
     ("tasks 7", "shot.blend"),
+    ("tasks 7", "name=frame_0002.png, width=640, render_time_s=1.5, constant=yes"),
+    ("submit shot.blend --notify", "Task 7"),
     ("submit shot.blend --frames 1-2 --arg format=PNG", "Task 7"),
     ("submit shot.blend --wait", "succeeded"),
     ("watch 7", "2 of 2 frames"),
@@ -146,16 +154,21 @@ COMMANDS = [
     ("explain 7", "No machine has blender."),
     ("cancel 7", "task 7"),
     ("pause 7 7", "task 7"),
+    ("pause 7 --now", "task 7"),
+    ("requeue 7", "task 7"),
+    ("requeue 7 --frames 1-2,5 --chunk 1 --chunk 2", "task 7"),
+    ("change 7 --name Walk --priority 80 --limit 0", "task 7"),
     ("resume 7", "task 7"),
     ("retry 7", "task 7"),
     ("delete 7 --yes", "deleted"),
     ("machine list", "blender 5.0.1"),
     ("machine invite", "renderonline node"),
     ("machine add 10.0.0.1:5001", "1000"),
-    ("machine drain 1000 --reason disk", "draining"),
-    ("machine disable 1000", "disabled"),
-    ("machine enable 1000", "active"),
-    ("machine rename 1000 big", "big"),
+    ("machine drain 1000 --reason disk", "Machine 1000 box"),
+    ("machine disable 1000", "Machine 1000 box"),
+    ("machine enable box", "active"),
+    ("machine set box --pool film --tags gpu --hours Sat", "box: active, tags gpu, pool film, hours Sat, Sun."),
+    ("machine rename 1000 big", "Machine 1000 box"),
     ("machine remove 1000 --yes", "removed"),
     ("user list", "ada@studio.org"),
     ("user add bob@studio.org", "raw"),
@@ -165,7 +178,7 @@ COMMANDS = [
     ("user enable 1", "changed"),
     ("subscription list", "all"),
     ("subscription add students --queue-limit 3", "added"),
-    ("subscription change 1 --share 2", "changed"),
+    ("subscription change 1 --share 2 --running-limit 8", "changed"),
     ("engine list", ".blend"),
     ("engine add engine.toml", "added"),
     ("engine show blender", "Frames are"),
@@ -195,6 +208,50 @@ def test_command_prints_json_for_programs(
     assert run([*line.split(), "--json"]) == 0
     for document in capsys.readouterr().out.splitlines():
         json.loads(document)
+
+
+def test_one_task_that_can_not_be_changed_does_not_keep_the_others_from_it(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["retry", "8", "7", "9", "--json"]) == run(["retry", "8"]) != 0
+    printed = capsys.readouterr()
+    assert [task["task_id"] for task in json.loads(printed.out)] == [7]
+    assert printed.err.count("Not there.") == 3
+
+
+def test_requeue_and_change_send_what_was_typed(server: ScriptedServer) -> None:
+    run(["requeue", "7", "--frames", "1-2", "--chunk", "5"])
+    run(["change", "7", "--priority", "0"])
+    run(["pause", "7", "--now"])
+    sent = [(one.path, json.loads(one.body or "null")) for one in server.asked]
+    assert sent == [
+        ("/renderapi/v2/tasks/7/requeue", {"frames": "1-2", "chunks": [5]}),
+        ("/renderapi/v2/tasks/7", {"priority": 0}),
+        ("/renderapi/v2/tasks/7/pause?now=1", None),
+    ]
+
+
+def test_machine_set_sends_what_was_typed(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["machine", "set", "box", "--tags", "gpu  fast", "--pool", "", "--hours", "Sat, Sun"])
+    assert json.loads(server.asked[-1].body) == {"tags": ["gpu", "fast"], "pool": "", "hours": "Sat, Sun"}
+    assert run(["machine", "enable", "boxes"]) == 4
+    assert "renderonline machine list" in capsys.readouterr().err
+
+
+def test_submit_sends_needs_and_limit(server: ScriptedServer, tmp_path: Path) -> None:
+    (tmp_path / "shot.blend").write_text("scene")
+    words = "--tag gpu --tag fast --pool film --memory 32000 --gpus 1 --engine-version 5.0 --limit 4"
+    assert run(["submit", str(tmp_path / "shot.blend"), *words.split()]) == 0
+    body = server.asked[-1].body
+    request = json.loads(body[body.index(b"{") : body.index(b"}\r\n") + 1])
+    assert request["running_limit"] == 4
+    assert request["needs"] == {
+        "engine_version": "5.0",
+        "tags": ["gpu", "fast"],
+        "pool": "film",
+        "memory_mib": 32000,
+        "gpus": 1,
+    }
 
 
 def test_exit_codes_say_what_went_wrong(

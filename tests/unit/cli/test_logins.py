@@ -22,6 +22,13 @@ def test_without_a_login_the_error_says_what_to_type() -> None:
         logins.current(None)
 
 
+def test_login_for_several_addresses_is_good_for_each_and_for_no_other() -> None:
+    logins.save(Login("http://farm:5000,http://farm2:5000", "ada@studio.org", "secret"))
+    assert logins.current("http://FARM2:5000/").token == "secret"
+    with pytest.raises(NotAuthenticated):
+        logins.current("http://farm:5000,http://elsewhere:5000")
+
+
 def test_saved_login_is_used_and_private() -> None:
     path = logins.save(Login("http://farm:5000", "ada@studio.org", "secret"))
     assert logins.current(None) == Login("http://farm:5000", "ada@studio.org", "secret")

@@ -15,6 +15,7 @@ from renderonline.engines.commands import (
     expected_outputs,
     frames_of,
     padded,
+    reading_of,
     steps_resolved,
     template_words,
     values_of_frames,
@@ -77,6 +78,14 @@ def test_a_single_frame_of_povray_is_an_animation_of_two_because_a_still_has_no_
     assert [output.name for output in command.expected] == ["frame_1.png"]
     nine = order(POVRAY, {"start_frame": "9", "end_frame": "9"}, FrameRange(9, 9), [9])
     assert [output.name for output in nine.expected] == ["frame_09.png"]
+
+
+def test_pictures_must_have_the_size_that_the_values_ask_for() -> None:
+    rules = reading_of(POVRAY, complete(POVRAY, {"width": "640"}))
+    assert (rules.width, rules.height) == (640, 360)
+    assert reading_of(POVRAY, {"width": "9" * 9, "height": "1"}) == POVRAY.reading
+    blender = parse_definition(shipped()["blender"])
+    assert reading_of(blender, complete(blender, {})) == blender.reading
 
 
 def test_a_whole_task_is_rendered_when_there_is_no_chunk() -> None:

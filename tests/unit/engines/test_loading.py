@@ -107,6 +107,8 @@ def test_whole_numbers_are_taken_where_seconds_are_wanted() -> None:
         (SMALL + '[reading]\nwarnings = [{regex = "*"}]', "reading.warnings[0].regex"),
         (SMALL + '[reading]\nwarnings = ["x"]', "must be a table"),
         (SMALL + '[reading]\nstop_signal = "SIGUSR1"', "reading.stop_signal"),
+        (SMALL + '[reading]\nconstant = "maybe"', "reading.constant"),
+        (SMALL + 'width_argument = "wide"', "outputs.width_argument"),
         (SMALL + '[reading]\nexit_codes = {one = "x"}', "reading.exit_codes"),
         (SMALL + '[reading]\ndecode = "no"', "must be true or false"),
     ],

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from renderonline.engines.definition import Pattern, ReadingRules
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader, Reading, failure_of_exit, seconds
+from renderonline.farm.settling import FINAL_FAILURES
 
 BLENDER = parse_definition(shipped()["blender"]).reading
 POVRAY = parse_definition(shipped()["povray"]).reading
@@ -76,6 +77,22 @@ def test_a_missing_library_is_a_warning(line: str) -> None:
     (reading,) = read(BLENDER, (1,), line)
     assert reading.warning == line
     assert reading.failure is None
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("Failed to parse command-line option", "arguments"),
+        ("POVMSObject_Set failed, out of memory", "out_of_memory"),
+        ("File 'x.pov' line 3: Parse Error: Undeclared identifier", "scene"),
+    ],
+)
+def test_povrays_failures_have_their_class(line: str, kind: str) -> None:
+    assert OutputReader(POVRAY, (1,)).line(line).failure == (kind, line)
+
+
+def test_blenders_exit_code_for_wrong_arguments_is_final() -> None:
+    assert failure_of_exit(BLENDER, 2) in FINAL_FAILURES
 
 
 def test_povrays_lines_count_from_one_within_the_chunk() -> None:

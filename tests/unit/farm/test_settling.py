@@ -4,10 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.settling import Ending, RetryPolicy, backoff, plain_reason, settle
+from renderonline.farm.settling import (
+    MOST_LOST_PROCESSES,
+    Ending,
+    RetryPolicy,
+    Tried,
+    backoff,
+    plain_reason,
+    settle,
+)
 from renderonline.farm.tasks import ChunkState, Outcome
 
 FAILED = Ending(Outcome.FAILED, "crash", "signal 11", 139)
+LOST = Ending(Outcome.LOST)
+OOM = Ending(Outcome.FAILED, "out_of_memory")
+HPCSERVER_DIED = Ending(Outcome.FAILED, "lost_process")
 ENDINGS = [Outcome.FAILED, Outcome.TIMED_OUT, Outcome.STALLED, Outcome.LOST]
 
 
@@ -31,7 +42,7 @@ def test_failure_is_tried_again_until_the_third(outcome: Outcome) -> None:
         assert (verdict.chunk, verdict.counts) == (state, True)
 
 
-@pytest.mark.parametrize("failure", ["scene", "command"])
+@pytest.mark.parametrize("failure", ["scene", "arguments", "command"])
 def test_failure_that_every_machine_would_see_is_final(failure: str) -> None:
     verdict = settle(Ending(Outcome.FAILED, failure), tries=0, named=True, missing=(), fraction=0.5)
     assert verdict.chunk is ChunkState.FAILED
@@ -53,6 +64,62 @@ def test_engine_that_names_no_files_is_judged_by_its_end() -> None:
 def test_what_is_handed_back_counts_not(ending: Ending, delay: float) -> None:
     verdict = settle(ending, tries=2, named=True, missing=("a",), fraction=0.5)
     assert (verdict.chunk, verdict.counts, verdict.delay_s) == (ChunkState.WAITING, False, delay)
+
+
+def after(
+    ending: Ending, *before: Tried, tries: int | None = None, machine_id: int = 2, max_tries: int = 9
+) -> ChunkState:
+    """What becomes of the chunk; `before` is the latest first."""
+    counted = sum(one.counts for one in before) if tries is None else tries
+    found = settle(
+        ending,
+        tries=counted,
+        named=True,
+        missing=("a",),
+        fraction=0.5,
+        policy=RetryPolicy(max_tries),
+        machine_id=machine_id,
+        before=before,
+    )
+    return found.chunk
+
+
+@pytest.mark.parametrize("ending", [LOST, OOM])
+@pytest.mark.parametrize("earlier", [Tried(1, Outcome.LOST), Tried(1, Outcome.FAILED, "out_of_memory")])
+def test_chunk_that_was_lost_or_out_of_memory_on_two_machines_fails_for_good(ending: Ending, earlier: Tried) -> None:
+    assert after(ending) is ChunkState.WAITING
+    assert after(ending, earlier) is ChunkState.FAILED
+    assert after(ending, Tried(3, Outcome.FAILED, "crash"), earlier) is ChunkState.FAILED
+    assert after(ending, earlier._replace(machine_id=2)) is ChunkState.WAITING
+    assert after(ending, Tried(1, Outcome.FAILED, "crash")) is ChunkState.WAITING
+    assert after(FAILED, earlier, earlier._replace(machine_id=3)) is ChunkState.WAITING
+
+
+def test_what_happened_before_a_retry_is_forgiven() -> None:
+    assert after(LOST, Tried(1, Outcome.LOST), tries=0) is ChunkState.WAITING
+    assert after(LOST, Tried(4, Outcome.FAILED, "crash"), Tried(1, Outcome.LOST), tries=1) is ChunkState.WAITING
+
+
+def test_chunk_whose_hpcserver_restarted_has_not_failed() -> None:
+    verdict = settle(HPCSERVER_DIED, tries=2, named=True, missing=("a",), fraction=0.5)
+    assert (verdict.chunk, verdict.counts, verdict.delay_s) == (ChunkState.WAITING, False, 1.0)
+    died = Tried(1, Outcome.FAILED, "lost_process")
+    assert after(LOST, died) is ChunkState.WAITING
+
+
+def test_chunk_that_ends_hpcserver_again_and_again_has_failed_at_last() -> None:
+    died = Tried(1, Outcome.FAILED, "lost_process")
+    often = (died,) * (MOST_LOST_PROCESSES - 1)
+    for before, counts in ((often[1:], False), (often, True), ((*often[1:], Tried(1, Outcome.CANCELED), died), False)):
+        found = settle(HPCSERVER_DIED, tries=0, named=True, missing=("a",), fraction=0.5, before=before)
+        assert (found.chunk, found.counts) == (ChunkState.WAITING, counts)
+
+
+@pytest.mark.parametrize(("chunks", "enough"), [(1, 10), (9, 10), (10, 10), (50, 10), (51, 11), (100, 20), (1000, 200)])
+def test_task_stops_when_ten_chunks_or_a_fifth_failed_for_good(chunks: int, enough: int) -> None:
+    policy = RetryPolicy()
+    assert not policy.stops(enough - 1, chunks)
+    assert policy.stops(enough, chunks)
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))

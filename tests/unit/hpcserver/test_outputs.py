@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from renderonline.engines.definition import ReadingRules
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, check_file, inside, list_files, stamp_of, stamps
@@ -110,3 +111,27 @@ def test_file_that_changes_while_it_is_checked_is_bad(tmp_path: Path) -> None:
     found = check_file(tmp_path, "a", before=None, checkers=Checkers([Checker()]))
     assert isinstance(found, Bad)
     assert "changed" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("rules", "facts", "reason"),
+    [
+        (ReadingRules(width=64, height=36), {"width": 64, "height": 36}, ""),
+        (ReadingRules(width=64, height=36), {"width": 32, "height": 18}, "has 32 x 18 pixels, the task asks for 64 x"),
+        (ReadingRules(width=64, height=36), {}, ""),
+        (ReadingRules(), {"width": 32, "height": 18, "constant": True}, ""),
+        (ReadingRules(constant="fail"), {"constant": True}, "all its pixels have the same colour"),
+        (ReadingRules(constant="fail"), {"constant": False}, ""),
+    ],
+)
+def test_a_picture_must_be_what_the_task_asks_for(
+    tmp_path: Path, rules: ReadingRules, facts: dict[str, object], reason: str
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    class Checker(ImageChecker):
+        def check(self, path: Path) -> ImageCheck:
+            return ImageCheck(ok=True, facts=facts)
+
+    found = check_file(tmp_path, "a", None, Checkers([Checker()]), rules)
+    assert (reason in found.reason) if isinstance(found, Bad) else not reason

@@ -14,6 +14,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.needs import Needs
 from renderonline.renderapi.task_requests import Prepared, TaskRequest, prepare, read_v1, read_v2
 
 BLENDER = parse_definition(shipped()["blender"])
@@ -52,6 +53,14 @@ def test_frames_that_are_named_replace_the_arguments() -> None:
     assert task.written_frames == "1-4,9"
     assert (task.values["start_frame"], task.values["end_frame"]) == ("1", "9")
     assert [str(one) for one in task.ranges] == ["1-2", "3-4", "9"]
+
+
+def test_submitter_adds_needs_to_those_of_the_engine() -> None:
+    definition = parse_definition(shipped()["blender"] + '[requirements]\ntags = ["GPU"]\nmemory_mib = 4000\n')
+    asked = Needs(engine_version="5.0", tags=("Fast",), memory_mib=2000)
+    assert prepared(definition, needs=asked).needs == Needs("5.0", ("fast", "gpu"), "", 4000)
+    with pytest.raises(InvalidRequest, match="gpus is a number"):
+        prepared(needs=Needs(gpus=-1))
 
 
 def test_engine_that_knows_no_step_gets_single_frames() -> None:
@@ -142,11 +151,18 @@ def test_v2_request_is_read_whole() -> None:
             "chunk_size": 2,
             "paused": True,
             "waits_for": [3],
+            "needs": {"tags": ["GPU"], "memory_mib": 9},
+            "running_limit": 4,
             "client_key": "k",
             "unknown": 1,
         }
     ).encode()
-    assert read_v2(part, "") == TaskRequest("1", {"a": "b"}, "1-5", "n", 1, 2, True, (3,), "k", True)
+    assert read_v2(part, "") == TaskRequest(
+        *("1", {"a": "b"}, "1-5", "n", 1, 2, True, (3,)),
+        needs=Needs(tags=("GPU",), memory_mib=9),
+        running_limit=4,
+        client_key="k",
+    )
     assert read_v2(part, "header").client_key == "header"
 
 

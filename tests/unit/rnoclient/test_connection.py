@@ -173,3 +173,53 @@ def test_tls_trusts_the_named_authority_or_the_named_certificate_only(tmp_path: 
 def test_wrong_fingerprint_is_refused_before_anything_is_sent(fingerprint: str) -> None:
     with pytest.raises(errors.InvalidRequest, match="64 hexadecimal"):
         Connection(Login("https://farm", fingerprint=fingerprint))
+
+
+def standby() -> Answer:
+    return problem(503, "standby", "This RenderAPI stands by.")
+
+
+def of_both(first: ScriptedServer, second: str) -> Connection:
+    return Connection(Login(f"{first.url},{second}", "ada@studio.org", "secret"), sleep=lambda _: None)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_renderapi_that_dispatches_is_found_and_remembered(method: str) -> None:
+    with (
+        ScriptedServer(lambda _: standby()).running() as first,
+        ScriptedServer(in_turn(Answer())).running() as second,
+    ):
+        connection = of_both(first, second.url)
+        for _ in range(3):
+            assert connection.call(method, "/tasks/1/pause").json() == {}
+        assert (len(first.asked), len(second.asked)) == (1, 3)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_renderapi_where_nothing_listens_is_passed_over(method: str) -> None:
+    with ScriptedServer(in_turn(Answer())).running() as second:
+        connection = Connection(Login(f"http://127.0.0.1:{free_port()},{second.url}"), patience_s=0)
+        assert connection.call(method, "/me").json() == {}
+
+
+def test_change_that_may_have_been_made_is_not_sent_to_another_renderapi() -> None:
+    silent = ScriptedServer(in_turn(Answer(silent=True)))
+    with silent.running() as first, ScriptedServer(in_turn(Answer())).running() as second:
+        with pytest.raises(errors.NotAvailable):
+            of_both(first, second.url).call("POST", "/tasks/1/pause")
+        assert second.asked == []
+
+
+def test_reading_goes_on_at_another_renderapi_without_waiting() -> None:
+    silent = ScriptedServer(in_turn(Answer(silent=True)))
+    with silent.running() as first, ScriptedServer(in_turn(Answer())).running() as second:
+        connection = Connection(Login(f"{first.url},{second.url}"), patience_s=0)
+        assert connection.call("GET", "/me").json() == {}
+
+
+def test_what_is_refused_is_not_asked_elsewhere() -> None:
+    refusing = ScriptedServer(lambda _: problem(403, "not_allowed"))
+    with refusing.running() as first, ScriptedServer(in_turn(Answer())).running() as second:
+        with pytest.raises(errors.NotAllowed):
+            of_both(first, second.url).call("GET", "/me")
+        assert second.asked == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,28 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def placing(folders: tuple[Path, Path], name: str = "frame.png", data: bytes = DATA) -> Placing:
-    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
-    return Placing(1, name, folders[0], folders[1], len(data), digest)
+    return Placing(1, name, folders[0], folders[1], len(data), digest(data))
 
 
 def test_result_is_linked_not_copied(folders: tuple[Path, Path]) -> None:
     assert place((placing(folders),)) == (Placed.LANDED,)
     assert (folders[1] / "frame.png").samefile(folders[0] / "frame.png")
+
+
+def test_result_of_an_engine_that_still_runs_is_out_of_its_reach(folders: tuple[Path, Path]) -> None:
+    early = replace(placing(folders), may_change=True)
+    for _ in range(2):
+        assert place((early,)) == (Placed.LANDED,)
+    with (folders[0] / "frame.png").open("r+b") as file:
+        file.write(b"A")
+    assert (folders[1] / "frame.png").read_bytes() == DATA
+    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
+
+
+def test_file_that_was_changed_after_it_was_checked_does_not_land(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "frame.png").write_bytes(DATA.upper())
+    assert place((replace(placing(folders), may_change=True),)) == (Placed.MISSING,)
+    assert not list(folders[1].iterdir())
 
 
 def test_landing_can_be_repeated(folders: tuple[Path, Path]) -> None:
@@ -44,6 +60,44 @@ def test_file_that_is_there_is_never_replaced(folders: tuple[Path, Path]) -> Non
     (folders[1] / "frame.png").write_bytes(b"the scene")
     assert place((placing(folders),)) == (Placed.TAKEN,)
     assert (folders[1] / "frame.png").read_bytes() == b"the scene"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_file_that_is_named_is_replaced_in_one_step(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, *, crossing: bool
+) -> None:
+    """R6: a result that is made again takes the place of the old one, which is never missing."""
+    if crossing:
+        monkeypatch.setattr(landing.os, "link", no_link)
+    (folders[1] / "frame.png").write_bytes(b"old")
+    wanted = replace(placing(folders), replaces=digest(b"old"))
+    for _ in range(2):
+        assert place((wanted,)) == (Placed.LANDED,)
+    assert [(path.name, path.read_bytes()) for path in folders[1].iterdir()] == [("frame.png", DATA)]
+
+
+def test_replacement_that_was_interrupted_is_done_again(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "frame.png").write_bytes(b"old")
+    (folders[1] / ".landing-1").write_bytes(b"half")
+    assert settle(replace(placing(folders), replaces=digest(b"old"))) is Placed.LANDED
+    assert [(path.name, path.read_bytes()) for path in folders[1].iterdir()] == [("frame.png", DATA)]
+
+
+def test_other_file_than_the_named_one_is_not_replaced(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "frame.png").write_bytes(b"someone's")
+    assert place((replace(placing(folders), replaces=digest(b"old")),)) == (Placed.TAKEN,)
+    assert (folders[1] / "frame.png").read_bytes() == b"someone's"
+
+
+def no_link(source: str, target: str, *, real: object = os.link, **options: object) -> None:
+    """`os.link` between two file systems."""
+    if not str(source).startswith(".landing-"):
+        raise OSError(18, "Invalid cross-device link")
+    real(source, target, **options)  # type: ignore[operator]
 
 
 def test_same_bytes_under_the_final_name_are_landed(folders: tuple[Path, Path]) -> None:
@@ -99,14 +153,7 @@ def test_task_that_was_deleted_gets_no_directory_again(folders: tuple[Path, Path
 
 
 def test_other_file_system_gets_a_whole_copy(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.link
-
-    def link(source: str, target: str, **options: object) -> None:
-        if not str(source).startswith(".landing-"):
-            raise OSError(18, "Invalid cross-device link")
-        real(source, target, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(landing.os, "link", link)
+    monkeypatch.setattr(landing.os, "link", no_link)
     assert place((placing(folders),)) == (Placed.LANDED,)
     assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
     assert (folders[1] / "frame.png").read_bytes() == DATA

@@ -159,7 +159,7 @@ class Session:
         # The scene's meshes and acceleration structures are kept from frame to frame: up to three times faster.
         render.use_persistent_data = True
         if not render.use_stamp:  # else the time would be painted into the picture
-            render.use_stamp_render_time = True
+            render.use_stamp_render_time = render.use_stamp_memory = True
         for frame in frames:
             self._render_frame(frame)
 

@@ -16,12 +16,12 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from renderonline.database.machines import MachineRow, change_machine, get_machine, hello, secret_matches
-from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.codec import decode, encode
-from renderonline.protocol.link import PROTOCOL, Hello, Refused, Welcome
+from renderonline.protocol.link import PROTOCOL, Drain, Hello, Refused, Welcome
 from renderonline.renderapi.links.connection import Connection, close_quietly, receive
 from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.reports import Reports
@@ -83,6 +83,12 @@ class LinkedMachines:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await socket.send_text(encode(refused))
         await close_quietly(socket, _REFUSED, refused.message)
+
+    def restart(self, machine_id: int) -> None:
+        """Have the machine's program end after its work. `Conflict` when it is not linked now."""
+        if (connection := self._open.get(machine_id)) is None:
+            raise Conflict(f"Machine {machine_id} is not linked now. Restart its HPCServer on the machine itself.")
+        connection.send(Drain(exit=True))
 
     async def close(self) -> None:
         """End all links; RenderAPI stops."""
@@ -151,7 +157,8 @@ class LinkedMachines:
         for number in held:
             connection.knows(number)
         machine.offer({offer.name: offer.version for offer in message.engines}, message.slots)
-        machine.occupied = {one.attempt_id for one in shared.memory.attempts_on(machine_id)} - lost.keys()
+        there = (one for one in shared.memory.attempts_on(machine_id) if one.attempt_id not in lost)
+        machine.occupied = {one.attempt_id: one.needs for one in there}
         machine.link = self._open[machine_id] = connection
         shared.heard(machine)
         shared.machines.note(machine)

@@ -14,7 +14,7 @@ from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.services import principal_of
 
 V2: Final = "/renderapi/v2"
-_OPEN: Final = frozenset({f"{V2}/machines/enroll", f"{V2}/openapi.json", f"{V2}/docs"})
+_OPEN: Final = frozenset({f"{V2}/machines/enroll", f"{V2}/session", f"{V2}/openapi.json", f"{V2}/docs"})
 
 
 class Guard:

@@ -6,6 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from renderonline.farm.accounts import Role
+from renderonline.farm.frames import MAX_FRAMES
 
 Id = Annotated[int, Path(le=2**63 - 1)]
 """An id in a path; larger numbers no database can look for."""
@@ -35,6 +36,7 @@ class SubscriptionChange(_Sent):
     name: Name = ""
     queue_limit: int = Field(0, ge=0, le=1_000_000)
     share: int = Field(1, ge=1, le=1_000_000)
+    running_limit: int = Field(0, ge=0, le=1_000_000)
 
 
 class NewSubscription(SubscriptionChange):
@@ -67,6 +69,29 @@ class MachineChange(_Sent):
     wish: Literal["active", "draining", "disabled"] = "active"
     name: Named = "-"
     wish_reason: str = Field("", max_length=255, alias="reason")
+    tags: list[Name] = Field([], max_length=16)
+    pool: Name = ""
+    hours: str = Field("", max_length=255, description="Such as Mon-Fri 18:00-08:00, Sat, Sun; empty: always.")
+
+
+class TaskChange(_Sent):
+    name: str = Field("", max_length=255)
+    priority: int = Field(50, ge=0, le=100)
+    running_limit: int = Field(0, ge=0, le=MAX_FRAMES)
+
+
+class Requeue(_Sent):
+    chunks: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(default=[], max_length=10_000)
+    frames: str = Field(default="", max_length=65_536)
+
+
+class Credentials(_Sent):
+    email: str = Field(max_length=1_000)
+    token: str = Field(max_length=1_000)
+
+
+class TicketFor(_Sent):
+    path: Place
 
 
 class Invitation(_Sent):

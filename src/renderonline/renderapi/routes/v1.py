@@ -63,7 +63,7 @@ def _enqueue_refusal(error: RenderOnlineError) -> tuple[int, str]:
 
 async def dequeue(request: Request) -> Response:
     """Take a task from the queue."""
-    return await _on_task(request, services_of(request).control.cancel, v1.dequeue_answer, v1.DEQUEUED)
+    return await _on_task(request, services_of(request).control.dequeue, v1.dequeue_answer, v1.DEQUEUED)
 
 
 async def delete(request: Request) -> Response:

@@ -138,6 +138,12 @@ async def add_machine(center: Center, body: models.NewMachine) -> Json:
     return _machine(center, await center.administration.add_machine(body.ip_address, body.port))
 
 
+@router.call("POST", "/machines/{machine_id}/restart", needs=MACHINES, tags=["machines"])
+async def restart_machine(center: Center, machine_id: Id) -> None:
+    """A linked machine finishes what it runs, then its program ends; what keeps it alive starts it again."""
+    center.dispatcher.restart_machine(machine_id)
+
+
 @router.call("POST", "/machines/invite", "Invited", 201, needs=MACHINES, tags=["machines"])
 async def invite(request: Request, caller: Caller, center: Center, body: models.Invitation) -> Json:
     """A code with which machines join, for a while."""

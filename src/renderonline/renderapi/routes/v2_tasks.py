@@ -13,7 +13,7 @@ from renderonline.renderapi.control import Control
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.guard import V2
-from renderonline.renderapi.routes.models import Id
+from renderonline.renderapi.routes.models import Id, Requeue, TaskChange
 from renderonline.renderapi.task_requests import read_v2
 
 router = Part(tags=["tasks"])
@@ -37,7 +37,7 @@ _UPLOAD: Final = {"requestBody": {"required": True, "content": {"multipart/form-
 @router.call("GET", "/me", "Me")
 async def me(caller: Caller) -> Json:
     """Who I am and what I may do."""
-    return views.shown(caller.user, permissions=[one.value for one in Permission if caller.may(one)])
+    return views.me(caller)
 
 
 @router.call("GET", "/tasks", "Tasks")
@@ -103,11 +103,31 @@ def _acting(act: Any) -> Handler:
 
 for _act, _told in (
     (Control.cancel, "Take a task from the queue and stop what runs of it."),
-    (Control.pause, "Start nothing new of a task; what runs goes on."),
     (Control.resume, "Undo a pause."),
     (Control.retry, "Render again what failed or was canceled."),
 ):
     router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", description=_told)(_acting(_act))
+
+
+@router.call("POST", "/tasks/{task_id}/pause", "Task")
+async def pause(caller: Caller, center: Center, task_id: Id, now: bool = False) -> Json:  # noqa: FBT001, FBT002
+    """Start nothing new of a task; what runs goes on, or with `now=1` is stopped and waits, without a failure."""
+    await center.control.pause(task_id, now=now, user_id=caller.tasks_of)
+    return await center.reading.task(caller, task_id)
+
+
+@router.call("POST", "/tasks/{task_id}/requeue", "Task")
+async def requeue(caller: Caller, center: Center, task_id: Id, body: Requeue | None = None) -> Json:
+    """Render a task again, or only some chunks (ids) and frames (a range); what there is stays until it is replaced."""
+    await center.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=caller.tasks_of)
+    return await center.reading.task(caller, task_id)
+
+
+@router.call("PATCH", "/tasks/{task_id}", "Task")
+async def change(caller: Caller, center: Center, task_id: Id, body: TaskChange) -> Json:
+    """Change a task's name, priority, or how many of its chunks run at once."""
+    await center.control.change(task_id, body.model_dump(exclude_unset=True), user_id=caller.tasks_of)
+    return await center.reading.task(caller, task_id)
 
 
 @router.call("DELETE", "/tasks/{task_id}")

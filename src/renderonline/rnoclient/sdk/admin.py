@@ -34,7 +34,7 @@ class Admin:
         return self._list("/subscriptions")
 
     def add_subscription(self, **fields: object) -> Item:
-        """A new subscription: name, queue_limit, share."""
+        """A new subscription: name, queue_limit, share, running_limit."""
         return self._send("POST", "/subscriptions", fields)
 
     def change_subscription(self, subscription_id: int, **fields: object) -> Item:
@@ -78,12 +78,16 @@ class Admin:
         return self._send("POST", "/machines", {"ip_address": ip_address, "port": port})
 
     def change_machine(self, machine_id: int, **fields: object) -> Item:
-        """Change a machine: wish (active, draining, disabled), name, reason."""
+        """Change a machine: wish (active, draining, disabled), name, reason, tags (list), pool, hours."""
         return self._send("PATCH", f"/machines/{machine_id:d}", fields)
 
     def remove_machine(self, machine_id: int) -> None:
         """Forget a machine; its secret is worth nothing afterwards."""
         self._connection.call("DELETE", f"/machines/{machine_id:d}")
+
+    def restart_machine(self, machine_id: int) -> None:
+        """Have a linked machine's program end after its work; its service starts it again, perhaps a newer one."""
+        self._connection.call("POST", f"/machines/{machine_id:d}/restart")
 
     def invite(self, uses: int = 1, hours: float = 24) -> Item:
         """A code with which machines join: {code, expires, command}."""

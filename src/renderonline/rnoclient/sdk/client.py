@@ -55,15 +55,21 @@ class Client:
         chunk_size: int = 0,
         paused: bool = False,
         waits_for: Sequence[int] = (),
+        notify: bool = False,
+        needs: Mapping[str, object] | None = None,
+        running_limit: int = 0,
         progress: transfers.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
 
-        `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm.
+        `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
+        asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
+        memory_mib, gpus); `running_limit`: so many chunks run at once (0: any number).
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
-        request |= {"paused": paused, "waits_for": list(waits_for)}
+        request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
+        request |= {"needs": dict(needs or {}), "running_limit": running_limit}
         return cast("Task", transfers.send(self.connection, request, Path(file), progress).json())
 
     def tasks(
@@ -100,9 +106,9 @@ class Client:
         """Take the task from the queue and stop what runs of it."""
         return self._act(task_id, "cancel")
 
-    def pause(self, task_id: int) -> Task:
-        """Start nothing new of the task."""
-        return self._act(task_id, "pause")
+    def pause(self, task_id: int, *, now: bool = False) -> Task:
+        """Start nothing new of the task; what runs goes on, or with `now` is stopped and waits."""
+        return self._act(task_id, "pause?now=1" if now else "pause")
 
     def resume(self, task_id: int) -> Task:
         """Undo `pause`."""
@@ -111,6 +117,15 @@ class Client:
     def retry(self, task_id: int) -> Task:
         """Render again what failed or was canceled."""
         return self._act(task_id, "retry")
+
+    def requeue(self, task_id: int, *, frames: str = "", chunks: Sequence[int] = ()) -> Task:
+        """Render the task again, or only some frames (a range) and chunks; old results stay until they are replaced."""
+        return self._act(task_id, "requeue", {"frames": frames, "chunks": list(chunks)})
+
+    def change(self, task_id: int, **changes: str | int | None) -> Task:
+        """Change `name` ("": the file's), `priority` or `running_limit` (chunks at once; 0: no limit)."""
+        data = {name: value for name, value in changes.items() if value is not None}
+        return cast("Task", self.connection.call("PATCH", f"/tasks/{task_id:d}", data=data).json())
 
     def delete(self, task_id: int) -> None:
         """Stop the task and delete it with all its files."""
@@ -170,8 +185,8 @@ class Client:
                 progress(len(paths), len(found))
         return paths
 
-    def _act(self, task_id: int, what: str) -> Task:
-        return cast("Task", self.connection.call("POST", f"/tasks/{task_id:d}/{what}").json())
+    def _act(self, task_id: int, what: str, data: object = None) -> Task:
+        return cast("Task", self.connection.call("POST", f"/tasks/{task_id:d}/{what}", data=data).json())
 
     def _pages(self, path: str, query: Mapping[str, object] | None = None, size: int = PAGE) -> Iterator[Item]:
         cursor: object = None

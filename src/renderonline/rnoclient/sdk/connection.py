@@ -20,6 +20,8 @@ from urllib.parse import SplitResult, urlencode, urlsplit
 from renderonline.farm import errors
 
 BASE: Final = "/renderapi/v2"
+STANDBY: Final = "standby"
+"""The `reason_code` of `Busy` when another RenderAPI of the farm dispatches."""
 UNREACHABLE: Final = "unreachable"
 """The `reason_code` of `NotAvailable` when nothing answered at the address."""
 TIMEOUT_S: Final = 30.0
@@ -46,6 +48,7 @@ class Busy(errors.NotAvailable):
 class Login:
     """Where a RenderAPI is and as whom to speak to it.
 
+    `url` may name several, separated by commas, of which one dispatches while the others stand by (R10).
     `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed) trusts
     exactly the certificate with that digest and no other, whoever signed it.
     """
@@ -83,7 +86,10 @@ class Reply:
 
 
 class Connection:
-    """Calls to one RenderAPI. Not for use by several threads at once; each thread makes its own.
+    """Calls to one farm's RenderAPI. Not for use by several threads at once; each thread makes its own.
+
+    Of several addresses the one that answered last is asked first. The next is asked where nothing can have been done:
+    when there was no connection, when RenderAPI stands by, and for GET after every fault of the network.
 
     GET is repeated with backoff for `patience_s` seconds when the network or RenderAPI fails for a moment; the others
     are sent once, each on a connection of its own, so that what was carried out is never carried out twice; but for
@@ -94,14 +100,15 @@ class Connection:
         self.login = login
         self._patience_s = patience_s
         self._sleep = sleep
-        self._address = _address(login.url)
-        self._context = _context(login) if self._address.scheme == "https" else None
+        self._addresses = [_address(url) for url in login.url.split(",")]
+        self._address = self._addresses[0]
+        self._context = _context(login) if any(one.scheme == "https" for one in self._addresses) else None
         self._kept: http.client.HTTPConnection | None = None
 
     @property
     def url(self) -> str:
-        """The address without a slash at its end."""
-        return f"{self._address.scheme}://{self._address.netloc}{self._address.path}"
+        """The address without a slash at its end; several are separated by commas."""
+        return ",".join(one.geturl() for one in self._addresses)
 
     def close(self) -> None:
         """Let the kept connection go."""
@@ -153,14 +160,11 @@ class Connection:
         Raises the class of `farm.errors` that the answer names; `NotAvailable` with code `unreachable` for faults
         of the network, also for those that happen while the answer is read.
         """
-        connection = self._take(timeout_s, keep=keep)
         identity = {"email": self.login.email, "token": self.login.token}
         known = {name: value for name, value in identity.items() if value} | dict(headers or {})
+        connection, response = self._ask(method, path, body, known, timeout_s, keep=keep)
         try:
             try:
-                response = self._exchange(connection, method, self._address.path + BASE + path, body, known)
-                if response.status >= 300:
-                    raise error_of(response)
                 yield response
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from error
@@ -169,6 +173,35 @@ class Connection:
         finally:
             if self._kept is not connection:
                 connection.close()
+
+    def _ask(
+        self, method: str, path: str, body: Body, headers: Mapping[str, str], timeout_s: float, *, keep: bool
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """The answer of the RenderAPI that dispatches, and its connection."""
+        others = len(self._addresses)
+        while True:
+            connection, others = self._take(timeout_s, keep=keep), others - 1
+            untouched = connection.sock is None
+            try:
+                if untouched:
+                    connection.connect()
+                    self._check_certificate(connection)
+                    untouched = False
+                response = self._exchange(connection, method, self._address.path + BASE + path, body, headers)
+                if response.status >= 300:
+                    raise error_of(response)
+            except (OSError, http.client.HTTPException, errors.RenderOnlineError) as error:
+                connection.close()
+                told = error if isinstance(error, errors.RenderOnlineError) else self._unreachable(error)
+                harmless = untouched or method == "GET" or told.reason_code == STANDBY
+                if isinstance(told, errors.NotAvailable):
+                    self._address = self._addresses[self._addresses.index(self._address) - 1]
+                    if others and harmless:
+                        continue
+                if told is error:
+                    raise
+                raise told from error
+            return connection, response
 
     def _take(self, timeout_s: float, *, keep: bool) -> http.client.HTTPConnection:
         if keep and self._kept is not None:
@@ -185,9 +218,6 @@ class Connection:
     def _exchange(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: Body, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
-        if connection.sock is None:
-            connection.connect()
-            self._check_certificate(connection)
         # when sending fails, the answer that explains it may already be here; if not, reading it fails in the same way
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, body(connection) if callable(body) else body, headers)

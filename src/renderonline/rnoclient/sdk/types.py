@@ -15,6 +15,7 @@ class Task(TypedDict):
     engine_id: int
     status: str
     priority: int
+    running_limit: int
     paused: bool
     file_name: str
     file_size: int
@@ -28,7 +29,11 @@ class Task(TypedDict):
     ended: str | None
     reason: str | None
     machine_ids: list[int]
+    notify: bool
+    needs: dict[str, Any]
     progress: float
+    latest: dict[str, Any] | None
+    """The file that landed last; null in lists."""
 
 
 Item = Mapping[str, Any]

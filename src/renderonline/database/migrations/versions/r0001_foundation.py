@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects import mysql
 
 from renderonline.database.columns import Id
-from renderonline.database.schema import farm, metadata
+from renderonline.database.schema import farm, leases, metadata
 from renderonline.farm.errors import InvalidRequest
 
 revision = "0001"
@@ -22,10 +22,8 @@ NARROW = (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)
 
 def upgrade() -> None:
     bind = op.get_bind()
-    existing = [table for table in metadata.tables.values() if sa.inspect(bind).has_table(table.name)]
-    for table in existing:
-        _check(table)
-    _note_origin(adopted=any(table is not farm for table in existing))
+    existing = {name for name in metadata.tables if sa.inspect(bind).has_table(name)}
+    _note_origin(adopted=not existing <= {farm.name, leases.name})  # those two are made before all others
     complete()
 
 
@@ -44,10 +42,12 @@ def _present(table: sa.Table) -> dict[str, sa.types.TypeEngine[object]]:
     return {column["name"]: column["type"] for column in sa.inspect(op.get_bind()).get_columns(table.name)}
 
 
-def _check(table: sa.Table) -> None:
+def check(bind: sa.Connection, table: sa.Table) -> None:
     """A table of this name that lacks what can't be added is somebody else's."""
+    if not sa.inspect(bind).has_table(table.name):
+        return
     needed = {column.name for column in table.columns if not column.nullable and column.server_default is None}
-    if missing := sorted(needed - _present(table).keys()):
+    if missing := sorted(needed - {column["name"] for column in sa.inspect(bind).get_columns(table.name)}):
         raise InvalidRequest(
             f"The table {table.name} is there but has no column {', '.join(missing)}: this is not RenderOnline's "
             "schema. Name another database, or bring the table into its original form."

@@ -1,0 +1,103 @@
+"""What chunks need of a machine besides its engine, and what machines have (R9)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from renderonline.farm.errors import InvalidRequest
+
+MAX_TAGS: Final = 16
+MAX_MEMORY_MIB: Final = 2**26
+MAX_GPUS: Final = 64
+_WORD: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,49}")
+_VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
+    ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone."""
+
+    engine_version: str = ""
+    tags: tuple[str, ...] = ()
+    pool: str = ""
+    memory_mib: int = 0
+    gpus: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes something of a machine that others need too."""
+        return bool(self.memory_mib or self.gpus)
+
+    def checked(self) -> "Needs":
+        """The same in canonical form; `InvalidRequest` names what nobody can need."""
+        if self.engine_version and not _VERSION.fullmatch(self.engine_version):
+            raise InvalidRequest("An engine's version is numbers with dots between them, such as 4.2 or 5.0.1.")
+        for name, most in (("memory_mib", MAX_MEMORY_MIB), ("gpus", MAX_GPUS)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InvalidRequest(f"{name} is a number from 0 to {most:,}.")
+        tags, pool = checked_tags(self.tags), checked_pool(self.pool)
+        return Needs(self.engine_version, tags, pool, self.memory_mib, self.gpus)
+
+    def joined(self, more: "Needs") -> "Needs":
+        """What satisfies both; the pool of `more` counts when it names one. Both are checked."""
+        return Needs(
+            max(self.engine_version, more.engine_version, key=_parts),
+            tuple(sorted({*self.tags, *more.tags})),
+            more.pool or self.pool,
+            max(self.memory_mib, more.memory_mib),
+            max(self.gpus, more.gpus),
+        )
+
+
+NOTHING: Final = Needs()
+
+
+class Ability(NamedTuple):
+    """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
+    `Needs` may ask for (tags case-folded). Machines whose abilities differ only in the first field are alike."""
+
+    machine_id: int
+    engines: tuple[tuple[str, str], ...]
+    linked: bool = True
+    tags: frozenset[str] = frozenset()
+    pool: str = ""
+    memory_mib: int = 0
+    gpus: int = 0
+
+    def lacks(self, engine: str, needs: Needs) -> str:
+        """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
+        version = dict(self.engines).get(engine)
+        if version is None:
+            return f"no engine {engine}"
+        if needs.engine_version and _parts(version) < _parts(needs.engine_version):
+            return f"{engine} {version or 'of a version that is not known'}, not {needs.engine_version} or newer"
+        if missing := sorted(set(needs.tags) - self.tags):
+            return f"no tag {', '.join(missing)}"
+        if self.pool != needs.pool:
+            return f"kept for the pool {self.pool}" if not needs.pool else f"not in the pool {needs.pool}"
+        if needs.memory_mib > self.memory_mib:
+            return f"{self.memory_mib} MiB of memory, not {needs.memory_mib}"
+        return f"{self.gpus} graphics cards, not {needs.gpus}" if needs.gpus > self.gpus else ""
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags in canonical form: case-folded, sorted, each once. `InvalidRequest` for what is none."""
+    found = tuple(sorted({tag.strip().casefold() for tag in tags}))
+    if len(found) > MAX_TAGS or not all(map(_WORD.fullmatch, found)):
+        raise InvalidRequest(f"Tags (at most {MAX_TAGS}) and pool: words of up to 50 of a-z, 0-9, _ . and -.")
+    return found
+
+
+def checked_pool(pool: str) -> str:
+    """A pool's name in canonical form, "" for none; `InvalidRequest` for what is no name."""
+    return "".join(checked_tags([pool] if pool.strip() else ()))
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """A version as numbers, so that 4.10 is newer than 4.9, and 4.2 as new as 4.2.0."""
+    parts = [int(digits[-18:]) for digits in re.findall(r"[0-9]+", version)[:8]]
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

@@ -1,0 +1,77 @@
+"""The web page: files that are read once, and sent compressed, with a policy that lets nothing foreign in."""
+
+import gzip
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Vary": "Accept-Encoding",
+}
+_PLACES: Final = ("/", "/login", "/submit", "/farm", "/admin", "/admin/{part}", "/tasks/{task_id:int}")
+"""Addresses at which the page stands; what is shown there the page decides."""
+_BASE: Final = b"/web/-/"
+"""How the page names its files; the digest of all of them takes the place of the dash, so that they may be kept."""
+_FOR_EVER: Final = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    plain: bytes
+    packed: bytes
+    etag: str
+    media_type: str
+
+    @staticmethod
+    def of(name: str, content: bytes) -> "_File":
+        media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        if name.endswith(".js"):  # what the system says of it differs
+            media_type = "text/javascript"
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return _File(content, gzip.compress(content, 9, mtime=0), etag, media_type)
+
+    def answer(self, request: Request, cache: str) -> Response:
+        headers = {**_HEADERS, "ETag": self.etag, "Cache-Control": cache}
+        if self.etag in {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}:
+            return Response(status_code=304, headers=headers)
+        body = self.plain
+        if "gzip" in request.headers.get("accept-encoding", "") and len(self.packed) < len(body):
+            body, headers = self.packed, {**headers, "Content-Encoding": "gzip"}
+        return Response(body, headers=headers, media_type=self.media_type)
+
+
+def routes(directory: Path) -> list[BaseRoute]:
+    """The page in `directory`, its files read now."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
+    digest = hashlib.sha256(b"".join(name.encode() + content for name, content in contents.items())).hexdigest()[:16]
+    index = _File.of("index.html", contents.pop("index.html").replace(_BASE, f"/web/{digest}/".encode()))
+    files: Mapping[str, _File] = {name: _File.of(name, content) for name, content in contents.items()}
+
+    async def page(request: Request) -> Response:
+        return index.answer(request, "no-cache")
+
+    async def page_file(request: Request) -> Response:
+        file = files.get(request.path_params["name"])
+        if file is None:
+            raise HTTPException(404)
+        return file.answer(request, _FOR_EVER if request.path_params["digest"] == digest else "no-cache")
+
+    places = [Route(place, page, methods=["GET"]) for place in _PLACES]
+    return [*places, Route("/web/{digest}/{name:path}", page_file, methods=["GET"])]

@@ -1,0 +1,6 @@
+"""The web page: static files without a build step, which RenderAPI serves at `/` when it is given this directory."""
+
+from pathlib import Path
+from typing import Final
+
+DIRECTORY: Final = Path(__file__).parent / "static"

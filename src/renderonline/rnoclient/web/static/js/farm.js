@@ -1,0 +1,125 @@
+// The farm's machines: what they are, what they do now, and whether they may take work.
+
+import { call, get } from './api.js';
+import { Part, ago, attempt, bar, copied, define, dialog, empty, html, icon, nothing, number, percent, plural, size, stateOf, sure, unready } from './parts.js';
+import { tasks } from './store.js';
+
+const MIB = 1_048_576;
+const ORDER = ['busy', 'idle', 'draining', 'disabled', 'offline'];
+
+class Farm extends Part {
+  static properties = { me: {}, problem: { state: true }, machines: { state: true } };
+  #work = new Map();
+  #refresh = 0;
+  #changed = () => this.changed();
+
+  connectedCallback() {
+    super.connectedCallback();
+    this.follow('resync', () => this.load());
+    this.follow('machine', (told) => this.#machine(told));
+    this.follow('progress', (told) => { this.#work.set(told.attempt_id, told); this.changed(); });
+    this.every(15_000, () => this.load());
+    tasks.addEventListener('change', this.#changed);
+    if (tasks.loaded === null) tasks.load();
+    this.load();
+  }
+
+  disconnectedCallback() {
+    super.disconnectedCallback();
+    tasks.removeEventListener('change', this.#changed);
+  }
+
+  async load() {
+    if (!this.me.permissions.includes('machines')) return;
+    this.problem = null;
+    try {
+      this.machines = new Map((await get('/machines')).items.map((one) => [one.machine_id, one]));
+    } catch (error) { if (!this.machines) this.problem = error; }
+  }
+
+  #machine(told) {
+    if (!this.machines) return;
+    this.machines.set(told.machine_id, { ...this.machines.get(told.machine_id), ...told });
+    this.changed();
+  }
+
+  async #wish(machine, wish, done) {
+    if (wish === 'disabled' && machine.attempts.length && !(await sure(`Disable ${machine.name}?`, 'It is rendering. What runs there goes on to its end; nothing new starts.', 'Disable'))) return;
+    await attempt(async () => this.#machine(await call('PATCH', `/machines/${machine.machine_id}`, { wish, reason: '' })), `${machine.name} ${done}.`);
+  }
+
+  async #invite() {
+    let invited = null;
+    if (!(await attempt(async () => { invited = await call('POST', '/machines/invite', {}); }))) return;
+    await dialog('Add a machine', (box) => html`<p>On the other computer, with RenderOnline installed, type this line. The code works once, for a day.</p>
+      ${copied(invited.command, 'Command')}<p class="help">It dials this farm, so it needs no open port. It appears here by itself.</p>
+      <div class="buttons end"><button type="button" class="primary" autofocus @click=${() => box.close()}>Done</button></div>`, { wide: true });
+  }
+
+  async #remove(machine) {
+    if (!(await sure(`Remove ${machine.name}?`, 'The farm forgets this machine. It needs a new code to join again.', 'Remove'))) return;
+    await attempt(async () => { await call('DELETE', `/machines/${machine.machine_id}`); this.load(); }, `${machine.name} was removed.`);
+  }
+
+  #edit(machine) {
+    const linked = machine.kind === 'linked';
+    dialog(machine.name, (box) => html`<form @submit=${async (event) => {
+        event.preventDefault();
+        const of = Object.fromEntries(new FormData(event.target));
+        const changes = { name: of.name.trim() || machine.name, tags: of.tags.split(',').map((one) => one.trim()).filter(Boolean), pool: of.pool.trim(), hours: of.hours.trim() };
+        if (await attempt(async () => this.#machine(await call('PATCH', `/machines/${machine.machine_id}`, changes)), 'Changed.')) box.close();
+      }}><label>Name <input name="name" maxlength="100" .value=${machine.name}></label>
+      <label>Tags <input name="tags" .value=${(machine.tags ?? []).join(', ')} placeholder="gpu, fast"></label>
+      <label>Pool <input name="pool" maxlength="50" .value=${machine.pool ?? ''}></label>
+      <label>Working hours <input name="hours" .value=${machine.hours ?? ''} placeholder="always, or Mon-Fri 18:00-08:00, Sat, Sun"></label>
+      <div class="buttons end">${linked && machine.status === 'offline' ? html`<button type="button" class="danger" @click=${() => { box.close(); this.#remove(machine); }}>Remove</button>` : nothing}
+        <button type="button" @click=${() => box.close()}>Close</button><button class="primary">Save</button></div></form>`);
+  }
+
+  render() {
+    const add = html`<button type="button" class="primary" @click=${this.#invite}>${icon('plus')}Add a machine</button>`;
+    if (!this.me.permissions.includes('machines')) return html`<div class="head"><h1>Farm</h1></div>${empty('Not for your account', 'Operators and administrators look after the machines.', html`<a class="button" href="/">All tasks</a>`, 'canceled')}`;
+    if (!this.machines) return html`<div class="head"><h1>Farm</h1>${add}</div>${unready(this)}`;
+    const all = [...this.machines.values()].sort((one, other) => ORDER.indexOf(one.status) - ORDER.indexOf(other.status) || one.name.localeCompare(other.name));
+    if (!all.length) return html`<div class="head"><h1>Farm</h1></div>${empty('No machine yet', 'Machines render the frames. Any computer with a renderer can be one, also the one that you sit at.', add, 'farm')}`;
+    const count = Object.groupBy(all, (one) => one.status);
+    const slots = all.filter((one) => one.status !== 'offline').reduce((sum, one) => sum + one.slots, 0);
+    const used = all.reduce((sum, one) => sum + one.attempts.length, 0);
+    const waiting = [...tasks.all.values()].reduce((sum, one) => sum + (one.status === 'running' || one.status === 'queued' ? one.chunks.waiting : 0), 0);
+    return html`<div class="head"><h1>Farm</h1>${add}</div>
+      <div class="figures">${[[plural(all.length, 'machine'), ORDER.filter((one) => count[one]).map((one) => `${count[one].length} ${one}`).join(', ')],
+        [slots ? percent(Math.min(1, used / slots)) : '–', `in use: ${used} of ${plural(slots, 'slot')}`], [number(waiting), waiting === 1 ? 'part waits' : 'parts wait']].map(([figure, told]) => html`<div class="card"><strong>${figure}</strong><span>${told}</span></div>`)}</div>
+      <div class="machines" role="list">${all.map((machine) => this.#card(machine))}</div>`;
+  }
+
+  #card(machine) {
+    const on = machine.status !== 'offline';
+    const total = machine.memory_mib * MIB;
+    const used = machine.memory_mib ? 1 - machine.memory_free_mib / machine.memory_mib : 0;
+    const load = machine.cpu_count ? Math.min(1, machine.load > 1 ? machine.load / machine.cpu_count : machine.load) : 0;
+    return html`<article class="card machine ${machine.status}" role="listitem" data-machine=${machine.name}><header><h2>${machine.name}</h2>${stateOf(machine.status)}</header>
+      ${machine.reason ? html`<p class="reason">${machine.benched ? 'Set aside for a while: ' : ''}${machine.reason}</p>` : nothing}
+      ${this.#doing(machine)}
+      ${on && machine.cpu_count ? html`<dl class="meters"><div><dt>Processor</dt><dd>${bar(load, `Processor load of ${machine.name}`)}<span>${percent(load)}</span></dd></div>
+        ${total ? html`<div><dt>Memory</dt><dd>${bar(used, `Memory of ${machine.name} in use`)}<span>${size(total * used)} of ${size(total)}</span></dd></div>` : nothing}</dl>` : nothing}
+      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot'), ...(machine.gpus ?? []).map((one) => one.name ?? one)].filter(Boolean).join(' · ')}</p>
+      <p class="engines">${machine.engines.map((one) => html`<span>${one.name} ${one.version}</span>`)}${(machine.tags ?? []).map((one) => html`<span class="tag">${one}</span>`)}${machine.hours ? html`<span class="tag">${machine.hours}</span>` : nothing}</p>
+      ${on ? nothing : html`<p class="help">Last seen ${ago(machine.seen)}</p>`}
+      <div class="buttons">${machine.wish === 'active' && !machine.benched
+        ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
+        : html`<button type="button" class="primary" @click=${() => this.#wish(machine, 'active', 'takes work again')}>${icon('play')}Enable</button>`}
+        <button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></article>`;
+  }
+
+  /** What it renders now: as its progress says, else by the tasks that have a part there. */
+  #doing(machine) {
+    if (!machine.attempts.length) return nothing;
+    const told = machine.attempts.map((id) => this.#work.get(id)).filter(Boolean);
+    for (const id of this.#work.keys()) if (this.#work.get(id).machine_id === machine.machine_id && !machine.attempts.includes(id)) this.#work.delete(id);
+    if (told.length) return told.map((one) => html`<p class="doing"><a href="/tasks/${one.task_id}">${tasks.all.get(one.task_id)?.name ?? `Task ${one.task_id}`}</a><span>${one.frame === null || one.frame === undefined ? '' : `frame ${one.frame}`}</span>${bar(one.fraction, `Progress on ${machine.name}`)}</p>`);
+    const here = [...tasks.all.values()].filter((task) => task.machine_ids.includes(machine.machine_id) && task.status === 'running');
+    return here.map((task) => html`<p class="doing"><a href="/tasks/${task.task_id}">${task.name}</a></p>`);
+  }
+}
+
+define('ro-farm', Farm);

@@ -1,0 +1,246 @@
+// One task: its frames as they appear, its log, its parts, what is known of it, and why it waits or failed.
+
+import { call, download, everyPage, fetched, get, live } from './api.js';
+import './frames.js';
+import './log.js';
+import { ENDED, Part, ago, attempt, bar, define, duration, empty, html, icon, nothing, number, percent, plural, remaining, size, stateOf, unready, when, word } from './parts.js';
+import { tasks } from './store.js';
+import { ACTIONS, act } from './tasks.js';
+
+const TABS = [['frames', 'Frames'], ['log', 'Log'], ['parts', 'Parts'], ['facts', 'Details']];
+const RANGE = /^(-?\d+)(?:-(-?\d+)(?:x(\d+))?)?$/;
+
+function expand(text) {
+  const [, first, last = first, step = 1] = RANGE.exec(text) ?? [];
+  const found = [];
+  for (let frame = Number(first); frame <= Number(last); frame += Number(step)) found.push(frame);
+  return found;
+}
+
+class Task extends Part {
+  static properties = { taskId: {}, me: {}, problem: { state: true }, reasons: { state: true }, attempts: { state: true } };
+  #chunks = new Map();
+  #results = new Map();
+  #rendering = new Map();
+  #cells = [];
+  #dirty = true;
+  #known = '';
+  #later = 0;
+  #loading = null;
+  #changed = () => this.#task();
+
+  connectedCallback() {
+    super.connectedCallback();
+    tasks.addEventListener('change', this.#changed);
+    addEventListener('popstate', this.#changed);
+    this.follow('result', (told) => { if (told.task_id === this.taskId) { this.#results.set(told.name, told); this.#rendering.delete(told.frame); this.#redraw(); } });
+    this.follow('progress', (told) => { if (told.task_id === this.taskId) this.#progress(told); });
+    this.follow('task', (told) => { if (told.task_id === this.taskId && told.status === 'deleted') this.#gone(); });
+    this.follow('resync', () => this.load());
+    this.every(5000, () => this.requestUpdate());
+  }
+
+  disconnectedCallback() {
+    super.disconnectedCallback();
+    tasks.removeEventListener('change', this.#changed);
+    removeEventListener('popstate', this.#changed);
+    this.#loading?.abort();
+    clearTimeout(this.#later);
+  }
+
+  willUpdate(changed) {
+    if (!changed.has('taskId')) return;
+    this.#chunks.clear();
+    this.#results.clear();
+    this.load();
+  }
+
+  get task() { return tasks.all.get(this.taskId); }
+
+  async load() {
+    this.problem = null;
+    this.#loading?.abort();
+    const { signal } = (this.#loading = new AbortController());
+    try {
+      tasks.put(await get(`/tasks/${this.taskId}`, { signal }));
+      await Promise.all([this.#readParts(signal), this.#readResults(signal), this.#why(signal)]);
+    } catch (error) {
+      if (error.name !== 'AbortError') this.problem = error;
+    }
+  }
+
+  async #readParts(signal) {
+    const attempts = [];
+    await everyPage(`/tasks/${this.taskId}/chunks`, (items) => { for (const one of items) this.#chunks.set(one.chunk_id, one); this.#redraw(); }, signal);
+    const found = await get(`/tasks/${this.taskId}/attempts?limit=500`, { signal });
+    attempts.push(...found.items);
+    this.attempts = attempts;
+    for (const one of attempts) if (one.state === 'running' || one.state === 'assigned') this.#chunks.get(one.chunk_id) && Object.assign(this.#chunks.get(one.chunk_id), { state: 'running' });
+    this.#redraw();
+  }
+
+  async #readResults(signal) {
+    const found = new Map();
+    await everyPage(`/tasks/${this.taskId}/results`, (items) => { for (const one of items) { found.set(one.name, one); this.#results.set(one.name, one); } this.#redraw(); }, signal);
+    for (const name of this.#results.keys()) if (!found.has(name)) this.#results.delete(name);
+  }
+
+  async #why(signal) {
+    this.reasons = (await get(`/tasks/${this.taskId}/explain`, { signal })).reasons;
+  }
+
+  /** The task changed: what its parts are now is asked for soon, at once when its status is another. */
+  #task() {
+    const task = this.task;
+    if (!task) return;
+    const known = `${task.status} ${Object.values(task.chunks)}`;
+    this.changed();
+    if (known === this.#known) return;
+    const calm = this.#known.split(' ')[0] === task.status ? 1500 : 60;
+    if (this.#known && !this.#later) this.#later = setTimeout(() => { this.#later = 0; this.#again(); }, calm);
+    this.#known = known;
+  }
+
+  async #again() {
+    try {
+      await Promise.all([this.#readParts(), this.#why(), ...(ENDED.has(this.task?.status) ? [this.#readResults()] : [])]);
+    } catch { /* the next change asks again */ }
+  }
+
+  #gone() { this.dispatchEvent(new CustomEvent('ro-go', { bubbles: true, detail: { to: '/', replace: true } })); }
+
+  #progress({ chunk_id: chunkId, frame, fraction }) {
+    const chunk = this.#chunks.get(chunkId);
+    if (chunk && chunk.state !== 'running') { chunk.state = 'running'; this.#redraw(); }
+    for (const [other, one] of this.#rendering) if (one.chunkId === chunkId) this.#rendering.delete(other);
+    if (frame !== null && frame !== undefined) this.#rendering.set(frame, { chunkId, fraction });
+    this.#redraw();
+  }
+
+  #redraw() {
+    this.#dirty = true;
+    this.changed();
+  }
+
+  /** Every frame with its state and its file; of a task without frames its files. */
+  cells() {
+    if (!this.#dirty) return this.#cells;
+    this.#dirty = false;
+    const files = new Map();
+    for (const result of this.#results.values()) if (result.frame !== null && !files.has(result.frame)) files.set(result.frame, result);
+    const found = new Map();
+    for (const chunk of this.#chunks.values()) {
+      for (const frame of chunk.frames === null ? [] : expand(chunk.frames)) {
+        const state = chunk.state === 'running' || chunk.state === 'assigned' ? (this.#rendering.has(frame) ? 'running' : 'assigned') : chunk.state;
+        found.set(frame, { frame, label: String(frame), state: state === 'succeeded' ? 'missing' : state, reason: chunk.reason, result: null });
+      }
+    }
+    for (const [frame, result] of files) found.set(frame, { frame, label: String(frame), state: 'succeeded', result });
+    const others = [...this.#results.values()].filter((one) => one.frame === null || files.get(one.frame) !== one);
+    this.#cells = [...found.values()].sort((one, other) => one.frame - other.frame);
+    for (const result of others) this.#cells.push({ frame: null, label: result.name, state: 'succeeded', result });
+    return this.#cells;
+  }
+
+  #tab() { return new URLSearchParams(location.search).get('tab') ?? 'frames'; }
+
+  #show(changes) {
+    const asked = new URLSearchParams(location.search);
+    for (const [name, value] of Object.entries(changes)) value ? asked.set(name, value) : asked.delete(name);
+    history.replaceState(null, '', `${location.pathname}${asked.size ? `?${asked}` : ''}`);
+    this.requestUpdate();
+  }
+
+  #tabKey(event) {
+    const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!way) return;
+    const at = TABS.findIndex(([name]) => name === this.#tab());
+    this.#show({ tab: TABS[(at + way + TABS.length) % TABS.length][0] });
+    this.updateComplete.then(() => this.querySelector('[role=tab][aria-selected=true]').focus());
+  }
+
+  render() {
+    const task = this.task;
+    const back = html`<a class="back" href="/">${icon('previous')}Tasks</a>`;
+    if (!task || (this.problem && !this.#chunks.size)) return html`${back}<div class="head"><h1>Task ${this.taskId}</h1></div>${unready(this)}`;
+    document.title = `${task.name} – RenderOnline`;
+    const left = remaining(task);
+    const running = this.attempts?.filter((one) => !one.outcome) ?? [];
+    const tab = this.#tab();
+    return html`${back}<div class="head task-head"><h1>${task.name}</h1><div class="buttons">${this.#buttons(task)}</div></div>
+      <section class="card summary"><div class="line">${stateOf(task.status)}
+        <span>${task.frames_total ? `${number(task.frames_done)} of ${plural(task.frames_total, 'frame')}` : percent(task.progress)}</span>
+        ${left === null ? nothing : html`<span>${duration(left)} left</span>`}
+        ${running.length ? html`<span>on ${[...new Set(running.map((one) => one.machine))].join(', ')}</span>` : nothing}
+        ${ENDED.has(task.status) && task.started && task.ended ? html`<span>took ${duration((Date.parse(task.ended) - Date.parse(task.started)) / 1000)}</span>` : nothing}
+        <span class="soft">${task.email} · ${ago(task.queued)}</span></div>
+        ${bar(task.progress, 'Progress', task.status)}${this.#because(task)}</section>
+      <div class="tabs" role="tablist" aria-label="About this task" @keydown=${this.#tabKey}>${TABS.map(([name, title]) => html`<button type="button" role="tab" id="tab-${name}" aria-selected=${tab === name}
+        aria-controls="panel" tabindex=${tab === name ? 0 : -1} @click=${() => this.#show({ tab: name === 'frames' ? '' : name })}>${title}</button>`)}</div>
+      <div id="panel" role="tabpanel" aria-labelledby="tab-${tab}">${this.#panel(tab, task)}</div>`;
+  }
+
+  #buttons(task) {
+    const done = () => { this.load(); };
+    return html`${task.frames_done || task.chunks.succeeded ? html`<button type="button" class="primary" @click=${() => attempt(() => download(`/tasks/${task.task_id}/download`))}>${icon('download')}Download all</button>` : nothing}
+      ${ACTIONS.filter(([, , , fits]) => fits(task)).map(([action, name, drawn]) => html`<button type="button" class=${action === 'delete' ? 'danger' : ''}
+        @click=${async () => { if (await act(action, [task])) action === 'delete' ? this.#gone() : done(); }}>${icon(drawn)}${name}</button>`)}`;
+  }
+
+  #because(task) {
+    const reasons = this.reasons ?? [];
+    if (task.status === 'succeeded' || !reasons.length) return nothing;
+    const told = reasons.filter((one) => !/^It (?:failed|was canceled)\b/.test(one)).map((one) => one.replace(/ (?:Add one|Allow more): renderonline .*$/, ''));
+    if (!told.length) return nothing;
+    const helping = [];
+    if (reasons.some((one) => one.startsWith('No machine')) && this.me?.permissions.includes('machines')) helping.push(html`<a class="button" href="/farm">${icon('farm')}Machines</a>`);
+    if (task.chunks.failed) helping.push(html`<button type="button" @click=${() => this.#show({ tab: 'log' })}>Look at the log</button>`);
+    return html`<div class="because ${task.status}">${icon(task.status === 'failed' ? 'failed' : 'info')}<div>${told.map((one) => html`<p>${one}</p>`)}</div>${helping}</div>`;
+  }
+
+  #panel(tab, task) {
+    if (tab === 'log') return html`<ro-log .attempts=${this.attempts} .wanted=${Number(new URLSearchParams(location.search).get('attempt'))} .chose=${(id) => this.#show({ attempt: id })}></ro-log>`;
+    if (tab === 'parts') return this.#parts();
+    if (tab === 'facts') return this.#facts(task);
+    return html`<ro-frames .task=${task} .cells=${this.cells()} .wanted=${new URLSearchParams(location.search).get('frame')} .chose=${(label) => this.#show({ frame: label })}
+      .again=${(frames) => this.#requeue(frames)}></ro-frames>`;
+  }
+
+  async #requeue(frames) {
+    await attempt(() => call('POST', `/tasks/${this.taskId}/requeue`, { frames }), `Frame ${frames} is rendered again.`);
+    this.load();
+  }
+
+  #parts() {
+    if (!this.attempts) return unready(this);
+    if (!this.attempts.length) return empty('Nothing was tried yet', 'Here you see which machine rendered what, and how long it took.', nothing, 'queued');
+    const begin = Math.min(...this.attempts.map((one) => Date.parse(one.started ?? one.assigned)));
+    const end = Math.max(...this.attempts.map((one) => (one.ended ? Date.parse(one.ended) : Date.now())));
+    const share = (moment) => (end > begin ? (100 * (moment - begin)) / (end - begin) : 0);
+    return html`<div class="table attempts" role="table" aria-label="Attempts"><div role="rowgroup" class="header"><div role="row">
+        ${['State', 'Frames', 'Machine', 'Time', 'When'].map((name) => html`<span role="columnheader">${name}</span>`)}</div></div>
+      <ro-windowed kind="rowgroup" .count=${this.attempts.length} .height=${64} .draw=${(index) => {
+        const one = this.attempts[index];
+        const from = Date.parse(one.started ?? one.assigned);
+        const to = one.ended ? Date.parse(one.ended) : Date.now();
+        const state = one.outcome ?? one.state;
+        return html`<div role="row"><span role="cell">${stateOf(state)}</span><span role="cell">${one.frames ?? 'whole'}<small>${one.reason ?? ''}</small></span>
+          <span role="cell">${one.machine || 'gone'}<small>${one.peak_memory_mib ? `up to ${size(one.peak_memory_mib * 1048576)}` : ''}</small></span>
+          <span role="cell">${duration((to - from) / 1000)}</span>
+          <span role="cell"><svg class="span ${state}" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label="from ${when(one.started ?? one.assigned)}"><rect width="100" height="6" class="all"></rect><rect x=${share(from)} width=${Math.max(1, share(to) - share(from))} height="6"></rect></svg>
+          <button type="button" class="plain" @click=${() => this.#show({ tab: 'log', attempt: String(one.attempt_id) })}>Log</button></span></div>`;
+      }}></ro-windowed></div>`;
+  }
+
+  #facts(task) {
+    const facts = [['Number', task.task_id], ['Engine', task.engine], ['Scene', `${task.file_name}, ${size(task.file_size)}`], ['Frames', task.frames || 'what the scene says'],
+      ['Frames in a part', task.chunk_size || 'decided by the farm'], ['Owner', task.email], ['Submitted', when(task.queued)], ['Started', when(task.started)], ['Ended', when(task.ended)],
+      ['Parts', Object.entries(task.chunks).filter(([, count]) => count).map(([state, count]) => `${count} ${word(state).toLowerCase()}`).join(', ')]];
+    return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+        <div><dt><label for="task-priority">Priority</label></dt><dd class="slider"><input id="task-priority" type="range" min="0" max="100" step="5" .value=${String(task.priority)} ?disabled=${ENDED.has(task.status)}
+          @change=${(event) => attempt(async () => tasks.put(await call('PATCH', `/tasks/${task.task_id}`, { priority: Number(event.target.value) })), 'Priority changed.')}><output>${task.priority}</output></dd></div></dl></section>
+      <section class="card"><h2>Arguments</h2>${Object.keys(task.arguments).length ? html`<dl>${Object.entries(task.arguments).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>` : html`<p class="help">All as the engine has them.</p>`}</section></div>`;
+  }
+}
+
+define('ro-task', Task);

@@ -1,0 +1,162 @@
+// All tasks: a live table with search, filters in the address, and actions on many at once.
+
+import { call } from './api.js';
+import { ENDED, Part, attempt, bar, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, remaining, stateOf, sure, unready, when, word } from './parts.js';
+import { tasks } from './store.js';
+
+const FILTERS = ['running', 'queued', 'paused', 'failed', 'succeeded', 'canceled'];
+const COLUMNS = [['status', 'State'], ['name', 'Task'], ['progress', 'Progress'], ['remaining', 'Time left'], ['email', 'Owner'], ['queued', 'Submitted']];
+const ORDER = Object.fromEntries(FILTERS.map((state, at) => [state, at]));
+const KEYS = { status: (task) => ORDER[task.status], name: (task) => task.name.toLowerCase(), remaining: (task) => remaining(task) ?? Infinity };
+
+/** What may be done with a task: how it is called, the call, and when it makes sense. */
+export const ACTIONS = [
+  ['pause', 'Pause', 'pause', (task) => !ENDED.has(task.status) && !task.paused],
+  ['resume', 'Resume', 'play', (task) => task.paused && !ENDED.has(task.status)],
+  ['retry', 'Retry', 'retry', (task) => task.status === 'failed' || task.status === 'canceled' || task.chunks.failed > 0],
+  ['cancel', 'Cancel', 'canceled', (task) => !ENDED.has(task.status)],
+  ['delete', 'Delete', 'remove', () => true],
+];
+
+const DONE = { pause: 'Paused', resume: 'Resumed', retry: 'Started again', cancel: 'Canceled', delete: 'Deleted' };
+
+/** Do something with some tasks, after asking if it can't be undone; tells how it went. Gives whether it was done. */
+export async function act(action, some) {
+  const named = some.length === 1 ? `“${some[0].name}”` : plural(some.length, 'task');
+  if (action === 'delete' && !(await sure(`Delete ${named}?`, `${some.length === 1 ? 'Its' : 'Their'} scene, frames and logs are removed for good.`, 'Delete'))) return false;
+  if (action === 'cancel' && !(await sure(`Cancel ${named}?`, 'What is being rendered is stopped. Frames that are there stay; you can start it again with Retry.', 'Cancel it'))) return false;
+  const failed = [];
+  const rest = [...some];
+  const work = async () => {
+    for (let task = rest.shift(); task; task = rest.shift()) {
+      try {
+        const changed = await call(...(action === 'delete' ? ['DELETE', `/tasks/${task.task_id}`] : ['POST', `/tasks/${task.task_id}/${action}`]));
+        if (changed) tasks.put(changed);
+      } catch (error) {
+        failed.push(`${task.name}: ${error.message}`);
+      }
+    }
+  };
+  await Promise.all([work(), work(), work(), work()]);
+  if (failed.length < some.length) note(`${DONE[action]} ${failed.length ? plural(some.length - failed.length, 'task') : named}.`);
+  if (failed.length) note(failed.slice(0, 3).join(' ') + (failed.length > 3 ? ` And ${failed.length - 3} more.` : ''), 'bad');
+  return failed.length === 0;
+}
+
+class TasksPage extends Part {
+  #chosen = new Set();
+  #anchor = null;
+  #shown = [];
+  #changed = () => this.requestUpdate();
+
+  connectedCallback() {
+    super.connectedCallback();
+    tasks.addEventListener('change', this.#changed);
+    addEventListener('popstate', this.#changed);
+    this.every(5000, () => this.requestUpdate());
+    if (tasks.loaded === null) tasks.load();
+  }
+
+  disconnectedCallback() {
+    super.disconnectedCallback();
+    tasks.removeEventListener('change', this.#changed);
+    removeEventListener('popstate', this.#changed);
+  }
+
+  load() { tasks.problem = null; this.requestUpdate(); tasks.load(); }
+
+  get problem() { return tasks.problem; }
+
+  #asked() {
+    const asked = new URLSearchParams(location.search);
+    const sort = asked.get('sort') ?? '-queued';
+    return { status: asked.get('status') ?? '', q: asked.get('q') ?? '', sort: sort.replace('-', ''), down: sort.startsWith('-') };
+  }
+
+  /** Filters live in the address, so that a link shows the same. */
+  #ask(changes) {
+    const asked = new URLSearchParams(location.search);
+    for (const [name, value] of Object.entries(changes)) value ? asked.set(name, value) : asked.delete(name);
+    history.replaceState(null, '', `${location.pathname}${asked.size ? `?${asked}` : ''}`);
+    this.requestUpdate();
+  }
+
+  #find({ status, q, sort, down }) {
+    const words = q.toLowerCase().split(/\s+/).filter(Boolean);
+    const fits = (task) => words.every((one) => task.name.toLowerCase().includes(one) || task.email.toLowerCase().includes(one) || task.file_name.toLowerCase().includes(one) || task.engine.includes(one) || String(task.task_id) === one);
+    const found = words.length ? [...tasks.all.values()].filter(fits) : [...tasks.all.values()];
+    const counts = Object.groupBy(found, (task) => task.status);
+    const key = KEYS[sort] ?? ((task) => task[sort] ?? '');
+    const keyed = (status ? (counts[status] ?? []) : found).map((task) => [key(task), task]);
+    const way = down ? -1 : 1;
+    keyed.sort(([a, one], [b, other]) => way * (a < b ? -1 : a > b ? 1 : 0) || other.task_id - one.task_id);
+    return { found, counts, shown: keyed.map(([, task]) => task) };
+  }
+
+  #choose(task, event) {
+    const at = this.#shown.indexOf(task);
+    const from = event.shiftKey && this.#anchor !== null ? this.#shown.findIndex((one) => one.task_id === this.#anchor) : at;
+    const on = event.target.checked;
+    for (const one of this.#shown.slice(Math.min(at, Math.max(from, 0)), Math.max(at, from) + 1)) this.#chosen[on ? 'add' : 'delete'](one.task_id);
+    this.#anchor = task.task_id;
+    this.requestUpdate();
+  }
+
+  render() {
+    const asked = this.#asked();
+    if (tasks.loaded === null || (tasks.problem && !tasks.all.size)) return html`${this.#head(asked, null)}${unready(this)}`;
+    const { found, counts, shown } = this.#find(asked);
+    this.#shown = shown;
+    this.#chosen = new Set([...this.#chosen].filter((id) => tasks.all.has(id)));
+    return html`${this.#head(asked, counts, found.length)}${this.#body(asked, shown)}${this.#chosen.size ? this.#bulk() : nothing}`;
+  }
+
+  #head(asked, counts, total = 0) {
+    return html`<div class="head"><h1>Tasks</h1>
+      <label class="search">${icon('search')}<span class="visually-hidden">Search tasks</span><input type="search" placeholder="Name, owner, engine, number" .value=${kept(asked.q)}
+        @input=${(event) => this.#ask({ q: event.target.value })}></label>
+      <a class="button primary" href="/submit">${icon('plus')}New task</a></div>
+      <div class="chips" role="group" aria-label="Show">${['', ...FILTERS].map((state) => html`<button type="button" aria-pressed=${asked.status === state}
+        @click=${() => this.#ask({ status: state })}>${state ? html`${icon(state)}${word(state)}` : 'All'}${counts ? html` <span class="count">${number(state ? (counts[state]?.length ?? 0) : total)}</span>` : nothing}</button>`)}</div>`;
+  }
+
+  #body(asked, shown) {
+    if (!tasks.all.size) return empty('No tasks yet', 'Drop a scene anywhere on this page, or choose a file: you will see its frames appear as they are rendered.', html`<a class="button primary" href="/submit">${icon('plus')}New task</a>`, 'upload');
+    if (!shown.length) return empty('Nothing matches', 'No task is like that.', html`<button type="button" @click=${() => this.#ask({ q: '', status: '' })}>Show all tasks</button>`, 'search');
+    const all = shown.length && shown.every((task) => this.#chosen.has(task.task_id));
+    const small = matchMedia('(max-width: 760px)').matches;
+    return html`<div class="table tasks" role="table" aria-label="Tasks" aria-rowcount=${shown.length + 1}>
+      <div role="rowgroup" class="header"><div role="row"><span role="columnheader" class="tick"><input type="checkbox" aria-label="Select all shown" .checked=${kept(Boolean(all))}
+        @change=${(event) => { this.#chosen = new Set(event.target.checked ? shown.map((task) => task.task_id) : []); this.requestUpdate(); }}></span>
+        ${COLUMNS.map(([key, name]) => html`<span role="columnheader" class=${key} aria-sort=${asked.sort === key ? (asked.down ? 'descending' : 'ascending') : nothing}>
+          <button type="button" @click=${() => this.#ask({ sort: asked.sort === key && !asked.down ? `-${key}` : key })}>${name}<i aria-hidden="true">${asked.sort === key ? (asked.down ? '↓' : '↑') : ''}</i></button></span>`)}</div></div>
+      <ro-windowed kind="rowgroup" .count=${shown.length} .height=${small ? 116 : 60} .draw=${(index) => this.#row(shown[index], index)}></ro-windowed></div>`;
+  }
+
+  #row(task, index) {
+    if (!task) return nothing;
+    const left = remaining(task);
+    const total = task.frames_total;
+    const failed = task.chunks.failed;
+    return html`<div role="row" aria-rowindex=${index + 2} class=${classMap({ chosen: this.#chosen.has(task.task_id) })} data-task=${task.task_id}>
+      <span role="cell" class="tick"><input type="checkbox" aria-label="Select ${task.name}" .checked=${kept(this.#chosen.has(task.task_id))} @click=${(event) => this.#choose(task, event)}></span>
+      <span role="cell" class="status">${stateOf(task.status)}</span>
+      <span role="cell" class="name"><a href="/tasks/${task.task_id}">${task.name}</a><small>${task.engine}${task.frames ? ` · frames ${task.frames}` : ''}${task.name === task.file_name ? '' : ` · ${task.file_name}`}</small></span>
+      <span role="cell" class="progress">${bar(task.progress, `Progress of ${task.name}`, task.status)}<small>${total ? `${number(task.frames_done)} of ${number(total)}` : percent(task.progress)}${failed ? html` · <b class="bad">${plural(failed, 'part')} failed</b>` : nothing}</small></span>
+      <span role="cell" class="remaining">${left === null ? (ENDED.has(task.status) && task.started && task.ended ? html`<small>took ${duration((Date.parse(task.ended) - Date.parse(task.started)) / 1000)}</small>` : html`<small>–</small>`) : `${duration(left)}`}</span>
+      <span role="cell" class="email">${task.email}</span>
+      <span role="cell" class="queued" title=${when(task.queued)}>${ago(task.queued)}</span></div>`;
+  }
+
+  #bulk() {
+    const some = [...this.#chosen].map((id) => tasks.all.get(id));
+    const run = async (action, fitting) => { if (await act(action, fitting)) { this.#chosen = new Set(); this.requestUpdate(); } };
+    return html`<div class="bulk" role="toolbar" aria-label="With the selected tasks"><strong>${plural(some.length, 'task')}</strong>
+      ${ACTIONS.map(([action, name, drawn, fits]) => {
+        const fitting = some.filter(fits);
+        return html`<button type="button" class=${action === 'delete' ? 'danger' : ''} ?disabled=${!fitting.length} @click=${() => attempt(() => run(action, fitting))}>${icon(drawn)}<span>${name}</span></button>`;
+      })}<button type="button" class="plain" aria-label="Clear the selection" @click=${() => { this.#chosen = new Set(); this.requestUpdate(); }}>${icon('close')}</button></div>`;
+  }
+}
+
+define('ro-tasks', TasksPage);

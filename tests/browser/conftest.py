@@ -1,0 +1,42 @@
+"""A real farm and a real browser, which fails a test when the page does what it must never do."""
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.support.browsing import PaintedFarm, Visitor, Watched
+from tests.support.farm import RealFarm
+from tests.support.painter import DEFINITION, write_painter
+
+_CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+_QUIET = ("--disable-component-update", "--disable-sync", "--disable-features=Translate,OptimizationHints")
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaintedFarm]:
+    directory = tmp_path_factory.mktemp("farm")
+    with RealFarm(directory) as real:
+        real.client.admin.add_engine(DEFINITION)
+        painter = write_painter(directory / "painter")
+        real.add_machine("atelier", engines={"painter": str(painter)}, flags=("--slots", "2"))
+        yield PaintedFarm(real, directory)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, driven by Playwright; without it the tests that ask for it fail."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*_CHROMIUM, *_QUIET])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(farm: PaintedFarm, chromium: Browser) -> Iterator[Visitor]:
+    watched = Watched(urlsplit(farm.url).netloc)
+    with contextlib.ExitStack() as exits:
+        yield Visitor(farm, chromium, watched, exits)
+    assert not watched.faults

@@ -1,0 +1,81 @@
+"""Logging in and out of the web page (R11)."""
+
+from playwright.sync_api import expect
+
+from renderonline.rnoclient.sdk.connection import Login
+from tests.support.browsing import PaintedFarm, Visitor, log_in
+
+
+def test_wrong_token_is_told_and_the_right_one_lets_in(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected.append("401")
+    page = visit.context().new_page()
+    visit.watched.watch(page)
+    page.goto("/")
+    expect(page).to_have_url(f"{farm.url}/login")
+    page.get_by_label("E-mail").fill(farm.login.email)
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("don't belong to an active account")
+    log_in(page, farm.login)
+    expect(page.get_by_role("heading", name="Tasks", exact=True)).to_be_visible()
+    expect(page).to_have_url(f"{farm.url}/")
+
+
+def test_token_is_nowhere_that_scripts_or_addresses_reach(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/?q=nothing")
+    stored = page.evaluate(
+        "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    )
+    assert farm.login.token not in stored
+    assert "renderonline" not in page.evaluate("() => document.cookie")
+    cookies = page.context.cookies()
+    assert [(cookie["httpOnly"], cookie["sameSite"]) for cookie in cookies] == [(True, "Strict")]
+
+
+def test_session_that_ended_asks_again_and_comes_back_to_the_place(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected.append("401")
+    page = visit.page("/farm")
+    expect(page.get_by_role("heading", name="atelier")).to_be_visible()
+    page.context.clear_cookies()
+    page.get_by_role("link", name="Admin").click()
+    expect(page.get_by_text("Your session has ended")).to_be_visible()
+    expect(page).to_have_url(f"{farm.url}/login?to=%2Fadmin")
+    log_in(page, farm.login)
+    expect(page).to_have_url(f"{farm.url}/admin")
+
+
+def test_logging_out_leaves_nothing_behind(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page()
+    page.locator(".account summary").click()
+    page.get_by_role("button", name="Log out").click()
+    farm.cookies.clear()
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    page.goto("/admin")
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    assert not page.context.cookies()
+
+
+def test_artist_sees_no_farm_and_no_administration(farm: PaintedFarm, visit: Visitor) -> None:
+    admin = farm.real.client.admin
+    token = admin.add_user(email="ada@example.org")["token"]
+    page = visit.page("/", login=Login(url=farm.url, email="ada@example.org", token=token))
+    expect(page.get_by_text("No tasks yet")).to_be_visible()
+    expect(page.get_by_role("link", name="Farm")).to_have_count(0)
+    for path in ("/farm", "/admin"):
+        page.goto(path)
+        expect(page.get_by_text("Not for your account")).to_be_visible()
+
+
+def test_first_load_is_small(visit: Visitor) -> None:
+    page = visit.context().new_page()
+    visit.watched.watch(page)
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    received: list[float] = []
+    session.on("Network.loadingFinished", lambda event: received.append(event["encodedDataLength"]))
+    page.goto("/login")
+    page.get_by_label("E-mail").wait_for()
+    page.wait_for_load_state("networkidle")
+    log_in(page, visit.farm.login)
+    page.get_by_role("heading", name="Tasks", exact=True).wait_for()
+    assert 0 < sum(received) < 60_000, sum(received)

@@ -1,0 +1,226 @@
+"""Every page and state, wide and on a phone, in light and dark: axe finds nothing, nothing scrolls sideways, and a
+picture of it is kept for people to look at (`screenshots/`, or `RENDERONLINE_SCREENSHOTS`)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Page, expect
+
+from renderonline.rnoclient.sdk.connection import Login
+from tests.support.browsing import PHONE, SCREENSHOTS, WIDE, PaintedFarm, Visitor
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+_RUN = (
+    "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations.map((one) => ({id: one.id,"
+    " nodes: one.nodes.map((node) => `${node.target.join(' ')}: ${node.failureSummary}`)})))"
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(farm: PaintedFarm) -> Iterator[dict[str, int]]:
+    """Tasks in all states."""
+    lake = "a lake\n" + "chatter\n" * 200
+    found = {
+        "done": farm.rendered("Lake at dusk", "1-24", scene=lake, arguments={"painting_width": "480"}),
+        "failed": farm.rendered("Storm", "1-12", "failed", scene="fail 7\n", chunk_size=2),
+        "running": farm.submit("Slow river", "1-300", arguments={"painting_seconds": "0.5", "painting_width": "320"}),
+        "paused": farm.submit("Northern lights, the long version", "1-250", paused=True),
+        "canceled": farm.submit("Given up", "1-10", paused=True),
+    }
+    farm.real.client.cancel(found["canceled"])
+    farm.real.wait_for_status(found["running"], "running")
+    yield found
+    farm.real.client.cancel(found["running"])
+
+
+def look(page: Page, name: str) -> None:
+    """Check and picture the page as it is now, in four ways."""
+    for scheme in ("light", "dark"):
+        for size, viewport in (("wide", WIDE), ("phone", PHONE)):
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+            page.set_viewport_size(viewport)  # type: ignore[arg-type]
+            page.wait_for_timeout(150)  # the browser lays out anew
+            where = f"{name}, {scheme}, {size}"
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{where} scrolls sideways"
+            page.evaluate(AXE)
+            violations = page.evaluate(_RUN)
+            assert not violations, f"{where}: {violations}"
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}-{size}.png")
+
+
+def _pictured(page: Page) -> None:
+    expect(page.locator("ro-thumb canvas").nth(4)).to_be_visible()
+
+
+def _rows(page: Page) -> None:
+    expect(page.locator("[role=row]").nth(1)).to_be_visible()
+
+
+def _chosen(page: Page) -> None:
+    page.get_by_label("Select all shown").check()
+
+
+def _filled(page: Page) -> None:
+    page.get_by_label("Frames", exact=True).fill("1-100x")
+    expect(page.get_by_text("is no range")).to_be_visible()
+
+
+def _failed(page: Page) -> None:
+    expect(page.locator(".because")).to_contain_text("can't be painted")
+    expect(page.get_by_role("button", name="Frame 7, Failed")).to_be_visible()
+
+
+def _log(page: Page) -> None:
+    expect(page.locator("ro-windowed.log")).to_contain_text("chatter line 199")
+
+
+def _viewer(page: Page) -> None:
+    expect(page.locator("dialog.viewer header")).to_contain_text("480")
+
+
+def _invited(page: Page) -> None:
+    page.get_by_role("button", name="Add a machine").click()
+    expect(page.get_by_role("region", name="Command")).to_be_visible()
+
+
+def _person(page: Page) -> None:
+    page.get_by_role("button", name="Add a person").click()
+    expect(page.get_by_label("Role")).to_be_visible()
+
+
+def _machine(page: Page) -> None:
+    expect(page.locator(".doing").first).to_contain_text("frame")
+
+
+def _nothing(page: Page) -> None:
+    expect(page.locator(".empty")).to_be_visible()
+
+
+PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "tasks": ("/", _rows),
+    "tasks-chosen": ("/?q=lake", _chosen),
+    "tasks-filtered-to-nothing": ("/?q=nothing+like+it", _nothing),
+    "task-done": ("/tasks/{done}", _pictured),
+    "task-running": ("/tasks/{running}", lambda page: expect(page.locator(".state.running").first).to_be_visible()),
+    "task-failed": ("/tasks/{failed}", _failed),
+    "task-log": ("/tasks/{done}?tab=log", _log),
+    "task-parts": ("/tasks/{failed}?tab=parts", _rows),
+    "task-details": ("/tasks/{paused}?tab=facts", lambda page: expect(page.get_by_text("Priority")).to_be_visible()),
+    "viewer": ("/tasks/{done}?frame=5", _viewer),
+    "submit": ("/submit", lambda page: expect(page.get_by_text("Drop the scene here")).to_be_visible()),
+    "farm": ("/farm", _machine),
+    "farm-invite": ("/farm", _invited),
+    "admin-people": ("/admin", _rows),
+    "admin-person": ("/admin", _person),
+    "admin-subscriptions": ("/admin/subscriptions", _rows),
+    "admin-engines": ("/admin/engines", _rows),
+    "nothing-here": ("/tasks/999", _nothing),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_looks_right_everywhere(tasks: dict[str, int], visit: Visitor, name: str) -> None:
+    if name == "nothing-here":
+        visit.watched.expected.append("404")
+    path, ready = PAGES[name]
+    page = visit.page(path.format(**tasks))
+    ready(page)
+    look(page, name)
+
+
+def test_form_of_a_new_task_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    look(page, "submit-form")
+    _filled(page)
+    look(page, "submit-wrong")
+
+
+def test_login_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected.append("401")
+    page = visit.context().new_page()
+    page.goto("/login")
+    page.get_by_label("E-mail").wait_for()
+    look(page, "login")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    look(page, "login-refused")
+
+
+def test_loading_and_errors_look_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected += ["500", "ERR_"]
+    page = visit.page("/submit")
+    held = []
+    page.route("**/renderapi/v2/machines", lambda route: held.append(route))
+    page.goto("/farm")
+    expect(page.locator(".loading")).to_be_visible()
+    look(page, "loading")
+    for route in held:
+        route.fulfill(status=500, json={"code": "internal_error", "detail": "RenderAPI met an unexpected error."})
+    expect(page.get_by_text("That did not work")).to_be_visible()
+    look(page, "error")
+    page.unroute("**/renderapi/v2/machines")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("[data-machine]").first).to_be_visible()
+    page.context.set_offline(True)
+    expect(page.get_by_text("Reconnecting")).to_be_visible(timeout=20_000)
+    look(page, "reconnecting")
+    page.context.set_offline(False)
+
+
+def test_account_without_rights_or_tasks_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
+    token = farm.real.client.admin.add_user(email="artist@example.org")["token"]
+    page = visit.page("/", login=Login(url=farm.url, email="artist@example.org", token=token))
+    expect(page.get_by_text("No tasks yet")).to_be_visible()
+    look(page, "no-tasks")
+    page.goto("/farm")
+    expect(page.get_by_text("Not for your account")).to_be_visible()
+    look(page, "no-rights")
+
+
+def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor) -> None:
+    """From logging in to the ZIP without a mouse; what has the focus is always to be seen."""
+    page = visit.context().new_page()
+    visit.watched.watch(page)
+    page.goto("/login")
+    page.get_by_label("E-mail").wait_for()
+
+    def reach(name: str) -> None:
+        for _ in range(40):
+            told = page.evaluate(
+                """() => { const at = document.activeElement; const style = getComputedStyle(at);
+                  return [at.getAttribute('aria-label') || at.labels?.[0]?.textContent || at.textContent || '',
+                    at === document.body || at.tagName === 'MAIN' || at.type === 'file' ||
+                    style.outlineStyle !== 'none' || style.boxShadow !== 'none', at.matches('a, button, input, summary')]; }"""
+            )
+            assert told[1], f"the focus on {told[0].strip()} can't be seen"
+            if told[2] and name in told[0].strip():
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    reach("E-mail")
+    page.keyboard.type(farm.login.email)
+    reach("Token")
+    page.keyboard.type(farm.login.token)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Tasks", exact=True).wait_for()
+    reach("New task")
+    page.keyboard.press("Enter")
+    page.get_by_label("Scene file").wait_for(state="attached")
+    reach("Scene file")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(farm.scene("keys.paint"))
+    reach("Frames")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("1-2")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="keys.paint").wait_for()
+    page.get_by_role("button", name="Download all").wait_for(timeout=60_000)
+    reach("Download all")
+    with page.expect_download():
+        page.keyboard.press("Enter")

@@ -1,0 +1,124 @@
+"""The form of a new task: picker, drop, progress, checks as one types."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from renderonline.farm.arguments import TYPES
+from renderonline.farm.frames import parse_frames
+from tests.support.browsing import PaintedFarm, Visitor, log_in
+
+
+def test_scene_from_the_picker_becomes_frames_and_a_download(farm: PaintedFarm, visit: Visitor, tmp_path: Path) -> None:
+    page = visit.page()
+    page.get_by_role("link", name="New task").first.click()
+    page.get_by_label("Scene file").set_input_files(farm.scene("dawn.paint"))
+    expect(page.locator("dialog, .scene")).to_contain_text("dawn.paint")
+    page.get_by_label("Frames", exact=True).fill("1-6x2, 9")
+    expect(page.get_by_text("= 4 frames")).to_be_visible()
+    page.get_by_label("Name").fill("Dawn")
+    page.get_by_label("Width").fill("64")
+    page.get_by_role("button", name="Submit 4 frames").click()
+    expect(page.get_by_role("heading", name="Dawn")).to_be_visible()
+    expect(page.locator(".summary")).to_contain_text("Done")
+    expect(page.locator("ro-thumb canvas")).to_have_count(4)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all").click()
+    archive = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
+    assert archive.testzip() is None
+    names = {name for name in archive.namelist() if name.endswith(".png")}
+    assert names == {f"frame_{frame:04d}.png" for frame in (1, 3, 5, 9)}
+
+
+def test_scene_dropped_anywhere_comes_to_the_form(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page()
+    page.evaluate(
+        """() => {
+          const data = new DataTransfer();
+          data.items.add(new File(['a lake'], 'dropped.paint'));
+          const fire = (type) => document.querySelector('main').dispatchEvent(
+            new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: data }));
+          fire('dragenter');
+          fire('drop');
+        }"""
+    )
+    expect(page.locator(".scene")).to_contain_text("dropped.paint")
+    expect(page.get_by_role("button", name="Submit 24 frames")).to_be_visible()
+
+
+def test_upload_shows_how_far_it_is_and_can_be_stopped(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    large = farm.directory / "large.paint"
+    with large.open("wb") as file:
+        file.truncate(40_000_000)
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 4_000_000}
+    network.send("Network.enable")
+    network.send("Network.emulateNetworkConditions", slow)
+    page.get_by_label("Scene file").set_input_files(large)
+    page.get_by_role("button", name="Submit 24 frames").click()
+    expect(page.locator(".sending")).to_contain_text("of 40 MB")
+    expect(page.locator(".sending")).to_contain_text("/s")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Submit 24 frames")).to_be_visible()
+    assert not any(task["file_name"] == "large.paint" for task in farm.real.client.tasks())
+
+
+def test_file_that_nobody_renders_is_refused_at_once(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene("notes.txt"))
+    expect(page.get_by_role("alert")).to_contain_text("No engine of this farm renders notes.txt")
+    expect(page.get_by_role("button", name="Submit")).to_have_count(0)
+
+
+def test_wrong_values_are_told_as_one_types_and_are_not_sent(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    before = len(list(farm.real.client.tasks()))
+    for label, wrong in (("Frames", "1-"), ("Width", "-5"), ("Seconds a frame", "1; rm -rf /")):
+        field = page.get_by_label(label, exact=True)
+        right = field.input_value()
+        field.fill(wrong)
+        expect(field).to_have_attribute("aria-invalid", "true")
+        page.locator("button.primary.large").click()
+        expect(field).to_be_focused()
+        field.fill(right)
+        expect(field).not_to_have_attribute("aria-invalid", "true")
+    assert len(list(farm.real.client.tasks())) == before
+
+
+def test_page_and_farm_have_the_same_rules_for_values(visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").wait_for(state="attached")
+    rules = page.evaluate(
+        """async () => {
+          const source = performance.getEntriesByType('resource').find((one) => one.name.endsWith('/submit.js')).name;
+          const { TYPES } = await import(source);
+          return Object.fromEntries(Object.entries(TYPES).map(([name, rule]) => [name, rule.source]));
+        }"""
+    )
+    assert {name: rule.replace("\\/", "/") for name, rule in rules.items()} == {
+        name: f"^{rule}$".replace("\\/", "/") for name, rule in TYPES.items()
+    }
+
+
+FRAMES = ["1", "1-10", "1-100x5", "10-1", "1,5,9", "1-10y3", "1-10:3", "-5--1", "1..5", "1-5,3-8", " 1 - 4 ", "5-1x2"]
+
+
+@pytest.mark.parametrize("text", FRAMES)
+def test_page_counts_frames_as_the_farm_does(frames_page: Page, text: str) -> None:
+    frames_page.get_by_label("Frames", exact=True).fill(text)
+    count = len(parse_frames(text))
+    expect(frames_page.locator(".frames-count")).to_have_text(f"= {count} frame{'' if count == 1 else 's'}")
+
+
+@pytest.fixture(scope="module")
+def frames_page(farm: PaintedFarm, chromium: Browser) -> Page:
+    page = chromium.new_page(base_url=farm.url)
+    page.goto("/submit")
+    log_in(page, farm.login)
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    return page
