@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults check bench lock clean
+.PHONY: help demo up test faults check bench lock vendor clean
 
 # uv, this project's installer: the one on PATH, or one of our own in .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -42,8 +42,11 @@ lock: $(UV) ## Write requirements/*.txt anew
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements/runtime.txt
 	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --group dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
 
+vendor: ## Take over the web page's one library, Lit, from the npm registry (needs npm)
+	scripts/vendor
+
 clean: ## Remove what make made here (not the data of a farm)
-	rm -rf .venv .tools demo-output bench-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tools demo-output bench-output screenshots .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .tools/bin/uv:
 	@echo "Installing uv into .tools"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.support.browsing import PaintedFarm, Visitor, Watched
 from tests.support.farm import RealFarm
@@ -28,6 +28,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaintedFarm]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium, driven by Playwright; without it the tests that ask for it fail."""
+    expect.set_options(timeout=15_000)  # computers that test are busy; what must be quick is measured
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*_CHROMIUM, *_QUIET])
         yield browser

@@ -1,7 +1,7 @@
 """Every page and state, wide and on a phone, in light and dark: axe finds nothing, nothing scrolls sideways, and a
 picture of it is kept for people to look at (`screenshots/`, or `RENDERONLINE_SCREENSHOTS`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import axe_playwright_python
@@ -19,20 +19,19 @@ _RUN = (
 
 
 @pytest.fixture(scope="module")
-def tasks(farm: PaintedFarm) -> Iterator[dict[str, int]]:
+def tasks(farm: PaintedFarm) -> dict[str, int]:
     """Tasks in all states."""
     lake = "a lake\n" + "chatter\n" * 200
     found = {
         "done": farm.rendered("Lake at dusk", "1-24", scene=lake, arguments={"painting_width": "480"}),
         "failed": farm.rendered("Storm", "1-12", "failed", scene="fail 7\n", chunk_size=2),
-        "running": farm.submit("Slow river", "1-300", arguments={"painting_seconds": "0.5", "painting_width": "320"}),
+        "running": farm.submit("Slow river", "1-900", arguments={"painting_seconds": "0.5", "painting_width": "320"}),
         "paused": farm.submit("Northern lights, the long version", "1-250", paused=True),
         "canceled": farm.submit("Given up", "1-10", paused=True),
     }
     farm.real.client.cancel(found["canceled"])
     farm.real.wait_for_status(found["running"], "running")
-    yield found
-    farm.real.client.cancel(found["running"])
+    return found
 
 
 def look(page: Page, name: str) -> None:
@@ -44,7 +43,8 @@ def look(page: Page, name: str) -> None:
             page.wait_for_timeout(150)  # the browser lays out anew
             where = f"{name}, {scheme}, {size}"
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{where} scrolls sideways"
-            page.evaluate(AXE)
+            if not page.evaluate("'axe' in window"):
+                page.evaluate(AXE)
             violations = page.evaluate(_RUN)
             assert not violations, f"{where}: {violations}"
             SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -185,16 +185,20 @@ def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor)
     """From logging in to the ZIP without a mouse; what has the focus is always to be seen."""
     page = visit.context().new_page()
     visit.watched.watch(page)
+    page.on("filechooser", lambda chooser: chooser.set_files(farm.scene("keys.paint")))
     page.goto("/login")
     page.get_by_label("E-mail").wait_for()
 
     def reach(name: str) -> None:
         for _ in range(40):
             told = page.evaluate(
-                """() => { const at = document.activeElement; const style = getComputedStyle(at);
-                  return [at.getAttribute('aria-label') || at.labels?.[0]?.textContent || at.textContent || '',
-                    at === document.body || at.tagName === 'MAIN' || at.type === 'file' ||
-                    style.outlineStyle !== 'none' || style.boxShadow !== 'none', at.matches('a, button, input, summary')]; }"""
+                """() => {
+                  const at = document.activeElement;
+                  const style = getComputedStyle(at.type === 'file' ? at.closest('label') : at);
+                  const name = at.getAttribute('aria-label') || at.labels?.[0]?.textContent || at.textContent || '';
+                  const seen = style.outlineStyle !== 'none' || ['BODY', 'MAIN'].includes(at.tagName);
+                  return [name, seen, at.matches('a, button, input, summary')];
+                }"""
             )
             assert told[1], f"the focus on {told[0].strip()} can't be seen"
             if told[2] and name in told[0].strip():
@@ -212,9 +216,8 @@ def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor)
     page.keyboard.press("Enter")
     page.get_by_label("Scene file").wait_for(state="attached")
     reach("Scene file")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(farm.scene("keys.paint"))
+    page.keyboard.press("Enter")
+    expect(page.locator(".scene")).to_contain_text("keys.paint")
     reach("Frames")
     page.keyboard.press("Control+a")
     page.keyboard.type("1-2")

@@ -11,8 +11,9 @@ PIXEL = """(canvas) => { const { data } = canvas.getContext('2d').getImageData(0
 
 
 def test_frames_appear_as_they_land(farm: PaintedFarm, visit: Visitor) -> None:
-    task_id = farm.submit("Appearing", "1-8", chunk_size=4, arguments={"painting_seconds": "0.4"})
-    page = visit.page(f"/tasks/{task_id}")
+    page = visit.page()
+    task_id = farm.submit("Appearing", "1-8", chunk_size=4, arguments={"painting_seconds": "0.6"})
+    page.locator(f"[data-task='{task_id}'] .name a").click()
     thumbs = page.locator("ro-thumb canvas")
     counts: list[int] = []
 
@@ -56,6 +57,7 @@ def test_five_thousand_frames_scroll_in_a_small_document(farm: PaintedFarm, visi
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(page.locator("[data-frame='5000']")).to_be_visible()
     assert cells.count() < 150
+    page.goto("/")
     farm.real.client.delete(task_id)
 
 

@@ -58,7 +58,7 @@ class Workload:
                 try:
                     self._turn(client)
                 except RenderOnlineError as error:  # tried for its whole patience: told, and expected to be sound
-                    self.errors.append(str(error))
+                    self.errors.append(error.reason_code)
                 self._closing.wait(0.05)
 
     def _turn(self, client: Client) -> None:

@@ -88,7 +88,7 @@ class Visitor:
     def context(self, **options: Any) -> BrowserContext:
         options = {"viewport": WIDE, "accept_downloads": True, **options}
         context = self.browser.new_context(base_url=self.farm.url, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         self.exits.callback(context.close)
         return context
 

@@ -5,14 +5,31 @@ With `--every-kind` (what `make test` passes) a kind without a test, or any skip
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "faults", "e2e")
+KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "faults", "e2e", "browser")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-kind", action="store_true", help="fail if a kind of tests is empty or a test is skipped")
+
+
+_TOGETHER = ("tests/browser/", "tests/e2e/")
+"""Folders whose files have a farm each: their tests run one after another, on one worker."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In place of xdist's own groups, which pytest-xdist 3.8 no longer finds with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def kind_of(path: str, keywords: object) -> str:

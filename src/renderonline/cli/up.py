@@ -54,7 +54,7 @@ def _start_machine(farm: LocalFarm, slots: int) -> None:
 
 
 def _introduction(farm: LocalFarm, login: Login | None) -> str:
-    lines = [f"The farm is up: {farm.url}   (API: {farm.url}/docs)"]
+    lines = [f"The farm is up: {farm.url}   (open it in a browser; API: {farm.url}/docs)"]
     if "://localhost:" in farm.url:
         lines.append(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
     if login is not None:

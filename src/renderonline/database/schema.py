@@ -96,7 +96,7 @@ tasks = _table(
     *_count("chunks_waiting", "chunks_assigned", "chunks_running"),
     *_count("chunks_succeeded", "chunks_failed", "chunks_canceled"),
     *optional(Text, "reason"),  # why it failed, in plain words
-    *optional(Long, "needs"),  # JSON of farm.scheduling.Needs; null: nothing but the engine
+    *optional(Long, "needs"),  # JSON of farm.needs.Needs; null: nothing but the engine
     *_count("running_limit"),  # chunks that run at once; 0: no limit
     *required(Flag, "notify", default="0"),  # mail to its user when it ends
     Index("ix_tasks_user", "user_id", "task_id"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -25,6 +26,8 @@ from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.renderapi.auth import Authenticator, Principal
 from renderonline.renderapi.guesses import Guesses
 from renderonline.serving.directories import private_write
+
+log = structlog.get_logger(__name__)
 
 CSRF_HEADER: Final = "x-renderonline"
 """A header that no page of another origin can send along with the cookie; its value does not matter."""
@@ -137,7 +140,10 @@ class Sessions:
     async def _keep(self) -> None:
         async with self._turn:  # what is written last is the newest
             text = json.dumps({key: asdict(one) for key, one in self._open.items()})
-            await asyncio.to_thread(private_write, self._file, text)
+            try:
+                await asyncio.to_thread(private_write, self._file, text)
+            except OSError as error:  # they hold until this RenderAPI ends
+                log.warning("sessions can't be kept over a restart", file=str(self._file), reason=error.strerror)
 
 
 def _from_the_page(connection: HTTPConnection) -> bool:

@@ -139,6 +139,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "reason": None,
         "machine_ids": [],
         "notify": False,
+        "needs": {},
         "progress": 0.0,
         "latest": None,
     }

@@ -104,13 +104,23 @@ class Live extends EventTarget {
   #last = '';
   #stop = null;
 
+  #wanted = false;
+
+  constructor() {
+    super();
+    addEventListener('offline', () => { this.rest(); this.#say(false); });
+    addEventListener('online', () => { if (this.#wanted) this.start(); });
+  }
+
   start() {
+    this.#wanted = true;
     if (this.#stop) return;
     this.#stop = new AbortController();
     this.#run(this.#stop.signal);
   }
 
   stop() {
+    this.#wanted = false;
     this.#stop?.abort();
     this.#stop = null;
     this.#last = '';

@@ -96,8 +96,8 @@ class Farm extends Part {
     const on = machine.status !== 'offline';
     const total = machine.memory_mib * MIB;
     const used = machine.memory_mib ? 1 - machine.memory_free_mib / machine.memory_mib : 0;
-    const load = machine.cpu_count ? Math.min(1, machine.load > 1 ? machine.load / machine.cpu_count : machine.load) : 0;
-    return html`<article class="card machine ${machine.status}" role="listitem" data-machine=${machine.name}><header><h2>${machine.name}</h2>${stateOf(machine.status)}</header>
+    const load = machine.cpu_count ? Math.min(1, machine.load / machine.cpu_count) : 0;
+    return html`<div class="card machine ${machine.status}" role="listitem" data-machine=${machine.name}><header><h2>${machine.name}</h2>${stateOf(machine.status)}</header>
       ${machine.reason ? html`<p class="reason">${machine.benched ? 'Set aside for a while: ' : ''}${machine.reason}</p>` : nothing}
       ${this.#doing(machine)}
       ${on && machine.cpu_count ? html`<dl class="meters"><div><dt>Processor</dt><dd>${bar(load, `Processor load of ${machine.name}`)}<span>${percent(load)}</span></dd></div>
@@ -108,7 +108,7 @@ class Farm extends Part {
       <div class="buttons">${machine.wish === 'active' && !machine.benched
         ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
         : html`<button type="button" class="primary" @click=${() => this.#wish(machine, 'active', 'takes work again')}>${icon('play')}Enable</button>`}
-        <button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></article>`;
+        <button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></div>`;
   }
 
   /** What it renders now: as its progress says, else by the tasks that have a part there. */

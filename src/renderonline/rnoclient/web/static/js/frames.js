@@ -126,7 +126,7 @@ class Frames extends Part {
     const states = ['succeeded', 'running', 'assigned', 'waiting', 'failed', 'missing', 'canceled'].filter((state) => counts[state]);
         return html`${states.length > 1 ? html`<div class="chips" role="group" aria-label="Show frames">${['', ...states].map((state) => html`<button type="button" aria-pressed=${(this.only ?? '') === state} @click=${() => { this.only = state; }}>
         ${state ? html`${icon(state)}${word(state)}` : 'All'} <span class="count">${number(state ? counts[state].length : cells.length)}</span></button>`)}</div>` : nothing}
-      <ro-windowed class="frames" label="Frames" .count=${shown.length} .height=${132} .width=${150} .draw=${(index) => this.#cell(shown[index], task)}></ro-windowed>`;
+      <ro-windowed class="frames" label="Frames" .count=${shown.length} .height=${128} .width=${150} .draw=${(index) => this.#cell(shown[index], task)}></ro-windowed>`;
   }
 
   #cell(cell, task) {
@@ -315,8 +315,8 @@ class Viewer extends Part {
     const button = (name, label, act, more = '') => html`<button type="button" class="plain ${more}" aria-label=${label} title=${label} @click=${act}>${icon(name)}</button>`;
     return html`<dialog class="viewer" aria-label="Frame ${cell.label} of ${this.task.name}" @close=${() => this.closed()} @keydown=${this.#pressed}>
       <header><strong>${cell.frame === null ? cell.label : `Frame ${cell.label}`}</strong><span class="soft">${facts}</span><span class="grow"></span>
-        ${result ? html`<button type="button" class="plain" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
-        ${cell.frame === null ? nothing : html`<button type="button" class="plain" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
+        ${result ? html`<button type="button" class="plain" aria-label="Download" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
+        ${cell.frame === null ? nothing : html`<button type="button" class="plain" aria-label="Render again" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
         ${button('close', 'Close', () => this.box.close())}</header>
       <div class="stage ${this.zoom ? 'zoomed' : ''}" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
         <canvas role="img" aria-label="Picture of ${cell.frame === null ? cell.label : `frame ${cell.label}`}"></canvas>

@@ -245,7 +245,7 @@ class Windowed extends LitElement {
     this.#seen = [from, to, columns].join();
     const rows = Math.ceil(this.count / columns);
     const set = (name, value) => ref((node) => node?.style.setProperty(name, value));
-    return html`<div class="windowed" role=${this.kind} aria-label=${this.label || nothing} aria-rowcount=${this.kind === 'rowgroup' ? this.count : nothing}
+    return html`<div class="windowed" role=${this.kind} aria-label=${this.label || nothing}
       ${set('height', `${rows * this.height}px`)}><div class="window" role="presentation" ${set('transform', `translateY(${Math.floor(from / columns) * this.height}px)`)}
       ${set('--columns', columns)}>${repeat(Array.from({ length: to - from }, (_, at) => from + at), (index) => index, this.draw)}</div></div>`;
   }

@@ -6,6 +6,12 @@ const MOST = 20_000;
 /** Requests for single tasks at the same time. */
 const ASKING = 4;
 
+/** A task with what is searched and sorted in it made ready: that many keys are made while pages come, not while one types. */
+function ready(task) {
+  const low = task.name.toLowerCase();
+  return Object.assign(task, { low, text: `${low}\n${task.file_name}\n${task.email}\n${task.engine}`.toLowerCase() });
+}
+
 class Tasks extends EventTarget {
   /** task_id -> task */
   all = new Map();
@@ -39,7 +45,7 @@ class Tasks extends EventTarget {
     const first = this.all.size === 0;
     try {
       await everyPage(`/tasks?all=${this.everybody ? 1 : 0}`, (items) => {
-        for (const task of items) found.set(task.task_id, task);
+        for (const task of items) found.set(task.task_id, ready(task));
         if (first) { this.all = found; this.loaded = false; this.#say(); }
         if (found.size >= MOST) throw new RangeError('enough');
       }, reading.signal);
@@ -53,7 +59,7 @@ class Tasks extends EventTarget {
 
   /** Take over what a call has answered. */
   put(task) {
-    this.all.set(task.task_id, task);
+    this.all.set(task.task_id, ready(task));
     this.#say();
   }
 

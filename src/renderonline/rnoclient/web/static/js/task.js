@@ -190,7 +190,8 @@ class Task extends Part {
   #because(task) {
     const reasons = this.reasons ?? [];
     if (task.status === 'succeeded' || !reasons.length) return nothing;
-    const told = reasons.filter((one) => !/^It (?:failed|was canceled)\b/.test(one)).map((one) => one.replace(/ (?:Add one|Allow more): renderonline .*$/, ''));
+    // What the state, the bar and the buttons say already is not said again.
+    const told = reasons.filter((one) => !/^(?:It (?:failed|was canceled)\b|\d+ of its parts are being rendered|All machines that can take it are busy)/.test(one) || (task.status === 'queued' && one.startsWith('All'))).map((one) => one.replace(/ (?:Add one|Allow more): renderonline .*$/, ''));
     if (!told.length) return nothing;
     const helping = [];
     if (reasons.some((one) => one.startsWith('No machine')) && this.me?.permissions.includes('machines')) helping.push(html`<a class="button" href="/farm">${icon('farm')}Machines</a>`);

@@ -7,7 +7,7 @@ import { tasks } from './store.js';
 const FILTERS = ['running', 'queued', 'paused', 'failed', 'succeeded', 'canceled'];
 const COLUMNS = [['status', 'State'], ['name', 'Task'], ['progress', 'Progress'], ['remaining', 'Time left'], ['email', 'Owner'], ['queued', 'Submitted']];
 const ORDER = Object.fromEntries(FILTERS.map((state, at) => [state, at]));
-const KEYS = { status: (task) => ORDER[task.status], name: (task) => task.name.toLowerCase(), remaining: (task) => remaining(task) ?? Infinity };
+const KEYS = { status: (task) => ORDER[task.status], name: (task) => task.low, remaining: (task) => remaining(task) ?? Infinity };
 
 /** What may be done with a task: how it is called, the call, and when it makes sense. */
 export const ACTIONS = [
@@ -83,7 +83,7 @@ class TasksPage extends Part {
 
   #find({ status, q, sort, down }) {
     const words = q.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = (task) => words.every((one) => task.name.toLowerCase().includes(one) || task.email.toLowerCase().includes(one) || task.file_name.toLowerCase().includes(one) || task.engine.includes(one) || String(task.task_id) === one);
+    const fits = (task) => words.every((one) => task.text.includes(one) || String(task.task_id) === one);
     const found = words.length ? [...tasks.all.values()].filter(fits) : [...tasks.all.values()];
     const counts = Object.groupBy(found, (task) => task.status);
     const key = KEYS[sort] ?? ((task) => task[sort] ?? '');
