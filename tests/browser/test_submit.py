@@ -33,6 +33,54 @@ def test_scene_from_the_picker_becomes_frames_and_a_download(farm: PaintedFarm, 
     assert names == {f"frame_{frame:04d}.png" for frame in (1, 3, 5, 9)}
 
 
+def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor) -> None:
+    """From logging in to the ZIP without a mouse; what has the focus is always to be seen."""
+    page = visit.context().new_page()
+    visit.watched.watch(page)
+    page.on("filechooser", lambda chooser: chooser.set_files(farm.scene("keys.paint")))
+    page.goto("/login")
+    page.get_by_label("E-mail").wait_for()
+
+    def reach(name: str) -> None:
+        for _ in range(40):
+            told = page.evaluate(
+                """() => {
+                  const at = document.activeElement;
+                  const style = getComputedStyle(at.type === 'file' ? at.closest('label') : at);
+                  const name = at.getAttribute('aria-label') || at.labels?.[0]?.textContent || at.textContent || '';
+                  const seen = style.outlineStyle !== 'none' || ['BODY', 'MAIN'].includes(at.tagName);
+                  return [name, seen, at.matches('a, button, input, summary')];
+                }"""
+            )
+            assert told[1], f"the focus on {told[0].strip()} can't be seen"
+            if told[2] and name in told[0].strip():
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    reach("E-mail")
+    page.keyboard.type(farm.login.email)
+    reach("Token")
+    page.keyboard.type(farm.login.token)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Tasks", exact=True).wait_for()
+    reach("New task")
+    page.keyboard.press("Enter")
+    page.get_by_label("Scene file").wait_for(state="attached")
+    reach("Scene file")
+    page.keyboard.press("Enter")
+    expect(page.locator(".scene")).to_contain_text("keys.paint")
+    reach("Frames")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("1-2")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="keys.paint").wait_for()
+    page.get_by_role("button", name="Download all").wait_for(timeout=60_000)
+    reach("Download all")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+
+
 def test_scene_dropped_anywhere_comes_to_the_form(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page()
     page.evaluate(
