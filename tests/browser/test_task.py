@@ -1,5 +1,7 @@
 """One task: frames that appear, the viewer, logs, parts, why it failed."""
 
+from pathlib import Path
+
 from playwright.sync_api import expect
 
 from tests.support.browsing import PaintedFarm, Visitor
@@ -10,19 +12,16 @@ PIXEL = """(canvas) => { const { data } = canvas.getContext('2d').getImageData(0
 """The colour near the lower left corner: the painter's lake, nothing else on the page."""
 
 
-def test_frames_appear_as_they_land(farm: PaintedFarm, visit: Visitor) -> None:
+def test_frames_appear_as_they_land(farm: PaintedFarm, visit: Visitor, tmp_path: Path) -> None:
     page = visit.page()
-    task_id = farm.submit("Appearing", "1-8", chunk_size=4, arguments={"painting_seconds": "0.6"})
+    go = tmp_path / "go"
+    task_id = farm.submit("Appearing", "1-8", chunk_size=4, scene=f"a lake\nhold 4 {go}\n")
     page.locator(f"[data-task='{task_id}'] .name a").click()
     thumbs = page.locator("ro-thumb canvas")
-    counts: list[int] = []
-
-    def all_there() -> bool:
-        counts.append(thumbs.count())
-        return counts[-1] == 8
-
-    wait_until(all_there, "grid with all frames", 30)
-    assert len(set(counts)) > 2, counts  # one by one, not all at the end
+    wait_until(lambda: thumbs.count() == 4, "grid with the frames of the part that is done", 30)
+    expect(page.locator(".summary")).to_contain_text("4 of 8")
+    go.touch()
+    wait_until(lambda: thumbs.count() == 8, "grid with all frames", 30)
     expect(page.locator(".summary")).to_contain_text("Done")
     red, green, blue = thumbs.first.evaluate(PIXEL)
     assert blue > green > 50, (red, green, blue)

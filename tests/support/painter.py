@@ -76,6 +76,10 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 for frame in range(first, last + 1, step):
     print(f"Fra:{frame} Mem:{40 + frame % 7}M painting {width} x {height}", flush=True)
+    for line in words.splitlines():
+        if line.startswith(f"hold {frame} "):
+            while not os.path.exists(line.split(" ", 2)[2]):
+                time.sleep(0.02)
     if f"fail {frame}\\n" in words:
         print(f"Error: frame {frame} can't be painted: the scene says so", flush=True)
         sys.exit(1)
@@ -102,7 +106,8 @@ for line in range(words.count("chatter")):
 
 
 def write_painter(path: Path) -> Path:
-    """Make the program `path`. A scene is text; a line `fail N` makes frame N fail, each `chatter` is a line of log."""
+    """Make the program `path`. A scene is text; a line `fail N` makes frame N fail, `hold N FILE`
+    lets it wait until the file is there, each `chatter` is a line of log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!{sys.executable} -IS\n{_PROGRAM}")
     path.chmod(0o755)

@@ -80,9 +80,10 @@ class Task extends Part {
   }
 
   async #readResults(signal) {
-    const found = new Map();
-    await everyPage(`/tasks/${this.taskId}/results`, (items) => { for (const one of items) { found.set(one.name, one); this.#results.set(one.name, one); } this.#redraw(); }, signal);
-    for (const name of this.#results.keys()) if (!found.has(name)) this.#results.delete(name);
+    // What lands while the list is on its way is told by an event and stands in no answer.
+    const gone = new Set(this.#results.keys());
+    await everyPage(`/tasks/${this.taskId}/results`, (items) => { for (const one of items) { gone.delete(one.name); this.#results.set(one.name, one); } this.#redraw(); }, signal);
+    for (const name of gone) this.#results.delete(name);
   }
 
   async #why(signal) {
