@@ -36,6 +36,7 @@ subscriptions = _table(
     *required(Id, "queue_limit"),
     *required(Integer, "share", default="1"),
     *_count("running_limit"),  # chunks of one user that run at once; 0: no limit
+    *_count("keep_days", "keep_mib"),  # how long a task stays after its end, how much a user may have; 0: no limit
 )
 
 engines = _table(
@@ -76,7 +77,19 @@ renders = _table(
     *required(Text, "arguments"),
     *required(Id, "engine_id"),
     *optional(Long, "values", "template"),  # JSON {argtype_id: value}, JSON list of template words; as submitted
+    *optional(Long, "facts"),  # JSON of what the scene says of itself; null: nothing is known
 )
+
+inputs = _table(
+    "inputs",
+    *key(Big, "input_id", counts=True),
+    *required(Big, "task_id"),
+    *required(Text, "name"),  # relative to the task's directory; the scene is one of them
+    *required(BigInteger, "size", "crc32"),
+    *required(String(64), "digest"),  # BLAKE3 in hex
+    Index("ix_inputs_task", "task_id", "input_id"),
+)
+"""The files that a task was submitted with, for the machines that fetch them."""
 
 tasks = _table(
     "tasks",
@@ -99,6 +112,7 @@ tasks = _table(
     *optional(Long, "needs"),  # JSON of farm.needs.Needs; null: nothing but the engine
     *_count("running_limit"),  # chunks that run at once; 0: no limit
     *required(Flag, "notify", default="0"),  # mail to its user when it ends
+    *_text(String(50), "film"),  # the film that is made of its frames; "": none
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
     Index("ix_tasks_end", "end_us", "task_id"),

@@ -5,7 +5,7 @@ import re
 import shutil
 import unicodedata
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 INCOMING: Final = ".incoming"
@@ -52,6 +52,13 @@ def _shorten(name: str) -> str:
 def ticks_of(local: datetime) -> int:
     """.NET's ticks (100 ns since year 1) of a local time; its zone is not looked at."""
     return (local.replace(tzinfo=None) - _EPOCH) // _EPOCH.resolution * 10
+
+
+def task_directory(scene: str, file_name: str) -> Path:
+    """The directory of a task: the one that holds its scene, or the one above the folders that the scene's name has."""
+    path, parts = Path(scene), PurePosixPath(file_name).parts
+    nested = ".." not in parts and path.parts[-len(parts) :] == parts if parts else False
+    return path.parents[len(parts) - 1] if nested else path.parent
 
 
 def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
