@@ -24,7 +24,7 @@ test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), e
 	@scripts/system-packages blender test
 	$(RUN)/pytest --every-kind -n 3 --dist loadgroup
 
-faults: .venv/.dev ## 200 faults on each database, checked one by one, and docs/faults-report.md written anew: half an hour
+faults: .venv/.dev ## 200 faults on each database, with and without a shared directory, and docs/faults-report.md written anew: an hour
 	@scripts/system-packages test
 	$(RUN)/python -m tests.faults.run --report docs/faults-report.md
 
@@ -36,13 +36,14 @@ check: .venv/.dev ## Style, types, architecture, unit tests: under a minute
 	$(RUN)/pytest -q -n 2 tests/unit
 
 bench: .venv/.dev ## The figures of the README
+	@scripts/system-packages bench
 	$(RUN)/python -m bench
 
 lock: $(UV) ## Write requirements/*.txt anew
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements/runtime.txt
-	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --group dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
+	$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 --extra desktop --group dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
 
-vendor: ## Take over the web page's one library, Lit, from the npm registry (needs npm)
+vendor: ## Take over the web page's libraries, Lit and uPlot, from the npm registry (needs npm)
 	scripts/vendor
 
 clean: ## Remove what make made here (not the data of a farm)

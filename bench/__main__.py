@@ -5,12 +5,12 @@ import platform
 
 import psutil
 
-from bench import scheduling, start_latency
+from bench import scheduling, start_latency, transfers
 
 
 def main() -> None:
     """Run every benchmark, or those that are named."""
-    benchmarks = {"start": start_latency.run, "plan": scheduling.run}
+    benchmarks = {"start": start_latency.run, "plan": scheduling.run, "transfers": transfers.run}
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(benchmarks)}", choices=[*benchmarks, []])
     names = parser.parse_args().names or list(benchmarks)

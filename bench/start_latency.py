@@ -11,6 +11,8 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tests.support.farm import RealFarm
@@ -19,6 +21,7 @@ SUBMISSIONS = 100
 WARM_UP = 10
 PAUSES_S = {"one after another": 0.015, "after a pause": 0.05}
 """What lies between a submission and the first question about it: asking at once would disturb what is measured."""
+PROGRAM = shutil.which("true") or "/bin/true"
 ENGINE = """
 name = "nothing"
 label = "Nothing"
@@ -28,35 +31,42 @@ template = "nothing $RENDERONLINE:@uploaded_file"
 
 
 def run() -> None:
-    """Print p50 and p99 of 100 submissions, one at a time, once without and once with a pause between them."""
+    """Print p50 and p99 of 100 submissions, one at a time: with a pause of 15 ms after each, then with one of 50."""
     for pattern, pause_s in PAUSES_S.items():
-        _run(pattern, pause_s)
+        latencies = _measured(pause_s)
+        direct = _direct()
+        print(
+            f"submit -> engine process started, idle farm, {len(latencies)} submissions {pattern}:"
+            f" p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms"
+            f" (starting the program directly: p50 {direct:.2f} ms, ratio {_percentile(latencies, 50) / direct:.1f})"
+        )
 
 
-def _run(pattern: str, pause_s: float) -> None:
+def p99(beside: Callable[[RealFarm], AbstractContextManager[None]] = lambda _farm: nullcontext()) -> float:
+    """The slowest but one of 100 submissions, in ms, while `beside` does something with the same farm."""
+    return _percentile(_measured(PAUSES_S["after a pause"], beside), 99)
+
+
+def _measured(
+    pause_s: float, beside: Callable[[RealFarm], AbstractContextManager[None]] = lambda _farm: nullcontext()
+) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
         directory = Path(name)
         scene = directory / "scene.txt"
         scene.write_text("nothing\n")
-        program = shutil.which("true") or "/bin/true"
         with RealFarm(directory) as farm:
             farm.client.admin.add_engine(ENGINE)
             farm.client.admin.change_subscription(1, queue_limit=1000)
-            farm.add_machine("bench", engines={"nothing": program})
+            farm.add_machine("bench", engines={"nothing": PROGRAM})
             sent: dict[int, float] = {}
-            for _ in range(WARM_UP + SUBMISSIONS):
-                before = time.time()
-                task = farm.client.submit(scene, engine="nothing")
-                sent[task["task_id"]] = before
-                time.sleep(pause_s)
-                farm.wait_for_status(task["task_id"], "succeeded", "failed")
-        latencies = _latencies(directory / "renderapi" / "renderonline.sqlite", sent)[WARM_UP:]
-    direct = _direct(program)
-    print(
-        f"submit -> engine process started, idle farm, {len(latencies)} submissions {pattern}:"
-        f" p50 {_percentile(latencies, 50):.2f} ms, p99 {_percentile(latencies, 99):.2f} ms"
-        f" (starting the program directly: p50 {direct:.2f} ms, ratio {_percentile(latencies, 50) / direct:.1f})"
-    )
+            with beside(farm):
+                for _ in range(WARM_UP + SUBMISSIONS):
+                    before = time.time()
+                    task = farm.client.submit(scene, engine="nothing")
+                    sent[task["task_id"]] = before
+                    time.sleep(pause_s)  # a fixed time: the pause is what the two patterns differ in
+                    farm.wait_for_status(task["task_id"], "succeeded", "failed")
+        return _latencies(directory / "renderapi" / "renderonline.sqlite", sent)[WARM_UP:]
 
 
 def _latencies(database: Path, sent: dict[int, float]) -> list[float]:
@@ -65,11 +75,11 @@ def _latencies(database: Path, sent: dict[int, float]) -> list[float]:
     return [(started_us / 1e6 - sent[task_id]) * 1000 for task_id, started_us in rows if started_us is not None]
 
 
-def _direct(program: str) -> float:
+def _direct() -> float:
     taken = []
     for _ in range(SUBMISSIONS):
         before = time.perf_counter()
-        process = subprocess.Popen([program], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         taken.append((time.perf_counter() - before) * 1000)
         process.wait()
     return statistics.median(taken)

@@ -2,7 +2,7 @@
 
 import signal
 
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.support.browsing import PaintedFarm, Visitor
 from tests.support.farm import wait_until
@@ -48,10 +48,15 @@ def test_invitation_is_a_line_to_type(farm: PaintedFarm, visit: Visitor) -> None
     expect(page.get_by_role("button", name="Add a machine")).to_be_focused()
 
 
+def opened(page: Page, button: str) -> Locator:
+    """The dialog that a button opens."""
+    page.get_by_role("button", name=button).click()
+    return page.get_by_role("dialog")
+
+
 def test_person_is_added_changed_and_gets_a_token(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page("/admin")
-    page.get_by_role("button", name="Add a person").click()
-    dialog = page.get_by_role("dialog")
+    dialog = opened(page, "Add a person")
     dialog.get_by_label("E-mail").fill("grace@example.org")
     dialog.get_by_role("button", name="Add").click()
     token = page.get_by_role("region", name="Token").inner_text()
@@ -66,8 +71,7 @@ def test_person_is_added_changed_and_gets_a_token(farm: PaintedFarm, visit: Visi
 def test_last_administrator_stays_one(farm: PaintedFarm, visit: Visitor) -> None:
     visit.watched.expected.append("409")
     page = visit.page("/admin")
-    page.get_by_role("button", name=f"Open {farm.login.email}").click()
-    dialog = page.get_by_role("dialog")
+    dialog = opened(page, f"Open {farm.login.email}")
     dialog.get_by_label("Role").select_option("artist")
     dialog.get_by_role("button", name="Save").click()
     expect(page.get_by_text("last active administrator")).to_be_visible()
@@ -76,8 +80,7 @@ def test_last_administrator_stays_one(farm: PaintedFarm, visit: Visitor) -> None
 
 def test_subscriptions_and_engines_are_kept(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page("/admin/subscriptions")
-    page.get_by_role("button", name="Add a subscription").click()
-    dialog = page.get_by_role("dialog")
+    dialog = opened(page, "Add a subscription")
     dialog.get_by_label("Name").fill("Studio")
     dialog.get_by_role("button", name="Save").click()
     expect(page.get_by_role("row").filter(has_text="Studio")).to_be_visible()
@@ -90,3 +93,61 @@ def test_subscriptions_and_engines_are_kept(farm: PaintedFarm, visit: Visitor) -
     expect(row.get_by_role("button", name="Off")).to_be_visible()
     row.get_by_role("button", name="Open Etcher").click()
     expect(dialog).to_contain_text("Seconds a frame")
+
+
+def test_history_is_drawn_and_stands_in_tables(farm: PaintedFarm, visit: Visitor) -> None:
+    farm.rendered("History", "1-6", arguments={"painting_seconds": "0.2"})
+    page = visit.page("/farm")
+    charts = page.locator("ro-chart")
+    expect(charts.locator("canvas")).to_have_count(3)
+    histogram = charts.filter(has_text="Time of a frame")
+    histogram.get_by_text("As a table").click()
+    rows = histogram.locator("tbody tr")
+    expect(rows.first).to_be_visible()
+    frames = sum(int(text) for text in histogram.locator("tbody td").all_inner_texts())
+    assert frames >= 6
+    page.get_by_role("button", name="24 hours").click()
+    expect(charts.locator("canvas")).to_have_count(3)
+    page.get_by_role("button", name="History of atelier").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("link", name="History").first).to_be_visible()
+    expect(dialog.locator("ro-timeline rect").first).to_be_visible()
+
+
+def test_values_and_limits_are_kept(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/admin/argtypes")
+    page.get_by_role("button", name="Add a value").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("brush")
+    dialog.locator("select").select_option("word")
+    dialog.get_by_label("Rule").fill("(round|flat)")
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("row").filter(has_text="brush")).to_contain_text("(round|flat)")
+    page.get_by_role("button", name="Open brush").click()
+    dialog.get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog").last.get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("row").filter(has_text="brush")).to_have_count(0)
+    page.get_by_role("link", name="Subscriptions").click()
+    page.get_by_role("button", name="Add a subscription").click()
+    dialog.get_by_label("Name").fill("Freelance")
+    dialog.get_by_label("Days a task stays").fill("30")
+    dialog.get_by_label("Room for files, MiB").fill("5000")
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("row").filter(has_text="Freelance")).to_be_visible()
+    (kept,) = [one for one in farm.real.client.admin.subscriptions() if one["name"] == "Freelance"]
+    assert (kept["keep_days"], kept["keep_mib"]) == (30, 5000)
+
+
+def test_engine_says_whether_it_is_ready_and_its_definition_is_changed(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/admin/engines")
+    page.get_by_role("button", name="Open Painter").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("On atelier")
+    dialog.get_by_role("button", name="Change the definition").click()
+    text = dialog.get_by_label("Definition")
+    text.fill(text.input_value().replace("Pixels from left to right.", "Pixels, across."))
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    page.goto("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    expect(page.get_by_text("Pixels, across.")).to_be_visible()

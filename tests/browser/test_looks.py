@@ -3,6 +3,7 @@ picture of it is kept for people to look at (`screenshots/`, or `RENDERONLINE_SC
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final, Literal
 
 import axe_playwright_python
 import pytest
@@ -12,6 +13,7 @@ from renderonline.rnoclient.sdk.connection import Login
 from tests.support.browsing import PHONE, SCREENSHOTS, WIDE, PaintedFarm, Visitor
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+SCHEMES: Final[tuple[Literal["light"], Literal["dark"]]] = ("light", "dark")
 _RUN = (
     "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations.map((one) => ({id: one.id,"
     " nodes: one.nodes.map((node) => `${node.target.join(' ')}: ${node.failureSummary}`)})))"
@@ -36,10 +38,10 @@ def tasks(farm: PaintedFarm) -> dict[str, int]:
 
 def look(page: Page, name: str) -> None:
     """Check and picture the page as it is now, in four ways."""
-    for scheme in ("light", "dark"):
+    for scheme in SCHEMES:
         for size, viewport in (("wide", WIDE), ("phone", PHONE)):
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-            page.set_viewport_size(viewport)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            page.set_viewport_size(viewport)
             page.wait_for_timeout(150)  # the browser lays out anew
             where = f"{name}, {scheme}, {size}"
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{where} scrolls sideways"
@@ -99,6 +101,34 @@ def _nothing(page: Page) -> None:
     expect(page.locator(".empty")).to_be_visible()
 
 
+def _compared(page: Page) -> None:
+    _viewer(page)
+    page.keyboard.press("c")
+    expect(page.locator("dialog.viewer header")).to_contain_text("5 | 6")
+
+
+def _choosing(page: Page) -> None:
+    _pictured(page)
+    page.get_by_role("button", name="Choose").click()
+    page.get_by_role("button", name="Frame 2, Done").click()
+
+
+def _charts(page: Page) -> None:
+    expect(page.locator("ro-chart canvas")).to_have_count(3)
+    page.get_by_role("heading", name="History").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+
+
+def _machine_history(page: Page) -> None:
+    page.get_by_role("button", name="History of atelier").click()
+    expect(page.get_by_role("dialog").locator("ro-timeline")).to_be_visible()
+
+
+def _engine(page: Page) -> None:
+    page.get_by_role("button", name="Open Painter").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Ready?")
+
+
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "tasks": ("/", _rows),
     "tasks-chosen": ("/?q=lake", _chosen),
@@ -110,6 +140,12 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "task-parts": ("/tasks/{failed}?tab=parts", _rows),
     "task-details": ("/tasks/{paused}?tab=facts", lambda page: expect(page.get_by_text("Priority")).to_be_visible()),
     "viewer": ("/tasks/{done}?frame=5", _viewer),
+    "viewer-compared": ("/tasks/{done}?frame=5", _compared),
+    "task-chosen": ("/tasks/{done}", _choosing),
+    "farm-history": ("/farm", _charts),
+    "farm-machine": ("/farm", _machine_history),
+    "admin-values": ("/admin/argtypes", _rows),
+    "admin-engine": ("/admin/engines", _engine),
     "submit": ("/submit", lambda page: expect(page.get_by_text("Drop the scene here")).to_be_visible()),
     "farm": ("/farm", _machine),
     "farm-invite": ("/farm", _invited),
@@ -137,6 +173,33 @@ def test_form_of_a_new_task_looks_right_everywhere(farm: PaintedFarm, visit: Vis
     look(page, "submit-form")
     _filled(page)
     look(page, "submit-wrong")
+
+
+def test_upload_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.route("**/files/0", lambda route: None)  # never answered
+    page.get_by_label("Scene file").set_input_files(farm.scene("on its way.paint", "a lake\n" * 1000))
+    expect(page.locator(".sending")).to_be_visible()
+    look(page, "submit-sending")
+    page.get_by_role("button", name="Submit 24 frames when the upload ends").click()
+    look(page, "submit-armed")
+    page.get_by_role("link", name="Tasks").first.click()
+    expect(page.get_by_role("list", name="Uploads")).to_be_visible()
+    look(page, "tasks-uploads")
+    page.reload()
+    page.goto("/submit")
+    expect(page.locator(".earlier")).to_be_visible()
+    look(page, "submit-unfinished")
+    page.get_by_role("button", name="Discard on its way.paint").click()
+
+
+def test_nothing_scrolls_sideways_at_200_per_cent(tasks: dict[str, int], visit: Visitor) -> None:
+    """Enlarged to twice the size, a screen of 1280 x 800 holds what one of 640 x 400 does."""
+    page = visit.page("/", context=visit.context(viewport={"width": 640, "height": 400}, device_scale_factor=2))
+    for path in ("/", f"/tasks/{tasks['done']}", f"/tasks/{tasks['done']}?tab=parts", "/submit", "/farm", "/admin"):
+        page.goto(path)
+        page.get_by_role("heading", level=1).wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
 
 
 def test_login_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:

@@ -97,24 +97,6 @@ def test_scene_dropped_anywhere_comes_to_the_form(farm: PaintedFarm, visit: Visi
     expect(page.get_by_role("button", name="Submit 24 frames")).to_be_visible()
 
 
-def test_upload_shows_how_far_it_is_and_can_be_stopped(farm: PaintedFarm, visit: Visitor) -> None:
-    page = visit.page("/submit")
-    large = farm.directory / "large.paint"
-    with large.open("wb") as file:
-        file.truncate(40_000_000)
-    network = page.context.new_cdp_session(page)
-    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 4_000_000}
-    network.send("Network.enable")
-    network.send("Network.emulateNetworkConditions", slow)
-    page.get_by_label("Scene file").set_input_files(large)
-    page.get_by_role("button", name="Submit 24 frames").click()
-    expect(page.locator(".sending")).to_contain_text("of 40 MB")
-    expect(page.locator(".sending")).to_contain_text("/s")
-    page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Submit 24 frames")).to_be_visible()
-    assert not any(task["file_name"] == "large.paint" for task in farm.real.client.tasks())
-
-
 def test_file_that_nobody_renders_is_refused_at_once(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page("/submit")
     page.get_by_label("Scene file").set_input_files(farm.scene("notes.txt"))
@@ -170,3 +152,55 @@ def frames_page(farm: PaintedFarm, chromium: Browser) -> Page:
     log_in(page, farm.login)
     page.get_by_label("Scene file").set_input_files(farm.scene())
     return page
+
+
+def test_preset_is_used_again_and_forgotten(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    page.get_by_label("Width").fill("77")
+    page.get_by_role("button", name="Save as preset").click()
+    page.get_by_role("dialog").get_by_label("Name").fill("Small")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.reload()
+    page.get_by_label("Scene file").set_input_files(farm.scene("other.paint"))
+    expect(page.get_by_label("Width")).to_have_value("192")
+    page.locator(".card-head select").select_option("Small")
+    expect(page.get_by_label("Width")).to_have_value("77")
+    page.get_by_role("button", name="Forget the preset Small").click()
+    expect(page.locator(".card-head select")).to_have_count(0)
+
+
+def test_order_of_the_frames_is_what_was_chosen(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene("order.paint"))
+    page.get_by_label("Frames", exact=True).fill("1-4")
+    page.get_by_label("Order").select_option("Last to first")
+    page.get_by_label("Frames in a part").fill("1")
+    page.get_by_label("Don't start yet").check()
+    page.get_by_role("button", name="Submit 4 frames").click()
+    page.get_by_role("heading", name="order.paint").wait_for()
+    task_id = int(page.url.rpartition("/")[2])
+    assert farm.real.client.task(task_id)["frames"] == "4-1"
+    farm.real.client.delete(task_id)
+
+
+def test_queue_place_and_limit_are_told(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene())
+    expect(page.get_by_text("of 100 used")).to_be_visible()
+
+
+def test_first_load_is_small(farm: PaintedFarm, visit: Visitor) -> None:
+    """Everything that a visitor without a cache gets before the table of tasks stands there."""
+    page = visit.context().new_page()
+    visit.watched.watch(page)
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    sizes: list[float] = []
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.goto("/")
+    log_in(page, farm.login)
+    page.get_by_role("heading", name="Tasks", exact=True).wait_for()
+    page.wait_for_load_state("load")
+    print(f"first load: {sum(sizes) / 1000:.1f} kB in {len(sizes)} answers")
+    assert sum(sizes) < 60_000

@@ -1,9 +1,14 @@
 """One task: frames that appear, the viewer, logs, parts, why it failed."""
 
+import contextlib
+import hashlib
+import sqlite3
+import zipfile
 from pathlib import Path
 
 from playwright.sync_api import expect
 
+from renderonline.storage.previews import PreviewFiles
 from tests.support.browsing import PaintedFarm, Visitor
 from tests.support.farm import wait_until
 
@@ -29,33 +34,65 @@ def test_frames_appear_as_they_land(farm: PaintedFarm, visit: Visitor, tmp_path:
     assert results == 8
 
 
+def fill(farm: PaintedFarm, task_id: int, painted: int, count: int) -> None:
+    """Give a task the results that it would have after `count` frames, with the previews of another one."""
+    files = PreviewFiles(farm.real.data / "previews")
+    pictures = [files.path(painted, f"frame_{frame:04d}.png", "thumb").read_bytes() for frame in range(1, 25)]
+    with contextlib.closing(sqlite3.connect(next(farm.real.data.glob("*.sqlite")), timeout=30)) as database, database:
+        columns = [row[1] for row in database.execute("PRAGMA table_info(results)") if row[1] != "result_id"]
+        (chunk_id,) = database.execute("SELECT min(chunk_id) FROM chunks WHERE task_id = ?", (task_id,)).fetchone()
+        model = database.execute("SELECT * FROM results WHERE task_id = ?", (painted,))
+        known = dict(zip((one[0] for one in model.description), model.fetchone(), strict=True))
+        for frame in range(1, count + 1):
+            name = f"frame_{frame:04d}.png"
+            files.put(task_id, name, "thumb", pictures[frame % 24])
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            row = known | {"task_id": task_id, "chunk_id": chunk_id, "name": name, "frame": frame}
+            row |= {"name_hash": digest, "digest": digest}
+            marks = ", ".join("?" for _ in columns)
+            values = [row[column] for column in columns]
+            database.execute(f"INSERT INTO results ({', '.join(columns)}) VALUES ({marks})", values)
+
+
+SCROLL = """async () => {
+  const times = [];
+  let most = 0;
+  let before = performance.now();
+  for (let step = 0; step < 120; step++) {
+    scrollBy(0, 120);
+    await new Promise(requestAnimationFrame);
+    times.push(performance.now() - before);
+    before = performance.now();
+    most = Math.max(most, document.querySelectorAll('*').length);
+  }
+  times.sort((one, other) => one - other);
+  return { median: times[60], worst: times[119], most };
+}"""
+
+
 def test_five_thousand_frames_scroll_in_a_small_document(farm: PaintedFarm, visit: Visitor) -> None:
+    """Five thousand rows and JPEGs, the latter those that a machine has made of 24 frames, served by RenderAPI."""
     task_id = farm.submit("Long film", "1-5000", paused=True)
+    fill(farm, task_id, farm.rendered("Short film", "1-24", arguments={"painting_width": "640"}), 5000)
+    assert all(result["preview"] for result in farm.real.client.results(task_id))
     page = visit.page(f"/tasks/{task_id}")
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if "/previews/" in one.url else None)
+    page.on("request", lambda one: asked.append(f"whole {one.url}") if "/results/frame" in one.url else None)
     cells = page.locator("ro-windowed .cell")
-    expect(page.get_by_role("list", name="Frames")).to_be_visible()
-    script = """async () => {
-          const times = [];
-          let most = 0;
-          let before = performance.now();
-          for (let step = 0; step < 90; step++) {
-            scrollBy(0, 120);
-            await new Promise(requestAnimationFrame);
-            times.push(performance.now() - before);
-            before = performance.now();
-            most = Math.max(most, document.querySelectorAll('*').length);
-          }
-          times.sort((one, other) => one - other);
-          return { median: times[45], worst: times[89], most };
-        }"""
-    tries = [page.evaluate(script) for _ in range(3)]
+    expect(page.get_by_role("button", name="Frame 1, Done")).to_be_visible()
+    expect(page.locator("ro-thumb canvas").first).to_be_visible()
+    tries = [page.evaluate(SCROLL) for _ in range(3)]
     frames = min(tries, key=lambda one: one["median"])  # other programs on this computer only make it slower
     print(f"5,000 frames: {1000 / frames['median']:.0f} fps, worst {frames['worst']:.0f} ms, {frames['most']} elements")
-    assert frames["most"] < 1500
+    assert frames["most"] < 2500
     assert frames["median"] < 34  # 30 fps
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    expect(page.locator("[data-frame='5000']")).to_be_visible()
+    last = page.locator(".cell", has=page.locator("[data-frame='5000']"))
+    expect(last.locator("canvas")).to_be_visible()
     assert cells.count() < 150
+    assert asked
+    assert not [url for url in asked if url.startswith("whole")]
     page.goto("/")
     farm.real.client.delete(task_id)
 
@@ -141,3 +178,80 @@ def test_single_frame_is_rendered_again(farm: PaintedFarm, visit: Visitor) -> No
     expect(page.get_by_text("Frame 2 is rendered again.")).to_be_visible()
     wait_until(lambda: len(list(farm.real.client.attempts(task_id))) == 2, "second attempt")
     farm.real.wait_for_status(task_id, "succeeded")
+
+
+def test_chosen_frames_are_downloaded_and_rendered_again(farm: PaintedFarm, visit: Visitor) -> None:
+    task_id = farm.rendered("Chosen", "1-6", chunk_size=6)
+    page = visit.page(f"/tasks/{task_id}")
+    page.get_by_role("button", name="Choose").click()
+    page.get_by_role("button", name="Frame 2, Done").click()
+    page.get_by_role("button", name="Frame 4, Done").click(modifiers=["Shift"])
+    bar = page.get_by_role("toolbar", name="With the chosen frames")
+    expect(bar).to_contain_text("3 frames")
+    with page.expect_download() as download:
+        bar.get_by_role("button", name="Download").click()
+    names = zipfile.ZipFile(download.value.path()).namelist()
+    assert {name for name in names if name.endswith(".png")} == {f"frame_{n:04d}.png" for n in (2, 3, 4)}
+    bar.get_by_role("button", name="Render again").click()
+    expect(page.get_by_text("Frames 2-4 are rendered again.")).to_be_visible()
+    wait_until(lambda: len(list(farm.real.client.attempts(task_id))) >= 2, "second attempt")
+    farm.real.wait_for_status(task_id, "succeeded")
+    landed = {one["frame"]: one["attempt_id"] for one in farm.real.client.results(task_id)}
+    assert landed[2] == landed[4] != landed[1] == landed[6]
+
+
+def test_two_frames_are_compared(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected.append("willReadFrequently")
+    task_id = farm.rendered("Compared", "1-20x19", arguments={"painting_width": "320"})
+    page = visit.page(f"/tasks/{task_id}?frame=1")
+    viewer = page.locator("dialog.viewer")
+    expect(viewer.locator("header")).to_contain_text("320 × 180")
+    middle = """() => {
+      const canvas = document.querySelector('.stage canvas');
+      const row = canvas.getContext('2d').getImageData(0, canvas.height / 2, canvas.width, 1).data;
+      return [0.04, 0.84].map((at) => [...row.slice(4 * Math.round(canvas.width * at)).slice(0, 3)]);
+    }"""
+    alone = page.evaluate(middle)
+    page.keyboard.press("c")
+    expect(viewer.locator("header strong")).to_have_text("Frames 1 | 20")
+    both = page.evaluate(middle)
+    assert alone[0] == both[0]  # the sun of frame 1 on the left
+    assert alone[1] != both[1]  # that of frame 20 on the right
+    viewer.get_by_role("slider", name="Divide").fill("100")
+    assert page.evaluate(middle) == alone
+    page.keyboard.press("c")
+    expect(viewer.locator("header strong")).to_have_text("Frame 20")
+
+
+def test_hundred_thousand_lines_of_log_stay_a_small_document(farm: PaintedFarm, visit: Visitor) -> None:
+    task_id = farm.rendered("Verbose", "1-1", scene="chatter\n" * 100_000)
+    page = visit.page(f"/tasks/{task_id}?tab=log")
+    log = page.locator("ro-windowed.log")
+    expect(log).to_contain_text("chatter line 99999", timeout=30_000)
+    assert log.locator(".row").count() < 120
+    took = page.evaluate(
+        """async () => {
+          const field = document.querySelector('ro-log input[type=search]');
+          const begun = performance.now();
+          field.value = 'line 4242';
+          field.dispatchEvent(new Event('input', { bubbles: true }));
+          await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
+          return performance.now() - begun;
+        }"""
+    )
+    expect(page.get_by_text("1 of 11", exact=True)).to_be_visible()
+    print(f"100,000 lines of log searched in {took:.0f} ms")
+    assert took < 500  # a busy computer is slower than the 100 ms that one feels
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    assert len(Path(download.value.path()).read_text().splitlines()) > 100_000
+
+
+def test_timeline_shows_who_rendered_when(farm: PaintedFarm, visit: Visitor) -> None:
+    task_id = farm.rendered("Timed", "1-4", "failed", scene="fail 3\n", chunk_size=2)
+    page = visit.page(f"/tasks/{task_id}?tab=parts")
+    bars = page.locator("ro-timeline rect")
+    expect(bars).to_have_count(len(list(farm.real.client.attempts(task_id))))
+    page.locator("ro-timeline rect.failed").first.click()
+    expect(page.get_by_role("tab", name="Log")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("ro-windowed.log")).to_contain_text("frame 3 can't be painted")

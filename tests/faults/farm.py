@@ -201,10 +201,12 @@ class Listener:
 
 
 class FaultFarm:
-    """RenderAPI, three HPCServers, a database; a context manager. `database`: sqlite or mariadb."""
+    """RenderAPI, three HPCServers, a database; a context manager. `database`: sqlite or mariadb. `apart`: the machines
+    don't see RenderAPI's files."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, *, apart: bool = False) -> None:
         self.database = database
+        self.apart = apart
         self.directory = Path(tempfile.mkdtemp(prefix="rof-"))  # short: a socket's path has 108 bytes
         self.files = self.directory / "renderapi" / "files"
         self.mariadb: PrivateMariaDB | None = None
@@ -260,6 +262,7 @@ class FaultFarm:
         words = ["node", "--join", proxy.url, "--name", name, "--data-directory", str(home)]
         words += ["--slots", str(SLOTS), "--engine", f"fake={program}"]
         environment = {"RENDERONLINE_JOIN_CODE": code, engine.SOCKET: self.listener.path}
+        environment |= {"FAULTS_APART": str(self.directory / "renderapi")} if self.apart else {}
         kept = Kept(name, words, self.directory, environment)
         self._exits.callback(self._end, kept)
         kept.start()

@@ -16,10 +16,12 @@ ROWS = {
 
 @dataclass
 class Report:
-    """One run on one database. `hits`: (process, state) -> faults that struck there; `missed`: aims without a shot."""
+    """One run on one database; `apart`: of machines that share no files with RenderAPI. `hits`: (process, state) ->
+    faults that struck there; `missed`: aims without a shot."""
 
     database: str
     seed: str
+    apart: bool = False
     hits: Counter[tuple[str, str]] = field(default_factory=Counter)
     signals: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
@@ -47,6 +49,7 @@ class Report:
     def page(self) -> str:
         """This run as Markdown."""
         name = {"sqlite": "SQLite", "mariadb": "MariaDB"}[self.database]
+        name += ", machines with directories of their own" if self.apart else ""
         shown = [row for row in ROWS if any(self.hits[row, column] for column in COLUMNS)]
         table = [f"| {ROWS[row]} | {' | '.join(str(self.hits[row, column]) for column in COLUMNS)} |" for row in shown]
         return "\n".join(
@@ -73,7 +76,8 @@ HEAD = """\
 
 Written by `make faults`. Real programs (RenderAPI, three HPCServers with their spawners, a fake engine) are killed,
 stopped, cut off, filled up and misdated at seeded instants while users submit, pause, cancel and delete; an
-independent checker looks at database, files and process table after each fault (`tests/faults/checker.py`).
+independent checker looks at database, files and process table after each fault (`tests/faults/checker.py`). Half of the
+farms have machines that share no files with RenderAPI.
 
 """
 

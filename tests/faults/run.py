@@ -32,7 +32,7 @@ class Run:
     def __init__(self, farm: FaultFarm, seed: str, *, say: bool = False) -> None:
         self._farm = farm
         self._say = say
-        self.report = Report(farm.database, seed)
+        self.report = Report(farm.database, seed, apart=farm.apart)
         self._reader = Reader(farm.url)
         self._results = checker.Results(self._reader)
         self._marks = [machine.mark for machine in farm.machines]
@@ -127,9 +127,12 @@ class Run:
             print(f"{number}: {words}", flush=True)
 
 
-def inject(database: str, faults: int, seed: str, *, least_hits: int = 0, say: bool = False) -> Report:
-    """A whole run on a fresh farm. `Violation` when something does not hold; the farm's directory is kept then."""
-    with FaultFarm(database) as farm, closing(Run(farm, seed, say=say)) as run:
+def inject(
+    database: str, faults: int, seed: str, *, least_hits: int = 0, say: bool = False, apart: bool = False
+) -> Report:
+    """A whole run on a fresh farm, whose machines may have directories of their own (`apart`). `Violation` when
+    something does not hold; the farm's directory is kept then."""
+    with FaultFarm(database, apart=apart) as farm, closing(Run(farm, seed, say=say)) as run:
         return run.run(faults, least_hits=least_hits)
 
 
@@ -137,12 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", action="append", choices=("sqlite", "mariadb"), help="default: both")
     parser.add_argument("--faults", type=int, default=200, help="on each database")
+    parser.add_argument("--own-directories", action="store_true", help="only farms whose machines share no files")
     parser.add_argument("--seed", default=time.strftime("%Y-%m-%d"))
     parser.add_argument("--report", type=Path, help="write this page")
     options = parser.parse_args()
     least = LEAST_HITS if options.faults >= 200 else 0
     databases = options.database or ["sqlite", "mariadb"]
-    reports = [inject(name, options.faults, options.seed, least_hits=least, say=True) for name in databases]
+    runs = [(name, apart) for apart in (False, True) if apart or not options.own_directories for name in databases]
+    reports = [inject(name, options.faults, options.seed, least_hits=least, say=True, apart=one) for name, one in runs]
     page = write(reports)
     print(page)
     if options.report:

@@ -13,3 +13,11 @@ def test_farm_survives_seeded_faults(database_kind: str) -> None:
     assert report.faults >= FAULTS
     assert report.facts["results"] > 0
     assert report.facts["looks at leases and limits"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_farm_whose_machines_have_directories_of_their_own_survives_seeded_faults() -> None:
+    """R6 without a shared directory."""
+    report = inject("sqlite", FAULTS, "own directories", apart=True)
+    assert report.faults >= FAULTS
+    assert report.facts["results"] > 0

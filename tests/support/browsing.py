@@ -4,16 +4,16 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, Page, Request
+from playwright.sync_api import Browser, BrowserContext, Page, Request, ViewportSize
 
 from renderonline.rnoclient.sdk.connection import Login
 from tests.support.farm import RealFarm
 
-WIDE = {"width": 1280, "height": 800}
-PHONE = {"width": 360, "height": 740}
+WIDE: Final[ViewportSize] = {"width": 1280, "height": 800}
+PHONE: Final[ViewportSize] = {"width": 360, "height": 740}
 SCREENSHOTS = Path(os.environ.get("RENDERONLINE_SCREENSHOTS", "screenshots"))
 
 
@@ -86,8 +86,8 @@ class Visitor:
     exits: contextlib.ExitStack
 
     def context(self, **options: Any) -> BrowserContext:
-        options = {"viewport": WIDE, "accept_downloads": True, **options}
-        context = self.browser.new_context(base_url=self.farm.url, **options)
+        options = {"viewport": WIDE, "accept_downloads": True, "base_url": self.farm.url, **options}
+        context = self.browser.new_context(**options)
         context.set_default_timeout(20_000)
         self.exits.callback(context.close)
         return context

@@ -460,3 +460,13 @@ async def joined(rig: Rig, **options: Any) -> Machine:
     await machine.dial()
     assert machine.welcome is not None, machine.refused
     return machine
+
+
+async def begun(rig: Rig, frames: str = "1", chunk_size: int = 1) -> tuple[Machine, int, Assign]:
+    """A machine that has started the first chunk of a new task, and does nothing more by itself."""
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit(frames, chunk_size)
+    (assign,) = await machine.given()
+    await machine.start(assign.attempt)
+    await machine.all_acked()
+    return machine, task_id, assign

@@ -49,6 +49,14 @@ class Rig:
         assert answer.status == 200, answer.body
         return int(answer.json()["TaskId"])
 
+    def running_task(self, note: str = "hello") -> int:
+        """Start the farm and enqueue a task; its id, once its engine runs and the farm knows."""
+        self.farm.start()
+        task_id = self.submit(note=note)
+        self.wait_for_run()
+        wait_until(lambda: self.farm.row(task_id)["is_running"] == 1, "running task")
+        return task_id
+
     def release(self) -> None:
         """Let the engine end, now and from now on."""
         self.gate.touch()

@@ -9,20 +9,30 @@ from typing import Any
 
 import pytest
 
-KINDS = ("unit", "contract", "integration", "integration-sqlite", "integration-mariadb", "faults", "e2e", "browser")
+KINDS = (
+    "unit",
+    "contract",
+    "integration",
+    "integration-sqlite",
+    "integration-mariadb",
+    "faults",
+    "e2e",
+    "browser",
+    "desktop",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-kind", action="store_true", help="fail if a kind of tests is empty or a test is skipped")
 
 
-_TOGETHER = ("tests/browser/", "tests/e2e/")
+_TOGETHER = ("tests/browser/", "tests/e2e/", "tests/desktop/")
 """Folders whose files have a farm each: their tests run one after another, on one worker."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """In place of xdist's own groups, which pytest-xdist 3.8 no longer finds with pytest 9.2."""
+    """In place of xdist's own groups: pytest-xdist 3.8 adds them to a name of a test that pytest 9.2 does not read."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]

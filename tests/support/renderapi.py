@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import aiohttp
 
+from renderonline.engines.loading import shipped
 from renderonline.renderapi.main import READY_FILE, serve
 from renderonline.renderapi.settings import Settings, load_settings
 from renderonline.rnoclient.web import DIRECTORY
@@ -18,6 +21,7 @@ from renderonline.storage.names import INCOMING
 
 T = TypeVar("T")
 
+SCENE = ("a.blend", b"BLENDER scene")
 COMMAND_ENGINE = """
 name = "writer"
 label = "Writer"
@@ -84,6 +88,13 @@ class Running:
         path = "/renderapi/v1/enqueue" if version == 1 else "/tasks"
         return await self.call("POST", path, who=who, data=form, headers=headers or {})
 
+    async def new_task(self, who: Mapping[str, str] | None = None, **request: Any) -> dict[str, Any]:
+        """A Blender task, as v2 shows it."""
+        reply = await self.submit({"engine": "blender", **request}, SCENE, version=2, who=who)
+        assert reply.status == 201, reply.body
+        task: dict[str, Any] = reply.json()
+        return task
+
     async def new_user(self, email: str, role: str = "artist", **more: Any) -> Mapping[str, str]:
         """An account's headers."""
         reply = await self.call("POST", "/users", {"email": email, "role": role, **more})
@@ -110,8 +121,19 @@ class Reply:
 
 
 @contextlib.asynccontextmanager
-async def renderapi(directory: Path, **flags: Any) -> AsyncIterator[Running]:
-    """RenderAPI with its data in `directory`; `flags` are settings."""
+async def renderapi(directory: Path, *, reads_scenes: bool = False, **flags: Any) -> AsyncIterator[Running]:
+    """RenderAPI with its data in `directory`; `flags` are settings.
+
+    Unless it `reads_scenes`, a new farm's Blender takes whatever is called .blend: most tests send a few bytes.
+    """
+    plain = {name: re.sub(r"(?m)^facts = .*$", "", toml) for name, toml in shipped().items()}
+    with mock.patch("renderonline.renderapi.bootstrap.shipped", shipped if reads_scenes else lambda: plain):
+        async with _renderapi(directory, **flags) as running:
+            yield running
+
+
+@contextlib.asynccontextmanager
+async def _renderapi(directory: Path, **flags: Any) -> AsyncIterator[Running]:
     settings = load_settings(flags={"port": 0, "data_directory": directory, **flags}, environment={})
     server = asyncio.create_task(serve(settings, DIRECTORY))
     ready = directory / READY_FILE

@@ -18,7 +18,7 @@ from renderonline.cli.engines import install_blender
 from renderonline.cli.local import LocalFarm
 from renderonline.cli.progress import bar
 from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
-from renderonline.engines import blender, films
+from renderonline.engines import blender
 from renderonline.engines.children import child
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.rnoclient.sdk import Client, Task
@@ -88,11 +88,8 @@ class Demo:
                 self._render(LocalFarm(supervisor, directory / "farm"), python, unpacked)
                 with self.step("stop the farm"):
                     supervisor.stop()
-            pictures = sorted(unpacked.glob("frame_*.png"))
-            with self.step("film"), bar("Film", "share", quiet=self.quiet) as shown:
-                shown(0.0, 1.0, "encoding")
-                films.encode(pictures, unpacked / FILM, FPS, lambda fraction: shown(fraction, 1.0, "encoding"))
             with self.step("checks"):
+                pictures = sorted(unpacked.glob("frame_*.png"))
                 self.problems += problems_of(pictures, unpacked / FILM, FRAMES)
                 shares = [(name, self.frames[name]) for name in MACHINES if name not in self.killed]
                 self.problems += [
@@ -127,6 +124,7 @@ class Demo:
                     frames=f"1-{FRAMES}",
                     chunk_size=CHUNK,
                     name="demo",
+                    film=f"mp4@{FPS}",
                     arguments={"threads": threads},
                     progress=sent,
                 )
@@ -155,7 +153,8 @@ class Demo:
             for task in client.watch(task["task_id"]):  # noqa: B020 - its states
                 self._revive(farm, nodes)
                 farm.supervisor.check()
-                counted = Counter(names.get(result["machine_id"], "?") for result in client.results(task["task_id"]))
+                frames = (result for result in client.results(task["task_id"]) if result["frame"] is not None)
+                counted = Counter(names.get(result["machine_id"], "?") for result in frames)
                 self.frames = {name: counted[name] for name in sorted({*MACHINES, *counted})}
                 shares = ", ".join(f"{name}: {count}" for name, count in self.frames.items())
                 done = counted.total()
@@ -196,12 +195,12 @@ class Demo:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """The frames and the scene of the ZIP, by their base names."""
+    """The frames, the film and the scene of the ZIP, by their base names."""
     target.mkdir()
     with zipfile.ZipFile(archive) as content:
         for item in content.infolist():
             name = Path(item.filename).name
-            if not item.is_dir() and (name == SCENE or name.startswith("frame_")):
+            if not item.is_dir() and (name in (SCENE, FILM) or name.startswith("frame_")):
                 with content.open(item) as source, (target / name).open("xb") as file:
                     shutil.copyfileobj(source, file)
 

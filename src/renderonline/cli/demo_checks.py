@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from renderonline.engines import films
-from renderonline.farm.errors import RenderOnlineError
+from renderonline.hpcserver.films import count_frames
 
 SMALLEST: Final = (640, 360)
 
@@ -30,10 +29,7 @@ def problems_of(frames: list[Path], film: Path, count: int) -> list[str]:
         problems += [f"{name}: {problem}" for problem in picture.problems]
     if len({picture.pixels for picture in pictures.values()}) != len(pictures):
         problems.append("Some frames show the same picture.")
-    try:
-        decoded = films.count_frames(film)
-    except (RenderOnlineError, OSError) as error:
-        return [*problems, f"{film.name} can't be decoded: {error}"]
+    decoded = count_frames(film)
     return problems if decoded == count else [*problems, f"{film.name} has {decoded} frames, not {count}."]
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TextIO
 
 from renderonline.cli import show
@@ -50,3 +50,14 @@ def bar(label: str, kind: str, *, quiet: bool = False, stream: TextIO | None = N
             shown.update(job, completed=done, total=total if total > 0 else None, description=show.plain(described))
 
         yield update
+
+
+def sending(step: Step) -> Callable[[int, int], None]:
+    """A `Progress` of an upload: its first call says what was there already."""
+    there: list[int] = []
+
+    def update(done: int, total: int) -> None:
+        there.append(done) if not there else None
+        step(done, total, f"{show.size(there[0])} were there already" if there[0] else "")
+
+    return update

@@ -1,13 +1,18 @@
 """`renderonline submit`."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from renderonline.cli import show
 from renderonline.cli.commands import Json, argument, command, flag, group, option, pairs
-from renderonline.cli.progress import bar
+from renderonline.cli.progress import bar, sending
+from renderonline.cli.scene_files import SceneFiles, gathered, unpacked
 from renderonline.cli.tasks import fetch_results, follow
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.tasks import missing_told
+from renderonline.rnoclient.scenes import external_files
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("Submitting.")
@@ -19,14 +24,23 @@ Arguments = Annotated[
 @command(
     commands,
     "renderonline submit shot.blend --frames 1-24 --wait --download frames",
+    "renderonline submit shot.blend --frames 1-250 --film mp4@25",
     "renderonline submit glass.pov --arg width=640 --arg height=360",
     "renderonline submit comp.blend --frames 1-24 --after 12 --json",
     "renderonline submit big.blend --memory 32000 --tag gpu --engine-version 5.0 --limit 4",
+    "renderonline submit shot.blend --with textures --with lib/chairs.blend",
+    "renderonline submit film/shots/s1.blend --folder film",
 )
 def submit(
     client: Client,
     *,
-    file: Annotated[Path, argument("FILE", "The scene.")],
+    file: Annotated[Path, argument("FILE", "The scene, or a ZIP with a scene and what it needs.")],
+    others: Annotated[
+        list[Path] | None,
+        option("PATH", "A file or folder that the scene needs, seen from its folder; can be given again.", "--with"),
+    ] = None,
+    folder: Annotated[Path | None, option("DIR", "Send all of this folder, which holds the scene.")] = None,
+    no_external: Annotated[bool, flag("--no-external", "Not the files that a .blend names.")] = False,
     engine: Annotated[
         str | None, option("NAME", "The engine; guessed from the file's extension.", "--engine", "-e")
     ] = None,
@@ -44,6 +58,7 @@ def submit(
     memory: Annotated[int, option("MIB", "So much memory for each chunk.", min=0)] = 0,
     gpus: Annotated[int, option("NUMBER", "So many graphics cards for each chunk.", min=0)] = 0,
     limit: Annotated[int, option("NUMBER", "So many chunks at once; 0: any number.", min=0)] = 0,
+    film: Annotated[str, option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …")] = "",
     notify: Annotated[bool, flag("--notify", "Have a mail sent to you when it ends.")] = False,
     wait: Annotated[bool, flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w")] = False,
     download: Annotated[Path | None, option("DIR", "Wait, then download the results here.", "--download", "-d")] = None,
@@ -53,11 +68,16 @@ def submit(
     if not file.is_file():
         raise InvalidRequest(f"{file} is no file.")
     arguments = pairs("--arg", arg or [], "ID=VALUE")
-    chosen = engine or guess_engine(client.admin.engines(), file)
     needs = {"engine_version": engine_version, "tags": tag or [], "pool": pool, "memory_mib": memory, "gpus": gpus}
-    with bar(f"Sending {file.name}", "bytes", quiet=json) as step:
+    with ExitStack() as stack:
+        found = external_files(file) if folder is None and not no_external else []
+        sent = _sent(client, file, [*(others or []), *found], folder, stack)
+        chosen = engine or guess_engine(client.admin.engines(), sent.path)
+        step = stack.enter_context(bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
-            file,
+            sent.path,
+            scene=sent.scene,
+            inputs=sent.inputs,
             engine=chosen,
             arguments=arguments,
             frames=frames,
@@ -68,15 +88,28 @@ def submit(
             notify=notify,
             needs=needs,
             running_limit=limit,
-            progress=step,
+            film=film,
+            progress=sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
+    for text in (*task.get("facts", {}).get("warnings", ()), *missing_told(task.get("missing_inputs", ()))):
+        show.note(f"Warning: {text}")
     follow_it = "" if stays else f" Follow it: renderonline watch {number}"
     show.answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0
     if download is not None and code == 0:
         show.answer(fetch_results(client, number, download, quiet=json), as_json=json)
     return code
+
+
+def _sent(client: Client, file: Path, others: list[Path], folder: Path | None, stack: ExitStack) -> SceneFiles:
+    if file.suffix.casefold() == ".zip":
+        if others or folder is not None:
+            raise InvalidRequest(f"{file.name} is a ZIP: put into it what the scene needs, or unpack it.")
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")))
+        engines = client.admin.engines()
+        return unpacked(file, directory, {one.casefold() for engine in engines for one in engine["extensions"]})
+    return gathered(file, others, folder)
 
 
 def guess_engine(engines: list[Item], file: Path) -> str:

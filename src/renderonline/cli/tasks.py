@@ -24,6 +24,8 @@ from renderonline.cli.commands import (
 )
 from renderonline.cli.progress import bar
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
+from renderonline.farm.selecting import chooser
+from renderonline.farm.tasks import missing_told
 from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
@@ -125,6 +127,7 @@ def explain(client: Client, *, task: TaskId) -> Output:
     "renderonline download 12                  into ./task-12/",
     "renderonline download 12 -o shots/a",
     "renderonline download 12 --zip -o a.zip",
+    "renderonline download 12 --frames 1-10 --only '*.mp4'",
 )
 def download(
     client: Client,
@@ -132,23 +135,39 @@ def download(
     task: TaskId,
     output: Annotated[Path | None, option("PATH", "Directory (with --zip: file) to write.", "--output", "-o")] = None,
     as_zip: Annotated[bool, flag("--zip", "One ZIP file with the scene and all results.")] = False,
+    frames: Annotated[str, option("RANGE", "Only these frames …", "--frames", "-f")] = "",
+    only: Annotated[
+        list[str] | None, option("NAME", "… and files called so (* and ? stand for anything); can be given again.")
+    ] = None,
     json: Json,
 ) -> Output:
     """Download a task's results.
 
     What is there already is not sent again; what was cut goes on.
     """
+    names = only or []
     if not as_zip:
-        return fetch_results(client, task, output or Path(f"task-{task}"), quiet=json)
+        wanted = chooser(frames, names)
+        return fetch_results(client, task, output or Path(f"task-{task}"), quiet=json, wanted=wanted)
     with bar("Downloading", "bytes", quiet=json) as step:
-        path = client.download_zip(task, output or Path(f"task-{task}.zip"), progress=step)
+        target = output or Path(f"task-{task}.zip")
+        path = client.download_zip(task, target, frames=frames, names=names, progress=step)
     return {"files": [str(path)]}, f"{path}  (1 file)"
 
 
-def fetch_results(client: Client, task_id: int, directory: Path, *, quiet: bool) -> Output:
-    """Download the results with a bar."""
+def fetch_results(
+    client: Client,
+    task_id: int,
+    directory: Path,
+    *,
+    quiet: bool,
+    wanted: Callable[[str, int | None], bool] = lambda _name, _frame: True,
+) -> Output:
+    """Download the results (name, frame) that are `wanted` with a bar."""
     with bar("Downloading", "count", quiet=quiet) as step:
-        paths = client.download_results(task_id, directory, progress=step)
+        paths = client.download_results(
+            task_id, directory, wanted=lambda one: wanted(one["name"], one["frame"]), progress=step
+        )
     return {"files": [str(path) for path in paths]}, f"{directory}  ({len(paths)} file{'s' * (len(paths) != 1)})"
 
 
@@ -209,6 +228,21 @@ def requeue(
     return _each(task, partial(client.requeue, frames=frames, chunks=chunk or ()), as_json=json)
 
 
+@command(commands, "renderonline film 12", "renderonline film 12 --kind webm@25")
+def film(
+    client: Client,
+    *,
+    task: TaskId,
+    kind: Annotated[str, option("FILM", "mp4 or webm, with frames per second if you like: mp4@25.")] = "mp4",
+    json: Json,
+) -> Output:
+    """Make a film of the frames that are there, and another one when the task has ended.
+
+    It becomes a result of the task, in the place of an older one.
+    """
+    return _each([task], partial(client.film, film=kind), as_json=json)
+
+
 @command(commands, "renderonline change 12 13 --priority 80", 'renderonline change 12 --name "Walk cycle" --limit 4')
 def change(
     client: Client,
@@ -251,10 +285,16 @@ def _row(task: Task) -> list[object]:
 def _show_one(task: Task) -> None:
     shown = {**task, "file_size": show.size(task["file_size"]), "progress": show.percent(task["progress"])}
     shown |= {name: show.when(task[name]) for name in ("queued", "started", "ended")}
+    shown["deletes_at"] = show.when(task.get("deletes_at"))
     if latest := task["latest"]:
         shown["latest"] = {"name": latest["name"], **latest["facts"]}
-    names = "task_id name status reason engine file_name file_size arguments frames frames_done progress latest chunks"
-    show.fields(shown, [*names.split(), "priority", "running_limit", "queued", "started", "ended"])
+    facts = task.get("facts") or {}
+    scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
+    shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
+    shown["warnings"] = [*facts.get("warnings", ()), *missing_told(task.get("missing_inputs", ()))]
+    names = "task_id name status reason engine file_name file_size scene warnings arguments frames frames_done progress"
+    more = "latest chunks priority running_limit queued started ended deletes_at"
+    show.fields(shown, [*names.split(), *more.split()])
 
 
 def _attempt_row(attempt: Item) -> list[object]:

@@ -16,6 +16,8 @@ subscriptions = group("How many tasks users may have in the queue.")
 Who = Annotated[str, argument("USER", "The account's number or e-mail.")]
 Text = Annotated[str | None, option("TEXT")]
 ROLE = option("ROLE", "artist, operator or admin.")
+KEEP_DAYS = option("NUMBER", "A task is deleted so many days after its end; 0: never.", min=0)
+KEEP_MIB = option("NUMBER", "MiB that a user's tasks may take on the farm's disk; 0: any.", min=0)
 SubscriptionId = Annotated[int | None, option("NUMBER", "The subscription's number.", min=1)]
 
 
@@ -119,9 +121,10 @@ def enable(client: Client, *, user: Who) -> Output:
 def list_subscriptions(client: Client) -> Output:
     """List the subscriptions."""
     found = client.admin.subscriptions()
-    names = ("subscription_id", "name", "queue_limit", "share", "running_limit")
+    columns = [">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT", ">KEEP DAYS", ">KEEP MIB"]
+    names = ("subscription_id", "name", "queue_limit", "share", "running_limit", "keep_days", "keep_mib")
     rows = [[item[name] for name in names] for item in found]
-    return found, lambda: show.table([">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT"], rows)
+    return found, lambda: show.table(columns, rows)
 
 
 @command(subscriptions, "renderonline subscription add students --queue-limit 3", name="add")
@@ -132,14 +135,16 @@ def add_subscription(
     queue_limit: Annotated[int, option("NUMBER", "Tasks that a user may have in the queue.", min=0)] = 10,
     share: Annotated[int, option("NUMBER", "Twice the share is served twice as often.", min=1)] = 1,
     running_limit: Annotated[int, option("NUMBER", "Chunks of a user that run at once; 0: any.", min=0)] = 0,
+    keep_days: Annotated[int, KEEP_DAYS] = 0,
+    keep_mib: Annotated[int, KEEP_MIB] = 0,
 ) -> Output:
     """Add a subscription."""
-    limits = {"queue_limit": queue_limit, "running_limit": running_limit}
+    limits = {"queue_limit": queue_limit, "running_limit": running_limit, "keep_days": keep_days, "keep_mib": keep_mib}
     made = client.admin.add_subscription(name=name, share=share, **limits)
     return made, f"Subscription {made['subscription_id']} added."
 
 
-@command(subscriptions, "renderonline subscription change 1 --queue-limit 20", name="change")
+@command(subscriptions, "renderonline subscription change 1 --queue-limit 20 --keep-days 30", name="change")
 def change_subscription(
     client: Client,
     *,
@@ -148,9 +153,12 @@ def change_subscription(
     queue_limit: Annotated[int | None, option("NUMBER", min=0)] = None,
     share: Annotated[int | None, option("NUMBER", min=1)] = None,
     running_limit: Annotated[int | None, option("NUMBER", "Chunks of a user that run at once.", min=0)] = None,
+    keep_days: Annotated[int | None, KEEP_DAYS] = None,
+    keep_mib: Annotated[int | None, KEEP_MIB] = None,
 ) -> Output:
     """Change a subscription."""
-    wanted = _given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit)
+    kept = {"keep_days": keep_days, "keep_mib": keep_mib}
+    wanted = _given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit, **kept)
     found = choose(client.admin.subscriptions(), "subscription_id", "name", subscription)
     changed = client.admin.change_subscription(found["subscription_id"], **wanted)
     return changed, f"Subscription {changed['subscription_id']} {changed['name']} changed."

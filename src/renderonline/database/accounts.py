@@ -13,6 +13,8 @@ from renderonline.farm.errors import Conflict, InvalidRequest
 
 _USER: Final = tuple(users.c[one.name] for one in fields(User))
 _ACTIVE_ADMIN: Final = (users.c.role == Role.ADMIN.value, users.c.is_active == 1)
+_LIMITS: Final = {"queue_limit": 0, "share": 1, "running_limit": 0, "keep_days": 0, "keep_mib": 0}
+"""The numbers of a subscription, and the least that each may be."""
 _CHANGEABLE: Final = frozenset({"first_name", "last_name", "email", "subscription_id", "is_active", "role"})
 _LENGTHS: Final = {"first_name": 50, "last_name": 50, "email": 255}
 
@@ -122,18 +124,15 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows)
 
 
-def add_subscription(
-    connection: Connection, name: str, queue_limit: int, share: int = 1, running_limit: int = 0
-) -> Subscription:
-    """Add a subscription: how many tasks may wait or run at once, the share inside a priority class, and how many
-    chunks of one user may run at once (0: any number)."""
-    values = {"name": name, "queue_limit": queue_limit, "share": share, "running_limit": running_limit}
+def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int) -> Subscription:
+    """Add a subscription; `more` are the other fields of `Subscription`."""
+    values = {"name": name, "queue_limit": queue_limit, "share": 1, **more}
     _check_subscription(values)
     return _subscription(connection, insert(connection, subscriptions, values))
 
 
 def change_subscription(connection: Connection, subscription_id: int, changes: Mapping[str, Any]) -> Subscription:
-    """Change some of name, queue_limit, share, running_limit."""
+    """Change some fields."""
     _subscription(connection, subscription_id)
     _check_subscription(changes)
     update(connection, subscriptions, subscription_id, changes)
@@ -168,10 +167,10 @@ def _check(connection: Connection, values: Mapping[str, Any]) -> None:
 
 
 def _check_subscription(values: Mapping[str, Any]) -> None:
-    refuse_unknown(values, {"name", "queue_limit", "share", "running_limit"}, "a subscription")
+    refuse_unknown(values, {"name", *_LIMITS}, "a subscription")
     if len(values.get("name", "-")) not in range(1, 51):
         raise InvalidRequest("The name of a subscription has 1 to 50 characters.")
-    for name, least in (("queue_limit", 0), ("share", 1), ("running_limit", 0)):
+    for name, least in _LIMITS.items():
         if not least <= values.get(name, least) <= 1_000_000:
             raise InvalidRequest(f"{name} is a number from {least} to 1,000,000.")
 

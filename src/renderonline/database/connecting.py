@@ -54,11 +54,9 @@ _SQLITE_WORDS: Final = (
 def writer_engine(place: Place, silence_s: float) -> Engine:
     """The engine of the one writer. A program that stands still must not keep its locks: after `silence_s` without a
     word MySQL ends its connection."""
-    engine = _engine(place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S)
-    if place.dialect != "sqlite":
-        session = f"SET SESSION wait_timeout={max(1, round(silence_s))}"
-        event.listen(engine, "connect", lambda connection, _record: connection.query(session))
-    return engine
+    return _engine(
+        place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S, silence_s=silence_s
+    )
 
 
 def reader_engine(place: Place, readers: int) -> Engine:
@@ -74,7 +72,9 @@ def patient_engine(place: Place) -> Engine:
     return _engine(place, begin="BEGIN IMMEDIATE", isolation="REPEATABLE READ", size=1, socket_s=None)
 
 
-def _engine(place: Place, *, begin: str, isolation: str, size: int, socket_s: int | None) -> Engine:
+def _engine(
+    place: Place, *, begin: str, isolation: str, size: int, socket_s: int | None, silence_s: float | None = None
+) -> Engine:
     options: dict[str, Any]
     if place.dialect == "sqlite":
         options = {"check_same_thread": False, "isolation_level": None, "timeout": _LOCK_WAIT_S}
@@ -83,6 +83,8 @@ def _engine(place: Place, *, begin: str, isolation: str, size: int, socket_s: in
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
     session = f"sql_mode='{_STRICT}', time_zone='+00:00', innodb_lock_wait_timeout={_LOCK_WAIT_S}"
+    if silence_s is not None:
+        session += f", wait_timeout={max(1, round(silence_s))}"
     options = {"connect_timeout": 10, "read_timeout": socket_s, "write_timeout": socket_s}
     options |= {"init_command": f"SET SESSION {session}", **place.connect_arguments}
     return create_engine(place.url, connect_args=options, isolation_level=isolation, pool_size=size, pool_recycle=3600)

@@ -101,7 +101,8 @@ class _FileLease(Lease):
 
     def take(self) -> bool:
         path = Path(f"{self._database.place.database}.lock")
-        file = open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+", encoding="utf-8")  # noqa: SIM115
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        file = open(handle, "r+", encoding="utf-8")  # noqa: SIM115 (open for as long as the lease is held)
         if not _lock(file):
             self.holder = file.read(200).strip() or "another program"
             file.close()
@@ -185,6 +186,7 @@ class _RowLease(Lease):
             first = first or self._seen
             if self._seen != first:
                 raise self._in_use()
+            # It blocks, as every `db` command does; looked at often, for one beat says that the holder lives.
             time.sleep(self._lease_s / LOOKS / 5)
         self._beating = threading.Thread(target=self._beat_for_ever, name="lease", daemon=True)
         self._beating.start()

@@ -8,11 +8,21 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, func, select
 
 from renderonline.database.rows import insert, inserting
-from renderonline.database.schema import chunks, queue, renders, submissions, subscriptions, tasks, users, waits_for
+from renderonline.database.schema import (
+    chunks,
+    inputs,
+    queue,
+    renders,
+    submissions,
+    subscriptions,
+    tasks,
+    users,
+    waits_for,
+)
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import NOTHING, Needs
-from renderonline.farm.tasks import ChunkKind, ChunkState
+from renderonline.farm.tasks import ChunkKind, ChunkState, InputFile
 from renderonline.protocol.codec import encode
 
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
@@ -61,6 +71,9 @@ class NewTask:
     notify: bool = False
     needs: Needs = NOTHING
     running_limit: int = 0
+    inputs: Sequence[InputFile] = ()
+    facts: str | None = None
+    film: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +110,14 @@ _BEFORE: Final = select(
 )
 """All that must be known before anything is written, in one round trip; after the account is locked."""
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
-_OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template")
-_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit")
+_OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
+_OF_INPUT: Final = ("name", "size", "crc32", "digest")
+_INPUTS: Final = (
+    select(*(inputs.c[name] for name in _OF_INPUT))
+    .where(inputs.c.task_id == bindparam("task"))
+    .order_by(inputs.c.input_id)
+)
+_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film")
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
@@ -149,10 +168,23 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     if new.waits_for:
         rows = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
         connection.execute(inserting(waits_for), rows)
+    add_inputs(connection, task_id, new.inputs)
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
         connection.execute(inserting(submissions), row)
     return Submitted(task_id, render_id)
+
+
+def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
+    """Remember the files that a task was submitted with."""
+    if files:
+        rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in files]
+        connection.execute(inserting(inputs), rows)
+
+
+def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
+    """The files that a task was submitted with; none are known of tasks of the existing system."""
+    return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
 
 
 def forget_old(connection: Connection, *, now_us: int) -> int:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     select,
 )
 
+from renderonline.database.retention import DAY_US, KEEP_DAYS
 from renderonline.database.rows import AnyRow, from_row, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
 from renderonline.farm.errors import InvalidRequest, NotFound
@@ -59,7 +60,8 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class TaskView:
     """A task as its owner sees it, and where its file lies. Times are microseconds since 1970 UTC. `machine_ids`:
-    machines that have a part of it now; of a task that has ended the one that had the last."""
+    machines that have a part of it now; of a task that has ended the one that had the last. `facts`: what the scene
+    says of itself, {} where several tasks are asked for; `delete_us`: when its days are over, null: they never are."""
 
     task_id: int
     name: str
@@ -83,10 +85,13 @@ class TaskView:
     queue_us: int
     start_us: int | None
     end_us: int | None
+    delete_us: int | None
     reason: str | None
     machine_ids: tuple[int, ...]
     notify: bool
     needs: Mapping[str, Any]
+    film: str
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ _TASK: Final = select(
     *(*_SCENE, *_present(renders, "file_path")),
     renders.c["values"].label("values_json"),
     func.coalesce(engines.c.name, "").label("engine"),
-    *_present(users, "email"),
+    *(*_present(users, "email"), KEEP_DAYS),
 ).select_from(_WITH_SCENE.outerjoin(users, users.c.user_id == tasks.c.user_id))
 _CHUNK: Final = select(*(chunks.c[one.name] for one in fields(ChunkView)))
 _ATTEMPT: Final = (
@@ -209,7 +214,7 @@ def get_task(connection: Connection, task_id: int, *, user_id: int | None = None
     """One task; `user_id` not null: it must be theirs. `NotFound` with the contract's message."""
     if not 0 <= task_id < 2**63:
         raise NotFound(task_not_found(task_id))
-    query = _TASK.where(tasks.c.task_id == task_id, *_conditions(Wanted(user_id)))
+    query = _TASK.where(tasks.c.task_id == task_id, *_conditions(Wanted(user_id))).add_columns(renders.c.facts)
     row = the_row(connection, query, task_not_found(task_id))
     return _task(row, _live_machines(connection, [task_id]))
 
@@ -221,10 +226,10 @@ def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: 
 
 
 def list_attempts(
-    connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None
+    connection: Connection, task_id: int | None, limit: int = 100, cursor: str | None = None
 ) -> Page[AttemptView]:
-    """A page of a task's attempts, newest first."""
-    query = _ATTEMPT.where(attempts.c.task_id == task_id)
+    """A page of a task's attempts, or with null of all tasks', newest first."""
+    query = _ATTEMPT if task_id is None else _ATTEMPT.where(attempts.c.task_id == task_id)
     page = _page(connection, query, attempts.c.attempt_id, limit, cursor, newest_first=True)
     return _each(partial(from_row, AttemptView), page)
 
@@ -258,11 +263,20 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     return None if row is None else _result(row)
 
 
-def landed_files(connection: Connection, task_id: int) -> dict[str, ResultView]:
-    """All landed files of a task by name, but those that may be replaced now: sizes and CRCs for an archive."""
+class LandedFile(NamedTuple):
+    """What an archive needs to know of a landed file."""
+
+    name: str
+    size: int
+    crc32: int
+    frame: int | None
+
+
+def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFile]:
+    """All landed files of a task by name, but those that may be replaced now."""
     landed = (results.c.task_id == task_id) & (results.c.state == "landed")
-    found = connection.execute(_RESULT.where(landed).order_by(results.c.result_id))
-    return {row.name: _result(row) for row in found}
+    found = connection.execute(select(*(results.c[name] for name in LandedFile._fields)).where(landed))
+    return {row[0]: LandedFile._make(row) for row in found}
 
 
 def _page(
@@ -349,10 +363,12 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         TaskView,
         row,
         name=row.name or row.file_name,
+        delete_us=row.end_us + row.keep_days * DAY_US if row.end_us and row.keep_days else None,
         status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
         paused=bool(row.paused),
         notify=bool(row.notify),
         needs=_object(row.needs),
+        facts=_object(getattr(row, "facts", None)),
         arguments=_object(row.values_json),
         frames=row.frames or "",
         chunks=counters,

@@ -16,10 +16,10 @@ from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
 from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, load_facts
-from renderonline.database.work_sheet import AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
+from renderonline.database.work_sheet import STALE_HASH, AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
-from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome
 
 MOST_PIECES: Final = 200
 """A chunk with more gaps than this is rendered again as a whole."""
@@ -27,11 +27,12 @@ MOST_PIECES: Final = 200
 
 class Lease(NamedTuple):
     """What a leased chunk is. `missing`: the range of it that is still to be rendered; None: all. `pieces`: what else
-    waits since the chunk was cut again (R4)."""
+    waits since the chunk was cut again (R4); `film`: it makes a film."""
 
     frames: FrameRange | None
     missing: FrameRange | None = None
     pieces: tuple[QueuedChunk, ...] = ()
+    film: bool = False
 
 
 @dataclass(slots=True)
@@ -83,6 +84,9 @@ def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
 def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> Lease | None:
     """What is to be rendered of a chunk. None: late results completed it. What a chunk lacks is one range, or it is cut
     again into the fewest ranges of what is missing and of what has landed."""
+    if chunk.kind == ChunkKind.FILM:
+        sheet.connection.execute(_OLD_FILM, {"key": chunk.task_id})
+        return Lease(None, film=True)
     if chunk.frames is None or chunk.chunk_id not in sheet.begun:
         return Lease(chunk.frames)
     landed = landed_frames(sheet.connection, chunk.task_id, chunk.frames)
@@ -102,10 +106,21 @@ def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> Lease | None
     return Lease(chunk.frames, pieces=tuple(QueuedChunk(chunk_id, chunk.place) for chunk_id in waiting))
 
 
+_FILMS: Final = select(chunks.c.chunk_id).where(
+    chunks.c.task_id == bindparam("key"), chunks.c.kind == ChunkKind.FILM.value
+)
+_OLD_FILM: Final = (
+    results.update()
+    .where(results.c.task_id == bindparam("key"), results.c.state == "landed", results.c.chunk_id.in_(_FILMS))
+    .values(state="stale", name_hash=STALE_HASH)
+)
 _OF_TASK: Final[Any] = bindparam("task_id")
 _ATTEMPTS_OF_TASK: Final = select(func.count()).select_from(attempts).where(attempts.c.task_id == _OF_TASK)
-_CHUNKS_OF_TASK: Final = select(func.count()).select_from(chunks).where(chunks.c.task_id == _OF_TASK)
-_OTHERS: Final = chunks.delete().where(chunks.c.task_id == bindparam("key"), chunks.c.chunk_id != bindparam("kept"))
+_RENDERS: Final = chunks.c.kind == ChunkKind.RENDER.value
+_CHUNKS_OF_TASK: Final = select(func.count()).select_from(chunks).where(chunks.c.task_id == _OF_TASK, _RENDERS)
+_OTHERS: Final = (
+    chunks.delete().where(chunks.c.task_id == bindparam("key"), chunks.c.chunk_id != bindparam("kept")).where(_RENDERS)
+)
 _FRAMES: Final = select(tasks.c.frames).where(tasks.c.task_id == _OF_TASK)
 
 
@@ -317,16 +332,17 @@ class _Applier:
         if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
             sheet.change(chunk.task_id).frames_done += len(chunk.frames)
         elif verdict.chunk is ChunkState.FAILED:
-            self._failed_for_good(chunk.task_id, verdict.reason)
+            self._failed_for_good(chunk, verdict.reason)
         return True
 
     def _before(self, chunk: ChunkRow) -> tuple[Tried, ...]:
         found = self._sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})
         return tuple(Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in found)
 
-    def _failed_for_good(self, task_id: int, reason: str) -> None:
+    def _failed_for_good(self, chunk: ChunkRow, reason: str) -> None:
         """A task stops early when enough of its chunks have failed for good (R1.4)."""
-        sheet, now = self._sheet, self._sheet.counters(task_id)
+        task_id, sheet = chunk.task_id, self._sheet
+        now = sheet.counters(task_id)
         total = sum(getattr(now, state.value) for state in ChunkState)
         if self._policy.stops(now.failed, total) and not now.settled:
             stopped = f"the task stopped early, because {now.failed} of its {total} parts failed"
@@ -334,7 +350,8 @@ class _Applier:
             self._supersede(attempts.c.task_id == task_id, verdict)
             sheet.cancel_waiting(task_id, stopped)
             reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
-        sheet.change(task_id).values["reason"] = reason
+        if chunk.kind != ChunkKind.FILM or not sheet.tasks[task_id].reason:  # why it has no frames tells more
+            sheet.change(task_id).values["reason"] = reason
 
     def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]

@@ -4,6 +4,7 @@ row, that can be repeated.
 `user_id` is whose the task must be (None: anybody's); `NotFound` when it is not there or not theirs.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
+from renderonline.database.ids import CHUNKS, reserve
 from renderonline.database.projection import Change, Moment, TaskState, apply, look
+from renderonline.database.retention import may_go
 from renderonline.database.rows import update
-from renderonline.database.schema import attempts, chunks, queue, renders, results, tasks, waits_for
+from renderonline.database.schema import attempts, chunks, inputs, queue, renders, results, tasks, waits_for
 from renderonline.database.submissions import check_limit
 from renderonline.database.work_landing import make_stale
 from renderonline.database.work_loading import frames_of
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.films import Film
 from renderonline.farm.frames import format_frames
-from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Outcome, TaskStatus
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 
 NOT_QUEUED: Final = "not_in_queue"
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
@@ -28,6 +32,9 @@ _FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us":
 _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "state"))).where(
     results.c.state.in_(("landing", "landed"))
 )
+_A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
+_NOW, _AT_THE_END = 0, 1
+"""The stages of films."""
 _AT_ONCE: Final = 1000
 Anew = tuple[frozenset[int], frozenset[int]]
 """What of a task is to be rendered again, whatever came of it: chunks by id, and frames. Neither: all of it."""
@@ -98,20 +105,27 @@ class Condemned:
 
     canceled: Acted
     scene: str
+    file_name: str
     attempts: tuple[Stopped, ...]
     shared: bool
 
 
-def condemn_task(connection: Connection, task_id: int, moment: Moment, *, user_id: int | None) -> Condemned:
-    """First step of deleting: take the task from the queue, and say what is to be removed from disks.
+def condemn_task(
+    connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, only_ended: bool = False
+) -> Condemned:
+    """First step of deleting: take the task from the queue, and say what is to be removed from disks. `only_ended`:
+    `Conflict` when it has not ended, or such a task waits for it.
 
     It can be repeated: a stop between the steps leaves a canceled task that is deleted again.
     """
     row = _theirs(connection, task_id, user_id)
+    if only_ended and not may_go(connection, task_id):
+        raise Conflict(f"Task {task_id} is still needed.")
     canceled = Acted(row) if row.ended else _cancel(connection, row, moment)
-    scene = connection.scalar(select(renders.c.file_path).where(renders.c.render_id == row.render_id)) or ""
+    files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == row.render_id)
+    scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
-    return Condemned(canceled, scene, tried, _is_shared(connection, row))
+    return Condemned(canceled, scene, file_name, tried, _is_shared(connection, row))
 
 
 def _is_shared(connection: Connection, row: TaskState) -> bool:
@@ -127,7 +141,7 @@ def delete_task(connection: Connection, task_id: int, moment: Moment) -> tuple[S
     stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was deleted")
     shared = _is_shared(connection, row)
     for column in (
-        *(table.c.task_id for table in (results, attempts, chunks, queue, waits_for, tasks)),
+        *(table.c.task_id for table in (results, attempts, chunks, inputs, queue, waits_for, tasks)),
         waits_for.c.waits_for_task_id,
     ):
         connection.execute(column.table.delete().where(column == task_id))
@@ -160,7 +174,7 @@ def change_task(
     return Acted(row)
 
 
-def again(
+def requeue_task(
     connection: Connection, task_id: int, moment: Moment, *, anew: Anew | None = None, user_id: int | None
 ) -> Acted:
     """Put chunks back to waiting, with all their tries: those that failed, were canceled or wait after a failure; or
@@ -201,7 +215,9 @@ def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tup
     parts = select(chunks).where(chunks.c.task_id == task_id).order_by(chunks.c.stage, chunks.c.chunk_id)
     known = connection.execute(parts).all()
     if anew is None:
-        return [(chunk, ()) for chunk in known if chunk.state in (ChunkState.WAITING, *_BAD)]
+        again = [chunk for chunk in known if chunk.state in (ChunkState.WAITING, *_BAD)]
+        later = [chunk for chunk in known if chunk not in again and again and chunk.stage > again[0].stage]
+        return [(chunk, ()) for chunk in again + later]
     (chunk_ids, wanted), unknown = anew, set(anew[1])
     made: dict[int, list[Any]] = defaultdict(list)
     for result in connection.execute(_MADE.where(results.c.task_id == task_id)):
@@ -211,7 +227,8 @@ def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tup
         theirs, frames = made[chunk.chunk_id], wanted.intersection(_frames(chunk))
         unknown -= frames
         # A later stage is made of what earlier ones give.
-        whole = not any(anew) or chunk.chunk_id in chunk_ids or bool(found and chunk.stage > found[0][0].stage)
+        whole = chunk.chunk_id in chunk_ids or bool(found and chunk.stage > found[0][0].stage)
+        whole = whole or not (any(anew) or _is_film(chunk))
         if not whole and any(one.frame is not None for one in theirs):
             theirs = [one for one in theirs if one.frame in frames]
         if whole or (frames and (theirs or chunk.state not in LIVE)):
@@ -221,6 +238,40 @@ def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tup
     if missing := chunk_ids.difference(chunk.chunk_id for chunk in known):
         raise InvalidRequest(f"Task {task_id} has no chunk {min(missing)}: see renderonline logs {task_id} --list")
     return found
+
+
+def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Film, user_id: int | None) -> Acted:
+    """Have a film made of the frames that have landed; while others are still to come, another one when they are there.
+
+    A task that had ended counts against its user's queue limit again (`LimitReached`). `Conflict` without frames.
+    """
+    row = _theirs(connection, task_id, user_id)
+    if not row.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
+        raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
+    if row.ended:
+        check_limit(connection, row.user_id, lock=True)
+    facts = connection.scalar(select(renders.c.facts).where(renders.c.render_id == row.render_id))
+    update(connection, tasks, task_id, {"film": str(film.of_scene(json.loads(facts) if facts else {}))})
+    known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
+    films = {chunk.stage: chunk for chunk in known if _is_film(chunk)}
+    count = Change(values={"canceled": 0})
+    stopped: tuple[Stopped, ...] = ()
+    rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
+    for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
+        if (chunk := films.get(stage)) is not None:
+            stopped += _stop(connection, attempts.c.chunk_id == chunk.chunk_id, moment, "the film is made anew")
+            connection.execute(chunks.update().where(chunks.c.chunk_id == chunk.chunk_id).values(_FRESH))
+            count.add(ChunkState(chunk.state), -1)
+        else:
+            about = {"kind": ChunkKind.FILM.value, "stage": stage, "state": ChunkState.WAITING.value}
+            new = {"chunk_id": reserve(connection, CHUNKS, 1), "task_id": task_id, **about}
+            connection.execute(chunks.insert().values(new))
+        count.add(ChunkState.WAITING, 1)
+    return Acted(apply(connection, row, count, moment), stopped)
+
+
+def _is_film(chunk: Any) -> bool:
+    return bool(chunk.kind == ChunkKind.FILM)
 
 
 def _frames(chunk: Any) -> range:
@@ -244,11 +295,13 @@ def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What `explain` tells of a task: where it stands, the reasons of its chunks, the tasks that it waits for."""
+    """What `explain` tells of a task: where it stands, the reasons of its chunks, the tasks that it waits for, and the
+    files that its scene lacks."""
 
     state: TaskState
     reasons: tuple[str, ...]
     blocked_by: tuple[int, ...]
+    missing: tuple[str, ...]
 
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
@@ -261,4 +314,6 @@ def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> 
         .join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id)
         .where(waits_for.c.task_id == task_id, tasks.c.is_success == 0)
     ).scalars()
-    return Story(row, tuple(dict.fromkeys(reasons)), tuple(blocked))
+    facts = connection.scalar(select(renders.c.facts).where(renders.c.render_id == row.render_id))
+    missing = json.loads(facts).get("missing_inputs", ()) if facts else ()
+    return Story(row, tuple(dict.fromkeys(reasons)), tuple(blocked), tuple(missing))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, literal, select
+from sqlalchemy import Connection, and_, bindparam, select
 
 from renderonline.database.rows import update
 from renderonline.database.schema import attempts, renders, results, tasks
 from renderonline.database.work import token_fits
-from renderonline.database.work_sheet import name_hash
+from renderonline.database.work_sheet import STALE_HASH, name_hash
 from renderonline.farm.tasks import AttemptState, Outcome
 
 
@@ -41,7 +41,8 @@ class Stale(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Landing:
     """An offer whose row is there: do the file steps. `source` is the attempt's directory, `scene` the path of the
-    task's uploaded file ("" when the task is gone); `late`: its attempt is over; `stale`: what it replaces."""
+    task's uploaded file ("" when the task is gone), `file_name` its name, perhaps with folders; `late`: its attempt is
+    over; `stale`: what it replaces."""
 
     result_id: int
     offer: Offer
@@ -50,12 +51,13 @@ class Landing:
     machine_id: int
     source: str
     scene: str
+    file_name: str
     late: bool
     stale: Stale
 
 
 _ATTEMPTS: Final = (
-    select(attempts, tasks.c.user_id, tasks.c.canceled, renders.c.file_path)
+    select(attempts, tasks.c.user_id, tasks.c.canceled, renders.c.file_path, renders.c.file_name)
     .join(tasks, tasks.c.task_id == attempts.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
     .where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
@@ -68,7 +70,18 @@ _KNOWN: Final = (
 _STALE: Final = (
     results.update()
     .where(results.c.result_id.in_(bindparam("ids", expanding=True)), results.c.state == "landed")
-    .values(state="stale", name_hash=literal("s") + func.substr(results.c.name_hash, 2))
+    .values(state="stale", name_hash=STALE_HASH)
+)
+_REPLACED: Final = results.alias("replaced")
+_OPEN: Final = (
+    select(results, attempts.c.directory, attempts.c.machine_id, tasks.c.user_id, renders.c.file_path)
+    .add_columns(renders.c.file_name, _REPLACED.c.result_id.label("stale_id"), _REPLACED.c.digest.label("stale_digest"))
+    .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
+    .outerjoin(tasks, tasks.c.task_id == results.c.task_id)
+    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .outerjoin(_REPLACED, and_(_REPLACED.c.task_id == results.c.task_id, _REPLACED.c.name_hash == STALE_HASH))
+    .where(results.c.state == "landing")
+    .order_by(results.c.result_id)
 )
 _INSERT: Final = results.insert()
 _STORED: Final = ("attempt_id", "name", "frame", "size", "digest", "crc32", "facts")
@@ -117,7 +130,7 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         inserted = connection.execute(_INSERT, {**key, "chunk_id": row.chunk_id, "state": "landing", **values})
         assert inserted.inserted_primary_key is not None
         result_id = inserted.inserted_primary_key[0]
-    about = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path)
+    about = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
     return Landing(result_id, offer, *about, late, stale)
 
 
@@ -129,19 +142,12 @@ def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
 
 def open_landings(connection: Connection) -> tuple[Landing, ...]:
     """Every row `landing` that a stop of RenderAPI left behind, to be settled at start."""
-    query = (
-        select(results, attempts.c.directory, attempts.c.machine_id, tasks.c.user_id, renders.c.file_path)
-        .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
-        .outerjoin(tasks, tasks.c.task_id == results.c.task_id)
-        .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
-        .where(results.c.state == "landing")
-        .order_by(results.c.result_id)
-    )
-    rows = connection.execute(query).all()
-    return tuple(_left_behind(row, _known(connection, row.task_id, row.name_hash)[1]) for row in rows)
+    return tuple(_left_behind(row) for row in connection.execute(_OPEN))
 
 
-def _left_behind(row: Any, stale: Stale) -> Landing:
+def _left_behind(row: Any) -> Landing:
+    stale = Stale(row.stale_id or 0, row.stale_digest or "")
     offer = Offer(row.attempt_id, "", row.name, row.frame, row.size, row.digest, row.crc32)
-    about = (row.task_id, row.user_id or 0, row.machine_id or 0, row.directory or "", row.file_path or "")
-    return Landing(row.result_id, offer, *about, late=False, stale=stale)
+    about = (row.task_id, row.user_id or 0, row.machine_id or 0)
+    where = (row.directory or "", row.file_path or "", row.file_name or "")
+    return Landing(row.result_id, offer, *about, *where, late=False, stale=stale)

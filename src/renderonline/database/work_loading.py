@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, func, select
+from sqlalchemy import Connection, Select, bindparam, case, func, select
 
-from renderonline.database.rows import AnyRow
+from renderonline.database.rows import AnyRow, from_row
 from renderonline.database.schema import (
     attempts,
     chunks,
@@ -21,11 +21,12 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
+from renderonline.farm.films import FILM_ENGINE
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.ready import ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import Allowance
-from renderonline.farm.tasks import AttemptState, ChunkState, Outcome
+from renderonline.farm.tasks import SETTLED, AttemptState, ChunkKind, ChunkState, Outcome
 from renderonline.protocol.codec import from_wire
 
 _FAILURES: Final = (Outcome.FAILED.value, Outcome.LOST.value, Outcome.TIMED_OUT.value, Outcome.STALLED.value)
@@ -38,7 +39,8 @@ _RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id)
 @dataclass(frozen=True, slots=True)
 class TaskFacts:
     """What is needed to write a task's command. `values` and `template` are None for renders of the existing system,
-    whose `arguments` are one finished string."""
+    whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: what is
+    made of its frames (`farm.films.Film`), "": none."""
 
     task_id: int
     engine: str
@@ -46,14 +48,17 @@ class TaskFacts:
     scene: str
     arguments: str
     frames: str
+    file_name: str
+    film: str
     values: Mapping[str, str] | None
     template: tuple[str, ...] | None
 
 
 _FACTS: Final = (
     select(
-        *(tasks.c.task_id, engines.c.name, engines.c.definition, renders.c.file_path, renders.c.arguments),
-        *(func.coalesce(tasks.c.frames, ""), renders.c["values"], renders.c.template),
+        *(tasks.c.task_id, engines.c.name.label("engine"), engines.c.definition, renders.c.file_path.label("scene")),
+        *(renders.c.arguments, func.coalesce(tasks.c.frames, "").label("frames"), renders.c.file_name, tasks.c.film),
+        *(renders.c["values"].label("given"), renders.c.template.label("words")),
     )
     .select_from(_RENDERED)
     .where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
@@ -64,7 +69,12 @@ def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, T
     """The facts of these tasks; those that are gone are left out."""
     rows = connection.execute(_FACTS, {"ids": sorted(task_ids)}) if task_ids else ()
     return {
-        row[0]: TaskFacts(*row[:-2], row[-2] and json.loads(row[-2]), row[-1] and tuple(json.loads(row[-1])))
+        row.task_id: from_row(
+            TaskFacts,
+            row,
+            values=row.given and json.loads(row.given),
+            template=row.words and tuple(json.loads(row.words)),
+        )
         for row in rows
     }
 
@@ -72,13 +82,14 @@ def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, T
 @dataclass(frozen=True, slots=True)
 class QueuedChunk:
     """A waiting chunk. `avoid`: machines on which it failed; `held_by`: the v1 machine that must answer first because
-    its renderer may still write (R7.4)."""
+    its renderer may still write (R7.4); `film`: it makes a film of what the others give."""
 
     chunk_id: int
     place: int = 0
     not_before_us: int = 0
     avoid: frozenset[int] = frozenset()
     held_by: int | None = None
+    film: bool = False
 
 
 @dataclass(slots=True)
@@ -86,7 +97,8 @@ class QueuedTask(ReadyTask):
     """A task in the queue, as the dispatcher keeps it.
 
     `one_range`: its frames are one range, or it has none; `begun`: some chunk of it ever had an attempt;
-    `chunk_count` counts all its chunks, `chunks` are those that wait; `waits_for`: tasks that must succeed first.
+    `chunk_count` counts all its chunks but films, `chunks` are those that wait; `waits_for`: tasks that must succeed
+    first.
     """
 
     engine: str
@@ -99,8 +111,10 @@ class QueuedTask(ReadyTask):
     waits_for: frozenset[int] = frozenset()
     needs: Needs = NOTHING
 
-    def signature(self, avoid: frozenset[int] = frozenset()) -> Signature:
-        """What its chunks need of a machine."""
+    def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
+        """What its chunks need of a machine; a film is not made by the engine."""
+        if film:
+            return Signature(FILM_ENGINE, Shape.PIECE, avoid, Needs(pool=self.needs.pool))
         return Signature(self.engine, self.shape, avoid, self.needs)
 
     @property
@@ -114,23 +128,30 @@ class QueuedTask(ReadyTask):
         return not self.paused and not self.waits_for
 
 
+_FILMS: Final = (
+    select(func.count())
+    .where(chunks.c.task_id == tasks.c.task_id, chunks.c.kind == ChunkKind.FILM.value)
+    .correlate(tasks)
+    .scalar_subquery()
+)
 _QUEUED: Final = (
     select(
         *(tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.queue_us, tasks.c.paused, tasks.c.frames),
-        *(tasks.c.needs, tasks.c.running_limit),
+        *(tasks.c.needs, tasks.c.running_limit, case((tasks.c.film == "", 0), else_=_FILMS).label("films")),
         *(engines.c.name, engines.c.download_path, *(tasks.c[f"chunks_{state.value}"] for state in ChunkState)),
     )
     .select_from(_RENDERED)
     .where(tasks.c.task_id.in_(select(queue.c.task_id)), tasks.c.canceled == 0)
 )
 _WAITING: Final = select(
-    chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage
+    chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage, chunks.c.kind
 ).where(chunks.c.state == ChunkState.WAITING.value)
 _STAGES: Final = (
-    select(chunks.c.task_id, func.min(chunks.c.stage))
+    select(chunks.c.task_id, func.min(chunks.c.stage), func.min(case((chunks.c.state.not_in(SETTLED), chunks.c.stage))))
     .where(chunks.c.state != ChunkState.SUCCEEDED.value)
     .group_by(chunks.c.task_id)
 )
+"""The lowest stage that has not succeeded, and the lowest that is not settled: a film is made of what there is."""
 _OLD_ATTEMPTS: Final = (
     select(chunks.c.chunk_id, attempts.c.machine_id, attempts.c.outcome, machines.c.secret_hash)
     .select_from(
@@ -158,18 +179,20 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
         blocked[row.task_id].add(row.waits_for_task_id)
     old = _old_attempts(of(_OLD_ATTEMPTS, chunks.c.task_id))
     rows = of(_WAITING, chunks.c.task_id)
-    stages = dict(map(tuple, of(_STAGES, chunks.c.task_id))) if any(row.stage for row in rows) else {}
+    staged = of(_STAGES, chunks.c.task_id) if any(row.stage for row in rows) else ()
+    stages = {task_id: lowest for task_id, *lowest in staged}
     waiting: dict[int, list[QueuedChunk]] = defaultdict(list)
     for row in rows:
-        if row.stage <= stages.get(row.task_id, row.stage):  # of each task only its lowest stage that is not done
+        film = row.kind == ChunkKind.FILM
+        if row.task_id not in stages or row.stage <= stages[row.task_id][film]:  # only the lowest that is not done
             known = old.get(row.chunk_id)
-            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us)
+            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, film=film)
             waiting[row.task_id].append(replace(chunk, avoid=known.avoid, held_by=known.held_by) if known else chunk)
     begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
         QueuedTask(
             *(row.task_id, row.user_id, row.priority, row.queue_us, row.name, row.download_path),
-            chunk_count=sum(row[-len(ChunkState) :]),
+            chunk_count=sum(row[-len(ChunkState) :]) - row.films,
             chunks=waiting.get(row.task_id, ()),
             one_range="," not in (row.frames or ""),
             begun=row.task_id in begun,
@@ -200,7 +223,8 @@ def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, QueuedChunk]:
 @dataclass(slots=True)
 class Attempt:
     """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first (R7.4). `steps`:
-    whether its engine is known to take steps; None: its chunk can't be cut again, for the machine takes whole tasks."""
+    whether its engine is known to take steps; None: its chunk can't be cut again, for the machine takes whole tasks.
+    `film`: it makes a film."""
 
     attempt_id: int
     token: str
@@ -214,13 +238,14 @@ class Attempt:
     whole: bool = False
     steps: bool | None = None
     needs: Needs = NOTHING
+    film: bool = False
 
 
 A = TypeVar("A", bound=Attempt)
 _LIVE: Final = (
     select(
         *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
-        *(attempts.c.machine_id, attempts.c.directory, tasks.c.needs, attempts.c.state),
+        *(attempts.c.machine_id, attempts.c.directory, chunks.c.kind, tasks.c.needs, attempts.c.state),
         *(chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step),
     )
     .select_from(
@@ -245,10 +270,10 @@ def load_attempt(connection: Connection, attempt_id: int) -> Attempt | None:
 
 
 def _attempt(row: AnyRow, kind: type[A]) -> A:
-    *plain, needs, state, first, last, step = row
+    *plain, chunk_kind, needs, state, first, last, step = row
     running = state == AttemptState.RUNNING.value
     attempt = kind(*(*plain, frames_of(first, last, step), running))
-    attempt.needs = _needs(needs)
+    attempt.needs, attempt.film = _needs(needs), chunk_kind == ChunkKind.FILM
     return attempt
 
 
@@ -259,10 +284,10 @@ def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRan
 
 def load_allowances(connection: Connection) -> dict[int, Allowance]:
     """What each user may have of the farm."""
-    query = select(users.c.user_id, subscriptions.c.share, subscriptions.c.running_limit).join(
+    query = select(users.c.user_id, *(subscriptions.c[name] for name in Allowance._fields)).join(
         subscriptions, subscriptions.c.subscription_id == users.c.subscription_id
     )
-    return {user_id: Allowance(share, limit) for user_id, share, limit in connection.execute(query)}
+    return {user_id: Allowance(*allowed) for user_id, *allowed in connection.execute(query)}
 
 
 def load_queued_ids(connection: Connection) -> frozenset[int]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, exists, select
+from sqlalchemy import Connection, bindparam, exists, func, literal, select
 
 from renderonline.database.ids import CHUNKS, reserve
 from renderonline.database.projection import COLUMNS, Change, Moment, TaskState, added, apply
@@ -189,12 +189,14 @@ class Sheet:
         pieces = [(ChunkState.WAITING, one) for one in waiting[1:]] + [(ChunkState.SUCCEEDED, one) for one in done]
         first = reserve(self.connection, CHUNKS, len(pieces))
         same = {name: getattr(chunk, name) for name in ("task_id", "kind", "stage", "place", "tries")}
+        new, given = [], []
         for chunk_id, (state, frames) in enumerate(pieces, first):
             self.change(chunk.task_id).add(state, 1)
             reason = chunk.reason if state is ChunkState.WAITING else None
-            about = {"chunk_id": chunk_id, "state": state.value, "reason": reason, **shape_of(frames)}
-            self.connection.execute(_NEW_CHUNK, same | about)
-            self.connection.execute(_GIVE_RESULTS, {"key": chunk.task_id, "to": chunk_id, **shape_of(frames)})
+            new.append({**same, "chunk_id": chunk_id, "state": state.value, "reason": reason, **shape_of(frames)})
+            given.append({"key": chunk.task_id, "to": chunk_id, **shape_of(frames)})
+        self.connection.execute(_NEW_CHUNK, new)
+        self.connection.execute(_GIVE_RESULTS, given)
         return tuple(range(first, first + len(waiting) - 1))
 
     def touch(self, attempt: AttemptRow) -> None:
@@ -227,6 +229,10 @@ _FRAMES_LANDED: Final = _LANDED.with_only_columns(results.c.frame).where(
     results.c.frame.between(bindparam("first"), bindparam("last"))
 )
 _AT_ONCE: Final = 1000
+
+
+STALE_HASH: Final = literal("s") + func.substr(results.c.name_hash, 2)
+"""The key of a result that is to be made again: it leaves its own free for the next one."""
 
 
 def name_hash(name: str) -> str:

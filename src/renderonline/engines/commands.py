@@ -69,6 +69,12 @@ def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[st
     return completed
 
 
+def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -> dict[str, str]:
+    """What a scene says of itself (`definition.SCENE_FACTS`) as values; what an argument can't take is left out."""
+    told = {argument: str(scene[argument.fact]) for argument in definition.arguments if argument.fact in scene}
+    return {argument.id: value for argument, value in told.items() if value in (argument.choices or (value,))}
+
+
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
     """The frames that complete `values` ask for, () for an engine without frames.
 
@@ -180,16 +186,28 @@ def expected_outputs(
     outputs = definition.outputs
     if outputs is None:
         return ()
+    pattern = frames_pattern(definition, values, task_frames)
+    if "#" not in pattern:
+        return (ExpectedOutput(pattern),)
+    return tuple(ExpectedOutput(name_of_frame(pattern, frame), frame) for frame in frames)
+
+
+def frames_pattern(definition: EngineDefinition, values: Mapping[str, str], task_frames: Sequence[int]) -> str:
+    """What the files of a task's frames are called, with as many `#` as the frame's number has digits; "" when the
+    engine names none."""
+    outputs = definition.outputs
+    if outputs is None:
+        return ""
     extension = outputs.extensions.get(values.get(outputs.format_argument, ""), outputs.extension)
     pattern = outputs.pattern.replace("{extension}", extension, 1)
-    run = re.search(r"#+", pattern)
-    if run is None:
-        return (ExpectedOutput(pattern),)
-    if not frames:
-        return ()
-    width = len(str(_span(definition, task_frames)[1])) if outputs.pad_like_last_frame else len(run.group())
-    head, tail = pattern[: run.start()], pattern[run.end() :]
-    return tuple(ExpectedOutput(f"{head}{padded(frame, width)}{tail}", frame) for frame in frames)
+    if outputs.pad_like_last_frame and task_frames:
+        return re.sub("#+", "#" * len(str(_span(definition, task_frames)[1])), pattern, count=1)
+    return pattern
+
+
+def name_of_frame(pattern: str, frame: int) -> str:
+    """The file of one frame."""
+    return re.sub("#+", lambda run: padded(frame, len(run[0])), pattern, count=1)
 
 
 def padded(frame: int, width: int) -> str:

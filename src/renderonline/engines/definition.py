@@ -6,6 +6,10 @@ from typing import Final
 
 from renderonline.farm.needs import NOTHING, Needs
 
+FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.scene_facts:survey"}
+"""Who can read what a scene says of itself: a definition's `facts` -> the function, for `storage.confined`."""
+SCENE_FACTS: Final = ("start", "end", "step", "width", "height", "percent", "fps", "engine", "format")
+
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -13,6 +17,7 @@ class Argument:
 
     `id` is the argtype's id (`$RENDERONLINE:<id>` in the template), `type` one of the contract's types, `regex` the
     rule that replaces the type's, `choices` the only values allowed if not empty. Without `default` it must be given.
+    `fact` (one of `SCENE_FACTS`): what the scene says of it is the default where that is known.
     """
 
     id: str
@@ -22,6 +27,7 @@ class Argument:
     default: str | None = None
     regex: str = ""
     choices: tuple[str, ...] = ()
+    fact: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,12 @@ class ReadingRules:
     height: int = 0
 
 
+FILM_READING: Final = ReadingRules(
+    progress=(Pattern(r"^Frame (\d+)/(\d+)$", "samples"),), failures=(Pattern("^Error: ", "film"),), decode=False
+)
+"""How the farm's own means of making films speaks."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineDefinition:
     """How to speak to a renderer.
@@ -97,7 +109,7 @@ class EngineDefinition:
     `$RENDERONLINE:@…` for what the farm gives (`engines.commands.FARM_VALUES`). `split`: frames or none (tiles and
     samples come later). `chunk_size`: frames a chunk when the user names none; 0: the farm decides. Without `outputs`
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
-    any it is only what the machine's own settings name.
+    any it is only what the machine's own settings name. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     """
 
     name: str
@@ -105,6 +117,7 @@ class EngineDefinition:
     extensions: tuple[str, ...]
     template: str
     split: str = "none"
+    facts: str = ""
     chunk_size: int = 0
     arguments: tuple[Argument, ...] = ()
     frames: FrameArguments | None = None

@@ -12,7 +12,15 @@ from importlib import resources
 from typing import Any, Final, get_args, get_type_hints
 
 from renderonline.engines.commands import FARM_VALUES, template_words
-from renderonline.engines.definition import PROGRESS_KINDS, EngineDefinition, FrameArguments, Outputs, ReadingRules
+from renderonline.engines.definition import (
+    FACT_READERS,
+    PROGRESS_KINDS,
+    SCENE_FACTS,
+    EngineDefinition,
+    FrameArguments,
+    Outputs,
+    ReadingRules,
+)
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.codec import from_wire
@@ -84,6 +92,7 @@ def _check(definition: EngineDefinition) -> None:
         _must(fits, "extensions", f"holds {extension!r}; it must look like .blend")
     _check_regex("version_regex", definition.version_regex)
     _must_be_one_of(SPLITS, definition.split, "split")
+    _must_be_one_of(("", *FACT_READERS), definition.facts, "facts")
     _check_arguments(definition)
     words = template_words(definition)
     _must(words, "template", "is empty")
@@ -108,6 +117,7 @@ def _check_arguments(definition: EngineDefinition) -> None:
         _must(argument.id not in seen, f"{where}.id", f"repeats {argument.id}")
         seen.add(argument.id)
         _must_be_one_of(TYPES, argument.type, f"{where}.type")
+        _must_be_one_of(("", *SCENE_FACTS), argument.fact, f"{where}.fact")
         _check_regex(f"{where}.regex", argument.regex)
         given = () if argument.default is None else (argument.default,)
         for value in (*argument.choices, *given):

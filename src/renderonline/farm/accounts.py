@@ -54,13 +54,15 @@ class User:
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """What a user may use: tasks waiting or running at once, the share inside a priority class (R9), and chunks that
-    run at once (0: any number)."""
+    run at once; how many days a task stays after its end, and how much its files may take together (0: no limit)."""
 
     subscription_id: int
     name: str
     queue_limit: int
     share: int = 1
     running_limit: int = 0
+    keep_days: int = 0
+    keep_mib: int = 0
 
 
 TOKEN_PREFIX: Final = "$rno1$"  # noqa: S105 (a mark, no password)

@@ -2,6 +2,7 @@
 
     RenderOnlineError
     ├── InvalidRequest      400  what was sent can't be understood or breaks a rule
+    │   └── Unfit           422  it can be understood, but what it names can't be
     ├── NotAuthenticated    401  who is asking is not known: wrong e-mail or token, or an account that is not active
     ├── NotAllowed          403  who is asking may not do this
     ├── NotFound            404  what is asked for does not exist (or is not theirs)
@@ -14,23 +15,28 @@
 ``code`` is stable and documented in ``docs/reference/errors.md``; ``status`` is the HTTP status.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class RenderOnlineError(Exception):
-    """The base of all errors meant for users; the message says what to do next."""
+    """The base of all errors meant for users; the message says what to do next, `told` is for programs."""
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str | None = None, **told: Any) -> None:
         super().__init__(message)
         self.message = message
         self.reason_code = code or self.code
+        self.told = told
 
 
 class InvalidRequest(RenderOnlineError):
     code, status = "invalid_request", 400
+
+
+class Unfit(InvalidRequest):
+    code, status = "unfit", 422
 
 
 class NotAuthenticated(RenderOnlineError):

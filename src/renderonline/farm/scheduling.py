@@ -41,10 +41,12 @@ class FreeSlots:
 
 
 class Allowance(NamedTuple):
-    """A user's share of the farm, and how many chunks of theirs may run at once (0: any)."""
+    """A user's share of the farm, how many chunks of theirs may run at once, and how many MiB their tasks may take
+    (0: any)."""
 
     share: int = 1
     running_limit: int = 0
+    keep_mib: int = 0
 
 
 class Usage(NamedTuple):

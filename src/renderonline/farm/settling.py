@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from renderonline.farm.tasks import ChunkState, Outcome
 
-FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command"})
+FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film"})
 """Failure classes that every other machine would see as well: no second try."""
 OUT_OF_MEMORY: Final = "out_of_memory"
 LOST_PROCESS: Final = "lost_process"
@@ -21,6 +21,7 @@ HANDED_BACK_S: Final = 1.0
 _WORDS: Final[Mapping[str, str]] = {
     "scene": "The scene can't be rendered",
     "arguments": "The engine does not take these arguments",
+    "film": "The film can't be made",
     LOST_PROCESS: "The program on the machine ended",
     "command": "The engine's command can't be written",
     "crash": "The engine crashed",

@@ -3,7 +3,7 @@
 A task's status is derived from the counters of its chunks and two flags; it is never stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -114,3 +114,23 @@ def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStat
     if counters.live:
         return TaskStatus.RUNNING
     return TaskStatus.PAUSED if paused else TaskStatus.QUEUED
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that a task was submitted with. `name`: relative to the task's directory, with `/`; `size` in bytes;
+    `crc32` unsigned; `digest`: BLAKE3 in hex."""
+
+    name: str
+    size: int
+    crc32: int
+    digest: str
+
+
+def missing_told(names: Sequence[str]) -> list[str]:
+    """What to do about files that a scene needs and that were not submitted with it."""
+    if not names:
+        return []
+    told = ", ".join(names[:5]) + " …" * (len(names) > 5) + (" are" if names[1:] else " is")
+    folders = dict.fromkeys(name.split("/")[0] for name in names)
+    return [f"{told} not there: submit with {' '.join(f'--with {one}' for one in folders)}"]

@@ -1,7 +1,7 @@
 """One attempt on this machine: from the stored assignment to its last report (R5, R8).
 
-stored -> inputs checked, directory made -> process started -> output read, finished files checked as they are
-saved -> process tree gone -> the other expected files checked -> outcome decided -> Exited
+stored -> inputs checked or fetched, directory made -> process started -> output read, finished files checked (and
+sent) as they are saved -> process tree gone -> the other expected files checked -> outcome decided -> Exited
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,13 +23,17 @@ from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
+from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
+from renderonline.hpcserver.own_files import HURRY_S, OwnFiles, Parcel
+from renderonline.hpcserver.previews import PreviewSender
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
 from renderonline.hpcserver.settings import Settings
-from renderonline.hpcserver.surroundings import Scratch, clean_environment
+from renderonline.hpcserver.surroundings import Scratch, clean_environment, shares_files
 from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
+from renderonline.hpcserver.transfers import Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign, Progress, Result, Started
 from renderonline.storage.images import ImageChecker
@@ -47,6 +51,7 @@ BUSY_SHARE: Final = 0.01
 """A tree that uses less of one core than this, and writes nothing, is standing still."""
 MAX_GRACE_S: Final = 300.0
 MAX_MESSAGE: Final = 200
+APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Workshop:
     engines: Mapping[str, tuple[str, ...]]
     processes: Processes
     journal: Journal
+    transfers: Transfers
 
     def __post_init__(self) -> None:
         slots = self.settings.slots
@@ -69,6 +75,9 @@ class Workshop:
         self.checkers = Checkers([ImageChecker() for _ in range(min(slots, MOST_CHECKERS))])
         self.scratch = Scratch(self.settings.home / "scratch")
         self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
+        self.previews = PreviewSender(self.transfers)
+        cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
+        self.own_files = OwnFiles(self.transfers, cache)
         self.progress: dict[int, Progress] = {}
 
     def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
@@ -83,6 +92,7 @@ class Attempt:
         self.assign = assign
         self.name = str(assign.attempt)
         self.process: EngineProcess | None = None
+        self._parcel: Parcel | None = None
         self._workshop = workshop
         self._log = output
         self._log_failed = False
@@ -107,6 +117,8 @@ class Attempt:
             log.info("attempt is ended", attempt=self.name, outcome=ending.outcome, reason=ending.reason)
         if self._queueing is not None:
             self._queueing.cancel()
+        if self._parcel is not None and ending.outcome == Outcome.CANCELED:
+            self._parcel.errand.hurry(HURRY_S) if ending.failure else self._parcel.errand.stop()
         if self.process is not None:
             grace = self.assign.limits.grace_s if grace_s is None else grace_s
             self.process.stop(self._rules.stop_signal, min(grace, MAX_GRACE_S))
@@ -115,14 +127,19 @@ class Attempt:
         """RenderAPI, or whoever has the word, wants it no more."""
         self.end(Ending(Outcome.CANCELED, "", reason))
 
+    def stop_transfers(self) -> None:
+        """HPCServer ends: nothing more is fetched or sent."""
+        if self._parcel is not None:
+            self._parcel.errand.stop()
+
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
         workshop, assign = self._workshop, self.assign
         ended: Ended | None = None
-        preparing: asyncio.Future[Ending | None] | None = None
+        preparing: asyncio.Task[Ending | None] | None = None
         try:
             await workshop.journal.store(Held(assign.attempt, assign.token, assign.directory))
-            preparing = workshop.in_thread(self._prepare)  # also while it waits for a slot
+            preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
             if await self._take_slot():
                 try:
                     ending, ended = await self._live(preparing)
@@ -138,8 +155,11 @@ class Attempt:
         log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
             check.cancel()
+        self.stop_transfers()
         if preparing is not None and not preparing.done():
             await asyncio.wait({preparing})
+        if self._parcel is not None:
+            workshop.threads.submit(self._parcel.release)
         if not workshop.scratch.remove_empty(self.name):
             workshop.threads.submit(workshop.scratch.remove, self.name)
 
@@ -154,7 +174,7 @@ class Attempt:
         await asyncio.wait({self._queueing})
         return not self._queueing.cancelled()
 
-    async def _live(self, preparing: "asyncio.Future[Ending | None]") -> tuple[Ending, Ended | None]:
+    async def _live(self, preparing: "asyncio.Task[Ending | None]") -> tuple[Ending, Ended | None]:
         ended: Ended | None = None
         try:
             ending = await preparing
@@ -171,24 +191,37 @@ class Attempt:
                 ended = await self.process.wait()
         return ending, ended
 
-    def _prepare(self) -> Ending | None:
-        """Make everything ready, in a thread; an ending when it can't be."""
+    async def _prepare(self) -> Ending | None:
+        """Make everything ready; an ending when it can't be."""
+        workshop = self._workshop
+        ending = await workshop.in_thread(self._make_ready)
+        if ending is APART:
+            self._parcel = Parcel(self.assign, workshop.own_files, workshop.scratch.place(self.name))
+            self.assign, self._root = self._parcel.assign, Path(self._parcel.assign.directory)
+            ending = self._verdict or await self._parcel.fetch() or await workshop.in_thread(self._make_ready)
+        return ending
+
+    def _make_ready(self) -> Ending | None:
+        """In a thread. `APART`: the task's files have to be fetched first."""
         assign = self.assign
         if assign.engine.casefold() not in self._workshop.engines:
             return failed("no_engine", f"This machine has no engine {assign.engine}.")
-        if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
-            reason = f"{missing[0]} is not there on this machine. Does it see the farm's shared directory?"
-            return failed("no_input", reason)
         if not self._root.is_absolute() or ".." in self._root.parts:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
+            if self._parcel is None:
+                self._workshop.scratch.make(self.name)
+                if not shares_files(assign):
+                    return APART
+            if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
+                reason = f"{missing[0]} is not there on this machine. Does it see the farm's shared directory?"
+                return failed("no_input", reason)
             self._rules = from_wire(ReadingRules, assign.reading)
             self._reader = OutputReader(self._rules, assign.frames)
             try:
                 self._root.mkdir(parents=True)
             except FileExistsError:
                 self._before = outputs.stamps(self._root)
-            self._workshop.scratch.make(self.name)
         except (InvalidRequest, ValueError) as error:
             return failed("machine", f"The assignment can't be carried out: {error}")
         except OSError as error:
@@ -320,7 +353,14 @@ class Attempt:
             return found
         if found.facts.get("constant"):
             self._write_log([f"RenderOnline: warning: {name}: {outputs.ONE_COLOUR}"])
-        self._good[name] = found
+        if self._parcel is not None and (wrong := await self._parcel.send(found)) is not None:
+            if isinstance(wrong, Bad):
+                return wrong
+            self.end(wrong)
+            return Bad(name, wrong.reason)
+        if found.previews:
+            await workshop.previews.send(assign.attempt, assign.token, name, found.previews)
+        self._good[name] = replace(found, previews={})
         file, at_us, frame = found.file, time.time_ns() // 1000, self._expected.get(name)
         measured = (name, file.size, file.digest, file.crc32, frame, found.facts)
         workshop.journal.report(Result(0, assign.attempt, assign.token, at_us, *measured))

@@ -79,7 +79,8 @@ def stored(home: Path, url: str) -> Identity | None:
     if not set(identity.url.split(",")) & set(wanted.split(",")):
         return None
     if identity.url != wanted:
-        identity = _kept(home, replace(identity, url=wanted))
+        identity = replace(identity, url=wanted)
+        _keep(home, identity)
     return identity
 
 
@@ -92,8 +93,14 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
     *others, last = addresses.split(",")
     for address in others:
         with suppress(NotAvailable):
-            return _kept(home, replace(_enrolled(address, code, name, fingerprint), url=addresses))
-    return _kept(home, replace(_enrolled(last, code, name, fingerprint), url=addresses))
+            identity = _enrolled(address, code, name, fingerprint)
+            break
+    else:
+        identity = _enrolled(last, code, name, fingerprint)
+    identity = replace(identity, url=addresses)
+    _keep(home, identity)
+    log.info("machine has joined the farm", url=addresses, machine_id=identity.machine_id)
+    return identity
 
 
 def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
@@ -110,10 +117,8 @@ def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
         raise NotAvailable(f"{address} answered something that is not a RenderOnline farm ({status}).") from error
 
 
-def _kept(home: Path, identity: Identity) -> Identity:
+def _keep(home: Path, identity: Identity) -> None:
     private_write(home / FILE, json.dumps(asdict(identity), indent=1))
-    log.info("machine has joined the farm", url=identity.url, machine_id=identity.machine_id)
-    return identity
 
 
 def _identity(url: str, content: dict[str, Any], certificate: str) -> Identity:

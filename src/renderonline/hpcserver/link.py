@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -76,7 +76,8 @@ class Link:
                 reason = "closed by RenderAPI"
             except (OSError, WebSocketException, NotAvailable, TimeoutError) as error:
                 reason = _reason(error)
-            delay = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))  # noqa: S311
+            delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
+            delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
             log.warning("not linked, dialling again", url=identity.url, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
@@ -103,7 +104,8 @@ class Link:
                 await asyncio.gather(sender, return_exceptions=True)
 
     async def _greet(self, socket: ClientConnection, url: str) -> wire.Welcome:
-        await socket.send(encode(self.hello()))
+        full = (await asyncio.to_thread(self.load)).full
+        await socket.send(encode(replace(self.hello(), full=full)))
         answer = decode(await asyncio.wait_for(socket.recv(), WELCOME_S), (wire.Welcome, wire.Refused))
         if isinstance(answer, wire.Refused):
             raise _refusal(answer)

@@ -18,12 +18,14 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import enrolment, telemetry
 from renderonline.hpcserver.desk import Desk
 from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver.films import film_engine
 from renderonline.hpcserver.home import Home, locked
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.link import Link, MachineRefused
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.runner import Runner
 from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.transfers import Transfers
 from renderonline.hpcserver.v1 import serve_v1
 from renderonline.protocol.link import PROTOCOL, EngineOffer, Hello
 from renderonline.serving.directories import data_directory
@@ -98,20 +100,25 @@ class _Machine:
         """Everything up, work, everything down."""
         settings = self._settings
         found = await asyncio.to_thread(_find_engines, settings)
+        if (film := await asyncio.to_thread(film_engine)) is not None:
+            found = (*found, film)
         hello = await asyncio.to_thread(_hello, settings, identity, found)
         processes = Processes(self._home.name)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
             await processes.open()  # what an earlier run left is dead after this
             down.push_async_callback(journal.close)
-            runner = Runner(settings, {engine.name.casefold(): engine.prefix for engine in found}, processes, journal)
+            transfers = Transfers(identity)
+            down.callback(transfers.close)
+            prefixes = {engine.name.casefold(): engine.prefix for engine in found}
+            runner = Runner(settings, prefixes, processes, journal, transfers)
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
             desk = Desk(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
-                hello=lambda: replace(hello, held=runner.held(), full=runner.full or desk.why()),
+                hello=lambda: replace(hello, held=runner.held()),
                 load=lambda: telemetry.load(settings.home, runner.full or desk.why()),
                 runner=runner,
                 journal=journal,

@@ -33,12 +33,13 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A complete file. `stamp` tells whether it changes afterwards."""
+    """A complete file. `stamp` tells whether it changes afterwards; `previews`: JPEGs of a picture by size."""
 
     name: str
     file: FileDigest
     stamp: Stamp
     facts: dict[str, Any] = field(default_factory=dict)
+    previews: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ class Checkers:
             self._free.put(checker)
 
     def check(self, path: Path) -> ImageCheck:
-        """Decode a picture, as soon as a checker is free."""
+        """Decode a picture, as soon as a checker is free, and make its previews."""
         checker = self._free.get()
         try:
-            return checker.check(path)
+            return checker.check(path, previews=True)
         finally:
             self._free.put(checker)
 
@@ -99,7 +100,7 @@ def check_file(
         return Bad(name, str(error))
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
-    return Good(name, digest, stamp, _plain_facts(check.facts))
+    return Good(name, digest, stamp, _plain_facts(check.facts), check.previews)
 
 
 def _unwanted(facts: Mapping[str, Any], rules: ReadingRules) -> str:

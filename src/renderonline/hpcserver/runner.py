@@ -15,6 +15,7 @@ from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outcomes import handed_back
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.transfers import Transfers
 from renderonline.protocol.link import Assign, HeldAttempt
 
 log = structlog.get_logger(__name__)
@@ -31,11 +32,16 @@ class Runner:
     """
 
     def __init__(
-        self, settings: Settings, engines: Mapping[str, tuple[str, ...]], processes: Processes, journal: Journal
+        self,
+        settings: Settings,
+        engines: Mapping[str, tuple[str, ...]],
+        processes: Processes,
+        journal: Journal,
+        transfers: Transfers,
     ) -> None:
         self.attempts: dict[int, Attempt] = {}
         self.logs: dict[int, AttemptLog] = {}
-        self._workshop = Workshop(settings, engines, processes, journal)
+        self._workshop = Workshop(settings, engines, processes, journal, transfers)
         self.progress = self._workshop.progress
         self.draining = self.stopping = ""
         self.idle = asyncio.Event()
@@ -50,6 +56,7 @@ class Runner:
         """Settle what an earlier run left: its processes are dead by now."""
         in_thread = self._workshop.in_thread
         await in_thread(self._workshop.scratch.remove)
+        await in_thread(self._workshop.own_files.cache.open)
         await self._journal.open()
         self.logs = await in_thread(_open_logs, self._logs_directory, set(self._journal.held))
         self._watching = asyncio.create_task(self._watch())
@@ -58,9 +65,13 @@ class Runner:
         """Wait for the attempts that are left to write their ends; engines must be dead or dying."""
         if self._watching is not None:
             self._watching.cancel()
+        for attempt in self.attempts.values():
+            attempt.stop_transfers()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
         await self._workshop.in_thread(self._workshop.checkers.close)
+        self._workshop.previews.close()
+        self._workshop.own_files.threads.shutdown(wait=False, cancel_futures=True)
         self._workshop.threads.shutdown(wait=False, cancel_futures=True)
 
     def assign(self, assign: Assign) -> None:

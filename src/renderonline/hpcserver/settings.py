@@ -20,6 +20,7 @@ _RANGES: Final = {
     "heartbeat_s": (0.1, 60),
     "idle_minutes": (0, 1440),
     "max_load": (0, 4096),
+    "cache_mib": (0, 2**40),
 }
 
 
@@ -58,6 +59,8 @@ class Settings:
     """Take work only when nobody has used keyboard, mouse or terminal for so long; 0: always."""
     max_load: float = 0.0
     """Take work only while other programs keep at most so many processors busy; 0: always."""
+    cache_mib: int = 0
+    """How much of the tasks' files is kept here when it does not share the farm's directory; 0: a tenth of the disk."""
     pass_environment: tuple[str, ...] = ()
     """Environment variables that engines get besides the built-in list."""
     log_level: str = "info"

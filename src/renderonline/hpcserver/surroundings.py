@@ -4,12 +4,15 @@ Nothing is inherited but what an engine needs to find its libraries, its languag
 the account that runs HPCServer reaches a scene's scripts.
 """
 
+import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from renderonline.hpcserver.process_table import MARK
+from renderonline.protocol.link import Assign
 
 INHERITED: Final = frozenset(
     {
@@ -55,6 +58,39 @@ class Scratch:
     def remove(self, name: str = "") -> None:
         """Delete an attempt's place, or all that earlier runs left; links in it are not followed."""
         shutil.rmtree(self.place(name), ignore_errors=True)
+
+
+def shares_files(assign: Assign) -> bool:
+    """Whether this machine sees the files of RenderAPI's computer: where it says, the token that it says lies. Blocks,
+    for as long as a network disk does."""
+    if not assign.mark:
+        return True
+    try:
+        with open(assign.mark, "rb") as file:
+            return file.read(len(assign.mark_token) + 1) == assign.mark_token.encode()
+    except OSError:
+        return False
+
+
+def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:
+    """The same assignment with directories of this machine in place of the task's and the attempt's."""
+    places = {assign.directory.rstrip("/"): str(directory), assign.root.rstrip("/"): str(root)}
+    # Longest first; a name that only begins with the same letters is another one.
+    known = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True) if place)
+    found = re.compile(rf"(?:{known})(?![\w.-])")
+
+    def here(text: str) -> str:
+        return found.sub(lambda match: places[match[0]], text)
+
+    return replace(
+        assign,
+        argv=tuple(map(here, assign.argv)),
+        inputs=tuple(map(here, assign.inputs)),
+        environment={name: here(value) for name, value in assign.environment.items()},
+        directory=str(directory),
+        root=str(root),
+        mark="",
+    )
 
 
 def clean_environment(

@@ -107,6 +107,10 @@ class Assign:
     `directory`, which the machine creates. `expected` empty means: exit code 0 is success and every file found in
     `directory` is a result. `reading` is the engine's definition of progress, warnings and failures
     (`engines.reading.ReadingRules` as JSON).
+
+    `root` is the task's directory on RenderAPI's computer. A machine that reads `mark_token` in the file `mark` shares
+    that computer's files; another one works in a directory of its own and puts it in place of `root` and `directory`.
+    Without a mark everybody shares.
     """
 
     type: ClassVar[str] = "assign"
@@ -123,6 +127,9 @@ class Assign:
     environment: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     reading: Mapping[str, Any] = field(default_factory=dict)
+    root: str = ""
+    mark: str = ""
+    mark_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from renderonline.database import Connection, Database, accounts, engines, machines
+from renderonline.database import Connection, Database, accounts, engines, machines, retention
 from renderonline.database.accounts import NewUser
 from renderonline.database.engines import EngineRow, NewEngine
 from renderonline.database.machines import JoinCode, MachineRow
@@ -104,6 +105,14 @@ class Administration:
     async def rows(self, kind: Kept) -> tuple[Any, ...]:
         """All rows of a kind."""
         return await self.database.read(kind.rows)
+
+    async def limits(self, user: User) -> dict[str, int]:
+        """How many tasks somebody may have in the queue (0 without a subscription), and how much their tasks take and
+        may take."""
+        found = await self.database.read(accounts.list_subscriptions)
+        mine = [one for one in found if one.subscription_id == user.subscription_id] or [Subscription(0, "", 0)]
+        kept = await self.database.read(partial(retention.kept_bytes, user_id=user.user_id))
+        return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
     async def change(self, kind: Kept, key: int, changes: Values) -> Any:
         """Change some fields of a row; gives it as it is then."""

@@ -65,10 +65,11 @@ class Announcer:
         """A task is gone."""
         self._events.publish("task", {"task_id": task_id, "status": "deleted"}, user_id=user_id)
 
-    def result(self, landing: Landing) -> None:
-        """A result landed."""
+    def result(self, landing: Landing, *, preview: bool) -> None:
+        """A result landed; `preview`: it can be shown in a grid."""
         offer = landing.offer
         data = {"task_id": landing.task_id, "machine_id": landing.machine_id, "attempt_id": offer.attempt_id}
+        data["preview"] = preview
         data |= {name: getattr(offer, name) for name in ("name", "frame", "size", "digest", "crc32")}
         self._events.publish("result", data, user_id=landing.user_id)
 

@@ -25,6 +25,7 @@ from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import errors, views
 from renderonline.renderapi.administration import Administration
+from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator
 from renderonline.renderapi.bootstrap import bootstrap
 from renderonline.renderapi.control import Control
@@ -33,14 +34,25 @@ from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import MeasuredRequests, Metrics
 from renderonline.renderapi.notifying import Notifier
+from renderonline.renderapi.previews import Previews
 from renderonline.renderapi.reading import Reading
-from renderonline.renderapi.routes import ops, pages, v1, v2_farm, v2_session, v2_tasks
+from renderonline.renderapi.routes import (
+    ops,
+    pages,
+    v1,
+    v2_attempts,
+    v2_farm,
+    v2_previews,
+    v2_session,
+    v2_tasks,
+    v2_uploads,
+)
 from renderonline.renderapi.routes.guard import V2, Guard
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.sessions import Sessions
 from renderonline.renderapi.settings import Settings
+from renderonline.renderapi.standby import OnlyDispatching, Standby
 from renderonline.renderapi.submissions import Submissions
-from renderonline.renderapi.turn import OnlyInTurn, Turn
 from renderonline.serving.web import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -49,7 +61,7 @@ FORGET_S: Final = 3600.0
 """How often old idempotency keys are removed."""
 
 _OPEN: Final[dict[str, Any]] = {"allow_origins": ["*"], "allow_methods": ["*"], "allow_headers": ["*"], "max_age": 600}
-_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "X-Log-Size")
+_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
 
 
 def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
@@ -69,13 +81,13 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         middleware=[
             Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
             Middleware(MeasuredRequests, metrics=metrics),
-            Middleware(OnlyInTurn),
+            Middleware(OnlyDispatching),
             Middleware(Guard),
         ],
     )
-    app.state.turn = Turn()
+    app.state.standby = Standby()
     app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
-    for part in (v2_tasks, v2_farm, v2_session):
+    for part in (v2_tasks, v2_uploads, v2_attempts, v2_previews, v2_farm, v2_session):
         app.include_router(part.router, prefix=V2)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
@@ -93,11 +105,11 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
     """Open everything in order, and close it in the opposite one whatever happens."""
-    turn: Turn = app.state.turn
+    standby: Standby = app.state.standby
     loop = asyncio.get_running_loop()
 
     def lost() -> None:
-        loop.call_soon_threadsafe(turn.lost)
+        loop.call_soon_threadsafe(standby.lost)
 
     async with contextlib.AsyncExitStack() as stack:
         database = await _open_database(settings, stack)
@@ -106,13 +118,13 @@ async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> Async
 
         async def begin() -> None:
             await _begin(app, settings, metrics, database, lease, stack)
-            turn.begin()
+            standby.begin()
 
         waiting = None
         if await asyncio.to_thread(lease.take):
             await begin()
         else:
-            waiting = asyncio.create_task(turn.wait_for(lease, settings.lease_s, begin), name="standby")
+            waiting = asyncio.create_task(standby.wait_for(lease, settings.lease_s, begin), name="standby")
         try:
             yield
         finally:
@@ -149,9 +161,12 @@ async def _begin(
         grace_s=settings.return_s,
     )
     app.state.services = made = _services(settings, database, ids, events, dispatcher, metrics)
+    stack.push_async_callback(made.submissions.close)
     await made.submissions.sweep()
     stack.push_async_callback(dispatcher.stop)
     await dispatcher.start()
+    keeping = asyncio.create_task(made.submissions.housekeeping.run(), name="housekeeping")
+    stack.callback(keeping.cancel)
     app.router.routes.append(WebSocketRoute(LINK_PATH, dispatcher.link))
 
 
@@ -181,6 +196,8 @@ def _services(
         administration=administration,
         enrolments=Enrolments(administration),
         dispatcher=dispatcher,
+        transfers=AttemptTransfers(dispatcher, submitting.places),
+        previews=Previews(database, dispatcher),
         events=events,
         metrics=metrics,
         fingerprint=_fingerprint(settings.certificate),

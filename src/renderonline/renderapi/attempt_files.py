@@ -1,6 +1,7 @@
 """The directories of attempts: known while a machine may still write there, removed when nobody needs them."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Final
@@ -9,12 +10,15 @@ import structlog
 
 from renderonline.database import Database
 from renderonline.database.work_loading import download_paths, load_holders
+from renderonline.farm.errors import InvalidRequest
 from renderonline.storage.landing import attempts_on_disk, remove_attempt
 
 _log = structlog.get_logger(__name__)
 
 OURS: Final = 2**31
 """Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere (R7.1)."""
+MOST_SENT: Final = 50_000
+"""Files that an attempt sends, repeated ones too."""
 
 
 class AttemptFiles:
@@ -23,15 +27,32 @@ class AttemptFiles:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._folders: dict[int, tuple[str, int]] = {}
+        self._received: Counter[int] = Counter()
         self._removals: set[asyncio.Task[None]] = set()
 
     def know(self, attempt_id: int, directory: str, machine_id: int) -> None:
         """An attempt was leased, or found live at start."""
         self._folders[attempt_id] = (directory, machine_id)
 
+    def receives(self, attempt_id: int, directory: str, machine_id: int) -> None:
+        """A machine sends a file of an attempt. `InvalidRequest` when it sends far too many."""
+        self.know(attempt_id, directory, machine_id)
+        self._received[attempt_id] += 1
+        if self._received[attempt_id] > MOST_SENT:
+            raise InvalidRequest(f"An attempt sends at most {MOST_SENT} files.", code="not_wanted")
+
+    def forget_late(self, attempt_id: int, directory: str, machine_id: int) -> None:
+        """A file came when its attempt had ended: its directory may be there once more."""
+        if attempt_id not in self._folders:
+            self.know(attempt_id, directory, machine_id)
+            self.remove((attempt_id,))
+
     def remove(self, attempt_ids: Iterable[int]) -> None:
         """These attempts are over and their machines have said so (or are gone for good)."""
-        directories = [self._folders.pop(number)[0] for number in attempt_ids if number in self._folders]
+        over = [number for number in attempt_ids if number in self._folders]
+        directories = [self._folders.pop(number)[0] for number in over]
+        for number in over:
+            del self._received[number]
         if directories:
             removal = asyncio.create_task(asyncio.to_thread(_remove_all, directories))
             self._removals.add(removal)

@@ -15,6 +15,7 @@ from renderonline.database import Database
 from renderonline.database import work_control as work
 from renderonline.database.projection import TaskState
 from renderonline.farm.errors import InvalidRequest, NotAvailable
+from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.explaining import reasons
@@ -45,12 +46,12 @@ class Control:
         """v1's way: `Conflict` also when it was canceled already."""
         return self._follow_cancel(await self._write(partial(work.cancel_task, queued=True), task_id, user_id))
 
-    async def delete(self, task_id: int, *, user_id: int | None) -> None:
-        """Stop a task, then remove its files and its rows.
+    async def delete(self, task_id: int, *, user_id: int | None, only_ended: bool = False) -> None:
+        """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed.
 
         Files go first: a stop in between leaves a canceled task that can be deleted again.
         """
-        condemned = await self._write(work.condemn_task, task_id, user_id)
+        condemned = await self._write(partial(work.condemn_task, only_ended=only_ended), task_id, user_id)
         self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
@@ -73,7 +74,7 @@ class Control:
 
         `Conflict` when the task succeeded, `LimitReached` when the user's queue is full.
         """
-        return await self._changed(await self._write(work.again, task_id, user_id))
+        return await self._changed(await self._write(work.requeue_task, task_id, user_id))
 
     async def requeue(
         self, task_id: int, *, chunks: Collection[int] = (), frames: str = "", user_id: int | None
@@ -85,7 +86,7 @@ class Control:
         """
         anew = (frozenset(chunks), frozenset(parse_frames(frames) if frames else ()))
         for _ in range(int(_STOPPING_S / _LOOK_S)):
-            acted = await self._write(partial(work.again, anew=anew), task_id, user_id)
+            acted = await self._write(partial(work.requeue_task, anew=anew), task_id, user_id)
             if not acted.landing:
                 return await self._changed(acted)
             self._follow(acted.stopped)
@@ -93,6 +94,13 @@ class Control:
             await asyncio.sleep(_LOOK_S)
         await self._shared.reload((task_id,))
         raise NotAvailable(f"Results of task {task_id} are on their way to the disk. Try again in a moment.")
+
+    async def film(self, task_id: int, film: Film, *, user_id: int | None) -> TaskState:
+        """Have a film made of what is there of a task, and another one at its end.
+
+        `Conflict` when no frame has landed, `LimitReached` when the user's queue is full.
+        """
+        return await self._changed(await self._write(partial(work.film_task, film=film), task_id, user_id))
 
     async def change(self, task_id: int, changes: Mapping[str, Any], *, user_id: int | None) -> TaskState:
         """Change `name` ("": the file's), `priority` or `running_limit` (0: none). `InvalidRequest` for others."""
@@ -142,5 +150,7 @@ class Control:
         for attempt in condemned.attempts:
             remove_attempt(attempt.directory)
             self._shared.logs.remove(attempt.attempt_id)
-        if not condemned.shared and not remove_task(condemned.scene, condemned.canceled.state.user_id):
+        self._shared.previews.remove(condemned.canceled.state.task_id)
+        scene = (condemned.scene, condemned.file_name)
+        if not condemned.shared and not remove_task(*scene, condemned.canceled.state.user_id):
             _log.warning("A deleted task's files could not all be removed", scene=condemned.scene)

@@ -150,7 +150,7 @@ class Dispatcher:
             values, template = json.loads(new.values), tuple(json.loads(new.template))
             facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
             with contextlib.suppress(InvalidRequest):  # told when it is leased
-                self.shared.orders.learn(TaskFacts(*facts, values, template))
+                self.shared.orders.learn(TaskFacts(*facts, new.file_name, new.film, values, template))
             if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
                 self.memory.add_task(task)
             ahead.committed(task, leases)

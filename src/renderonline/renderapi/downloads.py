@@ -15,10 +15,12 @@ from typing import Final
 from urllib.parse import quote
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import NotFound, RenderOnlineError
+from renderonline.serving.sink import PIECE_BYTES, send_pieces
 from renderonline.storage.archive import Member, StoredArchive, etag_of, file_pieces
 
 log = structlog.get_logger(__name__)
@@ -94,24 +96,36 @@ class _Streamed(Response):
         super().__init__(status_code=status, headers=headers, media_type=content.media_type)
         self.headers["Content-Length"] = str(end - start)
         self._pieces = partial(content.pieces, start, end)
+        self._large = end - start >= PIECE_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if scope["method"] != "HEAD":
-            gone = asyncio.create_task(_disconnected(receive))
             try:
-                async with contextlib.aclosing(_read_ahead(self._pieces())) as pieces:
-                    async for piece in pieces:
-                        if gone.done():
-                            return
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if not await self._sent_directly(scope) and not await self._sent(receive, send):
+                    return
             except RenderOnlineError as error:
                 # The status is sent. What was promised can't be kept: without the end the connection is cut.
                 log.warning("download was cut off", reason=error.message)
                 return
-            finally:
-                gone.cancel()
+            except ClientDisconnect:
+                return
         await send({"type": "http.response.body", "body": b""})
+
+    async def _sent_directly(self, scope: Scope) -> bool:
+        return self._large and await send_pieces(scope, self._pieces())
+
+    async def _sent(self, receive: Receive, send: Send) -> bool:
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            async with contextlib.aclosing(_read_ahead(self._pieces())) as pieces:
+                async for piece in pieces:
+                    if gone.done():
+                        return False
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        finally:
+            gone.cancel()
+        return True
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -18,10 +18,13 @@ log = structlog.get_logger(__name__)
 _CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
-def problem(status: int, detail: str, code: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that says what went wrong and what to do."""
+def problem(
+    status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, told: Mapping[str, Any] | None = None
+) -> Response:
+    """An answer that says what went wrong and what to do; `told` is more of it for programs."""
     title = HTTPStatus(status).phrase
     content = {"type": f"urn:renderonline:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    content |= told or {}
     return Response(orjson.dumps(content), status, dict(headers or {}), "application/problem+json")
 
 
@@ -29,8 +32,10 @@ def problem_of(error: RenderOnlineError) -> Response:
     """The answer for one of our errors."""
     if error.status >= 500:
         log.warning("request failed", code=error.reason_code, reason=error.message)
-    headers = {"Retry-After": "5"} if error.status == 503 else None
-    return problem(error.status, error.message, error.reason_code, headers)
+    headers = {"Retry-After": "5"} if error.status == 503 else {}
+    if "offset" in error.told:
+        headers["Upload-Offset"] = str(error.told["offset"])
+    return problem(error.status, error.message, error.reason_code, headers, error.told)
 
 
 async def _on_error(_request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from renderonline.database.work_control import Story
 from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.ready import Signature
 from renderonline.farm.scheduling import Allowance
-from renderonline.farm.tasks import TaskStatus
+from renderonline.farm.tasks import TaskStatus, missing_told
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.shared import Shared
 
@@ -25,6 +25,7 @@ _NAMED: Final = 5
 def reasons(story: Story, shared: Shared) -> Iterable[str]:
     """What there is to say of a task, the most important first."""
     state = story.state
+    yield from missing_told(story.missing)
     if state.ended:
         yield _ENDED[state.status]
         if state.status is TaskStatus.FAILED:

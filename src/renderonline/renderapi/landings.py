@@ -1,7 +1,8 @@
 """Landing results (R6): a row first, then the file, then the row again."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,8 @@ from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Result
 from renderonline.renderapi.orders import Order
 from renderonline.storage.digests import digest_file
-from renderonline.storage.landing import Placed, Placing, check_name, found_outputs, place, settle
+from renderonline.storage.landing import Placed, Placing, check_name, found_outputs, place, remove_copies, settle
+from renderonline.storage.names import task_directory
 
 _log = structlog.get_logger(__name__)
 
@@ -26,6 +28,37 @@ _LARGEST_FACTS: Final = 16 * 1024
 _TRIES: Final = 3
 _PAUSE_S: Final = 1.0
 _HEX: Final = frozenset("0123456789abcdef")
+
+
+class Landings:
+    """Who lands now. Reports land side by side; what was interrupted is settled alone, so that no row it finds is one
+    whose file somebody is placing just then."""
+
+    def __init__(self) -> None:
+        self._door = asyncio.Lock()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._count = 0
+
+    @asynccontextmanager
+    async def beside_others(self) -> AsyncIterator[None]:
+        """From before step (a) until after (c)."""
+        async with self._door:
+            self._count += 1
+            self._none.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """When those that land have landed; others wait meanwhile."""
+        async with self._door:
+            await self._none.wait()
+            yield
 
 
 def offer_of(result: Result, wanted: Mapping[str, int | None]) -> Offer:
@@ -80,9 +113,9 @@ def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
 
 
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
-    """Settle every landing that a stop left half-way (R6); at start, before anything else runs."""
+    """Settle every landing that a stop, or a write that was given up, left half-way (R6); while nothing else lands."""
     rows = await database.read(open_landings)
-    landed = await _placed(database, rows, lambda placings: [_settled(placing) for placing in placings], ())
+    landed = await _placed(database, rows, _settle_all, ())
     steps = [landed_step(landing) for landing in landed]
     if rows:
         _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
@@ -114,6 +147,11 @@ async def _placed(
     return landed
 
 
+def _settle_all(placings: Sequence[Placing]) -> Sequence[Placed]:
+    remove_copies(placings)
+    return [_settled(placing) for placing in placings]
+
+
 def _settled(placing: Placing) -> Placed:
     try:
         return settle(placing)
@@ -124,5 +162,5 @@ def _settled(placing: Placing) -> Placed:
 
 def _placing(one: Landing, closed: Collection[int]) -> Placing:
     offer = one.offer
-    about = (offer.name, Path(one.source), Path(one.scene).parent, offer.size, offer.digest)
+    about = (offer.name, Path(one.source), task_directory(one.scene, one.file_name), offer.size, offer.digest)
     return Placing(one.result_id, *about, one.stale.digest, may_change=offer.attempt_id not in closed)

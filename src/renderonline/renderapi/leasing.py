@@ -174,11 +174,12 @@ class Leasing:
     async def _send(self, new: LiveAttempt, lease: Lease) -> str:
         """Tell the machine; without a link it is told when it is back (R5.4). Gives why that can't be done, or ""."""
         orders = self._shared.orders
+        await orders.see_mark(new.directory)
         attempt = self._shared.memory.attempts.get(new.attempt_id)
         if attempt is None:  # canceled while it was committed
             self._free(new)
             return ""
-        attempt.leased, attempt.frames = True, lease.frames
+        attempt.leased, attempt.frames, attempt.film = True, lease.frames, lease.film
         try:
             order = orders.write(attempt, lease.missing) if orders.knows(new.task_id) else None
             attempt.order = order or await orders.of_attempt(new.attempt_id)

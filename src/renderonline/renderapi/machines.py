@@ -58,6 +58,9 @@ class Machine:
     load: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(init=False)
     given: int = 0
+    fetches: int = 0
+    fetched_bytes: int = 0
+    """How often, and how much, it fetched of tasks' files."""
     ability: Ability = field(init=False)
     """What it can take: what it said itself, and what people say of it. Made anew by `Machines.note`."""
 
@@ -148,6 +151,8 @@ class Machine:
             "attempts": sorted(self.occupied),
             "tags": sorted(self.ability.tags),
             **{name: getattr(self.row, name) for name in ("pool", "hours")},
+            "input_downloads": self.fetches,
+            "input_bytes": self.fetched_bytes,
             **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
         }
 

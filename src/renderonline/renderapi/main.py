@@ -12,7 +12,7 @@ import structlog
 from renderonline.renderapi.app import create_app
 from renderonline.renderapi.bootstrap import announce_login
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.turn import Turn
+from renderonline.renderapi.standby import Standby
 from renderonline.serving import logs, web
 from renderonline.serving.directories import private_write
 
@@ -32,14 +32,14 @@ def run(settings: Settings, web_page: Path | None = None) -> None:
 async def serve(settings: Settings, web_page: Path | None = None) -> None:
     """`run` inside an event loop."""
     app = create_app(settings, web_page)
-    turn: Turn = app.state.turn
+    standby: Standby = app.state.standby
     ready_file = settings.data_directory / READY_FILE
     announcing: list[asyncio.Task[None]] = []
 
     async def announce(url: str) -> None:
-        if turn.why_not:
+        if standby.why_not:
             log.info("RenderAPI stands by", url=url)
-        await turn.begun.wait()
+        await standby.begun.wait()
         announce_login(settings.data_directory, url)
         private_write(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
         log.info("RenderAPI answers", url=url)
@@ -57,11 +57,11 @@ async def serve(settings: Settings, web_page: Path | None = None) -> None:
             port=settings.port,
             certificate=settings.certificate,
             on_ready=lambda url: announcing.append(asyncio.create_task(announce(url))),
-            on_stop=lambda: app.state.services.events.close() if turn.begun.is_set() else None,
+            on_stop=lambda: app.state.services.events.close() if standby.begun.is_set() else None,
             grace_s=settings.grace_s,
         )
-        if turn.failure is not None:
-            raise turn.failure
+        if standby.failure is not None:
+            raise standby.failure
     finally:
         for task in announcing:
             task.cancel()

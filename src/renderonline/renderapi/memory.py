@@ -84,7 +84,7 @@ class Memory:
             return
         plain: list[tuple[int, int]] = []
         for chunk in waiting:
-            if chunk.not_before_us or chunk.avoid or chunk.held_by is not None:
+            if chunk.not_before_us or chunk.avoid or chunk.film or chunk.held_by is not None:
                 self.chunk_back(task.task_id, chunk)
             elif chunk.chunk_id not in live:
                 plain.append((chunk.chunk_id, chunk.place))
@@ -190,7 +190,7 @@ class Memory:
 
     def _make_ready(self, task: QueuedTask, chunk: QueuedChunk) -> None:
         avoid = self._avoid.get(task.task_id, {}).get(chunk.chunk_id, frozenset())
-        self.index.add(task, chunk.chunk_id, chunk.place, task.signature(avoid))
+        self.index.add(task, chunk.chunk_id, chunk.place, task.signature(avoid, film=chunk.film))
 
     def _is_live(self, task_id: int, chunk_id: int) -> bool:
         return any(attempt.chunk_id == chunk_id for attempt in self._by_task.get(task_id, {}).values())

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import prometheus_client as prometheus
@@ -33,6 +33,11 @@ class Metrics:
             "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
         )
         self._machines = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
+        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
+        self._fetched = {
+            name: prometheus.Gauge(f"renderonline_{name}", told, ("machine",), registry=of)
+            for name in ("input_downloads", "input_bytes")
+        }
         self._figures: dict[str, prometheus.Gauge] = {}
 
     def answered(self, method: str, endpoint: str, status: int, seconds: float) -> None:
@@ -40,11 +45,16 @@ class Metrics:
         self._requests.labels(method, endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def render(self, machines: Iterable[Mapping[str, Any]], figures: Mapping[str, float]) -> bytes:
+    def render(self, machines: Collection[Mapping[str, Any]], figures: Mapping[str, float]) -> bytes:
         """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
         self._machines.clear()
         for status, count in Counter(str(machine["status"]) for machine in machines).items():
             self._machines.labels(status).set(count)
+        for name, gauge in self._fetched.items():
+            gauge.clear()
+            for machine in machines:
+                if machine[name]:
+                    gauge.labels(str(machine["machine_id"])).set(machine[name])
         for name, value in figures.items():
             if name not in self._figures:
                 told = name.replace("_", " ").capitalize() + "."

@@ -17,12 +17,13 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from renderonline.database import Database, tasks
-from renderonline.database.tasks import TaskView
+from renderonline.database import Connection, Database, tasks
+from renderonline.database.tasks import ResultView, TaskView
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.farm.tasks import TaskStatus
 from renderonline.renderapi.announcing import Publisher
 from renderonline.storage.archive import Member, file_pieces
+from renderonline.storage.names import task_directory
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ class Channel:
             logging.getLogger(library).propagate = False
         self._apprise, self._pause_s = apprise, pause_s
         self._asset = apprise.AppriseAsset(app_id="RenderOnline", app_url="", storage_mode="memory", async_mode=False)
-        self._parts: dict[str, Any] = url_to_dict(url) or {}  # type: ignore[no-untyped-call]
+        self._parts: dict[str, Any] = url_to_dict(url) or {}  # type: ignore[no-untyped-call]  # Apprise has no types
         self.name = f"{setting} ({self._parts.get('schema', '?')})"
         if self._service("") is None:
             example = "It looks like mailto://user:password@example.org; all kinds: https://appriseit.com"
@@ -93,7 +94,7 @@ class Channel:
                 if not why:
                     break
                 if number < TRIES - 1:
-                    time.sleep(self._pause_s * 2**number)
+                    time.sleep(self._pause_s * 2**number)  # this channel's own thread: nobody else waits
                 else:
                     log.warning(
                         "message can't be sent", channel=self.name, title=message.title, reason=why, hint=ADVICE
@@ -129,7 +130,7 @@ def _attachment(picture: Path) -> Any:
     except (OSError, RenderOnlineError):  # deleted meanwhile
         return None
     kinds = [kind for magic, kind in PICTURES.items() if content.startswith(magic)]
-    return AttachMemory(content, picture.name, kinds[0]) if kinds else None  # type: ignore[no-untyped-call]
+    return AttachMemory(content, picture.name, kinds[0]) if kinds else None  # type: ignore[no-untyped-call]  # Apprise
 
 
 class Notifier:
@@ -157,8 +158,10 @@ class Notifier:
     async def close(self) -> None:
         """Give what waits a moment to be sent."""
         deadline, channels = time.monotonic() + CLOSE_S, [*self._channels, *filter(None, [self._mail])]
-        while (self._at_work or not all(one.idle for one in channels)) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        while time.monotonic() < deadline:
+            if not self._at_work and all(one.idle for one in channels):
+                break
+            await asyncio.sleep(0.02)  # threads empty the queues: there is no event to wait for
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
         """Pass an event on, and tell of it what is to be told."""
@@ -190,22 +193,28 @@ class Notifier:
     async def _of_task(self, task_id: int) -> None:
         """Tell that a task ended, once for each end."""
         try:
-            view = await self._database.read(partial(tasks.get_task, task_id=task_id))
-            latest = await self._database.read(partial(tasks.latest_result, task_id=task_id))
+            view, latest = await self._database.read(partial(_ended, task_id=task_id, everyone=bool(self._channels)))
         except RenderOnlineError as error:  # deleted meanwhile, or the database does not answer
             log.warning("nobody is told of a task", task=task_id, reason=error.message)
             return
         end = (view.status, view.end_us)
-        if view.status not in TOLD or self._told.get(task_id) == end:
+        wanted = self._channels or view.notify
+        if not wanted or view.status not in TOLD or self._told.get(task_id) == end:
             return
         if len(self._told) > MOST_WAITING * 50:
             self._told.clear()
         self._told[task_id] = end
-        picture = Path(view.file_path).parent / latest.name if latest is not None else None
+        picture = task_directory(view.file_path, view.file_name) / latest.name if latest is not None else None
         message = _of(view, self._url, picture)
         self._tell(message)
         if view.notify and self._mail is not None:
             self._mail.tell(message, view.email)
+
+
+def _ended(connection: Connection, *, task_id: int, everyone: bool) -> tuple[TaskView, ResultView | None]:
+    """A task, and what landed last of it if `everyone`, or its owner, is told."""
+    view = tasks.get_task(connection, task_id)
+    return view, tasks.latest_result(connection, task_id) if everyone or view.notify else None
 
 
 def _of(view: TaskView, url: str, picture: Path | None) -> Message:

@@ -1,21 +1,28 @@
 """Orders: from a leased chunk to what its machine is told to run, and the files that must come of it."""
 
+import asyncio
+import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Final
+from typing import Any, Final
 
 from renderonline.database import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
-from renderonline.engines.commands import Command, build, reading_of
-from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.commands import Command, build, frames_pattern, reading_of
+from renderonline.engines.definition import FILM_READING, EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.command_line import split
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.films import FILM_ENGINE, Film
 from renderonline.farm.frames import FrameRange, parse_frames
 from renderonline.protocol.codec import to_wire
-from renderonline.protocol.link import Assign, Limits
+from renderonline.protocol.link import Assign, ExpectedOutput, Limits
+from renderonline.storage.landing import kept_mark
+from renderonline.storage.names import task_directory
 
 _KEPT: Final = 512
 _definition = lru_cache(_KEPT)(parse_definition)
@@ -66,6 +73,23 @@ class _Known:
             output_directory=directory,
         )
 
+    @property
+    def root(self) -> str:
+        return str(task_directory(self.facts.scene, self.facts.file_name))
+
+    def reading(self, *, film: bool) -> Mapping[str, Any]:
+        rules = FILM_READING if film else self.definition and reading_of(self.definition, self.values)
+        return to_wire(rules) if rules else {}
+
+    def film(self) -> Command:
+        """The film of what has landed; `InvalidRequest` when nobody knows the names of the frames."""
+        film, definition = Film.parse(self.facts.film), self.definition
+        pattern = frames_pattern(definition, self.values, self.frames) if definition else ""
+        if not pattern:
+            raise InvalidRequest(f"Nobody knows which files of engine {self.facts.engine} are frames.")
+        name = film.file_name(self.facts.file_name)
+        return Command((self.root, pattern, self.facts.frames, str(film), name), (ExpectedOutput(name),))
+
 
 class Orders:
     """Writes orders. Keeps what it learned about the latest tasks."""
@@ -73,6 +97,7 @@ class Orders:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._tasks: OrderedDict[int, _Known] = OrderedDict()
+        self._marks: dict[str, tuple[str, str]] = {}
 
     def knows(self, task_id: int) -> bool:
         """Whether the task's facts are here."""
@@ -107,31 +132,49 @@ class Orders:
             if attempt.task_id not in facts:
                 return None
             self.learn(facts[attempt.task_id])
+        await self.see_mark(attempt.directory)
         return self.write(attempt)
+
+    async def see_mark(self, directory: str) -> None:
+        """Have the mark ready by which a machine knows that it shares the place of this attempt's directory."""
+        place = _download_path(directory)
+        if place not in self._marks:
+            with contextlib.suppress(OSError):  # then no machine finds one, and each works in a directory of its own
+                self._marks[place] = await asyncio.to_thread(kept_mark, place)
 
     def write(self, attempt: Attempt, missing: FrameRange | None = None) -> Order:
         """The order for an attempt at a task that was learned, of which perhaps only some frames are `missing`.
         `InvalidRequest` when the command can't be written."""
         known = self._tasks[attempt.task_id]
         self._tasks.move_to_end(attempt.task_id)
-        definition = known.definition
-        command = whole = known.command(attempt.frames, attempt.directory)
+        definition = None if attempt.film else known.definition
+        command = whole = known.film() if attempt.film else known.command(attempt.frames, attempt.directory)
         if missing is not None:
             command = known.command(missing, attempt.directory)
+        place = _download_path(attempt.directory)
+        mark, token = self._marks.get(place, (place, ""))
         assign = Assign(
             attempt=attempt.attempt_id,
             token=attempt.token,
             task=attempt.task_id,
             chunk=attempt.chunk_id,
-            engine=known.facts.engine,
+            engine=FILM_ENGINE if attempt.film else known.facts.engine,
             argv=command.argv,
             directory=attempt.directory,
-            inputs=(known.facts.scene,),
+            inputs=() if attempt.film else (known.facts.scene,),
             expected=command.expected,
             frames=command.frames,
             environment=dict(command.environment),
             limits=Limits(definition.time_s, definition.stall_s, definition.memory_mib) if definition else Limits(),
-            reading=to_wire(reading_of(definition, known.values)) if definition else {},
+            reading=known.reading(film=attempt.film),
+            root=known.root,
+            mark=mark,
+            mark_token=token,
         )
         uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)
+
+
+def _download_path(directory: str) -> str:
+    """Where an attempt's directory is (`storage.landing.attempt_directory`)."""
+    return os.path.dirname(os.path.dirname(directory))

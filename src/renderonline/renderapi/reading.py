@@ -1,8 +1,8 @@
 """The use cases that only look: tasks, their parts, their files, logs. Everybody sees what their role allows."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 from renderonline.database import Connection, Database, accounts, tasks
 from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.films import FORMATS
 from renderonline.farm.tasks import TaskStatus
 from renderonline.protocol.v1 import Info, UserInfo
 from renderonline.renderapi import views
@@ -18,10 +19,14 @@ from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, archive_of, file_of
 from renderonline.storage.archive import Member, members_of
 from renderonline.storage.logs import AttemptLogs
+from renderonline.storage.names import task_directory
 
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 
+_FILMS: Final = {f".{kind}": f"video/{kind}" for kind in FORMATS}
+
 Show = Callable[[Any], dict[str, Any]]
+Chosen = Callable[[str, int | None], bool]
 _PARTS: Final[dict[str, Callable[[Connection, int, int, str | None], Page[Any]]]] = {
     "chunks": tasks.list_chunks,
     "attempts": tasks.list_attempts,
@@ -82,13 +87,19 @@ class Reading:
         """A page of a task's `chunks`, `attempts` (newest first) or `results`."""
         await self._view(principal, task_id)
         rows = await self.database.read(lambda connection: _PARTS[what](connection, task_id, limit, cursor))
-        show: dict[str, Show] = {"chunks": views.chunk, "attempts": self._attempt, "results": views.shown}
+        show: dict[str, Show] = {"chunks": views.chunk, "attempts": self._attempt}
+        show["results"] = partial(self._result, task_id)
         return _page(rows, show[what])
 
-    async def archive(self, task_id: int, user_id: int | None, name: str) -> Content:
+    async def attempts(self, limit: int, cursor: str | None) -> dict[str, Any]:
+        """A page of the whole farm's attempts, newest first: what its machines did."""
+        rows = await self.database.read(partial(tasks.list_attempts, task_id=None, limit=limit, cursor=cursor))
+        return _page(rows, self._attempt)
+
+    async def archive(self, task_id: int, user_id: int | None, name: str, chosen: Chosen | None = None) -> Content:
         """The directory of a task as a ZIP called `name`; an adopted file that lies elsewhere is alone in it.
 
-        `user_id`: whose task it must be, None: anybody's.
+        `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
         view = await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=user_id))
         scene = Path(view.file_path)
@@ -96,13 +107,27 @@ class Reading:
             return await archive_of(lambda: (Member.of(scene.name, scene),), name)
         landed = await self.database.read(partial(tasks.landed_files, task_id=task_id))
         known = {(file.name, file.size): file.crc32 for file in landed.values()}
-        return await archive_of(lambda: members_of(scene.parent, lambda *file: known.get(file)), name)
+        directory = task_directory(view.file_path, view.file_name)
+
+        def find() -> Sequence[Member]:
+            members = members_of(directory, lambda *file: known.get(file))
+            if chosen is None:
+                return members
+            frames = {file.name: file.frame for file in landed.values()}
+            found = [member for member in members if chosen(member.name, frames.get(member.name))]
+            if not found:
+                raise NotFound(f"Task {task_id} has no such files yet.")
+            return found
+
+        return await archive_of(find, name)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         """One landed result."""
         view = await self._view(principal, task_id)
         found = await self.database.read(partial(tasks.get_result, task_id=task_id, name=name))
-        return await file_of(Path(view.file_path).parent / found.name, found.name.rpartition("/")[2])
+        path = task_directory(view.file_path, view.file_name) / found.name
+        content = await file_of(path, path.name)
+        return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 
     async def log(self, principal: Principal, attempt_id: int, offset: int) -> tuple[bytes, int]:
         """An attempt's log from byte `offset`, and where it ends now."""
@@ -120,7 +145,10 @@ class Reading:
             (one.progress.fraction, one.frames) for one in self.dispatcher.attempts_of(view.task_id) if one.progress
         ]
         rendering = [done if frames is None else done * len(frames) % 1.0 for done, frames in live]
-        return views.task(view, rendering, latest)
+        return views.task(view, rendering, None if latest is None else self._result(view.task_id, latest))
+
+    def _result(self, task_id: int, view: ResultView) -> dict[str, Any]:
+        return views.shown(view, preview=self.dispatcher.shared.previews.there(task_id, view.name))
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         progress = self.dispatcher.progress_of(view.attempt_id)
@@ -133,7 +161,7 @@ def _page(rows: Page[Any], show: Show) -> dict[str, Any]:
 
 def has_directory(view: TaskView) -> bool:
     """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
-    directory = Path(view.file_path).parent
+    directory = task_directory(view.file_path, view.file_name)
     return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(view.user_id)
 
 

@@ -16,10 +16,10 @@ from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.settling import Ending
-from renderonline.farm.tasks import ChunkState, Outcome, TaskStatus
+from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.protocol.link import Exited, Report, Result, Started
 from renderonline.renderapi.benching import Benching
-from renderonline.renderapi.landings import land, landed_step, offer_of, settle_interrupted
+from renderonline.renderapi.landings import Landings, land, landed_step, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.shared import Shared
@@ -30,7 +30,7 @@ _REPORTABLE: Final = frozenset(Outcome) - {Outcome.LOST}
 _LONGEST_REASON: Final = 2000
 
 Wanted = Mapping[str, int | None]
-Landings = Mapping[tuple[int, str], Landing]
+Landed = Mapping[tuple[int, str], Landing]
 
 
 class Reports:
@@ -40,10 +40,12 @@ class Reports:
         self._shared = shared
         self.benching = Benching(shared)
         self.dropped = 0
+        self._landings = Landings()
 
     async def settle_landings(self) -> None:
-        """Before anything else at start (R6)."""
-        await settle_interrupted(self._shared.database, self._shared.now(), self._shared.policy)
+        """Before anything else at start, and after a write that was given up (R6)."""
+        async with self._landings.alone():
+            await settle_interrupted(self._shared.database, self._shared.now(), self._shared.policy)
 
     async def apply(self, machine: Machine, instance: str, reports: Sequence[Report]) -> None:
         """Apply reports of a machine, in their order; when this comes back they are committed."""
@@ -56,10 +58,11 @@ class Reports:
         wanted = {attempt_id: await self._wanted(attempt_id) for attempt_id in attempts}
         offers = [self._offer(one, wanted[one.attempt], machine_id) for one in reports if isinstance(one, Result)]
         whole = {one.attempt for one in reports if isinstance(one, Exited) and one.outcome == Outcome.SUCCEEDED}
-        landings = await self._land([offer for offer in offers if offer is not None], machine_id, whole)
-        steps = [_step(report, landings, wanted.get(report.attempt)) for report in reports]
-        known = [step for step in steps if step is not None]
-        await self._write(known, landings.values(), machine_id=machine_id, mark=Mark(instance, reports[-1].seq))
+        async with self._landings.beside_others():
+            landed = await self._land([offer for offer in offers if offer is not None], machine_id, whole)
+            steps = [_step(report, landed, wanted.get(report.attempt)) for report in reports]
+            known = [step for step in steps if step is not None]
+            await self._write(known, landed.values(), machine_id=machine_id, mark=Mark(instance, reports[-1].seq))
         shared.files.remove(over)
 
     async def started(self, attempt_id: int, token: str) -> None:
@@ -77,11 +80,12 @@ class Reports:
     async def finish(self, machine: Machine, attempt_id: int, token: str, offers: Sequence[Offer], end: Ending) -> None:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
         wanted = await self._wanted(attempt_id) or {}
-        landings = await self._land(offers, machine.machine_id, {attempt_id})
-        landed = [landed_step(landing) for landing in landings.values()]
-        self._shared.machines.release(machine.machine_id, attempt_id)
-        ended = EndedStep(attempt_id, token, end, wanted, self._shared.now().us)
-        await self._write([*landed, ended], landings.values(), machine_id=machine.machine_id)
+        async with self._landings.beside_others():
+            landed = await self._land(offers, machine.machine_id, {attempt_id})
+            self._shared.machines.release(machine.machine_id, attempt_id)
+            ended = EndedStep(attempt_id, token, end, wanted, self._shared.now().us)
+            steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), ended]
+            await self._write(steps, landed.values(), machine_id=machine.machine_id)
         self._shared.files.remove((attempt_id,))
         self._shared.wake()
 
@@ -116,7 +120,7 @@ class Reports:
         self.dropped += 1
         return None
 
-    async def _land(self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]) -> Landings:
+    async def _land(self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]) -> Landed:
         landed = await land(self._shared.database, offers, machine_id, closed)
         if len(landed) < len(offers):
             _log.info("Results were not landed", machine_id=machine_id, offered=len(offers), landed=len(landed))
@@ -138,7 +142,8 @@ class Reports:
         self.dropped += applied.dropped
         for landing in landings:
             if landing.result_id in applied.landed:
-                shared.announcer.result(landing)
+                preview = shared.previews.there(landing.task_id, landing.offer.name)
+                shared.announcer.result(landing, preview=preview)
         self._follow(applied)
 
     def _follow(self, applied: Applied) -> None:
@@ -170,7 +175,8 @@ class Reports:
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
         avoid = frozenset({attempt.machine_id} if verdict.counts else ())
         held_by = attempt.machine_id if held else None
-        back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by)
+        film = chunk.kind == ChunkKind.FILM
+        back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film)
         self._shared.memory.chunk_back(chunk.task_id, back)
 
     def tasks_changed(self, states: Iterable[TaskState]) -> None:
@@ -189,7 +195,7 @@ class Reports:
         self.read_again(again)
 
 
-def _step(report: Report, landings: Landings, wanted: Wanted | None) -> Step | None:
+def _step(report: Report, landings: Landed, wanted: Wanted | None) -> Step | None:
     if isinstance(report, Started):
         return StartedStep(report.attempt, report.token, report.at_us)
     if isinstance(report, Result):

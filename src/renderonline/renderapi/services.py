@@ -6,12 +6,14 @@ from typing import cast
 from starlette.requests import HTTPConnection
 
 from renderonline.renderapi.administration import Administration
+from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import Metrics
+from renderonline.renderapi.previews import Previews
 from renderonline.renderapi.reading import Reading
 from renderonline.renderapi.sessions import Sessions
 from renderonline.renderapi.submissions import Submissions
@@ -29,6 +31,8 @@ class Services:
     administration: Administration
     enrolments: Enrolments
     dispatcher: Dispatcher
+    transfers: AttemptTransfers
+    previews: Previews
     events: Events
     metrics: Metrics
     fingerprint: str

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -21,8 +21,11 @@ from renderonline.renderapi.machines import Machine, Machines
 from renderonline.renderapi.memory import Memory
 from renderonline.renderapi.orders import Orders
 from renderonline.storage.logs import AttemptLogs
+from renderonline.storage.previews import PreviewFiles
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 TICK_S: Final = 1.0
 """How often silence is looked at."""
@@ -41,11 +44,12 @@ class Shared:
         self.newest = 0
         self.announcer = Announcer(events)
         self.logs = AttemptLogs(logs)
+        self.previews = PreviewFiles(logs.with_name("previews"))
         self.memory = Memory(self.wake, clock, policy)
         self.machines = Machines(self.announcer.machine, lambda: self.now().local)
         self.files = AttemptFiles(database)
         self.orders = Orders(database)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     def wake(self) -> None:
         """Something changed that a plan could use."""
@@ -91,7 +95,14 @@ class Shared:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something in the background."""
-        task = asyncio.create_task(self.guarded(work))
+        return self._kept(self.guarded(work))
+
+    async def seen_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something that goes on to its end also when the caller is canceled."""
+        return await asyncio.shield(self._kept(work))
+
+    def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task

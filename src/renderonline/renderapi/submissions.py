@@ -4,17 +4,18 @@ Nothing is left of a refused submission; a committed one has its file on the dis
 """
 
 import asyncio
+import contextlib
 import json
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import structlog
+from starlette.requests import Request
 
 from renderonline.database import Connection, Database, engines, submissions
 from renderonline.database.engines import EngineRow
@@ -22,20 +23,32 @@ from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import ArgType
-from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable, RenderOnlineError
+from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
+from renderonline.farm.tasks import ChunkKind, InputFile
 from renderonline.protocol import v1
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.renderapi.housekeeping import Housekeeping
+from renderonline.renderapi.places import EARLY_CHECK_BYTES, Places
+from renderonline.renderapi.scene_facts import SceneFacts
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.task_requests import Prepared, TaskRequest, checked_key, prepare
-from renderonline.storage import names
-from renderonline.storage.uploads import Received, Upload, disk_error, too_large
+from renderonline.renderapi.task_requests import (
+    Prepared,
+    TaskRequest,
+    checked_key,
+    prepare,
+    read_upload,
+    scene_among,
+)
+from renderonline.renderapi.uploads import Session, Uploads
+from renderonline.serving.sink import Body
+from renderonline.storage import manifests, names
+from renderonline.storage.staging import Stage
+from renderonline.storage.uploads import Received, Upload, disk_errors
 
 log = structlog.get_logger(__name__)
 
-EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
-"""Bodies larger than this are compared with the free disk before their first byte is read."""
 SMALL_BYTES: Final = 1024 * 1024
 """Smaller ones are received before the database is asked anything: the commit checks the same."""
 CATALOG_S: Final = 5.0
@@ -70,35 +83,46 @@ class Submissions:
     """Submits tasks. `forget` when engines or argument types were changed."""
 
     def __init__(self, database: Database, ids: IdBlocks, dispatcher: Dispatcher, settings: Settings) -> None:
+        self.places = Places(database, settings)
+        self.housekeeping = Housekeeping(database, dispatcher, self.places)
+        self.uploads = Uploads(self.places, self.housekeeping)
         self._database = database
         self._ids = ids
         self._dispatcher = dispatcher
-        self._files = settings.files
-        self._limit = settings.max_upload_bytes
-        self._reserve = settings.reserve_mib * 1024 * 1024
+        self._facts = SceneFacts(lambda: dispatcher.shared.machines)
+        self.close = self._facts.close
         self._sends_mail = bool(settings.notify_mail)
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
 
-    async def submit(
-        self, principal: Principal, headers: Mapping[str, str], stream: AsyncIterator[bytes], read_request: ReadRequest
-    ) -> int:
+    async def submit(self, principal: Principal, request: Request, read_request: ReadRequest) -> int:
         """Receive and commit one task; its id. Raises the first rule that is broken; then nothing is stored."""
+        with Body(request, content_length(request.headers) or None) as body:
+            return await self._submit(principal, request.headers, body, read_request)
+
+    async def _submit(
+        self, principal: Principal, headers: Mapping[str, str], body: Body, read_request: ReadRequest
+    ) -> int:
         key = checked_key(headers.get("idempotency-key", ""))
         length = content_length(headers)
         waits = headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for the body
         if (waits or length > EARLY_CHECK_BYTES) and (known := await self._known(principal.user_id, key)) is not None:
             if not waits:
-                async for _ in stream:
+                async for _ in body:
                     pass
             return known
-        await self._check_length(length)
-        upload = Upload(headers.get("content-type", ""), limit=self._limit)
+        await self.places.check_length(length)
+        if length > EARLY_CHECK_BYTES:
+            await self.housekeeping.surplus(principal.user_id, length)
+        upload = Upload(headers.get("content-type", ""), limit=self.places.limit)
         gate = _Gate(self, principal.user_id, key, length, read_request)
         try:
-            received = await upload.receive(stream, gate)
-            await self._ids.refill(len(gate.prepared.ranges))
-            new = self._new_task(principal, gate.prepared, received)
+            received = await upload.receive(aiter(body), gate, body.read if length >= SMALL_BYTES else None)
+            prepared = await self._facts.applied(gate.prepared, lambda: {gate.prepared.scene: str(received.path)})
+            await self._ids.refill(len(prepared.ranges))
+            assert received.directory is not None
+            files = (received.sums.of(prepared.scene),)
+            new = self._new_task(principal, prepared, received.directory, files)
         except Repeated as repeated:
             await upload.discard()
             return repeated.task_id
@@ -108,9 +132,49 @@ class Submissions:
         # Whoever goes away now, the commit and what follows from it happen together.
         return await asyncio.shield(asyncio.create_task(self._commit(new, gate.prepared.engine, upload)))
 
-    async def _commit(self, new: NewTask, engine: EngineRow, upload: Upload) -> int:
+    async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes) -> int:
+        """Make a task of files that were uploaded before; its id. What is refused leaves the upload as it is."""
+        request, sent = read_upload(body, checked_key(headers.get("idempotency-key", "")))
+        user_id = principal.user_id
+        if (known := await self._known(user_id, request.client_key)) is not None:
+            return known
+        async with self.uploads.taking(user_id, sent.upload, unpack=sent.unpack) as (session, stage):
+            try:
+                prepared = await self.prepared(request, user_id, [file.name for file in stage.files], sent.scene)
+            except Repeated as repeated:
+                return repeated.task_id
+            files = await session.finished(stage)
+            prepared = await self._facts.applied(prepared, stage.paths)
+            await self._ids.refill(len(prepared.ranges))
+            directory = await asyncio.to_thread(self.places.make_directory, prepared.engine, user_id, 0)
+            taken = _Taken(self.uploads, user_id, session, stage, directory)
+            try:
+                with disk_errors():
+                    await asyncio.to_thread(stage.link_into, directory)
+                new = self._new_task(principal, prepared, directory, files)
+            except BaseException:
+                await taken.discard()
+                raise
+            return await asyncio.shield(asyncio.create_task(self._commit(new, prepared.engine, taken)))
+
+    async def scene_facts(self, user_id: int, upload_id: str, name: str) -> dict[str, Any]:
+        """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
+        (`broken_scene`); `NotFound` as long as it is not there."""
+        stage = (await self.uploads.find(user_id, upload_id)).stage
+        if not (await asyncio.to_thread(stage.paths)).get(name):
+            raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
+        rows = await self._database.read(engines.list_engines)
+        definitions = [self._parse(row.definition) for row in rows if row.definition and row.is_enabled]
+        readers = [one.facts for one in definitions if names.extension_of(name).casefold() in one.extensions]
+        return await self._facts.read(next(filter(None, readers), ""), name, stage.paths)
+
+    async def _commit(self, new: NewTask, engine: EngineRow, upload: "Upload | _Taken") -> int:
+        size = sum(file.size for file in new.inputs)
+        if self.housekeeping.limit(new.user_id) and await self._known(new.user_id, new.client_key) is not None:
+            size = 0  # it is there already
         try:
-            submitted = await self._dispatcher.submit(new, engine)
+            async with self.housekeeping.room(new.user_id, size, new.waits_for):
+                submitted = await self._dispatcher.submit(new, engine)
         except (NotAvailable, asyncio.CancelledError):
             raise  # whether it was committed is not known: the next start's sweep finds out
         except BaseException:
@@ -119,12 +183,12 @@ class Submissions:
         if submitted.repeated:
             await upload.discard()
         else:
-            upload.keep()
+            await upload.keep()
         return submitted.task_id
 
     async def sweep(self) -> None:
         """Remove what a killed process left: staged files, and directories that no committed task names."""
-        for root in {self._files, *await self._roots()}:
+        for root in await self.places.roots():
             await asyncio.to_thread(names.sweep_incoming, root)
             for directory in await asyncio.to_thread(names.marked, root):
                 if await self._database.read(partial(submissions.names_directory, directory=str(directory))):
@@ -133,27 +197,10 @@ class Submissions:
                     await asyncio.to_thread(names.discard, directory)
                     log.info("upload that was never committed is removed", directory=str(directory))
 
-    async def _roots(self, *, enabled: bool = False) -> set[Path]:
-        """The download paths of the engines, or of those that are enabled."""
-        rows = await self._database.read(engines.list_engines)
-        return {Path(row.download_path) for row in rows if row.is_enabled or not enabled}
-
-    async def _check_length(self, length: int) -> None:
-        """Refuse a body that can't be stored before its first byte is read."""
-        if length > EARLY_CHECK_BYTES:
-            if length > self._limit:
-                raise too_large(self._limit)
-            roots = await self._roots() or {self._files}
-            self._check_room(await asyncio.to_thread(lambda: max(map(_free_bytes, roots))), length)
-
-    def _check_room(self, free: int, length: int) -> None:
-        if free - length < self._reserve:
-            raise NoSpace("The server has no room for a file of this size. Delete tasks that are not needed any more.")
-
     async def _known(self, user_id: int, client_key: str) -> int | None:
         return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
 
-    async def prepared(self, request: TaskRequest, user_id: int, sent_file_name: str) -> Prepared:
+    async def prepared(self, request: TaskRequest, user_id: int, files: Collection[str], scene: str = "") -> Prepared:
         """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments.
 
         `Repeated` when this user's task with this key is there already.
@@ -163,22 +210,23 @@ class Submissions:
             if (known := _known(connection, user_id, request.client_key)) is not None:
                 raise Repeated(known)
             submissions.check_limit(connection, user_id)
-            return self._checked(request, _read_catalog(connection), sent_file_name)
+            return self._checked(request, _read_catalog(connection), files, scene)
 
         return await self._database.read(look)
 
-    def _checked(self, request: TaskRequest, catalog: _Catalog, sent_file_name: str) -> Prepared:
+    def _checked(self, request: TaskRequest, catalog: _Catalog, files: Collection[str], scene: str = "") -> Prepared:
         engine = _engine(catalog.engines, request)
         if request.notify and not self._sends_mail:
             raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
         definition = None if engine.definition is None else self._parse(engine.definition)
-        return prepare(request, engine, definition, catalog.argtypes, sent_file_name)
+        scene = scene_among(files, scene, engine, definition)
+        return prepare(request, engine, definition, catalog.argtypes, scene)
 
     def forget(self) -> None:
         """Engines or argument types were changed."""
         self._catalog = None
 
-    async def admitted(self, request: TaskRequest, user_id: int, sent_file_name: str) -> tuple[Prepared, Path] | None:
+    async def admitted(self, request: TaskRequest, user_id: int, name: str) -> tuple[Prepared, Path] | None:
         """A small submission, checked by what is known of engines, and its directory; None when it can't be admitted
         in this way: then `prepared` finds the rule to name."""
         catalog = self._catalog
@@ -187,54 +235,36 @@ class Submissions:
 
         def admit() -> tuple[Prepared, Path] | None:
             try:
-                prepared = self._checked(request, catalog, sent_file_name)
+                prepared = self._checked(request, catalog, (name,))
             except RenderOnlineError:
                 return None
-            return prepared, self._make_directory(prepared.engine, user_id, SMALL_BYTES)
+            return prepared, self.places.make_directory(prepared.engine, user_id, SMALL_BYTES)
 
         return await asyncio.to_thread(admit)
 
-    async def staging(self) -> Path:
-        """The download path that all engines share, or else our own."""
-        roots = await self._roots(enabled=True)
-        return roots.pop() if len(roots) == 1 else self._files
-
-    async def place(self, engine: EngineRow, user_id: int, length: int) -> Path:
-        """Make a task's directory below the engine's download path."""
-        return await asyncio.to_thread(self._make_directory, engine, user_id, length)
-
-    def _make_directory(self, engine: EngineRow, user_id: int, length: int) -> Path:
-        root = Path(engine.download_path)
-        if not root.is_absolute():
-            message = f"The download path of engine {engine.name} must be absolute. Ask an administrator."
-            raise RenderOnlineError(message, code="bad_engine")
-        self._check_room(_free_bytes(root), length)
-        try:
-            return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
-        except OSError as error:
-            raise disk_error(error) from error
-
-    def _new_task(self, principal: Principal, prepared: Prepared, received: Received) -> NewTask:
-        assert received.path is not None
-        request, now, scene = prepared.request, datetime.now(UTC), str(received.path)
-        ids = self._ids.next_chunk_ids(len(prepared.ranges))
-        ordered = first_last_middle(len(prepared.ranges))
+    def _new_task(
+        self, principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile]
+    ) -> NewTask:
+        request, now = prepared.request, datetime.now(UTC)
+        ids = self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
+        chunks = [NewChunk(ids[index], prepared.ranges[index]) for index in first_last_middle(len(prepared.ranges))]
+        chunks += [NewChunk(ids[-1], None, ChunkKind.FILM, stage=1)] if prepared.film else []
         return NewTask(
             user_id=principal.user_id,
             engine_id=prepared.engine.engine_id,
-            file_name=received.path.name,
-            file_path=scene,
-            file_size=received.size,
-            arguments=prepared.argument_line(scene),
+            file_name=prepared.scene,
+            file_path=str(directory / prepared.scene),
+            file_size=next(file.size for file in files if file.name == prepared.scene),
+            arguments=prepared.argument_line(str(directory)),
             values=json.dumps(dict(prepared.values)),
             template=json.dumps(list(prepared.words)),
             queue_us=int(now.timestamp() * 1_000_000),
             queue_time=now.astimezone().replace(tzinfo=None),
-            chunks=[NewChunk(ids[index], prepared.ranges[index]) for index in ordered],
+            chunks=chunks,
             frames=prepared.written_frames,
             frames_total=len(prepared.frames),
             chunk_size=prepared.chunk_size,
-            name=request.name or received.path.name,
+            name=request.name or PurePosixPath(prepared.scene).name,
             priority=request.priority,
             paused=request.paused,
             client_key=request.client_key,
@@ -242,6 +272,9 @@ class Submissions:
             notify=request.notify,
             needs=prepared.needs,
             running_limit=request.running_limit,
+            inputs=files,
+            facts=json.dumps(prepared.facts) if prepared.facts else None,
+            film=prepared.film,
         )
 
 
@@ -264,21 +297,47 @@ class _Gate:
         request = self.read_request(received.request, self.client_key)
         if len(received.file_names) > 1:
             raise InvalidRequest(v1.ONE_FILE, code="two_files")
-        name = received.file_names[0]
+        name = names.clean_file_name(received.file_names[0])
         if received.path is None and 0 < self.length < SMALL_BYTES:
             admitted = await self.owner.admitted(request, self.user_id, name)
             if admitted is not None:
                 self.prepared, self.directory = admitted
                 return
-        self.prepared = await self.owner.prepared(request, self.user_id, name)
+        self.prepared = await self.owner.prepared(request, self.user_id, (name,))
 
     async def place(self) -> Path:
         """The task's directory."""
-        return self.directory or await self.owner.place(self.prepared.engine, self.user_id, self.length)
+        if self.directory is None:
+            make = self.owner.places.make_directory
+            self.directory = await asyncio.to_thread(make, self.prepared.engine, self.user_id, self.length)
+        return self.directory
 
     async def stage(self) -> Path:
         """Where a file waits for its request."""
-        return await self.owner.staging()
+        return await self.owner.places.staging()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """An upload whose files lie in a task's directory too."""
+
+    uploads: Uploads
+    user_id: int
+    session: Session
+    stage: Stage
+    directory: Path
+
+    async def keep(self) -> None:
+        """The row is committed."""
+        names.keep(self.directory)
+        with contextlib.suppress(FileNotFoundError):
+            known = await asyncio.to_thread(self.stage.known, manifests.LARGE)
+            await asyncio.to_thread(manifests.remember, self.directory, known)
+        await self.uploads.forget(self.user_id, self.session)
+
+    async def discard(self) -> None:
+        """Remove what is the task's; the upload stays."""
+        await asyncio.to_thread(names.discard, self.directory)
 
 
 def _read_catalog(connection: Connection) -> _Catalog:
@@ -306,10 +365,3 @@ def content_length(headers: Mapping[str, str]) -> int:
     """The body's length as the client says it, or else 0."""
     text = headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
-
-
-def _free_bytes(root: Path) -> int:
-    """Free bytes where `root` is or will be."""
-    while not root.exists() and root != root.parent:
-        root = root.parent
-    return shutil.disk_usage(root).free

@@ -4,7 +4,7 @@ Pure: no database, no disk. v1 and v2 differ only in how a request is read.
 """
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final
 
@@ -14,22 +14,24 @@ from renderonline.engines.definition import EngineDefinition
 from renderonline.farm.arguments import ArgType, check_value, strip_program
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.films import Film
 from renderonline.farm.frames import MAX_FRAMES, FrameRange, format_frames, parse_frames
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.protocol import v1
 from renderonline.protocol.codec import from_wire, read_json
-from renderonline.storage.names import clean_file_name, extension_of
+from renderonline.storage.names import extension_of
 
 CHUNK_SIZE: Final = 4
 """Frames a chunk when neither the user nor the engine says otherwise."""
 MAX_WAITS: Final = 100
 MAX_KEY: Final = 64
+MAX_SCENE: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitRequest:
     """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
-    None: what the arguments say."""
+    None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`."""
 
     engine: str | int
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class SubmitRequest:
     notify: bool = False
     needs: Needs = NOTHING
     running_limit: int = 0
+    film: str = ""
     client_key: str = ""
 
 
@@ -54,29 +57,48 @@ class TaskRequest(SubmitRequest):
     strict: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRequest(SubmitRequest):
+    """A submission of files that were uploaded before. `scene`: the main one, "" when that is clear; `unpack`: the
+    upload is one ZIP, and what is in it are the files."""
+
+    upload: str
+    scene: str = ""
+    unpack: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request that obeys every rule. `ranges` has one entry a chunk, None for a chunk without frames."""
+    """A request that obeys every rule. `scene`: the main file's name in the task's directory; `ranges` has one entry a
+    chunk, None for a chunk without frames."""
 
     request: TaskRequest
     engine: EngineRow
     definition: EngineDefinition | None
+    scene: str
     words: tuple[str, ...]
     values: Mapping[str, str]
     frames: tuple[int, ...]
     ranges: tuple[FrameRange | None, ...]
     chunk_size: int
     needs: Needs
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the scene says of itself, once it was read."""
+
+    @property
+    def film(self) -> str:
+        """The film with its speed, "" for none."""
+        return str(Film.parse(self.request.film).of_scene(self.facts)) if self.request.film else ""
 
     @property
     def written_frames(self) -> str:
         """The frames as a canonical range, "" when there are none."""
         return format_frames(self.frames)
 
-    def argument_line(self, scene: str) -> str:
+    def argument_line(self, directory: str) -> str:
         """The whole task as one command line, as v1 keeps it: with the template's leading program name."""
         template = self.definition.template if self.definition is not None else self.engine.render_argument
-        return join(self.command(split(template), scene, posixpath.dirname(scene)).argv)
+        return join(self.command(split(template), posixpath.join(directory, self.scene), directory).argv)
 
     def command(self, words: tuple[str, ...], scene: str, directory: str) -> commands.Command:
         """The command of the whole task. `InvalidRequest` when a value is missing or would become an option."""
@@ -95,9 +117,18 @@ def read_v2(part: bytes | None, client_key: str) -> TaskRequest:
     """The request in v2's part `request`; `InvalidRequest` names the field that is wrong."""
     if part is None:
         raise InvalidRequest("The part request is missing: JSON with engine, arguments and frames.")
-    sent = from_wire(SubmitRequest, read_json(part))
+    return _task_request(from_wire(SubmitRequest, read_json(part)), client_key)
+
+
+def read_upload(body: bytes, client_key: str) -> tuple[TaskRequest, UploadRequest]:
+    """The body of a submission of files that were uploaded before."""
+    sent = from_wire(UploadRequest, read_json(body))
+    return _task_request(sent, client_key), sent
+
+
+def _task_request(sent: SubmitRequest, client_key: str) -> TaskRequest:
     _check_bounds(sent)
-    values = {one.name: getattr(sent, one.name) for one in fields(sent)}
+    values = {one.name: getattr(sent, one.name) for one in fields(SubmitRequest)}
     return TaskRequest(
         **values | {"engine": str(sent.engine), "client_key": checked_key(client_key or sent.client_key)}
     )
@@ -115,10 +146,10 @@ def prepare(
     engine: EngineRow,
     definition: EngineDefinition | None,
     argtypes: Mapping[str, ArgType],
-    sent_file_name: str,
+    scene: str,
 ) -> Prepared:
     """Check a request against its engine, in the contract's order. Raises the first rule that is broken."""
-    _check_extension(engine, definition, sent_file_name)
+    _check_extension(engine, definition, scene)
     values = _values(request, definition, argtypes)
     frames = _frames(request, definition, values)
     ranges: tuple[FrameRange | None, ...] = (None,)
@@ -131,17 +162,41 @@ def prepare(
         words = commands.template_words(definition)
         if frames:
             ranges = commands.chunks_of(definition, frames, size)
+    if request.film and not (definition and commands.frames_pattern(definition, values, frames) and frames):
+        raise InvalidRequest(f"Engine {engine.name} gives no frames of which a film could be made.", code="no_frames")
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
-    prepared = Prepared(request, engine, definition, words, values, frames, ranges, size, needs)
+    prepared = Prepared(request, engine, definition, scene, words, values, frames, ranges, size, needs)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine
     return prepared
 
 
-def _check_extension(engine: EngineRow, definition: EngineDefinition | None, sent_file_name: str) -> None:
-    extension = extension_of(clean_file_name(sent_file_name))
+def scene_among(names: Collection[str], wanted: str, engine: EngineRow, definition: EngineDefinition | None) -> str:
+    """The main file among those of a task: `wanted`, or the one that the engine takes and that lies in the fewest
+    folders."""
+    if len(names) > 1 and not wanted:
+        taken = [name for name in names if _takes(engine, definition, name)]
+        depth = min((name.count("/") for name in taken), default=0)
+        fit = [name for name in taken if name.count("/") == depth]
+        if len(fit) != 1:
+            found = ", ".join(fit[:5]) or "none"
+            raise InvalidRequest(f"Which file is the scene? The engine takes {found}: name it.", code="which_scene")
+        return fit[0]
+    if wanted and wanted not in names:
+        raise InvalidRequest(f"The upload has no file {wanted[:200]!r} that could be the scene.", code="which_scene")
+    scene = wanted or next(iter(names))
+    if len(scene) > MAX_SCENE:
+        raise InvalidRequest(f"The name of the scene has at most {MAX_SCENE} characters.", code="bad_name")
+    return scene
+
+
+def _takes(engine: EngineRow, definition: EngineDefinition | None, name: str) -> bool:
     allowed = definition.extensions if definition is not None else (engine.extension,)
-    if extension.casefold() not in {one.casefold() for one in allowed}:
-        raise InvalidRequest(v1.extension_mismatch(engine.extension, extension), code="wrong_extension")
+    return extension_of(name).casefold() in {one.casefold() for one in allowed}
+
+
+def _check_extension(engine: EngineRow, definition: EngineDefinition | None, scene: str) -> None:
+    if not _takes(engine, definition, scene):
+        raise InvalidRequest(v1.extension_mismatch(engine.extension, extension_of(scene)), code="wrong_extension")
 
 
 def _values(
@@ -184,5 +239,7 @@ def _check_bounds(request: SubmitRequest) -> None:
         raise InvalidRequest(f"chunk_size is a number from 0 to {MAX_FRAMES}.")
     if not 0 <= request.running_limit <= MAX_FRAMES:
         raise InvalidRequest(f"running_limit is a number from 0 to {MAX_FRAMES}.")
+    if request.film:
+        Film.parse(request.film)
     if len(request.waits_for) > MAX_WAITS:
         raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")

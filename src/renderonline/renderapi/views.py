@@ -18,11 +18,13 @@ from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.task_requests import SubmitRequest
+from renderonline.renderapi.task_requests import SubmitRequest, UploadRequest
+from renderonline.renderapi.uploads import NewUpload
 
 log = structlog.get_logger(__name__)
 
-_TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended"}
+_TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended", "delete_us": "deletes_at"}
+_OF_DEFINITION: Final = ("label", "extensions", "split", "frames", "arguments", "facts")
 _HIDDEN: Final = frozenset({"file_path", "first_frame", "last_frame", "frame_step"})
 
 
@@ -44,11 +46,12 @@ def shown(row: Any, **more: Any) -> dict[str, Any]:
     return {_name(name): moment(value) if name.endswith("_us") else value for name, value in values.items()} | more
 
 
-def task(view: TaskView, rendering: Iterable[float] = (), latest: ResultView | None = None) -> dict[str, Any]:
+def task(view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None) -> dict[str, Any]:
     """A task. `rendering`: of each chunk that runs now, how many frames' worth (or which part) of it is done; `latest`:
     the file that landed last, where it was looked for."""
     progress = round(_progress(view, sum(rendering)), 4)
-    return shown(view, frames=view.frames or None, progress=progress, latest=latest and shown(latest))
+    missing = view.facts.get("missing_inputs", [])
+    return shown(view, frames=view.frames or None, progress=progress, latest=latest, missing_inputs=missing)
 
 
 def _progress(view: TaskView, rendering: float) -> float:
@@ -83,7 +86,7 @@ def me(principal: Principal) -> dict[str, Any]:
 def engine(row: EngineRow) -> dict[str, Any]:
     """An engine, with what its definition says of files and arguments: forms are drawn from it."""
     plain = {"label": row.name, "extensions": [row.extension], "split": "none", "frames": None, "arguments": []}
-    return plain | asdict(row) | _of_definition(row)
+    return plain | {"facts": ""} | asdict(row) | _of_definition(row)
 
 
 def _of_definition(row: EngineRow) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def _of_definition(row: EngineRow) -> dict[str, Any]:
     except RenderOnlineError as error:  # changed by hand
         log.warning("engine's definition can't be read", engine=row.name, reason=error.message)
         return {"problem": error.message}
-    return {name: getattr(definition, name) for name in ("label", "extensions", "split", "frames", "arguments")}
+    return {name: getattr(definition, name) for name in _OF_DEFINITION}
 
 
 def machine(row: MachineRow, live: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -121,9 +124,11 @@ def shapes() -> dict[str, Any]:
 
     text, texts = str | None, list[str]
     offer: Any = shape("EngineOffer", name=str, version=str)
-    of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None}
+    of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
     at_work = {"engines": tuple[offer, ...], "slots": int, "attempts": list[int]}
-    result: Any = shape("Result", ResultView)
+    result: Any = shape("Result", ResultView, preview=bool)
+    part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=list[tuple[int, int]] | None)
+    of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
     address = {"kind": str, "ip_address": str, "port": int}
     one = [
         shape("User", User),
@@ -131,28 +136,36 @@ def shapes() -> dict[str, Any]:
         shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
         shape("ArgType", ArgType),
         shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
-        shape("Task", TaskView, frames=text, progress=float, latest=result | None),
+        shape("Task", TaskView, frames=text, progress=float, latest=result | None, missing_inputs=texts),
         shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
         shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
         result,
     ]
     others = [
         *(
-            shape(f"{kind.__name__}s", items=list[kind], next=text)  # type: ignore[valid-type]
+            shape(f"{kind.__name__}s", items=list[kind], next=text)  # type: ignore[valid-type]  # a shape made here
             for kind in one
         ),
+        shape("Upload", None, upload_id=str, files=list[part], complete=bool),
         shape("Me", User, role=Role, permissions=texts),
+        shape("Account", User, role=Role, permissions=texts, queue_limit=int, keep_mib=int, kept_bytes=int),
         shape("UserWithToken", User, token=str),
         shape("Token", token=str),
         shape("Ticket", url=str),
         shape("Login", me=dict[str, Any] | None),
         shape("Invited", JoinCode, command=str),
+        shape("SceneFacts", **of_scene, warnings=texts, missing_inputs=texts),
+        shape("Inputs", scene=str, files=list[dict[str, Any]]),
         shape("Enrolled", machine_id=int, secret=str),
         shape("Reasons", reasons=texts),
         shape("Problem", type=str, title=str, status=int, detail=str, code=str),
     ]
     everything = [(kind, "serialization") for kind in (*one, *others)]
     place = "#/components/schemas/{model}"
+    # Pydantic takes any type that it can describe; its signature says: models only.
     found = models_json_schema(everything, ref_template=place)[1]  # type: ignore[arg-type]
-    request = TypeAdapter(SubmitRequest).json_schema(ref_template=place)
-    return {**found["$defs"], **request.pop("$defs"), "SubmitRequest": request}
+    taken: dict[str, Any] = {}
+    for kind in (SubmitRequest, UploadRequest, NewUpload):
+        schema = TypeAdapter(kind).json_schema(ref_template=place)
+        taken |= schema.pop("$defs", {}) | {kind.__name__: schema}
+    return {**found["$defs"], **taken}

@@ -5,8 +5,14 @@ when a request is answered before its body was read, so that the client never se
 """
 
 import asyncio
+import contextlib
+import os
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -27,20 +33,28 @@ MAX_UNDELIVERED: Final = 64 * 1024
 LINGER_S: Final = 2.0
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """After an early answer so much of the body is read and thrown away, so that the answer is not lost in a reset."""
+DIRECT: Final = "renderonline.direct"
+"""The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection with deadlines."""
+    """One HTTP/1.1 connection with deadlines. `threads` are for bodies that are read past the event loop."""
 
     _watch: asyncio.TimerHandle
     _in_headers_since: float | None = None
     _window_started = 0.0
     _window_bytes = 0
     _undelivered = 0
+    _body_bytes = 0
     _delivered = False
     _lingering: int | None = None
     _buffered = 0
     _buffered_since = 0.0
+    _loan: "Loan | None" = None
+
+    def __init__(self, threads: ThreadPoolExecutor, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.threads = threads
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,6 +64,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
+        if self._loan is not None:
+            self._loan.end()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
@@ -81,9 +97,16 @@ class PatientProtocol(HttpToolsProtocol):
         self._in_headers_since = None
         self._window_started, self._window_bytes = self.loop.time(), 0
         super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and self.scheme == "http" and sys.platform != "win32":
+            self._body_bytes = 0
+            self.scope["extensions"] = {
+                DIRECT: {"lend": lambda: self._lend(cycle), "lend_out": lambda: self._lend_out(cycle)}
+            }
 
     def on_body(self, body: bytes) -> None:
         self._delivered = True
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -110,6 +133,43 @@ class PatientProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
             self.loop.call_later(LINGER_S, self.transport.close)
 
+    def _lend(self, cycle: "RequestResponseCycle") -> "Loan | None":
+        """The socket of a request whose body is still arriving and has a known length."""
+        lengths = [int(value) for name, value in cycle.scope["headers"] if name == b"content-length"]
+        if not lengths or cycle is not self.cycle or not cycle.more_body or self._loan is not None:
+            return None
+        if cycle.disconnected or self.transport.is_closing():
+            return None
+        self.flow.pause_reading()
+        if cycle.waiting_for_100_continue:
+            cycle.waiting_for_100_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._loan = Loan(self, cycle, lengths[0] - self._body_bytes)
+        self._loan.early, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return self._loan
+
+    def _lend_out(self, cycle: "RequestResponseCycle") -> "Loan | None":
+        """The socket for an answer of a known length whose head was sent; its request has arrived as a whole."""
+        begun = cycle.response_started and not cycle.response_complete and not cycle.chunked_encoding
+        if not begun or cycle.more_body or cycle.disconnected or self._loan or self.transport.is_closing():
+            return None
+        self._loan = Loan(self, cycle, 0)
+        return self._loan
+
+    def returned(self, *, whole: bool) -> None:
+        """The loan has ended; after the whole body the next request may come."""
+        self._loan = None
+        if whole and not self.transport.is_closing():
+            self.cycle.more_body = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.flow.resume_reading()
+
+    def arrived(self, count: int) -> None:
+        """So many bytes of a body were read from the loan."""
+        self._window_bytes += count
+
     def _refuse_headers(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: 17\r\nconnection: close\r\n\r\n"
@@ -127,7 +187,8 @@ class PatientProtocol(HttpToolsProtocol):
             self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def _body_is_late(self, now: float) -> bool:
-        reading = self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
+        paused = self.flow.read_paused and self._loan is None
+        reading = self.cycle is not None and self.cycle.more_body and not paused
         if reading and now - self._window_started < BODY_WINDOW_S:
             return False
         late = reading and self._window_bytes < BODY_WINDOW_BYTES
@@ -156,3 +217,44 @@ class _ClosesGently:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol.transport, name)
+
+
+class Loan:
+    """A connection's socket in the hands of somebody who reads a request's body from it, and not a byte more, or sends
+    the bytes of an answer."""
+
+    def __init__(self, protocol: PatientProtocol, cycle: "RequestResponseCycle", left: int) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self._reads = left > 0
+        self.threads = protocol.threads
+        self.early = b""
+        """What of the body has arrived and nobody has read."""
+        self.left = left
+        """Bytes of the body that are still to be read from the socket."""
+        # A descriptor of its own: whoever closes the connection meanwhile can't make it mean another file.
+        self.socket = socket.socket(fileno=os.dup(protocol.transport.get_extra_info("socket").fileno()))
+        self.socket.setblocking(False)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that have to leave before ours."""
+        return self._protocol.transport.get_write_buffer_size()
+
+    def arrived(self, count: int) -> None:
+        """So many bytes were read: the client is not idle."""
+        self._protocol.arrived(count)
+
+    def sent(self, count: int) -> None:
+        """So many bytes of the answer have left."""
+        self._cycle.expected_content_length -= count
+
+    def end(self) -> None:
+        """The connection is closed; whoever uses it finds its end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def give_back(self) -> None:
+        """The bytes are read or sent, or nobody wants the rest of them: then the connection ends after the answer."""
+        self.socket.close()
+        self._protocol.returned(whole=self._reads and not self.left)

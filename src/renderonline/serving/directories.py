@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from platformdirs import user_config_path, user_data_path
+from platformdirs import user_cache_path, user_config_path, user_data_path
 
 
 def data_directory() -> Path:
@@ -15,6 +15,11 @@ def data_directory() -> Path:
 def config_directory() -> Path:
     """The directory for settings and the client's login: `RENDERONLINE_CONFIG`, else the user's own."""
     return _named("RENDERONLINE_CONFIG") or user_config_path("renderonline", appauthor=False)
+
+
+def cache_directory() -> Path:
+    """The directory for what can be found out again: `RENDERONLINE_CACHE`, else the user's own."""
+    return _named("RENDERONLINE_CACHE") or user_cache_path("renderonline", appauthor=False)
 
 
 def _named(variable: str) -> Path | None:

@@ -13,10 +13,10 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from renderonline.farm.errors import RenderOnlineError
 
@@ -36,12 +36,11 @@ class Changed(RenderOnlineError):
     status = 409
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One file of an archive: its name there (with `/`), where it lies, what is known of it."""
 
     name: str
-    path: Path
+    path: Path | str
     size: int
     modified_ns: int
     crc32: int | None = None
@@ -70,12 +69,12 @@ def _walk(directory: Path, prefix: str, known: Callable[[str, int], int | None])
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path), f"{name}/", known)
             elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(UNFINISHED):
-                member = Member.of(name, Path(entry.path))
-                yield replace(member, crc32=known(name, member.size))
+                status = entry.stat(follow_symlinks=False)
+                size = status.st_size
+                yield Member(name, entry.path, size, status.st_mtime_ns, known(name, size))
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
+class _Segment(NamedTuple):
     """Some bytes of an archive: of a member's file, or else what `make` gives."""
 
     start: int
@@ -95,27 +94,28 @@ class StoredArchive:
         self._segments: list[_Segment] = []
         offsets = [self._lay_out(member) for member in self.members]
         begins = self.size
-        self._add(
-            len(self._directory(offsets, begins, lambda _member: 0)),
-            lambda: self._directory(offsets, begins, self._crc),
-        )
+        length = sum(map(_entry_length, self.members, offsets))
+        length += len(_closing(len(self.members), length, begins))
+        self._add(length, partial(self._directory, offsets, begins))
 
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces of about 1 MiB. Blocking; raises `Changed` when a file is not as it was."""
         end = self.size if end is None else end
         index = bisect.bisect_right(self._segments, start, key=lambda segment: segment.start) - 1
-        small = bytearray()
+        waiting: list[bytes] = []
+        size = 0
         for segment in self._segments[max(index, 0) :]:
             if segment.start >= end:
                 break
             skip, stop = max(start - segment.start, 0), min(segment.length, end - segment.start)
             for piece in self._segment_pieces(segment, skip, stop):
-                small += piece
-                if len(small) >= PIECE_BYTES:
-                    yield bytes(small)
-                    small.clear()
-        if small:
-            yield bytes(small)
+                waiting.append(piece)
+                size += len(piece)
+                if size >= PIECE_BYTES:
+                    yield b"".join(waiting)
+                    waiting, size = [], 0
+        if size:
+            yield b"".join(waiting)
 
     def _segment_pieces(self, segment: _Segment, skip: int, stop: int) -> Iterator[bytes]:
         member = segment.member
@@ -132,8 +132,7 @@ class StoredArchive:
 
     def _lay_out(self, member: Member) -> int:
         offset = self.size
-        header = _header(member)
-        self._add(len(header), lambda: header)
+        self._add(_header_length(member), partial(_header, member))
         if member.size:
             self._add(member.size, bytes, member)
         if member.crc32 is None:
@@ -144,9 +143,9 @@ class StoredArchive:
         self._segments.append(_Segment(self.size, length, member, make))
         self.size += length
 
-    def _directory(self, offsets: Sequence[int], begins: int, crc_of: Callable[[Member], int]) -> bytes:
+    def _directory(self, offsets: Sequence[int], begins: int) -> bytes:
         placed = zip(self.members, offsets, strict=True)
-        entries = b"".join(_entry(member, offset, crc_of(member)) for member, offset in placed)
+        entries = b"".join(_entry(member, offset, self._crc(member)) for member, offset in placed)
         return entries + _closing(len(self.members), len(entries), begins)
 
     def _crc(self, member: Member) -> int:
@@ -182,6 +181,15 @@ def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
 
 def _flags(member: Member) -> int:
     return _UTF8 | (_DESCRIPTOR if member.crc32 is None else 0)
+
+
+def _header_length(member: Member) -> int:
+    return 30 + len(member.name.encode()) + (20 if member.size >= _BIG else 0)
+
+
+def _entry_length(member: Member, offset: int) -> int:
+    wide = 16 * (member.size >= _BIG) + 8 * (offset >= _BIG)
+    return 46 + len(member.name.encode()) + (4 + wide if wide else 0)
 
 
 def _header(member: Member) -> bytes:

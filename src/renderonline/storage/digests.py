@@ -1,14 +1,17 @@
-"""What a file's bytes are: size, BLAKE2b-256 and CRC-32, read once."""
+"""What a file's bytes are: size, digest and CRC-32, read once. Results have BLAKE2b-256, inputs BLAKE3."""
 
 import hashlib
 import os
 import stat
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from blake3 import blake3
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.tasks import InputFile
 
 _PIECE: Final = 1 << 20
 
@@ -20,6 +23,25 @@ class FileDigest:
     size: int
     digest: str
     crc32: int
+
+
+@dataclass(slots=True)
+class InputSums:
+    """What the bytes of an input add up to so far: `size` of them, CRC-32 and BLAKE3."""
+
+    size: int = 0
+    crc32: int = 0
+    digest: Any = field(default_factory=blake3)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The next bytes."""
+        self.digest.update(piece)
+        self.crc32 = zlib.crc32(piece, self.crc32)
+        self.size += len(piece)
+
+    def of(self, name: str) -> InputFile:
+        """These bytes as a file of a task."""
+        return InputFile(name, self.size, self.crc32, self.digest.hexdigest())
 
 
 def digest_file(path: Path) -> FileDigest:

@@ -1,29 +1,25 @@
 """Is this file a whole picture, and what does it say of itself? Decoded in a child with limits (R13).
 
 A picture comes from a renderer that a user's scene drives: its decoder may crash, hang or ask for all the memory, so
-it never runs in our own process. One child serves many checks; it is started again after it died.
+it never runs in our own process.
 """
 
+import base64
 import contextlib
-import json
-import math
 import os
 import re
-import select
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.storage.confined import Confined
+from renderonline.storage.previews import make
+
 LARGEST_PICTURE_BYTES: Final = 1 << 30
 """Decoded; one that says it is larger is refused before it is read."""
 MOST_PARTS: Final = 64
 """Parts of a multi-part picture that are looked at."""
-LONGEST_REPLY: Final = 64 * 1024
 LONGEST_FACT: Final = 200
 DEPTHS: Final = frozenset({"z", "zback", "depth"})
 """Channels that hold distances."""
@@ -35,12 +31,14 @@ class ImageCheck:
     """Whether a file is a whole picture; if not, `reason` says why.
 
     `facts`: width, height, channels, format (png, openexr, …), pixel_type, constant (whether all pixels are the same),
-    and where the picture says so render_time_s, memory_mib, frame, camera, scene, software, samples.
+    and where the picture says so render_time_s, memory_mib, frame, camera, scene, software, samples. `previews`: JPEGs
+    of a good picture by size (`storage.previews.SIZES`), when they were asked for and could be made.
     """
 
     ok: bool
     reason: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    previews: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def _bad(reason: str, facts: Mapping[str, Any] | None = None) -> ImageCheck:
@@ -54,10 +52,7 @@ class ImageChecker:
     """
 
     def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30) -> None:
-        self._time_s = time_s
-        self._memory_bytes = memory_bytes
-        self._child: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._child = Confined(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes)
 
     def __enter__(self) -> "ImageChecker":
         return self
@@ -67,75 +62,45 @@ class ImageChecker:
 
     def close(self) -> None:
         """End the child; a later check starts another."""
-        with self._lock:
-            self._end()
+        self._child.close()
 
-    def check(self, path: Path) -> ImageCheck:
-        """Decode the file wholly. Never raises for what is in the file."""
-        with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._end()
-                self._child = _start(self._memory_bytes, self._time_s)
-            try:
-                return _ask(self._child, os.fspath(path), time.monotonic() + self._time_s)
-            except TimeoutError:
-                reason = f"the picture could not be decoded within {self._time_s:g} s"
-            except (OSError, EOFError):
-                reason = "the decoder crashed on the picture or ran out of memory"
-            self._end()
-            return _bad(reason)
-
-    def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+    def check(self, path: Path, *, previews: bool = False) -> ImageCheck:
+        """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad."""
+        try:
+            found = self._child.call(os.fspath(path), previews)
+        except (TimeoutError, EOFError) as error:
+            if previews:
+                return self.check(path)
+            if isinstance(error, TimeoutError):
+                return _bad(f"the picture could not be decoded within {self._child.time_s:g} s")
+            return _bad("the decoder crashed on the picture or ran out of memory")
+        made = {size: base64.b64decode(jpeg) for size, jpeg in found.pop("previews").items()}
+        return ImageCheck(**found, previews=made)
 
 
-def _start(memory_bytes: int, time_s: float) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "renderonline.storage.images", str(memory_bytes), str(time_s)]
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    # Nothing secret reaches the process that reads strangers' files.
-    kept = {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"}
-    environment = {name: value for name, value in os.environ.items() if name in kept}
-    # numpy would reserve memory for as many threads as there are processors.
-    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    # In a session of its own: a Ctrl-C meant for us must not look like a broken picture.
-    return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True)
-
-
-def _ask(child: subprocess.Popen[bytes], path: str, deadline: float) -> ImageCheck:
-    """The child's reply; `TimeoutError` past the deadline (monotonic seconds), `OSError` or `EOFError` when it died."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(json.dumps(path).encode() + b"\n")
-    child.stdin.flush()
-    line = b""
-    while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
-            raise TimeoutError
-        piece = os.read(child.stdout.fileno(), LONGEST_REPLY)
-        if not piece or len(line) > LONGEST_REPLY:
-            raise EOFError
-        line += piece
-    return ImageCheck(**json.loads(line))
-
-
-def examine(path: str) -> ImageCheck:
-    """Decode the file at `path` in this process. Only for the child: the parent never imports OpenImageIO."""
+def checked(path: str, previews: bool) -> dict[str, Any]:  # noqa: FBT001
+    """An `ImageCheck` as JSON. Only for the child: the parent never imports OpenImageIO."""
     import OpenImageIO as oiio  # noqa: N813
 
-    if not os.path.isfile(path):
+    oiio.attribute("threads", 1)
+    try:
+        picture = oiio.ImageBuf(path) if os.path.isfile(path) else None
+        check = _examined(oiio, path, picture)
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+        picture, check = None, _bad(f"the picture could not be decoded: {type(error).__name__}")
+    made: dict[str, bytes] = {}
+    if previews and check.ok:
+        with contextlib.suppress(Exception):
+            made = make(oiio, picture)
+    return asdict(check) | {"previews": {size: base64.b64encode(jpeg).decode() for size, jpeg in made.items()}}
+
+
+def _examined(oiio: Any, path: str, picture: Any) -> ImageCheck:
+    """Decode the file at `path`, of which `picture` is the first part."""
+    if picture is None:
         return _bad("there is no such file")
     if os.path.getsize(path) == 0:
         return _bad("the file is empty")
-    picture = oiio.ImageBuf(path)
     if unreadable := _unreadable(picture, 0):
         return _bad(unreadable)
     if picture.file_format_name == "jpeg" and not _ends_as_jpeg(path):
@@ -227,38 +192,3 @@ def _complaint(picture: Any) -> str:
     """OpenImageIO's first complaint, short."""
     lines = [line.strip() for line in str(picture.geterror()).splitlines() if line.strip()]
     return lines[0][:LONGEST_FACT] if lines else ""
-
-
-def _limit(memory_bytes: int, time_s: float) -> None:
-    """Bound what this process may use for the next picture (`time_s`: seconds of CPU), where the system can."""
-    try:
-        import resource
-    except ImportError:  # Windows: the deadline of the parent is what is left
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = math.ceil(used.ru_utime + used.ru_stime + time_s) + 1
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
-
-
-def serve(memory_bytes: int, time_s: float) -> None:
-    """The child's life: a path per line in, a check per line out, until the parent closes the pipe."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a decoder prints is not an answer
-    _limit(memory_bytes, time_s)
-    import OpenImageIO as oiio  # noqa: N813
-
-    oiio.attribute("threads", 1)
-    for line in sys.stdin.buffer:
-        _limit(memory_bytes, time_s)
-        try:
-            check = examine(json.loads(line))
-        except (MemoryError, RuntimeError, ValueError, OSError) as error:
-            check = _bad(f"the picture could not be decoded: {type(error).__name__}")
-        replies.write(json.dumps(asdict(check)).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), float(sys.argv[2]))

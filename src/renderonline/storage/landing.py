@@ -1,13 +1,14 @@
 """Results under their final names (R6 b), and the directories of attempts.
 
 The bytes are linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
-still runs could write into a linked result. Nothing that a renderer made is
-followed: a symbolic link in an attempt's directory is not a result.
+still runs could write into a linked result. Nothing that a renderer made is followed: a symbolic link in an attempt's
+directory is not a result.
 """
 
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.storage import manifests
 from renderonline.storage.digests import digest_file
+from renderonline.storage.names import task_directory
 
 ATTEMPTS: Final = ".attempts"
 _LONGEST_NAME: Final = 1000
@@ -52,7 +55,7 @@ def _is_part(part: str) -> bool:
 class Placing:
     """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `target` (the task's).
 
-    `key` is unique while the result lands: it names the temporary copy when the two lie on different file systems.
+    `key` is unique while the result lands: temporary copies, where there must be one, begin with it.
     `replaces`: the digest of a file whose name and place it takes, in one step ("": it replaces nothing).
     `may_change`: the engine may still write into it, so its bytes are copied and compared instead of linked.
     """
@@ -97,8 +100,17 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
 
 def settle(placing: Placing) -> Placed:
     """What became of a landing that was interrupted: the final file has the digest, or (b) is done again."""
-    (placing.target / f"{_PART}{placing.key}").unlink(missing_ok=True)
     return Placed.LANDED if _known(placing) is Placed.LANDED else place((placing,))[0]
+
+
+def remove_copies(placings: Sequence[Placing]) -> None:
+    """Remove the temporary copies that interrupted tries of these left behind. Blocks."""
+    keys = {str(placing.key) for placing in placings}
+    for root, parent in {(placing.target, PurePosixPath(placing.name).parent) for placing in placings}:
+        with _walked(root, parent.parts) as folder, contextlib.suppress(OSError):
+            for name in os.listdir(folder) if folder is not None else ():
+                if name.startswith(_PART) and name.removeprefix(_PART).partition("-")[0] in keys:
+                    os.unlink(name, dir_fd=folder)
 
 
 def _place(placing: Placing) -> Placed:
@@ -142,10 +154,9 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
 
 def _copy(placing: Placing, name: str, file: int, target: int, *, replacing: bool = False) -> Placed:
     """The same across file systems, or over the file that is replaced: a whole, durable copy under a temporary name,
-    then linked or renamed to the final one."""
-    temporary = f"{_PART}{placing.key}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=target)
+    then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
+    still be copying the same result."""
+    temporary = f"{_PART}{placing.key}-{secrets.token_hex(8)}"
     copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=target)
     try:
         digest = hashlib.blake2b(digest_size=32)
@@ -199,6 +210,32 @@ def _walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Ite
         yield handle
 
 
+class Arrival:
+    """A result that its machine sends: bytes to be written to `handle`, which get their name in the attempt's directory
+    only when all are there. Everything blocks; `InvalidRequest` for a name that can't be, OSError from the disk."""
+
+    def __init__(self, directory: str, name: str) -> None:
+        path, (*folders, self._name) = Path(directory), check_name(name).split("/")
+        self._temporary = f"{_PART}{secrets.token_hex(8)}"
+        with _walked(path.parent.parent, (path.parent.name, path.name, *folders), make=True) as folder:
+            if folder is None:
+                raise InvalidRequest(f"{name} would not lie in a directory of the attempt.")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.handle = os.open(self._temporary, flags, 0o666, dir_fd=folder)
+            self._folder = os.dup(folder)
+
+    def close(self, *, whole: bool) -> None:
+        """Name the file, or remove it."""
+        try:
+            if whole:
+                os.replace(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._folder)
+            os.close(self.handle)
+            os.close(self._folder)
+
+
 def found_outputs(directory: Path) -> tuple[str, ...]:
     """The regular files below an attempt's directory, by name relative to it; links are left out. At most 10,000."""
     names: list[str] = []
@@ -219,16 +256,18 @@ def remove_attempt(directory: str) -> bool:
     return _remove_tree(path)
 
 
-def remove_task(scene: str, user_id: int) -> bool:
-    """Remove the directory that holds a task's uploaded file (`…/<user_id>/<ticks>/<file>`). Blocks.
+def remove_task(scene: str, file_name: str, user_id: int) -> bool:
+    """Remove the directory that holds a task's files (`…/<user_id>/<ticks>`), and what is known of them. Blocks.
 
     A file that does not lie in such a directory (an adopted row may say anything) is removed alone.
     """
     path = Path(scene)
     if not path.is_absolute():
         return False
-    if path.parent.name.isdigit() and path.parent.parent.name == str(user_id):
-        return _remove_tree(path.parent)
+    directory = task_directory(scene, file_name)
+    if directory.name.isdigit() and directory.parent.name == str(user_id):
+        manifests.path_of(directory).unlink(missing_ok=True)
+        return _remove_tree(directory)
     with contextlib.suppress(OSError):
         path.unlink()
     return not path.exists()
@@ -240,6 +279,20 @@ def _remove_tree(path: Path) -> bool:
         if not path.exists():
             return True
     return False
+
+
+def kept_mark(download_path: str) -> tuple[str, str]:
+    """The file in `download_path` whose random token tells a machine that it sees the same files, and the token; made
+    when it is not there. Blocks; OSError when it can't be."""
+    path, token = Path(download_path, ".mark"), secrets.token_hex(16)
+    with contextlib.suppress(FileNotFoundError):
+        known = path.read_text(encoding="ascii", errors="replace")
+        if len(known) == len(token):
+            return str(path), known
+    begun = path.with_name(f"{_PART}{token}")
+    begun.write_text(token, encoding="ascii")
+    begun.replace(path)
+    return str(path), token
 
 
 def attempts_on_disk(download_path: str) -> dict[int, str]:

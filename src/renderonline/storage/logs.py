@@ -92,6 +92,11 @@ class AttemptLogs:
                     return LogPart(begin, file.read(_MOST_AT_ONCE), size)
         return LogPart(size, b"", size)
 
+    def on_disk(self) -> tuple[int, ...]:
+        """The attempts of which there is a log."""
+        found = {path.stem for path in self._directory.iterdir() if path.suffix in (".log", ".tail")}
+        return tuple(int(name) for name in found if name.isdecimal())
+
     def remove(self, attempt_id: int) -> None:
         """Remove a log."""
         for piece in self._pieces(attempt_id):

@@ -57,7 +57,7 @@ def ticks_of(local: datetime) -> int:
 def task_directory(scene: str, file_name: str) -> Path:
     """The directory of a task: the one that holds its scene, or the one above the folders that the scene's name has."""
     path, parts = Path(scene), PurePosixPath(file_name).parts
-    nested = ".." not in parts and path.parts[-len(parts) :] == parts if parts else False
+    nested = 0 < len(parts) < len(path.parts) and ".." not in parts and path.parts[-len(parts) :] == parts
     return path.parents[len(parts) - 1] if nested else path.parent
 
 
@@ -120,8 +120,9 @@ def marked(root: Path) -> tuple[Path, ...]:
 
 
 def sweep_incoming(root: Path) -> int:
-    """Remove staged files that a killed process left in `.incoming`; the number of them."""
-    staged = [path for path in (root / INCOMING).glob("*") if path.suffix != ".mark"]
+    """Remove staged files that a killed process left in `.incoming`; the number of them. Uploads that go on (they are
+    directories) stay."""
+    staged = [path for path in (root / INCOMING).glob("*") if path.suffix != ".mark" and not path.is_dir()]
     for path in staged:
         path.unlink(missing_ok=True)
     return len(staged)

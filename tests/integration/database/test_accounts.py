@@ -121,7 +121,7 @@ async def test_a_role_of_somebodys_own_gives_no_rights(database: Database) -> No
 
 
 async def test_subscriptions_are_added_changed_and_checked(database: Database) -> None:
-    added = await database.write(lambda c: accounts.add_subscription(c, "Studio", 1000, 3))
+    added = await database.write(lambda c: accounts.add_subscription(c, "Studio", 1000, share=3))
     changed = await database.write(lambda c: accounts.change_subscription(c, added.subscription_id, {"queue_limit": 5}))
     assert changed == replace(added, queue_limit=5)
     assert await database.read(accounts.list_subscriptions) == (changed,)

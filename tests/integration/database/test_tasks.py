@@ -169,7 +169,7 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
         with pytest.raises(NotFound):
             await database.read(lambda c, name=name: reading.get_result(c, task_id, name))
     files = await database.read(lambda c: reading.landed_files(c, task_id))
-    assert files == {"frame_0001.png": found}
+    assert files == {"frame_0001.png": (found.name, found.size, found.crc32, found.frame)}
 
 
 async def test_an_attempt_tells_whose_it_is(database: Database, user_id: int) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import func, select, text
 from renderonline.database.schema import attempts, chunks, queue, renders, results, tasks
 from renderonline.farm.errors import Conflict, LimitReached, NotFound
 from renderonline.protocol.link import Log
-from tests.support.dispatching import Rig, joined, until
+from tests.support.dispatching import Rig, begun, joined, until
 
 
 async def test_cancel_stops_the_attempt_and_ends_the_task(rig: Rig) -> None:
@@ -84,11 +84,7 @@ async def test_delete_leaves_nothing(rig: Rig) -> None:
 
 
 async def test_result_that_comes_after_the_delete_leaves_nothing(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    machine, task_id, assign = await begun(rig)
     await machine.hang_up()
     scene = await rig.scene_of(task_id)
     await rig.control.delete(task_id, user_id=rig.user_id)

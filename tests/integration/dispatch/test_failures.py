@@ -1,6 +1,9 @@
 """What follows from failures: tried again elsewhere, at most three times, then a plain reason (R1.4, R9)."""
 
-from tests.support.dispatching import Rig, joined, until
+from collections.abc import AsyncIterator
+
+from renderonline.protocol.link import Assign
+from tests.support.dispatching import Machine, Rig, begun, joined, until
 
 
 async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: Rig) -> None:
@@ -22,10 +25,7 @@ async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: R
 
 
 async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.exit(assign.attempt, "failed", failure="scene", reason="no camera")
     row = await rig.ended(task_id)
     assert row.reason == "The scene can't be rendered: no camera"
@@ -66,10 +66,7 @@ async def test_second_try_renders_only_what_is_missing(rig: Rig) -> None:
 
 
 async def test_crash_after_the_last_file_leaves_nothing_to_do(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.write(assign.attempt, "frame_0001.png")
     await machine.exit(assign.attempt, "failed", failure="crash")
     assert (await rig.ended(task_id)).is_success == 1
@@ -122,10 +119,7 @@ async def test_result_with_the_scenes_name_never_replaces_it(rig: Rig) -> None:
 
 
 async def test_result_whose_size_is_wrong_is_not_landed(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.write(assign.attempt, "frame_0001.png", size=3)
     await machine.exit(assign.attempt)
     await machine.given(2)
@@ -162,10 +156,7 @@ async def test_task_waits_for_the_task_it_names(rig: Rig) -> None:
 
 
 async def test_arguments_that_the_engine_refuses_are_not_tried_again(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.exit(assign.attempt, "failed", failure="arguments", reason="unknown option -Q", exit_code=2)
     assert (await rig.ended(task_id)).reason == "The engine does not take these arguments: unknown option -Q"
     assert len(await rig.attempts(task_id)) == 1
@@ -218,14 +209,20 @@ async def test_reports_behind_the_one_that_stops_a_task_early_change_nothing(rig
     await rig.assert_sound()
 
 
-async def test_chunk_that_was_lost_on_two_machines_fails_for_good(rig: Rig) -> None:
-    task_id = await rig.submit("1")
+async def begun_on_two(rig: Rig) -> AsyncIterator[tuple[Machine, Assign]]:
+    """The only chunk that waits, begun on a machine and, when it is over there, on another one."""
     first = await joined(rig, works=False)
     await first.given()
     for machine in (first, await joined(rig, works=False)):
         (assign,) = await machine.given()
         await machine.start(assign.attempt)
         await machine.all_acked()
+        yield machine, assign
+
+
+async def test_chunk_that_was_lost_on_two_machines_fails_for_good(rig: Rig) -> None:
+    task_id = await rig.submit("1")
+    async for machine, _ in begun_on_two(rig):
         await machine.hang_up()
         await machine.dial()  # it names nothing: what it had is lost
     row = await rig.ended(task_id)
@@ -237,21 +234,14 @@ async def test_chunk_that_was_lost_on_two_machines_fails_for_good(rig: Rig) -> N
 
 async def test_chunk_that_ran_out_of_memory_on_two_machines_fails_for_good(rig: Rig) -> None:
     task_id = await rig.submit("1")
-    first = await joined(rig, works=False)
-    await first.given()
-    for machine in (first, await joined(rig, works=False)):
-        (assign,) = await machine.given()
-        await machine.start(assign.attempt)
+    async for machine, assign in begun_on_two(rig):
         await machine.exit(assign.attempt, "failed", failure="out_of_memory")
     row = await rig.ended(task_id)
     assert row.reason == "The engine ran out of memory (lost or out of memory on 2 machines)"
 
 
 async def test_restart_of_hpcserver_is_not_a_try_of_the_chunk(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.exit(assign.attempt, "failed", failure="lost_process", exit_code=None)
     (_, again) = await machine.given(2)
     assert (await rig.chunks(task_id))[0].tries == 0

@@ -1,5 +1,10 @@
 """The way of a task over linked machines: assigned, started, landed, settled."""
 
+import asyncio
+import io
+import zipfile
+
+from renderonline.renderapi.reading import Reading
 from tests.support.dispatching import Rig, joined, until
 
 
@@ -17,6 +22,26 @@ async def test_submitted_task_is_rendered_and_lands_in_its_directory(rig: Rig) -
         *(f"frame_000{frame}.png" for frame in range(1, 5)),
     ]
     await until(lambda: not rig.left_attempts(), "end of the attempts' directories")
+    await rig.assert_sound()
+
+
+async def test_results_lie_beside_the_folders_that_came_with_the_scene(rig: Rig) -> None:
+    await joined(rig)
+    root = rig.files / str(rig.user_id) / "638500000000000000"
+    scene = root / "shots" / "a.scene"
+    await asyncio.to_thread(scene.parent.mkdir, parents=True)
+    scene.write_text("scene")
+    task_id = await rig.submit("1-2", file_name="shots/a.scene", file_path=str(scene))
+    assert (await rig.ended(task_id)).is_success == 1
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == [
+        "frame_0001.png",
+        "frame_0002.png",
+        "shots/a.scene",
+    ]
+    content = await Reading(rig.database, rig.dispatcher).archive(task_id, rig.user_id, "a.zip")
+    with zipfile.ZipFile(io.BytesIO(b"".join(content.pieces(0, content.size)))) as archive:
+        assert sorted(archive.namelist()) == ["frame_0001.png", "frame_0002.png", "shots/a.scene"]
+        assert archive.testzip() is None
     await rig.assert_sound()
 
 

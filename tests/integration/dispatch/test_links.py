@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from renderonline.database import Database
 from renderonline.protocol.link import PROTOCOL, HeldAttempt, Log, Progress, Started
 from renderonline.renderapi.links import linked
-from tests.support.dispatching import Machine, Rig, joined, opened_rig, until
+from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 
 
 @pytest.fixture
@@ -78,10 +78,7 @@ async def test_late_result_of_a_lost_attempt_lands_and_completes_the_chunk(quick
 
 
 async def test_late_reports_of_a_canceled_task_are_dropped_and_acknowledged(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await rig.control.cancel(task_id, user_id=rig.user_id)
     await until(lambda: assign.attempt in machine.canceled, "cancel")
     await machine.write(assign.attempt, "frame_0001.png")
@@ -96,10 +93,7 @@ async def test_late_reports_of_a_canceled_task_are_dropped_and_acknowledged(rig:
 
 
 async def test_reports_that_come_twice_are_applied_once(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.write(assign.attempt, "frame_0001.png")
     await machine.exit(assign.attempt)
     await machine.all_acked()
@@ -144,11 +138,7 @@ async def test_assignment_that_never_arrived_is_sent_again(rig: Rig) -> None:
 
 
 async def test_running_attempt_that_is_not_named_is_lost(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    machine, task_id, _ = await begun(rig)
     await machine.hang_up()
     machine.instance, machine.seq = "", 0
     machine.works = True
@@ -158,10 +148,7 @@ async def test_running_attempt_that_is_not_named_is_lost(rig: Rig) -> None:
 
 
 async def test_held_attempt_is_kept_and_its_log_goes_on(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.send(Log(assign.attempt, 0, "first line\n"))
     await until(lambda: rig.dispatcher.logs.size(assign.attempt) == 11, "log")
     await machine.hang_up()
@@ -352,10 +339,7 @@ async def test_attempts_of_a_machine_that_does_not_come_back_are_lost_after_the_
 
 
 async def test_progress_is_kept_in_memory_and_told(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig)
     await machine.send(Progress(assign.attempt, 7.5, frame=1, remaining_s=-3.0, message="x" * 9999))
     progress = await until(lambda: rig.dispatcher.progress_of(assign.attempt), "progress")
     assert (progress.fraction, progress.remaining_s, len(progress.message)) == (1.0, None, 500)

@@ -15,7 +15,7 @@ from renderonline.database.work import LandedStep, apply_steps
 from renderonline.database.work_landing import Offer, begin_landing
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.renderapi import control
-from tests.support.dispatching import QUICK, Machine, Rig, joined, until
+from tests.support.dispatching import QUICK, Machine, Rig, begun, joined, until
 
 
 async def done(rig: Rig, machine: Machine, frames: str, chunk_size: int = 1, **more: Any) -> tuple[int, Path]:
@@ -132,10 +132,7 @@ async def test_requeueing_twice_is_requeueing_once(rig: Rig) -> None:
 
 
 async def test_running_chunk_whose_frame_has_landed_is_stopped_and_begins_anew(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1-3", 3)
-    (first,) = await machine.given()
-    await machine.start(first.attempt)
+    machine, task_id, first = await begun(rig, "1-3", 3)
     for frame in (1, 2):
         await machine.write(first.attempt, f"frame_000{frame}.png", b"old")
     await machine.all_acked()
@@ -156,10 +153,7 @@ async def test_running_chunk_whose_frame_has_landed_is_stopped_and_begins_anew(r
 
 
 async def test_running_chunk_that_has_not_come_to_the_frame_goes_on(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1-3", 3)
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig, "1-3", 3)
     await machine.write(assign.attempt, "frame_0001.png")
     await machine.all_acked()
     await rig.control.requeue(task_id, frames="3", user_id=rig.user_id)
@@ -244,11 +238,7 @@ async def test_engine_that_names_no_files_renders_the_whole_chunk_again(rig: Rig
 
 
 async def test_result_on_its_way_to_its_name_is_waited_for_and_dropped_too(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1-2", 2)
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    machine, task_id, assign = await begun(rig, "1-2", 2)
     result_id = await offer(rig, machine, assign.attempt, "frame_0001.png", b"old")
     requeued = asyncio.create_task(rig.control.requeue(task_id, frames="1", user_id=rig.user_id))
     await until(lambda: machine.canceled == [assign.attempt], "cancel")
@@ -294,11 +284,7 @@ async def test_restart_in_the_middle_of_a_replacement_finishes_it(rig: Rig) -> N
 
 
 async def test_late_result_from_before_does_not_pass_for_the_new_frame(rig: Rig) -> None:
-    lost = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await lost.given()
-    await lost.start(assign.attempt)
-    await lost.all_acked()
+    lost, task_id, assign = await begun(rig)
     await lost.hang_up()
     lost.instance, lost.seq, lost.works = "", 0, True
     await lost.dial()  # without naming the attempt: it is lost
@@ -358,10 +344,7 @@ async def test_many_chunks_are_requeued_at_once(rig: Rig) -> None:
 
 
 async def test_pause_now_stops_what_runs_without_a_failure(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1-3", 3)
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
+    machine, task_id, assign = await begun(rig, "1-3", 3)
     await machine.write(assign.attempt, "frame_0001.png")
     await machine.all_acked()
     for _ in range(2):

@@ -2,26 +2,26 @@
 
 import asyncio
 import hashlib
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from renderonline.farm.errors import NotAvailable
 from renderonline.protocol.link import HeldAttempt
+from renderonline.renderapi import landings
 from renderonline.storage import landing
-from tests.support.dispatching import Rig, joined, until
+from tests.support.dispatching import DEADLINE_S, Rig, begun, joined, until
 
 DATA = b"the frame"
 
 
 async def half_landed(rig: Rig) -> tuple[int, int, Path]:
     """A task whose one result was stopped after step (a): (task, attempt, source)."""
-    machine = await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    _, task_id, assign = await begun(rig)
     source = Path(assign.directory, "frame_0001.png")
     await asyncio.to_thread(source.write_bytes, DATA)
     digest = hashlib.blake2b(DATA, digest_size=32).hexdigest()
@@ -57,6 +57,38 @@ async def test_landing_whose_last_step_was_given_up_is_finished_without_a_restar
     assert (await rig.task(task_id)).frames_done == 1
 
 
+async def test_result_that_is_landing_is_not_settled_beside_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a report is between (a) and (c), its row and its files are its own: memory may be rebuilt just then."""
+    steps: list[str] = []
+    placing, go_on = threading.Event(), threading.Event()
+    place, settle = landings.place, landings.settle_interrupted
+
+    def slow(placings: Sequence[landing.Placing]) -> Sequence[landing.Placed]:
+        placing.set()
+        assert go_on.wait(DEADLINE_S)
+        steps.append("placed")
+        return place(placings)
+
+    async def noted(*arguments: Any) -> None:
+        steps.append("settled")
+        await settle(*arguments)
+
+    monkeypatch.setattr("renderonline.renderapi.landings.place", slow)
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    monkeypatch.setattr("renderonline.renderapi.reports.settle_interrupted", noted)
+    await machine.render(assign.attempt)
+    await until(placing.is_set, "result that lands")
+    rig.dispatcher.shared.gave_up()
+    await until(lambda: not rig.dispatcher.shared.in_doubt.is_set(), "begin of the rebuilding")
+    go_on.set()
+    assert (await rig.ended(task_id)).is_success == 1
+    await until(lambda: rig.dispatcher.shared.ready, "rebuilt memory")
+    assert steps == ["placed", "settled"]
+    await rig.assert_sound()
+
+
 async def test_landing_that_was_stopped_after_the_link_is_finished(rig: Rig) -> None:
     task_id, _, source = await half_landed(rig)
     source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")
@@ -74,11 +106,7 @@ async def test_landing_without_any_file_is_missing_again(rig: Rig) -> None:
 
 
 async def test_old_directories_are_swept_and_live_ones_kept(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    _, _, assign = await begun(rig)
     folder = Path(assign.directory).parent
     foreign = 2**45 if abs(assign.attempt - 2**45) > 2**32 else 2**44
     for name in (str(assign.attempt - 1), str(foreign), "notes"):
@@ -88,11 +116,7 @@ async def test_old_directories_are_swept_and_live_ones_kept(rig: Rig) -> None:
 
 
 async def test_directory_of_a_lost_attempt_goes_when_its_machine_is_back_without_it(rig: Rig) -> None:
-    machine = await joined(rig, works=False)
-    await rig.submit("1")
-    (assign,) = await machine.given()
-    await machine.start(assign.attempt)
-    await machine.all_acked()
+    machine, _, assign = await begun(rig)
     await rig.database.write(lambda c: c.execute(text("update attempts set state = 'ended', outcome = 'lost'")))
     await rig.database.write(lambda c: c.execute(text("update chunks set state = 'canceled'")))
     await rig.database.write(

@@ -14,10 +14,7 @@ pytestmark = pytest.mark.sqlite
 
 def test_a_task_is_rendered_by_an_existing_node(rig: Rig) -> None:
     node = rig.add_node(7)
-    rig.farm.start()
-    task_id = rig.submit(note="two words")
-    rig.wait_for_run()
-    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    task_id = rig.running_task(note="two words")
     rig.release()
     rig.assert_ended_well(task_id)
 
@@ -56,10 +53,7 @@ def test_a_failing_task_is_tried_three_times_and_then_ends(rig: Rig) -> None:
 def test_a_lost_reply_to_start_does_not_start_twice(rig: Rig) -> None:
     node = rig.add_node(1)
     node.faults.lost_start_replies = 1
-    rig.farm.start()
-    task_id = rig.submit()
-    rig.wait_for_run()
-    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    task_id = rig.running_task()
     rig.release()
     rig.assert_ended_well(task_id)
 
@@ -115,10 +109,7 @@ def test_a_status_from_before_the_start_says_nothing_about_the_start(rig: Rig) -
 
 def test_a_node_that_restarts_loses_its_task_and_gets_it_again(rig: Rig) -> None:
     node = rig.add_node(1)
-    rig.farm.start()
-    task_id = rig.submit()
-    rig.wait_for_run()
-    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    task_id = rig.running_task()
     node.restart()
     rig.wait_for_run(2, 60)
     rig.release()
@@ -147,10 +138,7 @@ def test_a_task_that_was_lost_elsewhere_goes_to_another_node_only_when_the_first
 def test_a_node_that_reports_another_task_completes_nothing(rig: Rig, other_task: int) -> None:
     """Contract fault 8."""
     node = rig.add_node(1)
-    rig.farm.start()
-    task_id = rig.submit()
-    rig.wait_for_run()
-    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    task_id = rig.running_task()
     node.faults.claims_success_of = other_task
     looks = len(node.requests)
     wait_until(lambda: len(node.requests) >= looks + 4, "four looks at the node")

@@ -350,10 +350,7 @@ def test_fault_10_a_task_that_fails_keeps_its_first_start(rig: Rig) -> None:
 @sqlite
 def test_fault_10_a_dequeued_task_runs_no_more_and_has_an_end(rig: Rig) -> None:
     node = rig.add_node(1)
-    rig.farm.start()
-    task_id = rig.submit()
-    rig.wait_for_run()
-    wait_until(lambda: rig.farm.row(task_id)["is_running"] == 1, "running task")
+    task_id = rig.running_task()
     assert rig.client.dequeue(task_id).status == 200
     row = rig.farm.wait_for_end(task_id)
     assert (row["is_running"], row["is_success"]) == (0, 0)

@@ -2,21 +2,13 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.renderapi import Running, renderapi
+from tests.support.renderapi import Running
 
 SCENE = ("a.blend", b"BLENDER scene")
-
-
-@pytest.fixture(name="api")
-async def _api(tmp_path: Path, migrated_url: str) -> AsyncIterator[Running]:
-    async with renderapi(tmp_path / "data", connection_string=migrated_url) as running:
-        yield running
 
 
 async def test_task_shows_what_it_needs(api: Running) -> None:

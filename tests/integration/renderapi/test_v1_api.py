@@ -4,21 +4,13 @@ import asyncio
 import io
 import re
 import zipfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from renderonline.database import Database
 from renderonline.database import schema as tables
-from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
-
-
-@pytest.fixture(name="api")
-async def _api(tmp_path: Path, migrated_url: str) -> AsyncIterator[Running]:
-    async with renderapi(tmp_path / "data", connection_string=migrated_url) as running:
-        yield running
+from tests.support.renderapi import COMMAND_ENGINE, Running
 
 
 def request(engine: Any = 1, **arguments: Any) -> dict[str, Any]:

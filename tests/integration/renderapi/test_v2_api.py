@@ -1,38 +1,13 @@
-"""`/renderapi/v2` over HTTP: roles first, then what each part does."""
+"""`/renderapi/v2` over HTTP: roles first, then tasks, then what those who run the farm see."""
 
 import asyncio
-import hashlib
-import json
 import re
-import zlib
-from collections.abc import AsyncIterator, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from renderonline.database import Database
-from renderonline.database import schema as tables
 from renderonline.renderapi.routes.guard import V2
-from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
-
-
-@pytest.fixture(name="api")
-async def _api(tmp_path: Path, migrated_url: str) -> AsyncIterator[Running]:
-    async with renderapi(tmp_path / "data", connection_string=migrated_url) as running:
-        yield running
-
-
-SCENE = ("a.blend", b"BLENDER scene")
-
-
-async def submit(api: Running, who: Mapping[str, str] | None = None, **request: Any) -> dict[str, Any]:
-    reply = await api.submit({"engine": "blender", **request}, SCENE, version=2, who=who)
-    assert reply.status == 201, reply.body
-    task: dict[str, Any] = reply.json()
-    return task
-
+from tests.support.renderapi import COMMAND_ENGINE, SCENE, Running
 
 # -- who may do what
 
@@ -79,7 +54,7 @@ async def test_roles_decide_who_may_do_what(api: Running) -> None:
 async def test_artists_see_and_touch_their_own_tasks_only(api: Running) -> None:
     artist = await api.new_user("artist@example.org")
     operator = await api.new_user("operator@example.org", "operator")
-    foreign, own = (await submit(api))["task_id"], (await submit(api, artist))["task_id"]
+    foreign, own = (await api.new_task())["task_id"], (await api.new_task(artist))["task_id"]
 
     listed = await api.call("GET", "/tasks?all=1", who=artist)
     assert [task["task_id"] for task in listed.json()["items"]] == [own]
@@ -113,7 +88,7 @@ async def test_artists_see_and_touch_their_own_tasks_only(api: Running) -> None:
 
 
 async def test_submitted_task_is_shown_whole(api: Running) -> None:
-    task = await submit(api, frames="1-10x3,20", arguments={"format": "JPEG"}, name="Walk", priority=70, chunk_size=2)
+    task = await api.new_task(frames="1-10x3,20", arguments={"format": "JPEG"}, name="Walk", priority=70, chunk_size=2)
     assert task == {
         "task_id": 1,
         "name": "Walk",
@@ -136,10 +111,14 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "queued": task["queued"],
         "started": None,
         "ended": None,
+        "deletes_at": None,
         "reason": None,
         "machine_ids": [],
         "notify": False,
         "needs": {},
+        "film": "",
+        "facts": {},
+        "missing_inputs": [],
         "progress": 0.0,
         "latest": None,
     }
@@ -150,7 +129,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
 
 async def test_tasks_come_in_pages(api: Running) -> None:
     for _ in range(5):
-        await submit(api)
+        await api.new_task()
     found, cursor = [], ""
     while True:
         page = (await api.call("GET", f"/tasks?limit=2{cursor}")).json()
@@ -162,8 +141,8 @@ async def test_tasks_come_in_pages(api: Running) -> None:
 
 
 async def test_tasks_are_found_by_status_engine_and_words(api: Running) -> None:
-    await submit(api, name="Walk cycle")
-    await submit(api, name="Run cycle", paused=True)
+    await api.new_task(name="Walk cycle")
+    await api.new_task(name="Run cycle", paused=True)
     await api.call("POST", "/tasks/1/cancel")
 
     async def found(query: str) -> list[int]:
@@ -178,7 +157,7 @@ async def test_tasks_are_found_by_status_engine_and_words(api: Running) -> None:
 
 
 async def test_task_is_paused_resumed_canceled_tried_again_and_deleted(api: Running) -> None:
-    await submit(api)
+    await api.new_task()
     assert (await api.call("POST", "/tasks/1/pause")).json()["status"] == "paused"
     assert (await api.call("GET", "/tasks/1/explain")).json()["reasons"][0].startswith("It is paused")
     assert (await api.call("POST", "/tasks/1/resume")).json()["status"] == "queued"
@@ -193,7 +172,7 @@ async def test_task_is_paused_resumed_canceled_tried_again_and_deleted(api: Runn
 
 
 async def test_task_is_changed(api: Running) -> None:
-    await submit(api)
+    await api.new_task()
     for _ in range(2):
         task = (await api.call("PATCH", "/tasks/1", {"name": "Walk", "priority": 80, "running_limit": 3})).json()
         assert (task["name"], task["priority"], task["running_limit"]) == ("Walk", 80, 3)
@@ -224,7 +203,7 @@ async def test_task_is_changed(api: Running) -> None:
     ],
 )
 async def test_bad_changes_of_a_task_change_nothing(api: Running, path: str, body: Any) -> None:
-    before = await submit(api)
+    before = await api.new_task()
     reply = await api.call("POST" if path else "PATCH", f"/tasks/1{path}", body)
     assert (reply.status, reply.json()["code"]) == (400, "invalid_request")
     assert (await api.call("GET", "/tasks/1")).json() == before
@@ -281,245 +260,6 @@ async def test_key_belongs_to_its_user(api: Running) -> None:
     assert first.json()["task_id"] != second.json()["task_id"]
 
 
-# -- files
-
-
-async def landed(api: Running, url: str, name: str, content: bytes) -> None:
-    """A result as the dispatcher leaves it."""
-    directory = api.settings.files / api.tree()[1]
-    (directory / name).write_bytes(content)
-    row = {
-        "task_id": 1,
-        "name_hash": hashlib.sha256(name.encode()).hexdigest(),
-        "name": name,
-        "chunk_id": 1,
-        "attempt_id": 1,
-        "state": "landed",
-        "frame": 1,
-        "size": len(content),
-        "digest": "d" * 64,
-        "crc32": zlib.crc32(content),
-        "landed_us": 1,
-    }
-    with Database.open(url) as database:
-        database.write_now(lambda connection: connection.execute(tables.results.insert().values(row)))
-
-
-async def test_download_is_resumed_by_ranges(api: Running, migrated_url: str) -> None:
-    await submit(api)
-    await landed(api, migrated_url, "frame_0001.png", b"png" * 10_000)
-    whole = await api.call("GET", "/tasks/1/download")
-    size, tag = len(whole.body), whole.headers["ETag"]
-    assert (whole.status, int(whole.headers["Content-Length"])) == (200, size)
-    assert 'filename="task-1.zip"' in whole.headers["Content-Disposition"]
-
-    get = partial(api.call, "GET", "/tasks/1/download")
-    for asked, part in [
-        ("bytes=0-0", whole.body[:1]),
-        ("bytes=100-199", whole.body[100:200]),
-        ("bytes=20000-", whole.body[20000:]),
-        ("bytes=-50", whole.body[-50:]),
-        (f"bytes={size - 1}-{size + 100}", whole.body[-1:]),
-    ]:
-        reply = await get(headers={"Range": asked, "If-Range": tag})
-        assert (reply.status, reply.body) == (206, part), asked
-        assert reply.headers["Content-Range"].endswith(f"/{size}")
-    assert (await get(headers={"Range": f"bytes={size}-"})).status == 416
-    for other in ("bytes=1-2,4-5", "lines=1-2", "bytes=-", "bytes=5-2"):
-        assert (await get(headers={"Range": other})).body == whole.body
-    assert (await get(headers={"If-None-Match": tag})).status == 304
-
-    await landed(api, migrated_url, "frame_0002.png", b"more")
-    changed = await get(headers={"Range": "bytes=100-", "If-Range": tag})
-    assert changed.status == 200
-    assert changed.headers["ETag"] != tag
-
-
-async def test_result_is_one_file(api: Running, migrated_url: str) -> None:
-    await submit(api)
-    await landed(api, migrated_url, "frame #1.png", b"png")
-    listed = (await api.call("GET", "/tasks/1/results")).json()["items"]
-    assert [(result["name"], result["size"], result["frame"]) for result in listed] == [("frame #1.png", 3, 1)]
-    reply = await api.call("GET", "/tasks/1/results/frame%20%231.png")
-    assert (reply.status, reply.body) == (200, b"png")
-    assert (await api.call("GET", "/tasks/1/results/frame%20%231.png", headers={"Range": "bytes=1-"})).body == b"ng"
-    assert (await api.call("GET", "/tasks/1/results/a.blend")).status == 404
-
-
-async def test_a_task_shows_the_picture_that_landed_last(api: Running, migrated_url: str) -> None:
-    await submit(api)
-    for name in ("frame_0001.png", "frame_0002.png"):
-        await landed(api, migrated_url, name, b"png")
-    with Database.open(migrated_url) as database:
-        facts = tables.results.update().values(facts='{"width": 640, "render_time_s": 1.5}')
-        database.write_now(lambda connection: connection.execute(facts))
-        database.write_now(lambda connection: connection.execute(tables.tasks.update().values(frames_done=1)))
-    latest = (await api.call("GET", "/tasks/1")).json()["latest"]
-    assert (latest["name"], latest["facts"]) == ("frame_0002.png", {"width": 640, "render_time_s": 1.5})
-
-
-async def test_files_that_are_gone_are_told(api: Running) -> None:
-    await submit(api)
-    scene = api.settings.files / next(path for path in api.tree() if path.endswith(".blend"))
-    await asyncio.to_thread(scene.unlink)
-    await asyncio.to_thread(scene.parent.rmdir)
-    reply = await api.call("GET", "/tasks/1/download")
-    assert (reply.status, reply.json()["code"]) == (404, "files_gone")
-
-
-async def test_log_of_no_attempt_is_not_there(api: Running) -> None:
-    assert (await api.call("GET", "/attempts/5/log")).status == 404
-    assert (await api.call("GET", "/attempts/5/log?offset=x")).status == 400
-
-
-# -- administration
-
-
-async def test_user_is_added_changed_and_gets_another_token(api: Running) -> None:
-    added = await api.call("POST", "/users", {"email": "ada@example.org", "first_name": "Ada"})
-    user = added.json()
-    assert (user["role"], user["is_active"], user["subscription_id"]) == ("artist", True, 1)
-    who = {"email": "ada@example.org", "token": user["token"]}
-    me = (await api.call("GET", "/me", who=who)).json()
-    assert (me["user_id"], me["permissions"]) == (2, ["tasks.own"])
-    assert "token" not in json.dumps((await api.call("GET", "/users")).json())
-
-    assert (await api.call("PATCH", "/users/2", {"role": "operator"})).json()["role"] == "operator"
-    assert "machines" in (await api.call("GET", "/me", who=who)).json()["permissions"]
-    renewed = (await api.call("POST", "/users/2/token", who=who)).json()["token"]
-    assert (await api.call("GET", "/me", who=who)).status == 401
-    assert (await api.call("GET", "/me", who={**who, "token": renewed})).status == 200
-
-    assert (await api.call("POST", "/users", {"email": "ADA@example.org"})).status == 409
-    for wrong in ({"email": "nobody"}, {"email": "b@example.org", "role": "king"}, {}, {"email": "c@x.org", "odd": 1}):
-        assert (await api.call("POST", "/users", wrong)).status == 400
-    assert (await api.call("PATCH", "/users/1", {"is_active": False})).status == 409
-
-
-async def test_stored_tokens_are_hashes(api: Running, migrated_url: str) -> None:
-    await api.new_user("ada@example.org")
-    with Database.open(migrated_url) as database:
-        stored = database.read_now(lambda c: [row.token for row in c.execute(tables.users.select())])
-    assert all(token.startswith("$rno1$") for token in stored)
-    assert (await api.call("GET", "/me", who={**api.who, "token": stored[0]})).status == 401
-
-
-async def test_engine_is_added_used_changed_and_removed(api: Running) -> None:
-    added = await api.call("POST", "/engines", {"definition": COMMAND_ENGINE})
-    engine = added.json()
-    assert (added.status, engine["name"], engine["extensions"], engine["split"]) == (201, "writer", [".txt"], "frames")
-    assert [argument["id"] for argument in engine["arguments"]] == ["first", "last", "words"]
-    assert {"argtype_id": "words", "type": "sentence", "regex": ""} in (await api.call("GET", "/argtypes")).json()[
-        "items"
-    ]
-
-    number = engine["engine_id"]
-    await api.submit({"engine": "writer", "frames": "1-9"}, ("a.txt", b"x"), version=2)
-    assert (await api.call("DELETE", f"/engines/{number}")).status == 409
-    await api.call("PATCH", f"/engines/{number}", {"is_enabled": False})
-    reply = await api.submit({"engine": "writer", "frames": "1-9"}, ("a.txt", b"x"), version=2)
-    assert reply.json()["code"] == "engine_not_found"
-    await api.call("DELETE", "/tasks/1")
-    assert (await api.call("DELETE", f"/engines/{number}")).status == 204
-    assert (await api.call("GET", f"/engines/{number}")).status == 404
-
-
-async def test_engines_that_can_t_work_are_refused(api: Running) -> None:
-    other_rule = COMMAND_ENGINE.replace('id = "first"\ntype = "integer"', 'id = "start_frame"\ntype = "integer"')
-    other_rule = other_rule.replace('first = "first"', 'first = "start_frame"').replace(":first", ":start_frame")
-    cases = [
-        ({"definition": "nonsense"}, 400),
-        ({"definition": COMMAND_ENGINE, "download_path": "relative/path"}, 400),
-        ({"definition": COMMAND_ENGINE.replace("writer", "blender")}, 409),
-        ({"definition": other_rule}, 409),
-    ]
-    for body, status in cases:
-        reply = await api.call("POST", "/engines", body)
-        assert reply.status == status, reply.body
-    assert len((await api.call("GET", "/engines")).json()["items"]) == 2
-
-
-async def test_argtypes_are_rules_that_work(api: Running) -> None:
-    assert (await api.call("PUT", "/argtypes/shot", {"type": "word", "regex": "[a-z]{3}"})).status == 200
-    for wrong in ({"type": "nonsense"}, {"type": "word", "regex": "["}):
-        assert (await api.call("PUT", "/argtypes/shot", wrong)).status == 400
-    assert (await api.call("DELETE", "/argtypes/start_frame")).status == 409
-    assert (await api.call("DELETE", "/argtypes/shot")).status == 204
-    assert (await api.call("DELETE", "/argtypes/shot")).status == 404
-
-
-async def test_machine_joins_with_a_code_once(api: Running) -> None:
-    invited = (await api.call("POST", "/machines/invite", {})).json()
-    assert invited["command"].startswith(f"renderonline node --join {api.url} --code {invited['code']}")
-    body = {"code": invited["code"].lower(), "name": "render-1"}
-    enrolled = await api.call("POST", "/machines/enroll", body, who={})
-    assert (enrolled.status, enrolled.json()["machine_id"]) == (201, 1000)
-    assert (await api.call("POST", "/machines/enroll", body, who={})).status == 401
-    machine = (await api.call("GET", "/machines")).json()["items"][0]
-    assert (machine["name"], machine["kind"], machine["status"]) == ("render-1", "linked", "offline")
-    changed = await api.call("PATCH", "/machines/1000", {"wish": "disabled", "reason": "too loud", "name": "r1"})
-    assert (changed.json()["wish"], changed.json()["reason"], changed.json()["name"]) == ("disabled", "too loud", "r1")
-    assert (await api.call("DELETE", "/machines/1000")).status == 204
-    assert (await api.call("GET", "/machines")).json()["items"] == []
-
-
-# -- events
-
-
-async def read_events(api: Running, who: Mapping[str, str], last: str = "", count: int = 1) -> list[dict[str, Any]]:
-    """The next `count` events with data."""
-    headers = {**who, **({"Last-Event-ID": last} if last else {})}
-    found: list[dict[str, Any]] = []
-    async with asyncio.timeout(15), api.http.get(f"{api.url}{V2}/events", headers=headers) as response:
-        assert response.headers["Content-Type"].startswith("text/event-stream")
-        event: dict[str, Any] = {}
-        async for line in response.content:
-            key, _, value = line.decode().rstrip("\n").partition(": ")
-            if key == "data":
-                found.append({**event, "data": json.loads(value)})
-                if len(found) == count:
-                    return found
-            elif key:
-                event[key] = value
-    return found
-
-
-async def test_events_are_resumed_where_they_broke_off(api: Running) -> None:
-    await submit(api)
-    begin = await read_marker(api)
-    await api.call("POST", "/tasks/1/pause")
-    first = (await read_events(api, api.who, begin))[0]
-    await api.call("POST", "/tasks/1/resume")
-    await read_events(api, api.who, first["id"])  # quick changes of one task are told as one
-    await api.call("POST", "/tasks/1/cancel")
-    rest = await read_events(api, api.who, first["id"], count=2)
-    assert [event["event"] for event in (first, *rest)] == ["task"] * 3
-    assert [event["data"]["status"] for event in (first, *rest)] == ["paused", "queued", "canceled"]
-
-
-async def test_unknown_last_event_means_resync(api: Running) -> None:
-    for last in ("0000-5", "nonsense", "99"):
-        assert (await read_events(api, api.who, last))[0]["event"] == "resync"
-
-
-async def test_artists_hear_of_their_own_tasks_only(api: Running) -> None:
-    artist = await api.new_user("artist@example.org")
-    marker = await read_marker(api)
-    await submit(api)
-    await api.call("POST", "/tasks/1/cancel")
-    await api.call("POST", "/machines", {"ip_address": "127.0.0.1", "port": 1})
-    await submit(api, artist)
-    await api.call("POST", "/tasks/2/cancel", who=artist)
-    heard = await read_events(api, artist, marker, count=1)
-    assert {event["data"].get("task_id") for event in heard} == {2}
-
-
-async def read_marker(api: Running) -> str:
-    """An id of now, to resume from."""
-    event = (await read_events(api, api.who, "0000-1"))[0]
-    return str(event["id"])
-
-
 # -- for those who run the farm
 
 
@@ -530,7 +270,7 @@ async def test_health_needs_no_login_and_tells_nothing(api: Running) -> None:
 
 
 async def test_metrics_count_what_happens(api: Running) -> None:
-    await submit(api)
+    await api.new_task()
     async with api.http.get(f"{api.url}/metrics") as response:
         text = await response.text()
     assert 'renderonline_requests_total{endpoint="submit",method="POST",status="201"} 1.0' in text

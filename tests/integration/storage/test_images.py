@@ -210,8 +210,9 @@ def test_names_with_a_line_break_are_checked_too(checker: ImageChecker, tmp_path
 
 
 def child_of(checker: ImageChecker) -> psutil.Process:
-    assert checker._child is not None
-    return psutil.Process(checker._child.pid)
+    child = checker._child._child
+    assert child is not None
+    return psutil.Process(child.pid)
 
 
 def test_a_decoder_that_crashes_is_started_again(tmp_path: Path) -> None:

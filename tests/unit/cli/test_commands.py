@@ -76,6 +76,7 @@ USER = {
 FORMAT = {"id": "format", "type": "word", "default": "PNG", "choices": ["PNG"], "help": "Frames are written so."}
 ENGINE = {"engine_id": 1, "name": "blender", "extensions": [".blend"], "is_enabled": True, "arguments": [FORMAT]}
 SUBSCRIPTION = {"subscription_id": 1, "name": "all", "queue_limit": 10, "share": 1, "running_limit": 0}
+SUBSCRIPTION |= {"keep_days": 30, "keep_mib": 0}
 
 
 def page(*items: object) -> Answer:
@@ -122,7 +123,7 @@ def farm(asked: Asked) -> Answer:
         "DELETE /engines/1": Answer(204, b""),
         "PATCH /tasks/7": one(TASK),
     }
-    verbs = ("cancel", "pause", "resume", "retry", "requeue")
+    verbs = ("cancel", "pause", "resume", "retry", "requeue", "film")
     answers |= {f"POST /tasks/7/{verb}": one(TASK) for verb in verbs}
     missing = Answer(404, b'{"title": "x", "detail": "Not there.", "code": "not_found"}')
     return answers.get(f"{asked.method} {path}", missing)
@@ -223,11 +224,13 @@ def test_requeue_and_change_send_what_was_typed(server: ScriptedServer) -> None:
     run(["requeue", "7", "--frames", "1-2", "--chunk", "5"])
     run(["change", "7", "--priority", "0"])
     run(["pause", "7", "--now"])
+    run(["film", "7", "--kind", "webm@25"])
     sent = [(one.path, json.loads(one.body or "null")) for one in server.asked]
     assert sent == [
         ("/renderapi/v2/tasks/7/requeue", {"frames": "1-2", "chunks": [5]}),
         ("/renderapi/v2/tasks/7", {"priority": 0}),
         ("/renderapi/v2/tasks/7/pause?now=1", None),
+        ("/renderapi/v2/tasks/7/film", {"film": "webm@25"}),
     ]
 
 

@@ -1,12 +1,20 @@
 """The environment of engines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.hpcserver.process_table import MARK
-from renderonline.hpcserver.surroundings import INHERITED, Scratch, clean_environment
+from renderonline.hpcserver.surroundings import (
+    INHERITED,
+    Scratch,
+    clean_environment,
+    in_own_directories,
+    shares_files,
+)
+from renderonline.protocol.link import Assign
 
 PLACE = Path("/scratch/1")
 
@@ -48,3 +56,45 @@ def test_scratch_is_private_and_goes_without_following_links(tmp_path: Path) -> 
     scratch.remove()
     assert (outside / "kept").exists()
     assert not (tmp_path / "scratch").exists()
+
+
+HERE = in_own_directories(
+    Assign(
+        *(1, "t", 2, 3, "blender"),
+        argv=(
+            "-b",
+            "/f/7/12/a.blend",
+            "-o",
+            "/f/.attempts/1/frame_####",
+            "--x=/f/7/12;/f/7/123/b",
+            "+O/f/.attempts/1/",
+        ),
+        directory="/f/.attempts/1",
+        inputs=("/f/7/12/a.blend",),
+        environment={"OCIO": "/f/7/12/config.ocio", "ELSEWHERE": "/f/7/12.old/x"},
+        root="/f/7/12",
+        mark="/f/.mark",
+        mark_token="x",
+    ),
+    Path("/own/in"),
+    Path("/own/out"),
+)
+
+
+def test_own_directories_take_the_place_of_the_farms() -> None:
+    assert HERE.argv == (
+        *("-b", "/own/in/a.blend", "-o", "/own/out/frame_####", "--x=/own/in;/f/7/123/b", "+O/own/out/"),
+    )
+    assert (HERE.directory, HERE.root, HERE.inputs) == ("/own/out", "/own/in", ("/own/in/a.blend",))
+    assert HERE.environment == {"OCIO": "/own/in/config.ocio", "ELSEWHERE": "/f/7/12.old/x"}
+
+
+def test_only_the_very_token_tells_that_files_are_shared(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assign = replace(HERE, mark=str(mark), mark_token="token")
+    assert not shares_files(assign)
+    for content, shares in ((b"token", True), (b"token2", False), (b"tok", False), (b"", False)):
+        mark.write_bytes(content)
+        assert shares_files(assign) is shares
+    assert not shares_files(replace(assign, mark=str(tmp_path), mark_token=""))
+    assert shares_files(replace(assign, mark="")), "a RenderAPI without marks shares its files with everybody"

@@ -69,7 +69,8 @@ def test_engine_that_knows_no_step_gets_single_frames() -> None:
 
 
 def test_argument_line_is_the_whole_task() -> None:
-    line = prepared(arguments={"start_frame": "2", "end_frame": "3"}).argument_line("/files/1/5/my scene.blend")
+    task = prepared(file_name="my scene.blend", arguments={"start_frame": "2", "end_frame": "3"})
+    line = task.argument_line("/files/1/5")
     words = split(line)
     assert "/files/1/5/my scene.blend" in words
     assert words[words.index("-s") : words.index("-s") + 4] == ("-s", "2", "-e", "3")
@@ -85,7 +86,7 @@ def test_template_of_the_existing_system_drops_the_program_and_keeps_it_in_the_l
         arguments={"n": "5"},
     )
     assert task.words[0] == "-b"
-    assert task.argument_line("/f/a.ma") == "maya -b /f/a.ma -s 5"
+    assert task.argument_line("/f") == "maya -b /f/a.ma -s 5"
     assert (task.ranges, task.written_frames, task.chunk_size) == ((None,), "", 0)
 
 
@@ -103,7 +104,7 @@ def test_other_extensions_are_refused(name: str) -> None:
         prepared(file_name=name)
 
 
-@pytest.mark.parametrize("name", ["a.blend", "A.BLEND", "x/y.blend", "a b.blend "])
+@pytest.mark.parametrize("name", ["a.blend", "A.BLEND", "x/y.blend"])
 def test_the_engines_extension_is_taken_in_any_case(name: str) -> None:
     assert prepared(file_name=name).engine.engine_id == 1
 
@@ -126,7 +127,7 @@ def test_value_stays_one_word_or_is_refused(value: str) -> None:
         )
     except InvalidRequest:
         return
-    assert split(task.argument_line("/f/a.ma")) == ("maya", value, "end")
+    assert split(task.argument_line("/f")) == ("maya", value, "end")
 
 
 @given(st.binary(max_size=100) | st.none())

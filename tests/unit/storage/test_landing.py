@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage import landing
-from renderonline.storage.landing import Placed, Placing, check_name, place, settle
+from renderonline.storage.landing import Placed, Placing, check_name, place, remove_copies, settle
 
 DATA = b"a picture"
 
@@ -82,9 +85,43 @@ def test_file_that_is_named_is_replaced_in_one_step(
 
 def test_replacement_that_was_interrupted_is_done_again(folders: tuple[Path, Path]) -> None:
     (folders[1] / "frame.png").write_bytes(b"old")
-    (folders[1] / ".landing-1").write_bytes(b"half")
     assert settle(replace(placing(folders), replaces=digest(b"old"))) is Placed.LANDED
     assert [(path.name, path.read_bytes()) for path in folders[1].iterdir()] == [("frame.png", DATA)]
+
+
+def test_try_beside_another_places_nothing_of_the_others(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R6: when one of two that land the same result says that it has landed, the whole file is there."""
+    written, beside = threading.Event(), threading.Event()
+    ended = threading.Event()
+
+    def fsync(handle: int, *, real: Callable[[int], None] = os.fsync) -> None:
+        real(handle)
+        if not written.is_set():  # the first has written its copy; the other begins its own
+            written.set()
+            assert beside.wait(20)
+
+    def dup(handle: int, *, real: Callable[[int], int] = os.dup) -> int:
+        if written.is_set():  # the other has an empty copy
+            beside.set()
+            assert ended.wait(20)
+        return real(handle)
+
+    monkeypatch.setattr(landing.os, "fsync", fsync)
+    monkeypatch.setattr(landing.os, "dup", dup)
+    copied = replace(placing(folders), may_change=True)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(place, (copied,))
+        assert written.wait(20)
+        other = threads.submit(settle, copied)
+        try:
+            assert first.result(20) == (Placed.LANDED,)
+            assert (folders[1] / "frame.png").read_bytes() == DATA
+        finally:
+            ended.set()
+        assert other.result(20) is Placed.LANDED
+    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
 
 
 def test_other_file_than_the_named_one_is_not_replaced(folders: tuple[Path, Path]) -> None:
@@ -160,10 +197,18 @@ def test_other_file_system_gets_a_whole_copy(folders: tuple[Path, Path], monkeyp
     assert place((placing(folders),)) == (Placed.LANDED,)
 
 
-def test_interrupted_copy_is_removed_when_it_is_settled(folders: tuple[Path, Path]) -> None:
-    (folders[1] / ".landing-1").write_bytes(b"half")
-    assert settle(placing(folders)) is Placed.LANDED
-    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
+def test_copies_of_interrupted_tries_are_removed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    target, strange = folders[1], tmp_path / "strange"
+    for folder in (target, target / "a", strange):
+        folder.mkdir(exist_ok=True)
+        for name in (".landing-1", ".landing-1-ab12", ".landing-12-ab12", "frame.png"):
+            (folder / name).write_bytes(b"half")
+    (target / "link").symlink_to(strange)
+    remove_copies([placing(folders, name) for name in ("frame.png", "a/frame.png", "link/frame.png", "none/x.png")])
+    for folder, kept in ((target, 2), (target / "a", 2), (strange, 4)):
+        files = [path.name for path in folder.iterdir() if path.is_file()]
+        assert len(files) == kept
+        assert {".landing-12-ab12", "frame.png"} <= set(files)
 
 
 def test_interrupted_landing_without_any_file_is_missing(folders: tuple[Path, Path]) -> None:
@@ -206,11 +251,11 @@ def test_only_a_tasks_own_directory_is_removed_whole(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for name in ("a.scene", "other"):
             (folder / name).write_text("x")
-    assert landing.remove_task(str(mine / "a.scene"), 7)
+    assert landing.remove_task(str(mine / "a.scene"), "a.scene", 7)
     assert not mine.exists()
-    assert landing.remove_task(str(strange / "a.scene"), 7)
+    assert landing.remove_task(str(strange / "a.scene"), "a.scene", 7)
     assert [path.name for path in strange.iterdir()] == ["other"]
-    assert not landing.remove_task("a.scene", 7)
+    assert not landing.remove_task("a.scene", "a.scene", 7)
 
 
 def test_found_outputs_are_regular_files_below_the_directory(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -66,16 +66,16 @@ async def receive(root: Path, data: bytes, gate: Gate | None = None, *, size: in
 async def test_file_lands_in_its_final_place(tmp_path: Path) -> None:
     content = os.urandom(3_000_000)
     upload = await receive(tmp_path, REQUEST + file_part(content) + END, size=250_000)
-    upload.keep()
+    await upload.keep()
     assert upload.received.path == tmp_path / "7" / "1000" / "a.blend"
     assert upload.received.path.read_bytes() == content
-    assert upload.received.size == len(content)
+    assert upload.received.sums.size == len(content)
     assert tree(tmp_path) == ["7", "7/1000", "7/1000/a.blend"]
 
 
 async def test_file_before_the_request_is_staged_and_renamed(tmp_path: Path) -> None:
     upload = await receive(tmp_path, file_part() + REQUEST + END)
-    upload.keep()
+    await upload.keep()
     assert upload.received.path is not None
     assert upload.received.path.read_bytes() == b"scene"
     assert tree(tmp_path) == ["7", "7/1000", "7/1000/a.blend"]
@@ -173,7 +173,7 @@ async def test_staged_file_crosses_file_systems(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "rename", other_device)
     upload = await receive(tmp_path, file_part() + REQUEST + END)
-    upload.keep()
+    await upload.keep()
     assert tree(tmp_path) == ["7", "7/1000", "7/1000/a.blend"]
 
 

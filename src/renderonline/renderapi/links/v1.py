@@ -309,7 +309,8 @@ class V1Machine:
             return None
 
     async def _finish(self, job: _Job, ending: Ending, offers: tuple[Offer, ...] = ()) -> None:
-        await self._reports.finish(self._machine, job.attempt_id, job.token, offers, ending)
+        finish = self._reports.finish(self._machine, job.attempt_id, job.token, offers, ending)
+        await self._shared.seen_through(finish)  # what began to land must not be left half-way
         if self._job is job:
             self._job = None
         self._news.set()

@@ -3,6 +3,7 @@
 FastAPI reads a body before it looks at the caller; so this stands in front of it.
 """
 
+import re
 from typing import Final
 
 from starlette.requests import Request
@@ -15,6 +16,8 @@ from renderonline.renderapi.services import principal_of
 
 V2: Final = "/renderapi/v2"
 _OPEN: Final = frozenset({f"{V2}/machines/enroll", f"{V2}/session", f"{V2}/openapi.json", f"{V2}/docs"})
+_OF_ATTEMPT: Final = re.compile(rf"{V2}/attempts/\d+/(inputs|outputs|previews)(/.*)?", re.ASCII | re.DOTALL)
+"""Here the attempt's own token is the authority."""
 
 
 class Guard:
@@ -28,9 +31,11 @@ class Guard:
         if scope["type"] == "http" and path.startswith(f"{V2}/"):
             request = Request(scope)
             try:
-                if path not in _OPEN:
+                of_attempt = _OF_ATTEMPT.fullmatch(path)
+                if path not in _OPEN and not of_attempt:
                     request.state.principal = await principal_of(request)
-                if path != f"{V2}/tasks":  # uploads
+                # Those that take files bound their bodies themselves.
+                if path != f"{V2}/tasks" and not path.startswith(f"{V2}/uploads") and not of_attempt:
                     receive = bounded(request, receive)
             except RenderOnlineError as error:
                 await problem_of(error)(scope, receive, send)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Path
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from renderonline.farm.accounts import Role
@@ -10,6 +10,8 @@ from renderonline.farm.frames import MAX_FRAMES
 
 Id = Annotated[int, Path(le=2**63 - 1)]
 """An id in a path; larger numbers no database can look for."""
+Limit = Annotated[int, Query(ge=1, le=500)]
+Cursor = Annotated[str | None, Query(max_length=100)]
 Name = Annotated[str, Field(max_length=50)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
 Place = Annotated[str, Field(max_length=4096)]
@@ -37,6 +39,8 @@ class SubscriptionChange(_Sent):
     queue_limit: int = Field(0, ge=0, le=1_000_000)
     share: int = Field(1, ge=1, le=1_000_000)
     running_limit: int = Field(0, ge=0, le=1_000_000)
+    keep_days: int = Field(0, ge=0, le=1_000_000)
+    keep_mib: int = Field(0, ge=0, le=1_000_000)
 
 
 class NewSubscription(SubscriptionChange):
@@ -78,6 +82,10 @@ class TaskChange(_Sent):
     name: str = Field("", max_length=255)
     priority: int = Field(50, ge=0, le=100)
     running_limit: int = Field(0, ge=0, le=MAX_FRAMES)
+
+
+class FilmRequest(_Sent):
+    film: str = Field("mp4", max_length=50, description="mp4 or webm, with frames per second if you like: webm@25.")
 
 
 class Requeue(_Sent):

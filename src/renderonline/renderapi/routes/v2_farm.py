@@ -13,7 +13,7 @@ from renderonline.renderapi import administration, views
 from renderonline.renderapi.administration import Kept
 from renderonline.renderapi.routes import models
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
-from renderonline.renderapi.routes.models import Id
+from renderonline.renderapi.routes.models import Cursor, Id, Limit
 from renderonline.renderapi.services import Services
 
 router = Part()
@@ -130,6 +130,12 @@ async def put_argtype(center: Center, argtype_id: ArgTypeId, body: models.NewArg
     """Make or change an argument type."""
     wanted = ArgType(argtype_id, body.type, body.regex or "")
     return views.shown(await center.administration.put_argtype(wanted))
+
+
+@router.call("GET", "/attempts", "Attempts", needs=MACHINES, tags=["machines"])
+async def list_attempts(center: Center, limit: Limit = 100, cursor: Cursor = None) -> Json:
+    """Everything that the machines tried, newest first."""
+    return await center.reading.attempts(limit, cursor)
 
 
 @router.call("POST", "/machines", "Machine", 201, needs=MACHINES, tags=["machines"])

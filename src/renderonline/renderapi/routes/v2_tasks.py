@@ -1,29 +1,37 @@
 """`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import orjson
 from fastapi import Header, Query
+from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from renderonline.farm.accounts import Permission
+from renderonline.farm.films import Film
+from renderonline.farm.selecting import chooser
 from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
+from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2
-from renderonline.renderapi.routes.models import Id, Requeue, TaskChange
+from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, TaskChange
 from renderonline.renderapi.task_requests import read_v2
 
 router = Part(tags=["tasks"])
 
-Limit = Annotated[int, Query(ge=1, le=500)]
-Cursor = Annotated[str | None, Query(max_length=100)]
 LastHeader = Annotated[str | None, Header(alias="last-event-id")]
 Last = Annotated[str | None, Query(alias="last_event_id")]
 Offset = Annotated[int, Query(ge=0, lt=10**16)]
 Word = Annotated[str, Query(max_length=200)]
+Frames = Annotated[str, Query(max_length=10_000, description="A range such as 1-24 or 1-100x5,200.")]
+Names = Annotated[
+    Sequence[Annotated[str, StringConstraints(max_length=1000)]],
+    Query(max_length=100, description="And files called like one of these; * and ? stand for anything."),
+]
 Key = Annotated[str | None, Header(max_length=64, description="The same key within 7 days gives the first answer.")]
 
 _FORM: Final[Json] = {
@@ -31,13 +39,17 @@ _FORM: Final[Json] = {
     "file": {"type": "string", "format": "binary"},
 }
 _SCHEMA: Final = {"type": "object", "required": ["request", "file"], "properties": _FORM}
-_UPLOAD: Final = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
+_CONTENT: Final[Json] = {
+    "multipart/form-data": {"schema": _SCHEMA},
+    "application/json": {"schema": {"$ref": "#/components/schemas/UploadRequest"}},
+}
+_UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
 
 
-@router.call("GET", "/me", "Me")
-async def me(caller: Caller) -> Json:
-    """Who I am and what I may do."""
-    return views.me(caller)
+@router.call("GET", "/me", "Account")
+async def me(caller: Caller, center: Center) -> Json:
+    """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take."""
+    return views.me(caller) | await center.administration.limits(caller.user)
 
 
 @router.call("GET", "/tasks", "Tasks")
@@ -49,17 +61,22 @@ async def list_tasks(
     status: Word = "",
     engine: Word = "",
     search: Word = "",
-    all: bool = False,  # noqa: A002, FBT001, FBT002
+    *,
+    everybody: Annotated[bool, Query(alias="all")] = False,
 ) -> Json:
     """Tasks, newest first: my own, or with `all=1` everybody's that I may see."""
     page = {"limit": limit, "cursor": cursor}
-    return await center.reading.tasks(caller, page, everybody=all, status=status, engine=engine, search=search)
+    return await center.reading.tasks(caller, page, everybody=everybody, status=status, engine=engine, search=search)
 
 
 @router.call("POST", "/tasks", "Task", 201, openapi_extra=_UPLOAD)
 async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
-    """Submit a task: a part `request` and one file."""
-    task_id = await center.submissions.submit(caller, request.headers, request.stream(), read_v2)
+    """Submit a task: a part `request` and one file, or JSON that names an upload."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().casefold() == "application/json":
+        body = await Request(request.scope, bounded(request, request.receive)).body()
+        task_id = await center.submissions.submit_upload(caller, request.headers, body)
+    else:
+        task_id = await center.submissions.submit(caller, request, read_v2)
     task = await center.reading.submitted(caller, task_id)
     return Response(orjson.dumps(task), 201, {"Location": f"{V2}/tasks/{task_id}"}, "application/json")
 
@@ -110,7 +127,7 @@ for _act, _told in (
 
 
 @router.call("POST", "/tasks/{task_id}/pause", "Task")
-async def pause(caller: Caller, center: Center, task_id: Id, now: bool = False) -> Json:  # noqa: FBT001, FBT002
+async def pause(caller: Caller, center: Center, task_id: Id, *, now: bool = False) -> Json:
     """Start nothing new of a task; what runs goes on, or with `now=1` is stopped and waits, without a failure."""
     await center.control.pause(task_id, now=now, user_id=caller.tasks_of)
     return await center.reading.task(caller, task_id)
@@ -120,6 +137,14 @@ async def pause(caller: Caller, center: Center, task_id: Id, now: bool = False) 
 async def requeue(caller: Caller, center: Center, task_id: Id, body: Requeue | None = None) -> Json:
     """Render a task again, or only some chunks (ids) and frames (a range); what there is stays until it is replaced."""
     await center.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=caller.tasks_of)
+    return await center.reading.task(caller, task_id)
+
+
+@router.call("POST", "/tasks/{task_id}/film", "Task")
+async def make_film(caller: Caller, center: Center, task_id: Id, body: FilmRequest | None = None) -> Json:
+    """Have a film made of the frames that are there, and another one when the task has ended; it becomes a result."""
+    film = Film.parse(body.film if body else "mp4")
+    await center.control.film(task_id, film, user_id=caller.tasks_of)
     return await center.reading.task(caller, task_id)
 
 
@@ -137,9 +162,12 @@ async def delete(caller: Caller, center: Center, task_id: Id) -> None:
 
 
 @router.call("GET", "/tasks/{task_id}/download", "application/zip")
-async def download(request: Request, caller: Caller, center: Center, task_id: Id) -> Response:
-    """The task's scene and results as a ZIP; ranges are answered."""
-    content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip")
+async def download(
+    request: Request, caller: Caller, center: Center, task_id: Id, frames: Frames = "", name: Names = ()
+) -> Response:
+    """The task's scene and results as a ZIP, or only some of them; ranges are answered."""
+    chosen = chooser(frames, name) if frames or name else None
+    content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip", chosen)
     return downloads.answer(content, request.headers)
 
 

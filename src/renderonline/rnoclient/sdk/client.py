@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-from renderonline.farm.errors import NotFound
-from renderonline.rnoclient.sdk import events, transfers
+from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.rnoclient.sdk import events, transfers, uploads
 from renderonline.rnoclient.sdk.admin import Admin
 from renderonline.rnoclient.sdk.connection import Connection, Login
 from renderonline.rnoclient.sdk.types import ENDED, Item, Task
@@ -17,16 +17,20 @@ PAGE: Final = 200
 REFRESH_S: Final = 0.25
 """The shortest time between two looks at a watched task."""
 WATCH_PATIENCE_S: Final = 60.0
+LARGE: Final = 4 * 1024 * 1024
+"""Bytes; smaller single files go with the submission, in one request."""
 
 
 class Client:
     """Everything that a user can do, over `/renderapi/v2`. One thread at a time; `farm.errors` classes are raised.
 
-    `admin` has the calls for operators and administrators. What only reads is tried again for `patience_s`.
+    `admin` has the calls for operators and administrators. What only reads is tried again for `patience_s`. With
+    `rnoclient.chunking.means()` files are sent without what the farm has of them, and go on in another process.
     """
 
-    def __init__(self, login: Login, *, patience_s: float = 5.0) -> None:
+    def __init__(self, login: Login, *, patience_s: float = 5.0, means: uploads.Means | None = None) -> None:
         self.connection = Connection(login, patience_s=patience_s)
+        self._means = means or uploads.Means()
         self.admin = Admin(self.connection)
 
     def __enter__(self) -> Self:
@@ -48,6 +52,8 @@ class Client:
         file: str | Path,
         *,
         engine: str,
+        scene: str = "",
+        inputs: Mapping[str, str | Path] | None = None,
         arguments: Mapping[str, str] | None = None,
         frames: str | None = None,
         name: str = "",
@@ -58,19 +64,34 @@ class Client:
         notify: bool = False,
         needs: Mapping[str, object] | None = None,
         running_limit: int = 0,
+        film: str = "",
         progress: transfers.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
 
+        `scene` is its name there, perhaps in folders (`shots/a.blend`; by default the file's), and `inputs` has the
+        other files that it needs: names there -> files here. `progress` is first told what the farm has already.
         `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
         asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
-        memory_mib, gpus); `running_limit`: so many chunks run at once (0: any number).
+        memory_mib, gpus); `running_limit`: so many chunks run at once (0: any number); `film`: what is made of the
+        frames at the end, such as `mp4` or `webm@25`.
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
         request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
-        request |= {"needs": dict(needs or {}), "running_limit": running_limit}
-        return cast("Task", transfers.send(self.connection, request, Path(file), progress).json())
+        request |= {"needs": dict(needs or {}), "running_limit": running_limit, **({"film": film} if film else {})}
+        path = Path(file)
+        main = scene or path.name
+        files = {main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
+        alone = len(files) == 1 and main == path.name
+        if not alone or transfers.size_of(path) >= LARGE:
+            try:
+                sent = uploads.submit(self.connection, {**request, "scene": main}, files, self._means, progress)
+                return cast("Task", sent.json())
+            except InvalidRequest as error:
+                if error.reason_code != "bad_name" or not alone:
+                    raise  # the name of a single file is made fit by the farm
+        return cast("Task", transfers.send(self.connection, request, path, progress).json())
 
     def tasks(
         self,
@@ -122,6 +143,10 @@ class Client:
         """Render the task again, or only some frames (a range) and chunks; old results stay until they are replaced."""
         return self._act(task_id, "requeue", {"frames": frames, "chunks": list(chunks)})
 
+    def film(self, task_id: int, film: str = "mp4") -> Task:
+        """Have a film (`mp4`, `webm@25`) made of the frames that are there, and another one when the task has ended."""
+        return self._act(task_id, "film", {"film": film})
+
     def change(self, task_id: int, **changes: str | int | None) -> Task:
         """Change `name` ("": the file's), `priority` or `running_limit` (chunks at once; 0: no limit)."""
         data = {name: value for name, value in changes.items() if value is not None}
@@ -160,21 +185,42 @@ class Client:
                 return
             shown = task
 
-    def download_zip(self, task_id: int, target: str | Path, *, progress: transfers.Progress | None = None) -> Path:
-        """The task's scene and results as one ZIP file; resumed where an earlier call was cut."""
-        return transfers.fetch(self.connection, f"/tasks/{task_id:d}/download", Path(target), progress=progress)
+    def download_zip(
+        self,
+        task_id: int,
+        target: str | Path,
+        *,
+        frames: str = "",
+        names: Sequence[str] = (),
+        progress: transfers.Progress | None = None,
+    ) -> Path:
+        """The task's scene and results as one ZIP file; resumed where an earlier call was cut.
+
+        With `frames` (a range) or `names` (* and ? stand for anything) only the files that are one of these.
+        """
+        query = urlencode([("frames", frames)] * bool(frames) + [("name", name) for name in names])
+        path = f"/tasks/{task_id:d}/download" + (f"?{query}" if query else "")
+        return transfers.fetch(self.connection, path, Path(target), progress=progress)
 
     def download_results(
-        self, task_id: int, directory: str | Path, *, progress: Callable[[int, int], None] | None = None
+        self,
+        task_id: int,
+        directory: str | Path,
+        *,
+        wanted: Callable[[Item], bool] = lambda _result: True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Path]:
         """The results as files below `directory`; those that are there already (same digest) are not sent again.
 
-        `progress` is called with the files done and the files in all.
+        Only those that are `wanted`. `progress` is called with the files done and the files in all.
         """
         paths: list[Path] = []
-        found = list(self.results(task_id))
-        if not found:
+        everything = list(self.results(task_id))
+        if not everything:
             raise NotFound(f"Task {task_id} has no results yet; watch it with `renderonline watch {task_id}`.")
+        found = [result for result in everything if wanted(result)]
+        if not found:
+            raise NotFound(f"None of the {len(everything)} results of task {task_id} is among the wanted ones.")
         for result in found:
             target = transfers.safe_path(Path(directory), result["name"])
             if not transfers.is_complete(target, result["size"], result["digest"]):

@@ -110,6 +110,11 @@ class Connection:
         """The address without a slash at its end; several are separated by commas."""
         return ",".join(one.geturl() for one in self._addresses)
 
+    @property
+    def address(self) -> str:
+        """The one of the addresses that answered last."""
+        return self._address.geturl()
+
     def close(self) -> None:
         """Let the kept connection go."""
         if self._kept is not None:

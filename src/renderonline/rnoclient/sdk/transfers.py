@@ -22,6 +22,8 @@ BLOCK: Final = 256 * 1024
 SEND_BLOCK: Final = 32 * 1024
 """Small enough to be taken at once by a socket that takes anything."""
 SEND_TIMEOUT_S: Final = 120.0
+RESUME_S: Final = 120.0
+"""A download that has begun goes on over so long without RenderAPI."""
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
@@ -48,7 +50,7 @@ def send(connection: Connection, request: Mapping[str, Any], file: Path, progres
         def blocks(to: http.client.HTTPConnection) -> Iterator[bytes]:
             yield head
             yield from _content(to, source, size, progress)
-            if not _answered(to):
+            if not answered(to):
                 yield tail
 
         def once() -> Reply:
@@ -66,22 +68,28 @@ def fetch(
 ) -> Path:
     """Download `path` to `target` and return it. What an earlier call left in `target.part` is not sent again.
 
-    With `digest` (BLAKE2b-256 in hex) other bytes are refused. `NotAvailable` when the connection fails for longer
-    than the connection's patience, measured from the last byte that came.
+    With `digest` (BLAKE2b-256 in hex) other bytes are refused. `NotAvailable` when nothing comes for longer than the
+    connection's patience, or than `RESUME_S` once something came.
     """
     part = target.with_name(target.name + ".part")
     tag = target.with_name(target.name + ".part.etag")
     with _disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    complete = False
-    while not complete:
-        before = _size(part)
+
+    def some() -> bool:
+        """Whether it is complete now; what brought a part of it is gone on with at once."""
+        before = size_of(part)
         try:
-            connection.patiently(lambda: _some(connection, path, part, tag, progress))
-            complete = True
+            _some(connection, path, part, tag, progress)
         except NotAvailable:
-            if _size(part) <= before:
+            if size_of(part) <= before:
                 raise
+            return False
+        return True
+
+    patience_s = None
+    while not connection.patiently(some, patience_s=patience_s):
+        patience_s = RESUME_S
     with _disk(target):
         if digest is not None and _digest(part) != digest:
             part.unlink()
@@ -122,7 +130,9 @@ def _content(to: http.client.HTTPConnection, source: BinaryIO, size: int, progre
     """The file, or its beginning when the answer is there already: a refusal comes before all has been read."""
     source.seek(0)
     sent = 0
-    while sent < size and not _answered(to):
+    if progress is not None:
+        progress(sent, size)
+    while sent < size and not answered(to):
         block = source.read(min(SEND_BLOCK, size - sent))
         if not block:
             raise NotAvailable("The file became shorter while it was sent; save it and submit again.")
@@ -132,7 +142,7 @@ def _content(to: http.client.HTTPConnection, source: BinaryIO, size: int, progre
             progress(sent, size)
 
 
-def _answered(connection: http.client.HTTPConnection) -> bool:
+def answered(connection: http.client.HTTPConnection) -> bool:
     """Whether the answer is there; waits until it is or more can be sent without waiting."""
     if connection.sock is None or isinstance(connection.sock, ssl.SSLSocket):
         return False  # TLS has messages of its own; there the refusal is seen when sending fails
@@ -141,11 +151,11 @@ def _answered(connection: http.client.HTTPConnection) -> bool:
 
 def _some(connection: Connection, path: str, part: Path, tag: Path, progress: Progress | None) -> None:
     """One call that goes on where `part` ends; starts again when the file has changed on the farm."""
-    have = _size(part)
+    have = size_of(part)
     etag = tag.read_text() if have and tag.exists() else ""
     headers = {"range": f"bytes={have}-", "if-range": etag} if etag else {}
     try:
-        with connection.open("GET", path, headers=headers, timeout_s=60) as response:
+        with connection.open("GET", path, headers=headers, keep=True, timeout_s=60) as response:
             if response.status == http.HTTPStatus.PARTIAL_CONTENT:
                 total = _total(response.headers.get("content-range", ""), have)
             else:
@@ -202,8 +212,12 @@ def _remember(tag: Path, etag: str) -> None:
         tag.write_text(etag)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def size_of(file: Path) -> int:
+    """The size of a file; 0 when there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _digest(path: Path) -> str:

@@ -27,6 +27,8 @@ class Task(TypedDict):
     queued: str | None
     started: str | None
     ended: str | None
+    deletes_at: str | None
+    """When it is removed with all its files, for its subscription keeps tasks for so many days; null: not by itself."""
     reason: str | None
     machine_ids: list[int]
     notify: bool
@@ -34,6 +36,10 @@ class Task(TypedDict):
     progress: float
     latest: dict[str, Any] | None
     """The file that landed last; null in lists."""
+    facts: dict[str, Any]
+    """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
+    missing_inputs: list[str]
+    """Files that the scene needs and that were not submitted with it."""
 
 
 Item = Mapping[str, Any]

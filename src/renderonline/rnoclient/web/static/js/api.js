@@ -17,7 +17,7 @@ const OFFLINE = 'The farm does not answer. Check the network, or ask whoever run
 /** Told when a call says that nobody is logged in any more. */
 export const session = new EventTarget();
 
-function problemOf(status, text) {
+export function problemOf(status, text) {
   let told = {};
   try { told = JSON.parse(text); } catch { /* a proxy's own page */ }
   if (status === 401) session.dispatchEvent(new Event('ended'));
@@ -29,7 +29,7 @@ async function send(method, path, body, more = {}) {
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   let response;
   try {
-    response = await fetch(V2 + path, { method, headers, signal: more.signal, body: body === undefined ? undefined : JSON.stringify(body) });
+    response = await fetch(V2 + path, { method, headers, signal: more.signal, keepalive: more.keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch (error) {
     throw error.name === 'AbortError' ? error : new Problem(0, 'offline', OFFLINE);
   }
@@ -59,34 +59,16 @@ export async function everyPage(path, page, signal) {
   } while (cursor);
 }
 
-/** Have the browser download a file: it sends no header of ours, so that it needs a ticket. */
-export async function download(path) {
+/** Have the browser download a file: it sends no header of ours, so that it needs a ticket. @param {Record<string, string> | URLSearchParams} asked */
+export async function download(path, asked = {}) {
   const { url } = await call('POST', '/session/tickets', { path: V2 + path });
+  const more = new URLSearchParams(asked).toString();
   const link = document.createElement('a');
-  link.href = url;
+  link.href = more ? `${url}&${more}` : url;
   link.download = '';
   document.body.append(link);
   link.click();
   link.remove();
-}
-
-/** Submit a task. `progress(sent, total)` is called while the file travels; `signal` stops it. */
-export function submit(request, file, { progress, signal, key }) {
-  return new Promise((done, failed) => {
-    const form = new FormData();
-    form.append('request', JSON.stringify(request));
-    form.append('file', file, file.name);
-    const sending = new XMLHttpRequest();
-    sending.open('POST', `${V2}/tasks`);
-    sending.setRequestHeader('X-RenderOnline', '1');
-    sending.setRequestHeader('Idempotency-Key', key);
-    sending.upload.onprogress = (event) => progress(event.loaded, event.total);
-    sending.onload = () => (sending.status === 201 ? done(JSON.parse(sending.responseText)) : failed(problemOf(sending.status, sending.responseText)));
-    sending.onerror = () => failed(new Problem(0, 'offline', 'The connection was cut before the farm had the file. Send it again.'));
-    sending.onabort = () => failed(new DOMException('stopped', 'AbortError'));
-    signal.addEventListener('abort', () => sending.abort());
-    sending.send(form);
-  });
 }
 
 const RETRY_MS = [500, 1000, 2000, 4000];

@@ -2,6 +2,7 @@
 
 import { call, get } from './api.js';
 import { Part, ago, attempt, bar, copied, define, dialog, empty, html, icon, nothing, number, percent, plural, size, stateOf, sure, unready } from './parts.js';
+import './history.js';
 import { tasks } from './store.js';
 
 const MIB = 1_048_576;
@@ -10,8 +11,13 @@ const ORDER = ['busy', 'idle', 'draining', 'disabled', 'offline'];
 class Farm extends Part {
   static properties = { me: {}, problem: { state: true }, machines: { state: true } };
   #work = new Map();
-  #refresh = 0;
   #changed = () => this.changed();
+
+  constructor() {
+    super();
+    /** @type {any} */
+    this.me = null;
+  }
 
   connectedCallback() {
     super.connectedCallback();
@@ -61,11 +67,16 @@ class Farm extends Part {
     await attempt(async () => { await call('DELETE', `/machines/${machine.machine_id}`); this.load(); }, `${machine.name} was removed.`);
   }
 
+  #look(machine) {
+    dialog(machine.name, (box) => html`<ro-machine-history .machine=${machine} @click=${(event) => { if (event.target.closest('a')) box.close(); }}></ro-machine-history>
+      <div class="buttons end"><button type="button" class="primary" autofocus @click=${() => box.close()}>Close</button></div>`, { wide: true });
+  }
+
   #edit(machine) {
     const linked = machine.kind === 'linked';
     dialog(machine.name, (box) => html`<form @submit=${async (event) => {
         event.preventDefault();
-        const of = Object.fromEntries(new FormData(event.target));
+        const of = /** @type {any} */ (Object.fromEntries(new FormData(event.target)));
         const changes = { name: of.name.trim() || machine.name, tags: of.tags.split(',').map((one) => one.trim()).filter(Boolean), pool: of.pool.trim(), hours: of.hours.trim() };
         if (await attempt(async () => this.#machine(await call('PATCH', `/machines/${machine.machine_id}`, changes)), 'Changed.')) box.close();
       }}><label>Name <input name="name" maxlength="100" .value=${machine.name}></label>
@@ -89,7 +100,8 @@ class Farm extends Part {
     return html`<div class="head"><h1>Farm</h1>${add}</div>
       <div class="figures">${[[plural(all.length, 'machine'), ORDER.filter((one) => count[one]).map((one) => `${count[one].length} ${one}`).join(', ')],
         [slots ? percent(Math.min(1, used / slots)) : '–', `in use: ${used} of ${plural(slots, 'slot')}`], [number(waiting), waiting === 1 ? 'part waits' : 'parts wait']].map(([figure, told]) => html`<div class="card"><strong>${figure}</strong><span>${told}</span></div>`)}</div>
-      <div class="machines" role="list">${all.map((machine) => this.#card(machine))}</div>`;
+      <div class="machines" role="list">${all.map((machine) => this.#card(machine))}</div>
+      <h2 class="part">History</h2><ro-history .slots=${slots}></ro-history>`;
   }
 
   #card(machine) {
@@ -108,7 +120,7 @@ class Farm extends Part {
       <div class="buttons">${machine.wish === 'active' && !machine.benched
         ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
         : html`<button type="button" class="primary" @click=${() => this.#wish(machine, 'active', 'takes work again')}>${icon('play')}Enable</button>`}
-        <button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></div>`;
+        <button type="button" class="plain" aria-label="History of ${machine.name}" @click=${() => this.#look(machine)}>History</button><button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></div>`;
   }
 
   /** What it renders now: as its progress says, else by the tasks that have a part there. */

@@ -1,17 +1,14 @@
-// A task's frames as a grid that fills, and the viewer: zoom, next and previous, the flipbook.
+// A task's frames as a grid that fills: small pictures, and what is done with those that one has chosen.
 
-import { download, fetched } from './api.js';
-import { Part, attempt, define, empty, html, icon, nothing, number, ref, size, word } from './parts.js';
+import { fetched } from './api.js';
+import { Part, define, empty, html, icon, nothing, number, plural, word } from './parts.js';
+import { FILMS, PICTURES, pathOf, previewOf } from './viewer.js';
 
-const PICTURES = /\.(png|jpe?g|webp|gif|avif|bmp)$/i;
 const THUMB_PX = 240;
-const MOST_THUMBS = 400;
+const MOST_THUMBS = 600;
 const AT_ONCE = 4;
 /** A picture is asked for when scrolling has paused so long: what flies by is not worth fetching. */
 const PAUSE_MS = 110;
-const MOST_PIXELS = 120e6;
-
-const pathOf = (taskId, result) => `/tasks/${taskId}/results/${result.name.split('/').map(encodeURIComponent).join('/')}`;
 
 /** Pictures made small, newest wish first, a few at a time; the least recently seen are forgotten. */
 class Thumbs {
@@ -43,7 +40,7 @@ class Thumbs {
     this.#busy++;
     try {
       const blob = await (await fetched(path, { signal: stop.signal })).blob();
-      const picture = this.get(key) ?? (await createImageBitmap(blob, { resizeWidth: THUMB_PX, resizeQuality: 'medium' }));
+      const picture = this.get(key) ?? (await createImageBitmap(blob, path.includes('/previews/') ? undefined : { resizeWidth: THUMB_PX, resizeQuality: 'medium' }));
       this.#known.set(key, picture);
       if (this.#known.size > MOST_THUMBS) this.#known.delete(this.#known.keys().next().value);
       shown(picture);
@@ -101,21 +98,66 @@ class Thumb extends HTMLElement {
   }
 }
 
+/** Frames as people write them. */
+function rangeOf(frames) {
+  const parts = [];
+  for (const frame of [...frames].sort((one, other) => one - other)) {
+    const last = parts.at(-1);
+    if (last && last[1] + 1 === frame) last[1] = frame;
+    else parts.push([frame, frame]);
+  }
+  return parts.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(',');
+}
+
 class Frames extends Part {
-  static properties = { task: {}, cells: {}, wanted: {}, chose: {}, again: {}, only: { state: true } };
+  static properties = { task: {}, cells: {}, wanted: {}, chose: {}, again: {}, fetch: {}, only: { state: true }, choosing: { state: true } };
+  #chosen = new Set();
+  #anchor = -1;
+
+  constructor() {
+    super();
+    /** @type {any} */
+    this.task = null;
+    /** Every frame with its state and its file. @type {any[]} */
+    this.cells = [];
+    /** The frame that the viewer shows. @type {string | null} */
+    this.wanted = null;
+    /** @type {(label: string) => void} */
+    this.chose = () => {};
+    /** Render frames again. @type {(frames: string) => void} */
+    this.again = () => {};
+    /** Download frames and files. @type {(frames: string, names: string[]) => void} */
+    this.fetch = () => {};
+  }
 
   updated() {
-    const viewer = this.querySelector('ro-viewer');
+    const viewer = /** @type {any} */ (this.querySelector('ro-viewer'));
     if (this.wanted && !viewer) this.#open();
     if (viewer) viewer.cells = this.cells;
   }
 
   #open() {
     if (!this.cells.some((cell) => cell.label === this.wanted)) return;
-    const viewer = document.createElement('ro-viewer');
+    const viewer = /** @type {any} */ (document.createElement('ro-viewer'));
     Object.assign(viewer, { task: this.task, cells: this.cells, at: this.wanted, chose: this.chose, again: this.again });
-    viewer.closed = () => { viewer.remove(); this.chose(''); this.querySelector(`[data-frame="${CSS.escape(viewer.at)}"]`)?.focus(); };
+    viewer.closed = () => { viewer.remove(); this.chose(''); /** @type {HTMLElement} */ (this.querySelector(`[data-frame="${CSS.escape(viewer.at)}"]`))?.focus(); };
     this.append(viewer);
+  }
+
+  #press(cell, shown, event) {
+    if (!this.choosing) { this.chose(cell.label); return; }
+    const at = shown.indexOf(cell);
+    const from = event.shiftKey && this.#anchor >= 0 ? this.#anchor : at;
+    const on = !this.#chosen.has(cell.label);
+    for (const one of shown.slice(Math.min(at, from), Math.max(at, from) + 1)) this.#chosen[on ? 'add' : 'delete'](one.label);
+    this.#anchor = at;
+    this.requestUpdate();
+  }
+
+  #choose(on) {
+    this.choosing = on;
+    this.#chosen.clear();
+    this.#anchor = -1;
   }
 
   render() {
@@ -124,216 +166,36 @@ class Frames extends Part {
     const counts = Object.groupBy(cells, (cell) => cell.state);
     const shown = this.only && counts[this.only] ? counts[this.only] : cells;
     const states = ['succeeded', 'running', 'assigned', 'waiting', 'failed', 'missing', 'canceled'].filter((state) => counts[state]);
-        return html`${states.length > 1 ? html`<div class="chips" role="group" aria-label="Show frames">${['', ...states].map((state) => html`<button type="button" aria-pressed=${(this.only ?? '') === state} @click=${() => { this.only = state; }}>
-        ${state ? html`${icon(state)}${word(state)}` : 'All'} <span class="count">${number(state ? counts[state].length : cells.length)}</span></button>`)}</div>` : nothing}
-      <ro-windowed class="frames" label="Frames" .count=${shown.length} .height=${128} .width=${150} .draw=${(index) => this.#cell(shown[index], task)}></ro-windowed>`;
+    return html`<div class="frames-head">${states.length > 1 ? html`<div class="chips" role="group" aria-label="Show frames">${['', ...states].map((state) => html`<button type="button" aria-pressed=${(this.only ?? '') === state} @click=${() => { this.only = state; this.#anchor = -1; }}>
+        ${state ? html`${icon(state)}${word(state)}` : 'All'} <span class="count">${number(state ? counts[state].length : cells.length)}</span></button>`)}</div>` : html`<span class="grow"></span>`}
+        <button type="button" class="plain" aria-pressed=${Boolean(this.choosing)} @click=${() => this.#choose(!this.choosing)}>${icon('succeeded')}Choose</button></div>
+      <ro-windowed class="frames ${this.choosing ? 'choosing' : ''}" label="Frames" .count=${shown.length} .height=${128} .width=${150} .draw=${(index) => this.#cell(shown[index], task, shown)}></ro-windowed>
+      ${this.choosing ? this.#bulk(shown) : nothing}`;
   }
 
-  #cell(cell, task) {
+  #bulk(shown) {
+    const chosen = this.cells.filter((cell) => this.#chosen.has(cell.label));
+    const frames = chosen.filter((cell) => cell.frame !== null).map((cell) => cell.frame);
+    const there = chosen.filter((cell) => cell.result);
+    return html`<div class="bulk" role="toolbar" aria-label="With the chosen frames"><strong>${chosen.length ? plural(chosen.length, 'frame') : 'Choose frames'}</strong>
+      <button type="button" @click=${() => { for (const cell of shown) this.#chosen.add(cell.label); this.requestUpdate(); }}>All</button>
+      <button type="button" ?disabled=${!there.length} @click=${() => this.fetch(rangeOf(there.filter((cell) => cell.frame !== null).map((cell) => cell.frame)), there.filter((cell) => cell.frame === null).map((cell) => cell.label))}>${icon('download')}<span>Download</span></button>
+      <button type="button" ?disabled=${!frames.length} @click=${() => { this.again(rangeOf(frames)); this.#choose(false); }}>${icon('retry')}<span>Render again</span></button>
+      <button type="button" class="plain" aria-label="Clear the selection" @click=${() => this.#choose(false)}>${icon('close')}</button></div>`;
+  }
+
+  #cell(cell, task, shown) {
     if (!cell) return nothing;
     const { result } = cell;
-    const seen = result && PICTURES.test(result.name);
-    return html`<div role="listitem" class="cell ${cell.state}"><button type="button" data-frame=${cell.label} aria-label="${cell.frame === null ? 'File' : 'Frame'} ${cell.label}, ${word(cell.state)}" title=${cell.reason ?? nothing}
-      ?disabled=${!result && cell.state !== 'failed' && cell.state !== 'missing'} @click=${() => this.chose(cell.label)}>
-      ${seen ? html`<ro-thumb .of=${[`${task.task_id}/${result.name}/${result.digest}`, pathOf(task.task_id, result)]}></ro-thumb>` : html`<span class="blank">${result ? html`<b>${result.name.split('.').pop()}</b>` : icon(cell.state)}</span>`}
+    const small = result?.preview ? previewOf(task.task_id, result, 'thumb') : result && PICTURES.test(result.name) ? pathOf(task.task_id, result) : '';
+    const chosen = this.choosing ? this.#chosen.has(cell.label) : null;
+    const look = result || cell.state === 'failed' || cell.state === 'missing';
+    return html`<div role="listitem" class="cell ${cell.state} ${chosen ? 'chosen' : ''}"><button type="button" data-frame=${cell.label} aria-label="${cell.frame === null ? (FILMS.test(cell.label) ? 'Film' : 'File') : 'Frame'} ${cell.label}, ${word(cell.state)}" title=${cell.reason ?? nothing}
+      aria-pressed=${chosen === null ? nothing : chosen} ?disabled=${!look && !this.choosing} @click=${(event) => this.#press(cell, shown, event)}>
+      ${small ? html`<ro-thumb .of=${[`${task.task_id}/${result.name}/${result.digest}`, small]}></ro-thumb>` : html`<span class="blank">${result ? (FILMS.test(result.name) ? icon('film') : html`<b>${result.name.split('.').pop()}</b>`) : icon(cell.state)}</span>`}
       <span class="label">${cell.label}</span></button></div>`;
-  }
-}
-
-/** Looks at frames one by one or as a film. */
-class Viewer extends Part {
-  static properties = { task: {}, cells: {}, at: {}, playing: { state: true }, zoom: { state: true }, fps: { state: true }, loop: { state: true }, keys: { state: true }, problem: { state: true } };
-  #pictures = new Map();
-  #pixels = 0;
-  #loading = new Map();
-  #pan = { x: 0, y: 0 };
-  #shown = null;
-
-  constructor() {
-    super();
-    Object.assign(this, { playing: false, zoom: 0, fps: 24, loop: true, keys: false });
-  }
-
-  connectedCallback() {
-    super.connectedCallback();
-    this.resized = new ResizeObserver(() => this.#paint());
-    this.updateComplete.then(() => {
-      this.box = this.querySelector('dialog');
-      this.box.showModal();
-      this.resized.observe(this.querySelector('.stage'));
-    });
-  }
-
-  disconnectedCallback() {
-    super.disconnectedCallback();
-    this.playing = false;
-    this.resized.disconnect();
-    for (const picture of this.#pictures.values()) picture.close();
-    this.#pictures.clear();
-  }
-
-  #there() { return this.cells.filter((cell) => cell.result); }
-  get #cell() { return this.cells.find((cell) => cell.label === this.at) ?? this.cells[0]; }
-
-  updated(changed) {
-    if (changed.has('at') || changed.has('cells')) this.#show();
-  }
-
-  #key(cell) { return `${cell.result.name}/${cell.result.digest}`; }
-
-  async #picture(cell) {
-    if (!cell.result || !PICTURES.test(cell.result.name)) return null;
-    const key = this.#key(cell);
-    const known = this.#pictures.get(key);
-    if (known) { this.#pictures.delete(key); this.#pictures.set(key, known); return known; }
-    if (!this.#loading.has(key)) {
-      const load = async () => {
-        const picture = await createImageBitmap(await (await fetched(pathOf(this.task.task_id, cell.result))).blob());
-        this.#pictures.set(key, picture);
-        this.#pixels += picture.width * picture.height;
-        while (this.#pixels > MOST_PIXELS && this.#pictures.size > 2) {
-          const [old, gone] = this.#pictures.entries().next().value;
-          if (gone === this.#shown) break;
-          this.#pictures.delete(old);
-          this.#pixels -= gone.width * gone.height;
-          gone.close();
-        }
-        return picture;
-      };
-      this.#loading.set(key, load().finally(() => this.#loading.delete(key)));
-    }
-    return this.#loading.get(key);
-  }
-
-  async #show() {
-    const cell = this.#cell;
-    this.problem = '';
-    try {
-      const picture = await this.#picture(cell);
-      if (cell !== this.#cell && cell.label !== this.at) return;
-      this.#shown = picture;
-      this.#paint();
-    } catch {
-      this.#shown = null;
-      this.problem = 'This picture can’t be shown here. Download it to look at it.';
-      this.#paint();
-    }
-    this.requestUpdate();
-    const there = this.#there();
-    const at = there.indexOf(cell);
-    for (const beside of [1, 2, -1]) if (there[at + beside]) this.#picture(there[at + beside]).catch(() => {});
-  }
-
-  #paint() {
-    const canvas = this.querySelector('.stage canvas');
-    if (!canvas) return;
-    const { clientWidth: width, clientHeight: height } = canvas.parentElement;
-    const dots = devicePixelRatio || 1;
-    if (canvas.width !== Math.round(width * dots) || canvas.height !== Math.round(height * dots)) Object.assign(canvas, { width: Math.round(width * dots), height: Math.round(height * dots) });
-    const context = canvas.getContext('2d');
-    context.clearRect(0, 0, canvas.width, canvas.height);
-    if (!this.#shown) return;
-    const fit = Math.min(canvas.width / this.#shown.width, canvas.height / this.#shown.height);
-    const scale = this.zoom ? this.zoom : fit;
-    const [w, h] = [this.#shown.width * scale, this.#shown.height * scale];
-    if (!this.zoom) this.#pan = { x: 0, y: 0 };
-    context.imageSmoothingEnabled = scale < 2;
-    context.imageSmoothingQuality = 'high';
-    context.drawImage(this.#shown, Math.round((canvas.width - w) / 2 + this.#pan.x * dots), Math.round((canvas.height - h) / 2 + this.#pan.y * dots), w, h);
-    this.scale = scale;
-  }
-
-  #zoomTo(zoom) {
-    this.zoom = zoom && Math.min(16, Math.max(0.05, zoom));
-    this.#paint();
-  }
-
-  #go(to) {
-    const there = this.#there();
-    if (!there.length) return;
-    const cell = there[Math.min(there.length - 1, Math.max(0, to))];
-    this.at = cell.label;
-    if (!this.playing) this.chose(cell.label);
-  }
-
-  /** The place among those that are there, before or after a frame that is not. */
-  #place() {
-    const there = this.#there();
-    const at = there.findIndex((cell) => cell.label === this.at);
-    return at >= 0 ? at : Math.max(0, there.findIndex((cell) => cell.frame > this.#cell.frame));
-  }
-
-  async #play() {
-    this.playing = !this.playing;
-    if (!this.playing) { this.chose(this.at); return; }
-    if (this.#place() === this.#there().length - 1) this.#go(0);
-    let due = performance.now();
-    while (this.playing && this.isConnected) {
-      due = Math.max(due + 1000 / this.fps, performance.now());
-      const there = this.#there();
-      let next = this.#place() + 1;
-      if (next >= there.length) {
-        if (!this.loop) break;
-        next = 0;
-      }
-      for (let ahead = 1; ahead <= 6; ahead++) this.#picture(there[(next + ahead) % there.length]).catch(() => {});
-      await this.#picture(there[next]).catch(() => {}); // a film waits for its pictures instead of skipping them
-      await new Promise((go) => setTimeout(go, Math.max(0, due - performance.now())));
-      if (this.playing) this.#go(next);
-      await this.updateComplete;
-    }
-    if (this.isConnected && this.playing) { this.playing = false; this.chose(this.at); }
-  }
-
-  #pressed(event) {
-    if (event.target.matches('input[type=range], select') && !['Escape', '?', 'f'].includes(event.key)) return;
-    const keys = {
-      ' ': () => this.#play(), ArrowRight: () => this.#go(this.#place() + 1), ArrowLeft: () => this.#go(this.#place() - 1), Home: () => this.#go(0), End: () => this.#go(Infinity),
-      f: () => this.#zoomTo(0), F: () => this.#zoomTo(0), 1: () => this.#zoomTo(1), '+': () => this.#zoomTo(this.scale * 1.25), '-': () => this.#zoomTo(this.scale / 1.25), '?': () => { this.keys = !this.keys; },
-    };
-    if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
-    if (event.key === ' ' && event.target.matches('button')) return;
-    event.preventDefault();
-    keys[event.key]();
-  }
-
-  #drag(event) {
-    if (!this.zoom || event.button) return;
-    const start = { x: event.clientX - this.#pan.x, y: event.clientY - this.#pan.y };
-    const stage = event.currentTarget;
-    stage.setPointerCapture(event.pointerId);
-    stage.onpointermove = (moved) => { this.#pan = { x: moved.clientX - start.x, y: moved.clientY - start.y }; this.#paint(); };
-    stage.onpointerup = () => { stage.onpointermove = stage.onpointerup = null; };
-  }
-
-  render() {
-    const cell = this.#cell;
-    const there = this.#there();
-    const place = this.#place();
-    const { result } = cell;
-    const facts = result ? [this.#shown ? `${this.#shown.width} × ${this.#shown.height}` : '', size(result.size)].filter(Boolean).join(' · ') : word(cell.state);
-    const button = (name, label, act, more = '') => html`<button type="button" class="plain ${more}" aria-label=${label} title=${label} @click=${act}>${icon(name)}</button>`;
-    return html`<dialog class="viewer" aria-label="Frame ${cell.label} of ${this.task.name}" @close=${() => this.closed()} @keydown=${this.#pressed}>
-      <header><strong>${cell.frame === null ? cell.label : `Frame ${cell.label}`}</strong><span class="soft">${facts}</span><span class="grow"></span>
-        ${result ? html`<button type="button" class="plain" aria-label="Download" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
-        ${cell.frame === null ? nothing : html`<button type="button" class="plain" aria-label="Render again" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
-        ${button('close', 'Close', () => this.box.close())}</header>
-      <div class="stage ${this.zoom ? 'zoomed' : ''}" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
-        <canvas role="img" aria-label="Picture of ${cell.frame === null ? cell.label : `frame ${cell.label}`}"></canvas>
-        ${this.problem || !result || !PICTURES.test(result.name) ? html`<p>${this.problem || (result ? `A browser can’t show ${result.name.split('.').pop().toUpperCase()} files. Download it to look at it.` : cell.reason || word(cell.state))}</p>` : nothing}
-        ${this.keys ? html`<dl class="keys"><div><dt>Space</dt><dd>play, pause</dd></div><div><dt>← →</dt><dd>previous, next</dd></div><div><dt>Home End</dt><dd>first, last</dd></div><div><dt>+ −</dt><dd>zoom</dd></div><div><dt>F, 1</dt><dd>fit, real size</dd></div><div><dt>Esc</dt><dd>close</dd></div></dl>` : nothing}</div>
-      <footer><input type="range" aria-label="Frame" min="0" max=${Math.max(0, there.length - 1)} .value=${String(place)} aria-valuetext="frame ${cell.label}" @input=${(event) => this.#go(Number(event.target.value))}>
-        <div class="buttons">${button('first', 'First frame', () => this.#go(0), 'wide-only')}${button('previous', 'Previous frame', () => this.#go(place - 1))}
-          <button type="button" class="primary" autofocus aria-label=${this.playing ? 'Pause' : 'Play'} @click=${this.#play}>${icon(this.playing ? 'pause' : 'play')}</button>
-          ${button('next', 'Next frame', () => this.#go(place + 1))}${button('last', 'Last frame', () => this.#go(there.length - 1), 'wide-only')}
-          <span class="soft position">${there.length ? place + 1 : 0} of ${there.length}</span><span class="grow"></span>
-          <label class="inline wide-only">Frames per second <select @change=${(event) => { this.fps = Number(event.target.value); }}>${[6, 12, 24, 25, 30, 60].map((fps) => html`<option ?selected=${fps === this.fps}>${fps}</option>`)}</select></label>
-          <button type="button" class="plain wide-only" aria-pressed=${this.loop} @click=${() => { this.loop = !this.loop; }}>${icon('loop')}Loop</button>
-          ${button('fit', 'Fit the window', () => this.#zoomTo(0))}<button type="button" class="plain" aria-label="Real size" title="Real size" @click=${() => this.#zoomTo(1)}>1:1</button>
-          <button type="button" class="plain wide-only" aria-label="Keys" aria-pressed=${this.keys} @click=${() => { this.keys = !this.keys; }}>?</button></div></footer></dialog>`;
   }
 }
 
 define('ro-thumb', Thumb);
 define('ro-frames', Frames);
-define('ro-viewer', Viewer);

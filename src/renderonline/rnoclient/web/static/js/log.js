@@ -4,7 +4,9 @@ import { fetched } from './api.js';
 import { Part, define, empty, html, icon, keyed, nothing, number, unready, word } from './parts.js';
 
 const LINE_PX = 20;
-const MOST_LINES = 100_000;
+const MOST_LINES = 200_000;
+/** So many more are taken before the oldest go: moving them all for each new line would be slow. */
+const SPARE_LINES = 20_000;
 const AGAIN_MS = 1000;
 
 class Log extends Part {
@@ -14,11 +16,20 @@ class Log extends Part {
   #reading = 0;
   #rest = '';
   #at = -1;
+  /** Lines that are not kept here any more. */
+  #left = 0;
   #stop = null;
 
   constructor() {
     super();
-    Object.assign(this, { following: true, search: '' });
+    this.following = true;
+    this.search = '';
+    /** @type {any[] | null} */
+    this.attempts = null;
+    /** The attempt whose log is shown; 0: the one that is most telling. */
+    this.wanted = 0;
+    /** @type {(id: string) => void} */
+    this.chose = () => {};
   }
 
   connectedCallback() {
@@ -44,9 +55,12 @@ class Log extends Part {
     const attempt = this.#attempt;
     if (!attempt || attempt.attempt_id === this.#of) return;
     this.#stop?.abort();
-    Object.assign(this, { following: true });
+    this.following = true;
     this.#of = attempt.attempt_id;
     this.#lines = [];
+    this.#left = 0;
+    this.#at = -1;
+    this.#searched = { wanted: '', upto: 0, found: [] };
     this.#rest = '';
     this.#offset = 0;
     this.#over = false;
@@ -71,7 +85,11 @@ class Log extends Part {
       const lines = (this.#rest + text).split('\n');
       this.#rest = lines.pop();
       for (const line of lines) this.#lines.push(line.split('\r').findLast(Boolean) ?? '');
-      if (this.#lines.length > MOST_LINES) this.#lines.splice(0, this.#lines.length - MOST_LINES);
+      if (this.#lines.length > MOST_LINES + SPARE_LINES) {
+        this.#left += this.#lines.length - MOST_LINES;
+        this.#lines.splice(0, this.#lines.length - MOST_LINES);
+        this.#searched = { wanted: '', upto: 0, found: [] };
+      }
       this.#over = ended && nothingNew;
       if (!nothingNew) this.#show();
       else this.requestUpdate();
@@ -85,7 +103,7 @@ class Log extends Part {
   async #show() {
     this.requestUpdate();
     await this.updateComplete;
-    const list = this.querySelector('ro-windowed');
+    const list = /** @type {any} */ (this.querySelector('ro-windowed'));
     await list?.updateComplete;
     if (list && this.following) list.scrollTop = list.scrollHeight;
   }
@@ -97,9 +115,16 @@ class Log extends Part {
     if (atEnd !== this.following) this.following = atEnd;
   }
 
+  #searched = { wanted: '', upto: 0, found: [] };
+
+  /** Numbers of the lines that have what is searched; only lines that are new are looked at. */
   #found() {
     const wanted = this.search.toLowerCase();
-    return wanted ? this.#lines.flatMap((line, at) => (line.toLowerCase().includes(wanted) ? [at] : [])) : [];
+    if (!wanted) return [];
+    if (this.#searched.wanted !== wanted) this.#searched = { wanted, upto: 0, found: [] };
+    const known = this.#searched;
+    for (; known.upto < this.#lines.length; known.upto++) if (this.#lines[known.upto].toLowerCase().includes(wanted)) known.found.push(known.upto);
+    return known.found;
   }
 
   #find(way) {
@@ -108,7 +133,7 @@ class Log extends Part {
     const at = way > 0 ? found.find((one) => one > this.#at) : found.findLast((one) => one < this.#at);
     this.#at = at ?? (way > 0 ? found[0] : found.at(-1));
     this.following = false;
-    this.querySelector('ro-windowed').reveal(this.#at);
+    /** @type {any} */ (this.querySelector('ro-windowed')).reveal(this.#at);
     this.requestUpdate();
   }
 
@@ -141,7 +166,7 @@ class Log extends Part {
   #line(index) {
     const line = this.#lines[index] ?? '';
     const at = this.search ? line.toLowerCase().indexOf(this.search.toLowerCase()) : -1;
-    return html`<div class="row ${index === this.#at ? 'here' : ''}"><i>${index + 1}</i><span>${at < 0 ? line : html`${line.slice(0, at)}<mark>${line.slice(at, at + this.search.length)}</mark>${line.slice(at + this.search.length)}`}</span></div>`;
+    return html`<div class="row ${index === this.#at ? 'here' : ''}"><i>${index + 1 + this.#left}</i><span>${at < 0 ? line : html`${line.slice(0, at)}<mark>${line.slice(at, at + this.search.length)}</mark>${line.slice(at + this.search.length)}`}</span></div>`;
   }
 }
 

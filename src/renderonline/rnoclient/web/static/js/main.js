@@ -4,20 +4,24 @@ import { call, get, live, session } from './api.js';
 import { Part, attempt, classMap, clock, define, empty, html, icon, mark, note, nothing } from './parts.js';
 import { tasks } from './store.js';
 import './tasks.js';
+import { dropped, uploads } from './uploads.js';
 
-/** Address -> title, the module that has the page, its element. Pages that are not looked at are not fetched. */
+/**
+ * Address -> title, the module that has the page, its element. Pages that are not looked at are not fetched.
+ * @type {[RegExp, string, () => Promise<any>, (app: App, part?: string) => any][]}
+ */
 const PAGES = [
   [/^\/$/, 'Tasks', () => import('./tasks.js'), () => html`<ro-tasks></ro-tasks>`],
-  [/^\/submit$/, 'New task', () => import('./submit.js'), (app) => html`<ro-submit .me=${app.me} .file=${app.file}></ro-submit>`],
+  [/^\/submit$/, 'New task', () => import('./submit.js'), (app) => html`<ro-submit .me=${app.me} .files=${app.files}></ro-submit>`],
   [/^\/tasks\/(\d+)$/, 'Task', () => import('./task.js'), (app, id) => html`<ro-task .taskId=${Number(id)} .me=${app.me}></ro-task>`],
   [/^\/farm$/, 'Farm', () => import('./farm.js'), (app) => html`<ro-farm .me=${app.me}></ro-farm>`],
-  [/^\/admin(?:\/(\w+))?$/, 'Administration', () => import('./admin.js'), (app, part) => html`<ro-admin .part=${part ?? 'users'} .me=${app.me}></ro-admin>`],
+  [/^\/admin(?:\/(\w+))?$/, 'Administration', () => import('./admin.js'), (app, part) => html`<ro-admin .list=${part ?? 'users'} .me=${app.me}></ro-admin>`],
 ];
 
 class App extends Part {
   static properties = { me: { state: true }, dropping: { state: true } };
 
-  file = null;
+  files = null;
   #at = '';
   /** Pages whose module is there: before that their elements would not know what they are given. */
   #there = new Set();
@@ -33,7 +37,7 @@ class App extends Part {
     session.addEventListener('ended', () => this.#ended());
     addEventListener('popstate', () => this.#arrive());
     document.addEventListener('click', (event) => this.#clicked(event));
-    document.addEventListener('ro-go', (event) => this.go(event.detail.to, event.detail));
+    document.addEventListener('ro-go', (/** @type {CustomEvent} */ event) => this.go(event.detail.to, event.detail));
     document.addEventListener('visibilitychange', () => this.#looked());
     for (const name of ['dragenter', 'dragover', 'dragleave', 'drop']) document.addEventListener(name, (event) => this.#drag(event));
     this.every(10_000, () => { if (!live.connected) this.requestUpdate(); });
@@ -55,6 +59,7 @@ class App extends Part {
     this.me = me;
     tasks.everybody = me.permissions.includes('tasks.all');
     live.start();
+    uploads.entered(me.email);
     if (location.pathname === '/login') this.go(new URLSearchParams(location.search).get('to') ?? '/', { replace: true });
     else this.#arrive();
   }
@@ -82,11 +87,11 @@ class App extends Part {
     this.go('/login', { replace: true });
   }
 
-  /** Show another page. `file` is taken along to the form. */
-  go(to, { replace = false, file = null } = {}) {
+  /** Show another page. `files` are taken along to the form. */
+  go(to, { replace = false, files = null } = {}) {
     const target = new URL(to, location.origin);
     if (target.origin !== location.origin) return;
-    this.file = file;
+    this.files = files;
     history[replace ? 'replaceState' : 'pushState'](null, '', target.pathname + target.search);
     this.#arrive();
   }
@@ -103,7 +108,7 @@ class App extends Part {
     document.title = `${found?.[1] ?? 'Log in'} – RenderOnline`;
     await this.updateComplete;
     scrollTo(0, 0);
-    (this.querySelector('[autofocus]') ?? this.querySelector('main'))?.focus({ preventScroll: true });
+    /** @type {HTMLElement} */ (this.querySelector('[autofocus]') ?? this.querySelector('main'))?.focus({ preventScroll: true });
   }
 
   #clicked(event) {
@@ -127,7 +132,7 @@ class App extends Part {
     if (!this.me || !event.dataTransfer?.types.includes('Files')) return;
     event.preventDefault();
     this.dropping = event.type === 'dragenter' || event.type === 'dragover' || (event.type === 'dragleave' && event.relatedTarget !== null);
-    if (event.type === 'drop' && event.dataTransfer.files[0]) this.go('/submit', { file: event.dataTransfer.files[0] });
+    if (event.type === 'drop') attempt(async () => this.go('/submit', { files: await dropped(event.dataTransfer) }));
   }
 
   render() {
@@ -143,7 +148,7 @@ class App extends Part {
           <div><strong>${[this.me.first_name, this.me.last_name].join(' ').trim() || this.me.email}</strong><span>${this.me.email}</span><span>${this.me.role}</span>
           <button type="button" @click=${this.leave}>${icon('out')}Log out</button></div></details>
       </header>
-      <main id="main" tabindex="-1">${found && !this.#there.has(found) ? nothing : found ? found[3](this, ...path.match(found[0]).slice(1)) : empty('Nothing here', 'There is no page at this address.', html`<a class="button" href="/">All tasks</a>`, 'search')}</main>
+      <main id="main" tabindex="-1">${found && !this.#there.has(found) ? nothing : found ? found[3](this, path.match(found[0])[1]) : empty('Nothing here', 'There is no page at this address.', html`<a class="button" href="/">All tasks</a>`, 'search')}</main>
       ${this.dropping ? html`<div class="dropping" aria-hidden="true"><div>${icon('upload')}Drop the scene to make a task of it</div></div>` : nothing}`;
   }
 
@@ -190,6 +195,12 @@ class Login extends Part {
     } finally {
       this.busy = false;
     }
+  }
+
+  constructor() {
+    super();
+    /** @type {(me: any) => void} */
+    this.entered = () => {};
   }
 
   render() {

@@ -64,6 +64,9 @@ const PATHS = {
   first: 'M4 3.5v9M11.5 3.5 7 8l4.5 4.5',
   last: 'M12 3.5v9M4.5 3.5 9 8l-4.5 4.5',
   upload: 'M8 10.5V3M4.8 6 8 2.8 11.2 6M3 13.2h10',
+  compare: 'M2.5 3.5h11v9h-11zM8 2v12M4.5 9.5l2-2.5',
+  film: 'M2.5 3.5h11v9h-11zM5 3.5v9M11 3.5v9M2.5 8h11',
+  folder: 'M2.5 12.5v-9h4l1.5 2h5.5v7z',
   tasks: 'M2.5 3.5h3v3h-3zM8 5h5.5M2.5 9.5h3v3h-3zM8 11h5.5',
   farm: 'M2.5 3h11v4h-11zM2.5 9h11v4h-11zM5 5h.01M5 11h.01',
   admin: 'M8 2.5a2.5 2.5 0 1 1 0 5 2.5 2.5 0 0 1 0-5M3 13.5c0-2.8 2.2-4.5 5-4.5s5 1.7 5 4.5',
@@ -98,8 +101,9 @@ export const percent = (value) => `${Math.floor(100 * value)} %`;
 
 export function size(bytes) {
   const step = bytes >= 1e9 ? ['GB', 1e9] : bytes >= 1e6 ? ['MB', 1e6] : bytes >= 1e3 ? ['kB', 1e3] : ['B', 1];
-  const value = bytes / step[1];
-  return `${value.toFixed(value >= 10 || step[1] === 1 ? 0 : 1)} ${step[0]}`;
+  const [unit, of] = /** @type {[string, number]} */ (step);
+  const value = bytes / of;
+  return `${value.toFixed(value >= 10 || of === 1 ? 0 : 1)} ${unit}`;
 }
 
 export function duration(seconds) {
@@ -128,8 +132,8 @@ export function remaining(task) {
   return ((Date.now() - Date.parse(task.started)) / 1000) * (1 / task.progress - 1);
 }
 
-/** A short message that goes by itself; read out by screen readers. */
-export function note(text, kind = 'good') {
+/** A short message that goes by itself; read out by screen readers. `undo`: what a button in it does. Gives what takes it away. */
+export function note(text, kind = 'good', undo = null, ms = kind === 'good' ? 5000 : 9000) {
   let place = document.querySelector('.notes');
   if (!place) {
     place = Object.assign(document.createElement('div'), { className: 'notes' });
@@ -137,8 +141,14 @@ export function note(text, kind = 'good') {
     document.body.append(place);
   }
   const line = Object.assign(document.createElement('p'), { className: kind, textContent: text });
+  if (undo) {
+    const button = Object.assign(document.createElement('button'), { type: 'button', textContent: 'Undo' });
+    button.addEventListener('click', () => { line.remove(); undo(); });
+    line.append(button);
+  }
   place.append(line);
-  setTimeout(() => line.remove(), kind === 'good' ? 5000 : 9000);
+  setTimeout(() => line.remove(), ms);
+  return () => line.remove();
 }
 
 /** Do it; what goes wrong is told. Gives whether it went well. */
@@ -179,7 +189,10 @@ export async function sure(title, text, yes) {
 export const copied = (text, label) => html`<div class="copied"><code tabindex="0" role="region" aria-label=${label}>${text}</code>
   <button type="button" @click=${() => attempt(() => navigator.clipboard.writeText(text), 'Copied.')}>Copy</button></div>`;
 
-/** What stands where there is nothing: why, and what to do. */
+/**
+ * What stands where there is nothing: why, and what to do.
+ * @param {string} title @param {string} text @param {any} action
+ */
 export const empty = (title, text, action = nothing, name = 'info') => html`<div class="empty">${icon(name)}<h2>${title}</h2><p>${text}</p>${action}</div>`;
 
 /** What a page shows while it loads, and when loading failed. */
@@ -202,7 +215,13 @@ class Windowed extends LitElement {
 
   constructor() {
     super();
-    Object.assign(this, { count: 0, height: 40, width: 0, draw: () => nothing, kind: 'list', label: '' });
+    this.count = 0;
+    this.height = 40;
+    this.width = 0;
+    /** @type {(index: number) => any} */
+    this.draw = () => nothing;
+    this.kind = 'list';
+    this.label = '';
   }
 
   createRenderRoot() { return this; }
@@ -244,7 +263,7 @@ class Windowed extends LitElement {
     const [from, to, columns] = this.#range();
     this.#seen = [from, to, columns].join();
     const rows = Math.ceil(this.count / columns);
-    const set = (name, value) => ref((node) => node?.style.setProperty(name, value));
+    const set = (name, value) => ref((node) => /** @type {HTMLElement} */ (node)?.style.setProperty(name, value));
     return html`<div class="windowed" role=${this.kind} aria-label=${this.label || nothing}
       ${set('height', `${rows * this.height}px`)}><div class="window" role="presentation" ${set('transform', `translateY(${Math.floor(from / columns) * this.height}px)`)}
       ${set('--columns', columns)}>${repeat(Array.from({ length: to - from }, (_, at) => from + at), (index) => index, this.draw)}</div></div>`;

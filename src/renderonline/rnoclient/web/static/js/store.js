@@ -19,6 +19,8 @@ class Tasks extends EventTarget {
   loaded = null;
   problem = null;
   everybody = true;
+  /** Tasks that are deleted in a moment, unless somebody changes their mind: no page shows them. */
+  #leaving = new Map();
   #reading = null;
   #wanted = new Set();
   #asking = 0;
@@ -27,8 +29,8 @@ class Tasks extends EventTarget {
   constructor() {
     super();
     live.addEventListener('resync', () => this.load());
-    live.addEventListener('task', ({ detail }) => this.#task(detail));
-    live.addEventListener('progress', ({ detail }) => this.#progress(detail));
+    live.addEventListener('task', (/** @type {CustomEvent} */ { detail }) => this.#task(detail));
+    live.addEventListener('progress', (/** @type {CustomEvent} */ { detail }) => this.#progress(detail));
   }
 
   forget() {
@@ -45,7 +47,7 @@ class Tasks extends EventTarget {
     const first = this.all.size === 0;
     try {
       await everyPage(`/tasks?all=${this.everybody ? 1 : 0}`, (items) => {
-        for (const task of items) found.set(task.task_id, ready(task));
+        for (const task of items) if (!this.#leaving.has(task.task_id)) found.set(task.task_id, ready(task));
         if (first) { this.all = found; this.loaded = false; this.#say(); }
         if (found.size >= MOST) throw new RangeError('enough');
       }, reading.signal);
@@ -53,12 +55,28 @@ class Tasks extends EventTarget {
       if (reading.signal.aborted) return;
       if (!(error instanceof RangeError)) { this.problem = error; this.#say(); return; }
     }
+    for (const id of this.#leaving.keys()) found.delete(id);
     Object.assign(this, { all: found, loaded: true, problem: null });
     this.#say();
   }
 
+  /** Show these tasks no longer; gives what shows them again. */
+  hide(some) {
+    for (const task of some) {
+      this.#leaving.set(task.task_id, task);
+      this.all.delete(task.task_id);
+    }
+    this.#say();
+    return (again = some) => {
+      for (const { task_id: id } of some) this.#leaving.delete(id);
+      for (const task of again) { this.all.set(task.task_id, task); this.refresh(task.task_id); }
+      this.#say();
+    };
+  }
+
   /** Take over what a call has answered. */
   put(task) {
+    if (this.#leaving.has(task.task_id)) return;
     this.all.set(task.task_id, ready(task));
     this.#say();
   }
@@ -75,6 +93,8 @@ class Tasks extends EventTarget {
       this.all.delete(told.task_id);
       this.#wanted.delete(told.task_id);
       this.#say();
+    } else if (this.#leaving.has(told.task_id)) {
+      return;
     } else if (!task || task.status !== told.status) {
       if (task) this.#merge(task, told);
       this.refresh(told.task_id);

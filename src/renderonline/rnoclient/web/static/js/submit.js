@@ -1,8 +1,9 @@
-// A new task: the scene, and a form that is drawn from what the engine's definition says.
+// A new task: the scene, which travels while one fills in a form that is drawn from what the engine's definition says.
 
-import { get, submit } from './api.js';
-import { Part, attempt, bar, classMap, define, duration, empty, html, icon, kept, nothing, plural, size, unready } from './parts.js';
+import { get } from './api.js';
+import { ENDED, Part, ago, attempt, bar, define, dialog, duration, empty, html, icon, kept, note, nothing, number, percent, plural, size, unready } from './parts.js';
 import { tasks } from './store.js';
+import { picked, uploads } from './uploads.js';
 
 /** The built-in types' rules, as the farm checks them (`farm.arguments.TYPES`). */
 export const TYPES = {
@@ -54,54 +55,193 @@ function pattern(regex) {
   try { return new RegExp(`^(?:${regex})$`); } catch { return null; } // Python's own syntax: the farm checks it
 }
 
+/** How the frames of a plain range follow each other. */
+const ORDERS = {
+  forward: ['First to last', (first, last) => `${first}-${last}`],
+  coarse: ['Every eighth first, then those between', (first, last) => `${first}-${last}:8`],
+  backward: ['Last to first', (first, last) => `${last}-${first}`],
+};
+const PLAIN = /^\s*(-?\d+)\s*-\s*(-?\d+)\s*$/;
+const PRESETS = 'renderonline-presets';
+const SHOWN_FILES = 100;
+/** What there is to a new task beside the engine's arguments. */
+const FORM = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false, order: 'forward', film: '', fps: '' };
+
+function presets() {
+  try { return JSON.parse(localStorage.getItem(PRESETS) ?? '{}'); } catch { return {}; }
+}
+
 class Submit extends Part {
-  static properties = { me: {}, file: {}, engines: { state: true }, problem: { state: true }, sending: { state: true }, refused: { state: true } };
+  static properties = { me: {}, files: {}, engines: { state: true }, problem: { state: true }, refused: { state: true }, facts: { state: true }, earlier: { state: true }, limit: { state: true } };
   #values = {};
   #engine = null;
-  #form = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false };
+  #form = { ...FORM };
   #touched = new Set();
   #key = '';
+  #scene = '';
+  #preset = '';
+  #factsOf = '';
+  #saving = 0;
+  #changed = () => { this.#learn(); this.changed(); };
+
+  constructor() {
+    super();
+    /** @type {any} */
+    this.me = null;
+    /** Files that were dropped on another page. @type {import('./uploads.js').Chosen[] | null} */
+    this.files = null;
+  }
 
   connectedCallback() {
     super.connectedCallback();
+    uploads.addEventListener('change', this.#changed);
+    tasks.addEventListener('change', this.#changed);
+    if (tasks.loaded === null) tasks.load();
     this.load();
   }
+
+  disconnectedCallback() {
+    super.disconnectedCallback();
+    uploads.removeEventListener('change', this.#changed);
+    tasks.removeEventListener('change', this.#changed);
+    clearTimeout(this.#saving);
+    if (this.#upload) this.#keep();
+  }
+
+  get #upload() { return uploads.draft; }
 
   async load() {
     this.problem = null;
     try {
       this.engines = (await get('/engines')).items.filter((engine) => engine.is_enabled);
-      this.#take(this.file);
-    } catch (error) { this.problem = error; }
+    } catch (error) { this.problem = error; return; }
+    if (this.files) this.#take(this.files);
+    else if (this.#upload) this.#show();
+    this.limit = (await get('/me').catch(() => this.me)).queue_limit ?? null;
+    this.earlier = await uploads.unfinished(this.me.email).catch(() => []);
   }
 
   willUpdate(changed) {
-    if (changed.has('file') && this.engines) this.#take(this.file);
+    if (changed.has('files') && this.engines && this.files) this.#take(this.files);
   }
 
-  /** A file was chosen: its extension says which engine renders it. */
-  #take(file) {
-    if (!file) return;
-    this.file = file;
-    this.refused = '';
-    this.#key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+  /** Files were chosen: they begin to travel, and the form is drawn for them. */
+  #take(files) {
+    this.files = null;
+    if (!files.length) return;
+    const old = this.#upload;
+    if (old && !old.then) old.stop();
+    uploads.draft = uploads.add(files, this.me.email);
+    this.earlier = (this.earlier ?? []).filter((one) => one.mark !== uploads.draft.mark);
+    this.#show();
+  }
+
+  /** Draw the form for the upload: as it was before, or anew. */
+  #show() {
+    const draft = this.#upload.draft ?? uploads.draftOf(this.#upload);
+    this.refused = this.#upload.refusal ?? '';
+    this.#preset = '';
+    this.#factsOf = '';
+    this.facts = null;
+    this.#key = draft?.key ?? crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+    const scenes = this.#scenes();
+    this.#scene = scenes.includes(draft?.scene) ? draft.scene : (scenes[0] ?? '');
     const fitting = this.#fitting();
-    if (!fitting.includes(this.#engine)) this.#choose(fitting[0] ?? null);
+    const engine = this.engines.find((one) => one.name === draft?.engine);
+    if (engine && fitting.includes(engine)) {
+      this.#engine = engine;
+      this.#values = { ...this.#defaults(engine), ...draft.values };
+      this.#form = { ...FORM, ...draft.form };
+      this.#touched = new Set(draft.touched);
+    } else if (!fitting.includes(this.#engine) || !this.#touched.size) {
+      this.#choose(fitting[0] ?? null);
+    }
+    if (!fitting.length) this.#upload.pause();
+    this.#keep();
+    this.#learn();
     this.requestUpdate();
   }
 
+  /** Remember the form with its upload. */
+  #keep() {
+    if (!this.#engine) return;
+    this.#upload.draft = { key: this.#key, scene: this.#scene, engine: this.#engine.name, values: this.#values, form: this.#form, touched: [...this.#touched] };
+    this.#upload.keep();
+  }
+
+  #edited() {
+    clearTimeout(this.#saving);
+    this.#saving = setTimeout(() => { if (this.#upload) this.#keep(); }, 400);
+    this.requestUpdate();
+  }
+
+  get #packed() { return this.#upload.files.length === 1 && this.#upload.files[0].name.toLowerCase().endsWith('.zip') && !this.engines.some((engine) => engine.extensions.includes('.zip')); }
+
+  /** The files that an engine renders, those outside of folders first. */
+  #scenes() {
+    if (!this.#upload) return [];
+    if (this.#packed) return [this.#upload.files[0].name];
+    const takes = (name) => this.engines.some((engine) => engine.extensions.some((one) => name.toLowerCase().endsWith(one.toLowerCase())));
+    const depth = (name) => name.split('/').length;
+    return this.#upload.files.map((one) => one.name).filter(takes).sort((one, other) => depth(one) - depth(other) || one.localeCompare(other));
+  }
+
   #fitting() {
-    const name = this.file?.name.toLowerCase() ?? '';
+    const name = this.#scene.toLowerCase();
+    if (!name) return [];
+    if (this.#packed) return this.engines ?? [];
     return (this.engines ?? []).filter((engine) => engine.extensions.some((one) => name.endsWith(one.toLowerCase())));
   }
+
+  #defaults(engine) { return Object.fromEntries((engine?.arguments ?? []).map((one) => [one.id, this.#default(one)])); }
 
   #choose(engine) {
     this.#engine = engine;
     this.#touched.clear();
-    this.#values = Object.fromEntries((engine?.arguments ?? []).map((one) => [one.id, one.default ?? one.choices[0] ?? '']));
-    const { first, last } = engine?.frames ?? {};
-    this.#form.frames = first ? [this.#values[first], this.#values[last]].filter((one, at, both) => one && (at === 0 || one !== both[0])).join('-') || '1' : '';
+    this.#values = this.#defaults(engine);
+    this.#form.frames = engine?.frames ? this.#range() : '';
+    this.#apply();
     this.requestUpdate();
+  }
+
+  /** What the scene says of itself, once it is on the farm. */
+  async #learn() {
+    const upload = this.#upload;
+    const wanted = `${upload?.id} ${this.#scene}`;
+    if (!upload?.id || upload.state !== 'complete' || !this.#scene || !this.#engine?.facts || this.#factsOf === wanted) return;
+    this.#factsOf = wanted;
+    try {
+      const facts = await get(`/uploads/${upload.id}/facts?name=${encodeURIComponent(this.#scene)}`);
+      if (this.#factsOf !== wanted) return;
+      this.facts = facts;
+      this.#apply();
+    } catch { /* an engine whose scenes nobody reads, or a scene that can't be read: submitting it says why */ }
+  }
+
+  /** The scene that is rendered of those in the file. */
+  get #within() { return this.facts?.scenes?.[0]; }
+
+  /** What the engine, or else its definition, says of an argument's value. */
+  #default(one) {
+    const said = one.fact && this.#within?.[one.fact];
+    const fits = said !== undefined && said !== '' && said !== null && (!one.choices.length || one.choices.includes(String(said)));
+    return fits ? String(said) : (one.default ?? one.choices[0] ?? '');
+  }
+
+  /** The scene's facts are the defaults of what nobody has filled in. */
+  #apply() {
+    const engine = this.#engine;
+    if (!this.#within || !engine) return;
+    for (const one of engine.arguments) if (!this.#touched.has(one.id) && !this.#preset) this.#values[one.id] = this.#default(one);
+    if (engine.frames && !this.#touched.has('frames')) this.#form.frames = this.#range();
+    if (!this.#touched.has('fps') && this.#within.fps) this.#form.fps = String(this.#within.fps);
+    this.requestUpdate();
+  }
+
+  #range() {
+    const { first, last, step } = this.#engine.frames;
+    const [from, to, by] = [first, last, step].map((id) => this.#values[id] ?? '');
+    return from === '' ? '1' : from === to || to === '' ? from : `${from}-${to}${Number(by) > 1 ? `x${by}` : ''}`;
   }
 
   #arguments() {
@@ -114,85 +254,190 @@ class Submit extends Part {
     const wrong = this.#arguments().map((one) => [one.id, wrongWith(one, this.#values[one.id])]).filter(([, text]) => text);
     const frames = this.#engine.frames ? framesOf(this.#form.frames) : 0;
     if (typeof frames === 'string') wrong.unshift(['frames', frames]);
+    if (this.#form.film && !(Number(this.#form.fps || 24) > 0 && Number(this.#form.fps || 24) <= 240)) wrong.push(['fps', 'More than 0 and at most 240.']);
     return new Map(wrong);
   }
 
+  #request() {
+    const values = this.#arguments().filter((one) => this.#values[one.id] !== (this.#within ? this.#default(one) : one.default)).map((one) => [one.id, this.#values[one.id]]);
+    const { frames, order, film, fps, ...form } = this.#form;
+    const [, first, last] = PLAIN.exec(frames) ?? [];
+    /** @type {any} */
+    const request = { engine: this.#engine.name, arguments: Object.fromEntries(values), ...form, frames: this.#engine.frames ? (first ? ORDERS[order][1](first, last) : frames) : null };
+    if (film && this.#engine.frames) request.film = film + (fps ? `@${fps}` : '');
+    if (this.#packed) request.unpack = true;
+    else if (this.#upload.files.length > 1) request.scene = this.#scene;
+    return request;
+  }
+
+  /** Submit it now, or as soon as everything is there; the upload does that also when one looks at another page. */
   async #send(event) {
     event.preventDefault();
     const wrong = this.#wrong();
     if (wrong.size) {
-      this.#touched = new Set(wrong.keys());
+      this.#touched = new Set([...this.#touched, ...wrong.keys()]);
       this.requestUpdate();
       await this.updateComplete;
-      this.querySelector('[aria-invalid=true]')?.focus();
+  /** @type {HTMLElement} */ (this.querySelector('[aria-invalid=true]'))?.focus();
       return;
     }
-    const values = this.#arguments().filter((one) => this.#values[one.id] !== one.default).map((one) => [one.id, this.#values[one.id]]);
-    const { frames, ...form } = this.#form;
-    const request = { engine: this.#engine.name, arguments: Object.fromEntries(values), ...form, frames: this.#engine.frames ? frames : null };
-    const stop = new AbortController();
-    const begun = performance.now();
-    this.sending = { sent: 0, total: this.file.size, seconds: 0, stop };
-    this.refused = '';
-    const progress = (sent, total) => { this.sending = { ...this.sending, sent, total, seconds: (performance.now() - begun) / 1000 }; };
-    try {
-      const task = await submit(request, this.file, { progress, signal: stop.signal, key: this.#key });
-      tasks.put(task);
-      this.dispatchEvent(new CustomEvent('ro-go', { bubbles: true, detail: { to: `/tasks/${task.task_id}` } }));
-    } catch (error) {
-      if (error.name !== 'AbortError') this.refused = error.message;
-    }
-    this.sending = null;
+    const [upload, request, key] = [this.#upload, this.#request(), this.#key];
+    this.refused = upload.refusal = '';
+    upload.then = async () => {
+      try {
+        const task = await upload.submit(request, key);
+        tasks.put(task);
+        const missing = task.missing_inputs ?? [];
+        if (missing.length) note(`Not there: ${missing.slice(0, 3).join(', ')}${missing.length > 3 ? ` and ${missing.length - 3} more` : ''}.`, 'bad');
+        if (this.isConnected) this.dispatchEvent(new CustomEvent('ro-go', { bubbles: true, detail: { to: `/tasks/${task.task_id}` } }));
+        else note(`“${task.name}” is submitted.`);
+      } catch (error) {
+        upload.then = null;
+        upload.refusal = error.message;
+        if (error.code === 'incomplete') upload.start();
+        if (this.isConnected) this.refused = error.message;
+        else note(`${upload.name}: ${error.message}`, 'bad');
+        upload.say();
+      }
+    };
+    this.requestUpdate();
+    if (upload.state === 'complete') await upload.then();
+    else if (!upload.busy) upload.start();
+  }
+
+  async #savePreset() {
+    let name = '';
+    const said = await dialog('Save as preset', (box) => html`<form @submit=${(event) => { event.preventDefault(); name = event.target.elements.name.value.trim(); box.close('saved'); }}>
+      <label>Name <input name="name" required maxlength="60" autofocus .value=${this.#preset}></label><p class="help">Kept in this browser: the engine's values, priority, order, parts and film. Not the frames.</p>
+      <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Save</button></div></form>`);
+    if (said !== 'saved' || !name) return;
+    const { priority, chunk_size, order, film, fps } = this.#form;
+    const all = presets();
+    all[this.#engine.name] = { ...all[this.#engine.name], [name]: { values: this.#values, form: { priority, chunk_size, order, film, fps } } };
+    if (await attempt(() => localStorage.setItem(PRESETS, JSON.stringify(all)), 'Saved.')) this.#preset = name;
+    this.requestUpdate();
+  }
+
+  #usePreset(name) {
+    this.#preset = name;
+    const preset = presets()[this.#engine.name]?.[name];
+    const known = this.#defaults(this.#engine);
+    this.#values = { ...known, ...Object.fromEntries(Object.entries(preset?.values ?? {}).filter(([id]) => id in known)) };
+    const { name: called, frames, paused } = this.#form;
+    this.#form = { ...FORM, ...preset?.form, name: called, frames, paused };
+    this.#edited();
+  }
+
+  #forgetPreset() {
+    const all = presets();
+    delete all[this.#engine.name][this.#preset];
+    localStorage.setItem(PRESETS, JSON.stringify(all));
+    this.#preset = '';
+    this.requestUpdate();
   }
 
   render() {
-    if (!this.engines) return html`<div class="head"><h1>New task</h1></div>${unready(this)}`;
-    if (!this.engines.length) return html`<div class="head"><h1>New task</h1></div>${empty('No engine yet', 'This farm has no renderer that is switched on. An administrator can add one.', this.me.permissions.includes('engines') ? html`<a class="button" href="/admin/engines">Engines</a>` : nothing, 'farm')}`;
-    return html`<div class="head"><h1>New task</h1></div><form class="submit" @submit=${this.#send} novalidate>
-      ${this.#scene()}${this.file && this.#engine && !this.sending ? this.#options() : nothing}</form>`;
+    const head = html`<div class="head"><h1>New task</h1></div>`;
+    if (!this.engines) return html`${head}${unready(this)}`;
+    if (!this.engines.length) return html`${head}${empty('No engine yet', 'This farm has no renderer that is switched on. An administrator can add one.', this.me.permissions.includes('engines') ? html`<a class="button" href="/admin/engines">Engines</a>` : nothing, 'farm')}`;
+    const upload = this.#upload;
+    return html`${head}<form class="submit" @submit=${this.#send} novalidate>
+      ${upload ? this.#chosen(upload) : this.#drop()}${upload && this.#engine ? (upload.then ? this.#waiting(upload) : this.#options(upload)) : nothing}</form>`;
   }
 
-  #scene() {
-    const kinds = [...new Set(this.engines.flatMap((engine) => engine.extensions))];
-    if (this.sending) return this.#upload();
-    return html`<section class="card scene ${classMap({ chosen: Boolean(this.file) })}">
-      <label class="drop">${icon(this.file ? 'succeeded' : 'upload')}
-        <span><strong>${this.file ? this.file.name : 'Drop the scene here, or choose a file'}</strong>
-        <small>${this.file ? `${size(this.file.size)} – choose another` : kinds.join('  ')}</small></span>
-        <input class="visually-hidden" type="file" aria-label="Scene file" @change=${(event) => this.#take(event.target.files[0])}></label>
-      ${this.file && !this.#engine ? html`<p class="problem" role="alert">${icon('failed')}No engine of this farm renders ${this.file.name}. It takes ${kinds.join(', ')}.</p>` : nothing}</section>`;
+  #kinds() { return [...new Set(this.engines.flatMap((engine) => engine.extensions))]; }
+
+  #input(folder = false) {
+    return html`<input class="visually-hidden" type="file" multiple ?webkitdirectory=${folder} aria-label=${folder ? 'Folder with the scene' : 'Scene file'} @change=${(event) => { this.#take(picked(event.target.files)); event.target.value = ''; }}>`;
   }
 
-  #upload() {
-    const { sent, total, seconds, stop } = this.sending;
-    const speed = seconds > 0.5 ? sent / seconds : 0;
-    const done = sent >= total;
-    return html`<section class="card sending" aria-live="polite"><h2>${done ? 'Checking and storing' : 'Sending'} ${this.file.name}</h2>
-      ${bar(total ? sent / total : 0, 'Upload')}<p>${size(sent)} of ${size(total)}${speed && !done ? ` · ${size(speed)}/s · ${duration((total - sent) / speed)} left` : ''}</p>
-      <button type="button" @click=${() => stop.abort()}>Stop</button></section>`;
+  #drop() {
+    return html`<section class="card scene"><label class="drop">${icon('upload')}
+        <span><strong>Drop the scene here, or choose a file</strong><small>${this.#kinds().join('  ')}</small><small>Or everything that belongs to it: its textures and libraries, the whole folder, or a ZIP.</small></span>${this.#input()}</label>
+        <label class="button folder">${icon('folder')}Choose a folder${this.#input(true)}</label></section>
+      ${this.earlier?.length ? html`<section class="card earlier"><h2>Not finished</h2><p class="help">Choose or drop the same again, and it goes on where it stopped.</p>
+        <ul class="rows">${this.earlier.map((one) => html`<li><span><strong>${one.name}</strong><small>${size(one.sent)} of ${size(one.size)} · ${ago(new Date(one.at).toISOString())}</small></span>
+          ${bar(one.size ? one.sent / one.size : 0, `Sent of ${one.name}`, 'paused')}<button type="button" class="plain" aria-label="Discard ${one.name}" @click=${async () => { await uploads.discard(one.id); this.earlier = this.earlier.filter((other) => other !== one); }}>${icon('close')}</button></li>`)}</ul></section>` : nothing}`;
   }
 
-  #options() {
+  #chosen(upload) {
+    const scenes = this.#scenes();
+    const many = upload.files.length > 1;
+    return html`<section class="card scene chosen"><div class="what">${icon(upload.state === 'complete' ? 'succeeded' : 'upload')}
+        <span class="grow"><strong>${many ? this.#scene || upload.name : upload.files[0].name}</strong><small>${many ? `${plural(upload.files.length, 'file')}, ` : ''}${size(upload.size)}</small></span>
+        <label class="button plain">Choose another${this.#input()}</label></div>
+      ${upload.state === 'complete' ? nothing : this.#travel(upload)}
+      ${scenes.length > 1 ? html`<label class="which">Scene <select @change=${(event) => { this.#scene = scenes[event.target.selectedIndex]; const fitting = this.#fitting(); if (!fitting.includes(this.#engine)) this.#choose(fitting[0]); this.facts = null; this.#learn(); this.#edited(); }}>${scenes.map((one) => html`<option ?selected=${one === this.#scene}>${one}</option>`)}</select></label>` : nothing}
+      ${many ? html`<details class="files"><summary>All files</summary><ul>${upload.files.slice(0, SHOWN_FILES).map((one) => html`<li><span>${one.name}</span><small>${size(one.size)}</small></li>`)}${upload.files.length > SHOWN_FILES ? html`<li>and ${number(upload.files.length - SHOWN_FILES)} more</li>` : nothing}</ul></details>` : nothing}
+      ${this.#engine ? this.#told() : html`<p class="problem" role="alert">${icon('failed')}No engine of this farm renders ${many ? 'any of these files' : upload.files[0].name}. It takes ${this.#kinds().join(', ')}.</p>`}</section>`;
+  }
+
+  #travel(upload) {
+    const { sent, state, speed, before } = upload;
+    const total = upload.size;
+    const left = speed && state === 'sending' ? ` · ${size(speed)}/s · ${duration((total - sent) / speed)} left` : '';
+    const told = { starting: 'Beginning …', waiting: `${upload.problem} It goes on by itself.`.replace('itself. It goes on by itself.', 'itself.'), paused: upload.problem || 'Paused.' }[state] ?? '';
+    const there = before ? ` · ${size(before)} were there already` : '';
+    if (state === 'refused') return html`<p class="problem" role="alert">${icon('failed')}<span>${upload.problem}</span></p><div class="buttons"><button type="button" @click=${() => upload.start()}>${icon('retry')}Try again</button></div>`;
+    return html`<div class="sending ${state}">${bar(total ? sent / total : 0, 'Upload', state === 'sending' ? '' : 'paused')}
+      <p class="soft"><span>${percent(total ? sent / total : 0)} · ${size(sent)} of ${size(total)}${left}${there}</span>${told ? html` <span role="status">${told}</span>` : nothing}</p>
+      <div class="buttons">${upload.busy ? html`<button type="button" @click=${() => upload.pause()}>${icon('pause')}Pause</button>` : html`<button type="button" @click=${() => upload.start()}>${icon('play')}Go on</button>`}
+        <button type="button" class="plain" @click=${() => upload.stop()}>Stop</button></div></div>`;
+  }
+
+  /** The scene's facts in a line, and what is missing beside it. */
+  #told() {
+    const facts = this.facts;
+    if (!facts) return nothing;
+    const of = this.#within;
+    const [width, height] = of ? [of.width, of.height].map((one) => Math.round((one * (of.percent ?? 100)) / 100)) : [];
+    const said = [facts.version ? `${this.#engine.label} ${facts.version}` : '', of ? `frames ${of.start}–${of.end}` : '', width ? `${width} × ${height}` : '', of?.fps ? `${Math.round(of.fps * 100) / 100} fps` : '', of?.engine ?? '', of?.format ?? ''].filter(Boolean);
+    const missing = facts.missing_inputs ?? [];
+    const warnings = facts.warnings ?? [];
+    return html`<p class="facts" aria-label="What the scene says">${said.map((one) => html`<span>${one}</span>`)}</p>
+      ${missing.length ? html`<div class="missing" role="alert">${icon('info')}<div><p>The scene names files that are not here. Without them it may look wrong: choose them together with it, or its whole folder.</p>
+        <ul>${missing.slice(0, 10).map((one) => html`<li><code>${one}</code></li>`)}${missing.length > 10 ? html`<li>and ${missing.length - 10} more</li>` : nothing}</ul></div></div>` : nothing}
+      ${warnings.map((one) => html`<p class="help">${one}</p>`)}`;
+  }
+
+  #waiting(upload) {
+    return html`<section class="card armed" role="status"><p>${upload.state === 'complete' ? 'Checking and storing …' : 'The task begins as soon as everything is there. You may look at other pages meanwhile.'}</p>
+      ${upload.state === 'complete' ? nothing : html`<button type="button" @click=${() => { upload.then = null; upload.say(); }}>Change something</button>`}</section>`;
+  }
+
+  #options(upload) {
     const engine = this.#engine;
     const fitting = this.#fitting();
     const wrong = this.#wrong();
-    const frames = engine.frames ? framesOf(this.#form.frames) : null;
-    const set = (name, read = (input) => input.value) => (event) => { this.#form[name] = read(event.target); this.#touched.add(name); this.requestUpdate(); };
+    const form = this.#form;
+    const frames = engine.frames ? framesOf(form.frames) : null;
+    const set = (name, read = (input) => input.value) => (event) => { form[name] = read(event.target); this.#touched.add(name); this.#edited(); };
+    const used = [...tasks.all.values()].filter((task) => task.email === this.me.email && !ENDED.has(task.status)).length;
+    const saved = Object.keys(presets()[engine.name] ?? {});
+    const bad = (name) => (wrong.has(name) && this.#touched.has(name) ? 'true' : nothing);
     return html`${this.refused ? html`<p class="problem" role="alert">${icon('failed')}${this.refused}</p>` : nothing}
       <section class="card"><h2>What to render</h2><div class="fields">
-        ${fitting.length > 1 ? html`<label>Engine <select @change=${(event) => this.#choose(fitting[event.target.selectedIndex])}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select></label>` : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
-        ${engine.frames ? this.#field('frames', 'Frames', 'Like 1-250, 1-100x5 (every fifth) or 1,5,9.', wrong, html`<input id="frames" .value=${kept(this.#form.frames)} @input=${set('frames')} inputmode="text" autocomplete="off" aria-describedby="frames-help" aria-invalid=${wrong.has('frames') && this.#touched.has('frames') ? 'true' : nothing}>`, typeof frames === 'number' ? html`<output class="frames-count">= ${plural(frames, 'frame')}</output>` : nothing) : nothing}
+        ${fitting.length > 1 ? html`<label>Engine <select @change=${(event) => { this.#choose(fitting[event.target.selectedIndex]); this.#edited(); }}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select></label>` : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
+        ${engine.frames ? this.#field('frames', 'Frames', this.#within && !this.#touched.has('frames') ? 'As the scene says. Like 1-250, 1-100x5 (every fifth) or 1,5,9.' : 'Like 1-250, 1-100x5 (every fifth) or 1,5,9.', wrong, html`<input id="frames" .value=${kept(form.frames)} @input=${set('frames')} inputmode="text" autocomplete="off" aria-describedby="frames-help" aria-invalid=${bad('frames')}>`, typeof frames === 'number' ? html`<output class="frames-count">= ${plural(frames, 'frame')}</output>` : nothing) : nothing}
+        ${engine.frames ? html`<label>Order <select ?disabled=${!PLAIN.test(form.frames)} @change=${set('order')}>${Object.entries(ORDERS).map(([key, [told]]) => html`<option value=${key} ?selected=${key === form.order}>${told}</option>`)}</select></label>
+          <label>Film <select @change=${set('film')}>${[['', 'None'], ['mp4', 'MP4 (H.264)'], ['webm', 'WebM (VP9)']].map(([key, told]) => html`<option value=${key} ?selected=${key === form.film}>${told}</option>`)}</select><span class="help">Made of the frames when they are there.</span></label>
+          ${form.film ? this.#field('fps', 'Frames per second', this.#within?.fps && !this.#touched.has('fps') ? 'As the scene says.' : 'Empty: as the scene says, or 24.', wrong, html`<input id="fps" inputmode="decimal" .value=${kept(form.fps)} @input=${set('fps', (input) => input.value.trim())} aria-describedby="fps-help" aria-invalid=${bad('fps')}>`) : nothing}` : nothing}
       </div></section>
-      ${this.#arguments().length ? html`<section class="card"><h2>${engine.label}</h2><div class="fields">${this.#arguments().map((one) => this.#argument(one, wrong))}</div></section>` : nothing}
+      ${this.#arguments().length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
+        ${saved.length ? html`<label class="inline"><span>Preset</span><select @change=${(event) => this.#usePreset(event.target.value)}><option value="" ?selected=${!this.#preset}>As the engine has it</option>${saved.map((one) => html`<option ?selected=${one === this.#preset}>${one}</option>`)}</select></label>` : nothing}
+        ${this.#preset ? html`<button type="button" class="plain" aria-label="Forget the preset ${this.#preset}" @click=${this.#forgetPreset}>${icon('remove')}</button>` : nothing}
+        <button type="button" @click=${this.#savePreset}>Save as preset</button></div><div class="fields">${this.#arguments().map((one) => this.#argument(one, wrong))}</div></section>` : nothing}
       <section class="card"><h2>In the queue</h2><div class="fields">
-        <label>Name <input maxlength="255" .value=${kept(this.#form.name)} placeholder=${this.file.name} @input=${set('name')}></label>
-        <div><label for="priority">Priority</label><div class="slider"><input id="priority" type="range" min="0" max="100" step="5" .value=${kept(String(this.#form.priority))} @input=${set('priority', (input) => Number(input.value))}><output for="priority">${this.#form.priority}</output></div><p class="help">Higher is rendered first.</p></div>
-        ${engine.split === 'frames' ? html`<label>Frames in a part <input type="number" min="0" max="100000" .value=${kept(String(this.#form.chunk_size))} @input=${set('chunk_size', (input) => Math.max(0, Math.trunc(Number(input.value) || 0)))}><span class="help">One machine renders a part at a time. 0: the farm decides.</span></label>` : nothing}
-        <label class="check"><input type="checkbox" .checked=${kept(this.#form.paused)} @change=${set('paused', (input) => input.checked)}> Don't start yet</label>
+        <label>Name <input maxlength="255" .value=${kept(form.name)} placeholder=${this.#scene} @input=${set('name')}></label>
+        <div><label for="priority">Priority</label><div class="slider"><input id="priority" type="range" min="0" max="100" step="5" .value=${kept(String(form.priority))} @input=${set('priority', (input) => Number(input.value))}><output for="priority">${form.priority}</output></div><p class="help">Higher is rendered first.</p></div>
+        ${engine.split === 'frames' ? html`<label>Frames in a part <input type="number" min="0" max="100000" .value=${kept(String(form.chunk_size))} @input=${set('chunk_size', (input) => Math.max(0, Math.trunc(Number(input.value) || 0)))}><span class="help">One machine renders a part at a time. 0: the farm decides.</span></label>` : nothing}
+        <label class="check"><input type="checkbox" .checked=${kept(form.paused)} @change=${set('paused', (input) => input.checked)}> Don't start yet</label>
       </div></section>
-      <div class="buttons"><button class="primary large">${icon('upload')}Submit${typeof frames === 'number' ? ` ${plural(frames, 'frame')}` : ''}</button></div>`;
+      <div class="buttons"><button class="primary large">${icon('upload')}Submit${typeof frames === 'number' ? ` ${plural(frames, 'frame')}` : ''}${upload.state === 'complete' ? '' : ' when the upload ends'}</button>
+        ${this.limit ? html`<span class="soft ${used >= this.limit ? 'bad' : ''}">Queue: ${number(used)} of ${number(this.limit)} used</span>` : nothing}</div>`;
   }
 
+  /** @param {any} more */
   #field(id, label, help, wrong, input, more = nothing) {
     const said = wrong.has(id) && this.#touched.has(id) ? wrong.get(id) : '';
     return html`<div><label for=${id}>${label}</label><div class="with">${input}${more}</div>
@@ -200,13 +445,12 @@ class Submit extends Part {
   }
 
   #argument(one, wrong) {
-    const id = `argument-${one.id}`;
-    const change = (event) => { this.#values[one.id] = event.target.value; this.#touched.add(one.id); this.requestUpdate(); };
+    const change = (event) => { this.#values[one.id] = event.target.value; this.#touched.add(one.id); this.#edited(); };
     const invalid = wrong.has(one.id) && this.#touched.has(one.id) ? 'true' : nothing;
     const described = `${one.id}-help`;
     const value = this.#values[one.id];
     const input = one.choices.length
-      ? html`<select id=${one.id} aria-describedby=${described} @change=${change} data-argument=${id}>${one.choices.map((choice) => html`<option ?selected=${choice === value}>${choice}</option>`)}</select>`
+      ? html`<select id=${one.id} aria-describedby=${described} @change=${change}>${one.choices.map((choice) => html`<option ?selected=${choice === value}>${choice}</option>`)}</select>`
       : html`<input id=${one.id} aria-describedby=${described} aria-invalid=${invalid} .value=${kept(value)} inputmode=${one.type === 'natural' ? 'numeric' : one.type === 'real' ? 'decimal' : 'text'} autocomplete="off" @input=${change}>`;
     return this.#field(one.id, one.label || one.id, one.help, wrong, input);
   }

@@ -1,13 +1,16 @@
 // One task: its frames as they appear, its log, its parts, what is known of it, and why it waits or failed.
 
-import { call, download, everyPage, fetched, get, live } from './api.js';
+import { call, download, everyPage, get } from './api.js';
 import './frames.js';
 import './log.js';
-import { ENDED, Part, ago, attempt, bar, define, duration, empty, html, icon, nothing, number, percent, plural, remaining, size, stateOf, unready, when, word } from './parts.js';
+import { FILMS } from './viewer.js';
+import './timeline.js';
+import { ENDED, Part, ago, attempt, bar, define, dialog, duration, empty, html, icon, nothing, number, percent, plural, remaining, size, stateOf, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
 import { ACTIONS, act } from './tasks.js';
 
 const TABS = [['frames', 'Frames'], ['log', 'Log'], ['parts', 'Parts'], ['facts', 'Details']];
+const MOST_ATTEMPTS = 5000;
 const RANGE = /^(-?\d+)(?:-(-?\d+)(?:x(\d+))?)?$/;
 
 function expand(text) {
@@ -28,6 +31,15 @@ class Task extends Part {
   #later = 0;
   #loading = null;
   #changed = () => this.#task();
+
+  constructor() {
+    super();
+    this.taskId = 0;
+    /** @type {any} */
+    this.me = null;
+    /** @type {any[] | null} */
+    this.attempts = null;
+  }
 
   connectedCallback() {
     super.connectedCallback();
@@ -72,8 +84,9 @@ class Task extends Part {
   async #readParts(signal) {
     const attempts = [];
     await everyPage(`/tasks/${this.taskId}/chunks`, (items) => { for (const one of items) this.#chunks.set(one.chunk_id, one); this.#redraw(); }, signal);
-    const found = await get(`/tasks/${this.taskId}/attempts?limit=500`, { signal });
-    attempts.push(...found.items);
+    try {
+      await everyPage(`/tasks/${this.taskId}/attempts`, (items) => { attempts.push(...items); if (attempts.length >= MOST_ATTEMPTS) throw new RangeError('enough'); }, signal);
+    } catch (error) { if (!(error instanceof RangeError)) throw error; }
     this.attempts = attempts;
     for (const one of attempts) if (one.state === 'running' || one.state === 'assigned') this.#chunks.get(one.chunk_id) && Object.assign(this.#chunks.get(one.chunk_id), { state: 'running' });
     this.#redraw();
@@ -157,7 +170,7 @@ class Task extends Part {
     if (!way) return;
     const at = TABS.findIndex(([name]) => name === this.#tab());
     this.#show({ tab: TABS[(at + way + TABS.length) % TABS.length][0] });
-    this.updateComplete.then(() => this.querySelector('[role=tab][aria-selected=true]').focus());
+    this.updateComplete.then(() => /** @type {HTMLElement} */ (this.querySelector('[role=tab][aria-selected=true]')).focus());
   }
 
   render() {
@@ -184,8 +197,28 @@ class Task extends Part {
   #buttons(task) {
     const done = () => { this.load(); };
     return html`${task.frames_done || task.chunks.succeeded ? html`<button type="button" class="primary" @click=${() => attempt(() => download(`/tasks/${task.task_id}/download`))}>${icon('download')}Download all</button>` : nothing}
+      ${this.#filmButton(task)}
       ${ACTIONS.filter(([, , , fits]) => fits(task)).map(([action, name, drawn]) => html`<button type="button" class=${action === 'delete' ? 'danger' : ''}
         @click=${async () => { if (await act(action, [task])) action === 'delete' ? this.#gone() : done(); }}>${icon(drawn)}${name}</button>`)}`;
+  }
+
+  #filmButton(task) {
+    const film = [...this.#results.values()].find((one) => one.frame === null && FILMS.test(one.name));
+    if (film) return html`<button type="button" @click=${() => this.#show({ tab: '', frame: film.name })}>${icon('film')}Play the film</button>`;
+    if (task.frames_done < 2) return nothing;
+    return html`<button type="button" @click=${() => this.#makeFilm(task)}>${icon('film')}Make a film</button>`;
+  }
+
+  async #makeFilm(task) {
+    const fps = task.facts?.scenes?.[0]?.fps ?? 24;
+    await dialog('Make a film', (box) => html`<form @submit=${async (event) => {
+        event.preventDefault();
+        const of = Object.fromEntries(new FormData(event.target));
+        if (await attempt(() => call('POST', `/tasks/${task.task_id}/film`, { film: `${of.kind}@${of.fps}` }), 'The film is being made. It appears among the frames.')) { box.close(); this.load(); }
+      }}><p>Of the frames that are there${task.frames_done < task.frames_total ? `, ${number(task.frames_done)} of ${number(task.frames_total)}` : ''}.</p>
+      <label>Film <select name="kind"><option value="mp4">MP4 (H.264)</option><option value="webm">WebM (VP9)</option></select></label>
+      <label>Frames per second <input name="fps" type="number" min="1" max="240" step="any" required .value=${String(fps)}></label>
+      <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Make it</button></div></form>`);
   }
 
   #because(task) {
@@ -205,12 +238,19 @@ class Task extends Part {
     if (tab === 'parts') return this.#parts();
     if (tab === 'facts') return this.#facts(task);
     return html`<ro-frames .task=${task} .cells=${this.cells()} .wanted=${new URLSearchParams(location.search).get('frame')} .chose=${(label) => this.#show({ frame: label })}
-      .again=${(frames) => this.#requeue(frames)}></ro-frames>`;
+      .again=${(frames) => this.#requeue(frames)} .fetch=${(frames, names) => this.#fetch(frames, names)}></ro-frames>`;
   }
 
   async #requeue(frames) {
-    await attempt(() => call('POST', `/tasks/${this.taskId}/requeue`, { frames }), `Frame ${frames} is rendered again.`);
+    await attempt(() => call('POST', `/tasks/${this.taskId}/requeue`, { frames }), /^-?\d+$/.test(frames) ? `Frame ${frames} is rendered again.` : `Frames ${frames} are rendered again.`);
     this.load();
+  }
+
+  /** Download some frames and files. */
+  #fetch(frames, names) {
+    const asked = new URLSearchParams(frames ? { frames } : {});
+    for (const name of names) asked.append('name', name);
+    return attempt(() => download(`/tasks/${this.taskId}/download`, asked));
   }
 
   #parts() {
@@ -219,7 +259,7 @@ class Task extends Part {
     const begin = Math.min(...this.attempts.map((one) => Date.parse(one.started ?? one.assigned)));
     const end = Math.max(...this.attempts.map((one) => (one.ended ? Date.parse(one.ended) : Date.now())));
     const share = (moment) => (end > begin ? (100 * (moment - begin)) / (end - begin) : 0);
-    return html`<div class="table attempts" role="table" aria-label="Attempts"><div role="rowgroup" class="header"><div role="row">
+    return html`<ro-timeline .attempts=${this.attempts} .chose=${(id) => this.#show({ tab: 'log', attempt: id })}></ro-timeline><div class="table attempts" role="table" aria-label="Attempts"><div role="rowgroup" class="header"><div role="row">
         ${['State', 'Frames', 'Machine', 'Time', 'When'].map((name) => html`<span role="columnheader">${name}</span>`)}</div></div>
       <ro-windowed kind="rowgroup" .count=${this.attempts.length} .height=${64} .draw=${(index) => {
         const one = this.attempts[index];
@@ -241,7 +281,18 @@ class Task extends Part {
     return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
         <div><dt><label for="task-priority">Priority</label></dt><dd class="slider"><input id="task-priority" type="range" min="0" max="100" step="5" .value=${String(task.priority)} ?disabled=${ENDED.has(task.status)}
           @change=${(event) => attempt(async () => tasks.put(await call('PATCH', `/tasks/${task.task_id}`, { priority: Number(event.target.value) })), 'Priority changed.')}><output>${task.priority}</output></dd></div></dl></section>
-      <section class="card"><h2>Arguments</h2>${Object.keys(task.arguments).length ? html`<dl>${Object.entries(task.arguments).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>` : html`<p class="help">All as the engine has them.</p>`}</section></div>`;
+      <section class="card"><h2>Arguments</h2>${Object.keys(task.arguments).length ? html`<dl>${Object.entries(task.arguments).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>` : html`<p class="help">All as the engine has them.</p>`}</section>
+      ${this.#scene(task.facts)}</div>`;
+  }
+
+  /** What the scene says of itself. */
+  #scene(facts) {
+    if (!facts?.version) return nothing;
+    const of = facts.scenes?.[0];
+    const missing = facts.missing_inputs ?? [];
+    const rows = [['Saved by', facts.version], ...(of ? [['Scene', of.name], ['Frames', `${of.start}–${of.end}${of.step > 1 ? `, every ${of.step}th` : ''}`], ['Size', `${Math.round((of.width * of.percent) / 100)} × ${Math.round((of.height * of.percent) / 100)}`], ['Frames per second', of.fps], ['Renderer', of.engine], ['Format', of.format]] : []),
+      ['External files', facts.external?.length ? number(facts.external.length) : 'none'], ['Missing', missing.join(', ')]];
+    return html`<section class="card"><h2>What the scene says</h2><dl>${rows.filter(([, value]) => value).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>`;
   }
 }
 

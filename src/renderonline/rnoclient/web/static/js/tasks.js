@@ -1,15 +1,19 @@
 // All tasks: a live table with search, filters in the address, and actions on many at once.
 
 import { call } from './api.js';
-import { ENDED, Part, attempt, bar, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, remaining, stateOf, sure, unready, when, word } from './parts.js';
+import { ENDED, Part, attempt, bar, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, remaining, size, stateOf, sure, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
+import { uploads } from './uploads.js';
 
 const FILTERS = ['running', 'queued', 'paused', 'failed', 'succeeded', 'canceled'];
 const COLUMNS = [['status', 'State'], ['name', 'Task'], ['progress', 'Progress'], ['remaining', 'Time left'], ['email', 'Owner'], ['queued', 'Submitted']];
 const ORDER = Object.fromEntries(FILTERS.map((state, at) => [state, at]));
 const KEYS = { status: (task) => ORDER[task.status], name: (task) => task.low, remaining: (task) => remaining(task) ?? Infinity };
 
-/** What may be done with a task: how it is called, the call, and when it makes sense. */
+/**
+ * What may be done with a task: the call, how it is called, its icon, and when it makes sense.
+ * @type {[string, string, string, (task: any) => boolean][]}
+ */
 export const ACTIONS = [
   ['pause', 'Pause', 'pause', (task) => !ENDED.has(task.status) && !task.paused],
   ['resume', 'Resume', 'play', (task) => task.paused && !ENDED.has(task.status)],
@@ -18,20 +22,50 @@ export const ACTIONS = [
   ['delete', 'Delete', 'remove', () => true],
 ];
 
-const DONE = { pause: 'Paused', resume: 'Resumed', retry: 'Started again', cancel: 'Canceled', delete: 'Deleted' };
+const DONE = { pause: 'Paused', resume: 'Resumed', retry: 'Started again', cancel: 'Canceled' };
+/** So long one may change one's mind about deleting. */
+const UNDO_MS = 8000;
+
+/** Delete tasks, a little later than it looks: until then it can be undone. */
+function remove(some, named) {
+  const back = tasks.hide(some);
+  let over = false;
+  const gone = async () => {
+    if (over) return;
+    over = true;
+    removeEventListener('pagehide', gone);
+    const failed = [];
+    const work = async () => {
+      for (let task = rest.shift(); task; task = rest.shift()) {
+        try { await call('DELETE', `/tasks/${task.task_id}`, undefined, { keepalive: true }); } catch (error) {
+          if (error.status !== 404) { failed.push(task); note(`${task.name}: ${error.message}`, 'bad'); }
+        }
+      }
+    };
+    const rest = [...some];
+    await Promise.all([work(), work(), work(), work()]);
+    back(failed);
+  };
+  const timer = setTimeout(gone, UNDO_MS);
+  addEventListener('pagehide', gone); // who closes the page has not changed their mind
+  note(`Deleted ${named}.`, 'good', () => { if (!over) { over = true; clearTimeout(timer); removeEventListener('pagehide', gone); back(); } }, UNDO_MS);
+}
 
 /** Do something with some tasks, after asking if it can't be undone; tells how it went. Gives whether it was done. */
 export async function act(action, some) {
   const named = some.length === 1 ? `“${some[0].name}”` : plural(some.length, 'task');
-  if (action === 'delete' && !(await sure(`Delete ${named}?`, `${some.length === 1 ? 'Its' : 'Their'} scene, frames and logs are removed for good.`, 'Delete'))) return false;
+  if (action === 'delete') {
+    if (!(await sure(`Delete ${named}?`, `${some.length === 1 ? 'Its' : 'Their'} scene, frames and logs are removed.`, 'Delete'))) return false;
+    remove(some, named);
+    return true;
+  }
   if (action === 'cancel' && !(await sure(`Cancel ${named}?`, 'What is being rendered is stopped. Frames that are there stay; you can start it again with Retry.', 'Cancel it'))) return false;
   const failed = [];
   const rest = [...some];
   const work = async () => {
     for (let task = rest.shift(); task; task = rest.shift()) {
       try {
-        const changed = await call(...(action === 'delete' ? ['DELETE', `/tasks/${task.task_id}`] : ['POST', `/tasks/${task.task_id}/${action}`]));
-        if (changed) tasks.put(changed);
+        tasks.put(await call('POST', `/tasks/${task.task_id}/${action}`));
       } catch (error) {
         failed.push(`${task.name}: ${error.message}`);
       }
@@ -48,11 +82,13 @@ class TasksPage extends Part {
   #anchor = null;
   #shown = [];
   #changed = () => this.requestUpdate();
+  #sending = () => this.changed();
 
   connectedCallback() {
     super.connectedCallback();
     tasks.addEventListener('change', this.#changed);
     addEventListener('popstate', this.#changed);
+    uploads.addEventListener('change', this.#sending);
     this.every(5000, () => this.requestUpdate());
     if (tasks.loaded === null) tasks.load();
   }
@@ -61,6 +97,7 @@ class TasksPage extends Part {
     super.disconnectedCallback();
     tasks.removeEventListener('change', this.#changed);
     removeEventListener('popstate', this.#changed);
+    uploads.removeEventListener('change', this.#sending);
   }
 
   load() { tasks.problem = null; this.requestUpdate(); tasks.load(); }
@@ -108,7 +145,7 @@ class TasksPage extends Part {
     const { found, counts, shown } = this.#find(asked);
     this.#shown = shown;
     this.#chosen = new Set([...this.#chosen].filter((id) => tasks.all.has(id)));
-    return html`${this.#head(asked, counts, found.length)}${this.#body(asked, shown)}${this.#chosen.size ? this.#bulk() : nothing}`;
+    return html`${this.#head(asked, counts, found.length)}${this.#uploads()}${this.#body(asked, shown)}${this.#chosen.size ? this.#bulk() : nothing}`;
   }
 
   #head(asked, counts, total = 0) {
@@ -118,6 +155,16 @@ class TasksPage extends Part {
       <a class="button primary" href="/submit">${icon('plus')}New task</a></div>
       <div class="chips" role="group" aria-label="Show">${['', ...FILTERS].map((state) => html`<button type="button" aria-pressed=${asked.status === state}
         @click=${() => this.#ask({ status: state })}>${state ? html`${icon(state)}${word(state)}` : 'All'}${counts ? html` <span class="count">${number(state ? (counts[state]?.length ?? 0) : total)}</span>` : nothing}</button>`)}</div>`;
+  }
+
+  /** What is on its way to the farm. */
+  #uploads() {
+    if (!uploads.all.length) return nothing;
+    return html`<ul class="card rows uploads" aria-label="Uploads">${uploads.all.map((one) => html`<li><span><a href="/submit" @click=${() => { uploads.draft = one; }}><strong>${one.name}</strong></a>
+      <small>${one.state === 'complete' ? (one.then ? 'Checking and storing' : 'Waits for you to submit it') : one.state === 'refused' || one.state === 'waiting' ? one.problem : `${size(one.sent)} of ${size(one.size)}${one.state === 'paused' ? ', paused' : one.speed ? ` · ${size(one.speed)}/s` : ''}`}</small></span>
+      ${bar(one.size ? one.sent / one.size : 1, `Upload of ${one.name}`, one.state === 'sending' ? '' : one.state === 'complete' ? 'succeeded' : 'paused')}
+      ${one.state === 'complete' ? nothing : html`<button type="button" class="plain" aria-label="${one.busy ? 'Pause' : 'Go on with'} ${one.name}" @click=${() => (one.busy ? one.pause() : one.start())}>${icon(one.busy ? 'pause' : 'play')}</button>`}
+      <button type="button" class="plain" aria-label="Stop ${one.name}" @click=${() => one.stop()}>${icon('close')}</button></li>`)}</ul>`;
   }
 
   #body(asked, shown) {

@@ -1,4 +1,4 @@
-"""Whose turn it is: of all RenderAPI on one database one dispatches, the others stand by (R10)."""
+"""Standing by: of all RenderAPI on one database one dispatches, the others wait for its lease (R10)."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ STANDBY: Final = "standby"
 """The code of an answer that says: ask the RenderAPI that dispatches."""
 
 
-class Turn:
+class Standby:
     """`why_not`: why this RenderAPI answers nobody, "" once it dispatches; `begun` is set then. `failure`: why it ends
     by itself."""
 
@@ -57,7 +57,7 @@ class Turn:
             await start()
         except RenderOnlineError as error:
             self.end(error)
-        except Exception as error:
+        except Exception as error:  # whatever fails must end this program: another one can take over
             log.exception("taking over failed")
             self.end(RenderOnlineError(f"Taking over failed: {error}."))
 
@@ -69,18 +69,18 @@ class Turn:
             return False
 
 
-class OnlyInTurn:
+class OnlyDispatching:
     """Middleware: while another RenderAPI dispatches, `/healthz` says `standby` and everything else is answered 503."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        turn: Turn = scope["app"].state.turn
-        if not turn.why_not or scope["type"] == "lifespan":
+        standby: Standby = scope["app"].state.standby
+        if not standby.why_not or scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["path"] == "/healthz" and turn.failure is None:
+        elif scope["path"] == "/healthz" and standby.failure is None:
             told = {"status": STANDBY, "version": __version__}
             await Response(orjson.dumps(told), media_type="application/json")(scope, receive, send)
         else:
-            await problem(503, turn.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)
+            await problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)

@@ -1,0 +1,294 @@
+"""Big files to and from RenderAPI over loopback, each beside nginx on the same disk, one after the other.
+
+MB/s depend on what else the machine does; the ratio to nginx in the same minute, and the seconds of the server's
+processors for a GB, much less. Every figure stands beside its floor.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import statistics
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import start_latency
+from bench.servers import Cost, Server, nginx, receive, send
+from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver.transfers import Errand, Transfers
+from renderonline.storage.digests import InputSums
+from renderonline.storage.manifests import manifest_of
+from tests.support.farm import RealFarm
+
+MB = 10**6
+SIZE = 2000 * MB
+LARGE = 4000 * MB
+PULLED = 1000 * MB
+FRAMES = 2000
+FRAME = 1 << 20
+RUNS = 3
+FIRST_ATTEMPT = 1 << 50
+MACHINE = 1_000_000
+TOKEN = "bench"
+BOUNDARY = b"------------------------a6cf8d1de86b5dd7"  # as long as curl's
+ENGINE = """
+name = "nothing"
+label = "Nothing"
+extensions = [".bin"]
+template = "nothing $RENDERONLINE:@uploaded_file"
+"""
+
+
+def run() -> None:
+    """Print every figure with its floor."""
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
+        _transfers(Path(name))
+    _latency()
+
+
+def _transfers(directory: Path) -> None:
+    big, pulled = _file(directory / "big.bin", SIZE), "pulled.bin"
+    _chunks(big)
+    with RealFarm(directory) as farm, nginx(directory / "nginx", pulled) as other:
+        farm.client.admin.add_engine(ENGINE)
+        farm.client.admin.change_subscription(1, queue_limit=1000)
+        ours = Server(int(farm.url.rpartition(":")[2]), farm.renderapi.process.pid)
+        bench = _Bench(farm, ours, other, directory)
+        bench.uploads(big)
+        bench.large(_file(directory / "large.bin", LARGE))
+        bench.downloads()
+        bench.pull(_file(directory / "nginx" / "www" / pulled, PULLED))
+
+
+class _Bench:
+    def __init__(self, farm: RealFarm, ours: Server, other: Server, directory: Path) -> None:
+        self._farm, self._ours, self._other, self._directory = farm, ours, other, directory
+        self._who = f"email: {farm.login.email}\r\ntoken: {farm.login.token}\r\n".encode()
+
+    def uploads(self, file: Path) -> None:
+        """PUT, form and nginx in turn."""
+        runs: dict[str, list[Cost]] = {"nginx": [], "put": [], "form": []}
+        for _ in range(RUNS):
+            with self._other.measured(SIZE) as found:
+                send(self._other.port, b"PUT /put.bin HTTP/1.1\r\n", [file])
+            (self._directory / "nginx" / "www" / "put.bin").unlink()
+            runs["nginx"] += found
+            runs["put"].append(self._put(file, SIZE))
+            cost, task = self._form(file, SIZE)
+            runs["form"].append(cost)
+            self._farm.client.delete(task)
+        limit = _median(runs["nginx"], "speed")
+        theirs, sums = _median(runs["nginx"], "processor"), _sums(file)
+        print(f"nginx, PUT of 2 GB: {limit:.0f} MB/s, {theirs:.2f} s/GB")
+        print(f"BLAKE3 and CRC-32, which a form's file gets while it passes: {sums:.2f} s/GB")
+        for name, what, floor, most in (("put", "PATCH of 2 GB", 0.8, 1.4), ("form", "multipart of 2 GB", 0.4, 2.8)):
+            speed, processor = _median(runs[name], "speed"), _median(runs[name], "processor")
+            _told(f"{what}: {speed:.0f} MB/s, of nginx", speed / limit, floor)
+            without = processor - sums * (name == "form")
+            _told(f"{what}: {processor:.2f} s/GB, without the sums and of nginx", without / theirs, most=most)
+
+    def large(self, file: Path) -> None:
+        """The growth of memory during one large upload."""
+        cost, task = self._form(file, LARGE)
+        _told(f"multipart of 4 GB ({cost.speed:.0f} MB/s): growth of memory, MiB", cost.growth / 2**20, most=16)
+        self._farm.client.delete(task)
+        file.unlink()
+
+    def downloads(self) -> None:
+        """A ZIP of many frames, and one large file, beside nginx."""
+        task = self._task(_file(self._directory / "scene.bin", 1000))
+        self._frames(task)
+        whole = self._directory / "nginx" / "www" / "whole.bin"
+        (self._directory / "big.bin").rename(whole)
+        directory = self._task_directory(task)
+        os.link(whole, directory / "big.bin")
+        self._landed(task, {"big.bin": (SIZE, 0)})
+        theirs = [self._get(self._other, b"GET /whole.bin HTTP/1.1\r\n") for _ in range(RUNS)]
+        path = f"GET /renderapi/v2/tasks/{task}/".encode()
+        one = [self._get(self._ours, path + b"results/big.bin HTTP/1.1\r\n" + self._who) for _ in range(RUNS)]
+        (directory / "big.bin").unlink()
+        zips = [self._get(self._ours, path + b"download HTTP/1.1\r\n" + self._who) for _ in range(RUNS)]
+        limit = _median(theirs, "speed")
+        print(f"nginx, GET of 2 GB: {limit:.0f} MB/s, {_median(theirs, 'processor'):.2f} s/GB")
+        for what, runs, floor in (("GET of 2 GB", one, 0.4), (f"ZIP of {FRAMES} files", zips, 0.4)):
+            speed = _median(runs, "speed")
+            _told(f"{what}: {speed:.0f} MB/s, {_median(runs, 'processor'):.2f} s/GB, of nginx", speed / limit, floor)
+        _told(f"ZIP of {FRAMES} files: first byte after ms", _median(zips, "first_byte_s") * 1000, most=20)
+        _told(f"ZIP of {FRAMES} files: growth of memory, MiB", max(cost.growth for cost in zips) / 2**20, most=16)
+
+    def pull(self, file: Path) -> None:
+        """HPCServer's own client fetches a scene, from us and from nginx."""
+        scene = self._directory / "scene.bin"
+        scene.unlink()
+        os.link(file, scene)
+        _, task = self._form(scene, PULLED)
+        self._attempt(task)
+        speeds: dict[int, list[Cost]] = {self._ours.port: [], self._other.port: []}
+        for _ in range(RUNS):
+            for server in (self._ours, self._other):
+                with server.measured(PULLED) as found, self._target() as handle:
+                    transfers = Transfers(Identity(f"http://127.0.0.1:{server.port}", MACHINE, ""))
+                    transfers.fetch(Errand(FIRST_ATTEMPT, TOKEN), "scene.bin", PULLED, handle, set())
+                    transfers.close()
+                speeds[server.port] += found
+        ours, theirs = (_median(runs, "speed") for runs in speeds.values())
+        _told(f"machine fetches 1 GB: {ours:.0f} MB/s, of nginx with the same client", ours / theirs, 0.8)
+
+    @contextlib.contextmanager
+    def _target(self) -> Iterator[int]:
+        handle = os.open(self._directory / "fetched.bin", os.O_CREAT | os.O_RDWR | os.O_TRUNC)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+    def _put(self, file: Path, size: int) -> Cost:
+        connection = self._farm.client.connection
+        upload = connection.call("POST", "/uploads", data={"files": [{"name": "big.bin", "size": size}]}).json()[
+            "upload_id"
+        ]
+        path = f"/renderapi/v2/uploads/{upload}"
+        with self._ours.measured(size) as found:
+            send(self._ours.port, f"PATCH {path}/files/0 HTTP/1.1\r\nUpload-Offset: 0\r\n".encode() + self._who, [file])
+        connection.call("DELETE", f"/uploads/{upload}")
+        return found[0]
+
+    def _form(self, file: Path, size: int) -> tuple[Cost, int]:
+        request = json.dumps({"engine": "nothing"}).encode()
+        disposition = b'--%b\r\nContent-Disposition: form-data; name="' % BOUNDARY
+        parts: list[bytes | Path] = [
+            disposition + b'request"\r\n\r\n' + request + b"\r\n",
+            disposition + b'file"; filename="scene.bin"\r\n\r\n',
+            file,
+            b"\r\n--%b--\r\n" % BOUNDARY,
+        ]
+        kind = b"Content-Type: multipart/form-data; boundary=%b\r\n" % BOUNDARY
+        with self._ours.measured(size) as found:
+            answer = send(self._ours.port, b"POST /renderapi/v2/tasks HTTP/1.1\r\n" + kind + self._who, parts)
+        return found[0], int(json.loads(answer.body)["task_id"])  # type: ignore[attr-defined]
+
+    def _task(self, file: Path) -> int:
+        return int(self._farm.client.submit(file, engine="nothing")["task_id"])
+
+    def _get(self, server: Server, head: bytes) -> Cost:
+        first = 0.0
+        with server.measured(SIZE) as found:
+            size, first = receive(server.port, head)
+        return Cost(found[0].seconds, found[0].processor_s, size, found[0].growth, first)
+
+    def _frames(self, task: int) -> None:
+        content = os.urandom(FRAME)
+        names = [f"frame_{number:04}.exr" for number in range(FRAMES)]
+        directory = self._task_directory(task)
+        for name in names:
+            (directory / name).write_bytes(content)
+        self._landed(task, dict.fromkeys(names, (FRAME, zlib.crc32(content))))
+
+    def _task_directory(self, task: int) -> Path:
+        with self._database() as connection:
+            (path,) = connection.execute(
+                "SELECT file_path FROM renders JOIN tasks USING (render_id) WHERE task_id = ?", (task,)
+            ).fetchone()
+        return Path(path).parent
+
+    def _landed(self, task: int, files: dict[str, tuple[int, int]]) -> None:
+        """As if a machine had made them."""
+        rows = [(task, name, name, size, crc) for name, (size, crc) in files.items()]
+        with self._database() as connection:
+            connection.executemany(
+                "INSERT INTO results (task_id, chunk_id, attempt_id, name_hash, name, state, size, crc32, digest,"
+                " landed_us) VALUES (?, 0, 0, ?, ?, 'landed', ?, ?, '', 1)",
+                rows,
+            )
+
+    def _attempt(self, task: int) -> None:
+        """As if a machine were at work on it."""
+        with self._database() as connection:
+            connection.execute(
+                "INSERT INTO attempts (attempt_id, chunk_id, task_id, machine_id, token, state, assigned_us,"
+                " peak_memory_mib, directory) SELECT ?, chunk_id, task_id, ?, ?, 'running', 1, 0, '' FROM chunks"
+                " WHERE task_id = ?",
+                (FIRST_ATTEMPT, MACHINE, TOKEN, task),
+            )
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self._farm.data / "renderonline.sqlite")) as connection, connection:
+            yield connection
+
+
+def _chunks(file: Path) -> None:
+    """What a client does before it asks what is missing."""
+    begun = time.process_time()
+    manifest_of(file)
+    speed = SIZE / (time.process_time() - begun) / MB
+    _told("client, chunks and BLAKE3 of 2 GB: MB/s of one processor", speed, 800)
+
+
+def _sums(file: Path) -> float:
+    """What the sums of a file cost, in s/GB."""
+    sums, spent = InputSums(), 0.0
+    with file.open("rb", buffering=0) as source:
+        while piece := source.read(1 << 20):
+            before = time.thread_time()
+            sums.update(piece)
+            spent += time.thread_time() - before
+    return spent / SIZE * 1e9
+
+
+def _latency() -> None:
+    """How long a submission takes to start while uploads of 2 GB run, beside an idle farm."""
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
+        big = _file(Path(name) / "big.bin", SIZE)
+
+        @contextlib.contextmanager
+        def uploading(farm: RealFarm) -> Iterator[None]:
+            port, over = int(farm.url.rpartition(":")[2]), threading.Event()
+            who = f"email: {farm.login.email}\r\ntoken: {farm.login.token}\r\n".encode()
+
+            def upload() -> None:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # it stands for another computer
+                while not over.is_set():
+                    announced = {"files": [{"name": "big.bin", "size": SIZE}]}
+                    upload_id = farm.client.connection.call("POST", "/uploads", data=announced).json()["upload_id"]
+                    head = f"PATCH /renderapi/v2/uploads/{upload_id}/files/0 HTTP/1.1\r\nUpload-Offset: 0\r\n"
+                    send(port, head.encode() + who, [big])
+
+            thread = threading.Thread(target=upload)
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+
+        idle = start_latency.p99()
+        busy = start_latency.p99(uploading)
+    _told(
+        f"submit -> started, p99 {busy:.1f} ms while uploads of 2 GB run, of the idle p99 {idle:.1f} ms",
+        busy / idle,
+        most=3,
+    )
+
+
+def _file(path: Path, size: int) -> Path:
+    """A file of bytes that don't repeat within 64 MB."""
+    block = os.urandom(min(size, 64 * MB))
+    with path.open("wb") as file:
+        for start in range(0, size, len(block)):
+            file.write(block[: size - start])
+    return path
+
+
+def _median(runs: list[Cost], what: str) -> float:
+    return statistics.median(getattr(cost, what) for cost in runs)
+
+
+def _told(what: str, value: float, floor: float | None = None, *, most: float | None = None) -> None:
+    met = value >= floor if floor is not None else most is None or value <= most
+    bound = f">= {floor:g}" if floor is not None else f"<= {most:g}"
+    print(f"{what} {value:.2f} (goal {bound}: {'met' if met else 'MISSED'})", flush=True)

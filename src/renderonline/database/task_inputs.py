@@ -1,0 +1,85 @@
+"""The files that a task was submitted with, and the attempts whose machines fetch them and send results."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, select
+
+from renderonline.database.schema import attempts, chunks, inputs, renders, results, tasks
+from renderonline.database.submissions import add_inputs
+from renderonline.database.work_sheet import name_hash
+from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Outcome
+
+
+class Holder(NamedTuple):
+    """An attempt, to one who knows its token. `over`: nothing of it is wanted any more; `scene`: the path of the
+    task's uploaded file, whose name is `file_name`; `film`: it makes a film, for which the frames are what goes in."""
+
+    token: str
+    task_id: int
+    machine_id: int
+    directory: str
+    scene: str
+    file_name: str
+    over: bool
+    film: bool = False
+
+
+_HOLDER: Final = (
+    select(
+        *(attempts.c.token, attempts.c.task_id, attempts.c.machine_id, attempts.c.directory),
+        *(renders.c.file_path, renders.c.file_name, chunks.c.kind),
+        *(attempts.c.state, attempts.c.outcome, tasks.c.canceled),
+    )
+    .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
+    .join(tasks, tasks.c.task_id == attempts.c.task_id)
+    .join(renders, renders.c.render_id == tasks.c.render_id)
+    .where(attempts.c.attempt_id == bindparam("attempt"))
+)
+_INPUTS: Final = (
+    select(inputs.c.name, inputs.c.size, inputs.c.crc32, inputs.c.digest)
+    .where(inputs.c.task_id == bindparam("task"))
+    .order_by(inputs.c.input_id)
+)
+_RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
+_FRAMES: Final = _RESULTS.where(results.c.frame.is_not(None), results.c.state != "landing")
+_FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
+
+
+def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
+    """An attempt; None when it or its task is gone. One that was lost is not over: what it made may be missing
+    still (R5.5)."""
+    row = connection.execute(_HOLDER, {"attempt": attempt_id}).first()
+    if row is None:
+        return None
+    state, outcome, canceled = row[-3:]
+    over = state == AttemptState.ENDED.value and (outcome != Outcome.LOST.value or canceled)
+    return Holder._make([*row[:-4], bool(over), row[-4] == ChunkKind.FILM])
+
+
+def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
+    """The files that a task was submitted with; () for a task of the existing system, or an older one."""
+    return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
+
+
+def result_names(connection: Connection, task_id: int) -> frozenset[str]:
+    """What lies in a task's directory and is no input."""
+    return frozenset(connection.scalars(_RESULTS, {"task": task_id}))
+
+
+def frame_names(connection: Connection, task_id: int) -> frozenset[str]:
+    """The frames of a task that are there, also those that are to be rendered again."""
+    return frozenset(connection.scalars(_FRAMES, {"task": task_id}))
+
+
+def is_frame(connection: Connection, task_id: int, name: str) -> bool:
+    """Whether a frame of this name is there."""
+    key = name_hash(name)
+    return name in connection.scalars(_FRAME, {"task": task_id, "hashes": (key, f"s{key[1:]}")}).all()
+
+
+def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
+    """Remember what the files of an older task are, unless that is known already or the task is gone."""
+    known = connection.scalar(select(tasks.c.task_id).where(tasks.c.task_id == task_id).with_for_update())
+    if known is not None and not list_inputs(connection, task_id):
+        add_inputs(connection, task_id, files)

@@ -1,0 +1,18 @@
+"""Choosing some of a task's files."""
+
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
+
+from renderonline.farm.frames import parse_frames
+
+
+def chooser(frames: str = "", names: Collection[str] = ()) -> Callable[[str, int | None], bool]:
+    """Whether a file (its name, its frame) is one of `frames` (a range), or called like one of `names` (* and ? stand
+    for anything); with neither every file is. `InvalidRequest` for what is no range."""
+    wanted = frozenset(parse_frames(frames)) if frames else frozenset[int]()
+
+    def chosen(name: str, frame: int | None) -> bool:
+        named = any(name == one or fnmatchcase(name, one) for one in names)
+        return named or frame in wanted or not (frames or names)
+
+    return chosen

@@ -1,0 +1,178 @@
+"""The files of attempts for machines that don't share this computer's directory: inputs to them, results from them.
+
+The token of the attempt is the whole authority. It opens what its task was submitted with, and the attempt's own
+directory, for as long as something of the attempt is wanted (R5.5).
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import Request
+
+from renderonline.database.task_inputs import (
+    Holder,
+    frame_names,
+    is_frame,
+    list_inputs,
+    load_holder,
+    result_names,
+    store_inputs,
+)
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.tasks import InputFile
+from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.renderapi.downloads import Content, file_of
+from renderonline.renderapi.places import Places
+from renderonline.serving.sink import receive_body
+from renderonline.storage.archive import PIECE_BYTES, members_of
+from renderonline.storage.digests import InputSums
+from renderonline.storage.landing import Arrival
+from renderonline.storage.names import task_directory
+from renderonline.storage.uploads import disk_error
+
+__all__ = ["AttemptTransfers", "Holder"]
+
+_SCHEME: Final = "attempt "
+_KEPT: Final = 64
+
+
+class AttemptTransfers:
+    """What a machine may ask with an attempt's token. All raise `NotFound` for an attempt that is not there or another
+    token, and `Conflict` (`attempt_over`) when nothing of it is wanted any more."""
+
+    def __init__(self, dispatcher: Dispatcher, places: Places) -> None:
+        self._dispatcher = dispatcher
+        self._places = places
+        self._shared = dispatcher.shared
+        self._looking = asyncio.Lock()
+        self._names: OrderedDict[int, frozenset[str]] = OrderedDict()
+
+    async def holder(self, attempt_id: int, request: Request) -> Holder:
+        """The attempt whose token the request carries."""
+        found = await self._shared.database.read(partial(load_holder, attempt_id=attempt_id))
+        given = request.headers.get("authorization", "")
+        token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
+        if found is None or not hmac.compare_digest(found.token.encode(), token.encode()):
+            raise NotFound("There is no such attempt, or its token is another one.")
+        if found.over:
+            raise Conflict(f"Attempt {attempt_id} is over; nothing of it is wanted any more.", code="attempt_over")
+        return found
+
+    async def inputs(self, holder: Holder) -> tuple[str, Sequence[InputFile]]:
+        """The scene's name and all files of the task, relative to its directory; for a film the frames. The first time
+        that somebody asks for those of a task which was not submitted to us, they are read."""
+        task_id = holder.task_id
+        found: Sequence[InputFile] = ()
+        if holder.film:
+            found = await self._look(holder)
+        elif not (found := await self._shared.database.read(partial(list_inputs, task_id=task_id))):
+            async with self._looking:
+                found = await self._shared.database.read(partial(list_inputs, task_id=task_id))
+                found = found or await self._look(holder)
+        directory = task_directory(holder.scene, holder.file_name)
+        return Path(holder.scene).relative_to(directory).as_posix(), found
+
+    async def _look(self, holder: Holder) -> tuple[InputFile, ...]:
+        directory = task_directory(holder.scene, holder.file_name)
+        names_of = frame_names if holder.film else result_names
+        results = await self._shared.database.read(partial(names_of, task_id=holder.task_id))
+        try:
+            found = await asyncio.to_thread(_read_all, directory, lambda name: (name in results) is holder.film)
+        except OSError as error:
+            raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
+        if not holder.film:
+            await self._shared.database.write(partial(store_inputs, task_id=holder.task_id, files=found))
+        return found
+
+    async def input_file(self, holder: Holder, name: str) -> Content:
+        """One file of the task, whose bytes are counted as they leave."""
+        task_id = holder.task_id
+        if holder.film:
+            known = await self._shared.database.read(partial(is_frame, task_id=task_id, name=name))
+        else:
+            known = name in await self._names_of(task_id)
+        if not known:
+            raise NotFound(f"The task has no file {name}.")
+        content = await file_of(task_directory(holder.scene, holder.file_name) / name, name.rpartition("/")[2])
+        loop = asyncio.get_running_loop()
+
+        def pieces(start: int, end: int) -> Iterator[bytes]:
+            sent = 0
+            try:
+                for piece in content.pieces(start, end):
+                    sent += len(piece)
+                    yield piece
+            finally:
+                downloads = int(start == 0 and not holder.film)
+                loop.call_soon_threadsafe(self._count, holder.machine_id, downloads, sent)
+
+        return replace(content, pieces=pieces)
+
+    async def _names_of(self, task_id: int) -> frozenset[str]:
+        """The names of a task's files, which never change once they are known."""
+        names = self._names.get(task_id, frozenset())
+        if not names:
+            files = await self._shared.database.read(partial(list_inputs, task_id=task_id))
+            names = self._names[task_id] = frozenset(one.name for one in files)
+            if len(self._names) > _KEPT:
+                self._names.popitem(last=False)
+        return names
+
+    def _count(self, machine_id: int, downloads: int, size: int) -> None:
+        if (machine := self._shared.machines.get(machine_id)) is not None:
+            machine.fetches += downloads
+            machine.fetched_bytes += size
+
+    async def receive(self, attempt_id: int, holder: Holder, name: str, request: Request) -> None:
+        """Take a result into the attempt's directory, from where it lands when it is reported (R6)."""
+        length, digest = _announced(request)
+        order = await self._dispatcher.reports.order_of(attempt_id)
+        if order is not None and order.wanted and name not in order.wanted:
+            raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
+        self._shared.files.receives(attempt_id, holder.directory, holder.machine_id)
+        try:
+            await self._places.check_disk(Path(holder.directory), length)
+            arrival = await asyncio.to_thread(Arrival, holder.directory, name)
+            whole = False
+            found = hashlib.blake2b(digest_size=32)
+            try:
+                await receive_body(request, arrival.handle, length=length, update=found.update)
+                if found.hexdigest() != digest:
+                    raise InvalidRequest(f"The bytes of {name} are not what was announced.", code="wrong_digest")
+                whole = True
+            finally:
+                await asyncio.to_thread(partial(arrival.close, whole=whole))
+        except FileNotFoundError as error:  # the attempt ended meanwhile
+            raise Conflict("The attempt is over.", code="attempt_over") from error
+        except OSError as error:
+            raise disk_error(error) from error
+        finally:
+            self._shared.files.forget_late(attempt_id, holder.directory, holder.machine_id)
+
+
+def _announced(request: Request) -> tuple[int, str]:
+    length, digest = request.headers.get("content-length", ""), request.headers.get("x-digest", "")
+    if not (length.isascii() and length.isdigit() and len(length) < 19):
+        raise InvalidRequest("A result is sent with its Content-Length.")
+    if len(digest) != 64:
+        raise InvalidRequest("A result is sent with its digest: BLAKE2b-256 in hex as X-Digest.")
+    return int(length), digest
+
+
+def _read_all(directory: Path, wanted: Callable[[str], bool]) -> tuple[InputFile, ...]:
+    return tuple(_read(one.name, Path(one.path)) for one in members_of(directory, lambda *_: None) if wanted(one.name))
+
+
+def _read(name: str, path: Path) -> InputFile:
+    sums = InputSums()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE_BYTES):
+            sums.update(piece)
+    return sums.of(name)

@@ -1,0 +1,74 @@
+"""`/renderapi/v2/uploads`: files that come in pieces and go on after any stop; a task is made of them in the end."""
+
+from typing import Annotated, Final
+
+from fastapi import Header, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from renderonline.farm.errors import InvalidRequest
+from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
+from renderonline.renderapi.routes.bodies import bounded
+from renderonline.renderapi.submissions import content_length
+
+router = Part(tags=["uploads"])
+
+MAX_ANNOUNCED: Final = 32 * 1024 * 1024
+"""Bytes of the JSON that announces files: the chunks of some 150 GB."""
+
+Offset = Annotated[str, Header(alias="upload-offset", max_length=19, pattern=r"^\d+$")]
+_BYTES: Final[Json] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BODY: Final[Json] = {"requestBody": {"required": True, "content": _BYTES}}
+_NEW: Final[Json] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/NewUpload"}}},
+    }
+}
+
+
+@router.call("POST", "/uploads", "Upload", 201, openapi_extra=_NEW)
+async def create(request: Request, caller: Caller, center: Center) -> Json:
+    """Announce files; the answer says what is to be sent of each."""
+    body = await Request(request.scope, bounded(request, request.receive, MAX_ANNOUNCED)).body()
+    return await center.submissions.uploads.create(caller.user_id, body)
+
+
+@router.call("GET", "/uploads/{upload_id}", "Upload")
+async def describe(caller: Caller, center: Center, upload_id: str) -> Json:
+    """What is there of each file, and what is to be sent."""
+    return await center.submissions.uploads.describe(caller.user_id, upload_id)
+
+
+@router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts")
+async def facts(caller: Caller, center: Center, upload_id: str, name: Annotated[str, Query(max_length=1000)]) -> Json:
+    """What a scene that is there says of itself: version, scenes (the active one first), files that it needs."""
+    return await center.submissions.scene_facts(caller.user_id, upload_id, name)
+
+
+@router.call("PATCH", "/uploads/{upload_id}/files/{index}", openapi_extra=_BODY)
+async def append(
+    request: Request, caller: Caller, center: Center, upload_id: str, index: int, upload_offset: Offset
+) -> Response:
+    """Go on with a file that comes without chunks. `Upload-Offset` says from where, and in the answer how far it is."""
+    uploads, length = center.submissions.uploads, _length(request)
+    offset = await uploads.append(caller.user_id, upload_id, index, int(upload_offset), request, length)
+    return Response(status_code=204, headers={"Upload-Offset": str(offset)})
+
+
+@router.call("PUT", "/uploads/{upload_id}/pack", openapi_extra=_BODY)
+async def pack(request: Request, caller: Caller, center: Center, upload_id: str) -> None:
+    """Send chunks: each a file's index and the chunk's (u32, little endian), then its bytes."""
+    await center.submissions.uploads.put_pack(caller.user_id, upload_id, request, _length(request))
+
+
+@router.call("DELETE", "/uploads/{upload_id}")
+async def delete(caller: Caller, center: Center, upload_id: str) -> None:
+    """Give an upload up."""
+    await center.submissions.uploads.delete(caller.user_id, upload_id)
+
+
+def _length(request: Request) -> int:
+    if "content-length" not in request.headers:
+        raise InvalidRequest("Say how long the body is: Content-Length.", code="length_required")
+    return content_length(request.headers)

@@ -1,0 +1,288 @@
+"""The use cases of uploads that arrive in pieces: announce files, send what is missing, go on after any stop.
+
+An upload is seen by its user only. Of what is announced in chunks, the server itself copies those that lie in the same
+user's files already. What nobody touched for a week is removed.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, Unfit
+from renderonline.farm.tasks import InputFile
+from renderonline.protocol.codec import from_wire, read_json
+from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping
+from renderonline.renderapi.places import Places
+from renderonline.serving.sink import Body, receive_body
+from renderonline.storage import manifests, names, staging, unpacking
+from renderonline.storage.staging import Announced, Stage
+from renderonline.storage.uploads import disk_errors, too_large
+
+MOST_OPEN: Final = 32
+"""Of one user; a further one takes the place of the one that was not touched for longest."""
+MOST_LOADED: Final = 64
+_disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """A file that is to come. `chunks`: base64 of one record a chunk, 32 bytes of BLAKE3 and the length (u32, little
+    endian); `digest`: BLAKE3 of the file in hex."""
+
+    name: str
+    size: int
+    chunks: str | None = None
+    digest: str = ""
+
+    def announced(self) -> Announced:
+        """The same, decoded; `Unfit` when it can't be."""
+        try:
+            chunks = None if self.chunks is None else base64.b64decode(self.chunks, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise Unfit(f"The chunks of {self.name[:100]!r} are not base64.", code="bad_manifest") from error
+        return Announced(self.name, self.size, self.digest, chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What a client announces."""
+
+    files: tuple[SentFile, ...]
+
+
+@dataclass(slots=True)
+class Session:
+    """An open upload. `appending`: files that somebody writes; `putting`: packs on their way; `taken`: a task is being
+    made of it."""
+
+    upload_id: str
+    stage: Stage
+    appending: set[int] = field(default_factory=set)
+    putting: int = 0
+    taken: bool = False
+    filling: asyncio.Task[None] | None = None
+    adding: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody works on it."""
+        copying = self.filling is not None and not self.filling.done()
+        return bool(self.appending or self.putting or self.taken or self.adding or copying)
+
+    def add_up(self, index: int) -> None:
+        """Add up what came of a file, in the background."""
+        task = asyncio.create_task(_quietly(partial(self.stage.add_up, index)))
+        self.adding.add(task)
+        task.add_done_callback(self.adding.discard)
+
+    async def finished(self, stage: Stage) -> tuple[InputFile, ...]:
+        """Every file of this upload, or of what was unpacked from it; waits for what is copied and added up."""
+        if self.filling is not None:
+            await self.filling
+        await asyncio.gather(*self.adding)
+        with _disk_errors():
+            return await asyncio.to_thread(stage.finish)
+
+    def view(self) -> dict[str, Any]:
+        """What clients are told. Blocks."""
+        return {"upload_id": self.upload_id, **self.stage.describe()}
+
+
+class Uploads:
+    """The open uploads."""
+
+    def __init__(self, places: Places, housekeeping: Housekeeping) -> None:
+        self._places = places
+        self._housekeeping = housekeeping
+        self._sessions: dict[tuple[int, str], Session] = {}
+        self._unpacking = asyncio.Lock()
+
+    async def create(self, user_id: int, body: bytes) -> dict[str, Any]:
+        """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`."""
+        files = await asyncio.to_thread(_read, body)
+        size = sum(file.size for file in files)
+        if size > self._places.limit:
+            raise too_large(self._places.limit)
+        await self._housekeeping.surplus(user_id, size)
+        root = await self._places.staging()
+        await asyncio.to_thread(_make_room, root, user_id)
+        await self._places.check_length(size)
+        upload_id = secrets.token_hex(16)
+        with _disk_errors():
+            directory = names.incoming_directory(root) / f"{user_id}-{upload_id}"
+            try:
+                stage = await asyncio.to_thread(Stage.create, directory, files)
+            except BaseException:
+                staging.remove(directory)
+                raise
+        session = await self._opened(user_id, upload_id, stage)
+        return await asyncio.to_thread(session.view)
+
+    async def describe(self, user_id: int, upload_id: str) -> dict[str, Any]:
+        """What is there and what is to be sent."""
+        session = await self.find(user_id, upload_id)
+        with _disk_errors():
+            return await asyncio.to_thread(session.view)
+
+    async def append(self, user_id: int, upload_id: str, index: int, offset: int, request: Request, length: int) -> int:
+        """Append `length` bytes of a body to a file that comes from its beginning on; its new offset."""
+        session = await self.find(user_id, upload_id)
+        stage = session.stage
+        if index >= len(stage.files) or stage.files[index].count is not None:
+            raise NotFound("The upload has no such file that comes without chunks.")
+        if index in session.appending or session.taken:
+            raise Conflict("Somebody else sends this file at the moment. Ask for its offset again.", code="busy")
+        session.appending.add(index)
+        try:
+            with _disk_errors():
+                there = await asyncio.to_thread(stage.offset, index)
+                if offset != there:
+                    raise WrongOffset(f"The file goes on at byte {there}.", offset=there)
+                if length > stage.files[index].size - there:
+                    raise InvalidRequest("This is more than was announced of the file.", code="too_long")
+                await self._places.check_disk(stage.directory, length)
+                with stage.opened(index) as handle:
+                    await receive_body(request, handle, length=length)
+                stage.touch()
+                return there + length
+        finally:
+            session.appending.discard(index)
+            session.add_up(index)
+
+    async def put_pack(self, user_id: int, upload_id: str, request: Request, length: int) -> None:
+        """Store a body of chunks: each one that is whole and what was announced, up to the first that is not."""
+        session = await self.find(user_id, upload_id)
+        if session.taken:
+            raise Conflict("A task is being made of this upload.", code="busy")
+        await self._places.check_disk(session.stage.directory, length)
+        session.putting += 1
+        reader = staging.PackReader(session.stage)
+        try:
+            with _disk_errors():
+                with Body(request, length) as body:
+                    await body.read(reader.take)
+                reader.finish()
+                session.stage.touch()
+        finally:
+            session.putting -= 1
+            for index in reader.touched:
+                session.add_up(index)
+
+    async def delete(self, user_id: int, upload_id: str) -> None:
+        """Remove an upload."""
+        session = await self.find(user_id, upload_id)
+        if session.taken:
+            raise Conflict("A task is being made of this upload.", code="busy")
+        await self.forget(user_id, session)
+
+    async def forget(self, user_id: int, session: Session) -> None:
+        """Remove an upload that is not needed any more."""
+        self._sessions.pop((user_id, session.upload_id), None)
+        await asyncio.to_thread(staging.remove, session.stage.directory)
+
+    @contextlib.asynccontextmanager
+    async def taking(
+        self, user_id: int, upload_id: str, *, unpack: bool = False
+    ) -> AsyncIterator[tuple[Session, Stage]]:
+        """An upload of which a task is made, and its files, or those of the ZIP that it is: nobody else may change it
+        meanwhile. `Conflict` (`busy`), `NotFound`, what `unpacking.unpacked` raises."""
+        session = await self.find(user_id, upload_id)
+        if session.taken or session.appending or session.putting:
+            raise Conflict("Files of this upload are still being sent. Submit it when they are there.", code="busy")
+        session.taken = True
+        inside = session.stage.directory / "unpacked"
+        try:
+            yield session, await self._unpacked(session, inside) if unpack else session.stage
+        finally:
+            session.taken = False
+            if unpack:
+                await asyncio.to_thread(staging.remove, inside)
+
+    async def _unpacked(self, session: Session, directory: Path) -> Stage:
+        if len(session.stage.files) != 1:
+            raise InvalidRequest("Only an upload that is one ZIP can be unpacked.", code="broken_archive")
+        await session.finished(session.stage)
+        async with self._unpacking:
+            await asyncio.to_thread(staging.remove, directory)
+            archive, most = session.stage.path(0), await self._places.room(session.stage.directory)
+            with _disk_errors():
+                return await asyncio.to_thread(unpacking.unpacked, archive, directory, most)
+
+    async def find(self, user_id: int, upload_id: str) -> Session:
+        """A user's open upload, as it is on the disk; `NotFound` for everything else."""
+        session = self._sessions.get((user_id, upload_id))
+        if session is None:
+            if not re.fullmatch(r"[0-9a-f]{32}", upload_id):
+                raise NotFound(f"There is no upload {upload_id[:40]}.")
+            roots = await self._places.roots()
+            stage = await asyncio.to_thread(_load, roots, user_id, upload_id)
+            session = self._sessions.get((user_id, upload_id)) or await self._opened(user_id, upload_id, stage)
+        return session
+
+    async def _opened(self, user_id: int, upload_id: str, stage: Stage) -> Session:
+        session = Session(upload_id, stage)
+        found = await self._look_up(user_id, stage)
+        known = self._sessions.get((user_id, upload_id))
+        if known is not None:
+            return known
+        stage.promise(found)
+        if found:
+            session.filling = asyncio.create_task(_quietly(partial(stage.fill, found)))
+        for key in [key for key, one in self._sessions.items() if not one.busy][: -MOST_LOADED or None]:
+            del self._sessions[key]
+        self._sessions[user_id, upload_id] = session
+        return session
+
+    async def _look_up(self, user_id: int, stage: Stage) -> dict[int, staging.Place]:
+        """Where the chunks that are missing lie already among the user's files."""
+        roots = await self._places.roots()
+
+        def look() -> dict[int, staging.Place]:
+            wanted = dict(stage.wanted())
+            if not wanted:
+                return {}
+            called = {file.name for file in stage.files}
+            places = manifests.look_up(roots, user_id, set(wanted.values()), called)
+            return {number: places[digest] for number, digest in wanted.items() if digest in places}
+
+        return await asyncio.to_thread(look)
+
+
+class WrongOffset(Conflict):
+    code = "wrong_offset"
+
+
+def _read(body: bytes) -> list[Announced]:
+    files = [file.announced() for file in from_wire(NewUpload, read_json(body)).files]
+    staging.checked(files)
+    return files
+
+
+def _make_room(root: Path, user_id: int) -> None:
+    incoming = names.incoming_directory(root)
+    staging.sweep(incoming, KEEP_UPLOADS_S)
+    for old in staging.staged(incoming, user_id)[: -MOST_OPEN + 1]:
+        staging.remove(old)
+
+
+def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:
+    for root in roots:
+        with contextlib.suppress(OSError, ValueError):
+            return Stage(root / names.INCOMING / f"{user_id}-{upload_id}")
+    raise NotFound(f"There is no upload {upload_id}. Announce its files anew.")
+
+
+async def _quietly(work: Any) -> None:
+    """Work whose failure shows when the upload is finished."""
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(work)

@@ -1,0 +1,349 @@
+"""The window: the farm's web page with native dialogs for opening and saving, a tray icon, and links that leave it."""
+
+import ctypes
+import hashlib
+import json
+import queue
+import signal
+import sys
+from collections.abc import Sequence
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from PySide6.QtCore import QByteArray, QEvent, QSettings, QStandardPaths, QTimer, QUrl
+from PySide6.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon, QPixmap
+from PySide6.QtNetwork import QNetworkCookie, QSslCertificate
+from PySide6.QtWebEngineCore import (
+    QWebEngineCertificateError,
+    QWebEngineDownloadRequest,
+    QWebEngineNewWindowRequest,
+    QWebEnginePage,
+    QWebEngineProfile,
+)
+from PySide6.QtWebEngineWidgets import QWebEngineView
+from PySide6.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QDialog,
+    QDialogButtonBox,
+    QFileDialog,
+    QFormLayout,
+    QLabel,
+    QLineEdit,
+    QMainWindow,
+    QMessageBox,
+    QSystemTrayIcon,
+    QWidget,
+)
+
+from renderonline.farm.errors import NotAuthenticated, RenderOnlineError
+from renderonline.rnoclient.desktop.remembering import forget, remember
+from renderonline.rnoclient.desktop.work import Failed, Note, Said, Work
+from renderonline.rnoclient.sdk import Login
+from renderonline.rnoclient.sdk.connection import BASE, Connection, Reply
+from renderonline.rnoclient.web import DIRECTORY
+
+NAME: Final = "RenderOnline"
+LISTEN_MS: Final = 100
+SIZE: Final = (1280, 860)
+SHOWN_MS: Final = 10_000
+_REFERENCES: Final = 1 << 30
+
+
+def run(login: Login | None, *, url: str = "", is_new: bool = False) -> int:
+    """Show the window until it is closed; the exit code. Without a `login` (or when it is refused) one is asked for.
+
+    `is_new`: the login is not in the keyring yet and no question is asked about it.
+    """
+    _keep_booleans()
+    app = QApplication.instance() or QApplication(["renderonline-desktop"])
+    assert isinstance(app, QApplication)
+    app.setApplicationName(NAME)
+    app.setOrganizationName(NAME)
+    app.setWindowIcon(_icon())
+    signal.signal(signal.SIGINT, lambda *_: app.quit())
+    signal.signal(signal.SIGTERM, lambda *_: app.quit())
+    refusal = ""
+    session: Session | None = None
+    while session is None:
+        if login is None:
+            dialog = LoginDialog(url, refusal)
+            if dialog.exec() != QDialog.DialogCode.Accepted:
+                return 0
+            login, is_new = dialog.login, dialog.keep.isChecked()
+        try:
+            session = _log_in(login)
+        except RenderOnlineError as error:
+            refusal, url, login = error.message, login.url, None
+    if is_new and login is not None and not remember(login):
+        print("This system has no keyring: the login is not remembered.")
+    assert login is not None
+    window = Window(login, session)
+    window.show()
+    code = app.exec()
+    window.end()
+    return code
+
+
+def _keep_booleans() -> None:
+    """PySide returns True and False without counting the references; before Python 3.12, where they became immortal,
+    the count would reach zero at some time and end the program."""
+    if sys.version_info < (3, 12):
+        for value in (True, False):
+            counter = ctypes.c_ssize_t.from_address(id(value))
+            counter.value += _REFERENCES
+
+
+def _icon() -> QIcon:
+    picture = QPixmap()
+    picture.loadFromData(QByteArray((DIRECTORY / "favicon.svg").read_bytes()))
+    return QIcon(picture)
+
+
+class Session(NamedTuple):
+    """A session of the web page: the RenderAPI that gave it, and the cookie that names it."""
+
+    address: str
+    cookie: QNetworkCookie
+
+
+def _log_in(login: Login) -> Session:
+    """A session for this login. Raises what RenderAPI answers."""
+    connection = Connection(login)
+    body = json.dumps({"email": login.email, "token": login.token}).encode()
+    headers = {"content-type": "application/json", "x-renderonline": "desktop"}  # as the page does
+    with connection.open("POST", "/session", body=body, headers=headers) as response:
+        reply = Reply.of(response)
+    found = SimpleCookie(reply.headers.get("set-cookie", ""))
+    if not found:
+        raise NotAuthenticated("What answered at this address is no RenderAPI of this version.")
+    morsel = next(iter(found.values()))
+    cookie = QNetworkCookie(morsel.key.encode(), morsel.value.encode())
+    cookie.setHttpOnly(True)
+    cookie.setPath("/")
+    cookie.setSecure(bool(morsel["secure"]))
+    cookie.setSameSitePolicy(QNetworkCookie.SameSite.Strict)
+    return Session(connection.address, cookie)
+
+
+class LoginDialog(QDialog):
+    """Asks for the farm's address, e-mail and token."""
+
+    def __init__(self, url: str, refusal: str) -> None:
+        super().__init__()
+        self.setWindowTitle(f"{NAME}: log in")
+        self.setMinimumWidth(440)
+        form = QFormLayout(self)
+        self._url = QLineEdit(url)
+        self._url.setPlaceholderText("https://farm.example:5000")
+        self._email = QLineEdit()
+        self._token = QLineEdit()
+        self._token.setEchoMode(QLineEdit.EchoMode.Password)
+        self.keep = QCheckBox("Remember in this computer's keyring")
+        self.keep.setChecked(True)
+        for label, field in (("&Farm", self._url), ("&E-mail", self._email), ("&Token", self._token)):
+            form.addRow(label, field)
+        form.addRow("", self.keep)
+        if refusal:
+            told = QLabel(refusal)
+            told.setWordWrap(True)
+            form.addRow(told)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        form.addRow(buttons)
+        (self._email if url else self._url).setFocus()
+
+    @property
+    def login(self) -> Login:
+        """What was typed."""
+        url = self._url.text().strip().rstrip("/")
+        return Login(url if "://" in url else f"https://{url}", self._email.text().strip(), self._token.text().strip())
+
+
+class _Page(QWebEnginePage):
+    """The farm's page; what belongs to another address is opened by the system's browser."""
+
+    def __init__(self, profile: QWebEngineProfile, parent: QWidget, login: Login, origins: Sequence[str]) -> None:
+        super().__init__(profile, parent)
+        self._window, self._login, self._origins = parent, login, origins
+        self.newWindowRequested.connect(self._leave)
+        self.certificateError.connect(self._judge)
+
+    def acceptNavigationRequest(  # noqa: N802 - Qt's name
+        self,
+        url: QUrl | str,
+        kind: QWebEnginePage.NavigationType,
+        is_main: bool,  # noqa: FBT001 - Qt's signature
+        /,
+    ) -> bool:
+        address = QUrl(url)
+        if not is_main or address.scheme() in ("blob", "about") or _origin(address.toString()) in self._origins:
+            return True
+        _open_outside(address)
+        return False
+
+    def chooseFiles(  # noqa: N802 - Qt's name
+        self, mode: QWebEnginePage.FileSelectionMode, _old: Sequence[str], _types: Sequence[str]
+    ) -> list[str]:
+        modes = QWebEnginePage.FileSelectionMode
+        if mode == modes.FileSelectUploadFolder:
+            folder = QFileDialog.getExistingDirectory(self._window, "Choose a folder")
+            return [folder] if folder else []
+        if mode == modes.FileSelectOpenMultiple:
+            return QFileDialog.getOpenFileNames(self._window, "Choose files")[0]
+        name = QFileDialog.getOpenFileName(self._window, "Choose a file")[0]
+        return [name] if name else []
+
+    def _leave(self, request: QWebEngineNewWindowRequest) -> None:
+        _open_outside(request.requestedUrl())
+
+    def _judge(self, error: QWebEngineCertificateError) -> None:
+        """A certificate whose fingerprint is pinned needs no authority."""
+        pinned = (self._login.fingerprint or "").removeprefix("sha256:").replace(":", "").casefold()
+        chain: list[QSslCertificate] = error.certificateChain()
+        if pinned and chain and hashlib.sha256(chain[0].toDer().data()).hexdigest() == pinned:
+            error.acceptCertificate()
+        else:
+            error.rejectCertificate()
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".casefold()
+
+
+def _open_outside(url: QUrl) -> None:
+    if url.scheme() in ("http", "https", "mailto"):
+        print(f"Opened in the browser: {url.toString()}", flush=True)
+        QDesktopServices.openUrl(url)
+
+
+class Window(QMainWindow):
+    """The page, and what comes and goes beside it. `end` before the application ends."""
+
+    def __init__(self, login: Login, session: Session) -> None:
+        super().__init__()
+        self._login = login
+        self._origins = [_origin(url) for url in login.url.split(",")]
+        self._work = Work(login)
+        self._profile = QWebEngineProfile(self)  # off the record: the keyring is the only memory
+        self._profile.cookieStore().setCookie(session.cookie, QUrl(session.address))
+        self._profile.downloadRequested.connect(self._save)
+        self._view = QWebEngineView(self)
+        self._page = _Page(self._profile, self, login, self._origins)
+        self._view.setPage(self._page)
+        self._page.titleChanged.connect(self.setWindowTitle)
+        self.setCentralWidget(self._view)
+        self._tray = self._make_tray()
+        self._add_menu()
+        self._listening = QTimer(self)
+        self._listening.timeout.connect(self._listen)
+        self._listening.start(LISTEN_MS)  # also lets Python see signals
+        self._settings = QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, NAME, "desktop")
+        self.resize(*SIZE)
+        geometry: Any = self._settings.value("geometry")
+        if isinstance(geometry, QByteArray):
+            self.restoreGeometry(geometry)
+        self._work.watch()
+        self._view.load(QUrl(f"{session.address}/"))
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
+        """Closing the window ends the program; a download that runs is asked about."""
+        box = QMessageBox.StandardButton
+        question = (
+            "A download is not finished. It goes on where it stopped when you save to the same place again. Quit?"
+        )
+        if self._work.downloads and QMessageBox.question(self, NAME, question) != box.Yes:
+            event.ignore()
+            return
+        self._settings.setValue("geometry", self.saveGeometry())
+        event.accept()
+        QApplication.quit()
+
+    def end(self) -> None:
+        """Take everything down in the order that WebEngine wants: page, view, profile."""
+        self._work.close()
+        self._listening.stop()
+        if self._tray is not None:
+            self._tray.hide()
+        self._view.setPage(None)  # type: ignore[arg-type]  # Qt takes a null
+        for part in (self._page, self._view, self._profile):
+            part.deleteLater()
+        QApplication.processEvents()
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
+
+    def _make_tray(self) -> QSystemTrayIcon | None:
+        if not QSystemTrayIcon.isSystemTrayAvailable():
+            return None
+        tray = QSystemTrayIcon(self.windowIcon(), self)
+        tray.setToolTip(NAME)
+        tray.activated.connect(self._come_up)
+        tray.messageClicked.connect(self._come_up)
+        tray.show()
+        return tray
+
+    def _come_up(self) -> None:
+        self.showNormal()
+        self.raise_()
+        self.activateWindow()
+
+    def _add_menu(self) -> None:
+        menu = self.menuBar().addMenu("&Farm")
+        for label, keys, act in (
+            ("&Reload", "F5", self._view.reload),
+            ("&Forget this login", "", self._forget),
+            ("&Quit", "Ctrl+Q", self.close),
+        ):
+            action = QAction(label, self)
+            action.setShortcut(keys)
+            action.triggered.connect(act)
+            menu.addAction(action)
+
+    def _forget(self) -> None:
+        forget()
+        self.close()
+
+    def _save(self, request: QWebEngineDownloadRequest) -> None:
+        """Ask where to, then fetch it ourselves: straight to the disk, and resumed after a cut."""
+        folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DownloadLocation)
+        suggested = str(Path(folder) / request.suggestedFileName())
+        name = QFileDialog.getSaveFileName(self, "Save", suggested)[0]
+        url = request.url()
+        if not name:
+            request.cancel()
+        elif _origin(url.toString()) in self._origins and url.path().startswith(BASE):
+            request.cancel()
+            query = "&".join(part for part in url.query().split("&") if part and not part.startswith("ticket="))
+            self._work.download(url.path(QUrl.ComponentFormattingOption.FullyEncoded).removeprefix(BASE)
+                                + (f"?{query}" if query else ""), Path(name))  # fmt: skip
+        else:  # what the page itself made
+            request.setDownloadDirectory(str(Path(name).parent))
+            request.setDownloadFileName(Path(name).name)
+            request.accept()
+
+    def _listen(self) -> None:
+        """Tell what the threads have said."""
+        while True:
+            try:
+                said: Said = self._work.said.get_nowait()
+            except queue.Empty:
+                return
+            self.statusBar().showMessage(said.text, SHOWN_MS)
+            if isinstance(said, Failed):
+                self._offer_again(said)
+            elif said.loud:
+                self._tell(said)
+
+    def _tell(self, note: Note) -> None:
+        print(note.text, flush=True)
+        QApplication.alert(self)
+        if self._tray is not None:
+            self._tray.showMessage(NAME, note.text, self.windowIcon())
+
+    def _offer_again(self, failed: Failed) -> None:
+        box = QMessageBox.StandardButton
+        if QMessageBox.warning(self, NAME, failed.text, box.Retry | box.Cancel) == box.Retry:
+            failed.again()

@@ -1,0 +1,130 @@
+"""Reading strangers' files in a child with limits (R13): their readers may crash, hang, or ask for all the memory.
+
+One child serves many calls; it is started again after it died.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Final
+
+LONGEST_REPLY: Final = 1 << 20
+"""Bytes of JSON."""
+LARGEST_FILE: Final = 16 << 20
+"""Bytes; files in memory count."""
+_KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"})
+"""All that the child is told of our environment: nothing secret reaches it."""
+
+
+class Confined:
+    """Calls `function` (`module:name`; it takes and gives JSON values) in a child, one call at a time. Blocking: call
+    it in a thread.
+
+    `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes.
+    """
+
+    def __init__(
+        self, function: str, *, time_s: float = 30.0, memory_bytes: int, file_bytes: int = LARGEST_FILE
+    ) -> None:
+        self.time_s = time_s
+        self._words = (function, str(memory_bytes), str(time_s), str(file_bytes))
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the child; a later call starts another."""
+        with self._lock:
+            self._end()
+
+    def call(self, *arguments: Any) -> Any:
+        """What the function returns. `TimeoutError` when that takes too long; `EOFError` when it raised something,
+        crashed, or ran out of memory."""
+        with self._lock:
+            try:
+                if self._child is None or self._child.poll() is not None:
+                    self._end()
+                    self._child = _start(self._words)
+                return _ask(self._child, arguments, time.monotonic() + self.time_s)
+            except TimeoutError:
+                self._end()
+                raise
+            except (OSError, EOFError, ValueError) as error:
+                self._end()
+                raise EOFError(str(error)) from error
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _start(words: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    # -P: what lies in the directory where we were started is no module of ours.
+    argv = [sys.executable, "-P", "-m", "renderonline.storage.confined", *words]
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    environment = {name: value for name, value in os.environ.items() if name in _KEPT}
+    # numpy would reserve memory for as many threads as there are processors.
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # In a session of its own: a Ctrl-C meant for us must not look like a broken file.
+    return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True)
+
+
+def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: float) -> Any:
+    """The child's reply; `TimeoutError` past the deadline (monotonic seconds), `OSError` or `EOFError` when it died."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(arguments).encode() + b"\n")
+    child.stdin.flush()
+    line = b""
+    while not line.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
+            raise TimeoutError
+        piece = os.read(child.stdout.fileno(), LONGEST_REPLY)
+        if not piece or len(line) > LONGEST_REPLY:
+            raise EOFError
+        line += piece
+    return json.loads(line)
+
+
+def _limit(memory_bytes: int, time_s: float, file_bytes: int) -> None:
+    """Bound what this process may use for the next call (`time_s`: seconds of CPU), where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows: the deadline of the parent is what is left
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = math.ceil(used.ru_utime + used.ru_stime + time_s) + 1
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+
+
+def serve(function: str, memory_bytes: int, time_s: float, file_bytes: int) -> None:
+    """The child's life: arguments per line in, a reply per line out, until the parent closes the pipe."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a reader prints is not an answer
+    _limit(memory_bytes, time_s, file_bytes)
+    module, _, name = function.partition(":")
+    called = getattr(importlib.import_module(module), name)
+    for line in sys.stdin.buffer:
+        _limit(memory_bytes, time_s, file_bytes)
+        replies.write(json.dumps(called(*json.loads(line))).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,190 @@
+"""Which chunks a user's own files consist of, so that what was sent once is not sent again.
+
+A manifest is an index into the files of one task's directory, never a second copy of them: a look-up that fails, or
+whose file is gone or changed, only means that the chunk is sent. Each lies in `.manifests` of its download path as
+`<user>-<ticks>`, and a user's uploads look only into that user's. All of this blocks.
+"""
+
+import contextlib
+import json
+import re
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+
+from blake3 import blake3
+from pyfastcdc import FastCDC
+
+from renderonline.storage.staging import DIGEST_BYTES, SENT_CHUNK, Place
+
+VERSION: Final = "cdc:v1"
+"""Content-defined chunks as `manifest_of` makes them; another way to cut is another version."""
+AVERAGE, SMALLEST, LARGEST = 256 * 1024, 64 * 1024, 1024 * 1024
+LARGE: Final = 4 * 1024 * 1024
+"""Files from this size on are remembered whichever way they came."""
+DIRECTORY: Final = ".manifests"
+MOST_BLOCKS: Final = 1_000_000
+"""Of a .blend; what follows them is one part."""
+MOST_MANIFESTS: Final = 2000
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""So much is looked through, the newest first."""
+
+
+def manifest_of(path: Path) -> bytes:
+    """The chunks of a file, records of `staging.SENT_CHUNK`."""
+    found, cutter = bytearray(), FastCDC(avg_size=AVERAGE, min_size=SMALLEST, max_size=LARGEST)
+    with path.open("rb", buffering=0) as file:
+        parts = list(_parts(file, path.stat().st_size))
+        file.seek(0)
+        for length in parts:
+            for chunk in cutter.cut_stream(_Part(file, length)):
+                found += SENT_CHUNK.pack(blake3(chunk.data).digest(), chunk.length)
+    return bytes(found)
+
+
+def _parts(file: FileIO, size: int) -> Iterator[int]:
+    """The lengths of the parts of a file that are cut each for itself.
+
+    In a .blend each large block is one: the heads of blocks, and the small ones, hold addresses that are others
+    whenever Blender opened the file anew. A compressed one is one part, as any other file.
+    """
+    head = file.read(17)
+    if new := re.fullmatch(rb"BLENDER17-01([vV])\d{4}", head):
+        at, order, form, field = 17, new[1], "4siQqq", 3
+    elif old := re.fullmatch(rb"BLENDER([-_])([vV])\d{3}", head[:12]):
+        at, order, form, field = 12, old[2], "4siQii" if old[1] == b"-" else "4siIii", 1
+    else:
+        yield size
+        return
+    block, begun = struct.Struct(("<" if order == b"v" else ">") + form), 0
+    for _ in range(MOST_BLOCKS):
+        file.seek(at)
+        said = file.read(block.size)
+        at += block.size
+        length = block.unpack(said)[field] if len(said) == block.size else -1
+        if not 0 <= length <= size - at:
+            break
+        if length >= SMALLEST:
+            yield from (at - begun, length)
+            begun = at + length
+        at += length
+    yield size - begun
+
+
+class _Part:
+    """So many bytes of a file, from where it stands."""
+
+    def __init__(self, file: FileIO, length: int) -> None:
+        self._file, self._left = file, length
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._file.readinto(buffer[: self._left]) if self._left else 0
+        self._left -= count
+        return count
+
+
+def path_of(directory: Path) -> Path:
+    """Where the manifest of a task's directory lies."""
+    return directory.parent.parent / DIRECTORY / f"{directory.parent.name}-{directory.name}"
+
+
+def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
+    """Keep the chunks of files of a task; None: they are found out when somebody asks for a file of this name. Where
+    that can't be, nothing is kept."""
+    with contextlib.suppress(OSError):
+        _write(directory, files)
+
+
+def _write(directory: Path, files: Mapping[str, bytes | None]) -> None:
+    rows, records = [], []
+    for name, chunks in files.items():
+        status = (directory / name).stat()
+        rows.append((name, status.st_size, status.st_mtime_ns, None if chunks is None else len(chunks)))
+        records.append(chunks or b"")
+    path = path_of(directory)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    whole = b"\n".join((json.dumps({"version": VERSION, "files": rows}).encode(), b"".join(records)))
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_bytes(whole)
+    temporary.rename(path)
+
+
+def look_up(
+    roots: Iterable[Path], user_id: int, wanted: Collection[bytes], names: Collection[str]
+) -> dict[bytes, Place]:
+    """Where this user's files have the chunks with these digests. `names`: how the files are called that are to come;
+    the newest large file of each of these names is cut now if it was not yet."""
+    found: dict[bytes, Place] = {}
+    left, uncut, read = set(wanted), {name.rpartition("/")[2] for name in names}, 0
+    for path in _newest(roots, user_id):
+        directory = path.parent.parent / str(user_id) / path.name.partition("-")[2]
+        if not directory.is_dir():
+            path.unlink(missing_ok=True)
+            continue
+        if not left or read > MOST_BYTES:
+            break
+        rows, records = _read(path)
+        read += len(records)
+        if fresh := {row[0] for row in rows if row[3] is None and row[0].rpartition("/")[2] in uncut}:
+            with contextlib.suppress(OSError):
+                rows, records = _cut_now(directory, rows, records, fresh)
+        uncut -= {row[0].rpartition("/")[2] for row in rows if row[3] is not None}
+        for name, place in _places(directory, rows, records, left):
+            found.setdefault(name, place)
+        left -= found.keys()
+    return found
+
+
+def sweep(root: Path) -> None:
+    """Forget the manifests of directories that are gone."""
+    for path in (root / DIRECTORY).glob("*-*"):
+        user, _, ticks = path.name.partition("-")
+        if not (root / user / ticks).is_dir():
+            path.unlink(missing_ok=True)
+
+
+def _newest(roots: Iterable[Path], user_id: int) -> Sequence[Path]:
+    found = [path for root in roots for path in (root / DIRECTORY).glob(f"{user_id}-*")]
+    named = [path for path in found if re.fullmatch(r"\d+-\d+", path.name)]
+    return sorted(named, key=lambda path: int(path.name.partition("-")[2]), reverse=True)[:MOST_MANIFESTS]
+
+
+def _read(path: Path) -> tuple[list[Any], bytes]:
+    """Rows (name, size, modified_ns, bytes of its records or None) and records; nothing of one that can't be read."""
+    try:
+        head, _, records = path.read_bytes().partition(b"\n")
+        about = json.loads(head)
+        return (about["files"], records) if about["version"] == VERSION else ([], b"")
+    except (OSError, ValueError, KeyError):
+        return [], b""
+
+
+def _cut_now(directory: Path, rows: list[Any], records: bytes, names: Collection[str]) -> tuple[list[Any], bytes]:
+    files, at = {}, 0
+    for name, _, _, length in rows:
+        files[name] = manifest_of(directory / name) if name in names else records[at : at + length] if length else None
+        at += length or 0
+    _write(directory, files)
+    return _read(path_of(directory))
+
+
+def _places(directory: Path, rows: Iterable[Any], records: bytes, wanted: set[bytes]) -> Iterator[tuple[bytes, Place]]:
+    at = 0
+    for name, size, modified_ns, length in rows:
+        mine, at = records[at : at + (length or 0)], at + (length or 0)
+        path = directory / name
+        if not length or wanted.isdisjoint(mine[i : i + DIGEST_BYTES] for i in range(0, length, SENT_CHUNK.size)):
+            continue
+        try:
+            status = path.lstat()
+        except OSError:
+            continue
+        if (status.st_size, status.st_mtime_ns) != (size, modified_ns):
+            continue
+        offset = 0
+        for digest, chunk_length in SENT_CHUNK.iter_unpack(mine):
+            if digest in wanted:
+                yield digest, Place(path, offset)
+            offset += chunk_length

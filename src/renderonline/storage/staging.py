@@ -1,0 +1,427 @@
+"""Uploads that arrive in pieces: staged in `.incoming` of a download path until a task takes their files.
+
+What is there is read off the disk, so that an upload goes on after any stop. A file comes from its beginning on
+(`append`), or in chunks whose digests were announced (`put`): each is checked before it counts. Everything blocks;
+several threads may put chunks of one upload at once.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from blake3 import blake3
+
+from renderonline.farm.errors import Conflict, InvalidRequest, Unfit
+from renderonline.farm.tasks import InputFile
+from renderonline.storage.archive import UNFINISHED
+from renderonline.storage.digests import InputSums
+from renderonline.storage.names import clean_file_name
+
+MOST_FILES: Final = 50_000
+LARGEST_CHUNK: Final = 1024 * 1024
+LONGEST_NAME: Final = 1000
+DIGEST_BYTES: Final = 32
+SENT_CHUNK: Final = struct.Struct("<32sI")
+"""A chunk as clients announce it: BLAKE3 and length."""
+MANY: Final = 64
+"""So many files are made durable one by one; more of them with everything else that is on its way to the disks."""
+_PLACED: Final = struct.Struct("<32sIQ")
+_RECORD: Final = struct.Struct("<II")
+_PIECE: Final = 1024 * 1024
+_FACTS: Final = "upload.json"
+_MISSING, _THERE, _PROMISED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A file that is to come. `digest`: BLAKE3 in hex, "" when the client did not say; `chunks`: records of
+    `SENT_CHUNK`, None when it comes from its beginning on."""
+
+    name: str
+    size: int
+    digest: str = ""
+    chunks: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """`first`: its first chunk among those of the whole upload; `count`: None without chunks."""
+
+    name: str
+    size: int
+    digest: str
+    first: int
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk lies already."""
+
+    path: Path
+    offset: int
+
+
+def checked(files: Sequence[Announced]) -> None:
+    """Raise `Unfit` for files that can't be: names that are not clean and relative, two of one name, chunks that do
+    not add up to the size."""
+    if not 0 < len(files) <= MOST_FILES:
+        raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
+    folders: set[str] = set()
+    seen: set[str] = set()
+    for file in files:
+        _check_name(file.name)
+        if file.name in seen:
+            raise Unfit(f"Two files are called {file.name}.", code="bad_name")
+        seen.add(file.name)
+        folders.update(str(parent) for parent in PurePosixPath(file.name).parents)
+        if not 0 <= file.size < 2**62 or not re.fullmatch(r"([0-9a-f]{64})?", file.digest):
+            raise Unfit(f"The size or the digest of {file.name} can't be.")
+        if file.chunks is not None:
+            _check_chunks(file, file.chunks)
+    if both := seen & folders:
+        raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
+
+
+def _check_name(name: str) -> None:
+    parts = name.split("/")
+    if len(name.encode(errors="replace")) > LONGEST_NAME or any(clean_file_name(part) != part for part in parts):
+        message = f"{name[:100]!r} is no name for a file: relative, with / between folders, and fit for every system."
+        raise Unfit(message, code="bad_name")
+    if any(part.startswith(UNFINISHED) for part in parts):
+        raise Unfit(f"Names that begin with {UNFINISHED} are the farm's own.", code="bad_name")
+
+
+def _check_chunks(file: Announced, chunks: bytes) -> None:
+    whole = len(chunks) % SENT_CHUNK.size == 0
+    lengths = [length for _, length in SENT_CHUNK.iter_unpack(chunks)] if whole else [0]
+    if not all(0 < length <= LARGEST_CHUNK for length in lengths) or sum(lengths) != file.size:
+        raise Unfit(f"The chunks of {file.name} don't add up to its size.", code="bad_manifest")
+
+
+class Stage:
+    """The files of one upload. Its directory may be removed at any time: then calls raise `FileNotFoundError`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = tuple(_File(*row) for row in json.loads((directory / _FACTS).read_bytes()))
+        self._state = bytearray((directory / "have").read_bytes())
+        self._lock = threading.Lock()
+        self._sums: dict[int, InputSums] = {}
+        self._summing = threading.Lock()
+
+    @classmethod
+    def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
+        """A new upload, in a directory that must not be there yet; the files are `checked`."""
+        directory.mkdir()
+        rows, table = [], bytearray()
+        for file in files:
+            first = len(table) // _PLACED.size
+            rows.append((file.name, file.size, file.digest, first, _lay_out(file.chunks, table)))
+        (directory / "chunks").write_bytes(table)
+        (directory / "have").write_bytes(bytes(len(table) // _PLACED.size))
+        (directory / "data").mkdir()
+        (directory / f"{_FACTS}.new").write_bytes(json.dumps(rows).encode())
+        (directory / f"{_FACTS}.new").rename(directory / _FACTS)
+        return cls(directory)
+
+    def touch(self) -> None:
+        """Something was done with it: it stays for another while."""
+        os.utime(self.directory / _FACTS)
+
+    def offset(self, index: int) -> int:
+        """How many bytes of a file are there from its beginning without a gap."""
+        file = self.files[index]
+        if file.count is None:
+            try:
+                return self.path(index).stat().st_size
+            except FileNotFoundError:
+                return 0
+        gap = re.compile(rb"[^\x01]").search(self._state, file.first, file.first + file.count)
+        return self._chunk(gap.start())[2] if gap else file.size
+
+    def missing(self, index: int) -> list[tuple[int, int]] | None:
+        """Runs (first, count) of the chunks of a file that are to be sent; None for a file without chunks."""
+        file = self.files[index]
+        if file.count is None:
+            return None
+        runs = re.compile(b"\0+").finditer(self._state, file.first, file.first + file.count)
+        return [(run.start() - file.first, run.end() - run.start()) for run in runs]
+
+    def describe(self) -> dict[str, Any]:
+        """What is there of each file, and whether nothing is to be sent any more."""
+        described, complete = [], True
+        for index, file in enumerate(self.files):
+            missing, offset = self.missing(index), self.offset(index)
+            complete = complete and (offset == file.size if missing is None else not missing)
+            one: dict[str, Any] = {"name": file.name, "size": file.size, "offset": offset}
+            described.append(one if missing is None else one | {"missing": missing})
+        return {"files": described, "complete": complete}
+
+    @contextlib.contextmanager
+    def opened(self, index: int) -> Iterator[int]:
+        """A handle with which a file without chunks goes on at its end."""
+        handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            os.lseek(handle, 0, os.SEEK_END)
+            yield handle
+        finally:
+            os.close(handle)
+
+    def length_of(self, index: int, chunk: int) -> int:
+        """The announced length of a chunk; `Unfit` when there is none with this number."""
+        return self._chunk(self._number(index, chunk))[1]
+
+    def put(self, chunks: Iterable[tuple[int, int, bytes]]) -> None:
+        """Store chunks (file, chunk, bytes). `Unfit` (`wrong_chunk`) at the first whose digest is another: those
+        before it are there."""
+        handles: dict[int, int] = {}
+        try:
+            for index, chunk, data in chunks:
+                number = self._number(index, chunk)
+                digest, length, offset = self._chunk(number)
+                if len(data) != length or blake3(data).digest() != digest:
+                    message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
+                    raise Unfit(message, code="wrong_chunk")
+                if index not in handles:
+                    handles[index] = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                write_at(handles[index], data, offset)
+                self._mark(number, _THERE)
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+
+    def wanted(self) -> Iterator[tuple[int, bytes]]:
+        """Number and digest of each chunk that is not there."""
+        table = (self.directory / "chunks").read_bytes()
+        for found in re.finditer(rb"[^\x01]", self._state):
+            number = found.start()
+            yield number, table[number * _PLACED.size : number * _PLACED.size + DIGEST_BYTES]
+
+    def promise(self, numbers: Iterable[int]) -> None:
+        """These chunks are not to be sent: `fill` will bring them."""
+        for number in numbers:
+            self._state[number] = _PROMISED
+
+    def fill(self, places: Mapping[int, Place]) -> None:
+        """Copy promised chunks from where they lie already; one that is not there any more is to be sent after all."""
+        for index, file in enumerate(self.files):
+            for number in range(file.first, file.first + (file.count or 0)):
+                place = places.get(number)
+                if place is None or self._state[number] != _PROMISED:
+                    continue
+                try:
+                    data = _read_at(place, self._chunk(number)[1])
+                    self.put([(index, number - file.first, data)])
+                except (OSError, Unfit):
+                    self._state[number] = _MISSING
+
+    def add_up(self, index: int) -> None:
+        """Go on adding up a file as far as it is there, so that little is left to do in the end."""
+        with self._summing:
+            sums, end = self._sums.setdefault(index, InputSums()), self.offset(index)
+            if sums.size >= end:
+                return
+            with self.path(index).open("rb", buffering=0) as file:
+                file.seek(sums.size)
+                while sums.size < end and (piece := file.read(min(_PIECE, end - sums.size))):
+                    sums.update(piece)
+
+    def finish(self) -> tuple[InputFile, ...]:
+        """Every file as it is, all of them whole. `Incomplete` when something is missing; `Unfit` (`wrong_digest`) for
+        a file that is not what was announced: it is to be sent again."""
+        described = self.describe()
+        if not described["complete"]:
+            lacking = [file for file in described["files"] if file.get("missing", file["offset"] < file["size"])]
+            raise Incomplete("The upload is not complete. Send what is missing, then submit again.", files=lacking)
+        return tuple(self._finished(index) for index in range(len(self.files)))
+
+    def _finished(self, index: int) -> InputFile:
+        file, path = self.files[index], self.path(index)
+        if not file.size:
+            path.touch(mode=0o644)
+        self.add_up(index)
+        sums = self._sums[index]
+        found = sums.of(file.name)
+        if found.size != file.size or path.stat().st_size != file.size or file.digest not in ("", found.digest):
+            del self._sums[index]
+            path.unlink(missing_ok=True)
+            for number in range(file.first, file.first + (file.count or 0)):
+                self._mark(number, _MISSING)
+            raise Unfit(f"{file.name} is not what was announced. Send it again.", code="wrong_digest")
+        return found
+
+    def link_into(self, directory: Path) -> None:
+        """Give the files their names below a task's directory, durably."""
+        folders = {directory}
+        for index, file in enumerate(self.files):
+            target = directory / file.name
+            if target.parent not in folders:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                folders.update(parent for parent in target.parents if parent.is_relative_to(directory))
+            _link(self.path(index), target)
+        if len(self.files) > MANY and hasattr(os, "sync"):
+            os.sync()
+            return
+        above = (directory.parent, directory.parent.parent)
+        sync(*(directory / file.name for file in self.files), *folders, *above)
+
+    def chunks_of(self, index: int) -> bytes | None:
+        """The announced chunks of a file, records of `SENT_CHUNK`; None for a file without."""
+        file = self.files[index]
+        if file.count is None:
+            return None
+        with (self.directory / "chunks").open("rb") as table:
+            table.seek(file.first * _PLACED.size)
+            rows = _PLACED.iter_unpack(table.read(file.count * _PLACED.size))
+            return b"".join(SENT_CHUNK.pack(digest, length) for digest, length, _ in rows)
+
+    def known(self, large: int) -> dict[str, bytes | None]:
+        """The chunks of each file that was announced in chunks; None for others that are at least so large."""
+        kept = (index for index, file in enumerate(self.files) if file.count is not None or file.size >= large)
+        return {self.files[index].name: self.chunks_of(index) for index in kept}
+
+    def paths(self) -> dict[str, str]:
+        """Where each file lies as long as no task has it; "" for one that is not there wholly."""
+        whole = (self.offset(index) == file.size for index, file in enumerate(self.files))
+        return {file.name: str(self.path(i)) if next(whole) else "" for i, file in enumerate(self.files)}
+
+    def path(self, index: int) -> Path:
+        """Where the bytes of a file lie while it is staged."""
+        return self.directory / "data" / str(index)
+
+    def _number(self, index: int, chunk: int) -> int:
+        if index < len(self.files) and chunk < (self.files[index].count or 0):
+            return self.files[index].first + chunk
+        raise Unfit("The upload has no such chunk.", code="wrong_chunk")
+
+    def _chunk(self, number: int) -> tuple[bytes, int, int]:
+        with (self.directory / "chunks").open("rb", buffering=0) as table:
+            table.seek(number * _PLACED.size)
+            digest, length, offset = _PLACED.unpack(table.read(_PLACED.size))
+            return digest, length, offset
+
+    def _mark(self, number: int, state: int) -> None:
+        with self._lock, (self.directory / "have").open("r+b", buffering=0) as have:
+            have.seek(number)
+            have.write(bytes((state,)))
+            self._state[number] = state
+
+
+class PackReader:
+    """Reads packs: records of file and chunk (u32, little endian) and the chunk's bytes. `touched`: files with new
+    bytes."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.touched: set[int] = set()
+        self._stage = stage
+        self._rest = bytearray()
+
+    def take(self, piece: memoryview) -> None:
+        """Store every chunk that is whole now. `Unfit` for one that was not announced or is something else."""
+        self._rest += piece
+        chunks, at = [], 0
+        while len(self._rest) - at >= _RECORD.size:
+            index, chunk = _RECORD.unpack_from(self._rest, at)
+            begin = at + _RECORD.size
+            end = begin + self._stage.length_of(index, chunk)
+            if end > len(self._rest):
+                break
+            chunks.append((index, chunk, bytes(self._rest[begin:end])))
+            at = end
+        self.touched.update(index for index, _, _ in chunks)
+        self._stage.put(chunks)
+        del self._rest[:at]
+
+    def finish(self) -> None:
+        """Raise `InvalidRequest` when the pack ended inside a chunk."""
+        if self._rest:
+            raise InvalidRequest("The pack ends in the middle of a chunk. Send it again.", code="incomplete_body")
+
+
+class Incomplete(Conflict):
+    """Something of an upload is still to be sent."""
+
+    code = "incomplete"
+
+
+def remove(directory: Path) -> None:
+    """Remove an upload with everything that came of it."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def staged(incoming: Path, user_id: int | None = None) -> list[Path]:
+    """The directories of the uploads (of one user) that are open, longest untouched first."""
+    whose = r"\d+" if user_id is None else str(user_id)
+    found = [path for path in incoming.glob("*-*") if re.fullmatch(rf"{whose}-[0-9a-f]{{32}}", path.name)]
+    return sorted(found, key=touched)
+
+
+def touched(directory: Path) -> float:
+    """When something was done with an upload last (seconds since 1970); 0: it is not there."""
+    for path in (directory / _FACTS, directory):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0
+
+
+def sweep(incoming: Path, keep_s: float) -> int:
+    """Remove uploads that nobody touched for so long; how many."""
+    old = [path for path in staged(incoming) if touched(path) < time.time() - keep_s]
+    for path in old:
+        remove(path)
+    return len(old)
+
+
+def _lay_out(chunks: bytes | None, table: bytearray) -> int | None:
+    if chunks is None:
+        return None
+    offset = 0
+    for digest, length in SENT_CHUNK.iter_unpack(chunks):
+        table += _PLACED.pack(digest, length, offset)
+        offset += length
+    return len(chunks) // SENT_CHUNK.size
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        shutil.copyfile(source, target)  # another file system, or one without hard links
+
+
+def sync(*paths: Path) -> None:
+    """Make files, and the entries of directories, durable."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of it."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(handle, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def _read_at(place: Place, length: int) -> bytes:
+    handle = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.pread(handle, length, place.offset)
+    finally:
+        os.close(handle)

@@ -1,0 +1,75 @@
+"""A ZIP that a user sent, taken apart in a child with limits (R13). What it says of itself is not believed: bytes are
+counted while they are written."""
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Final
+
+from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
+from renderonline.storage import staging
+from renderonline.storage.confined import Confined
+from renderonline.storage.staging import Announced, Stage
+
+TIME_S: Final = 300.0
+MEMORY_BYTES: Final = 1 << 30
+MOST_RATIO: Final = 200
+"""An archive larger than `SMALL_BYTES` may grow to so many times its size."""
+SMALL_BYTES: Final = 64 * 1024 * 1024
+_PIECE: Final = 1024 * 1024
+
+
+def unpacked(archive: Path, directory: Path, most_bytes: int) -> Stage:
+    """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
+    ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`."""
+    child = Confined(
+        "renderonline.storage.unpacking:unpack", time_s=TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=most_bytes
+    )
+    try:
+        wrong, message = child.call(str(archive), str(directory), most_bytes)
+    except (TimeoutError, EOFError) as error:
+        wrong, message = "broken", "The ZIP can't be unpacked: it is broken, or more than this server unpacks."
+        raise InvalidRequest(message, code="broken_archive") from error
+    finally:
+        child.close()
+    if wrong:
+        kinds = {"large": TooLarge, "name": Unfit}
+        raise kinds.get(wrong, InvalidRequest)(message, code=f"{wrong}_archive")
+    return Stage(directory)
+
+
+def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
+    """Only for the child: what is wrong (`broken`, `large`, `name`) and a sentence about it; two times "" when all
+    files are staged."""
+    most = min(most_bytes, max(SMALL_BYTES, MOST_RATIO * Path(archive).stat().st_size))
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = [one for one in zipped.infolist() if not one.is_dir()]
+            if any(stat.S_ISLNK(one.external_attr >> 16) or one.flag_bits & 1 for one in members):
+                return "broken", "Links and encrypted files in a ZIP are not taken."
+            announced = [Announced(one.orig_filename, one.file_size) for one in members]
+            staging.checked(announced)
+            if sum(one.size for one in announced) > most:
+                return "large", f"The ZIP holds more than {most >> 20} MiB."
+            stage = Stage.create(Path(directory), announced)
+            for index, member in enumerate(members):
+                _extract(zipped, member, stage, index)
+    except Unfit as error:
+        return "name", error.message
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+        return "broken", f"The ZIP can't be unpacked: {str(error)[:200] or type(error).__name__}."
+    return "", ""
+
+
+def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, stage: Stage, index: int) -> None:
+    """Write a member; never more than it was announced with, whatever comes out of it."""
+    left = member.file_size
+    with zipped.open(member) as source, stage.opened(index) as handle, open(handle, "wb", closefd=False) as target:
+        while piece := source.read(_PIECE):
+            left -= len(piece)
+            if left < 0:
+                raise zipfile.BadZipFile("a file is longer than it says")
+            target.write(piece)
+    if left:
+        raise zipfile.BadZipFile("a file is shorter than it says")

@@ -1,0 +1,237 @@
+"""Scenes on their way to the farm: they go on after pauses, cuts, restarts and reloads, whole and once."""
+
+import contextlib
+import hashlib
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.faults.proxy import Proxy
+from tests.support.browsing import PaintedFarm, Visitor, log_in
+from tests.support.farm import wait_until
+
+FAST, SLOW = -1, 4_000_000
+SIZE = 12_000_000
+
+
+@pytest.fixture
+def large(farm: PaintedFarm, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A scene whose bytes are all different from test to test."""
+    path = farm.directory / f"{request.node.name}.paint"
+    seed = hashlib.blake2b(request.node.name.encode()).digest()
+    path.write_bytes(b"".join(hashlib.blake2b(seed + n.to_bytes(4)).digest() for n in range(SIZE // 64)))
+    yield path
+    path.unlink()
+
+
+def throttle(page: Page, speed: int) -> None:
+    """Let the page send so many bytes a second."""
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": speed}
+    network.send("Network.emulateNetworkConditions", conditions)
+
+
+def sent(page: Page) -> int:
+    """Per cent that the page says are sent."""
+    text = page.locator(".sending").inner_text() if page.locator(".sending").count() else "100 %"
+    return int(text.partition("%")[0].split()[-1])
+
+
+def stored(farm: PaintedFarm, scene: Path) -> bool:
+    """Whether the farm has a task's copy of the file, byte by byte."""
+    found = [path for path in farm.real.data.rglob(scene.name) if ".incoming" not in path.parts]
+    return any(path.read_bytes() == scene.read_bytes() for path in found)
+
+
+def choose(page: Page, scene: Path) -> None:
+    page.get_by_label("Scene file").set_input_files(scene)
+
+
+def test_upload_is_paused_and_goes_on(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    page = visit.page("/submit")
+    throttle(page, SLOW)
+    choose(page, large)
+    wait_until(lambda: 5 < sent(page) < 90, "upload that is on its way", 20)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".sending")).to_contain_text("Paused")
+    before = sent(page)
+    throttle(page, FAST)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator(".sending")).to_have_count(0)
+    assert before < 100
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
+
+
+def test_upload_that_is_cut_goes_on_by_itself(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    visit.watched.expected += ["ERR_"]
+    with contextlib.closing(Proxy(int(farm.url.rpartition(":")[2]))) as proxy:
+        visit.watched.host = f"127.0.0.1:{proxy.port}"
+        page = visit.page("/submit", login=farm.login, context=visit.context(base_url=proxy.url))
+        throttle(page, SLOW)
+        choose(page, large)
+        for least in (5, 30, 55):
+            wait_until(lambda least=least: sent(page) >= least, "progress", 30)
+            proxy.refusing = True
+            proxy.cut()
+            expect(page.locator(".sending")).to_contain_text("by itself")
+            proxy.heal()
+        expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+        page.get_by_label("Frames", exact=True).fill("1-1")
+        page.get_by_role("button", name="Submit 1 frame").click()
+        page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
+
+
+def test_upload_goes_on_after_a_reload_when_the_same_file_is_chosen(
+    farm: PaintedFarm, visit: Visitor, large: Path
+) -> None:
+    visit.watched.expected += ["ERR_"]
+    page = visit.page("/submit")
+    throttle(page, SLOW)
+    choose(page, large)
+    page.get_by_label("Frames", exact=True).fill("3-4")
+    wait_until(lambda: sent(page) > 30, "upload that is on its way", 30)
+    page.reload()
+    expect(page.locator(".earlier")).to_contain_text(large.name)
+    begun: list[int] = []
+    page.on("request", lambda one: begun.append(int(one.headers.get("upload-offset", -1))))
+    choose(page, large)
+    expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+    expect(page.get_by_label("Frames", exact=True)).to_have_value("3-4")
+    assert min(offset for offset in begun if offset >= 0) > SIZE // 10
+    page.get_by_role("button", name="Submit 2 frames").click()
+    page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
+
+
+def test_farm_that_is_killed_meanwhile_gets_the_rest(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    visit.watched.expected += ["ERR_", "Failed to load resource"]
+    page = visit.page("/submit")
+    throttle(page, SLOW)
+    choose(page, large)
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    wait_until(lambda: sent(page) > 20, "upload that is on its way", 30)
+    page.get_by_role("button", name="Submit 1 frame when the upload ends").click()
+    port = int(farm.url.rpartition(":")[2])
+    farm.real.supervisor.forget(farm.real.renderapi)
+    farm.real.renderapi.process.send_signal(signal.SIGKILL)
+    farm.real.renderapi.process.wait(20)
+    expect(page.locator(".sending")).to_contain_text("by itself")
+    farm.real.start_renderapi(port)
+    throttle(page, FAST)
+    page.get_by_role("heading", name=large.name).wait_for(timeout=40_000)
+    assert stored(farm, large)
+
+
+def test_upload_goes_on_while_one_looks_at_other_pages(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    page = visit.page("/submit")
+    throttle(page, SLOW)
+    choose(page, large)
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame when the upload ends").click()
+    page.get_by_role("link", name="Tasks").first.click()
+    strip = page.get_by_role("list", name="Uploads")
+    expect(strip).to_contain_text("/s")
+    throttle(page, FAST)
+    expect(page.get_by_text(f"“{large.name}” is submitted.")).to_be_visible()
+    expect(strip).to_have_count(0)
+    expect(page.locator("[data-task]").filter(has_text=large.name)).to_have_count(1)
+
+
+def test_session_that_ends_meanwhile_costs_nothing(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    visit.watched.expected += ["401"]
+    context = visit.context()
+    page = visit.page("/submit", login=farm.login, context=context)
+    throttle(page, SLOW)
+    choose(page, large)
+    wait_until(lambda: sent(page) > 10, "upload that is on its way", 30)
+    page.get_by_role("button", name="Pause").click()
+    context.request.delete(f"{farm.url}/renderapi/v2/session", headers={"X-RenderOnline": "1"})
+    throttle(page, FAST)
+    page.get_by_role("button", name="Go on").click()  # the farm asks who it is
+    page.get_by_label("E-mail").wait_for()
+    log_in(page, farm.login)
+    expect(page.get_by_role("heading", name="New task")).to_be_visible()
+    expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
+
+
+def test_folder_keeps_its_places(farm: PaintedFarm, visit: Visitor, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "textures").mkdir(parents=True)
+    (project / ".git").mkdir()
+    (project / "shot.paint").write_text("a lake\n")
+    (project / "textures" / "wood.png").write_bytes(b"wood" * 1000)
+    (project / ".git" / "config").write_text("nobody renders this")
+    page = visit.page("/submit")
+    page.get_by_label("Folder with the scene").set_input_files(project)
+    expect(page.locator(".scene")).to_contain_text("2 files")
+    page.get_by_text("All files").click()
+    expect(page.locator(".files li").filter(has_text="textures/wood.png")).to_be_visible()
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    expect(page.locator(".summary")).to_contain_text("Done")
+    (texture,) = (path for path in farm.real.data.rglob("wood.png") if ".incoming" not in path.parts)
+    assert (texture.parent.parent / "shot.paint").read_text() == "a lake\n"
+
+
+def test_zip_is_taken_apart_by_the_farm(farm: PaintedFarm, visit: Visitor, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("river.paint", "a river\n")
+        archive.writestr("textures/water.png", b"water" * 1000)
+    page = visit.page("/submit")
+    choose(page, packed)
+    page.get_by_label("Engine").select_option("Painter")
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    expect(page.locator(".summary")).to_contain_text("Done")
+    assert [path for path in farm.real.data.rglob("water.png") if ".incoming" not in path.parts]
+
+
+def test_one_scene_of_several_is_chosen(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files([farm.scene("one.paint"), farm.scene("two.paint", "two\n")])
+    page.locator(".which select").select_option("two.paint")
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    expect(page.get_by_role("heading", name="two.paint")).to_be_visible()
+
+
+def test_refusal_is_told_and_can_be_tried_again(farm: PaintedFarm, visit: Visitor) -> None:
+    """A file that is larger than the disk is refused before a byte of it travels."""
+    visit.watched.expected += ["507", "413"]
+    page = visit.page("/submit")
+    huge = farm.directory / "huge.paint"
+    with huge.open("wb") as file:
+        file.truncate(9 << 40)
+    choose(page, huge)
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    print(page.get_by_role("alert").inner_text())
+    huge.unlink()
+
+
+def test_upload_is_given_up(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    visit.watched.expected += ["ERR_ABORTED"]
+    page = visit.page("/submit")
+    throttle(page, SLOW)
+    choose(page, large)
+    expect(page.locator(".sending")).to_contain_text("of 12 MB")
+    expect(page.locator(".sending")).to_contain_text("/s")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Drop the scene here")).to_be_visible()
+    staged = [path for path in farm.real.data.rglob(".incoming") if path.is_dir()]
+    wait_until(lambda: not any(path.stat().st_size > 1000 for one in staged for path in one.rglob(large.name)), "room")
+    assert not any(task["file_name"] == large.name for task in farm.real.client.tasks())

@@ -1,0 +1,86 @@
+"""What tasks take, and which of them may go."""
+
+import pytest
+from sqlalchemy import update
+
+from renderonline.database import Database, accounts, retention
+from renderonline.database.projection import Moment
+from renderonline.database.schema import results, tasks
+from renderonline.database.tasks import get_task
+from renderonline.database.work_control import condemn_task
+from renderonline.farm.errors import Conflict
+from renderonline.farm.tasks import InputFile
+from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
+
+INPUTS = (InputFile("scene.blend", 1234, 1, "0" * 64), InputFile("tex/wood.png", 66, 2, "1" * 64))
+
+
+@pytest.fixture
+async def user_id(database: Database) -> int:
+    await database.write(add_engine)
+    return (await database.write(lambda c: add_user(c, "ada@example.org"))).user_id
+
+
+async def task(db: Database, user_id: int, *, ended: int | None = None, **more: object) -> int:
+    """A task that has ended `ended` days ago."""
+    task_id = (await db.write(lambda c: submit(c, user_id, **more))).task_id
+    if ended is not None:
+        end_us = NOW_US - ended * retention.DAY_US
+        ending = update(tasks).where(tasks.c.task_id == task_id)
+        await db.write(lambda c: c.execute(ending.values(end_us=end_us, chunks_waiting=0, chunks_succeeded=1)))
+    return task_id
+
+
+async def result(db: Database, task_id: int, name: str, size: int, state: str = "landed") -> None:
+    about = {"chunk_id": 1, "attempt_id": 1, "crc32": 0, "digest": "", "name_hash": name}
+    row = {"task_id": task_id, "name": name, "state": state, "size": size, **about}
+    await db.write(lambda c: c.execute(results.insert().values(row)))
+
+
+async def test_a_task_takes_what_came_with_it_and_what_was_made_of_it(database: Database, user_id: int) -> None:
+    first = await task(database, user_id, ended=1, inputs=INPUTS)
+    older = await task(database, user_id, ended=2)  # submitted before files were counted: its scene's size is known
+    other = await database.write(lambda c: add_user(c))
+    await task(database, other.user_id, ended=3, inputs=INPUTS)
+    for name, state in (("a.png", "landed"), ("b.png", "landing"), ("c.png", "stale")):
+        await result(database, first, name, 2**40, state)
+    found = await database.read(lambda c: retention.kept(c, user_id))
+    assert found == ((older, 1234, True), (first, 1300 + 3 * 2**40, True))
+    assert [type(one.size) for one in found] == [int, int]
+    assert await database.read(lambda c: retention.kept_bytes(c, user_id)) == 2534 + 3 * 2**40
+
+
+async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database, user_id: int) -> None:
+    waited_for = await task(database, user_id, ended=9)
+    free = await task(database, user_id, ended=8)
+    waiting = await task(database, user_id, waits_for=(waited_for,))
+    done = await task(database, user_id, ended=7, waits_for=(free,))
+    found = await database.read(lambda c: retention.kept(c, user_id))
+    assert {one.task_id for one in found if one.may_go} == {free, done}
+    for task_id in (waited_for, waiting):
+        condemning = {"task_id": task_id, "moment": Moment.at(NOW_US / 1e6), "user_id": None, "only_ended": True}
+        with pytest.raises(Conflict):
+            await database.write(lambda c, given=condemning: condemn_task(c, **given))
+        assert (await database.read(lambda c, one=task_id: get_task(c, one))).status != "canceled"
+
+
+async def test_days_of_a_subscription_count_from_the_end(database: Database, user_id: int) -> None:
+    old, new = await task(database, user_id, ended=8), await task(database, user_id, ended=6)
+    await task(database, user_id)
+    kept_for_ever = await database.write(lambda c: add_user(c))
+    await task(database, kept_for_ever.user_id, ended=999)
+    subscription = (await database.read(lambda c: accounts.get_user(c, user_id))).subscription_id
+    assert await database.read(lambda c: retention.due(c, NOW_US)) == ()
+    for days, expected in ((7, (old,)), (5, (old, new)), (1_000_000, ()), (0, ())):
+        await database.write(lambda c, days=days: accounts.change_subscription(c, subscription, {"keep_days": days}))
+        assert await database.read(lambda c: retention.due(c, NOW_US)) == expected, days
+        view = await database.read(lambda c: get_task(c, old))
+        assert view.delete_us == (view.end_us + days * retention.DAY_US if days else None)
+
+
+async def test_only_what_the_database_does_not_have_is_gone(database: Database, user_id: int) -> None:
+    task_id = await task(database, user_id)
+    many = range(task_id, task_id + 2500)
+    assert await database.read(lambda c: retention.gone(c, "task", many)) == set(many) - {task_id}
+    assert await database.read(lambda c: retention.gone(c, "attempt", [7])) == {7}
+    assert await database.read(lambda c: retention.gone(c, "attempt", ())) == set()

@@ -1,0 +1,103 @@
+"""Facts of scenes that a real Blender saved, and the files that travel with them."""
+
+from pathlib import Path
+
+import pytest
+
+from renderonline.engines.blender.scene_facts import read, survey
+from renderonline.rnoclient.scenes import external_files
+from tests.support.blender import write_small_scene
+
+pytestmark = [pytest.mark.blender, pytest.mark.timeout(300)]
+
+PICTURE = """
+def picture(name, path):
+    image = bpy.data.images.new(name, 8, 8)
+    image.filepath_raw, image.file_format, image.use_fake_user = path, "PNG", True
+    image.save()
+    image.source = "FILE"
+"""
+LIBRARY = (
+    PICTURE
+    + """
+picture("grain", {grain!r})
+bpy.ops.wm.save_as_mainfile(filepath=sys.argv[1])
+bpy.ops.file.make_paths_relative()
+"""
+)
+SHOT = (
+    PICTURE
+    + """
+picture("wood", {wood!r})
+picture("packed", {packed!r})
+bpy.data.images["packed"].pack()
+scene.render.fps, scene.render.resolution_percentage = 30, 50
+scene.render.image_settings.file_format = "OPEN_EXR"
+bpy.ops.scene.new(type="NEW")
+bpy.context.scene.name, bpy.context.scene.frame_end = "Second", 77
+with bpy.data.libraries.load({library!r}, link=True) as (there, wanted):
+    wanted.objects = [name for name in there.objects if "Suz" in name]
+for one in wanted.objects:
+    bpy.context.scene.collection.objects.link(one)
+bpy.context.window.scene = scene
+bpy.ops.wm.save_as_mainfile(filepath=sys.argv[1], compress={compress})
+bpy.ops.file.make_paths_relative()
+bpy.context.preferences.filepaths.use_file_compression = {compress}
+"""
+)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["compressed", "plain"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shot with a texture and a library that has a texture of its own."""
+    root = tmp_path_factory.mktemp("film")
+    for name in ("lib", "tex"):
+        (root / name).mkdir()
+    library = root / "lib" / "chairs.blend"
+    write_small_scene(library, LIBRARY.format(grain=str(root / "lib" / "grain.png")))
+    places = {name: str(root / "tex" / f"{name}.png") for name in ("wood", "packed")}
+    write_small_scene(root / "shot.blend", SHOT.format(library=str(library), compress=request.param, **places))
+    return root
+
+
+def test_blenders_own_files_are_read(folder: Path) -> None:
+    facts = read(str(folder / "shot.blend"))
+    assert facts["version"] >= "4"
+    assert facts["scenes"][0] == {
+        "name": "Scene",
+        "start": 1,
+        "end": 10,
+        "step": 1,
+        "width": 64,
+        "height": 36,
+        "percent": 50,
+        "fps": 30.0,
+        "engine": "CYCLES",
+        "format": "OPEN_EXR",
+    }
+    assert (facts["scenes"][1]["name"], facts["scenes"][1]["end"]) == ("Second", 77)
+    assert facts["warnings"] == []
+
+
+def test_what_a_shot_needs_is_found_through_its_libraries(folder: Path) -> None:
+    wanted = {"tex/wood.png", "lib/chairs.blend", "lib/grain.png"}
+    assert set(survey("shot.blend", str(folder))["inputs"]) == wanted
+    assert {str(path.relative_to(folder)) for path in external_files(folder / "shot.blend")} == wanted
+    (folder / "tex" / "wood.png").rename(folder / "wood.png")
+    try:
+        assert survey("shot.blend", str(folder))["missing"] == ["tex/wood.png"]
+    finally:
+        (folder / "wood.png").rename(folder / "tex" / "wood.png")
+
+
+def test_every_cut_of_a_real_scene_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = (folder / "shot.blend").read_bytes()
+    for part in (0.1, 0.5, 0.9, 0.99):
+        (tmp_path / "cut.blend").write_bytes(data[: int(len(data) * part)])
+        assert "ends too early" in survey("cut.blend", str(tmp_path))["broken"]
+
+
+def test_files_of_other_kinds_and_broken_scenes_need_nothing(tmp_path: Path) -> None:
+    for name in ("a.pov", "a.blend"):
+        (tmp_path / name).write_bytes(b"nothing")
+        assert external_files(tmp_path / name) == []

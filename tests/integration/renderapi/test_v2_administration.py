@@ -1,0 +1,95 @@
+"""`/renderapi/v2`: accounts, engines, argument types and machines."""
+
+import json
+
+from renderonline.database import Database
+from renderonline.database import schema as tables
+from tests.support.renderapi import COMMAND_ENGINE, Running
+
+
+async def test_user_is_added_changed_and_gets_another_token(api: Running) -> None:
+    added = await api.call("POST", "/users", {"email": "ada@example.org", "first_name": "Ada"})
+    user = added.json()
+    assert (user["role"], user["is_active"], user["subscription_id"]) == ("artist", True, 1)
+    who = {"email": "ada@example.org", "token": user["token"]}
+    me = (await api.call("GET", "/me", who=who)).json()
+    assert (me["user_id"], me["permissions"]) == (2, ["tasks.own"])
+    assert "token" not in json.dumps((await api.call("GET", "/users")).json())
+
+    assert (await api.call("PATCH", "/users/2", {"role": "operator"})).json()["role"] == "operator"
+    assert "machines" in (await api.call("GET", "/me", who=who)).json()["permissions"]
+    renewed = (await api.call("POST", "/users/2/token", who=who)).json()["token"]
+    assert (await api.call("GET", "/me", who=who)).status == 401
+    assert (await api.call("GET", "/me", who={**who, "token": renewed})).status == 200
+
+    assert (await api.call("POST", "/users", {"email": "ADA@example.org"})).status == 409
+    for wrong in ({"email": "nobody"}, {"email": "b@example.org", "role": "king"}, {}, {"email": "c@x.org", "odd": 1}):
+        assert (await api.call("POST", "/users", wrong)).status == 400
+    assert (await api.call("PATCH", "/users/1", {"is_active": False})).status == 409
+
+
+async def test_stored_tokens_are_hashes(api: Running, migrated_url: str) -> None:
+    await api.new_user("ada@example.org")
+    with Database.open(migrated_url) as database:
+        stored = database.read_now(lambda c: [row.token for row in c.execute(tables.users.select())])
+    assert all(token.startswith("$rno1$") for token in stored)
+    assert (await api.call("GET", "/me", who={**api.who, "token": stored[0]})).status == 401
+
+
+async def test_engine_is_added_used_changed_and_removed(api: Running) -> None:
+    added = await api.call("POST", "/engines", {"definition": COMMAND_ENGINE})
+    engine = added.json()
+    assert (added.status, engine["name"], engine["extensions"], engine["split"]) == (201, "writer", [".txt"], "frames")
+    assert [argument["id"] for argument in engine["arguments"]] == ["first", "last", "words"]
+    assert {"argtype_id": "words", "type": "sentence", "regex": ""} in (await api.call("GET", "/argtypes")).json()[
+        "items"
+    ]
+
+    number = engine["engine_id"]
+    await api.submit({"engine": "writer", "frames": "1-9"}, ("a.txt", b"x"), version=2)
+    assert (await api.call("DELETE", f"/engines/{number}")).status == 409
+    await api.call("PATCH", f"/engines/{number}", {"is_enabled": False})
+    reply = await api.submit({"engine": "writer", "frames": "1-9"}, ("a.txt", b"x"), version=2)
+    assert reply.json()["code"] == "engine_not_found"
+    await api.call("DELETE", "/tasks/1")
+    assert (await api.call("DELETE", f"/engines/{number}")).status == 204
+    assert (await api.call("GET", f"/engines/{number}")).status == 404
+
+
+async def test_engines_that_can_t_work_are_refused(api: Running) -> None:
+    other_rule = COMMAND_ENGINE.replace('id = "first"\ntype = "integer"', 'id = "start_frame"\ntype = "integer"')
+    other_rule = other_rule.replace('first = "first"', 'first = "start_frame"').replace(":first", ":start_frame")
+    cases = [
+        ({"definition": "nonsense"}, 400),
+        ({"definition": COMMAND_ENGINE, "download_path": "relative/path"}, 400),
+        ({"definition": COMMAND_ENGINE.replace("writer", "blender")}, 409),
+        ({"definition": other_rule}, 409),
+    ]
+    for body, status in cases:
+        reply = await api.call("POST", "/engines", body)
+        assert reply.status == status, reply.body
+    assert len((await api.call("GET", "/engines")).json()["items"]) == 2
+
+
+async def test_argtypes_are_rules_that_work(api: Running) -> None:
+    assert (await api.call("PUT", "/argtypes/shot", {"type": "word", "regex": "[a-z]{3}"})).status == 200
+    for wrong in ({"type": "nonsense"}, {"type": "word", "regex": "["}):
+        assert (await api.call("PUT", "/argtypes/shot", wrong)).status == 400
+    assert (await api.call("DELETE", "/argtypes/start_frame")).status == 409
+    assert (await api.call("DELETE", "/argtypes/shot")).status == 204
+    assert (await api.call("DELETE", "/argtypes/shot")).status == 404
+
+
+async def test_machine_joins_with_a_code_once(api: Running) -> None:
+    invited = (await api.call("POST", "/machines/invite", {})).json()
+    assert invited["command"].startswith(f"renderonline node --join {api.url} --code {invited['code']}")
+    body = {"code": invited["code"].lower(), "name": "render-1"}
+    enrolled = await api.call("POST", "/machines/enroll", body, who={})
+    assert (enrolled.status, enrolled.json()["machine_id"]) == (201, 1000)
+    assert (await api.call("POST", "/machines/enroll", body, who={})).status == 401
+    machine = (await api.call("GET", "/machines")).json()["items"][0]
+    assert (machine["name"], machine["kind"], machine["status"]) == ("render-1", "linked", "offline")
+    changed = await api.call("PATCH", "/machines/1000", {"wish": "disabled", "reason": "too loud", "name": "r1"})
+    assert (changed.json()["wish"], changed.json()["reason"], changed.json()["name"]) == ("disabled", "too loud", "r1")
+    assert (await api.call("DELETE", "/machines/1000")).status == 204
+    assert (await api.call("GET", "/machines")).json()["items"] == []
