@@ -217,8 +217,8 @@ def interrupt_while_rendering(demo: Demo) -> None:
     demo.wait_for(r"Rendered \d+ of 24")
 
 
-def interrupt_while_encoding(demo: Demo) -> None:
-    demo.wait_for("Film: encoding")
+def interrupt_while_the_film_is_made(demo: Demo) -> None:
+    demo.wait_for("Rendered 24 of 24")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def interrupt_while_encoding(demo: Demo) -> None:
         (interrupt_while_uploading, signal.SIGTERM),
         (interrupt_while_rendering, signal.SIGINT),
         (interrupt_while_rendering, signal.SIGTERM),
-        (interrupt_while_encoding, signal.SIGINT),
+        (interrupt_while_the_film_is_made, signal.SIGINT),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).removeprefix("interrupt_while_"),
 )

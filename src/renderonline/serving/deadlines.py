@@ -43,14 +43,14 @@ class PatientProtocol(HttpToolsProtocol):
     _watch: asyncio.TimerHandle
     _in_headers_since: float | None = None
     _window_started = 0.0
-    _window_bytes = 0
+    window_bytes = 0
     _undelivered = 0
     _body_bytes = 0
     _delivered = False
     _lingering: int | None = None
     _buffered = 0
     _buffered_since = 0.0
-    _loan: "Loan | None" = None
+    loan: "Loan | None" = None
 
     def __init__(self, threads: ThreadPoolExecutor, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -64,8 +64,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
-        if self._loan is not None:
-            self._loan.end()
+        if self.loan is not None:
+            self.loan.end()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
@@ -80,7 +80,7 @@ class PatientProtocol(HttpToolsProtocol):
             return
         if self._in_headers_since is None and self.cycle is not None and not self.cycle.more_body:
             self._in_headers_since = self.loop.time()
-        self._window_bytes += len(data)
+        self.window_bytes += len(data)
         self._delivered = False
         super().data_received(data)
         self._undelivered = 0 if self._delivered else self._undelivered + len(data)
@@ -95,7 +95,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._delivered = True
         self._in_headers_since = None
-        self._window_started, self._window_bytes = self.loop.time(), 0
+        self._window_started, self.window_bytes = self.loop.time(), 0
         super().on_headers_complete()
         cycle = self.cycle
         if cycle is not None and cycle.scope is self.scope and self.scheme == "http" and sys.platform != "win32":
@@ -136,7 +136,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _lend(self, cycle: "RequestResponseCycle") -> "Loan | None":
         """The socket of a request whose body is still arriving and has a known length."""
         lengths = [int(value) for name, value in cycle.scope["headers"] if name == b"content-length"]
-        if not lengths or cycle is not self.cycle or not cycle.more_body or self._loan is not None:
+        if not lengths or cycle is not self.cycle or not cycle.more_body or self.loan is not None:
             return None
         if cycle.disconnected or self.transport.is_closing():
             return None
@@ -144,31 +144,18 @@ class PatientProtocol(HttpToolsProtocol):
         if cycle.waiting_for_100_continue:
             cycle.waiting_for_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._loan = Loan(self, cycle, lengths[0] - self._body_bytes)
-        self._loan.early, cycle.body = bytes(cycle.body), bytearray()
+        self.loan = Loan(self, cycle, lengths[0] - self._body_bytes)
+        self.loan.early, cycle.body = bytes(cycle.body), bytearray()
         cycle.message_event.clear()
-        return self._loan
+        return self.loan
 
     def _lend_out(self, cycle: "RequestResponseCycle") -> "Loan | None":
         """The socket for an answer of a known length whose head was sent; its request has arrived as a whole."""
         begun = cycle.response_started and not cycle.response_complete and not cycle.chunked_encoding
-        if not begun or cycle.more_body or cycle.disconnected or self._loan or self.transport.is_closing():
+        if not begun or cycle.more_body or cycle.disconnected or self.loan or self.transport.is_closing():
             return None
-        self._loan = Loan(self, cycle, 0)
-        return self._loan
-
-    def returned(self, *, whole: bool) -> None:
-        """The loan has ended; after the whole body the next request may come."""
-        self._loan = None
-        if whole and not self.transport.is_closing():
-            self.cycle.more_body = False
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.flow.resume_reading()
-
-    def arrived(self, count: int) -> None:
-        """So many bytes of a body were read from the loan."""
-        self._window_bytes += count
+        self.loan = Loan(self, cycle, 0)
+        return self.loan
 
     def _refuse_headers(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -187,12 +174,12 @@ class PatientProtocol(HttpToolsProtocol):
             self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def _body_is_late(self, now: float) -> bool:
-        paused = self.flow.read_paused and self._loan is None
+        paused = self.flow.read_paused and self.loan is None
         reading = self.cycle is not None and self.cycle.more_body and not paused
         if reading and now - self._window_started < BODY_WINDOW_S:
             return False
-        late = reading and self._window_bytes < BODY_WINDOW_BYTES
-        self._window_started, self._window_bytes = now, 0
+        late = reading and self.window_bytes < BODY_WINDOW_BYTES
+        self._window_started, self.window_bytes = now, 0
         return late
 
     def _reader_is_late(self, now: float) -> bool:
@@ -221,33 +208,31 @@ class _ClosesGently:
 
 class Loan:
     """A connection's socket in the hands of somebody who reads a request's body from it, and not a byte more, or sends
-    the bytes of an answer."""
+    the bytes of an answer. `left`: bytes of the body that the socket still has; 0 for an answer."""
 
     def __init__(self, protocol: PatientProtocol, cycle: "RequestResponseCycle", left: int) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self._reads = left > 0
         self.threads = protocol.threads
         self.early = b""
         """What of the body has arrived and nobody has read."""
         self.left = left
-        """Bytes of the body that are still to be read from the socket."""
+        self._protocol = protocol
+        self._cycle = cycle
+        self._reads = left > 0
         # A descriptor of its own: whoever closes the connection meanwhile can't make it mean another file.
         self.socket = socket.socket(fileno=os.dup(protocol.transport.get_extra_info("socket").fileno()))
         self.socket.setblocking(False)
 
     @property
     def waiting(self) -> int:
-        """Bytes that have to leave before ours."""
+        """Bytes that have to leave before those of the answer."""
         return self._protocol.transport.get_write_buffer_size()
 
-    def arrived(self, count: int) -> None:
-        """So many bytes were read: the client is not idle."""
-        self._protocol.arrived(count)
-
-    def sent(self, count: int) -> None:
-        """So many bytes of the answer have left."""
-        self._cycle.expected_content_length -= count
+    def passed(self, count: int) -> None:
+        """So many bytes were read, or sent."""
+        if self._reads:
+            self._protocol.window_bytes += count
+        else:
+            self._cycle.expected_content_length -= count
 
     def end(self) -> None:
         """The connection is closed; whoever uses it finds its end."""
@@ -255,6 +240,12 @@ class Loan:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def give_back(self) -> None:
-        """The bytes are read or sent, or nobody wants the rest of them: then the connection ends after the answer."""
+        """After the whole body the next request may come; else the connection ends after the answer."""
         self.socket.close()
-        self._protocol.returned(whole=self._reads and not self.left)
+        protocol = self._protocol
+        protocol.loan = None
+        if self._reads and not self.left and not protocol.transport.is_closing():
+            self._cycle.more_body = False
+            protocol.parser = httptools.HttpRequestParser(protocol)
+            protocol.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            protocol.flow.resume_reading()

@@ -84,7 +84,7 @@ async def send_pieces(scope: Scope, pieces: Iterator[bytes]) -> bool:
                 await _ready(loan.socket, reads=False)
             before = outlet.sent
             await _in_thread(outlet.turn, loan.threads)
-            loan.sent(outlet.sent - before)
+            loan.passed(outlet.sent - before)
     except (TimeoutError, ConnectionError) as gone:
         raise ClientDisconnect from gone
     finally:
@@ -167,7 +167,7 @@ class Body:
                 await _ready(loan.socket, reads=True)
             before = loan.left
             stop = await _in_thread(partial(_turn, loan, take), loan.threads)
-            loan.arrived(before - loan.left)
+            loan.passed(before - loan.left)
             if stop:
                 return True
         return False

@@ -14,6 +14,7 @@ import random
 import resource
 import selectors
 import socket
+import stat
 import statistics
 import struct
 import time
@@ -47,9 +48,13 @@ def _farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
 
 
 def tree(farm: RealFarm) -> dict[str, int]:
-    root = farm.data / "files"
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.stat().st_size for path in files}
+    root, found = farm.data / "files", {}
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it is being removed
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found[str(path.relative_to(root))] = status.st_size
+    return found
 
 
 def unchanged(farm: RealFarm, before: dict[str, int], tasks: int) -> None:

@@ -5,13 +5,13 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -228,3 +228,75 @@ async def test_canceled_reader_lets_go_of_its_file_first(tmp_path: Path) -> None
         assert puts[0].cancelled()
         os.close(handle)
         writer.close()
+
+
+class Sending:
+    """An application that sends `BIG` again and again, by pieces of odd sizes."""
+
+    def __init__(self, times: int = 1) -> None:
+        self.times = times
+        self.direct: list[bool] = []
+        self.left: list[str] = []
+        self.closed = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def pieces(self) -> Iterator[bytes]:
+        try:
+            for _ in range(self.times):
+                for start in range(0, len(BIG), 777_777):
+                    yield BIG[start : start + 777_777]
+        finally:
+            self.loop.call_soon_threadsafe(self.closed.set)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await Starlette()(scope, receive, send)
+        length = str(len(BIG) * self.times).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        try:
+            self.direct.append(await sink.send_pieces(scope, self.pieces()))
+        except ClientDisconnect:
+            self.left.append("gone")
+            return None
+        body = b"" if self.direct[-1] else BIG * self.times
+        return await send({"type": "http.response.body", "body": body})
+
+
+async def test_answers_leave_whole_and_in_order_on_one_connection() -> None:
+    sending = Sending()
+    async with serving(sending) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+            for _ in range(2):
+                assert await answer(reader) == (200, BIG)
+        await until(lambda: len(sending.direct) == 4)
+        writer.close()
+    assert sending.direct == [True] * 4
+
+
+async def test_same_answer_leaves_through_tls(tmp_path: Path) -> None:
+    sending = Sending()
+    files, trusted = self_signed(tmp_path)
+    async with serving(sending, certificate=files) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await answer(reader) == (200, BIG)
+        writer.close()
+    assert sending.direct == [False]
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_answer_ends_with_its_reader(stalls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "READER_S", 0.3)
+    sending = Sending(times=100)
+    async with serving(sending) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readexactly(100)
+        if not stalls:
+            writer.transport.abort()
+        async with asyncio.timeout(20):
+            await sending.closed.wait()
+        await until(lambda: sending.left == ["gone"])
+        writer.transport.abort()

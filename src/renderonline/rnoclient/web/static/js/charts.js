@@ -12,7 +12,9 @@ function loaded() {
     Object.assign(sheet, { rel: 'stylesheet', href: new URL('uplot.css', base).href });
     document.head.append(sheet);
     return (await import('../vendor/uplot.js')).default;
-  })();
+  })().catch(() => {
+    library = null; // the tables are there; the next drawing asks again
+  });
   return library;
 }
 
@@ -59,7 +61,7 @@ class Chart extends Part {
     const { spec } = this;
     if (!place || !spec?.x.length) return;
     const UPlot = await loaded();
-    if (!this.isConnected || spec !== this.spec) return;
+    if (!UPlot || !this.isConnected || spec !== this.spec) return;
     const style = getComputedStyle(this);
     const colour = (name) => {
       const probe = document.createElement('i');
