@@ -22,7 +22,7 @@ up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the a
 
 test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender
 	@scripts/system-packages blender test
-	$(RUN)/pytest --every-kind -n 3 --dist loadgroup
+	$(RUN)/pytest --every-kind -n 4 --dist loadgroup
 
 faults: .venv/.dev ## 200 faults on each database, with and without a shared directory, and docs/faults-report.md written anew: an hour
 	@scripts/system-packages test

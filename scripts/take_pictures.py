@@ -27,11 +27,11 @@ def main() -> None:
     with contextlib.ExitStack() as exits:
         directory = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         farm = exits.enter_context(RealFarm(directory))
-        scene = write_sample(directory / "orrery.blend")
+        scene = write_sample(directory / "harbour.blend")
         for name in ("atelier", "studio"):
             farm.add_machine(name)
         done = int(
-            farm.client.submit(scene, engine="blender", frames="1-24", name="Orrery, take 1", film="mp4")["task_id"]
+            farm.client.submit(scene, engine="blender", frames="1-24", name="Harbour, take 1", film="mp4")["task_id"]
         )
         farm.wait_for_status(done, "succeeded", timeout_s=600)
         playwright = exits.enter_context(sync_playwright())
@@ -48,11 +48,11 @@ def main() -> None:
         expect(page.locator("dialog.viewer header")).to_contain_text("640 × 360", timeout=60_000)
         shoot(page, "page-viewer")
         page.keyboard.press("Escape")
-        running = int(farm.client.submit(scene, engine="blender", frames="1-24", name="Orrery, take 2")["task_id"])
-        farm.client.submit(scene, engine="blender", frames="1-250", name="Orrery, long shot", priority=30)
+        running = int(farm.client.submit(scene, engine="blender", frames="1-24", name="Harbour, take 2")["task_id"])
+        farm.client.submit(scene, engine="blender", frames="1-250", name="Harbour, long shot", priority=30)
         wait_until(lambda: farm.client.task(running)["frames_done"] >= 6, "frames of the second task", 300)
         page.goto("/")
-        expect(page.get_by_text("Orrery, long shot")).to_be_visible()
+        expect(page.get_by_text("Harbour, long shot")).to_be_visible()
         shoot(page, "page-tasks")
         page.goto("/farm")
         expect(page.get_by_text("studio").first).to_be_visible()

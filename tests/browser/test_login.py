@@ -78,4 +78,5 @@ def test_first_load_is_small(visit: Visitor) -> None:
     page.wait_for_load_state("networkidle")
     log_in(page, visit.farm.login)
     page.get_by_role("heading", name="Tasks", exact=True).wait_for()
-    assert 0 < sum(received) < 60_000, sum(received)
+    print(f"first load: {sum(received) / 1000:.1f} kB in {len(received)} answers")
+    assert 0 < sum(received) < 60_000

@@ -189,19 +189,3 @@ def test_queue_place_and_limit_are_told(farm: PaintedFarm, visit: Visitor) -> No
     page = visit.page("/submit")
     page.get_by_label("Scene file").set_input_files(farm.scene())
     expect(page.get_by_text("of 100 used")).to_be_visible()
-
-
-def test_first_load_is_small(farm: PaintedFarm, visit: Visitor) -> None:
-    """Everything that a visitor without a cache gets before the table of tasks stands there."""
-    page = visit.context().new_page()
-    visit.watched.watch(page)
-    network = page.context.new_cdp_session(page)
-    network.send("Network.enable")
-    sizes: list[float] = []
-    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
-    page.goto("/")
-    log_in(page, farm.login)
-    page.get_by_role("heading", name="Tasks", exact=True).wait_for()
-    page.wait_for_load_state("load")
-    print(f"first load: {sum(sizes) / 1000:.1f} kB in {len(sizes)} answers")
-    assert sum(sizes) < 60_000

@@ -49,11 +49,12 @@ def _farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
 
 def tree(farm: RealFarm) -> dict[str, int]:
     root, found = farm.data / "files", {}
-    for path in root.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it is being removed
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode):
-                found[str(path.relative_to(root))] = status.st_size
+    for folder, _, names in os.walk(root):  # which forgives that something is being removed
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[str(path.relative_to(root))] = status.st_size
     return found
 
 
