@@ -76,8 +76,8 @@ HEAD = """\
 
 Written by `make faults`. Real programs (RenderAPI, three HPCServers with their spawners, a fake engine) are killed,
 stopped, cut off, filled up and misdated at seeded instants while users submit, pause, cancel and delete; an
-independent checker looks at database, files and process table after each fault (`tests/faults/checker.py`). Half of the
-farms have machines that share no files with RenderAPI.
+independent checker looks at database, files and process table after each fault (`tests/faults/checker.py`). The
+machines of some farms share no files with RenderAPI.
 
 """
 

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -124,7 +125,7 @@ class Run:
     def _tell(self, number: int) -> None:
         if self._say:
             words = f"{self.report.last}; {len(self._workload.frames)} tasks, {self.report.missed} aims missed"
-            print(f"{number}: {words}", flush=True)
+            print(f"{self._farm.database} {number}: {words}", flush=True)
 
 
 def inject(
@@ -136,19 +137,33 @@ def inject(
         return run.run(faults, least_hits=least_hits)
 
 
+def _runs(database: str, faults: int, seed: str, *, apart_only: bool) -> list[Report]:
+    """All faults on farms that share a directory, half as many on farms whose machines have their own."""
+    if apart_only:
+        return [inject(database, faults, seed, say=True, apart=True)]
+    shared = inject(database, faults, seed, least_hits=LEAST_HITS if faults >= 200 else 0, say=True)
+    return [shared, inject(database, (faults + 1) // 2, seed, say=True, apart=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--database", action="append", choices=("sqlite", "mariadb"), help="default: both")
-    parser.add_argument("--faults", type=int, default=200, help="on each database")
+    parser.add_argument(
+        "--database", action="append", choices=("sqlite", "mariadb"), help="default: both, side by side"
+    )
+    parser.add_argument(
+        "--faults", type=int, default=200, help="on each database, and half as many without shared files"
+    )
     parser.add_argument("--own-directories", action="store_true", help="only farms whose machines share no files")
     parser.add_argument("--seed", default=time.strftime("%Y-%m-%d"))
     parser.add_argument("--report", type=Path, help="write this page")
     options = parser.parse_args()
-    least = LEAST_HITS if options.faults >= 200 else 0
     databases = options.database or ["sqlite", "mariadb"]
-    runs = [(name, apart) for apart in (False, True) if apart or not options.own_directories for name in databases]
-    reports = [inject(name, options.faults, options.seed, least_hits=least, say=True, apart=one) for name, one in runs]
-    page = write(reports)
+    with ProcessPoolExecutor(len(databases)) as pool:
+        runs = [
+            pool.submit(_runs, name, options.faults, options.seed, apart_only=options.own_directories)
+            for name in databases
+        ]
+        page = write([report for run in runs for report in run.result()])
     print(page)
     if options.report:
         options.report.write_text(page, encoding="utf-8")
