@@ -91,6 +91,8 @@ def check_file(
         if stamp == before:
             return Bad(name, f"{name} was there before and was not written anew.", missing=True)
         digest = digest_file(path)
+        if os.lstat(path).st_nlink > 1:
+            return Bad(name, f"{name} is a hard link: the same file has another name, under which it can be changed.")
         check = checkers.check(path) if checkers is not None else ImageCheck(ok=True)
         if wrong := check.reason if not check.ok else _unwanted(check.facts, rules or ReadingRules()):
             return Bad(name, f"{name} is not a usable picture: {wrong}")

@@ -45,6 +45,15 @@ def test_links_directories_and_pipes_are_no_results(tmp_path: Path) -> None:
     assert list_files(tmp_path) == ["dir/x", "real"]
 
 
+def test_hard_link_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"secret")
+    os.link(tmp_path / "real", tmp_path / "again")
+    for name in ("real", "again"):
+        found = check_file(tmp_path, name, before=None, checkers=None)
+        assert isinstance(found, Bad)
+        assert "hard link" in found.reason
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../b", "/etc/passwd", "a//b", "./a", "a/", "a\0b"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequest):
