@@ -58,25 +58,41 @@ class MultipartReader:
         self._field_bytes = 0
         self._parts = 0
         self._ended = False
+        self._piece = self._before = b""
+        self._read = 0
         ours = (name for name in dir(self) if name.startswith("on_"))
-        self._parser = MultipartParser(_boundary(content_type), {name: getattr(self, name) for name in ours})  # type: ignore[arg-type]
+        boundary = _boundary(content_type)
+        self._closing = b"--" + boundary + b"--"
+        self._parser = MultipartParser(boundary, {name: getattr(self, name) for name in ours})  # type: ignore[arg-type]
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that `data` completes. `InvalidRequest` when it is not multipart, `TooLarge` over a bound."""
-        if self._ended:
-            return []  # an epilogue is allowed and means nothing
+        self._piece, self._read = data, 0
+        had_ended = self._ended
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise InvalidRequest("The upload is not valid multipart/form-data.", code="broken_multipart") from error
+        if self._ended and (data if had_ended else self._rest()).strip(b"\r\n \t"):
+            raise InvalidRequest("Something follows the upload's closing boundary.", code="broken_multipart")
+        self._before = data[1 - len(self._closing) :]
         events, self._events = self._events, []
         return events
+
+    def _rest(self) -> bytes:
+        """What follows the closing boundary in the piece in which it ends; the parser passes over it in silence."""
+        begins = len(self._before) + self._read if self._read else 0
+        return (self._before + self._piece)[begins:].partition(self._closing)[2]
 
     def finish(self) -> None:
         """Raise `InvalidRequest` unless the closing boundary was seen."""
         if not self._ended:
             message = "The upload is not complete: its closing boundary is missing."
             raise InvalidRequest(message, code="broken_multipart")
+
+    def _saw(self, data: bytes, end: int) -> None:
+        if data is self._piece:  # else it is a part of the boundary that turned out to be content
+            self._read = end
 
     # What the parser calls, by its names.
 
@@ -91,9 +107,11 @@ class MultipartReader:
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header[0] += data[start:end]
+        self._saw(data, end)
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header[1] += data[start:end]
+        self._saw(data, end)
 
     def on_header_end(self) -> None:
         if self._header[0].lower() == b"content-disposition":
@@ -107,6 +125,7 @@ class MultipartReader:
             self._events.append(FileBegins(parameters["filename"]))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._saw(data, end)
         if self._field_name is None:
             self._events.append(FileData(memoryview(data)[start:end]))
             return

@@ -105,8 +105,13 @@ def test_wrong_boundary_is_refused() -> None:
         read(GOOD.replace(b"--B", b"--Z"))
 
 
-def test_junk_after_the_end_means_nothing() -> None:
-    assert len(read(GOOD + b"junk" * 1000, 50)) == 2
+@pytest.mark.parametrize("size", [*range(1, 12), 50, 10_000])
+@pytest.mark.parametrize("junk", [b"junk" * 1000, b"--B--\r\n", b"\r\n\r\n-", b"\r\n--B--\r\n" * 2])
+def test_junk_after_the_end_is_refused(size: int, junk: bytes) -> None:
+    for good in (GOOD, GOOD[:-2], body(("name=x; --B--=--B--", b"--B--")), body(("name=x", b"")), b"--B--"):
+        assert len(read(good + b" \r\n\r\n", size)) in (0, 1, 2)
+        with pytest.raises(InvalidRequest):
+            read(good + junk, size)
 
 
 @pytest.mark.parametrize(
