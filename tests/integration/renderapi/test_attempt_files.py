@@ -1,8 +1,11 @@
 """What a machine without the farm's directory fetches and sends by its attempt's token, and what nobody else can."""
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +15,7 @@ from blake3 import blake3
 from sqlalchemy import create_engine, text
 
 from renderonline.protocol.link import Exited, Result, Started
+from renderonline.serving import sink
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running, wait_until
@@ -169,6 +173,47 @@ async def test_refused_result_leaves_nothing(held: Held) -> None:
         return held.api.tree() == before
 
     await wait_until(nothing_left)
+
+
+async def test_machine_that_goes_away_leaves_nothing_of_a_result(held: Held) -> None:
+    held.directory.mkdir(parents=True)
+    before, content = held.api.tree(), b"x" * 3_000_000
+
+    async def begun() -> bool:
+        return held.api.tree() != before
+
+    async def nothing_left() -> bool:
+        return held.api.tree() == before
+
+    for sent in (1, 1_500_000, len(content) - 1):
+        for reset in (False, True):
+            _, writer = await raw_put(held, len(content))
+            writer.write(content[:sent])
+            await writer.drain()
+            await wait_until(begun)
+            if reset:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            writer.close()
+            await wait_until(nothing_left)
+
+
+async def test_disk_that_fills_up_leaves_nothing_of_a_result(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.directory.mkdir(parents=True)
+    before, write, room = held.api.tree(), os.write, 2_000_000
+
+    def until_full(handle: int, data: memoryview) -> int:
+        nonlocal room
+        room -= len(data)
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(sink.os, "write", until_full)
+    reply = await held.send("frame_0001.png", b"x" * 3_000_000)
+    monkeypatch.undo()
+    assert (reply.status, reply.json()["code"]) == (507, "no_space")
+    assert held.api.tree() == before
+    assert (await held.send("frame_0001.png", b"x" * 3_000_000)).status == 204
 
 
 async def test_full_disk_is_told_before_anything_is_sent(held: Held) -> None:
