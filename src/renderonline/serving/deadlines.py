@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with patience that ends: slow or endless clients are closed, early answers arrive.
 
-uvicorn itself waits for ever for headers, bodies and readers, takes headers of any length, and resets the connection
-when a request is answered before its body was read, so that the client never sees the answer.
+uvicorn itself waits for ever for headers, bodies and readers, takes headers of any length, reads bodies that nobody has
+asked for, and resets the connection when a request is answered before its body was read, so that the client never sees
+the answer.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +18,14 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGIReceiveEvent,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 WATCH_S: Final = 5.0
@@ -30,11 +39,24 @@ READER_S: Final = 60.0
 MAX_HEADERS: Final = 100
 MAX_UNDELIVERED: Final = 64 * 1024
 """Bytes that may arrive without completing headers or giving a piece of a body (chunk extensions, trailers)."""
+UNASKED_BYTES: Final = 64 * 1024
+"""Of a request whose body the application has not asked for, no more is read: who sends it may be anybody."""
+READ_BYTES: Final = 256 * 1024
 LINGER_S: Final = 2.0
+"""After an early answer the connection stays open for so long: with bytes that nobody has read, closing it is a reset,
+and a client that listens only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
-"""After an early answer so much of the body is read and thrown away, so that the answer is not lost in a reset."""
+"""So much of a body that was asked for is meanwhile read and thrown away."""
 DIRECT: Final = "renderonline.direct"
 """The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
+
+
+def patient(threads: ThreadPoolExecutor) -> Callable[..., asyncio.BaseProtocol]:
+    """Makes the protocols of one server's connections. `threads` are for bodies that are read past the event loop."""
+    if sys.platform == "win32":  # reads ahead into the buffer, which would have to be each connection's own
+        return lambda **about: PatientProtocol(threads, **about)
+    buffer = memoryview(bytearray(READ_BYTES))
+    return lambda **about: _Door(PatientProtocol(threads, **about), buffer)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -45,6 +67,8 @@ class PatientProtocol(HttpToolsProtocol):
     _window_started = 0.0
     window_bytes = 0
     _undelivered = 0
+    _request_bytes = 0
+    _asked: "RequestResponseCycle | None" = None
     _body_bytes = 0
     _delivered = False
     _lingering: int | None = None
@@ -72,20 +96,45 @@ class PatientProtocol(HttpToolsProtocol):
         self._watch.cancel()
         super().handle_websocket_upgrade()
 
+    @property
+    def room(self) -> int:
+        """How many bytes to read next, at least 1."""
+        if self._lingering is not None:
+            return max(1, self._lingering)
+        if self._is_between or self._is_asked:
+            return UNASKED_BYTES if self._is_between else READ_BYTES
+        return max(1, UNASKED_BYTES - self._request_bytes)
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether the next byte is the first of a request after another one."""
+        return self._in_headers_since is None and self.cycle is not None and not self.cycle.more_body
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether the application wants the body that arrives."""
+        return self.cycle is not None and self.cycle.more_body and self.cycle is self._asked
+
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:
             self._lingering -= len(data)
             if self._lingering <= 0:
-                self.transport.close()
+                self.flow.pause_reading()
             return
-        if self._in_headers_since is None and self.cycle is not None and not self.cycle.more_body:
+        if self._is_between:
             self._in_headers_since = self.loop.time()
+            self._request_bytes = 0
         self.window_bytes += len(data)
+        self._request_bytes += len(data)
         self._delivered = False
         super().data_received(data)
         self._undelivered = 0 if self._delivered else self._undelivered + len(data)
-        if self._undelivered > MAX_UNDELIVERED and not self.transport.is_closing():
-            self._refuse_headers()
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        if self._undelivered >= MAX_UNDELIVERED:
+            self._refuse(431, b"Headers too large")
+        elif self._request_bytes >= UNASKED_BYTES and not self._is_between and not self._is_asked:
+            self.flow.pause_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
@@ -117,21 +166,38 @@ class PatientProtocol(HttpToolsProtocol):
         cycle.transport = _ClosesGently(self, cycle)  # type: ignore[assignment]
 
         async def answering(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+            async def receive_asked() -> "ASGIReceiveEvent":
+                self._asked = cycle
+                return await receive()
+
             async def send_early(message: "ASGISendEvent") -> None:
                 if message["type"] == "http.response.start" and cycle.more_body:
                     cycle.keep_alive = False  # what is left of the body is not read as a request
                 await send(message)
 
-            await app(scope, receive, send_early)
+            await app(scope, receive_asked, send_early)
 
         super()._start_asgi_task(cycle, answering)
 
+    def on_response_complete(self) -> None:
+        if self._lingering is None:  # else it would read on
+            super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg.encode())
+
     def linger(self) -> None:
-        """Throw away what still arrives for a moment, then close."""
-        if self._lingering is None:
-            self._lingering = LINGER_BYTES
+        """Say that this was everything, give the client a moment to hear it, then close."""
+        if self._lingering is not None:
+            return
+        self._lingering = LINGER_BYTES if self._is_asked else UNASKED_BYTES - self._request_bytes
+        if self._lingering > 0:
             self.flow.resume_reading()
-            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.flow.pause_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
     def _lend(self, cycle: "RequestResponseCycle") -> "Loan | None":
         """The socket of a request whose body is still arriving and has a known length."""
@@ -140,6 +206,7 @@ class PatientProtocol(HttpToolsProtocol):
             return None
         if cycle.disconnected or self.transport.is_closing():
             return None
+        self._asked = cycle
         self.flow.pause_reading()
         if cycle.waiting_for_100_continue:
             cycle.waiting_for_100_continue = False
@@ -157,13 +224,18 @@ class PatientProtocol(HttpToolsProtocol):
         self.loan = Loan(self, cycle, 0)
         return self.loan
 
-    def _refuse_headers(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: 17\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[431] + head + b"Headers too large")
-            self.linger()
-        else:
-            self.transport.close()
+    def _refuse(self, status: int, why: bytes) -> None:
+        """Answer what is no request, unless that would stand in the middle of another answer."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not cycle.more_body or self.pipeline:
+                self.transport.close()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head % len(why) + why)
+        self.linger()
 
     def _look(self) -> None:
         now = self.loop.time()
@@ -187,6 +259,35 @@ class PatientProtocol(HttpToolsProtocol):
         if buffered == 0 or buffered != self._buffered:
             self._buffered, self._buffered_since = buffered, now
         return now - self._buffered_since > READER_S
+
+
+class _Door(asyncio.BufferedProtocol):
+    """Reads only what its `PatientProtocol` has room for; by itself the event loop reads as much as there is."""
+
+    def __init__(self, protocol: PatientProtocol, buffer: memoryview) -> None:
+        self._protocol = protocol
+        self._buffer = buffer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._protocol.connection_made(transport)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer[: self._protocol.room]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
 
 
 class _ClosesGently:

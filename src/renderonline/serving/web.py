@@ -15,7 +15,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,7 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.serving.deadlines import PatientProtocol
+from renderonline.serving.deadlines import patient
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -135,7 +134,7 @@ def _step_back() -> None:
 def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=partial(PatientProtocol, ThreadPoolExecutor(BODY_THREADS, "body", _step_back)),  # type: ignore[arg-type]
+        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", _step_back)),  # type: ignore[arg-type]
         ws="websockets-sansio",
         ws_max_size=MAX_LINK_MESSAGE,
         ws_per_message_deflate=False,

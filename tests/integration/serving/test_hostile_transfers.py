@@ -8,36 +8,41 @@ import contextlib
 import hashlib
 import http.client
 import io
-import json
 import os
 import random
 import resource
 import selectors
 import socket
-import stat
 import statistics
 import struct
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from blake3 import blake3
 
 from tests.support.farm import RealFarm, wait_until
-
-BIG = random.Random(7).randbytes(3_000_000)
-REQUEST = b'{"engine": "nothing"}'
-ENGINE = """
-name = "nothing"
-label = "Nothing"
-extensions = [".bin"]
-template = "nothing $RENDERONLINE:@uploaded_file"
-"""
-TASKS = "/renderapi/v2/tasks"
+from tests.support.hostile import (
+    BIG,
+    ENGINE,
+    REQUEST,
+    TASKS,
+    answer,
+    connect,
+    count,
+    form,
+    head,
+    offset,
+    part,
+    patch,
+    post,
+    taken,
+    tree,
+    unchanged,
+    upload,
+)
 
 
 @pytest.fixture(name="farm", scope="module")
@@ -45,81 +50,6 @@ def _farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
     with RealFarm(tmp_path_factory.mktemp("farm")) as running:
         running.client.admin.add_engine(ENGINE)
         yield running
-
-
-def tree(farm: RealFarm) -> dict[str, int]:
-    root, found = farm.data / "files", {}
-    for folder, _, names in os.walk(root):  # which forgives that something is being removed
-        for path in (Path(folder, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if stat.S_ISREG(status.st_mode):
-                    found[str(path.relative_to(root))] = status.st_size
-    return found
-
-
-def unchanged(farm: RealFarm, before: dict[str, int], tasks: int) -> None:
-    """Nothing is stored but what was there, and RenderAPI works."""
-    wait_until(lambda: tree(farm) == before, f"tree as before: {before}", 20)
-    assert len(list(farm.client.tasks())) == tasks
-
-
-def count(farm: RealFarm) -> int:
-    return len(list(farm.client.tasks()))
-
-
-def part(head: str, content: bytes) -> bytes:
-    return f"--B\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + b"\r\n"
-
-
-def form(content: bytes = BIG, *more: bytes, name: str = "big.bin", end: bytes = b"--B--\r\n") -> bytes:
-    return b"".join([part('name="request"', REQUEST), part(f'name="file"; filename="{name}"', content), *more, end])
-
-
-def head(farm: RealFarm, length: int | None, *more: str, path: str = TASKS, method: str = "POST") -> bytes:
-    kind = (
-        ()
-        if any(line.startswith("Content-Type") for line in more)
-        else ("Content-Type: multipart/form-data; boundary=B",)
-    )
-    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    who = (f"email: {farm.login.email}", f"token: {farm.login.token}")
-    who = () if any(line.startswith("token") for line in more) else who
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *who, *kind, size, *more, "", ""]).encode()
-
-
-def connect(farm: RealFarm) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", int(farm.url.rpartition(":")[2])), timeout=30)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-def answer(connection: socket.socket) -> tuple[int, Any]:
-    response = http.client.HTTPResponse(connection)
-    response.begin()
-    body = response.read()
-    return response.status, json.loads(body) if body else None
-
-
-def post(farm: RealFarm, body: bytes, *more: str) -> tuple[int, Any]:
-    with connect(farm) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before
-            connection.sendall(head(farm, len(body), *more) + body)
-        return answer(connection)
-
-
-def upload(farm: RealFarm, size: int, **more: Any) -> str:
-    announced = {"files": [{"name": "big.bin", "size": size, **more}]}
-    return str(farm.client.connection.call("POST", "/uploads", data=announced).json()["upload_id"])
-
-
-def offset(farm: RealFarm, number: str) -> int:
-    return int(farm.client.connection.call("GET", f"/uploads/{number}").json()["files"][0]["offset"])
-
-
-def patch(farm: RealFarm, number: str, start: int, length: int) -> bytes:
-    path = f"/renderapi/v2/uploads/{number}/files/0"
-    return head(farm, length, f"Upload-Offset: {start}", path=path, method="PATCH")
 
 
 BROKEN = {
@@ -131,6 +61,7 @@ BROKEN = {
     "no end boundary": form(end=b""),
     "half an end boundary": form(end=b"--B-"),
     "no line before the boundary": form().replace(b"\r\n--B--", b"--B--"),
+    "junk after the end": form() + b"junk" * 300_000,
     "no content at all": b"",
     "two files": form(BIG, part('name="file"; filename="b.bin"', BIG)),
     "many parts": form(BIG, *[part(f'name="x{number}"', b"") for number in range(100)]),
@@ -142,15 +73,22 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken_form_is_refused_with_a_reason_and_leaves_nothing(farm: RealFarm, what: str) -> None:
-    before, tasks, process = tree(farm), count(farm), psutil.Process(farm.renderapi.process.pid)
-    spent = sum(process.cpu_times()[:2])
-    status, told = post(farm, BROKEN[what])
-    assert sum(process.cpu_times()[:2]) - spent < 0.5  # 50 ms and what the machine's other work adds
-    assert status in (400, 413, 422), told
-    assert told["detail"]
-    assert told["code"]
+def test_broken_form_is_refused_with_a_reason_and_costs_and_leaves_nothing(farm: RealFarm, what: str) -> None:
+    before, tasks, spent = tree(farm), count(farm), []
+    for _ in range(3):
+        begun = processor_time(farm)
+        status, told = post(farm, BROKEN[what])
+        spent.append(processor_time(farm) - begun)
+        assert status in (400, 413, 422), told
+        assert told["detail"]
+        assert told["code"]
+    assert min(spent) < 0.05, spent  # of the processor, whoever else works there
     unchanged(farm, before, tasks)
+
+
+def processor_time(farm: RealFarm) -> float:
+    """What RenderAPI's threads, ended ones too, have used of the processors, in seconds to the nanosecond (Linux)."""
+    return time.clock_gettime(~farm.renderapi.process.pid << 3 | 2)
 
 
 @pytest.mark.parametrize("boundary", ["", "; boundary=", f"; boundary={'B' * 71}"])
@@ -158,14 +96,6 @@ def test_boundary_that_is_none_is_refused(farm: RealFarm, boundary: str) -> None
     before, tasks = tree(farm), count(farm)
     assert post(farm, form(), f"Content-Type: multipart/form-data{boundary}")[0] == 400
     unchanged(farm, before, tasks)
-
-
-def test_junk_after_the_end_means_nothing(farm: RealFarm) -> None:
-    status, task = post(farm, form() + b"junk" * 300_000)
-    assert status == 201
-    (path,) = (farm.data / "files").glob(f"*/*/{task['file_name']}")
-    assert path.read_bytes() == BIG
-    farm.client.delete(task["task_id"])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -193,24 +123,10 @@ def test_file_larger_than_the_disk_is_refused_before_a_byte_is_read(farm: RealFa
     before, tasks = tree(farm), count(farm)
     for more in (("Expect: 100-continue",), ()):
         with connect(farm) as connection:
-            connection.sendall(head(farm, 10**15, *more))
+            sent = head(farm, 10**15, *more)
+            connection.sendall(sent)
             assert answer(connection)[0] == 507  # no 100 before it, and no body was needed
-    unchanged(farm, before, tasks)
-
-
-@pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_wrong_token_is_told_to_a_client_that_sends_on(farm: RealFarm, method: str) -> None:
-    before, tasks = tree(farm), count(farm)
-    number = upload(farm, 2 * 10**9)
-    with connect(farm) as connection:
-        path = TASKS if method == "POST" else f"/renderapi/v2/uploads/{number}/files/0"
-        more = ("email: x@x", "token: wrong", "Upload-Offset: 0")
-        connection.sendall(head(farm, 2 * 10**9, *more, path=path, method=method))
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(BIG)
-        assert answer(connection)[0] == 401
-    assert offset(farm, number) == 0
-    farm.client.connection.call("DELETE", f"/uploads/{number}")
+            assert taken(connection) == len(sent) + 1  # the kernel counts the connection's beginning
     unchanged(farm, before, tasks)
 
 
@@ -348,7 +264,7 @@ def test_five_hundred_stalled_clients_are_closed_and_hold_nobody_up(farm: RealFa
             for place, connection in enumerate(stalled):
                 connection.sendall(starts[place % len(starts)])
                 selector.register(connection, selectors.EVENT_READ)
-            wait_until(lambda: len(tree(farm)) >= len(before) + 200, "file of every form that has begun")
+            wait_until(lambda: len(tree(farm)) >= len(before) + 400, "folder and file of every form that has begun")
             busy = _latency(farm)
             assert busy < 3 * idle + 0.05
             deadline = time.monotonic() + 90  # 20 s for headers, windows of 30 s for bodies, a look every 5 s
