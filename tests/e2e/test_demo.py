@@ -17,7 +17,7 @@ from typing import Self
 import psutil
 import pytest
 
-from renderonline.cli.demo_checks import look, problems_of
+from renderonline.cli.demo import look, problems_of
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(600), pytest.mark.xdist_group("demo")]
 

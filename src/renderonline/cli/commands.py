@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -16,29 +16,27 @@ from renderonline.rnoclient.sdk import Item
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def option(metavar: str, help: str | None = None, *names: str, **limits: Any) -> Any:  # noqa: A002 - as typer says
-    """An option with a value."""
-    return typer.Option(*names, help=help, metavar=metavar, **limits)
+def option(metavar: str, help: str | None = None, *names: str, default: object = None, **limits: Any) -> Any:  # noqa: A002
+    """A parameter that is an option with a value."""
+    return typer.Option(default, *names, help=help, metavar=metavar, **limits)
 
 
 def flag(name: str, help: str, *names: str) -> Any:  # noqa: A002
-    """An option without a value."""
-    return typer.Option(name, *names, help=help)
+    """A parameter that is an option without a value."""
+    return typer.Option(False, name, *names, help=help)
 
 
 def argument(metavar: str, help: str | None = None, **limits: Any) -> Any:  # noqa: A002
-    """What is told by its place."""
+    """A parameter that is told by its place; needed, unless there is a `default`."""
     return typer.Argument(metavar=metavar, help=help, **limits)
 
 
-Json = Annotated[bool, flag("--json", "Print JSON for programs instead of text for people.")]
-Url = Annotated[
-    str | None, option("URL", "RenderAPI's address, when it is not the one of `renderonline login`.", "--url")
-]
-TaskId = Annotated[int, argument("TASK", "The task's number.", min=1)]
-TaskIds = Annotated[list[int], argument("TASK...", "The tasks' numbers.", min=1)]
+JSON = flag("--json", "Print JSON for programs instead of text for people.")
+URL = option("URL", "RenderAPI's address, when it is not the one of `renderonline login`.", "--url")
+TASK = argument("TASK", "The task's number.", min=1)
+TASKS = argument("TASK...", "The tasks' numbers.", min=1)
 Output = show.Output
-Yes = Annotated[bool, flag("--yes", "Don't ask.", "-y")]
+YES = flag("--yes", "Don't ask.", "-y")
 
 
 def group(summary: str) -> typer.Typer:
@@ -65,9 +63,9 @@ def command(
     def register(function: F) -> F:
         parameters = dict(inspect.signature(function, eval_str=True).parameters)
         takes = set(parameters)
-        added: list[tuple[str, Any, object]] = [("json", Json, False)]
-        if parameters.pop("client", None) or ("url" in takes and parameters["url"].annotation == Url):
-            added.append(("url", Url, None))
+        added: list[tuple[str, Any, Any]] = [("json", bool, JSON)]
+        if parameters.pop("client", None) or ("url" in takes and parameters["url"].default is URL):
+            added.append(("url", str | None, URL))
         for key, kind, default in added:
             parameters.pop(key, None)
             parameters[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)

@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from renderonline.cli import show
-from renderonline.cli.commands import Json, Output, argument, command, flag, group, option
+from renderonline.cli.commands import Output, argument, command, flag, group, option
 from renderonline.farm.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 commands = group("The database: migrate, check, backup.")
 WHICH = "ADO.NET connection string or URL; else the one of --config, else this computer's own database."
-Connection = Annotated[str | None, option("TEXT", WHICH, "--connection", "-c")]
-Config = Annotated[Path | None, option("FILE", "A RenderAPI.json to take the connection from.")]
+CONNECTION = option("TEXT", WHICH, "--connection", "-c")
+CONFIG = option("FILE", "A RenderAPI.json to take the connection from.")
 
 
 @command(
@@ -25,11 +25,9 @@ Config = Annotated[Path | None, option("FILE", "A RenderAPI.json to take the con
 )
 def migrate(
     *,
-    connection: Connection = None,
-    config: Config = None,
-    upgrade_tokens: Annotated[
-        bool, flag("--upgrade-tokens", "Replace the raw tokens of an older system; no way back.")
-    ] = False,
+    connection: str | None = CONNECTION,
+    config: Path | None = CONFIG,
+    upgrade_tokens: bool = flag("--upgrade-tokens", "Replace the raw tokens of an older system; no way back."),
 ) -> Output:
     """Make the tables, or bring those that are there up to date; rows are kept."""
     from renderonline.database import migrating
@@ -42,7 +40,7 @@ def migrate(
 
 
 @command(commands, "renderonline db check")
-def check(*, connection: Connection = None, config: Config = None, json: Json) -> int:
+def check(*, connection: str | None = CONNECTION, config: Path | None = CONFIG, json: bool) -> int:
     """Recompute what the database says of its tasks; exit code 1 when something does not fit."""
     from renderonline.database.check import check as find
 
@@ -60,9 +58,9 @@ def check(*, connection: Connection = None, config: Config = None, json: Json) -
 @command(commands, "renderonline db backup farm-2026-11-21.sqlite")
 def backup(
     *,
-    target: Annotated[Path, argument("FILE", "The file to write; must not exist.")],
-    connection: Connection = None,
-    config: Config = None,
+    target: Path = argument("FILE", "The file to write; must not exist."),
+    connection: str | None = CONNECTION,
+    config: Path | None = CONFIG,
 ) -> Output:
     """Copy the database into a file while the farm goes on."""
     from renderonline.database.backup import backup as copy

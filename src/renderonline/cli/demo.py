@@ -1,6 +1,7 @@
 """`renderonline demo`: a farm of one RenderAPI and two HPCServers renders an animation, and proves that it did."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from renderonline.cli import show
-from renderonline.cli.demo_checks import problems_of
 from renderonline.cli.engines import install_blender
-from renderonline.cli.local import LocalFarm
-from renderonline.cli.progress import bar
 from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli.up import LocalFarm
 from renderonline.engines import blender
 from renderonline.engines.children import child
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
+from renderonline.hpcserver.films import count_frames
 from renderonline.rnoclient.sdk import Client, Task
 from renderonline.serving.directories import data_directory
 
@@ -31,6 +31,8 @@ CHUNK: Final = 3
 MACHINES: Final = ("machine-1", "machine-2")
 SHARE: Final = 6
 """So many frames each machine must have rendered."""
+SMALLEST: Final = (640, 360)
+"""Pixels of a frame."""
 INTERRUPTED: Final = 130
 SCENE: Final = "demo.blend"
 FILM: Final = "demo.mp4"
@@ -116,7 +118,7 @@ class Demo:
             shown = ", ".join(f"{name} (pid {program.process.pid})" for name, program in programs)
             show.note(f"The farm is up at {farm.url}: {shown}")
         with Client(login) as client:
-            with self.step("submit"), bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
+            with self.step("submit"), show.bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
                 threads = str(max(1, (os.cpu_count() or 2) // len(MACHINES)))
                 task = client.submit(
                     scene,
@@ -149,7 +151,7 @@ class Demo:
         self, client: Client, task: Task, names: dict[int, str], farm: LocalFarm, nodes: dict[str, Program]
     ) -> None:
         """Show who renders how much until the task has ended."""
-        with bar("", "count", quiet=self.quiet) as shown:
+        with show.bar("", "count", quiet=self.quiet) as shown:
             for task in client.watch(task["task_id"]):  # noqa: B020 - its states
                 self._revive(farm, nodes)
                 farm.supervisor.check()
@@ -234,3 +236,43 @@ def _temporary(interrupts: Interrupts, *, keep: bool) -> Iterator[Path]:
         with interrupts.held():
             if not keep:
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a frame is when it is decoded wholly, and what is wrong with it."""
+
+    width: int
+    height: int
+    pixels: str
+    """Digest of the pixels; file digests differ already by the time stamp."""
+    problems: list[str]
+
+
+def problems_of(frames: list[Path], film: Path, count: int) -> list[str]:
+    """Everything that is not as promised, in plain words."""
+    problems = [] if len(frames) == count else [f"There are {len(frames)} frames, not {count}."]
+    pictures = {frame.name: look(frame) for frame in frames}
+    for name, picture in pictures.items():
+        problems += [f"{name}: {problem}" for problem in picture.problems]
+    if len({picture.pixels for picture in pictures.values()}) != len(pictures):
+        problems.append("Some frames show the same picture.")
+    decoded = count_frames(film)
+    return problems if decoded == count else [*problems, f"{film.name} has {decoded} frames, not {count}."]
+
+
+def look(path: Path) -> Picture:
+    """Decode a picture wholly."""
+    from OpenImageIO import UINT8, ImageBuf, ImageBufAlgo
+
+    image = ImageBuf(str(path))
+    if not image.read(0, 0, force=True):
+        return Picture(0, 0, "", [f"it does not decode ({image.geterror()})"])
+    spec, pixels = image.spec(), image.get_pixels(UINT8)
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if pixels is not None else ""
+    checks = {
+        f"it has only {spec.width} x {spec.height} pixels": spec.width < SMALLEST[0] or spec.height < SMALLEST[1],
+        "it has one colour only": ImageBufAlgo.isConstantColor(image) is not None,
+        "it does not say how long it was rendered": not spec.get_string_attribute("RenderTime"),
+    }
+    return Picture(spec.width, spec.height, digest, [problem for problem, holds in checks.items() if holds])

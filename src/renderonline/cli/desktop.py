@@ -2,7 +2,7 @@
 
 import os
 
-from renderonline.cli.commands import Url, command, group
+from renderonline.cli.commands import URL, command, group
 from renderonline.cli.logins import saved
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Login
@@ -15,7 +15,7 @@ commands = group("The desktop program.")
     "renderonline desktop",
     "renderonline desktop --url https://farm.example:5000",
 )
-def desktop(*, url: Url = None) -> int:
+def desktop(*, url: str | None = URL) -> int:
     """The web page in a window of its own, with native dialogs, downloads that resume, and messages when tasks end.
 
     The login is asked for once and kept in the system's keyring.

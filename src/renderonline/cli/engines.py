@@ -1,24 +1,25 @@
 """`renderonline engine …`: engines of the farm, and programs installed on this computer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
 from renderonline.cli import show
-from renderonline.cli.commands import Json, Output, Url, Yes, argument, command, confirm, flag, group, option, pairs
+from renderonline.cli.commands import URL, YES, Output, argument, choose, command, confirm, flag, group, option, pairs
 from renderonline.cli.logins import connect
-from renderonline.cli.progress import bar
-from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item
 
+if TYPE_CHECKING:
+    from renderonline.engines.definition import EngineDefinition
+    from renderonline.engines.discovery import FoundEngine
+
 commands = group("Render engines, of the farm and of this computer.")
-Name = Annotated[str, argument("ENGINE", "The engine's name or number.")]
-Definition = Annotated[Path, argument("FILE.toml", "The engine's definition.")]
+ENGINE = argument("ENGINE", "The engine's name or number.")
+DEFINITION = argument("FILE.toml", "The engine's definition.")
 
 
 @command(commands, "renderonline engine install blender")
-def install(
-    *, engine: Annotated[str, argument("ENGINE", "What to install: blender.")] = "blender", json: Json
-) -> Output:
+def install(*, engine: str = argument("ENGINE", "What to install: blender.", default="blender"), json: bool) -> Output:
     """Install an engine on this computer (Blender: about 380 MB to fetch, 1 GB on the disk)."""
     if engine != "blender":
         raise InvalidRequest(f"Only blender can be installed; put {engine} on the PATH and it is found.")
@@ -31,25 +32,28 @@ def install_blender(*, quiet: bool) -> tuple[str, ...]:
     from renderonline.engines.blender import install as blender
     from renderonline.serving.directories import data_directory
 
-    with bar("Blender", "share", quiet=quiet) as step:
+    with show.bar("Blender", "share", quiet=quiet) as step:
         directory = data_directory() / "engines" / "blender"
         return tuple(blender.install(directory, lambda fraction, words: step(fraction, 1.0, words)))
 
 
 @command(commands, "renderonline engine list", "renderonline engine list --here", name="list")
 def list_engines(
-    *, here: Annotated[bool, flag("--here", "What is installed on this computer instead.")] = False, url: Url
+    *, here: bool = flag("--here", "What is installed on this computer instead."), url: str | None = URL
 ) -> Output:
     """List the farm's engines, or those of this computer."""
     if here:
-        return _engines_here()
+        local = engines_here()
+        if not local:
+            return local, "No engine was found here. Install Blender: renderonline engine install blender"
+        return local, lambda: show.table(["NAME", "VERSION", "COMMAND"], [list(item.values()) for item in local])
     with connect(url) as client:
         found = client.admin.engines()
     return found, lambda: show.table([">ENGINE", "NAME", "EXTENSIONS", "ENABLED", "ARGUMENTS"], map(_row, found))
 
 
 @command(commands, "renderonline engine show blender", name="show")
-def show_engine(client: Client, *, engine: Name) -> Output:
+def show_engine(client: Client, *, engine: str = ENGINE) -> Output:
     """Show an engine and its arguments."""
     found = _find(client, engine)
 
@@ -65,8 +69,8 @@ def show_engine(client: Client, *, engine: Name) -> Output:
 def add(
     client: Client,
     *,
-    file: Definition,
-    download_path: Annotated[str | None, option("DIRECTORY", "Where RenderAPI keeps its tasks' files.")] = None,
+    file: Path = DEFINITION,
+    download_path: str | None = option("DIRECTORY", "Where RenderAPI keeps its tasks' files."),
 ) -> Output:
     """Add an engine to the farm, from its definition (administrators)."""
     made = client.admin.add_engine(_read(file), download_path)
@@ -76,15 +80,13 @@ def add(
 @command(commands, "renderonline engine test my-engine.toml --frames 1-10 --arg width=640", name="test")
 def try_out(
     *,
-    file: Definition,
-    scene: Annotated[str, option("FILE", "A scene to show the command for.")] = "/path/scene",
-    frames: Annotated[str, option("RANGE", "The frames to show the command for.")] = "1-4",
-    arg: Annotated[list[str] | None, option("ID=VALUE", None, "--arg", "-a")] = None,
+    file: Path = DEFINITION,
+    scene: str = option("FILE", "A scene to show the command for.", default="/path/scene"),
+    frames: str = option("RANGE", "The frames to show the command for.", default="1-4"),
+    arg: list[str] | None = option("ID=VALUE", None, "--arg", "-a"),
 ) -> Output:
     """Check a definition without a farm: what would run for a chunk, and is the program here?"""
-    from renderonline.cli.engine_check import check_definition
-
-    found = check_definition(_read(file), scene, frames, pairs("--arg", arg or [], "ID=VALUE"))
+    found = _checked(_read(file), scene, frames, pairs("--arg", arg or [], "ID=VALUE"))
     return found, lambda: show.fields(found, list(found))
 
 
@@ -97,12 +99,10 @@ def try_out(
 def argtype(
     client: Client,
     *,
-    argtype_id: Annotated[str | None, argument("[ARGTYPE]", "The type's name.")] = None,
-    kind: Annotated[
-        str | None, option("TYPE", "file, path, extension, word, sentence, natural, integer or real.", "--type")
-    ] = None,
-    regex: Annotated[str, option("REGEX", "A rule that replaces the type's.")] = "",
-    delete: Annotated[bool, flag("--delete", "Remove it.")] = False,
+    argtype_id: str | None = argument("[ARGTYPE]", "The type's name.", default=None),
+    kind: str | None = option("TYPE", "file, path, extension, word, sentence, natural, integer or real.", "--type"),
+    regex: str = option("REGEX", "A rule that replaces the type's.", default=""),
+    delete: bool = flag("--delete", "Remove it."),
 ) -> Output:
     """List the types of arguments, or set one (administrators)."""
     if argtype_id is None:
@@ -119,21 +119,21 @@ def argtype(
 
 
 @command(commands, "renderonline engine disable povray")
-def disable(client: Client, *, engine: Name) -> Output:
+def disable(client: Client, *, engine: str = ENGINE) -> Output:
     """Take no new tasks for an engine."""
     changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=False)
     return changed, f"Engine {changed['name']}: disabled."
 
 
 @command(commands, "renderonline engine enable povray")
-def enable(client: Client, *, engine: Name) -> Output:
+def enable(client: Client, *, engine: str = ENGINE) -> Output:
     """Take tasks for an engine again."""
     changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=True)
     return changed, f"Engine {changed['name']}: enabled."
 
 
 @command(commands, "renderonline engine remove povray")
-def remove(client: Client, *, engine: Name, yes: Yes = False, json: Json) -> Output:
+def remove(client: Client, *, engine: str = ENGINE, yes: bool = YES, json: bool) -> Output:
     """Remove an engine that no task uses."""
     confirm(f"Remove engine {engine}?", agreed=yes or json)
     found = _find(client, engine)
@@ -149,19 +149,55 @@ def _read(file: Path) -> str:
 
 
 def _find(client: Client, who: str) -> Item:
-    for engine in client.admin.engines():
-        if who == str(engine["engine_id"]) or who.casefold() == str(engine["name"]).casefold():
-            return engine
-    raise NotFound(f"There is no engine {who}. See `renderonline engine list`.")
+    return choose(client.admin.engines(), "engine_id", "name", who)
 
 
-def _engines_here() -> Output:
-    from renderonline.cli.engine_check import engines_here
+def engines_here() -> list[dict[str, str]]:
+    """What a machine on this computer would offer."""
+    from renderonline.engines.loading import parse_definition, shipped
 
-    found = engines_here()
-    if not found:
-        return found, "No engine was found here. Install Blender: renderonline engine install blender"
-    return found, lambda: show.table(["NAME", "VERSION", "COMMAND"], [list(item.values()) for item in found])
+    found = _installed({name: parse_definition(text) for name, text in shipped().items()})
+    return [{"name": one.name, "version": one.version, "command": " ".join(one.prefix)} for one in found]
+
+
+def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine, ...]":
+    from renderonline.engines.discovery import find_engines
+    from renderonline.serving.directories import data_directory
+
+    return find_engines({}, definitions, data_directory() / "engines")
+
+
+def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict[str, Any]:
+    """What a definition makes of a task's first chunk; `InvalidRequest` for what is wrong with it."""
+    from renderonline.engines.commands import argtypes, build, complete, template_words, values_of_frames
+    from renderonline.engines.loading import parse_definition
+    from renderonline.farm.arguments import check_value
+    from renderonline.farm.frames import cut, parse_frames
+
+    definition = parse_definition(text)
+    wanted = parse_frames(frames) if definition.split == "frames" else ()
+    filled = complete(definition, values_of_frames(definition, values, wanted) if wanted else values)
+    for argtype in argtypes(definition):
+        check_value(argtype, filled[argtype.argtype_id])
+    command = build(
+        definition,
+        template_words(definition),
+        filled,
+        chunk=cut(wanted, definition.chunk_size)[0] if wanted else None,
+        task_frames=wanted,
+        scene=scene,
+        output_directory="/path/output",
+    )
+    found = next(iter(_installed({definition.name: definition})), None)
+    return {
+        "name": definition.name,
+        "extensions": list(definition.extensions),
+        "split": definition.split,
+        "program": " ".join(found.prefix) if found else "not found on this computer",
+        "version": found.version if found else "",
+        "command": " ".join(command.argv),
+        "outputs": [output.name for output in command.expected],
+    }
 
 
 def _argument_row(item: Item) -> list[object]:

@@ -2,30 +2,29 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from renderonline.cli.commands import Json, command, flag, group, option, pairs
+from renderonline.cli.commands import command, flag, group, option, pairs
 from renderonline.farm.errors import InvalidRequest
 
 commands = group("A farm and its programs.")
 JOIN_CODE = "RENDERONLINE_JOIN_CODE"
-PORT = {"min": 0, "max": 65535}
-Port = Annotated[int | None, option("NUMBER", "Port to listen on; 0 takes any free one.", **PORT)]
-LogLevel = Annotated[str | None, option("LEVEL", "debug, info, warning, error or critical.")]
-LogJson = Annotated[bool, flag("--log-json", "Log lines as JSON.")]
-DataDirectory = Annotated[Path | None, option("DIRECTORY", "Where the program keeps its data.")]
+PORT = option("NUMBER", "Port to listen on; 0 takes any free one.", min=0, max=65535)
+LOG_LEVEL = option("LEVEL", "debug, info, warning, error or critical.")
+LOG_JSON = flag("--log-json", "Log lines as JSON.")
+DATA_DIRECTORY = option("DIRECTORY", "Where the program keeps its data.")
 
 
 @command(commands, "renderonline demo", "renderonline demo --output /tmp/frames --keep")
 def demo(
     *,
-    output: Annotated[Path, option("DIRECTORY", "Where frames, film and scene go.", "--output", "-o")] = Path(
-        "demo-output"
+    output: Path = option(
+        "DIRECTORY", "Where frames, film and scene go.", "--output", "-o", default=Path("demo-output")
     ),
-    keep: Annotated[bool, flag("--keep", "Keep the farm's directory (database, logs, files).")] = False,
-    json: Json,
+    keep: bool = flag("--keep", "Keep the farm's directory (database, logs, files)."),
+    json: bool,
 ) -> int:
     """Render an animation on a farm of two machines here.
 
@@ -40,10 +39,10 @@ def demo(
 @command(commands, "renderonline up", "renderonline up --host 0.0.0.0 --port 8080")
 def up(
     *,
-    port: Annotated[int, option("NUMBER", "RenderAPI's port; 0 takes any free one.", **PORT)] = 5000,
-    host: Annotated[str, option("ADDRESS", "Address to listen on; 0.0.0.0 lets other computers in.")] = "127.0.0.1",
-    slots: Annotated[int, option("NUMBER", "Chunks that this computer renders at the same time.", min=1)] = 1,
-    json: Json,
+    port: int = option("NUMBER", "RenderAPI's port; 0 takes any free one.", default=5000, min=0, max=65535),
+    host: str = option("ADDRESS", "Address to listen on; 0.0.0.0 lets other computers in.", default="127.0.0.1"),
+    slots: int = option("NUMBER", "Chunks that this computer renders at the same time.", default=1, min=1),
+    json: bool,
 ) -> int:
     """Run a farm on this computer: RenderAPI and one HPCServer. Ctrl-C or SIGTERM stops both.
 
@@ -57,22 +56,18 @@ def up(
 @commands.command()
 def api(
     *,
-    config: Annotated[Path | None, option("FILE", "The settings file, RenderAPI.json.")] = None,
-    host: Annotated[
-        str | None, option("ADDRESS", "Address to listen on; 0.0.0.0 for everybody. Default: this computer only.")
-    ] = None,
-    port: Port = None,
-    connection: Annotated[
-        str | None, option("TEXT", "The database; default: a file in the data directory.", "--connection", "-c")
-    ] = None,
-    certificate: Annotated[
-        Path | None, option("FILE", "PEM file with the certificate chain; HTTPS from then on.")
-    ] = None,
-    key: Annotated[Path | None, option("FILE", "PEM file with the certificate's key.")] = None,
-    download_path: Annotated[Path | None, option("DIRECTORY", "Where uploads and results go.")] = None,
-    data_directory: DataDirectory = None,
-    log_level: LogLevel = None,
-    log_json: LogJson = False,
+    config: Path | None = option("FILE", "The settings file, RenderAPI.json."),
+    host: str | None = option("ADDRESS", "Address to listen on; 0.0.0.0 for everybody. Default: this computer only."),
+    port: int | None = PORT,
+    connection: str | None = option(
+        "TEXT", "The database; default: a file in the data directory.", "--connection", "-c"
+    ),
+    certificate: Path | None = option("FILE", "PEM file with the certificate chain; HTTPS from then on."),
+    key: Path | None = option("FILE", "PEM file with the certificate's key."),
+    download_path: Path | None = option("DIRECTORY", "Where uploads and results go."),
+    data_directory: Path | None = DATA_DIRECTORY,
+    log_level: str | None = LOG_LEVEL,
+    log_json: bool = LOG_JSON,
 ) -> None:
     """Run RenderAPI, the centre of a farm.
 
@@ -103,34 +98,27 @@ def api(
 @commands.command()
 def node(
     *,
-    join: Annotated[
-        list[str] | None,
-        option("URL", "RenderAPI's address; several, with commas or given again, stand in for another."),
-    ] = None,
-    code: Annotated[
-        str | None, option("CODE", f"The code of `renderonline machine invite`; also in {JOIN_CODE}.")
-    ] = None,
-    fingerprint: Annotated[str | None, option("sha256:…", "Trust exactly this certificate of RenderAPI.")] = None,
-    v1: Annotated[bool, flag("--v1", "Listen and obey, as the older HPCServer does. Has no authentication.")] = False,
-    config: Annotated[Path | None, option("FILE", "The settings file, HPCServer.json.")] = None,
-    name: Annotated[str | None, option("TEXT", "What the machine is called; its host name if empty.")] = None,
-    slots: Annotated[int | None, option("NUMBER", "Chunks at the same time.", min=1)] = None,
-    tag: Annotated[list[str] | None, option("TEXT", "A tag; may be given several times.")] = None,
-    engine: Annotated[
-        list[str] | None, option("NAME=PATH", "The program of an engine; may be given several times.")
-    ] = None,
-    idle_minutes: Annotated[
-        float | None, option("MINUTES", "Take work only when nobody was at the desk for so long.", min=0)
-    ] = None,
-    max_load: Annotated[
-        float | None, option("NUMBER", "Take work only while others keep at most so many processors busy.", min=0)
-    ] = None,
-    idle_exit: Annotated[float | None, option("SECONDS", "End after so many seconds without work.", min=0)] = None,
-    host: Annotated[str | None, option("ADDRESS", "With --v1: address to listen on.")] = None,
-    port: Annotated[int | None, option("NUMBER", "With --v1: port to listen on.", **PORT)] = None,
-    data_directory: DataDirectory = None,
-    log_level: LogLevel = None,
-    log_json: LogJson = False,
+    join: list[str] | None = option(
+        "URL", "RenderAPI's address; several, with commas or given again, stand in for another."
+    ),
+    code: str | None = option("CODE", f"The code of `renderonline machine invite`; also in {JOIN_CODE}."),
+    fingerprint: str | None = option("sha256:…", "Trust exactly this certificate of RenderAPI."),
+    v1: bool = flag("--v1", "Listen and obey, as the older HPCServer does. Has no authentication."),
+    config: Path | None = option("FILE", "The settings file, HPCServer.json."),
+    name: str | None = option("TEXT", "What the machine is called; its host name if empty."),
+    slots: int | None = option("NUMBER", "Chunks at the same time.", min=1),
+    tag: list[str] | None = option("TEXT", "A tag; may be given several times."),
+    engine: list[str] | None = option("NAME=PATH", "The program of an engine; may be given several times."),
+    idle_minutes: float | None = option("MINUTES", "Take work only when nobody was at the desk for so long.", min=0),
+    max_load: float | None = option(
+        "NUMBER", "Take work only while others keep at most so many processors busy.", min=0
+    ),
+    idle_exit: float | None = option("SECONDS", "End after so many seconds without work.", min=0),
+    host: str | None = option("ADDRESS", "With --v1: address to listen on."),
+    port: int | None = option("NUMBER", "With --v1: port to listen on.", min=0, max=65535),
+    data_directory: Path | None = DATA_DIRECTORY,
+    log_level: str | None = LOG_LEVEL,
+    log_json: bool = LOG_JSON,
 ) -> None:
     """Run HPCServer: let this computer render for a farm. Ends with Ctrl-C or SIGTERM.
 

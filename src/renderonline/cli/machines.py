@@ -1,24 +1,23 @@
 """`renderonline machine …`."""
 
 import re
-from typing import Annotated
 
 from renderonline.cli import show
-from renderonline.cli.commands import Json, Output, Yes, argument, choose, command, confirm, group, option
+from renderonline.cli.commands import YES, Output, argument, choose, command, confirm, group, option
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
-Name = Annotated[str, argument("MACHINE", "The machine's number or name.")]
-Reason = Annotated[str, option("TEXT", "Why; shown to everybody who looks at the machine.")]
+MACHINE = argument("MACHINE", "The machine's number or name.")
+REASON = option("TEXT", "Why; shown to everybody who looks at the machine.", default="")
 
 
 @command(commands, "renderonline machine invite", "renderonline machine invite --uses 20 --hours 2")
 def invite(
     client: Client,
     *,
-    uses: Annotated[int, option("NUMBER", "So many machines may join with it.", min=1)] = 1,
-    hours: Annotated[float, option("HOURS", "How long it is good.", min=0.01)] = 24,
+    uses: int = option("NUMBER", "So many machines may join with it.", default=1, min=1),
+    hours: float = option("HOURS", "How long it is good.", default=24, min=0.01),
 ) -> Output:
     """Make a code with which a machine joins, and print the line to type there."""
     made, address = client.admin.invite(uses, hours), client.connection.url
@@ -47,8 +46,8 @@ def list_machines(client: Client) -> Output:
 def add(
     client: Client,
     *,
-    address: Annotated[str, argument("ADDRESS", "IP address, or IP address:port.")],
-    port: Annotated[int, option("NUMBER", min=1, max=65535)] = 5001,
+    address: str = argument("ADDRESS", "IP address, or IP address:port."),
+    port: int = option("NUMBER", default=5001, min=1, max=65535),
 ) -> Output:
     """Add a machine that only speaks the first version of the protocol (`HPCServer.json` alone).
 
@@ -59,26 +58,26 @@ def add(
 
 
 @command(commands, 'renderonline machine drain 1000 --reason "new disk at noon"')
-def drain(client: Client, *, machine: Name, reason: Reason = "") -> Output:
+def drain(client: Client, *, machine: str = MACHINE, reason: str = REASON) -> Output:
     """Give the machine nothing new; what it renders goes on."""
     return _change(client, machine, wish="draining", reason=reason)
 
 
 @command(commands, "renderonline machine restart 1000")
-def restart(client: Client, *, machine: Name) -> Output:
+def restart(client: Client, *, machine: str = MACHINE) -> Output:
     """Have its program end after its work; its service starts it again, perhaps a newer version."""
     client.admin.restart_machine(_number(client, machine))
     return {"restarting": machine}, f"Machine {machine} finishes what it renders and ends."
 
 
 @command(commands, "renderonline machine disable 1000")
-def disable(client: Client, *, machine: Name, reason: Reason = "") -> Output:
+def disable(client: Client, *, machine: str = MACHINE, reason: str = REASON) -> Output:
     """Take the machine out; what it renders goes to others."""
     return _change(client, machine, wish="disabled", reason=reason)
 
 
 @command(commands, "renderonline machine enable 1000")
-def enable(client: Client, *, machine: Name) -> Output:
+def enable(client: Client, *, machine: str = MACHINE) -> Output:
     """Give the machine work again, also when it is benched."""
     return _change(client, machine, wish="active", reason="")
 
@@ -93,10 +92,10 @@ def enable(client: Client, *, machine: Name) -> Output:
 def set_(
     client: Client,
     *,
-    machine: Name,
-    tags: Annotated[str | None, option("WORDS", "What tasks may ask for, besides its own tags.")] = None,
-    pool: Annotated[str | None, option("NAME", "Only for tasks of this pool.")] = None,
-    hours: Annotated[str | None, option("HOURS", "When it takes work, in the farm's local time.")] = None,
+    machine: str = MACHINE,
+    tags: str | None = option("WORDS", "What tasks may ask for, besides its own tags."),
+    pool: str | None = option("NAME", "Only for tasks of this pool."),
+    hours: str | None = option("HOURS", "When it takes work, in the farm's local time."),
 ) -> Output:
     """Say what the machine is for, and when; "" for nothing special."""
     given = {"tags": None if tags is None else tags.split(), "pool": pool, "hours": hours}
@@ -104,13 +103,13 @@ def set_(
 
 
 @command(commands, "renderonline machine rename 1000 big-box")
-def rename(client: Client, *, machine: Name, name: Annotated[str, argument("NAME", "The new name.")]) -> Output:
+def rename(client: Client, *, machine: str = MACHINE, name: str = argument("NAME", "The new name.")) -> Output:
     """Give the machine another name."""
     return _change(client, machine, name=name)
 
 
 @command(commands, "renderonline machine remove 1000")
-def remove(client: Client, *, machine: Name, yes: Yes = False, json: Json) -> Output:
+def remove(client: Client, *, machine: str = MACHINE, yes: bool = YES, json: bool) -> Output:
     """Forget the machine; it must be invited again to come back."""
     confirm(f"Forget machine {machine}?", agreed=yes or json)
     client.admin.remove_machine(_number(client, machine))

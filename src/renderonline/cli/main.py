@@ -8,7 +8,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 from typer import Abort
@@ -33,7 +32,7 @@ app = group(
 
 
 @app.callback(invoke_without_command=True)
-def root(*, version: Annotated[bool, flag("--version", "Print the version and end.")] = False) -> None:
+def root(*, version: bool = flag("--version", "Print the version and end.")) -> None:
     if version:
         typer.echo(f"renderonline {__version__}")
         raise typer.Exit

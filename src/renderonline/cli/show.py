@@ -1,10 +1,14 @@
-"""How the command line prints: tables and lines for people, JSON for programs; text of others never as markup."""
+"""How the command line prints: tables and lines for people, JSON for programs; text of others never as markup.
 
+Progress is a bar on a terminal, plain lines elsewhere, nothing for programs.
+"""
+
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol, TextIO
 
 UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 STATES: Final = {
@@ -14,8 +18,11 @@ STATES: Final = {
     "yellow": "canceled paused draining disabled",
 }
 COLORS: Final = {state: color for color, states in STATES.items() for state in states.split()}
-
-
+BARS: Final = {
+    "bytes": ("DownloadColumn", "TransferSpeedColumn"),
+    "count": ("MofNCompleteColumn",),
+    "share": ("TaskProgressColumn", "TimeElapsedColumn"),
+}
 Output = tuple[object, str | Callable[[], None]]
 """What a command answers: data for programs; a text, or what prints it, for people."""
 
@@ -76,13 +83,61 @@ def fields(data: Mapping[str, Any], names: Sequence[str]) -> None:
             say(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
 
 
+class Step(Protocol):
+    """Called with what is done, what there is in all, and words about it."""
+
+    def __call__(self, done: float, total: float, text: str = "", /) -> None: ...
+
+
+@contextlib.contextmanager
+def bar(label: str, kind: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Step]:
+    """Shows how far something is: a bar of a kind of `BARS`; off a terminal a line for each text."""
+    file = stream or sys.stderr
+    if quiet:
+        yield lambda done, total, text="", /: None
+        return
+    if not file.isatty():
+        said = ""
+
+        def line(done: float, total: float, text: str = "", /) -> None:
+            nonlocal said
+            if text not in ("", said):
+                said = text
+                print(plain(f"{label}: {text}" if label else text), file=file, flush=True)
+
+        yield line
+        return
+    from rich import console, progress
+
+    words = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn())
+    columns = (*words, *(getattr(progress, name)() for name in BARS[kind]))
+    with progress.Progress(*columns, console=console.Console(file=file), transient=stream is None) as shown:
+        job = shown.add_task(plain(label), total=None)
+
+        def update(done: float, total: float, text: str = "", /) -> None:
+            described = ": ".join(part for part in (label, text) if part)
+            shown.update(job, completed=done, total=total if total > 0 else None, description=plain(described))
+
+        yield update
+
+
+def sending(step: Step) -> Callable[[int, int], None]:
+    """A `Progress` of an upload: its first call says what was there already."""
+    there: list[int] = []
+
+    def update(done: int, total: int) -> None:
+        there.append(done) if not there else None
+        step(done, total, f"{size(there[0])} were there already" if there[0] else "")
+
+    return update
+
+
 def size(number: float) -> str:
     """Bytes for people: 1.4 MB."""
-    for unit in UNITS:
-        if number < 1000 or unit == UNITS[-1]:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return ""
+    power = 0
+    while number >= 1000 and power < len(UNITS) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.{min(power, 1)}f} {UNITS[power]}"
 
 
 def when(text: str | None) -> str:

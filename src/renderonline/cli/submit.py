@@ -1,24 +1,35 @@
-"""`renderonline submit`."""
+"""`renderonline submit`, and which files it sends: their names there are relative to the folder of the scene."""
 
+import os
+import unicodedata
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
 from renderonline.cli import show
-from renderonline.cli.commands import Json, argument, command, flag, group, option, pairs
-from renderonline.cli.progress import bar, sending
-from renderonline.cli.scene_files import SceneFiles, gathered, unpacked
+from renderonline.cli.commands import argument, command, flag, group, option, pairs
 from renderonline.cli.tasks import fetch_results, follow
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import missing_told
 from renderonline.rnoclient.scenes import external_files
 from renderonline.rnoclient.sdk import Client, Item
+from renderonline.rnoclient.sdk.transfers import safe_path
 
+MOST_FILES = 50_000
 commands = group("Submitting.")
-Arguments = Annotated[
-    list[str] | None, option("ID=VALUE", "An argument of the engine; may be given several times.", "--arg", "-a")
-]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneFiles:
+    """What is sent: the scene, its name there, and the other files (names there -> files here)."""
+
+    path: Path
+    scene: str
+    inputs: Mapping[str, Path]
 
 
 @command(
@@ -34,35 +45,30 @@ Arguments = Annotated[
 def submit(
     client: Client,
     *,
-    file: Annotated[Path, argument("FILE", "The scene, or a ZIP with a scene and what it needs.")],
-    others: Annotated[
-        list[Path] | None,
-        option("PATH", "A file or folder that the scene needs, seen from its folder; can be given again.", "--with"),
-    ] = None,
-    folder: Annotated[Path | None, option("DIR", "Send all of this folder, which holds the scene.")] = None,
-    no_external: Annotated[bool, flag("--no-external", "Not the files that a .blend names.")] = False,
-    engine: Annotated[
-        str | None, option("NAME", "The engine; guessed from the file's extension.", "--engine", "-e")
-    ] = None,
-    frames: Annotated[str | None, option("RANGE", "Frames: 1-24, 1-100x5, 1,5,9 …", "--frames", "-f")] = None,
-    arg: Arguments = None,
-    name: Annotated[str, option("TEXT", "What the task is called; the file's name if empty.")] = "",
-    priority: Annotated[int, option("NUMBER", "0 to 100; higher starts earlier.", min=0, max=100)] = 50,
-    chunk: Annotated[int, option("NUMBER", "Frames per chunk; 0 leaves it to the farm.", min=0)] = 0,
-    after: Annotated[
-        list[int] | None, option("TASK", "Start when this task has succeeded; may be given several times.", min=1)
-    ] = None,
-    engine_version: Annotated[str, option("VERSION", "At least this version of the engine.")] = "",
-    tag: Annotated[list[str] | None, option("NAME", "Only on machines with this tag; can be given again.")] = None,
-    pool: Annotated[str, option("NAME", "Only on machines of this pool.")] = "",
-    memory: Annotated[int, option("MIB", "So much memory for each chunk.", min=0)] = 0,
-    gpus: Annotated[int, option("NUMBER", "So many graphics cards for each chunk.", min=0)] = 0,
-    limit: Annotated[int, option("NUMBER", "So many chunks at once; 0: any number.", min=0)] = 0,
-    film: Annotated[str, option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …")] = "",
-    notify: Annotated[bool, flag("--notify", "Have a mail sent to you when it ends.")] = False,
-    wait: Annotated[bool, flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w")] = False,
-    download: Annotated[Path | None, option("DIR", "Wait, then download the results here.", "--download", "-d")] = None,
-    json: Json,
+    file: Path = argument("FILE", "The scene, or a ZIP with a scene and what it needs."),
+    others: list[Path] | None = option(
+        "PATH", "A file or folder that the scene needs, seen from its folder; can be given again.", "--with"
+    ),
+    folder: Path | None = option("DIR", "Send all of this folder, which holds the scene."),
+    no_external: bool = flag("--no-external", "Not the files that a .blend names."),
+    engine: str | None = option("NAME", "The engine; guessed from the file's extension.", "--engine", "-e"),
+    frames: str | None = option("RANGE", "Frames: 1-24, 1-100x5, 1,5,9 …", "--frames", "-f"),
+    arg: list[str] | None = option("ID=VALUE", "An argument of the engine; may be given several times.", "--arg", "-a"),
+    name: str = option("TEXT", "What the task is called; the file's name if empty.", default=""),
+    priority: int = option("NUMBER", "0 to 100; higher starts earlier.", default=50, min=0, max=100),
+    chunk: int = option("NUMBER", "Frames per chunk; 0 leaves it to the farm.", default=0, min=0),
+    after: list[int] | None = option("TASK", "Start when this task has succeeded; may be given several times.", min=1),
+    engine_version: str = option("VERSION", "At least this version of the engine.", default=""),
+    tag: list[str] | None = option("NAME", "Only on machines with this tag; can be given again."),
+    pool: str = option("NAME", "Only on machines of this pool.", default=""),
+    memory: int = option("MIB", "So much memory for each chunk.", default=0, min=0),
+    gpus: int = option("NUMBER", "So many graphics cards for each chunk.", default=0, min=0),
+    limit: int = option("NUMBER", "So many chunks at once; 0: any number.", default=0, min=0),
+    film: str = option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …", default=""),
+    notify: bool = flag("--notify", "Have a mail sent to you when it ends."),
+    wait: bool = flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w"),
+    download: Path | None = option("DIR", "Wait, then download the results here.", "--download", "-d"),
+    json: bool,
 ) -> int:
     """Submit a scene."""
     if not file.is_file():
@@ -73,7 +79,7 @@ def submit(
         found = external_files(file) if folder is None and not no_external else []
         sent = _sent(client, file, [*(others or []), *found], folder, stack)
         chosen = engine or guess_engine(client.admin.engines(), sent.path)
-        step = stack.enter_context(bar(f"Sending {file.name}", "bytes", quiet=json))
+        step = stack.enter_context(show.bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
             sent.path,
             scene=sent.scene,
@@ -89,7 +95,7 @@ def submit(
             needs=needs,
             running_limit=limit,
             film=film,
-            progress=sending(step),
+            progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
     for text in (*task.get("facts", {}).get("warnings", ()), *missing_told(task.get("missing_inputs", ()))):
@@ -123,3 +129,55 @@ def guess_engine(engines: list[Item], file: Path) -> str:
     if fitting:
         raise InvalidRequest(f"Several engines take {extension} files ({', '.join(fitting)}); choose with --engine.")
     raise InvalidRequest(f"No engine of this farm takes {extension or 'such'} files (engines: {known}). Use --engine.")
+
+
+def gathered(scene: Path, others: Iterable[Path] = (), folder: Path | None = None) -> SceneFiles:
+    """A scene, other files and folders seen from its folder, and all of `folder` if that is given: names are relative
+    to it then, else to the scene's folder."""
+    beside = scene.absolute().parent
+    base = beside if folder is None else folder.absolute()
+    wanted = [*(beside / one for one in others), *([] if folder is None else [base])]
+    few = islice((path for one in wanted for path in _files(one)), MOST_FILES + 1)  # links may lead in a circle
+    found = {_name(scene.absolute(), base): scene, **{_name(path, base): path for path in few}}
+    if len(found) > MOST_FILES:
+        raise InvalidRequest(f"These are too many files; a task has at most {MOST_FILES}.")
+    main = next(iter(found))
+    return SceneFiles(found.pop(main), main, found)
+
+
+def unpacked(archive: Path, directory: Path, extensions: Collection[str]) -> SceneFiles:
+    """The files of a ZIP, unpacked into `directory`; its scene is the one file with one of the `extensions` (in lower
+    case) that lies nearest to the top."""
+    try:
+        with zipfile.ZipFile(archive) as found:
+            members = [one for one in found.infolist() if not one.is_dir() and "__MACOSX/" not in one.filename]
+            for member in members:
+                safe_path(directory, member.filename)
+                found.extract(member, directory)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+        raise InvalidRequest(f"{archive} can't be unpacked: {error}.") from None
+    fitting = [one.filename for one in members if PurePosixPath(one.filename).suffix.casefold() in extensions]
+    top = min((name.count("/") for name in fitting), default=0)
+    scenes = [name for name in fitting if name.count("/") == top]
+    if len(scenes) != 1:
+        told = ", ".join(scenes[:5]) or "none"
+        raise InvalidRequest(f"Which file of {archive.name} is the scene ({told})? Unpack it and use --folder.")
+    return gathered(directory / scenes[0], folder=directory)
+
+
+def _name(path: Path, folder: Path) -> str:
+    name = os.path.relpath(path, folder).replace(os.sep, "/")
+    if name.startswith("../"):
+        raise InvalidRequest(f"{path} lies outside of {folder}. Use --folder with a folder that holds both.")
+    return unicodedata.normalize("NFC", name)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file, or all files below a folder; what begins with a dot is left out."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise InvalidRequest(f"{path} is not there.")
+        yield path
+    for folder, folders, names in os.walk(path, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 from renderonline.cli import show
 from renderonline.cli.commands import (
-    Json,
+    TASK,
+    TASKS,
+    YES,
     Output,
-    TaskId,
-    TaskIds,
-    Yes,
     argument,
     command,
     confirm,
@@ -22,7 +20,6 @@ from renderonline.cli.commands import (
     group,
     option,
 )
-from renderonline.cli.progress import bar
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.selecting import chooser
 from renderonline.farm.tasks import missing_told
@@ -30,7 +27,7 @@ from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
 LOG_POLL_S = 1.0
-Now = Annotated[bool, flag("--now", "Stop what runs, too; that is no failure.")]
+NOW = flag("--now", "Stop what runs, too; that is no failure.")
 
 
 @command(
@@ -42,12 +39,12 @@ Now = Annotated[bool, flag("--now", "Stop what runs, too; that is no failure.")]
 def tasks(
     client: Client,
     *,
-    task: Annotated[int | None, argument("[TASK]", "Show this one in full.", min=1)] = None,
-    status: Annotated[str | None, option("STATUS", "queued, running, paused, succeeded, failed or canceled.")] = None,
-    engine: Annotated[str | None, option("NAME", "Only tasks of this engine.")] = None,
-    search: Annotated[str | None, option("TEXT", "Only tasks with this in their name.")] = None,
-    everybody: Annotated[bool, flag("--all", "Everybody's tasks (operators).")] = False,
-    limit: Annotated[int, option("NUMBER", "At most so many.", "--limit", "-n", min=1)] = 20,
+    task: int | None = argument("[TASK]", "Show this one in full.", min=1, default=None),
+    status: str | None = option("STATUS", "queued, running, paused, succeeded, failed or canceled."),
+    engine: str | None = option("NAME", "Only tasks of this engine."),
+    search: str | None = option("TEXT", "Only tasks with this in their name."),
+    everybody: bool = flag("--all", "Everybody's tasks (operators)."),
+    limit: int = option("NUMBER", "At most so many.", "--limit", "-n", default=20, min=1),
 ) -> Output:
     """List your tasks, newest first, or show one."""
     if task is not None:
@@ -61,7 +58,7 @@ def tasks(
 
 
 @command(commands, "renderonline watch 12", "renderonline watch 12 --json      one JSON object a line")
-def watch(client: Client, *, task: TaskId, json: Json) -> int:
+def watch(client: Client, *, task: int = TASK, json: bool) -> int:
     """Follow a task until it ends.
 
     Exit code 1 when it did not succeed.
@@ -72,7 +69,7 @@ def watch(client: Client, *, task: TaskId, json: Json) -> int:
 def follow(client: Client, task_id: int, *, as_json: bool) -> int:
     """Show a task until it ends; the exit code that says how."""
     task: Task | None = None
-    with bar("", "share", quiet=as_json, stream=sys.stdout) as step:
+    with show.bar("", "share", quiet=as_json, stream=sys.stdout) as step:
         for task in client.watch(task_id):
             if as_json:
                 print(json_text.dumps(task), flush=True)
@@ -93,11 +90,11 @@ def follow(client: Client, task_id: int, *, as_json: bool) -> int:
 def logs(
     client: Client,
     *,
-    task: TaskId,
-    attempt: Annotated[int | None, option("ID", "This attempt (see --list).", min=1)] = None,
-    follow: Annotated[bool, flag("--follow", "Go on until the attempt ends.", "-f")] = False,
-    attempts: Annotated[bool, flag("--list", "List the attempts instead.")] = False,
-    json: Json,
+    task: int = TASK,
+    attempt: int | None = option("ID", "This attempt (see --list).", min=1),
+    follow: bool = flag("--follow", "Go on until the attempt ends.", "-f"),
+    attempts: bool = flag("--list", "List the attempts instead."),
+    json: bool,
 ) -> Output | None:
     """Print what the engine wrote.
 
@@ -116,7 +113,7 @@ def logs(
 
 
 @command(commands, "renderonline explain 12")
-def explain(client: Client, *, task: TaskId) -> Output:
+def explain(client: Client, *, task: int = TASK) -> Output:
     """Say why a task waits, or why it is not faster."""
     reasons = client.explain(task)
     return {"reasons": reasons}, "\n".join(map(str, reasons))
@@ -132,14 +129,12 @@ def explain(client: Client, *, task: TaskId) -> Output:
 def download(
     client: Client,
     *,
-    task: TaskId,
-    output: Annotated[Path | None, option("PATH", "Directory (with --zip: file) to write.", "--output", "-o")] = None,
-    as_zip: Annotated[bool, flag("--zip", "One ZIP file with the scene and all results.")] = False,
-    frames: Annotated[str, option("RANGE", "Only these frames …", "--frames", "-f")] = "",
-    only: Annotated[
-        list[str] | None, option("NAME", "… and files called so (* and ? stand for anything); can be given again.")
-    ] = None,
-    json: Json,
+    task: int = TASK,
+    output: Path | None = option("PATH", "Directory (with --zip: file) to write.", "--output", "-o"),
+    as_zip: bool = flag("--zip", "One ZIP file with the scene and all results."),
+    frames: str = option("RANGE", "Only these frames …", "--frames", "-f", default=""),
+    only: list[str] | None = option("NAME", "… and files called so (* and ? stand for anything); can be given again."),
+    json: bool,
 ) -> Output:
     """Download a task's results.
 
@@ -149,7 +144,7 @@ def download(
     if not as_zip:
         wanted = chooser(frames, names)
         return fetch_results(client, task, output or Path(f"task-{task}"), quiet=json, wanted=wanted)
-    with bar("Downloading", "bytes", quiet=json) as step:
+    with show.bar("Downloading", "bytes", quiet=json) as step:
         target = output or Path(f"task-{task}.zip")
         path = client.download_zip(task, target, frames=frames, names=names, progress=step)
     return {"files": [str(path)]}, f"{path}  (1 file)"
@@ -164,7 +159,7 @@ def fetch_results(
     wanted: Callable[[str, int | None], bool] = lambda _name, _frame: True,
 ) -> Output:
     """Download the results (name, frame) that are `wanted` with a bar."""
-    with bar("Downloading", "count", quiet=quiet) as step:
+    with show.bar("Downloading", "count", quiet=quiet) as step:
         paths = client.download_results(
             task_id, directory, wanted=lambda one: wanted(one["name"], one["frame"]), progress=step
         )
@@ -190,7 +185,7 @@ def _each(task_ids: list[int], act: Callable[[int], Task], *, as_json: bool) -> 
 
 def _action(name: str, action: Callable[[Client, int], Task], summary: str, example: str) -> None:
     @command(commands, example, name=name, summary=summary)
-    def act(client: Client, *, task: TaskIds, json: Json) -> Output:
+    def act(client: Client, *, task: list[int] = TASKS, json: bool) -> Output:
         return _each(task, partial(action, client), as_json=json)
 
 
@@ -202,7 +197,7 @@ _action(
 
 
 @command(commands, "renderonline pause 12", "renderonline pause 12 13 --now")
-def pause(client: Client, *, task: TaskIds, now: Now = False, json: Json) -> Output:
+def pause(client: Client, *, task: list[int] = TASKS, now: bool = NOW, json: bool) -> Output:
     """Start nothing new of these tasks; what runs goes on."""
     return _each(task, partial(client.pause, now=now), as_json=json)
 
@@ -216,10 +211,10 @@ def pause(client: Client, *, task: TaskIds, now: Now = False, json: Json) -> Out
 def requeue(
     client: Client,
     *,
-    task: TaskIds,
-    frames: Annotated[str, option("RANGE", "Only these frames.")] = "",
-    chunk: Annotated[list[int] | None, option("ID", "Only this chunk; can be given several times.", min=1)] = None,
-    json: Json,
+    task: list[int] = TASKS,
+    frames: str = option("RANGE", "Only these frames.", default=""),
+    chunk: list[int] | None = option("ID", "Only this chunk; can be given several times.", min=1),
+    json: bool,
 ) -> Output:
     """Render tasks again, also what succeeded.
 
@@ -232,9 +227,9 @@ def requeue(
 def film(
     client: Client,
     *,
-    task: TaskId,
-    kind: Annotated[str, option("FILM", "mp4 or webm, with frames per second if you like: mp4@25.")] = "mp4",
-    json: Json,
+    task: int = TASK,
+    kind: str = option("FILM", "mp4 or webm, with frames per second if you like: mp4@25.", default="mp4"),
+    json: bool,
 ) -> Output:
     """Make a film of the frames that are there, and another one when the task has ended.
 
@@ -247,11 +242,11 @@ def film(
 def change(
     client: Client,
     *,
-    task: TaskIds,
-    name: Annotated[str | None, option("TEXT", "Another name.")] = None,
-    priority: Annotated[int | None, option("NUMBER", "0 to 100; higher goes first.", min=0, max=100)] = None,
-    limit: Annotated[int | None, option("NUMBER", "So many chunks at once; 0: no limit.", min=0)] = None,
-    json: Json,
+    task: list[int] = TASKS,
+    name: str | None = option("TEXT", "Another name."),
+    priority: int | None = option("NUMBER", "0 to 100; higher goes first.", min=0, max=100),
+    limit: int | None = option("NUMBER", "So many chunks at once; 0: no limit.", min=0),
+    json: bool,
 ) -> Output:
     """Change tasks that wait or run."""
     changes = partial(client.change, name=name, priority=priority, running_limit=limit)
@@ -259,7 +254,7 @@ def change(
 
 
 @command(commands, "renderonline delete 12 --yes")
-def delete(client: Client, *, task: TaskIds, yes: Yes = False, json: Json) -> Output:
+def delete(client: Client, *, task: list[int] = TASKS, yes: bool = YES, json: bool) -> Output:
     """Delete tasks with scene and results; what runs of them is stopped."""
     confirm(f"Delete task {', '.join(map(str, task))} with the scene and all results?", agreed=yes or json)
     for task_id in task:

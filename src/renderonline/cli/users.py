@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -13,12 +12,12 @@ from renderonline.rnoclient.sdk import Client, Login
 own = group("One's own account.")
 commands = group("Accounts.")
 subscriptions = group("How many tasks users may have in the queue.")
-Who = Annotated[str, argument("USER", "The account's number or e-mail.")]
-Text = Annotated[str | None, option("TEXT")]
-ROLE = option("ROLE", "artist, operator or admin.")
-KEEP_DAYS = option("NUMBER", "A task is deleted so many days after its end; 0: never.", min=0)
-KEEP_MIB = option("NUMBER", "MiB that a user's tasks may take on the farm's disk; 0: any.", min=0)
-SubscriptionId = Annotated[int | None, option("NUMBER", "The subscription's number.", min=1)]
+USER = argument("USER", "The account's number or e-mail.")
+TEXT = option("TEXT")
+ROLE = "artist, operator or admin."
+KEEP_DAYS = "A task is deleted so many days after its end; 0: never."
+KEEP_MIB = "MiB that a user's tasks may take on the farm's disk; 0: any."
+SUBSCRIPTION = option("NUMBER", "The subscription's number.", min=1)
 
 
 @command(
@@ -28,11 +27,11 @@ SubscriptionId = Annotated[int | None, option("NUMBER", "The subscription's numb
 )
 def login(
     *,
-    url: Annotated[str | None, option("URL", "RenderAPI's address.")] = None,
-    email: Annotated[str | None, option("EMAIL")] = None,
-    token_file: Annotated[Path | None, option("FILE", "Read the token from this file (`-`: standard input).")] = None,
-    ca_file: Annotated[Path | None, option("FILE", "Trust the certificates signed by this authority (PEM).")] = None,
-    fingerprint: Annotated[str | None, option("sha256:…", "Trust exactly this certificate.")] = None,
+    url: str | None = option("URL", "RenderAPI's address."),
+    email: str | None = option("EMAIL"),
+    token_file: Path | None = option("FILE", "Read the token from this file (`-`: standard input)."),
+    ca_file: Path | None = option("FILE", "Trust the certificates signed by this authority (PEM)."),
+    fingerprint: str | None = option("sha256:…", "Trust exactly this certificate."),
 ) -> Output:
     """Say which farm the other commands speak to, and as whom. Asks for what is not given."""
     wanted = Login(
@@ -52,11 +51,11 @@ def login(
 def add(
     client: Client,
     *,
-    email: Annotated[str, argument("EMAIL")],
-    first_name: Annotated[str, option("TEXT")] = "",
-    last_name: Annotated[str, option("TEXT")] = "",
-    subscription: SubscriptionId = None,
-    role: Annotated[str, ROLE] = "artist",
+    email: str = argument("EMAIL"),
+    first_name: str = option("TEXT", default=""),
+    last_name: str = option("TEXT", default=""),
+    subscription: int | None = SUBSCRIPTION,
+    role: str = option("ROLE", ROLE, default="artist"),
 ) -> Output:
     """Add an account and print its token, this once."""
     user = client.admin.add_user(
@@ -85,12 +84,12 @@ def list_users(client: Client) -> Output:
 def change(
     client: Client,
     *,
-    user: Who,
-    role: Annotated[str | None, ROLE] = None,
-    subscription: SubscriptionId = None,
-    email: Annotated[str | None, option("EMAIL")] = None,
-    first_name: Text = None,
-    last_name: Text = None,
+    user: str = USER,
+    role: str | None = option("ROLE", ROLE),
+    subscription: int | None = SUBSCRIPTION,
+    email: str | None = option("EMAIL"),
+    first_name: str | None = TEXT,
+    last_name: str | None = TEXT,
 ) -> Output:
     """Change an account."""
     names = {"email": email, "first_name": first_name, "last_name": last_name}
@@ -98,7 +97,7 @@ def change(
 
 
 @command(commands, "renderonline user token ada@studio.org")
-def token(client: Client, *, user: Who) -> Output:
+def token(client: Client, *, user: str = USER) -> Output:
     """Give the account a new token; the old one ends at once."""
     number = _number(client, user)
     made = client.admin.new_token(number)
@@ -106,13 +105,13 @@ def token(client: Client, *, user: Who) -> Output:
 
 
 @command(commands, "renderonline user disable ada@studio.org")
-def disable(client: Client, *, user: Who) -> Output:
+def disable(client: Client, *, user: str = USER) -> Output:
     """Let the account do nothing any more; its tasks stay."""
     return _change(client, user, is_active=False)
 
 
 @command(commands, "renderonline user enable ada@studio.org")
-def enable(client: Client, *, user: Who) -> Output:
+def enable(client: Client, *, user: str = USER) -> Output:
     """Undo `disable`."""
     return _change(client, user, is_active=True)
 
@@ -131,12 +130,12 @@ def list_subscriptions(client: Client) -> Output:
 def add_subscription(
     client: Client,
     *,
-    name: Annotated[str, argument("NAME")],
-    queue_limit: Annotated[int, option("NUMBER", "Tasks that a user may have in the queue.", min=0)] = 10,
-    share: Annotated[int, option("NUMBER", "Twice the share is served twice as often.", min=1)] = 1,
-    running_limit: Annotated[int, option("NUMBER", "Chunks of a user that run at once; 0: any.", min=0)] = 0,
-    keep_days: Annotated[int, KEEP_DAYS] = 0,
-    keep_mib: Annotated[int, KEEP_MIB] = 0,
+    name: str = argument("NAME"),
+    queue_limit: int = option("NUMBER", "Tasks that a user may have in the queue.", default=10, min=0),
+    share: int = option("NUMBER", "Twice the share is served twice as often.", default=1, min=1),
+    running_limit: int = option("NUMBER", "Chunks of a user that run at once; 0: any.", default=0, min=0),
+    keep_days: int = option("NUMBER", KEEP_DAYS, default=0, min=0),
+    keep_mib: int = option("NUMBER", KEEP_MIB, default=0, min=0),
 ) -> Output:
     """Add a subscription."""
     limits = {"queue_limit": queue_limit, "running_limit": running_limit, "keep_days": keep_days, "keep_mib": keep_mib}
@@ -148,13 +147,13 @@ def add_subscription(
 def change_subscription(
     client: Client,
     *,
-    subscription: Annotated[str, argument("SUBSCRIPTION", "Its number or name.")],
-    name: Text = None,
-    queue_limit: Annotated[int | None, option("NUMBER", min=0)] = None,
-    share: Annotated[int | None, option("NUMBER", min=1)] = None,
-    running_limit: Annotated[int | None, option("NUMBER", "Chunks of a user that run at once.", min=0)] = None,
-    keep_days: Annotated[int | None, KEEP_DAYS] = None,
-    keep_mib: Annotated[int | None, KEEP_MIB] = None,
+    subscription: str = argument("SUBSCRIPTION", "Its number or name."),
+    name: str | None = TEXT,
+    queue_limit: int | None = option("NUMBER", min=0),
+    share: int | None = option("NUMBER", min=1),
+    running_limit: int | None = option("NUMBER", "Chunks of a user that run at once.", min=0),
+    keep_days: int | None = option("NUMBER", KEEP_DAYS, min=0),
+    keep_mib: int | None = option("NUMBER", KEEP_MIB, min=0),
 ) -> Output:
     """Change a subscription."""
     kept = {"keep_days": keep_days, "keep_mib": keep_mib}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.cli.scene_files import gathered, unpacked
+from renderonline.cli.submit import gathered, unpacked
 from renderonline.farm.errors import InvalidRequest
 
 
@@ -46,7 +46,7 @@ def test_file_outside_of_the_folder_is_told(film: Path) -> None:
 
 
 def test_links_that_lead_in_a_circle_end(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("renderonline.cli.scene_files.MOST_FILES", 100)
+    monkeypatch.setattr("renderonline.cli.submit.MOST_FILES", 100)
     for name in ("here", "again"):
         (film / name).symlink_to(film)
     with pytest.raises(InvalidRequest, match="at most 100"):
