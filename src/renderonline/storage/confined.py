@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Final
+from typing import Any, Final, Self
 
 LONGEST_REPLY: Final = 1 << 20
 """Bytes of JSON."""
@@ -38,6 +38,12 @@ class Confined:
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the child; a later call starts another."""
         with self._lock:
@@ -61,14 +67,9 @@ class Confined:
 
     def _end(self) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+        if child is not None:
+            with contextlib.suppress(OSError), child:  # leaving it closes the pipes and waits
+                child.kill()
 
 
 def _start(words: tuple[str, ...]) -> subprocess.Popen[bytes]:

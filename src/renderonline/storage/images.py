@@ -45,34 +45,21 @@ def _bad(reason: str, facts: Mapping[str, Any] | None = None) -> ImageCheck:
     return ImageCheck(ok=False, reason=reason, facts=facts or {})
 
 
-class ImageChecker:
-    """Checks pictures in a child of its own, one at a time. Blocking: call it in a thread.
-
-    `time_s`: for one picture; `memory_bytes`: address space of the child.
-    """
+class ImageChecker(Confined):
+    """Checks pictures in a child of its own, one at a time. Blocking: call it in a thread."""
 
     def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30) -> None:
-        self._child = Confined(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes)
-
-    def __enter__(self) -> "ImageChecker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child; a later check starts another."""
-        self._child.close()
+        super().__init__(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes)
 
     def check(self, path: Path, *, previews: bool = False) -> ImageCheck:
         """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad."""
         try:
-            found = self._child.call(os.fspath(path), previews)
+            found = self.call(os.fspath(path), previews)
         except (TimeoutError, EOFError) as error:
             if previews:
                 return self.check(path)
             if isinstance(error, TimeoutError):
-                return _bad(f"the picture could not be decoded within {self._child.time_s:g} s")
+                return _bad(f"the picture could not be decoded within {self.time_s:g} s")
             return _bad("the decoder crashed on the picture or ran out of memory")
         made = {size: base64.b64decode(jpeg) for size, jpeg in found.pop("previews").items()}
         return ImageCheck(**found, previews=made)

@@ -8,6 +8,7 @@ Offsets count the bytes of the whole log as the machine wrote it, also those tha
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -99,11 +100,9 @@ class AttemptLogs:
 
     def remove(self, attempt_id: int) -> None:
         """Remove a log."""
-        for piece in self._pieces(attempt_id):
-            with contextlib.suppress(OSError):
-                piece.path.unlink()
+        shutil.rmtree(self._tail(attempt_id), ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._tail(attempt_id).rmdir()
+            self._head(attempt_id).unlink()
 
     def _head(self, attempt_id: int) -> Path:
         return self._directory / f"{attempt_id}.log"

@@ -3,8 +3,7 @@
 import base64
 import re
 import urllib.parse
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -16,27 +15,23 @@ MAX_FIELD_BYTES: Final = 64 * 1024
 MAX_PARTS: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class FileBegins:
+class FileBegins(NamedTuple):
     """A file part begins; `name` is what the client calls the file, in any form."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class FileData:
+class FileData(NamedTuple):
     """Bytes of the file that began last."""
 
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class FileEnds:
+class FileEnds(NamedTuple):
     """The file is whole: the boundary after it was seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A whole part that is not a file."""
 
     name: str

@@ -23,16 +23,13 @@ _PIECE: Final = 1024 * 1024
 def unpacked(archive: Path, directory: Path, most_bytes: int) -> Stage:
     """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
     ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`."""
-    child = Confined(
-        "renderonline.storage.unpacking:unpack", time_s=TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=most_bytes
-    )
+    child = Confined(f"{__name__}:unpack", time_s=TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=most_bytes)
     try:
-        wrong, message = child.call(str(archive), str(directory), most_bytes)
+        with child:
+            wrong, message = child.call(str(archive), str(directory), most_bytes)
     except (TimeoutError, EOFError) as error:
-        wrong, message = "broken", "The ZIP can't be unpacked: it is broken, or more than this server unpacks."
+        message = "The ZIP can't be unpacked: it is broken, or more than this server unpacks."
         raise InvalidRequest(message, code="broken_archive") from error
-    finally:
-        child.close()
     if wrong:
         kinds = {"large": TooLarge, "name": Unfit}
         raise kinds.get(wrong, InvalidRequest)(message, code=f"{wrong}_archive")

@@ -210,7 +210,7 @@ def test_names_with_a_line_break_are_checked_too(checker: ImageChecker, tmp_path
 
 
 def child_of(checker: ImageChecker) -> psutil.Process:
-    child = checker._child._child
+    child = checker._child
     assert child is not None
     return psutil.Process(child.pid)
 
