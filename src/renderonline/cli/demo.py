@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Final
 
 from renderonline.cli import show
 from renderonline.cli.engines import install_blender
-from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
 from renderonline.cli.up import LocalFarm
 from renderonline.engines import blender
 from renderonline.engines.children import child
@@ -33,7 +32,6 @@ SHARE: Final = 6
 """So many frames each machine must have rendered."""
 SMALLEST: Final = (640, 360)
 """Pixels of a frame."""
-INTERRUPTED: Final = 130
 SCENE: Final = "demo.blend"
 FILM: Final = "demo.mp4"
 SAMPLE: Final = Path(str(blender.__file__)).with_name("sample.py")
@@ -85,22 +83,21 @@ class Demo:
             python = install_blender(quiet=self.quiet)[0]
         with _temporary(self.interrupts, keep=keep) as directory:
             self.kept = directory if keep else None
-            unpacked = directory / "unpacked"
+            files = directory / "files"
             with Supervisor(self.interrupts, SETTINGS) as supervisor:
-                self._render(LocalFarm(supervisor, directory / "farm"), python, unpacked)
+                self._render(LocalFarm(supervisor, directory / "farm"), python, files)
                 with self.step("stop the farm"):
                     supervisor.stop()
             with self.step("checks"):
-                pictures = sorted(unpacked.glob("frame_*.png"))
-                self.problems += problems_of(pictures, unpacked / FILM, FRAMES)
+                self.problems += problems_of(sorted(files.glob("frame_*.png")), files / FILM, FRAMES)
                 shares = [(name, self.frames[name]) for name in MACHINES if name not in self.killed]
                 self.problems += [
                     f"{name} rendered {count} frames, not {SHARE}." for name, count in shares if count < SHARE
                 ]
             with self.interrupts.held():
-                _place(unpacked, output)
+                _place(files, output)
 
-    def _render(self, farm: LocalFarm, python: str, unpacked: Path) -> None:
+    def _render(self, farm: LocalFarm, python: str, files: Path) -> None:
         """From nothing to the downloaded frames."""
         scene = farm.directory.with_name(SCENE)
         api = farm.start_api("--port", "0")
@@ -133,7 +130,8 @@ class Demo:
             with self.step("render"):
                 self._follow(client, task, names, farm, nodes)
             with self.step("download"):
-                _unpack(client.download_zip(task["task_id"], farm.directory.with_name("demo.zip")), unpacked)
+                client.download_results(task["task_id"], files)
+                shutil.copy(scene, files)
 
     def _make_scene(self, python: str, scene: Path) -> None:
         """Let Blender's own Python write the animation, as a user would save a scene."""
@@ -196,17 +194,6 @@ class Demo:
             show.say(f"\nYour own scene: {next_step}")
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """The frames, the film and the scene of the ZIP, by their base names."""
-    target.mkdir()
-    with zipfile.ZipFile(archive) as content:
-        for item in content.infolist():
-            name = Path(item.filename).name
-            if not item.is_dir() and (name in (SCENE, FILM) or name.startswith("frame_")):
-                with content.open(item) as source, (target / name).open("xb") as file:
-                    shutil.copyfileobj(source, file)
-
-
 def _check_place(output: Path) -> None:
     """Find out before the work whether its outcome can be put there."""
     place = output.absolute()
@@ -216,12 +203,12 @@ def _check_place(output: Path) -> None:
         raise InvalidRequest(f"Nothing can be written to {place}; choose another place with --output.")
 
 
-def _place(unpacked: Path, output: Path) -> None:
+def _place(files: Path, output: Path) -> None:
     """Put the files where they are wanted; those of an earlier demo go, all others stay."""
     output.mkdir(parents=True, exist_ok=True)
     for old in [*output.glob("frame_[0-9][0-9][0-9][0-9].png"), output / FILM, output / SCENE]:
         old.unlink(missing_ok=True)
-    for file in sorted(unpacked.iterdir()):
+    for file in sorted(files.iterdir()):
         shutil.move(file, output / file.name)
 
 

@@ -10,11 +10,7 @@ from renderonline.rnoclient.sdk import Login
 commands = group("The desktop program.")
 
 
-@command(
-    commands,
-    "renderonline desktop",
-    "renderonline desktop --url https://farm.example:5000",
-)
+@command(commands, "renderonline desktop", "renderonline desktop --url https://farm.example:5000")
 def desktop(*, url: str | None = URL) -> int:
     """The web page in a window of its own, with native dialogs, downloads that resume, and messages when tasks end.
 

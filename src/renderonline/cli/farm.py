@@ -20,9 +20,7 @@ DATA_DIRECTORY = option("DIRECTORY", "Where the program keeps its data.")
 @command(commands, "renderonline demo", "renderonline demo --output /tmp/frames --keep")
 def demo(
     *,
-    output: Path = option(
-        "DIRECTORY", "Where frames, film and scene go.", "--output", "-o", default=Path("demo-output")
-    ),
+    output: Path = option("DIRECTORY", "Where frames, film and scene go.", "--output", "-o", default="demo-output"),
     keep: bool = flag("--keep", "Keep the farm's directory (database, logs, files)."),
     json: bool,
 ) -> int:

@@ -16,9 +16,10 @@ from typer.exceptions import TyperException
 from renderonline import __version__
 from renderonline.cli import databases, desktop, engines, farm, machines, show, submit, tasks, users
 from renderonline.cli.commands import flag, group
+from renderonline.cli.supervise import INTERRUPTED
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, NotFound, RenderOnlineError
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 EXIT_CODES = {NotAuthenticated: 3, NotFound: 4, NotAvailable: 5}
 
 app = group(

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TextIO
+from typing import Any, Final, TextIO
 
 UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 STATES: Final = {
@@ -83,10 +83,8 @@ def fields(data: Mapping[str, Any], names: Sequence[str]) -> None:
             say(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
 
 
-class Step(Protocol):
-    """Called with what is done, what there is in all, and words about it."""
-
-    def __call__(self, done: float, total: float, text: str = "", /) -> None: ...
+Step = Callable[..., None]
+"""Called with what is done, what there is in all, and words about it if there are."""
 
 
 @contextlib.contextmanager

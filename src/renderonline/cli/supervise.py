@@ -21,6 +21,8 @@ from renderonline.farm.errors import NotAvailable, RenderOnlineError
 
 LEASH: Final = "RENDERONLINE_LEASH"
 POLL_S: Final = 0.05
+INTERRUPTED: Final = 130
+"""The exit code of a program that Ctrl-C ended."""
 STOP_S: Final = 20.0
 """How long a program may take to end before it is killed."""
 GONE_S: Final = 15.0

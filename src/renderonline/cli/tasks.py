@@ -3,23 +3,12 @@
 import json as json_text
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from renderonline.cli import show
-from renderonline.cli.commands import (
-    TASK,
-    TASKS,
-    YES,
-    Output,
-    argument,
-    command,
-    confirm,
-    flag,
-    group,
-    option,
-)
+from renderonline.cli.commands import TASK, TASKS, YES, Output, argument, command, confirm, flag, group, option
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.selecting import chooser
 from renderonline.farm.tasks import missing_told
@@ -27,7 +16,6 @@ from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
 LOG_POLL_S = 1.0
-NOW = flag("--now", "Stop what runs, too; that is no failure.")
 
 
 @command(
@@ -142,8 +130,7 @@ def download(
     """
     names = only or []
     if not as_zip:
-        wanted = chooser(frames, names)
-        return fetch_results(client, task, output or Path(f"task-{task}"), quiet=json, wanted=wanted)
+        return fetch_results(client, task, output or Path(f"task-{task}"), frames, names, quiet=json)
     with show.bar("Downloading", "bytes", quiet=json) as step:
         target = output or Path(f"task-{task}.zip")
         path = client.download_zip(task, target, frames=frames, names=names, progress=step)
@@ -151,14 +138,10 @@ def download(
 
 
 def fetch_results(
-    client: Client,
-    task_id: int,
-    directory: Path,
-    *,
-    quiet: bool,
-    wanted: Callable[[str, int | None], bool] = lambda _name, _frame: True,
+    client: Client, task_id: int, directory: Path, frames: str = "", names: Sequence[str] = (), *, quiet: bool
 ) -> Output:
-    """Download the results (name, frame) that are `wanted` with a bar."""
+    """Download the results, or those of these frames and names, with a bar."""
+    wanted = chooser(frames, names)
     with show.bar("Downloading", "count", quiet=quiet) as step:
         paths = client.download_results(
             task_id, directory, wanted=lambda one: wanted(one["name"], one["frame"]), progress=step
@@ -197,7 +180,13 @@ _action(
 
 
 @command(commands, "renderonline pause 12", "renderonline pause 12 13 --now")
-def pause(client: Client, *, task: list[int] = TASKS, now: bool = NOW, json: bool) -> Output:
+def pause(
+    client: Client,
+    *,
+    task: list[int] = TASKS,
+    now: bool = flag("--now", "Stop what runs, too; that is no failure."),
+    json: bool,
+) -> Output:
     """Start nothing new of these tasks; what runs goes on."""
     return _each(task, partial(client.pause, now=now), as_json=json)
 

@@ -8,18 +8,16 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any
 
 from renderonline.cli import logins, show
 from renderonline.cli.engines import engines_here
-from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
 from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import data_directory
 
-START_S: Final = 60.0
 NAME = "this-computer"
-INTERRUPTED = 130
 STOP_GRACE_S = 5.0
 """How long what is rendered may still finish when the farm is stopped; the rest is rendered again next time."""
 
@@ -40,9 +38,7 @@ class LocalFarm:
 
     def wait_for_api(self, api: Program) -> None:
         """Wait until RenderAPI answers requests."""
-        ready = self.directory / "renderapi.json"
-        self.supervisor.wait_for(api, lambda: read(ready).get("pid") == api.process.pid, START_S)
-        self.url = str(read(ready)["url"])
+        self.url = self._once_ready(api, self.directory / "renderapi.json")["url"]
 
     @property
     def node_url(self) -> str:
@@ -52,7 +48,7 @@ class LocalFarm:
     def first_login(self) -> Login | None:
         """The administrator that RenderAPI made with its database; None when the file is gone."""
         found = read(self.directory / "first-login.json")
-        return Login(self.url, str(found["email"]), str(found["token"])) if found else None
+        return Login(self.url, found["email"], found["token"]) if found else None
 
     def invite(self, saved: Login | None = None, *, uses: int = 1) -> str:
         """A code for HPCServers, from the first or the saved login, whichever is an administrator's here."""
@@ -80,9 +76,12 @@ class LocalFarm:
 
     def wait_for_node(self, name: str, program: Program) -> int:
         """Wait until RenderAPI has welcomed this HPCServer; its machine id."""
-        ready = self.home_of(name) / "hpcserver.json"
-        self.supervisor.wait_for(program, lambda: read(ready).get("pid") == program.process.pid, START_S)
-        return int(str(read(ready)["machine_id"]))
+        return int(self._once_ready(program, self.home_of(name) / "hpcserver.json")["machine_id"])
+
+    def _once_ready(self, program: Program, told: Path) -> dict[str, Any]:
+        """What a program writes into this file when it is ready."""
+        self.supervisor.wait_for(program, lambda: read(told).get("pid") == program.process.pid)
+        return read(told)
 
     def home_of(self, name: str) -> Path:
         """The data directory of an HPCServer."""
@@ -93,13 +92,13 @@ def address_in_use(directory: Path) -> str:
     """The address of the RenderAPI that already runs on this data directory; "" when none does."""
     found = read(directory / "renderapi.json")
     try:
-        os.kill(int(str(found["pid"])), 0)
-    except (KeyError, ValueError, OSError):
+        os.kill(int(found["pid"]), 0)
+    except (KeyError, TypeError, ValueError, OSError):
         return ""
     return str(found.get("url", ""))
 
 
-def read(path: Path) -> dict[str, object]:
+def read(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} when it is not there or not whole."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -120,26 +119,18 @@ def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
             first = farm.first_login()
             if first is not None and logins.saved() is None:
                 logins.save(first)
-            _start_machine(farm, slots)
+            known_at = str(read(farm.home_of(NAME) / "machine.json").get("url", "")).casefold()
+            code = None if known_at == farm.node_url.casefold() else farm.invite(logins.saved())
+            farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
             known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
             show.answer((known, lambda: show.say(_introduction(farm, first))), as_json=as_json)
-            _run_until_one_ends(supervisor)
+            while True:
+                supervisor.check()
+                time.sleep(0.5)
     except Interrupted as interrupt:
         if not as_json:
             show.note("Stopped.")
         return INTERRUPTED if interrupt.signal == signal.SIGINT else 0
-
-
-def _run_until_one_ends(supervisor: Supervisor) -> NoReturn:
-    while True:
-        supervisor.check()
-        time.sleep(0.5)
-
-
-def _start_machine(farm: LocalFarm, slots: int) -> None:
-    joined = str(read(farm.home_of(NAME) / "machine.json").get("url", "")).casefold() == farm.node_url.casefold()
-    code = None if joined else farm.invite(logins.saved())
-    farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
 
 
 def _introduction(farm: LocalFarm, login: Login | None) -> str:
