@@ -93,22 +93,16 @@ def path_of(directory: Path) -> Path:
 def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
     """Keep the chunks of files of a task; None: they are found out when somebody asks for a file of this name. Where
     that can't be, nothing is kept."""
-    with contextlib.suppress(OSError):
-        _write(directory, files)
-
-
-def _write(directory: Path, files: Mapping[str, bytes | None]) -> None:
-    rows, records = [], []
-    for name, chunks in files.items():
-        status = (directory / name).stat()
-        rows.append((name, status.st_size, status.st_mtime_ns, None if chunks is None else len(chunks)))
-        records.append(chunks or b"")
-    path = path_of(directory)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    whole = b"\n".join((json.dumps({"version": VERSION, "files": rows}).encode(), b"".join(records)))
+    path, rows = path_of(directory), []
     temporary = path.with_name(f"{path.name}.new")
-    temporary.write_bytes(whole)
-    temporary.rename(path)
+    with contextlib.suppress(OSError):
+        for name, chunks in files.items():
+            status = (directory / name).stat()
+            rows.append((name, status.st_size, status.st_mtime_ns, None if chunks is None else len(chunks)))
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        head = json.dumps({"version": VERSION, "files": rows}).encode()
+        temporary.write_bytes(head + b"\n" + b"".join(chunks or b"" for chunks in files.values()))
+        temporary.rename(path)
 
 
 def look_up(
@@ -166,7 +160,7 @@ def _cut_now(directory: Path, rows: list[Any], records: bytes, names: Collection
     for name, _, _, length in rows:
         files[name] = manifest_of(directory / name) if name in names else records[at : at + length] if length else None
         at += length or 0
-    _write(directory, files)
+    remember(directory, files)
     return _read(path_of(directory))
 
 

@@ -7,6 +7,7 @@ nothing but looks.
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def _colours(oiio: Any, picture: Any) -> Any:
     return oiio.ImageBufAlgo.channels(picture, tuple(wanted + alpha), newchannelnames=tuple("RGBA"[: 3 + len(alpha)]))
 
 
-def _shrunk(oiio: Any, picture: Any, side: int) -> Any:
+def _shrunk(oiio: Any, picture: Any, side: float = math.inf) -> Any:
     """The whole display window, no side of it longer than `side` pixels."""
     spec = picture.spec()
     scale = min(1.0, side / max(spec.full_width, spec.full_height))
@@ -60,10 +61,9 @@ def _shrunk(oiio: Any, picture: Any, side: int) -> Any:
     return oiio.ImageBufAlgo.resize(picture, "box", 0.0, oiio.ROI(0, width, 0, height, 0, 1, 0, spec.nchannels))
 
 
-def for_screen(oiio: Any, picture: Any, side: int = 1 << 20) -> Any:
-    """The whole display window of a decoded picture as pixels of 8 bits (rows, columns, RGB), no side longer than
-    `side`."""
-    return _shown(oiio, _shrunk(oiio, _colours(oiio, picture), side))
+def for_screen(oiio: Any, picture: Any) -> Any:
+    """The whole display window of a decoded picture as pixels of 8 bits (rows, columns, RGB)."""
+    return _shown(oiio, _shrunk(oiio, _colours(oiio, picture)))
 
 
 def _shown(oiio: Any, picture: Any) -> Any:
