@@ -48,11 +48,9 @@ def argtypes(definition: EngineDefinition) -> tuple[ArgType, ...]:
 
 
 def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[str, str]:
-    """The values of all arguments in the definition's order, defaults filled in.
-
-    Whether a value obeys its argtype is the database's rule and checked elsewhere (`farm.arguments.check_value`).
-    `InvalidRequest` names an argument that the engine does not have, that is missing, or not one of its choices.
-    """
+    """The values of all arguments in the definition's order, defaults filled in. Whether a value obeys its argtype is
+    the database's rule and checked elsewhere (`farm.arguments.check_value`). `InvalidRequest` names an argument that
+    the engine does not have, that is missing, or not one of its choices."""
     name, known = definition.name, [argument.id for argument in definition.arguments]
     for unknown in values.keys() - set(known):
         has = ", ".join(known) or "none"
@@ -76,10 +74,8 @@ def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -
 
 
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
-    """The frames that complete `values` ask for, () for an engine without frames.
-
-    `InvalidRequest` when they are no frame range or more than a task may have (R4).
-    """
+    """The frames that complete `values` ask for, () for an engine without frames. `InvalidRequest` when they are no
+    frame range or more than a task may have (R4)."""
     names = definition.frames
     if names is None:
         return ()
@@ -161,19 +157,16 @@ def build(
         values = values_of_frames(definition, values, frames)
         first, last = _span(definition, task_frames or frames)
         farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
-    everything = {**values, **farm_values}
-    wanted = definition.environment
+    everything, wanted = {**values, **farm_values}, definition.environment
     environment = dict(zip(wanted, fill(tuple(wanted.values()), everything), strict=True))
     expected = expected_outputs(definition, values, frames, task_frames or frames)
     return Command(fill(words, everything), expected, frames, environment)
 
 
 def _span(definition: EngineDefinition, task_frames: Sequence[int]) -> tuple[int, int]:
-    """The task's first and last frame as the template is told them.
-
-    POV-Ray, told that an animation goes from frame 1 to frame 1, makes a still and leaves the number out of the
-    file's name: a task of one frame is an animation of two of which it renders the first.
-    """
+    """The task's first and last frame as the template is told them. POV-Ray, told that an animation goes from frame 1
+    to frame 1, makes a still and leaves the number out of the file's name: a task of one frame is an animation of two
+    of which it renders the first."""
     first, last = min(task_frames), max(task_frames)
     pads_like_last = definition.outputs is not None and definition.outputs.pad_like_last_frame
     return first, max(last, first + 1) if pads_like_last else last
@@ -183,12 +176,9 @@ def expected_outputs(
     definition: EngineDefinition, values: Mapping[str, str], frames: Sequence[int], task_frames: Sequence[int]
 ) -> tuple[ExpectedOutput, ...]:
     """The files that `frames` give, by name relative to the attempt's directory; () when the engine names none."""
-    outputs = definition.outputs
-    if outputs is None:
-        return ()
     pattern = frames_pattern(definition, values, task_frames)
     if "#" not in pattern:
-        return (ExpectedOutput(pattern),)
+        return (ExpectedOutput(pattern),) if pattern else ()
     return tuple(ExpectedOutput(name_of_frame(pattern, frame), frame) for frame in frames)
 
 
@@ -206,7 +196,6 @@ def frames_pattern(definition: EngineDefinition, values: Mapping[str, str], task
 
 
 def name_of_frame(pattern: str, frame: int) -> str:
-    """The file of one frame."""
     return re.sub("#+", lambda run: padded(frame, len(run[0])), pattern, count=1)
 
 

@@ -76,11 +76,9 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class ReadingRules:
-    """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`.
-
-    A line that matches one of `failures` makes the attempt a failure of that class, even with exit code 0; `exit_codes`
-    maps an exit code (as text) to a failure class; `decode`: the results are pictures that must decode wholly.
-    """
+    """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`. A line that
+    matches one of `failures` makes the attempt a failure of that class, even with exit code 0; `exit_codes` maps an
+    exit code (as text) to a failure class; `decode`: the results are pictures that must decode wholly."""
 
     progress: tuple[Pattern, ...] = ()
     warnings: tuple[Pattern, ...] = ()

@@ -6,7 +6,6 @@ or can't start is no engine. Blocking: call it in a thread.
 
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,11 +15,10 @@ from typing import Final
 import structlog
 
 from renderonline.engines.blender.install import installed
-from renderonline.engines.children import child
+from renderonline.engines.children import ask
 from renderonline.engines.definition import EngineDefinition
 
 PROBE_TIME_S: Final = 20.0
-LONGEST_ANSWER: Final = 64 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -48,8 +46,13 @@ def find_engines(
     by_name = {name.casefold(): definition for name, definition in definitions.items()}
     candidates = _configured(configured)
     for name in by_name.keys() - candidates.keys():
-        if found := _set_up(name, engines_directory) or _on_path(name, by_name[name]):
-            candidates[name] = found
+        # So far there is one engine that can be installed.
+        ours = installed(engines_directory / name) if engines_directory is not None and name == "blender" else None
+        on_path = next(filter(None, map(shutil.which, by_name[name].executables)), None)
+        if ours is not None:
+            candidates[name] = FoundEngine(name, ours.prefix, ours.version)
+        elif on_path is not None:
+            candidates[name] = FoundEngine(name, (on_path,))
     with ThreadPoolExecutor(max_workers=8) as threads:
         probed = threads.map(lambda found: _probe(found, by_name.get(found.name)), candidates.values())
         return tuple(sorted((found for found in probed if found), key=lambda found: found.name))
@@ -67,33 +70,14 @@ def _configured(configured: Mapping[str, str | Sequence[str]]) -> dict[str, Foun
     return candidates
 
 
-def _set_up(name: str, engines_directory: Path | None) -> FoundEngine | None:
-    """What `renderonline engine install` set up; so far there is one such engine."""
-    found = installed(engines_directory / name) if engines_directory is not None and name == "blender" else None
-    return FoundEngine(name, found.prefix, found.version) if found else None
-
-
-def _on_path(name: str, definition: EngineDefinition) -> FoundEngine | None:
-    found = next((path for program in definition.executables if (path := shutil.which(program))), None)
-    return FoundEngine(name, (found,)) if found else None
-
-
 def _probe(found: FoundEngine, definition: EngineDefinition | None) -> FoundEngine | None:
     """The engine with its version; None when its program can't be started, hangs or fails."""
     if found.version or definition is None or not definition.version_arguments:
         return found
-    answer = _ask([*found.prefix, *definition.version_arguments])
-    if answer is None:
+    answer = ask([*found.prefix, *definition.version_arguments], PROBE_TIME_S)
+    if answer.code != 0:
         _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
         return None
-    match = re.search(definition.version_regex, answer) if definition.version_regex else None
+    told = "\n".join((*answer.out, *answer.err))
+    match = re.search(definition.version_regex, told) if definition.version_regex else None
     return replace(found, version=match[1] if match.re.groups else match[0]) if match else found
-
-
-def _ask(argv: Sequence[str]) -> str | None:
-    try:
-        with child(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            output, _ = process.communicate(timeout=PROBE_TIME_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return output[:LONGEST_ANSWER].decode(errors="replace") if process.returncode == 0 else None

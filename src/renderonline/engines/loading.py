@@ -29,13 +29,12 @@ LONGEST_DEFINITION: Final = 64 * 1024
 SPLITS: Final = ("frames", "none")
 CONSTANTS: Final = ("fail", "warn")
 STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
+FAILURE_CLASS: Final = "[a-z_]{1,40}"
 
 
 def parse_definition(toml: str) -> EngineDefinition:
-    """The definition that `toml` holds.
-
-    Raises `InvalidRequest` that names the line (TOML) or the field (`arguments[2].type`) and what it should be.
-    """
+    """The definition that `toml` holds. Raises `InvalidRequest` that names the line (TOML) or the field
+    (`arguments[2].type`) and what it should be."""
     if len(toml) > LONGEST_DEFINITION:
         raise InvalidRequest(f"An engine definition has at most {LONGEST_DEFINITION} characters.")
     try:
@@ -71,25 +70,19 @@ def _refuse_unknown(cls: Any, table: dict[str, Any], where: str) -> None:
         if key not in hints:
             raise _wrong(f"{where}{key}", f"is not known; known here: {', '.join(sorted(hints))}")
         inner = next((hint for hint in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(hint)), None)
-        places = (
-            {f"{key}[{place}]": entry for place, entry in enumerate(value)} if isinstance(value, list) else {key: value}
-        )
-        for place, entry in places.items():
+        numbered = {f"{key}[{number}]": entry for number, entry in enumerate(value)} if isinstance(value, list) else {}
+        for place, entry in (numbered or {key: value}).items():
             if inner is not None and isinstance(entry, dict):
                 _refuse_unknown(inner, entry, f"{where}{place}.")
 
 
 def _check(definition: EngineDefinition) -> None:
     """What the types can't say."""
-    _must(
-        re.fullmatch(r"[a-z][a-z0-9_-]{0,49}", definition.name),
-        "name",
-        "has 1 to 50 of a-z, 0-9, _ and -, and begins with a letter",
-    )
+    plain_name = "has 1 to 50 of a-z, 0-9, _ and -, and begins with a letter"
+    _must_match(r"[a-z][a-z0-9_-]{0,49}", definition.name, "name", plain_name)
     _must(definition.extensions, "extensions", 'names at least one, for instance [".blend"]')
     for extension in definition.extensions:
-        fits = re.fullmatch(r"\.[a-zA-Z0-9]{1,16}", extension)
-        _must(fits, "extensions", f"holds {extension!r}; it must look like .blend")
+        _must_match(r"\.[a-zA-Z0-9]{1,16}", extension, "extensions", f"holds {extension!r}; it must look like .blend")
     _check_regex("version_regex", definition.version_regex)
     _must_be_one_of(SPLITS, definition.split, "split")
     _must_be_one_of(("", *FACT_READERS), definition.facts, "facts")
@@ -113,7 +106,7 @@ def _check_arguments(definition: EngineDefinition) -> None:
     seen: set[str] = set()
     for index, argument in enumerate(definition.arguments):
         where = f"arguments[{index}]"
-        _must(re.fullmatch(r"[A-Za-z0-9_]{1,50}", argument.id), f"{where}.id", "has 1 to 50 of A-Z, a-z, 0-9 and _")
+        _must_match(r"[A-Za-z0-9_]{1,50}", argument.id, f"{where}.id", "has 1 to 50 of A-Z, a-z, 0-9 and _")
         _must(argument.id not in seen, f"{where}.id", f"repeats {argument.id}")
         seen.add(argument.id)
         _must_be_one_of(TYPES, argument.type, f"{where}.type")
@@ -128,27 +121,21 @@ def _check_arguments(definition: EngineDefinition) -> None:
 
 def _check_frames(definition: EngineDefinition, frames: FrameArguments) -> None:
     types = {argument.id: argument.type for argument in definition.arguments}
-    names = {"first": frames.first, "last": frames.last} | ({"step": frames.step} if frames.step else {})
+    names = {"frames.first": frames.first, "frames.last": frames.last, "frames.step": frames.step or frames.first}
     for field, name in names.items():
-        _must(name in types, f"frames.{field}", f"names {name!r}, which is not one of the arguments")
-        _must(
-            types[name] in {"natural", "integer"}, f"frames.{field}", "must be an argument of type natural or integer"
-        )
+        _must(name in types, field, f"names {name!r}, which is not one of the arguments")
+        _must(types[name] in {"natural", "integer"}, field, "must be an argument of type natural or integer")
 
 
 def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
-    runs = re.findall(r"#+", outputs.pattern)
-    _must(
-        definition.frames is None or len(runs) == 1,
-        "outputs.pattern",
-        "must have exactly one run of # for the frame number",
-    )
+    one_run = definition.frames is None or len(re.findall(r"#+", outputs.pattern)) == 1
+    _must(one_run, "outputs.pattern", "must have exactly one run of # for the frame number")
     known = {"", *(argument.id for argument in definition.arguments)}
     _must_be_one_of(known, outputs.width_argument, "outputs.width_argument")
     _must_be_one_of(known, outputs.height_argument, "outputs.height_argument")
     bare = outputs.pattern.replace("{extension}", "x", 1)
-    fits = re.fullmatch(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare)
-    _must(fits, "outputs.pattern", "must be a plain file name of letters, digits, _ . - and #")
+    plain_file = "must be a plain file name of letters, digits, _ . - and #"
+    _must_match(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare, "outputs.pattern", plain_file)
     if bare == outputs.pattern:
         return
     extensions = {"extension": outputs.extension}
@@ -158,8 +145,8 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
         chosen = {choice: outputs.extensions.get(choice, outputs.extension) for choice in choices[name]}
         extensions = {f"extensions.{choice}": extension for choice, extension in chosen.items()}
     for where, extension in extensions.items():
-        fits = re.fullmatch(r"[a-zA-Z0-9]{1,16}", extension)
-        _must(fits, f"outputs.{where}", "must be an extension without the dot, for instance png")
+        without_dot = "must be an extension without the dot, for instance png"
+        _must_match(r"[a-zA-Z0-9]{1,16}", extension, f"outputs.{where}", without_dot)
 
 
 def _check_reading(reading: ReadingRules) -> None:
@@ -172,17 +159,14 @@ def _check_reading(reading: ReadingRules) -> None:
                 fits = PROGRESS_KINDS.get(pattern.kind, groups + 1) <= groups
                 _must(fits, f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
             elif field == "failures":
-                fits = _is_failure_class(pattern.kind)
-                _must(fits, f"{where}.kind", "must name the failure class, for instance scene")
+                _must_match(
+                    FAILURE_CLASS, pattern.kind, f"{where}.kind", "must name the failure class, for instance scene"
+                )
     _must_be_one_of(CONSTANTS, reading.constant, "reading.constant")
     _must_be_one_of(STOP_SIGNALS, reading.stop_signal, "reading.stop_signal")
     for code, kind in reading.exit_codes.items():
-        fits = re.fullmatch(r"\d{1,3}", code) is not None and _is_failure_class(kind)
-        _must(fits, "reading.exit_codes", "maps an exit code to a failure class")
-
-
-def _is_failure_class(kind: str) -> bool:
-    return re.fullmatch(r"[a-z_]{1,40}", kind) is not None
+        maps = "maps an exit code to a failure class"
+        _must_match(rf"\d{{1,3}} {FAILURE_CLASS}", f"{code} {kind}", "reading.exit_codes", maps)
 
 
 def _check_regex(where: str, regex: str) -> int:
@@ -196,6 +180,10 @@ def _check_regex(where: str, regex: str) -> int:
 def _must(holds: object, field: str, what: str) -> None:
     if not holds:
         raise _wrong(field, what)
+
+
+def _must_match(pattern: str, text: str, field: str, what: str) -> None:
+    _must(re.fullmatch(pattern, text), field, what)
 
 
 def _must_be_one_of(choices: Collection[str], value: str, field: str) -> None:

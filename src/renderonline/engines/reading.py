@@ -25,11 +25,8 @@ Told = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one line told; None and "" where it told nothing.
-
-    `fraction` is of the whole attempt (0-1), `remaining_s` of the frame that is being rendered, in seconds; `failure`
-    is the failure class and the line.
-    """
+    """What one line told; None and "" where it told nothing. `fraction` is of the whole attempt (0-1), `remaining_s` of
+    the frame that is being rendered, in seconds; `failure` is the failure class and the line."""
 
     fraction: float | None = None
     frame: int | None = None

@@ -15,10 +15,8 @@ TAIL_PIECES: Final = 2
 
 
 class AttemptLog:
-    """A directory of files, each named by the offset of its first byte; the first one is the head.
-
-    `size` counts the bytes written so far, the dropped ones too.
-    """
+    """A directory of files, each named by the offset of its first byte; the first one is the head. `size` counts the
+    bytes written so far, the dropped ones too."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -41,9 +39,7 @@ class AttemptLog:
 
     def read(self, offset: int, limit: int) -> tuple[int, str]:
         """Text of at most `limit` bytes from `offset`, or from where the kept part goes on; gives its true offset.
-
-        Never ends within a character; "" when there is no more.
-        """
+        Never ends within a character; "" when there is no more."""
         for start, end in zip(self._pieces, [*self._pieces[1:], self.size], strict=False):
             with self._file(start).open("rb") as file:
                 kept_end = min(end, start + file.seek(0, 2))
@@ -54,7 +50,6 @@ class AttemptLog:
         return self.size, ""
 
     def remove(self) -> None:
-        """Delete it."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _file(self, start: int) -> Path:

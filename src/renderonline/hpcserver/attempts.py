@@ -23,17 +23,15 @@ from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
-from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
-from renderonline.hpcserver.own_files import HURRY_S, OwnFiles, Parcel
-from renderonline.hpcserver.previews import PreviewSender
+from renderonline.hpcserver.own_files import HURRY_S, InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
 from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.surroundings import Scratch, clean_environment, shares_files
 from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
-from renderonline.hpcserver.transfers import Transfers
+from renderonline.hpcserver.transfers import PreviewSender, Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign, Progress, Result, Started
 from renderonline.storage.images import ImageChecker
@@ -56,11 +54,8 @@ APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share t
 
 @dataclass
 class Workshop:
-    """What every attempt of this machine uses.
-
-    `engines`: name in lower case -> the words its command lines begin with. `progress`: the newest of every attempt,
-    until it is sent.
-    """
+    """What every attempt of this machine uses. `engines`: name in lower case -> the words its command lines begin with.
+    `progress`: the newest of every attempt, until it is sent."""
 
     settings: Settings
     engines: Mapping[str, tuple[str, ...]]
@@ -70,7 +65,6 @@ class Workshop:
 
     def __post_init__(self) -> None:
         slots = self.settings.slots
-        self.inherited = dict(os.environ)
         self.slots = asyncio.Semaphore(slots)
         self.checkers = Checkers([ImageChecker() for _ in range(min(slots, MOST_CHECKERS))])
         self.scratch = Scratch(self.settings.home / "scratch")
@@ -79,6 +73,13 @@ class Workshop:
         cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
         self.own_files = OwnFiles(self.transfers, cache)
         self.progress: dict[int, Progress] = {}
+
+    async def close(self) -> None:
+        """End the helping processes and threads; what they have not begun is left."""
+        await self.in_thread(self.checkers.close)
+        self.previews.close()
+        for threads in (self.own_files.threads, self.threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
         """Begin what may wait for a disk."""
@@ -93,8 +94,7 @@ class Attempt:
         self.name = str(assign.attempt)
         self.process: EngineProcess | None = None
         self._parcel: Parcel | None = None
-        self._workshop = workshop
-        self._log = output
+        self._workshop, self._log = workshop, output
         self._log_failed = False
         self._root = Path(assign.directory)
         self._rules = ReadingRules()
@@ -106,6 +106,7 @@ class Attempt:
         self._expected = {output.name: output.frame for output in assign.expected}
         self._good: dict[str, Good] = {}
         self._checking: dict[str, asyncio.Task[Bad | None]] = {}
+        self._ended = Ended(None)
         self._used = Usage(0.0, 0)
         self._seen_at = self._active_at = 0.0
         self._peak_bytes = self._oom_kills = 0
@@ -135,22 +136,20 @@ class Attempt:
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
         workshop, assign = self._workshop, self.assign
-        ended: Ended | None = None
         preparing: asyncio.Task[Ending | None] | None = None
         try:
             await workshop.journal.store(Held(assign.attempt, assign.token, assign.directory))
             preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
             if await self._take_slot():
                 try:
-                    ending, ended = await self._live(preparing)
+                    ending = await self._live(preparing)
                 finally:
                     workshop.slots.release()  # before the end is told: the next assignment may come at once
             else:
                 ending = self._verdict or Ending(Outcome.CANCELED)
         except NoSpace as error:
             ending = handed_back(str(error))
-        peak = max(self._peak_bytes >> 20, ended.peak_memory_mib if ended else 0)
-        code = ended.code if ended else None
+        code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
         workshop.journal.report(ending.report(assign.attempt, assign.token, exit_code=code, peak_memory_mib=peak))
         log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
@@ -174,22 +173,21 @@ class Attempt:
         await asyncio.wait({self._queueing})
         return not self._queueing.cancelled()
 
-    async def _live(self, preparing: "asyncio.Task[Ending | None]") -> tuple[Ending, Ended | None]:
-        ended: Ended | None = None
+    async def _live(self, preparing: "asyncio.Task[Ending | None]") -> Ending:
         try:
             ending = await preparing
-            if (ending := self._verdict or ending) is None:
-                ended = await self._run_engine()
-                ending = await self._judge(ended)
+            if (ending := self._verdict or ending) is not None:
+                return ending
+            self._ended = await self._run_engine()
+            return await self._judge(self._ended)
         except CantStart as error:
-            ending = self._verdict or failed("no_engine", f"The engine can't be started: {error}")
+            return self._verdict or failed("no_engine", f"The engine can't be started: {error}")
         except Exception as error:
             log.exception("attempt failed by a fault of HPCServer", attempt=self.name)
-            ending = failed("machine", f"HPCServer failed: {type(error).__name__}: {error}")
             if self.process is not None:
                 self.process.stop("SIGKILL", 0.0)
-                ended = await self.process.wait()
-        return ending, ended
+                self._ended = await self.process.wait()
+            return failed("machine", f"HPCServer failed: {type(error).__name__}: {error}")
 
     async def _prepare(self) -> Ending | None:
         """Make everything ready; an ending when it can't be."""
@@ -237,9 +235,7 @@ class Attempt:
             self.name,
             [*workshop.engines[assign.engine.casefold()], *assign.argv],
             directory=self._root,
-            environment=clean_environment(
-                workshop.inherited, assign.environment, place, also=settings.pass_environment
-            ),
+            environment=clean_environment(os.environ, assign.environment, place, also=settings.pass_environment),
             on_lines=self._read,
             nice=settings.nice,
         )
@@ -282,13 +278,9 @@ class Attempt:
             if reading.progress:
                 newest = reading
         if newest is not None:
-            self._workshop.progress[self.assign.attempt] = Progress(
-                self.assign.attempt,
-                newest.fraction or 0.0,
-                newest.frame,
-                newest.remaining_s,
-                newest.message[:MAX_MESSAGE],
-            )
+            number, fraction, message = self.assign.attempt, newest.fraction or 0.0, newest.message[:MAX_MESSAGE]
+            progress = Progress(number, fraction, newest.frame, newest.remaining_s, message)
+            self._workshop.progress[number] = progress
             self._workshop.journal.news.set()
 
     def _write_log(self, lines: Sequence[str]) -> None:
@@ -323,12 +315,11 @@ class Attempt:
 
     async def _check_expected(self) -> list[Bad]:
         """Check what was not reported yet, and that nothing reported has changed since."""
-        changed = await self._workshop.in_thread(self._changed)
-        return changed + await self._check_all([name for name in self._expected if name not in self._good])
-
-    def _changed(self) -> list[Bad]:
-        changed = [good.name for good in self._good.values() if outputs.stamp_of(self._root / good.name) != good.stamp]
-        return [Bad(name, f"{name} was changed after the engine said that it was complete.") for name in changed]
+        good = list(self._good.values())
+        stamps = await self._workshop.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
+        changed = [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
+        bad = [Bad(name, f"{name} was changed after the engine said that it was complete.") for name in changed]
+        return bad + await self._check_all([name for name in self._expected if name not in self._good])
 
     async def _report_all_files(self) -> list[Bad]:
         try:

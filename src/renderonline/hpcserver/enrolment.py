@@ -9,11 +9,10 @@ import hmac
 import http.client
 import json
 import re
-import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.protocol.codec import encode, from_wire
 from renderonline.protocol.link import LINK_PATH
 from renderonline.serving.directories import private_write
 from renderonline.serving.web import is_loopback
@@ -32,7 +32,9 @@ ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
 TIMEOUT_S: Final = 15.0
 MAX_ANSWER: Final = 64 * 1024
 FILE: Final = "machine.json"
-_REFUSALS: Final = {400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenticated}
+_REFUSALS: Final[Mapping[int, type[RenderOnlineError]]] = {
+    400: InvalidRequest, 401: NotAuthenticated, 403: NotAuthenticated
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,26 @@ class Identity:
 
     @property
     def link_url(self) -> str:
-        """Where to dial."""
         return self.url.replace("http", "ws", 1) + LINK_PATH
 
     def tls(self) -> ssl.SSLContext | None:
         """How to trust RenderAPI; None without TLS."""
-        return _context(self.certificate) if self.url.startswith("https:") else None
+        if not self.url.startswith("https:"):
+            return None
+        if not self.certificate:
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # the certificate itself is pinned, whatever names it carries
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=self.certificate)
+        return context
+
+    def connection(self, timeout_s: float, **about: Any) -> http.client.HTTPConnection:
+        """A connection to the address, to be made when it is used; `check_peer` is left to the caller."""
+        parts, tls = urlsplit(self.url), self.tls()
+        if tls is None:
+            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s, **about)
+        return http.client.HTTPSConnection(parts.hostname or "", parts.port, context=tls, timeout=timeout_s, **about)
 
     def check_peer(self, peer: bytes | None) -> None:
         """Raise `NotAvailable` unless `peer` (DER) is the pinned certificate, if there is one."""
@@ -69,26 +85,23 @@ def stored(home: Path, url: str) -> Identity | None:
     `InvalidRequest` for a broken file."""
     path = home / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        identity = _identity(content["url"], content, content["certificate"])
+        identity = from_wire(Identity, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, InvalidRequest) as error:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
     wanted = base(url)
     if not set(identity.url.split(",")) & set(wanted.split(",")):
         return None
     if identity.url != wanted:
         identity = replace(identity, url=wanted)
-        _keep(home, identity)
+        private_write(path, encode(identity))
     return identity
 
 
 def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
-    """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking.
-
-    `NotAvailable`: no RenderAPI answers or its certificate is not trusted; `NotAuthenticated`: a wrong code.
-    """
+    """Exchange a join code for this machine's secret and keep it, readable by this user only. Blocking. `NotAvailable`:
+    no RenderAPI answers or its certificate is not trusted; `NotAuthenticated`: a wrong code."""
     addresses = base(url)
     *others, last = addresses.split(",")
     for address in others:
@@ -98,31 +111,22 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
     else:
         identity = _enrolled(last, code, name, fingerprint)
     identity = replace(identity, url=addresses)
-    _keep(home, identity)
+    private_write(home / FILE, encode(identity))
     log.info("machine has joined the farm", url=addresses, machine_id=identity.machine_id)
     return identity
 
 
 def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
-    certificate = fetch_certificate(address, fingerprint) if fingerprint else ""
-    status, body = _post(address, certificate, {"code": code, "name": name})
+    new = Identity(address, 0, "", fetch_certificate(address, fingerprint) if fingerprint else "")
+    status, body = _post(new, {"code": code, "name": name})
     try:
         answer = json.loads(body)
-        if status // 100 != 2:
-            detail = str(answer.get("detail") or f"status {status}")[:500]
-            kind: type[RenderOnlineError] = _REFUSALS.get(status, NotAvailable)
-            raise kind(f"This machine could not join: {detail}")
-        return _identity(address, answer, certificate)
+        if status // 100 == 2:
+            return replace(new, machine_id=int(answer["machine_id"]), secret=str(answer["secret"]))
+        detail = str(answer.get("detail") or f"status {status}")[:500]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotAvailable(f"{address} answered something that is not a RenderOnline farm ({status}).") from error
-
-
-def _keep(home: Path, identity: Identity) -> None:
-    private_write(home / FILE, json.dumps(asdict(identity), indent=1))
-
-
-def _identity(url: str, content: dict[str, Any], certificate: str) -> Identity:
-    return Identity(str(url), int(content["machine_id"]), str(content["secret"]), str(certificate))
+    raise _REFUSALS.get(status, NotAvailable)(f"This machine could not join: {detail}")
 
 
 def base(url: str) -> str:
@@ -146,19 +150,12 @@ def fetch_certificate(url: str, fingerprint: str) -> str:
     wanted = fingerprint.strip().lower().removeprefix("sha256:").replace(":", "")
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         raise InvalidRequest(f"{fingerprint} is not a fingerprint. It looks like sha256: and 64 hexadecimal digits.")
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the comparison below is the verification
     try:
-        with (
-            socket.create_connection((parts.hostname, parts.port or 443), TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=parts.hostname) as secured,
-        ):
-            peer = secured.getpeercert(binary_form=True) or b""
+        certificate = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=TIMEOUT_S)
     except OSError as error:
         raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
-    _compare(peer, wanted)
-    return ssl.DER_cert_to_PEM_cert(peer)
+    _compare(ssl.PEM_cert_to_DER_cert(certificate), wanted)
+    return certificate
 
 
 def _compare(peer: bytes | None, wanted: str) -> None:
@@ -171,25 +168,11 @@ def _compare(peer: bytes | None, wanted: str) -> None:
         )
 
 
-def _context(certificate: str) -> ssl.SSLContext:
-    if not certificate:
-        return ssl.create_default_context()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # the certificate itself is pinned, whatever names it carries
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=certificate)
-    return context
-
-
-def _post(url: str, certificate: str, content: dict[str, str]) -> tuple[int, bytes]:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    connection = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
-    if parts.scheme == "https":
-        context = _context(certificate)
-        connection = http.client.HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=context)
+def _post(asking: Identity, content: dict[str, str]) -> tuple[int, bytes]:
+    url, connection = asking.url, asking.connection(TIMEOUT_S)
     try:
-        connection.request("POST", parts.path + ENROLL_PATH, json.dumps(content), {"Content-Type": "application/json"})
+        path = urlsplit(url).path + ENROLL_PATH
+        connection.request("POST", path, json.dumps(content), {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read(MAX_ANSWER)
     except ssl.SSLCertVerificationError as error:

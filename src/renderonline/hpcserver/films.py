@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,12 +67,10 @@ def encode(ffmpeg: str, frames: Sequence[Path], output: Path, film: Film) -> Non
     # In our session: whoever ends us ends it, and without us it reads the end of its input.
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin is not None
-        count, picture = 0, first
-        while picture is not None:
+        count = 0
+        for count, picture in enumerate(chain([first], pictures), 1):
             process.stdin.write(_fitted(picture, width, height).tobytes())
-            count += 1
             print(f"Frame {count}/{len(frames)}", flush=True)
-            picture = next(pictures, None)
         process.stdin.close()
     if process.returncode != 0:
         raise OSError(f"ffmpeg ended with code {process.returncode}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from renderonline.farm.errors import Conflict, NoSpace
+from renderonline.serving.directories import private_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +24,23 @@ class Home:
 
     def say_ready(self, **facts: object) -> None:
         """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
-        temporary = self.ready.with_name(f".{self.ready.name}")
-        temporary.write_text(json.dumps({"pid": os.getpid(), **facts}), encoding="utf-8")
-        temporary.replace(self.ready)
+        private_write(self.ready, json.dumps({"pid": os.getpid(), **facts}))
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[Home]:
-    """The data directory, this program's alone while the context lasts.
-
-    Raises `Conflict` when another HPCServer has it, `NoSpace` when it can't be made.
-    """
+    """The data directory, this program's alone while the context lasts. Raises `Conflict` when another HPCServer has
+    it, `NoSpace` when it can't be made."""
     with ExitStack() as down:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _lock(path, down.enter_context((path / "hpcserver.lock").open("a+", encoding="ascii")))
-            home = Home(_identity(path / "identity"), path / "hpcserver.json")
+            identity = path / "identity"
+            name = identity.read_text(encoding="ascii").strip() if identity.exists() else ""
+            if not re.fullmatch("[0-9a-f]{16}", name):
+                name = secrets.token_hex(8)
+                identity.write_text(name, encoding="ascii")
+            home = Home(name, path / "hpcserver.json")
             home.ready.unlink(missing_ok=True)
         except OSError as error:
             raise NoSpace(f"The data directory {path} can't be used: {error.strerror}.") from error
@@ -57,11 +59,3 @@ def _lock(path: Path, file: TextIO) -> None:
         ) from error
     file.truncate(0)
     print(os.getpid(), end="", file=file, flush=True)
-
-
-def _identity(file: Path) -> str:
-    name = file.read_text(encoding="ascii").strip() if file.exists() else ""
-    if not re.fullmatch("[0-9a-f]{16}", name):
-        name = secrets.token_hex(8)
-        file.write_text(name, encoding="ascii")
-    return name

@@ -29,11 +29,9 @@ IDLE_ACKNOWLEDGE_S: Final = 0.5
 
 
 class Journal:
-    """The attempts that this machine holds and its unacknowledged reports.
-
-    `held`: attempts that run or have reports that were not acknowledged (R5.4). `last_seq`: the newest report on disk;
-    `acknowledged`: up to which one RenderAPI has everything. `news` is set when new reports can be sent.
-    """
+    """The attempts that this machine holds and its unacknowledged reports. `held`: attempts that run or have reports
+    that were not acknowledged (R5.4). `last_seq`: the newest report on disk; `acknowledged`: up to which one RenderAPI
+    has everything. `news` is set when new reports can be sent."""
 
     def __init__(self, path: Path) -> None:
         self.held: dict[int, Held] = {}
@@ -54,10 +52,8 @@ class Journal:
         self._closing = False
 
     async def open(self) -> None:
-        """Open the file; attempts that an earlier run left without an end are reported lost.
-
-        When the disk refuses, `full` says so, and it is tried again in the background.
-        """
+        """Open the file; attempts that an earlier run left without an end are reported lost. When the disk refuses,
+        `full` says so, and it is tried again in the background."""
         try:
             await self._open_file()
         except NoSpace as error:
@@ -89,10 +85,8 @@ class Journal:
             raise
 
     def report(self, report: Report) -> None:
-        """Keep a report until it is acknowledged, on disk before it is sent, however long the disk refuses.
-
-        Reports are kept and sent in the order of these calls; nobody has to wait for one.
-        """
+        """Keep a report until it is acknowledged, on disk before it is sent, however long the disk refuses. Reports are
+        kept and sent in the order of these calls; nobody has to wait for one."""
         self._waiting.append(Append(report.attempt, encode(report), last=isinstance(report, Exited)))
         self._wake.set()
 

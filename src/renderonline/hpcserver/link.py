@@ -1,13 +1,13 @@
 """The machine's end of the link: one WebSocket that it dials and dials again (R5, `docs/reference/link.md`).
 
-Reports go first, then progress and heartbeats, then log lines within a budget, so that a talkative engine never delays
-a report. What was sent and not acknowledged is sent again.
+Reports go first, then progress and heartbeats, then pieces of logs within a budget, so that a talkative engine never
+delays a report. What was sent and not acknowledged is sent again; logs are resumed by offset.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -19,17 +19,15 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.journal import Journal
-from renderonline.hpcserver.log_pump import LogPump
 from renderonline.hpcserver.runner import Runner
 from renderonline.protocol import link as wire
 from renderonline.protocol.codec import decode, encode
 
 log = structlog.get_logger(__name__)
 
-CONNECTION: Final[dict[str, Any]] = {"max_size": 16 * 1024 * 1024, "compression": None, "proxy": None}
-PATIENCE: Final[dict[str, Any]] = {
-    "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0
+CONNECTION: Final[dict[str, Any]] = {
+    "max_size": 16 * 1024 * 1024, "compression": None, "proxy": None,
+    "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
 }  # fmt: skip
 WELCOME_S: Final = 30.0
 BACKOFF_S: Final = 0.25
@@ -38,6 +36,13 @@ PROGRESS_S: Final = 0.25
 """Progress of all attempts travels at most so often."""
 RESEND_S: Final = 30.0
 """Reports that RenderAPI has not acknowledged for so long are sent again on the same link."""
+LOG_PIECE: Final = 16 * 1024
+"""A report waits at most for so many bytes of log."""
+LOG_BURST: Final = 256 * 1024
+LOG_BYTES_PER_S: Final = 512 * 1024
+LOG_FAREWELL: Final = 64 * 1024
+"""So much of its log goes before an attempt's end, so that the log of a short attempt is there when it is over."""
+LOG_POLL_S: Final = 0.5
 
 
 class MachineRefused(NotAllowed):
@@ -48,17 +53,14 @@ class MachineRefused(NotAllowed):
 
 @dataclass
 class Link:
-    """Keeps the machine linked until `run` is canceled or RenderAPI refuses it for good.
-
-    `linked`: whether RenderAPI has welcomed this machine on a link that is open. `exit_wanted` is set when RenderAPI
-    wants the program to end after its running attempts. `beat_at`: when the next heartbeat is due.
-    """
+    """Keeps the machine linked until `run` is canceled or RenderAPI refuses it for good. `linked`: whether RenderAPI
+    has welcomed this machine on a link that is open. `exit_wanted` is set when RenderAPI wants the program to end after
+    its running attempts. `beat_at`: when the next heartbeat is due."""
 
     identity: Identity
     hello: Callable[[], wire.Hello]
     load: Callable[[], wire.Heartbeat]
     runner: Runner
-    journal: Journal
     on_welcome: Callable[[], None]
     heartbeat_s: float = wire.HEARTBEAT_S
     linked: bool = False
@@ -74,8 +76,11 @@ class Link:
             try:
                 await self._serve(identity)
                 reason = "closed by RenderAPI"
-            except (OSError, WebSocketException, NotAvailable, TimeoutError) as error:
-                reason = _reason(error)
+            except TimeoutError:
+                reason = "RenderAPI does not answer"
+            except (OSError, WebSocketException, NotAvailable) as error:
+                refused = "RenderAPI refused the connection: " if isinstance(error, InvalidHandshake) else ""
+                reason = refused + (str(error) or type(error).__name__)
             delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
             delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
@@ -85,11 +90,11 @@ class Link:
     def nudge(self) -> None:
         """Tell RenderAPI at once how this machine is."""
         self.beat_at = 0.0
-        self.journal.news.set()
+        self.runner.journal.news.set()
 
     async def _serve(self, identity: Identity) -> None:
         tls = identity.tls()
-        async with connect(identity.link_url, ssl=tls, **CONNECTION, **PATIENCE) as socket:
+        async with connect(identity.link_url, ssl=tls, **CONNECTION) as socket:
             if tls is not None:
                 identity.check_peer(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
             welcome = await self._greet(socket, identity.url)
@@ -112,7 +117,7 @@ class Link:
         assert isinstance(answer, wire.Welcome)
         self.runner.draining = ""
         self.runner.keep_only(answer.keep)
-        self.journal.acknowledge(answer.last_seq)
+        self.runner.journal.acknowledge(answer.last_seq)
         log.info("linked", url=url, machine_id=self.identity.machine_id)
         self.on_welcome()
         return answer
@@ -132,7 +137,7 @@ class Link:
             case wire.Assign():
                 self.runner.assign(message)
             case wire.Ack():
-                self.journal.acknowledge(message.seq)
+                self.runner.journal.acknowledge(message.seq)
             case wire.Cancel():
                 self.runner.cancel(message.attempt, message.reason)
             case wire.Drain():
@@ -148,13 +153,11 @@ class Link:
     def _refuse_unreadable(self, text: str | bytes, error: InvalidRequest) -> None:
         """An assignment that can't be understood is given back; anything else unknown is ignored."""
         log.error("a message can't be understood", reason=str(error))
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             content = orjson.loads(text)
             if content["type"] == wire.Assign.type:
                 reason = f"The assignment can't be understood: {error}"
                 self.runner.refuse(int(content["attempt"]), str(content["token"]), reason)
-        except (ValueError, KeyError, TypeError):
-            return
 
 
 class _Sender:
@@ -162,11 +165,11 @@ class _Sender:
 
     def __init__(self, link: Link, socket: ClientConnection, welcome: wire.Welcome) -> None:
         self._link = link
-        self._journal = link.journal
+        self._journal = link.runner.journal
         self._progress = link.runner.progress
         self._socket = socket
-        self._pump = LogPump(link.runner, link.journal, welcome)
-        self._sent = self._acknowledged = link.journal.acknowledged
+        self._logs = _Logs(link, welcome)
+        self._sent = self._acknowledged = link.runner.journal.acknowledged
         self._moved_at = time.monotonic()
 
     async def run(self) -> None:
@@ -185,10 +188,10 @@ class _Sender:
                 self._progress.clear()
                 for progress in newest:
                     await self._send(progress)
-            if (piece := self._pump.take(now)) is not None:
+            if (piece := self._logs.take(now)) is not None:
                 await self._send(piece)
                 continue
-            waits = [self._link.beat_at, now + self._pump.patience(), *([progress_at] if self._progress else [])]
+            waits = [self._link.beat_at, now + self._logs.patience(), *([progress_at] if self._progress else [])]
             await self._wait(min(waits) - now, only_reports=bool(self._progress))
 
     async def _wait(self, seconds: float, *, only_reports: bool) -> None:
@@ -211,7 +214,7 @@ class _Sender:
             for seq, body in entries:
                 report: dict[str, Any] = orjson.loads(body)
                 if report["type"] == wire.Exited.type:
-                    for piece in self._pump.finish(report["attempt"]):
+                    for piece in self._logs.finish(report["attempt"]):
                         await self._send(piece)
                 await self._socket.send(orjson.dumps({**report, "seq": seq}), text=True)
                 self._sent = seq
@@ -226,13 +229,58 @@ class _Sender:
             self._sent, self._moved_at = acknowledged, now
 
 
+class _Logs:
+    """What of each attempt's log was sent over one link."""
+
+    def __init__(self, link: Link, welcome: wire.Welcome) -> None:
+        self._runner, self._journal = link.runner, link.runner.journal
+        self._offsets = {attempt: welcome.log_offsets.get(str(attempt), 0) for attempt in welcome.keep}
+        """How far each was sent; the one that waited longest comes first."""
+        self._budget = float(LOG_BURST)
+        self._at = 0.0
+        for attempt in set(self._runner.logs) - set(welcome.keep):
+            self._runner.drop_log(attempt)
+
+    def take(self, now: float) -> wire.Log | None:
+        """The next piece to send, if there is one and the budget (bytes) allows it."""
+        self._budget = min(LOG_BURST, self._budget + (now - self._at) * LOG_BYTES_PER_S)
+        self._at = now
+        if self._budget <= 0:
+            return None
+        for attempt in [*self._offsets, *(new for new in self._runner.logs if new not in self._offsets)]:
+            if (piece := self._piece(attempt)) is not None:
+                return piece
+            if attempt not in self._journal.held and attempt not in self._runner.attempts:
+                self._offsets.pop(attempt, None)  # it was sent and belongs to nothing that is still held
+                self._runner.drop_log(attempt)
+        return None
+
+    def finish(self, attempt: int) -> Iterator[wire.Log]:
+        """What is left of the log of an attempt that has ended, up to a bound."""
+        sent = 0
+        while sent < LOG_FAREWELL and (piece := self._piece(attempt)) is not None:
+            sent += len(piece.text)
+            yield piece
+
+    def patience(self) -> float:
+        """Seconds until it is worth asking again."""
+        if self._budget <= 0:
+            return LOG_PIECE / LOG_BYTES_PER_S
+        return LOG_POLL_S if self._runner.logs else 60.0
+
+    def _piece(self, attempt: int) -> wire.Log | None:
+        offset, output = self._offsets.get(attempt, 0), self._runner.logs.get(attempt)
+        if output is None or offset >= output.size:
+            return None
+        begin, text = output.read(offset, LOG_PIECE)
+        if not text:
+            return None
+        size = len(text.encode())
+        self._offsets.pop(attempt, None)
+        self._offsets[attempt] = begin + size
+        self._budget -= size
+        return wire.Log(attempt, begin, text)
+
+
 def _refusal(refused: wire.Refused) -> NotAllowed | NotAvailable:
     return MachineRefused(refused.message) if refused.final else NotAvailable(refused.message, code=refused.code)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "RenderAPI does not answer"
-    if isinstance(error, InvalidHandshake):
-        return f"RenderAPI refused the connection: {error}"
-    return str(error) or type(error).__name__

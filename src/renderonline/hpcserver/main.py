@@ -16,7 +16,7 @@ from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import enrolment, telemetry
-from renderonline.hpcserver.desk import Desk
+from renderonline.hpcserver.attempts import Workshop
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
 from renderonline.hpcserver.home import Home, locked
@@ -50,10 +50,8 @@ def run_linked(
     idle_exit_s: float | None = None,
 ) -> int:
     """Join the farm at `url` (once, with a code) and work for it until SIGTERM, SIGINT or `idle_exit_s` idle seconds.
-
-    Gives 0; raises a `RenderOnlineError` that says what to do when the machine can't join or is refused for good.
-    The code may also stand in the environment as `RENDERONLINE_JOIN_CODE`.
-    """
+    Gives 0; raises a `RenderOnlineError` that says what to do when the machine can't join or is refused for good. The
+    code may also stand in the environment as `RENDERONLINE_JOIN_CODE`."""
     code = code or os.environ.get(JOIN_CODE) or None
     with locked(settings.home) as home:
         identity = enrolment.stored(settings.home, url)
@@ -79,10 +77,10 @@ def run_linked(
 def run_v1(settings: Settings) -> int:
     """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Gives 0."""
     # The configured engines as they are spelled; only without any, those that are found.
-    engines: dict[str, Sequence[str]] = {name: (program,) for name, program in settings.engines.items()}
+    engines = {name: (program,) for name, program in settings.engines.items()}
     with locked(settings.home) as home:
-        engines = engines or {engine.name: engine.prefix for engine in _find_engines(settings)}
-        run(serve_v1(settings, home, engines))
+        found = () if engines else _find_engines(settings)
+        run(serve_v1(settings, home, engines or {engine.name: engine.prefix for engine in found}))
     return 0
 
 
@@ -99,10 +97,7 @@ class _Machine:
     async def live(self, identity: Identity) -> None:
         """Everything up, work, everything down."""
         settings = self._settings
-        found = await asyncio.to_thread(_find_engines, settings)
-        if (film := await asyncio.to_thread(film_engine)) is not None:
-            found = (*found, film)
-        hello = await asyncio.to_thread(_hello, settings, identity, found)
+        found, hello = await asyncio.to_thread(_about, settings, identity)
         processes = Processes(self._home.name)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
@@ -111,17 +106,16 @@ class _Machine:
             transfers = Transfers(identity)
             down.callback(transfers.close)
             prefixes = {engine.name.casefold(): engine.prefix for engine in found}
-            runner = Runner(settings, prefixes, processes, journal, transfers)
+            runner = Runner(Workshop(settings, prefixes, processes, journal, transfers))
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
-            desk = Desk(settings.idle_minutes, settings.max_load)
+            desk = telemetry.Desk(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
                 hello=lambda: replace(hello, held=runner.held()),
                 load=lambda: telemetry.load(settings.home, runner.full or desk.why()),
                 runner=runner,
-                journal=journal,
                 on_welcome=lambda: self._home.say_ready(machine_id=identity.machine_id, name=settings.name),
                 heartbeat_s=settings.heartbeat_s,
             )
@@ -129,9 +123,9 @@ class _Machine:
             for number in SIGNALS:
                 loop.add_signal_handler(number, self._signaled)
                 down.callback(loop.remove_signal_handler, number)
-            await self._work(runner, link, journal)
+            await self._work(runner, link)
 
-    async def _work(self, runner: Runner, link: Link, journal: Journal) -> None:
+    async def _work(self, runner: Runner, link: Link) -> None:
         dialling = asyncio.create_task(link.run())
         reasons = (self._stop.wait(), _drained(runner, link), self._idle(runner))
         waiting = [asyncio.ensure_future(reason) for reason in reasons]
@@ -139,13 +133,13 @@ class _Machine:
             await asyncio.wait({dialling, *waiting}, return_when=asyncio.FIRST_COMPLETED)
             if dialling.done():
                 dialling.result()
-            await self._wind_down(runner, link, journal)
+            await self._wind_down(runner, link)
         finally:
             for task in (dialling, *waiting):
                 task.cancel()
             await asyncio.gather(dialling, *waiting, return_exceptions=True)
 
-    async def _wind_down(self, runner: Runner, link: Link, journal: Journal) -> None:
+    async def _wind_down(self, runner: Runner, link: Link) -> None:
         """No new attempt; the running ones may finish for the grace, then they are handed back."""
         runner.stopping = "HPCServer is ending."
         link.nudge()
@@ -155,7 +149,7 @@ class _Machine:
             runner.hand_back_all("HPCServer is ending.", grace_s=0.0 if self._at_once.is_set() else None)
             await self._within(KILLED_S, runner.idle.wait())
         if link.linked:
-            await self._within(FAREWELL_S, _acknowledged(journal))
+            await self._within(FAREWELL_S, _acknowledged(runner.journal))
 
     async def _within(self, seconds: float, wanted: Awaitable[Any]) -> bool:
         """Whether `wanted` was done in time and before a second signal."""
@@ -199,9 +193,11 @@ def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
     return found
 
 
-def _hello(settings: Settings, identity: Identity, found: Sequence[FoundEngine]) -> Hello:
-    """What this machine says of itself, all but what changes while it runs."""
-    return Hello(
+def _about(settings: Settings, identity: Identity) -> tuple[Sequence[FoundEngine], Hello]:
+    """What this machine can run, and what it says of itself, all but what changes while it runs."""
+    film = film_engine()
+    found = (*_find_engines(settings), *([film] if film is not None else []))
+    return found, Hello(
         PROTOCOL,
         identity.machine_id,
         identity.secret,

@@ -24,13 +24,11 @@ class Ending(NamedTuple):
     reason: str = ""
 
     def report(self, attempt: int, token: str, *, exit_code: int | None = None, peak_memory_mib: int = 0) -> Exited:
-        """The attempt's last report."""
         at_us = time.time_ns() // 1000
         return Exited(0, attempt, token, at_us, self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
 
 
 def failed(failure: str, reason: str) -> Ending:
-    """An ending of outcome `failed`."""
     return Ending(Outcome.FAILED, failure, reason[:MAX_REASON])
 
 
@@ -50,16 +48,17 @@ def decide(
     bad: Sequence[Bad],
     out_of_memory: bool = False,
 ) -> Ending:
-    """The ending of a process that ended by itself.
-
-    `code` None: it was lost. `failure` is the first line that matched a failure pattern, with its class; `bad` the
-    expected files that are no results; `out_of_memory`: the kernel ended processes for want of memory meanwhile.
-    """
+    """The ending of a process that ended by itself. `code` None: it was lost. `failure` is the first line that matched
+    a failure pattern, with its class; `bad` the expected files that are no results; `out_of_memory`: the kernel ended
+    processes for want of memory meanwhile."""
     if code is None:
         return LOST
     if code != 0:
         how = f"The engine was ended by signal {-code}" if code < 0 else f"The engine ended with exit code {code}"
-        kind, line = failure or (_class_of(rules, code, out_of_memory=out_of_memory), "")
+        kind, line = failure or (failure_of_exit(rules, code), "")
+        killed = code in {-9, 137} and not {"-9", "137"} & set(rules.exit_codes)
+        if failure is None and killed and not out_of_memory:
+            kind = "crash"  # anybody can send SIGKILL, not only a kernel without memory
         return failed(kind, f"{how}: {line}" if line else f"{how}.")
     if failure is not None:
         return failed(*failure)
@@ -70,10 +69,3 @@ def decide(
     if worst[0].missing:
         return failed("missing_output", f"The engine says that it succeeded, but {reason}")
     return failed("bad_output", reason)
-
-
-def _class_of(rules: ReadingRules, code: int, *, out_of_memory: bool) -> str:
-    """SIGKILL is taken for the kernel's memory rescue only when there was one; anybody can send it."""
-    kind = failure_of_exit(rules, code)
-    by_kill = code in {-9, 137} and not {"-9", "137"} & set(rules.exit_codes)
-    return "crash" if kind == "out_of_memory" and by_kill and not out_of_memory else kind

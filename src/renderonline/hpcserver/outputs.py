@@ -69,7 +69,6 @@ class Checkers:
             self._free.put(checker)
 
     def close(self) -> None:
-        """End their processes."""
         for _ in range(self._count):
             self._free.get().close()
 
@@ -127,7 +126,6 @@ def inside(root: Path, name: str) -> Path:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of what is there; None when nothing is."""
     try:
         found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -141,10 +139,8 @@ def stamps(root: Path) -> dict[str, Stamp]:
 
 
 def list_files(root: Path) -> list[str]:
-    """All regular files below `root`, sorted; links and special files are left out and never followed.
-
-    `InvalidRequest` when there are too many, too deep, or with names that are not text.
-    """
+    """All regular files below `root`, sorted; links and special files are left out and never followed. `InvalidRequest`
+    when there are too many, too deep, or with names that are not text."""
     found: list[str] = []
     waiting: list[tuple[Path, str, int]] = [(root, "", 0)]
     while waiting:

@@ -18,10 +18,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def mark(home: str, attempt: str = "") -> str:
-    """The mark of one attempt; without an attempt what the marks of all attempts of this HPCServer begin with.
-
-    It ends in a slash so that no mark is the beginning of another one.
-    """
+    """The mark of one attempt; without an attempt what the marks of all attempts of this HPCServer begin with. It ends
+    in a slash so that no mark is the beginning of another one."""
     return f"{home}/{attempt}/" if attempt else f"{home}/"
 
 
@@ -75,10 +73,8 @@ def marked(prefix: str) -> frozenset[int]:
 
 
 def kill(pid: int, prefix: str = "") -> None:
-    """SIGKILL one process if its mark begins with `prefix`; one that is gone or somebody else's is left.
-
-    The pidfd is taken before the mark is looked at, so that a reused id is never hit.
-    """
+    """SIGKILL one process if its mark begins with `prefix`; one that is gone or somebody else's is left. The pidfd is
+    taken before the mark is looked at, so that a reused id is never hit."""
     with suppress(AttributeError, OSError):  # no pidfd here, or no such process
         handle = os.pidfd_open(pid)
         try:
@@ -96,9 +92,7 @@ def signal_group(group: int, number: int) -> None:
 
 def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
     """Kill whatever carries the mark until nothing does (R8); what is still there after `wait_s` seconds is returned.
-
-    Repeated because a process may start another one while its table entry is being read.
-    """
+    Repeated because a process may start another one while its table entry is being read."""
     deadline = time.monotonic() + wait_s
     while (left := marked(prefix)) and time.monotonic() < deadline:
         for pid in left:

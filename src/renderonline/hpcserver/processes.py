@@ -5,6 +5,7 @@ engine that the old one left), and tells every engine process that was lost with
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from renderonline.farm.errors import NotAvailable
-from renderonline.hpcserver.spawner import frame, take_frames
+from renderonline.hpcserver.spawner import frame
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -49,11 +50,9 @@ class EngineProcess:
 
     def __init__(self, owner: "Processes", name: str, on_lines: Callable[[Sequence[str]], None]) -> None:
         loop = asyncio.get_running_loop()
-        self.name = name
-        self.on_lines = on_lines
+        self.name, self.on_lines, self._owner = name, on_lines, owner
         self.started: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ended] = loop.create_future()
-        self._owner = owner
 
     async def wait(self) -> Ended:
         """Wait until nothing of its process tree is left; its last line of output was passed on before."""
@@ -61,17 +60,15 @@ class EngineProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether the end was not reported yet."""
         return not self.ended.done()
 
     def stop(self, signal_name: str = "SIGTERM", grace_s: float = 5.0) -> None:
         """Signal its group; after the grace SIGKILL to the whole tree. Can be called again to shorten the grace."""
         if self.is_running:
             known = signal_name if signal_name in STOP_SIGNALS else "SIGTERM"
-            self._owner.send({"do": "stop", "id": self.name, "signal": known, "grace_s": max(0.0, grace_s)})
+            self._owner.send(do="stop", id=self.name, signal=known, grace_s=max(0.0, grace_s))
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """What the spawner says of it."""
         if message["event"] == "output":
             try:
                 self.on_lines(message["lines"])
@@ -94,10 +91,8 @@ class EngineProcess:
 
 
 class Processes:
-    """Starts engines through the spawner. `home` names the data directory in the engines' mark.
-
-    `spawner_pid` is the spawner's process id while it runs; every engine descends from it.
-    """
+    """Starts engines through the spawner. `home` names the data directory in the engines' mark. `spawner_pid` is the
+    spawner's process id while it runs; every engine descends from it."""
 
     def __init__(self, home: str) -> None:
         self.home = home
@@ -145,12 +140,11 @@ class Processes:
         if name in self._engines:
             raise CantStart(f"Attempt {name} runs already.")
         self._engines[name] = engine = EngineProcess(self, name, on_lines)
-        command = {"do": "start", "id": name, "argv": list(argv), "cwd": str(directory), "nice": nice}
-        self.send({**command, "env": dict(environment)})
+        self.send(do="start", id=name, argv=list(argv), cwd=str(directory), nice=nice, env=dict(environment))
         await asyncio.shield(engine.started)
         return engine
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, **message: Any) -> None:
         """Hand a command to the spawner; without one it has nothing to act on."""
         if self._commands is not None:
             self._commands.write(frame(message))
@@ -177,17 +171,14 @@ class Processes:
             start_new_session=True,
         )
         self.spawner_pid = spawner.pid
-        reader = asyncio.StreamReader(limit=1 << 20)
+        reader = asyncio.StreamReader(limit=1 << 20)  # a message is at most 64 KiB of output, each byte six letters
         events, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), spawner.stdout)
         self._commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, spawner.stdin)
         if self._closing:
             self._commands.close()
         try:
-            buffer = bytearray()
-            while data := await reader.read(1 << 18):
-                buffer += data
-                for message in take_frames(buffer):
-                    self._take(message)
+            async for line in reader:
+                self._take(json.loads(line))
         finally:
             self._ready.clear()
             self._commands.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +11,7 @@ import structlog
 from renderonline.hpcserver import telemetry
 from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.attempts import Attempt, Workshop
-from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outcomes import handed_back
-from renderonline.hpcserver.processes import Processes
-from renderonline.hpcserver.settings import Settings
-from renderonline.hpcserver.transfers import Transfers
 from renderonline.protocol.link import Assign, HeldAttempt
 
 log = structlog.get_logger(__name__)
@@ -25,30 +21,20 @@ CLOSE_S: Final = 30.0
 
 
 class Runner:
-    """Runs at most `settings.slots` attempts at once; `journal` keeps what must not be forgotten.
+    """Runs at most `settings.slots` attempts at once. `attempts` live; `logs` are those on this machine's disk,
+    `progress` what was not sent yet. `draining` (until it is emptied) and `stopping` (for good) say why nothing new is
+    taken. `idle` is set while no attempt lives."""
 
-    `attempts` live; `logs` are those on this machine's disk, `progress` what was not sent yet. `draining` (until it is
-    emptied) and `stopping` (for good) say why nothing new is taken. `idle` is set while no attempt lives.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        engines: Mapping[str, tuple[str, ...]],
-        processes: Processes,
-        journal: Journal,
-        transfers: Transfers,
-    ) -> None:
+    def __init__(self, workshop: Workshop) -> None:
         self.attempts: dict[int, Attempt] = {}
         self.logs: dict[int, AttemptLog] = {}
-        self._workshop = Workshop(settings, engines, processes, journal, transfers)
-        self.progress = self._workshop.progress
+        self.journal, self.progress = workshop.journal, workshop.progress
         self.draining = self.stopping = ""
         self.idle = asyncio.Event()
         self.idle.set()
         self._idle_since = time.monotonic()
-        self._journal = journal
-        self._logs_directory = settings.home / "logs"
+        self._workshop = workshop
+        self._logs_directory = workshop.settings.home / "logs"
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
@@ -57,8 +43,8 @@ class Runner:
         in_thread = self._workshop.in_thread
         await in_thread(self._workshop.scratch.remove)
         await in_thread(self._workshop.own_files.cache.open)
-        await self._journal.open()
-        self.logs = await in_thread(_open_logs, self._logs_directory, set(self._journal.held))
+        await self.journal.open()
+        self.logs = await in_thread(_open_logs, self._logs_directory, set(self.journal.held))
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -69,15 +55,12 @@ class Runner:
             attempt.stop_transfers()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
-        await self._workshop.in_thread(self._workshop.checkers.close)
-        self._workshop.previews.close()
-        self._workshop.own_files.threads.shutdown(wait=False, cancel_futures=True)
-        self._workshop.threads.shutdown(wait=False, cancel_futures=True)
+        await self._workshop.close()
 
     def assign(self, assign: Assign) -> None:
         """Take an assignment, idempotent by attempt (R5.1); what can't be taken is handed back."""
         number = assign.attempt
-        if number in self.attempts or number in self._journal.held:
+        if number in self.attempts or number in self.journal.held:
             return
         if self.full:
             self.refuse(number, assign.token, self.full)
@@ -103,7 +86,7 @@ class Runner:
     def refuse(self, attempt: int, token: str, reason: str) -> None:
         """Hand back an assignment that was not taken; it is nobody's failure."""
         log.warning("assignment is handed back", attempt=attempt, reason=reason)
-        self._journal.report(handed_back(reason).report(attempt, token))
+        self.journal.report(handed_back(reason).report(attempt, token))
 
     def hand_back_all(self, reason: str, grace_s: float | None = None) -> None:
         """End all attempts, as nobody's failure."""
@@ -113,7 +96,7 @@ class Runner:
     @property
     def full(self) -> str:
         """Why this machine takes no assignment, "" when it does (R5.2)."""
-        return self.stopping or self.draining or self._journal.full
+        return self.stopping or self.draining or self.journal.full
 
     @property
     def idle_s(self) -> float:
@@ -122,13 +105,13 @@ class Runner:
 
     def held(self) -> tuple[HeldAttempt, ...]:
         """What `hello` names: attempts that run, or whose reports are not acknowledged."""
-        held = self._journal.held.values()
+        held = self.journal.held.values()
         return tuple(HeldAttempt(one.attempt, one.token, one.attempt in self.attempts) for one in held)
 
     def drop_log(self, attempt: int) -> None:
         """Delete the log of an attempt that has ended."""
-        if attempt not in self.attempts:
-            self.logs.pop(attempt).remove()
+        if attempt not in self.attempts and (output := self.logs.pop(attempt, None)) is not None:
+            output.remove()
 
     async def _live(self, attempt: Attempt) -> None:
         try:

@@ -73,15 +73,12 @@ class Settings:
 
     @property
     def home(self) -> Path:
-        """The data directory that is used."""
         return (self.data_directory or data_directory() / "hpcserver").expanduser().absolute()
 
 
 def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Settings from a file, the environment (`HPCSERVER_…`) and flags, later ones stronger.
-
-    Raises `InvalidRequest` that names the setting.
-    """
+    """Settings from a file, the environment (`HPCSERVER_…`) and flags, later ones stronger. Raises `InvalidRequest`
+    that names the setting."""
     content = read_file(file) if file is not None else {}
     settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
     for name, (least, most) in _RANGES.items():

@@ -1,7 +1,7 @@
 """The spawner: the one process that starts engines, passes their output on and ends them (R8).
 
-Standard library only, one thread. HPCServer speaks to it over its standard input and output in frames: four bytes of
-length (big endian) and a JSON object. When its input closes, HPCServer is gone and every process tree is killed.
+Standard library only, one thread. HPCServer speaks to it over its standard input and output in lines of JSON. When its
+input closes, HPCServer is gone and every process tree is killed.
 
     start {id, argv, cwd, env, nice}   -> started {id, pid, at_us} | refused {id, error}
     stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from renderonline.hpcserver import process_table
 
-MAX_FRAME: Final = 64 * 1024 * 1024
 MAX_LINE: Final = 8 * 1024
 """A longer line of output is passed on in pieces."""
 MAX_UNSENT: Final = 4 * 1024 * 1024
@@ -40,23 +39,8 @@ _BREAKS: Final = re.compile(rb"[\r\n]+")
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    """One message as it travels through the pipes."""
-    body = json.dumps(message, separators=(",", ":")).encode()
-    return len(body).to_bytes(4, "big") + body
-
-
-def take_frames(buffer: bytearray) -> list[dict[str, Any]]:
-    """Take all whole messages out of what has arrived so far; ValueError for one that is too large."""
-    messages = []
-    while len(buffer) >= 4:
-        length = int.from_bytes(buffer[:4], "big")
-        if length > MAX_FRAME:
-            raise ValueError(f"a frame of {length} bytes")
-        if len(buffer) < 4 + length:
-            break
-        messages.append(json.loads(bytes(buffer[4 : 4 + length])))
-        del buffer[: 4 + length]
-    return messages
+    """One message as it travels through the pipes: JSON without a line break in it, and one at its end."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 class Lines:
@@ -76,7 +60,6 @@ class Lines:
         return [piece.decode("utf-8", "replace") for piece in cut]
 
     def close(self) -> list[str]:
-        """What is left when no more comes."""
         return self.feed(b"\n")
 
 
@@ -94,10 +77,7 @@ class Engine:
 
     def __init__(self, name: str, mark: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
-        self.name = name
-        self.mark = mark
-        self.process = process
-        self.pipe = process.stdout
+        self.name, self.mark, self.process, self.pipe = name, mark, process, process.stdout
         self.lines = Lines()
         self.allowance_at = time.monotonic()
 
@@ -117,7 +97,7 @@ class Spawner:
         self._events = events
         self._selector = selectors.DefaultSelector()
         self._engines: dict[str, Engine] = {}
-        self._received = bytearray()
+        self._received = b""
         self._unsent = bytearray()
         self._sending = self._gone = False
         self._subreaper = process_table.become_subreaper()
@@ -147,8 +127,8 @@ class Spawner:
     def _read_commands(self) -> None:
         data = _read(self._commands, 1 << 20)
         self._gone = self._gone or data == b""
-        self._received += data or b""
-        for message in take_frames(self._received):
+        *lines, self._received = (self._received + (data or b"")).split(b"\n")
+        for message in map(json.loads, lines):
             if message["do"] == "start":
                 self._start(message)
             elif message["do"] == "stop":
@@ -277,10 +257,8 @@ class Spawner:
         self._send(event="exited", id=engine.name, code=engine.code, peak_kib=engine.peak_kib, left=left)
 
     def _kill_orphans(self, engine: Engine) -> frozenset[int]:
-        """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session.
-
-        An orphan that carries no mark of a living engine has no business here either.
-        """
+        """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session. An
+        orphan that carries no mark of a living engine has no business here either."""
         alive = {other.mark: other.process.pid for other in self._engines.values() if other.ended_at is None}
         orphans = process_table.children() - set(alive.values()) if self._subreaper else frozenset()
         left = {pid for pid in orphans if process_table.is_running(pid) and process_table.mark_of(pid) not in alive}

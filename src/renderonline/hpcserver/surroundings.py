@@ -33,7 +33,6 @@ class Scratch:
         self._root = root
 
     def place(self, name: str) -> Path:
-        """Where an attempt's home and temporary directory are."""
         return self._root / name
 
     def make(self, name: str) -> Path:
@@ -97,16 +96,11 @@ def clean_environment(
     inherited: Mapping[str, str], wanted: Mapping[str, str], place: Path, *, also: Collection[str] = ()
 ) -> dict[str, str]:
     """The environment of an engine: the allowed part of `inherited`, then `wanted`, then the attempt's own places."""
-    environment = {name: value for name, value in inherited.items() if _passes(name.upper()) or name in also}
-    environment |= {name: value for name, value in wanted.items() if _may_be_set(name, value)}
+    passed = [name for name in inherited if name.upper() in INHERITED or name.upper().startswith("LC_") or name in also]
+    refused = {
+        name for name in wanted if not name or name.upper() in OURS or "=" in name or "\0" in name + wanted[name]
+    }
+    environment = {name: inherited[name] for name in passed}
+    environment |= {name: value for name, value in wanted.items() if name not in refused}
     home, temporary = str(place / "home"), str(place / "tmp")
-    environment.update(HOME=home, USERPROFILE=home, TMPDIR=temporary, TMP=temporary, TEMP=temporary)
-    return environment
-
-
-def _passes(name: str) -> bool:
-    return name in INHERITED or name.startswith("LC_")
-
-
-def _may_be_set(name: str, value: str) -> bool:
-    return bool(name) and name.upper() not in OURS and "=" not in name and "\0" not in name + value
+    return environment | {"HOME": home, "USERPROFILE": home, "TMPDIR": temporary, "TMP": temporary, "TEMP": temporary}

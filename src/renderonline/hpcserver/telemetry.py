@@ -1,9 +1,16 @@
-"""What this computer is and how it is doing; and what each engine's process tree uses. Blocking: for threads."""
+"""What this computer is and how it is doing, what each engine's process tree uses, and whether somebody works here.
 
+Blocking: for threads.
+"""
+
+import glob
 import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +21,8 @@ from renderonline.protocol.link import Heartbeat
 
 GPU_PROBE_S: Final = 5.0
 MIB: Final = 1 << 20
+MEASURE_S: Final = 2.0
+"""The load of other programs is measured over at least so long."""
 
 
 class Usage(NamedTuple):
@@ -45,7 +54,6 @@ def _gpus() -> tuple[str, ...]:
 
 
 def _boot() -> str:
-    """An id of this start of the computer."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -71,10 +79,8 @@ def kernel_oom_kills() -> int:
 
 
 def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]:
-    """What each engine's tree uses: `roots` maps the engines' process ids to their names.
-
-    An orphan (its parent is the spawner again) belongs to the engine whose mark it carries.
-    """
+    """What each engine's tree uses: `roots` maps the engines' process ids to their names. An orphan (its parent is the
+    spawner again) belongs to the engine whose mark it carries."""
     totals = dict.fromkeys(roots.values(), Usage(0.0, 0))
     names = dict(roots)
     try:
@@ -95,3 +101,48 @@ def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]
         spent = times.user + times.system + times.children_user + times.children_system
         totals[name] = Usage(totals[name].cpu_s + spent, totals[name].memory_bytes + memory)
     return totals
+
+
+def last_input() -> float | None:
+    """When a keyboard, a mouse or a terminal was last used (seconds since 1970); None where nobody can tell."""
+    newest = 0.0
+    patterns = ("/dev/input/event*", "/dev/tty[0-9]*", "/dev/pts/[0-9]*") if sys.platform == "linux" else ()
+    for path in (path for pattern in patterns for path in glob.glob(pattern)):
+        with suppress(OSError):
+            found = os.stat(path)
+            # A terminal's atime is its last input; its mtime is what programs print.
+            newest = max(newest, found.st_atime, found.st_mtime if path.startswith("/dev/input") else 0.0)
+    return newest or None
+
+
+def cpu_of_others() -> float:
+    """CPU seconds that this computer has spent on all programs but HPCServer and what it started."""
+    times = psutil.cpu_times()
+    busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            spent = process.cpu_times()
+            busy -= spent.user + spent.system + spent.children_user + spent.children_system
+    return float(busy)
+
+
+class Desk:
+    """Says whether work would disturb somebody. `idle_minutes`: take work when nobody has used the computer for so
+    long; `max_load`: while others keep at most so many processors busy; 0: whatever they do."""
+
+    def __init__(self, idle_minutes: float, max_load: float) -> None:
+        self._idle_minutes, self._max_load = idle_minutes, max_load
+        self._load, self._measured = 0.0, (time.monotonic(), cpu_of_others() if max_load else 0.0)
+
+    def why(self) -> str:
+        """Why nothing should be taken now, in plain words; "" when nobody would mind. Blocks a few milliseconds."""
+        used_at = last_input() if self._idle_minutes else None
+        if used_at is not None and 0 <= time.time() - used_at < self._idle_minutes * 60:
+            return f"somebody is at the desk; it takes work when nobody was for {self._idle_minutes:g} minutes"
+        passed = time.monotonic() - self._measured[0]
+        if self._max_load and passed >= MEASURE_S:
+            before, self._measured = self._measured, (time.monotonic(), cpu_of_others())
+            self._load = (self._measured[1] - before[1]) / passed
+        if self._load > self._max_load:
+            return f"other programs keep {self._load:.1f} of its processors busy, more than {self._max_load:g}"
+        return ""

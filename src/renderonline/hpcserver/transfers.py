@@ -1,8 +1,9 @@
-"""The files of attempts, to and from RenderAPI over HTTP (`docs/reference/link.md`). Everything here blocks.
+"""The files of attempts, to and from RenderAPI over HTTP (`docs/reference/link.md`). All but `PreviewSender` blocks.
 
 Whoever asks goes on through every cut and restart of RenderAPI, where it had stopped; its `Errand` ends it.
 """
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -41,6 +42,11 @@ LONGEST_PAUSE_S: Final = 2.0
 FULL_S: Final = 10.0
 """The longest pause while the farm has no room."""
 MAX_ANSWER: Final = 64 << 20
+PREVIEW_PATIENCE_S: Final = 2.0
+"""So long a frame waits at most for its previews to be sent."""
+PREVIEW_QUIET_S: Final = 30.0
+"""After one that could not be sent none is tried for so long."""
+PREVIEW_THREADS: Final = 2
 _AWAY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PATH: Final = "/renderapi/v2/attempts"
 
@@ -76,7 +82,6 @@ class Errand:
                 _shut(connection)
 
     def hurry(self, seconds: float) -> None:
-        """Only so much longer."""
         self._until = time.monotonic() + seconds
 
     def pause(self, seconds: float) -> None:
@@ -112,9 +117,10 @@ class _Line:
             if isinstance(self.http.sock, ssl.SSLSocket):
                 self.identity.check_peer(self.http.sock.getpeercert(binary_form=True))
 
-    def address(self, errand: Errand, where: str) -> str:
+    def ask(self, errand: Errand, method: str, where: str, body: Any = None, **headers: str) -> None:
         path, mark, query = where.partition("?")
-        return f"{urlsplit(self.identity.url).path}{_PATH}/{errand.attempt}/{quote(path)}{mark}{query}"
+        address = f"{urlsplit(self.identity.url).path}{_PATH}/{errand.attempt}/{quote(path)}{mark}{query}"
+        self.http.request(method, address, body, {**errand.headers, **headers})
 
 
 class Transfers:
@@ -127,7 +133,6 @@ class Transfers:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close what is open and not in use."""
         with self._lock:
             idle, self._idle = self._idle, []
         for line in idle:
@@ -137,7 +142,7 @@ class Transfers:
         """The task's files, as RenderAPI says it: {"scene", "files": [{"name", "size", "digest", "crc32"}]}."""
 
         def ask(line: _Line) -> Any:
-            line.http.request("GET", line.address(errand, "inputs"), headers=errand.headers)
+            line.ask(errand, "GET", "inputs")
             return orjson.loads(_answer(line.http.getresponse()))
 
         return self._persist(errand, ask)
@@ -164,20 +169,17 @@ class Transfers:
                 worker.result()
 
     def send(self, errand: Errand, where: str, content: Path | bytes, headers: Mapping[str, str] | None = None) -> None:
-        """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`; a query is kept as it is).
-
-        `Refused` when RenderAPI does not want it, `InvalidRequest` for a file that is no regular one. While the farm's
-        disk is full it waits: to render a frame again would be dearer.
-        """
+        """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`; a query is kept as it is). `Refused`
+        when RenderAPI does not want it, `InvalidRequest` for a file that is no regular one. While the farm's disk is
+        full it waits: to render a frame again would be dearer."""
 
         def put(line: _Line) -> None:
-            address, head = line.address(errand, where), {**errand.headers, **(headers or {})}
             with contextlib.ExitStack() as stack:
                 body: bytes | FileIO = content if isinstance(content, bytes) else stack.enter_context(_regular(content))
-                if isinstance(body, FileIO):
-                    head["Content-Length"] = str(os.fstat(body.fileno()).st_size)
+                size = len(body) if isinstance(body, bytes) else os.fstat(body.fileno()).st_size
+                length = {"Content-Length": str(size)}
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before
-                    line.http.request("PUT", address, body, head)
+                    line.ask(errand, "PUT", where, body, **length, **(headers or {}))
             _answer(line.http.getresponse())
 
         self._persist(errand, put)
@@ -188,7 +190,7 @@ class Transfers:
         def get(line: _Line) -> None:
             nonlocal position
             wanted = {"Range": f"bytes={position}-{part.stop - 1}"} if part.stop > position else {}
-            line.http.request("GET", line.address(errand, f"inputs/{name}"), headers={**errand.headers, **wanted})
+            line.ask(errand, "GET", f"inputs/{name}", **wanted)
             response = line.http.getresponse()
             if wanted and response.status == 200 and position:
                 raise http.client.HTTPException("a range was asked for, the whole file came")
@@ -241,12 +243,38 @@ class Transfers:
             if self._idle:
                 return self._idle.pop()
             identity = self._identity
-        parts, tls = urlsplit(identity.url), identity.tls()
-        about: dict[str, Any] = {"timeout": TIMEOUT_S, "blocksize": PIECE}
-        if tls is None:
-            return _Line(identity, http.client.HTTPConnection(parts.hostname or "", parts.port, **about), fresh=True)
-        secure = http.client.HTTPSConnection(parts.hostname or "", parts.port, context=tls, **about)
-        return _Line(identity, secure, fresh=True)
+        return _Line(identity, identity.connection(TIMEOUT_S, blocksize=PIECE), fresh=True)
+
+
+class PreviewSender:
+    """Sends the previews of frames, in threads of its own. They are looks only: what can't be sent soon is left out."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
+        self._threads = ThreadPoolExecutor(PREVIEW_THREADS, thread_name_prefix="previews")
+        self._quiet_until = 0.0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def send(self, attempt: int, token: str, name: str, previews: Mapping[str, bytes]) -> None:
+        """Send the previews of one file; never raises, and comes back within `PREVIEW_PATIENCE_S`."""
+        if time.monotonic() < self._quiet_until:
+            return
+        errand = Errand(attempt, token, PREVIEW_PATIENCE_S)
+        try:
+            async with asyncio.timeout(PREVIEW_PATIENCE_S):
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._send, errand, name, previews)
+        except RenderOnlineError as error:
+            log.info("previews are not wanted", attempt=attempt, name=name, reason=str(error))
+        except (TimeoutError, Stopped, OSError) as error:
+            log.info("previews could not be sent", attempt=attempt, name=name, reason=str(error))
+            self._quiet_until = time.monotonic() + PREVIEW_QUIET_S
+
+    def _send(self, errand: Errand, name: str, previews: Mapping[str, bytes]) -> None:
+        if time.monotonic() >= self._quiet_until:
+            for size, jpeg in previews.items():
+                self._transfers.send(errand, f"previews/{name}?size={size}", jpeg)
 
 
 def _regular(path: Path) -> FileIO:
@@ -258,7 +286,6 @@ def _regular(path: Path) -> FileIO:
 
 
 def _answer(response: http.client.HTTPResponse) -> bytes:
-    """The body of a good answer."""
     body = response.read(MAX_ANSWER)
     if response.length:  # `read` says nothing when the connection ends too early
         raise http.client.IncompleteRead(body, response.length)

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +43,7 @@ class _Render:
     """The running or the last render."""
 
     def __init__(self, task_id: int, name: str) -> None:
-        self.task_id = task_id
-        self.name = name
+        self.task_id, self.name = task_id, name
         self.process: asyncio.Future[EngineProcess] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.ended_at = 0.0
@@ -72,7 +72,6 @@ class V1Node:
         self._watching: asyncio.Task[None] | None = None
 
     async def status(self, _: bytes) -> hpc.Status:
-        """What runs, or ran last."""
         return hpc.Status(self._engine_ids, self._render.state() if self._render else None)
 
     async def start(self, body: bytes) -> hpc.Answer:
@@ -157,12 +156,8 @@ def create_app(node: V1Node, *, allow: Sequence[str] = ()) -> Starlette:
 
         return Route(path, respond, methods=[method])
 
-    routes = [
-        route(hpc.STATUS_PATH, "GET", node.status),
-        route(hpc.START_PATH, "POST", node.start),
-        route(hpc.STOP_PATH, "POST", node.stop),
-    ]
-    return Starlette(routes=routes)
+    start, stop = route(hpc.START_PATH, "POST", node.start), route(hpc.STOP_PATH, "POST", node.stop)
+    return Starlette(routes=[route(hpc.STATUS_PATH, "GET", node.status), start, stop])
 
 
 def _may_call(request: Request, networks: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
@@ -181,15 +176,13 @@ def _may_call(request: Request, networks: Sequence[ipaddress.IPv4Network | ipadd
 
 async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequence[str]]) -> None:
     """Serve until SIGTERM or SIGINT; a render that runs then is killed: the contract knows no way to hand it back."""
+    warning = "no authentication: whoever reaches this port can run the configured engines"
     if not is_loopback(settings.host) and not settings.allow:
-        log.warning(
+        warning = (
             "NO AUTHENTICATION: everybody on the network who reaches this port can run the configured engines here."
-            " Set Allow to the addresses of your RenderAPI, or use `renderonline node --join`.",
-            host=settings.host,
-            port=settings.port,
+            " Set Allow to the addresses of your RenderAPI, or use `renderonline node --join`."
         )
-    else:
-        log.warning("no authentication: whoever reaches this port can run the configured engines", host=settings.host)
+    log.warning(warning, host=settings.host, port=settings.port)
     processes = Processes(home.name)
     await processes.open()
     try:
@@ -207,11 +200,11 @@ async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequenc
 async def _body(request: Request) -> bytes:
     """The body; an oversized one is cut and so not parseable."""
     body = bytearray()
-    try:
+    with suppress(ClientDisconnect):
         async for piece in request.stream():
             body += piece
             if len(body) > MAX_BODY:
-                return b""
-    except ClientDisconnect:
-        return b""
-    return bytes(body)
+                break
+        else:
+            return bytes(body)
+    return b""

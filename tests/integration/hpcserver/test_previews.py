@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.previews import PATIENCE_S, PreviewSender
-from renderonline.hpcserver.transfers import Transfers
+from renderonline.hpcserver.transfers import PREVIEW_PATIENCE_S, PreviewSender, Transfers
 from tests.support.farm import RealFarm, wait_until
 from tests.support.painter import DEFINITION, write_painter
 
@@ -135,6 +134,6 @@ async def test_a_renderapi_that_never_answers_holds_up_a_frame_only_once() -> No
     start = time.monotonic()
     for number in range(10):
         await sender.send(1, "token", f"{number}.png", {"thumb": b"\xff\xd8\xff", "view": b"\xff\xd8\xff"})
-    assert time.monotonic() - start < PATIENCE_S + 1.0
+    assert time.monotonic() - start < PREVIEW_PATIENCE_S + 1.0
     sender.close()
     silent.close()

@@ -15,9 +15,8 @@ from renderonline.farm.errors import NoSpace
 from renderonline.hpcserver import own_files
 from renderonline.hpcserver import transfers as sending_files
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.outputs import Good
-from renderonline.hpcserver.own_files import OwnFiles, Parcel
+from renderonline.hpcserver.own_files import InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.transfers import Transfers
 from renderonline.renderapi import housekeeping, places
 from renderonline.storage.digests import digest_file

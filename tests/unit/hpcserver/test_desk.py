@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from renderonline.hpcserver import desk
-from renderonline.hpcserver.desk import Desk, cpu_of_others, last_input
+from renderonline.hpcserver import telemetry as desk
+from renderonline.hpcserver.telemetry import Desk, cpu_of_others, last_input
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,25 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 import uv
 
-from renderonline.engines.children import child, lines_of, sigterm_unwinds
+from renderonline.engines.children import Answer, ask, sigterm_unwinds
 from renderonline.farm.errors import NoSpace, NotAvailable
+
+try:
+    import fcntl
+except ImportError:  # Windows: without it two installations at once are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[float, str], None]
 """Told how far it is (0 to 1) and what is being done."""
@@ -39,12 +43,10 @@ class Build:
 
     @property
     def version(self) -> str:
-        """As people say it."""
         return self.bpy.rstrip(".*")
 
     @property
     def environment(self) -> str:
-        """The name of its environment's directory."""
         return f"bpy-{self.version}-python-{self.python}"
 
 
@@ -78,26 +80,20 @@ _MISSING_LIBRARY = re.compile(r"([\w.+-]+\.so[\w.]*): cannot open shared object 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """An installed Blender: what the command line begins with, and its version."""
+    """A whole environment with Blender in it. `version` is "" until Blender has been seen running."""
 
-    prefix: tuple[str, ...]
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    """What `installed.json` says. `version` is "" until Blender has been seen running."""
-
-    environment: str
+    python: Path
     version: str = ""
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        return prefix_of(self.python)
 
 
 def installed(directory: Path) -> Installation | None:
     """The Blender in `directory` if it is complete and was seen running."""
-    marker = _read_marker(directory)
-    if marker is None or not marker.version:
-        return None
-    return Installation(prefix_of(_python_of(directory / marker.environment)), marker.version)
+    found = _read_marker(directory)
+    return found if found is not None and found.version else None
 
 
 def prefix_of(python: Path) -> tuple[str, ...]:
@@ -122,19 +118,17 @@ def install(directory: Path, progress: Progress, *, builds: Sequence[Build] = BU
 
 
 def _install(directory: Path, progress: Progress, builds: Sequence[Build]) -> Installation:
-    marker = _read_marker(directory)
-    if marker is None:
-        marker = _Marker(_make_environment(directory, progress, builds))
-        _write_marker(directory, marker)
+    found = _read_marker(directory)
+    python = found.python if found is not None else _make_environment(directory, progress, builds)
+    if found is None:
+        _write_marker(directory, python, "")
     progress(0.97, "Trying Blender out")
-    python = _python_of(directory / marker.environment)
     version = _smoke_test(python)
-    _write_marker(directory, _Marker(marker.environment, version))
-    return Installation(prefix_of(python), version)
+    _write_marker(directory, python, version)
+    return Installation(python, version)
 
 
-def _make_environment(directory: Path, progress: Progress, builds: Sequence[Build]) -> str:
-    """The new environment's name."""
+def _make_environment(directory: Path, progress: Progress, builds: Sequence[Build]) -> Path:
     download = directory / "download"
     (directory / _MARKER).unlink(missing_ok=True)
     for leftover in (*directory.glob("bpy-*"), download):
@@ -145,6 +139,7 @@ def _make_environment(directory: Path, progress: Progress, builds: Sequence[Buil
     progress(0.0, "Looking for a Python that Blender supports")
     build, python = _choose(directory, builds)
     environment = directory / build.environment
+    new = _python_of(environment)
 
     def told(written: int) -> None:
         done = 0.05 + 0.9 * min(written / WRITTEN_BYTES, 1.0)
@@ -155,14 +150,14 @@ def _make_environment(directory: Path, progress: Progress, builds: Sequence[Buil
         _run_uv(["venv", "--quiet", "--no-project", "--python", python, str(environment)], directory)
         # A cache of its own: what an interrupted download leaves is found and removed, and the user's cache does not
         # grow by a gigabyte. The files are hard links, so that removing the cache keeps the environment.
-        install = ["pip", "install", "--quiet", "--python", str(_python_of(environment)), f"bpy=={build.bpy}"]
+        install = ["pip", "install", "--quiet", "--python", str(new), f"bpy=={build.bpy}"]
         _run_uv([*install, "--cache-dir", str(download)], directory, told)
     except BaseException:
         shutil.rmtree(environment, ignore_errors=True)
         raise
     finally:
         shutil.rmtree(download, ignore_errors=True)
-    return build.environment
+    return new
 
 
 def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
@@ -174,11 +169,10 @@ def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
             return build, found
     pythons = str(directory / "python")
     for build in builds:
-        if _uv_output(["python", "install", "--install-dir", pythons, build.python], directory) is None:
-            continue
-        here = {"UV_PYTHON_INSTALL_DIR": pythons}
-        if found := _uv_output(["python", "find", "--managed-python", build.python], directory, here):
-            return build, found
+        if _uv(["python", "install", "--install-dir", pythons, build.python], directory).code == 0:
+            find = ["python", "find", "--managed-python", build.python]
+            if found := _found(_uv(find, directory, UV_PYTHON_INSTALL_DIR=pythons)):
+                return build, found
     wanted = " or ".join(f"Python {build.python} (for Blender {build.version})" for build in builds)
     raise NotAvailable(
         f"Blender from PyPI needs {wanted}; neither is installed and neither could be downloaded. "
@@ -188,82 +182,64 @@ def _choose(directory: Path, builds: Sequence[Build]) -> tuple[Build, str]:
 
 def find_python(version: str, directory: Path) -> str | None:
     """The Python of this version that is on the computer, wherever uv looks for one."""
-    return _uv_output(["python", "find", "--system", "--no-python-downloads", version], directory) or None
+    return _found(_uv(["python", "find", "--system", "--no-python-downloads", version], directory))
 
 
-def _run_uv(arguments: Sequence[str], directory: Path, told: Callable[[int], None] | None = None) -> None:
+def _found(answer: Answer) -> str | None:
+    return answer.out[0] if answer.code == 0 and answer.out else None
+
+
+def _run_uv(arguments: Sequence[str], directory: Path, told: Callable[[int], None] = lambda _bytes: None) -> None:
     """Run uv to its end, telling how many bytes it has written; `NotAvailable` with its last words when it fails."""
-    with tempfile.TemporaryFile() as words:
-        written = 0
-        argv = [_uv_binary(), *arguments]
-        with child(argv, stderr=words, cwd=directory, environment=_uv_environment()) as process:
-            ends = time.monotonic() + STEP_TIME_S
-            while process.poll() is None and time.monotonic() < ends:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.2)
-                with suppress(psutil.Error, AttributeError):  # no such counters here, or it has just ended
-                    written = max(written, psutil.Process(process.pid).io_counters().write_chars)
-                if told is not None:
-                    told(written)
-        if process.returncode != 0:
-            raise NotAvailable(_uv_failed(lines_of(words)))
 
+    def look(pid: int) -> None:
+        with suppress(psutil.Error, AttributeError):  # no such counters here, or it has just ended
+            told(psutil.Process(pid).io_counters().write_chars)
 
-def _uv_failed(lines: list[str]) -> str:
-    words = " ".join(lines)
+    answer = _uv(arguments, directory, look)
+    if answer.code == 0:
+        return
+    words = " ".join(answer.err)
     advice = "Check the network (and the proxy or package index that uv uses), then try again."
     if ("no wheels" in words or "unsatisfiable" in words) and "network" not in words:
         advice = (
             f"PyPI has no Blender for this kind of computer ({platform.system()} {platform.machine()}) or its index "
             "is not the one in use. A system Blender works as well: install it and put `blender` on the PATH."
         )
-    return f"Blender could not be installed: {' '.join(lines[-6:]) or 'uv was ended.'}\n{advice}"
+    last = " ".join(answer.err[-6:]) or "uv was ended."
+    raise NotAvailable(f"Blender could not be installed: {last}\n{advice}")
 
 
-def _uv_output(arguments: Sequence[str], directory: Path, more: Mapping[str, str] | None = None) -> str | None:
-    """What uv prints, None when it fails."""
-    environment = {**_uv_environment(), **(more or {})}
-    argv = [_uv_binary(), *arguments]  # --quiet would keep the answer to itself, too
-    with child(argv, stdout=subprocess.PIPE, cwd=directory, environment=environment) as process:
-        try:
-            output, _ = process.communicate(timeout=STEP_TIME_S)
-        except subprocess.TimeoutExpired:
-            return None
-    return output.decode(errors="replace").strip() if process.returncode == 0 else None
-
-
-def _uv_binary() -> str:
+def _uv(
+    arguments: Sequence[str], directory: Path, meanwhile: Callable[[int], None] = lambda _pid: None, **more: str
+) -> Answer:
+    """What uv says, run in our environment without what would make it work on some other project's."""
     try:
-        return os.fspath(uv.find_uv_bin())
+        program: str | None = os.fspath(uv.find_uv_bin())
     except FileNotFoundError:
-        if found := shutil.which("uv"):
-            return found
-    raise NotAvailable("The program uv is missing. Install it (pip install uv), then try again.")
-
-
-def _uv_environment() -> dict[str, str]:
-    """Our environment without what would make uv work on some other project's environment."""
+        program = shutil.which("uv")
+    if program is None:
+        raise NotAvailable("The program uv is missing. Install it (pip install uv), then try again.")
     foreign = {"VIRTUAL_ENV", "CONDA_PREFIX", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "PYTHONHOME", "PYTHONPATH"}
-    return {name: value for name, value in os.environ.items() if name not in foreign} | {"UV_NO_PROGRESS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {"UV_NO_PROGRESS": "1", **more}
+    argv = [program, *arguments]
+    return ask(argv, STEP_TIME_S, cwd=directory, environment=environment, meanwhile=meanwhile)
 
 
 def _smoke_test(python: Path) -> str:
     """Blender's version, seen by importing it; `NotAvailable` names the system libraries that it lacks."""
-    with tempfile.TemporaryFile() as words, tempfile.TemporaryDirectory() as scratch:
-        argv = [str(python), "-I", "-c", _SMOKE]
+    with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "TMPDIR": scratch}  # Blender leaves a directory there when it is interrupted
-        with child(argv, stdout=subprocess.PIPE, stderr=words, environment=environment) as process:
-            try:
-                output, _ = process.communicate(timeout=SMOKE_TIME_S)
-            except subprocess.TimeoutExpired:
-                raise NotAvailable(f"Blender did not start within {SMOKE_TIME_S:.0f} s. Try again.") from None
-        complaint = lines_of(words)
-    version = re.search(r"VERSION (\S+)", output.decode(errors="replace"))
-    if process.returncode == 0 and version is not None:
-        return version.group(1)
-    missing = sorted({*_MISSING_LIBRARY.findall(" ".join(complaint)), *_missing_by_ldd(python)})
+        answer = ask([str(python), "-I", "-c", _SMOKE], SMOKE_TIME_S, environment=environment)
+    if answer.code is None:
+        raise NotAvailable(f"Blender did not start within {SMOKE_TIME_S:.0f} s. Try again.")
+    version = re.search(r"VERSION (\S+)", " ".join(answer.out))
+    if answer.code == 0 and version is not None:
+        return version[1]
+    missing = sorted({*_MISSING_LIBRARY.findall(" ".join(answer.err)), *_missing_by_ldd(python)})
     if not missing:
-        last = complaint[-1] if complaint else f"exit code {process.returncode}"
+        last = answer.err[-1] if answer.err else f"exit code {answer.code}"
         raise NotAvailable(f"Blender is installed but does not start: {last}")
     packages = sorted({DEBIAN_PACKAGES[name] for name in missing if name in DEBIAN_PACKAGES})
     advice = f"apt-get install -y {' '.join(packages)}" if packages else "the package manager of this system"
@@ -280,29 +256,29 @@ def _missing_by_ldd(python: Path) -> set[str]:
     if ldd is None or package is None:
         return set()
     files = [*package.glob("*.so"), *package.glob("lib/*.so*")]
-    with child([ldd, *map(str, files)], stdout=subprocess.PIPE) as process:
-        output, _ = process.communicate()
-    missing = re.findall(r"^\s*(\S+) => not found", output.decode(errors="replace"), re.MULTILINE)
-    return set(missing) - {file.name for file in files}
+    told = "\n".join(ask([ldd, *map(str, files)], SMOKE_TIME_S).out)
+    return set(re.findall(r"^(\S+) => not found", told, re.MULTILINE)) - {file.name for file in files}
 
 
 def _python_of(environment: Path) -> Path:
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _read_marker(directory: Path) -> _Marker | None:
+def _read_marker(directory: Path) -> Installation | None:
     """None as well when the environment's Python is gone."""
     try:
-        marker = _Marker(**json.loads((directory / _MARKER).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        marker = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
+        python, version = _python_of(directory / marker["environment"]), str(marker["version"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    sane = re.fullmatch(r"bpy-[\w.-]+", marker.environment)
-    return marker if sane and os.access(_python_of(directory / marker.environment), os.X_OK) else None
+    sane = re.fullmatch(r"bpy-[\w.-]+", marker["environment"])
+    return Installation(python, version) if sane and os.access(python, os.X_OK) else None
 
 
-def _write_marker(directory: Path, marker: _Marker) -> None:
+def _write_marker(directory: Path, python: Path, version: str) -> None:
     aside = directory / f"{_MARKER}.new"
-    aside.write_text(json.dumps(asdict(marker)) + "\n", encoding="utf-8")
+    environment = python.relative_to(directory).parts[0]
+    aside.write_text(json.dumps({"environment": environment, "version": version}) + "\n", encoding="utf-8")
     aside.replace(directory / _MARKER)
 
 
@@ -310,19 +286,11 @@ def _write_marker(directory: Path, marker: _Marker) -> None:
 def _one_at_a_time(directory: Path, progress: Progress) -> Iterator[None]:
     """Two installations of the same directory at once: the second waits, then finds it done."""
     with (directory / "lock").open("w") as file:
-        while not _locked(file.fileno()):
-            progress(0.0, "Waiting for another installation of Blender to end")
-            time.sleep(0.3)
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress(0.0, "Waiting for another installation of Blender to end")
+                time.sleep(0.3)
         yield
-
-
-def _locked(file: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: without it two installations at once are not told apart
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

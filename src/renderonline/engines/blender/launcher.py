@@ -38,22 +38,19 @@ FORMATS: Final = {"TGA": "TARGA", "RAWTGA": "TARGA_RAW", "JP2": "JPEG2000", "EXR
 FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
 
 
-class Stop(Exception):
-    """Ends the program with an exit code, after saying why."""
+class Failed(Exception):
+    """The scene or a frame failed: ends the program with Blender's own message, without its `Error: `, on one line."""
 
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    code = 1
 
-
-def failed(message: str | Exception) -> Stop:
-    """The scene or a frame failed; Blender's own message without its `Error: `, on one line."""
-    return Stop(1, " ".join(str(message).split()).removeprefix("Error: "))
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).split()).removeprefix("Error: "))
 
 
-def refused(message: str) -> Stop:
+class Refused(Failed):
     """An option is not allowed or not understood."""
-    return Stop(2, message)
+
+    code = 2
 
 
 class Session:
@@ -70,11 +67,11 @@ class Session:
     def load(self, path: str) -> None:
         """Open a scene file with its scripts switched off."""
         if not os.path.isfile(path):
-            raise failed(f"Cannot read file '{path}': No such file or directory")
+            raise Failed(f"Cannot read file '{path}': No such file or directory")
         try:
             self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
         except RuntimeError as error:
-            raise failed(error) from None
+            raise Failed(error) from None
         self.loaded = True
         self.scene = self.bpy.context.scene
         say(f'Read blend: "{path}"')
@@ -82,27 +79,27 @@ class Session:
     def select_scene(self, name: str) -> None:
         self.scene = self.bpy.data.scenes.get(name)
         if self.scene is None:
-            raise failed(f"Can't find scene: {name!r}")
+            raise Failed(f"Can't find scene: {name!r}")
 
     def select_engine(self, name: str) -> None:
         try:
             self.scene.render.engine = name
         except TypeError:
-            raise failed(f"engine not found '{name}'") from None
+            raise Failed(f"engine not found '{name}'") from None
 
     def set_output(self, path: str) -> None:
         self.scene.render.filepath = path
 
     def set_format(self, name: str) -> None:
         if name in FILMS:
-            raise refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
+            raise Refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
         image = self.scene.render.image_settings
         try:
             if hasattr(image, "media_type"):  # since Blender 5.0 it decides which formats there are
                 image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
             image.file_format = FORMATS.get(name, name)
         except TypeError:
-            raise refused(f"format not found '{name}'") from None
+            raise Refused(f"format not found '{name}'") from None
 
     def set_extension(self, value: str) -> None:
         self.scene.render.use_file_extension = value.lower() not in ("0", "false")
@@ -135,14 +132,14 @@ class Session:
             start = self._frame("-f", first)
             end = self._frame("-f", last) if last else start
             if end - start >= MOST_FRAMES:
-                raise refused(f"-f {text} are too many frames")
+                raise Refused(f"-f {text} are too many frames")
             yield from range(start, end + 1)
 
     def _frame(self, option: str, text: str) -> int:
         """A frame number; `+N` and `-N` count from the scene's first and last."""
         match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
         if match is None or int(match[2]) > LARGEST_FRAME:
-            raise refused(f"{option} {text} is not a frame number")
+            raise Refused(f"{option} {text} is not a frame number")
         if match[1] == "-":
             return int(self.scene.frame_end) - int(match[2]) + 1
         return int(match[2]) + (int(self.scene.frame_start) if match[1] == "+" else 0)
@@ -150,12 +147,12 @@ class Session:
     def render(self, frames: Sequence[int]) -> None:
         """Render frames one by one, so that the first that is not written ends the run."""
         if not self.loaded:
-            raise failed("Cannot render without a blend file")
+            raise Failed("Cannot render without a blend file")
         if not frames:
-            raise failed("there is no frame to render: the last frame is before the first")
+            raise Failed("there is no frame to render: the last frame is before the first")
         render = self.scene.render
         if render.image_settings.file_format in FILMS:
-            raise refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
+            raise Refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
         # The scene's meshes and acceleration structures are kept from frame to frame: up to three times faster.
         render.use_persistent_data = True
         if not render.use_stamp:  # else the time would be painted into the picture
@@ -172,17 +169,16 @@ class Session:
         try:
             result = self.bpy.ops.render.render(animation=True, scene=scene.name)
         except RuntimeError as error:
-            raise failed(error) from None
+            raise Failed(error) from None
         finally:
             # The end first: Blender keeps the start from passing it.
             scene.frame_end, scene.frame_start, scene.frame_step = end, start, step
         path = self.path_of(frame)
         written = "CANCELLED" not in result and os.path.isfile(path) and os.stat(path).st_mtime >= began - 2
         if not written and not scene.render.use_multiview:
-            raise failed(f"frame {frame} was not written: {path}")
+            raise Failed(f"frame {frame} was not written: {path}")
 
     def path_of(self, frame: int) -> str:
-        """The file that a frame goes to."""
         return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame)))
 
     def on_stats(self, *words: object) -> None:
@@ -194,7 +190,6 @@ class Session:
             say(text if text.startswith("Fra:") else f"Fra:{self.frame} {text}")
 
     def on_write(self, *_: object) -> None:
-        """A frame's file is complete."""
         say(f"Saved: '{self.path_of(self.frame)}'")
 
 
@@ -225,7 +220,7 @@ def parse(words: Sequence[str]) -> list[tuple[Callable[[Session, str], None], st
         if word in OPTIONS:
             value = next(rest, None)
             if value is None:
-                raise refused(f"option {word} needs a value")
+                raise Refused(f"option {word} needs a value")
             steps.append((OPTIONS[word], value))
         elif word in ("-a", "--render-anim"):
             steps.append((Session.render_animation, ""))
@@ -234,12 +229,12 @@ def parse(words: Sequence[str]) -> list[tuple[Callable[[Session, str], None], st
         elif not word.startswith("-"):
             steps.append((Session.load, word))
         elif word not in WITHOUT_MEANING:
-            raise refused(f"option {word} is not allowed here. {USAGE}")
+            raise Refused(f"option {word} is not allowed here. {USAGE}")
     return steps
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the words; raises `Stop` when something ends it early."""
+    """Run the words; raises `Failed` when something ends it early."""
     if words and os.path.basename(words[0]) == "blender":  # v1's templates begin with the program's name
         words = words[1:]
     if not words or words[0] in ("-h", "--help"):
@@ -273,11 +268,9 @@ def _import_bpy(threads: int = 0) -> Any:
 
 @contextmanager
 def _few_processors(threads: int) -> Iterator[None]:
-    """Show only so many processors to what is imported within.
-
-    The module's thread pool is as large as the processors it sees when it is loaded, whatever the scene says, and its
-    idle threads spin: without this `-t 1` keeps two processors busy. The real Blender limits the pool by `-t` itself.
-    """
+    """Show only so many processors to what is imported within. The module's thread pool is as large as the processors
+    it sees when it is loaded, whatever the scene says, and its idle threads spin: without this `-t 1` keeps two
+    processors busy. The real Blender limits the pool by `-t` itself."""
     if not hasattr(os, "sched_setaffinity") or not 0 < threads < len(os.sched_getaffinity(0)):
         yield
         return
@@ -308,7 +301,7 @@ def say(text: str) -> None:
 def _whole_number(option: str, text: str, smallest: int, largest: int) -> int:
     number = int(text) if re.fullmatch(r"\d{1,7}", text, re.ASCII) else -1
     if not smallest <= number <= largest:
-        raise refused(f"{option} {text} must be a number from {smallest} to {largest}")
+        raise Refused(f"{option} {text} must be a number from {smallest} to {largest}")
     return number
 
 
@@ -327,9 +320,9 @@ if __name__ == "__main__":
     default_signals()
     try:
         main(sys.argv[1:])
-    except Stop as stop:
-        sys.stderr.write(f"Error: {stop}\n")
-        leave(stop.code)
+    except Failed as failed:
+        sys.stderr.write(f"Error: {failed}\n")
+        leave(failed.code)
     except BaseException:  # noqa: BLE001 - whatever it is, the exit code must say so
         traceback.print_exc()
         leave(1)

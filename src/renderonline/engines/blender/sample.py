@@ -21,6 +21,7 @@ BEADS: Final = 20
 CENTRE: Final = (0.0, 0.0, 1.36)
 """Of the gyroscope."""
 
+BLACK: Final = (0.0, 0.0, 0.0)
 Colour = tuple[float, float, float]
 Place = tuple[float, float, float]
 
@@ -36,10 +37,11 @@ def principled(name: str, colour: Colour, **inputs: float) -> Any:
     return material
 
 
-def glowing(name: str, colour: Colour, strength: float) -> Any:
-    material = principled(name, (0.0, 0.0, 0.0), Emission_Strength=strength, Roughness=1.0)
-    material.node_tree.nodes["Principled BSDF"].inputs["Emission Color"].default_value = (*colour, 1.0)
-    material.cycles.emission_sampling = "NONE"  # a lamp inside does the lighting
+def glowing(material: Any, colour: Colour, strength: float) -> Any:
+    """The material, which glows besides; it lights nothing: a lamp does."""
+    inputs = material.node_tree.nodes["Principled BSDF"].inputs
+    inputs["Emission Color"].default_value, inputs["Emission Strength"].default_value = (*colour, 1.0), strength
+    material.cycles.emission_sampling = "NONE"
     return material
 
 
@@ -104,7 +106,7 @@ def gyroscope() -> None:
 
 def ember() -> Any:
     """White-hot where one looks straight at it, orange at the rim."""
-    material = glowing("Heart", (1.0, 0.4, 0.1), 2.2)
+    material = glowing(principled("Heart", BLACK, Roughness=1.0), (1.0, 0.4, 0.1), 2.2)
     nodes, links = material.node_tree.nodes, material.node_tree.links
     facing = nodes.new("ShaderNodeLayerWeight").outputs["Facing"]
     colour = ramp(nodes, links, facing, [(0.0, (1.0, 0.58, 0.17)), (1.0, (1.0, 0.10, 0.005))])
@@ -119,12 +121,8 @@ def beads() -> None:
         colour = rainbow(turn)
         if number % 2:
             tint: Colour = (0.5 + 0.5 * colour[0], 0.5 + 0.5 * colour[1], 0.5 + 0.5 * colour[2])
-            material = principled(
-                f"Glass {number}", tint, Transmission_Weight=1.0, Roughness=0.0, IOR=1.4, Specular_IOR_Level=0.2
-            )
-            light = material.node_tree.nodes["Principled BSDF"].inputs
-            light["Emission Color"].default_value, light["Emission Strength"].default_value = (*colour, 1.0), 0.12
-            material.cycles.emission_sampling = "NONE"
+            clear = {"Transmission_Weight": 1.0, "Roughness": 0.0, "IOR": 1.4, "Specular_IOR_Level": 0.2}
+            material = glowing(principled(f"Glass {number}", tint, **clear), colour, 0.12)
         else:
             material = principled(f"Lacquer {number}", colour, Roughness=0.25, Coat_Weight=1.0, Coat_Roughness=0.03)
         angle = 2 * math.pi * turn
@@ -145,7 +143,7 @@ def stage() -> None:
     bpy.ops.mesh.primitive_torus_add(
         major_radius=2.85, minor_radius=0.03, major_segments=128, minor_segments=10, location=(0, 0, -0.02)
     )
-    finished(glowing("Rim", (0.10, 0.42, 0.90), 1.1))
+    finished(glowing(principled("Rim", BLACK, Roughness=1.0), (0.10, 0.42, 0.90), 1.1))
 
 
 def look_at(thing: Any, target: Place) -> None:

@@ -61,9 +61,7 @@ def survey(scene: str, files: str | Mapping[str, str]) -> dict[str, Any]:
 
 def read(path: str) -> dict[str, Any]:
     """The facts of one file: size, version, scenes (the active one first), external files as it names them, warnings.
-
-    `BrokenScene` for whatever is wrong with its content.
-    """
+    `BrokenScene` for whatever is wrong with its content."""
     with open(path, "rb") as file:
         try:
             return _facts(_Stream(file))
