@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -19,8 +19,7 @@ from renderonline.database.connection_strings import Place
 from renderonline.database.door import Database
 from renderonline.farm.errors import Conflict, NoSpace, NotAvailable, NotFound
 
-_ROWS_A_STATEMENT: Final = 200
-_STATEMENT_BYTES: Final = 512 * 1024
+_ROWS_A_STATEMENT: Final = 50
 COMPLETE: Final = "-- complete"
 """The last line of a complete SQL backup."""
 
@@ -62,46 +61,30 @@ def _copy_sqlite(place: Place, target: Path) -> None:
 
 def _dump_mysql(place: Place, target: Path) -> None:
     engine = patient_engine(place)
+    quoted = engine.dialect.identifier_preparer.quote_identifier
     try:
         with engine.connect() as connection, target.open("w", encoding="utf-8", newline="\n") as file:
             connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-            _write_dump(connection, file)
+            file.write("-- RenderOnline backup\nSET NAMES utf8mb4;\nSET time_zone='+00:00';\n")
+            file.write("SET sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION';\n")
+            names = connection.exec_driver_sql("SHOW FULL TABLES WHERE Table_type='BASE TABLE'").scalars().all()
+            for name in map(quoted, names):
+                _, create = connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()
+                file.write(f"\n{create};\n")
+                file.writelines(_inserts(connection, name))
+            file.write(f"\n{COMPLETE}\n")
     finally:
         engine.dispose()
-
-
-def _write_dump(connection: Connection, file: IO[str]) -> None:
-    file.write("-- RenderOnline backup\nSET NAMES utf8mb4;\nSET time_zone='+00:00';\n")
-    file.write("SET sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION';\n")
-    tables = connection.exec_driver_sql("SHOW FULL TABLES WHERE Table_type='BASE TABLE'").all()
-    for name in (_quoted(str(row[0])) for row in tables):
-        _, create = connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()
-        file.write(f"\n{create};\n")
-        file.writelines(_inserts(connection, name))
-    file.write(f"\n{COMPLETE}\n")
 
 
 def _inserts(connection: Connection, table: str) -> Iterator[str]:
     """INSERT statements of many rows each; the rows are streamed, never all in memory."""
     driver: Any = connection.connection.driver_connection
-    options = {"stream_results": True, "yield_per": 1000}
+    options = {"stream_results": True, "yield_per": _ROWS_A_STATEMENT}
     rows = connection.exec_driver_sql(f"SELECT * FROM {table}", execution_options=options)  # noqa: S608
-    names = ", ".join(_quoted(name) for name in rows.keys())  # noqa: SIM118 (a result is no mapping)
-    count = size = 0
-    for row in rows:
-        values = f"({', '.join(driver.escape(field, driver.encoders) for field in row)})"
-        yield ",\n" if count else f"INSERT INTO {table} ({names}) VALUES\n"
-        yield values
-        count, size = count + 1, size + len(values)
-        if count == _ROWS_A_STATEMENT or size > _STATEMENT_BYTES:
-            yield ";\n"
-            count = size = 0
-    if count:
-        yield ";\n"
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
+    for part in rows.partitions():
+        values = ",\n".join(driver.escape(tuple(row), driver.encoders) for row in part)
+        yield f"INSERT INTO {table} VALUES\n{values};\n"
 
 
 def _sync(path: Path) -> None:

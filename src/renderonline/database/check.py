@@ -3,15 +3,16 @@
 Every finding is an error, save the warnings: raw tokens (R12), no administrator, limits that are exceeded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, case, func, select
 
 from renderonline.database import ids
 from renderonline.database.accounts import has_admin
+from renderonline.database.projection import ENDED
 from renderonline.database.rows import AnyRow
 from renderonline.database.schema import (
     attempts,
@@ -33,7 +34,6 @@ from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Counters, Ta
 MAX_FINDINGS: Final = 1000
 
 _LIVE_ATTEMPT: Final = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING))
-_ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,6 @@ def check(connection: Connection) -> tuple[Finding, ...]:
 
 def _all(connection: Connection) -> Iterator[Finding]:
     yield from _tasks(connection)
-    yield from _orphans(connection)
     yield from _leases(connection)
     for table, query, message in _NEVER:
         for row in connection.execute(query.limit(MAX_FINDINGS)):
@@ -106,7 +105,7 @@ def _contradictions(row: AnyRow) -> Iterator[str]:
     if row.frames and row.cut != row.frames_total:
         yield f"Its chunks hold {row.cut} of {row.frames_total} frames."
     for name in ("render", "engine", "user"):
-        if getattr(row, f"known_{name}") is None and status not in _ENDED:
+        if getattr(row, f"known_{name}") is None and status not in ENDED:
             yield f"Its {name} does not exist."
 
 
@@ -115,32 +114,14 @@ def _projection(row: AnyRow, status: TaskStatus) -> Iterator[str]:
     for name, wanted in (("is_running", TaskStatus.RUNNING), ("is_success", TaskStatus.SUCCEEDED)):
         if bool(getattr(row, name)) is not (status is wanted):
             yield f"{name} is {getattr(row, name)}, but it is {status}."
-    if (row.end_us is not None) is not (status in _ENDED) or (row.end_us is None) is not (row.end_time is None):
+    if (row.end_us is not None) is not (status in ENDED) or (row.end_us is None) is not (row.end_time is None):
         yield f"Its end is {row.end_us} and {row.end_time}, but it is {status}."
-    if row.queue_rows != (0 if status in _ENDED else 1):
+    if row.queue_rows != (0 if status in ENDED else 1):
         yield f"It has {row.queue_rows} queue rows, but it is {status}."
 
 
 def _words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
-
-
-_REFERENCES: Final = (
-    (queue.c.queue_id, queue.c.task_id, tasks.c.task_id),
-    (chunks.c.chunk_id, chunks.c.task_id, tasks.c.task_id),
-    (attempts.c.attempt_id, attempts.c.task_id, tasks.c.task_id),
-    (attempts.c.attempt_id, attempts.c.chunk_id, chunks.c.chunk_id),
-    (results.c.result_id, results.c.task_id, tasks.c.task_id),
-    (waits_for.c.task_id, waits_for.c.task_id, tasks.c.task_id),
-)
-
-
-def _orphans(connection: Connection) -> Iterator[Finding]:
-    for key, reference, target in _REFERENCES:
-        lost = select(key, reference).outerjoin(target.table, target == reference).where(target.is_(None))
-        for row in connection.execute(lost.limit(MAX_FINDINGS)):
-            kind = target.table.name.removesuffix("s")
-            yield Finding(key.table.name, str(row[0]), f"It belongs to {kind} {row[1]}, which does not exist.")
 
 
 def _leases(connection: Connection) -> Iterator[Finding]:
@@ -164,14 +145,23 @@ def _leases(connection: Connection) -> Iterator[Finding]:
             yield Finding("chunks", str(row.chunk_id), f"It is {row.state}, its attempt is {row.attempt}.")
 
 
-_NEVER: Final = (
-    (
-        "attempts",
-        select(attempts.c.attempt_id, attempts.c.machine_id)
-        .outerjoin(machines, machines.c.machine_id == attempts.c.machine_id)
-        .where(_LIVE_ATTEMPT, machines.c.machine_id.is_(None)),
-        "It lives on machine {1}, which does not exist.",
-    ),
+_Never = tuple[str, Select[*tuple[Any, ...]], str]
+
+
+def _orphans(key: Column[Any], target: Column[Any], *where: ColumnElement[bool], says: str = "belongs to") -> _Never:
+    reference = key.table.c[target.name]
+    lost = select(key, reference).outerjoin(target.table, target == reference).where(target.is_(None), *where)
+    return key.table.name, lost, f"It {says} {target.table.name.removesuffix('s')} {{1}}, which does not exist."
+
+
+_NEVER: Final[Sequence[_Never]] = (
+    _orphans(queue.c.queue_id, tasks.c.task_id),
+    _orphans(chunks.c.chunk_id, tasks.c.task_id),
+    _orphans(attempts.c.attempt_id, tasks.c.task_id),
+    _orphans(attempts.c.attempt_id, chunks.c.chunk_id),
+    _orphans(results.c.result_id, tasks.c.task_id),
+    _orphans(waits_for.c.task_id, tasks.c.task_id),
+    _orphans(attempts.c.attempt_id, machines.c.machine_id, _LIVE_ATTEMPT, says="lives on"),
     (
         "attempts",
         select(attempts.c.attempt_id).where(

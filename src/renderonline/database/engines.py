@@ -82,9 +82,7 @@ def put_argtype(connection: Connection, argtype: ArgType) -> ArgType:
         raise InvalidRequest("The id of an argument type has 1 to 50 characters, its type 1 to 20.")
     values = {"type": argtype.type, "regex": argtype.regex or None}
     here = argtypes.c.argtype_id == argtype.argtype_id
-    if connection.scalar(select(func.count()).select_from(argtypes).where(here)):
-        connection.execute(argtypes.update().where(here).values(**values))
-    else:
+    if not connection.execute(argtypes.update().where(here).values(**values)).rowcount:
         connection.execute(argtypes.insert().values(argtype_id=argtype.argtype_id, **values))
     return argtype
 

@@ -39,31 +39,9 @@ def make_counters(connection: Connection) -> None:
             connection.execute(farm.insert().values(key=key, value=str(first)))
 
 
-class _Ids:
-    """Reserved ids of one kind."""
-
-    def __init__(self, database: Database, key: str) -> None:
-        self._database = database
-        self._key = key
-        self._next = database.write_now(partial(reserve, key=key, count=BLOCK))
-        self._end = self._next + BLOCK
-
-    def has(self, count: int) -> bool:
-        return self._end - self._next >= count
-
-    def take(self, count: int) -> range:
-        if not self.has(count):
-            raise NotAvailable("The farm has run out of reserved ids for a moment. Try again.")
-        self._next += count
-        return range(self._next - count, self._next)
-
-    async def refill(self, wanted: int) -> None:
-        while not self.has(wanted):
-            count = max(BLOCK, wanted)
-            first = await self._database.write(partial(reserve, key=self._key, count=count))
-            if first != self._end:
-                self._next = first  # ids of one call follow each other, so the rest of another block can't be used
-            self._end = first + count
+def _reserve_block(connection: Connection, key: str, count: int = BLOCK) -> range:
+    first = reserve(connection, key, count)
+    return range(first, first + count)
 
 
 class IdBlocks:
@@ -71,22 +49,37 @@ class IdBlocks:
 
     def __init__(self, database: Database) -> None:
         """Reserve the first blocks. Blocks."""
+        self._database = database
         self._refilling = asyncio.Lock()
-        self._chunks, self._attempts = _Ids(database, CHUNKS), _Ids(database, ATTEMPTS)
+        self._free = {key: database.write_now(partial(_reserve_block, key=key)) for key in (CHUNKS, ATTEMPTS)}
 
     def next_chunk_ids(self, count: int) -> range:
         """Ids for the chunks of one task, following each other."""
-        return self._chunks.take(count)
+        return self._take(CHUNKS, count)
 
     def next_attempt_id(self) -> int:
         """An id for one attempt."""
-        return self._attempts.take(1)[0]
+        return self._take(ATTEMPTS, 1)[0]
+
+    def _take(self, key: str, count: int) -> range:
+        free = self._free[key]
+        if len(free) < count:
+            raise NotAvailable("The farm has run out of reserved ids for a moment. Try again.")
+        self._free[key] = free[count:]
+        return free[:count]
 
     async def refill(self, chunks: int = 0) -> None:
         """Make sure that at least `chunks` chunk ids, and half a block of each kind, are there. Costs nothing when they
         are: call it before each submission and now and then."""
-        chunks = max(chunks, BLOCK // 2)
-        if not (self._chunks.has(chunks) and self._attempts.has(BLOCK // 2)):
+        wanted = {CHUNKS: max(chunks, BLOCK // 2), ATTEMPTS: BLOCK // 2}
+        if any(len(self._free[key]) < count for key, count in wanted.items()):
             async with self._refilling:
-                await self._chunks.refill(chunks)
-                await self._attempts.refill(BLOCK // 2)
+                for key, count in wanted.items():
+                    await self._refill(key, count)
+
+    async def _refill(self, key: str, wanted: int) -> None:
+        while len(self._free[key]) < wanted:
+            block = partial(_reserve_block, key=key, count=max(BLOCK, wanted))
+            new, old = await self._database.write(block), self._free[key]
+            # Ids of one call follow each other, so the rest of another block can't be used.
+            self._free[key] = range(old.start, new.stop) if old.stop == new.start else new

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Final
 
 from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
+from renderonline.database.rows import AnyRow
 from renderonline.database.schema import leases
 from renderonline.farm.errors import Conflict, NotAvailable
 
@@ -103,10 +104,12 @@ class _FileLease(Lease):
         path = Path(f"{self._database.place.database}.lock")
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         file = open(handle, "r+", encoding="utf-8")  # noqa: SIM115 (open for as long as the lease is held)
-        if not _lock(file):
+        try:
+            _lock(file)
+        except OSError:
             self.holder = file.read(200).strip() or "another program"
             file.close()
-            raise self._in_use()
+            raise self._in_use() from None
         file.truncate(0)
         file.write(f"{self.holder}\n")
         file.flush()
@@ -128,26 +131,16 @@ class _FileLease(Lease):
             self._file = None
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock the file for as long as it is open; False when another program has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+def _lock(file: IO[str]) -> None:
+    """Lock the file for as long as it is open; `OSError` when another program has it."""
+    if sys.platform == "win32":
+        import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
 
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-class _Row(NamedTuple):
-    holder: str
-    epoch: int
-    beat: int
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _RowLease(Lease):
@@ -157,7 +150,7 @@ class _RowLease(Lease):
         self._lease_s = lease_s
         self._on_lost = on_lost
         self._epoch: int | None = None
-        self._seen: _Row | None = None
+        self._seen: AnyRow | None = None
         self._looked_at = self._still_s = 0.0
         self._beating: threading.Thread | None = None
         self._ended = threading.Event()
@@ -214,34 +207,29 @@ class _RowLease(Lease):
             self._beating.join()
         if self._epoch is not None:
             with suppress(NotAvailable):
-                self._database.write_now(_give_back)
+                self._database.write_now(partial(_beat, holder=""))
             self._database.guard(None)
             self._epoch = None
 
 
-def _row(connection: Connection) -> _Row | None:
-    found = connection.execute(select(leases.c.holder, leases.c.epoch, leases.c.beat).where(_ROW)).first()
-    return None if found is None else _Row(*found)
+def _row(connection: Connection) -> AnyRow | None:
+    return connection.execute(select(leases.c.holder, leases.c.epoch, leases.c.beat).where(_ROW)).first()
 
 
-def _take_over(connection: Connection, *, seen: _Row | None, me: str) -> int | None:
+def _take_over(connection: Connection, *, seen: AnyRow | None, me: str) -> int | None:
     """Make the row ours if it is still as it was `seen`; gives our epoch, None when somebody was quicker."""
     if seen is None:
         first = {"name": "dispatcher", "holder": "", "epoch": 0, "beat": 0}
         connection.execute(leases.insert().prefix_with("IGNORE").values(first))
-    old = seen or _Row("", 0, 0)
-    as_seen = _ROW & (leases.c.epoch == old.epoch) & (leases.c.beat == old.beat)
-    connection.execute(leases.update().where(as_seen).values(holder=me, epoch=old.epoch + 1, beat=old.beat + 1))
+    epoch, beat = (seen.epoch, seen.beat) if seen else (0, 0)
+    as_seen = _ROW & (leases.c.epoch == epoch) & (leases.c.beat == beat)
+    connection.execute(leases.update().where(as_seen).values(holder=me, epoch=epoch + 1, beat=beat + 1))
     now = _row(connection)  # it may be ours already, by a commit whose answer was lost
     return now.epoch if now is not None and now.holder == me else None
 
 
-def _beat(connection: Connection) -> None:
-    connection.execute(leases.update().where(_ROW).values(beat=leases.c.beat + 1))
-
-
-def _give_back(connection: Connection) -> None:
-    connection.execute(leases.update().where(_ROW).values(holder="", beat=leases.c.beat + 1))
+def _beat(connection: Connection, **more: str) -> None:
+    connection.execute(leases.update().where(_ROW).values(beat=leases.c.beat + 1, **more))
 
 
 def _process_space() -> str:

@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from renderonline.database.rows import AnyRow, from_row, refuse_unknown, the_row, update
+from renderonline.database.rows import AnyRow, from_row, json_object, refuse_unknown, the_row, update
 from renderonline.database.schema import attempts, farm, join_codes, machines
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
 from renderonline.farm.hours import checked_hours
+from renderonline.farm.machines import Wish
 from renderonline.farm.needs import checked_pool, checked_tags
 from renderonline.farm.tasks import AttemptState
 
 _FIRST_LINKED: Final = 1000
-_WISHES: Final = ("active", "disabled", "draining")
 _WRITTEN: Final[Mapping[str, Callable[[Any], str]]] = {
     "tags": lambda tags: " ".join(checked_tags(tags)),
     "pool": checked_pool,
@@ -105,8 +105,8 @@ def change_machine(connection: Connection, machine_id: int, changes: Mapping[str
     changes = {**changes, **{name: write(changes[name]) for name, write in _WRITTEN.items() if name in changes}}
     if any(len(changes[name]) > 255 for name in _WRITTEN if name in changes):
         raise InvalidRequest("A machine's tags and hours have at most 255 characters.")
-    if changes.get("wish", "active") not in _WISHES:
-        raise InvalidRequest(f"A machine's wish is one of {', '.join(_WISHES)}.")
+    if changes.get("wish", Wish.ACTIVE) not in set(Wish):
+        raise InvalidRequest(f"A machine's wish is one of {', '.join(sorted(Wish))}.")
     if len(changes.get("wish_reason", "")) > 255 or len(changes.get("name", "-")) not in range(1, 101):
         raise InvalidRequest("A machine's name has 1 to 100 characters, a reason at most 255.")
     well = {"benched_us": 0, "bench_reason": ""} if changes.get("wish") == "active" else {}
@@ -210,5 +210,4 @@ def _hash(text: str) -> str:
 
 
 def _machine(row: AnyRow) -> MachineRow:
-    facts = json.loads(row.facts) if row.facts else None
-    return from_row(MachineRow, row, facts=facts if isinstance(facts, dict) else None)
+    return from_row(MachineRow, row, facts=json_object(row.facts) or None)

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
+from renderonline.database.rows import updating
 from renderonline.database.schema import queue, tasks
 from renderonline.farm.tasks import ChunkState, Counters, TaskStatus, task_status
 
@@ -30,9 +31,9 @@ class Moment:
         return cls(int(seconds * 1_000_000), local)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskState:
-    """A task as a transaction finds it, or leaves it."""
+    """A task as a transaction finds it, and changes it; `apply` writes what follows."""
 
     task_id: int
     user_id: int
@@ -54,6 +55,13 @@ class TaskState:
         """From the values of `COLUMNS`."""
         return cls(*(*values[: -len(_COUNTERS)], Counters(*values[-len(_COUNTERS) :])))
 
+    def count(self, state: ChunkState, by: int) -> None:
+        """So many more of its chunks are in this state."""
+        number = getattr(self.counters, state.value) + by
+        if number < 0:
+            raise AssertionError(f"Task {self.task_id} would count {number} chunks that are {state}.")
+        self.counters = replace(self.counters, **{state.value: number})
+
     @property
     def status(self) -> TaskStatus:
         return task_status(self.counters, canceled=bool(self.canceled), paused=bool(self.paused))
@@ -64,20 +72,6 @@ class TaskState:
         return self.status in ENDED
 
 
-@dataclass(slots=True)
-class Change:
-    """What one transaction does to one task: `deltas` and `frames_done` are added, `values` take the place of a task's
-    `machine_id`, `reason`, `paused` or `canceled`."""
-
-    deltas: dict[ChunkState, int] = field(default_factory=dict)
-    frames_done: int = 0
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, state: ChunkState, count: int) -> None:
-        """Count so many chunks more in this state."""
-        self.deltas[state] = self.deltas.get(state, 0) + count
-
-
 _COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
 COLUMNS: Final = tuple(
     tasks.c[name] for name in (*(one.name for one in fields(TaskState) if one.name != "counters"), *_COUNTERS.values())
@@ -86,9 +80,7 @@ _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
 _KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
 _WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason")
-_WRITE: Final = (
-    tasks.update().where(tasks.c.task_id == bindparam("key")).values({name: bindparam(name) for name in _WRITTEN})
-)
+_WRITE: Final = updating(tasks, _WRITTEN)
 _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
 
@@ -99,31 +91,20 @@ def look(connection: Connection, task_id: int, *, lock: bool) -> TaskState | Non
     return None if row is None else TaskState.of(row)
 
 
-def apply(connection: Connection, row: TaskState, change: Change, moment: Moment) -> TaskState:
-    """Change a task whose row is locked, and write everything that follows; at most once a transaction and task."""
-    done = max(0, row.frames_done + change.frames_done)
-    after = replace(row, counters=added(row, change), frames_done=done, **change.values)
-    status = after.status
-    if status is TaskStatus.RUNNING and row.start_us is None and row.start_time is None:
-        after = replace(after, start_us=moment.us, start_time=moment.local)
-    if status in ENDED and row.end_us is None:
-        after = replace(after, end_us=moment.us, end_time=moment.local)
-        connection.execute(_UNQUEUE, {"key": row.task_id})
-    elif status not in ENDED and row.end_us is not None:
-        after = replace(after, end_us=None, end_time=None)
-        connection.execute(_QUEUE, {"task_id": row.task_id})
-    values = {name: getattr(after, name) for name in _KEPT}
-    values |= {column: getattr(after.counters, state.value) for state, column in _COUNTERS.items()}
+def apply(connection: Connection, task: TaskState, moment: Moment) -> TaskState:
+    """Write a changed task whose row is locked, and everything that follows; at most once a transaction and task."""
+    status = task.status
+    task.frames_done = max(0, task.frames_done)
+    if status is TaskStatus.RUNNING and task.start_us is None and task.start_time is None:
+        task.start_us, task.start_time = moment.us, moment.local
+    if status in ENDED and task.end_us is None:
+        task.end_us, task.end_time = moment.us, moment.local
+        connection.execute(_UNQUEUE, {"key": task.task_id})
+    elif status not in ENDED and task.end_us is not None:
+        task.end_us = task.end_time = None
+        connection.execute(_QUEUE, {"task_id": task.task_id})
+    values = {name: getattr(task, name) for name in _KEPT}
+    values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
     values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
-    connection.execute(_WRITE, {"key": row.task_id, "reason": after.reason or None, **values})
-    return after
-
-
-def added(row: TaskState, change: Change) -> Counters:
-    """A task's counters with a change."""
-    if not change.deltas:
-        return row.counters
-    values = {state.value: getattr(row.counters, state.value) + change.deltas.get(state, 0) for state in ChunkState}
-    if any(value < 0 for value in values.values()):
-        raise AssertionError(f"Task {row.task_id} would count {values} chunks.")
-    return Counters(**values)
+    connection.execute(_WRITE, {"key": task.task_id, "reason": task.reason or None, **values})
+    return task

@@ -9,10 +9,10 @@ from typing import Final, Literal, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, cast, func, select
 
+from renderonline.database.rows import portions
 from renderonline.database.schema import attempts, inputs, renders, results, subscriptions, tasks, users, waits_for
 
 DAY_US: Final = 24 * 3600 * 1_000_000
-_AT_ONCE: Final = 1000
 _later = tasks.alias("later")
 _WAITED_FOR: Final = (
     select(waits_for.c.task_id)
@@ -33,7 +33,7 @@ _MINE: Final = select(subscriptions.c.keep_days).join(users, users.c.subscriptio
 KEEP_DAYS: Final = _MINE.where(users.c.user_id == tasks.c.user_id).correlate(tasks).scalar_subquery().label("keep_days")
 """Of the owner of a task."""
 _END: Final = bindparam("now", type_=BigInteger) - cast(KEEP_DAYS, BigInteger) * DAY_US
-_DUE: Final = select(tasks.c.task_id).where(KEEP_DAYS > 0, tasks.c.end_us < _END, _MAY_GO).limit(_AT_ONCE)
+_DUE: Final = select(tasks.c.task_id).where(KEEP_DAYS > 0, tasks.c.end_us < _END, _MAY_GO).limit(1000)
 _ONE: Final = select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task"), _MAY_GO)
 
 
@@ -67,6 +67,6 @@ def may_go(connection: Connection, task_id: int) -> bool:
 
 def gone(connection: Connection, kind: Literal["task", "attempt"], ids: Collection[int]) -> frozenset[int]:
     """Those of these tasks or attempts that the database does not have."""
-    column, listed = tasks.c.task_id if kind == "task" else attempts.c.attempt_id, sorted(ids)
-    parts = (listed[start : start + _AT_ONCE] for start in range(0, len(listed), _AT_ONCE))
-    return frozenset(ids).difference(*(connection.scalars(select(column).where(column.in_(part))) for part in parts))
+    column = tasks.c.task_id if kind == "task" else attempts.c.attempt_id
+    known = (connection.scalars(select(column).where(column.in_(part))) for part in portions(sorted(ids)))
+    return frozenset(ids).difference(*known)

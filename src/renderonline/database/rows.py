@@ -1,16 +1,20 @@
 """Rows as values, and what all of them are changed with."""
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Executable, Insert, Row, Table
+from sqlalchemy import Connection, Executable, Insert, Row, Table, Update, bindparam
 
 from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.frames import FrameRange
 
 T = TypeVar("T")
 AnyRow = Row[*tuple[Any, ...]]
+FRAMES: Final = ("first_frame", "last_frame", "frame_step")
+_AT_ONCE: Final = 1000
 
 
 def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
@@ -25,6 +29,28 @@ def the_row(connection: Connection, query: Executable, missing: str) -> AnyRow:
     if row is None:
         raise NotFound(missing)
     return row
+
+
+def json_object(text: str | None) -> dict[str, Any]:
+    """A JSON object of a column; empty when there is none."""
+    value = json.loads(text) if text else None
+    return value if isinstance(value, dict) else {}
+
+
+def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
+    """A chunk's frames from its columns, `FRAMES`."""
+    return None if first is None or last is None else FrameRange(first, last, step or 1)
+
+
+def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
+    """A chunk's columns from its frames."""
+    shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
+    return dict(zip(FRAMES, shape, strict=True))
+
+
+def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many at once as a statement names without growing out of hand."""
+    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
 
 
 @cache
@@ -44,6 +70,12 @@ def update(connection: Connection, table: Table, row_id: int, changes: Mapping[s
     """Change some columns of the row with this id."""
     if changes:
         connection.execute(table.update().where(table.primary_key.columns[0] == row_id).values(**changes))
+
+
+def updating(table: Table, names: Iterable[str]) -> Update:
+    """The statement that writes these columns of the row whose id is `key`."""
+    same = table.primary_key.columns[0] == bindparam("key")
+    return table.update().where(same).values({name: bindparam(name) for name in names})
 
 
 def refuse_unknown(changes: Mapping[str, Any], known: Collection[str], of: str) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.rows import insert, inserting
+from renderonline.database.rows import insert, inserting, shape_of
 from renderonline.database.schema import (
     chunks,
     inputs,
@@ -111,13 +111,13 @@ _BEFORE: Final = select(
 """All that must be known before anything is written, in one round trip; after the account is locked."""
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
+_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film")
 _OF_INPUT: Final = ("name", "size", "crc32", "digest")
 _INPUTS: Final = (
     select(*(inputs.c[name] for name in _OF_INPUT))
     .where(inputs.c.task_id == bindparam("task"))
     .order_by(inputs.c.input_id)
 )
-_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film")
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
@@ -163,11 +163,16 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     _check_waits(connection, new)
     render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
     task_id = insert(connection, tasks, _task_row(new, render_id))
-    connection.execute(inserting(chunks), [_chunk_row(chunk, task_id, place) for place, chunk in enumerate(new.chunks)])
+    same = {"task_id": task_id, "state": ChunkState.WAITING}
+    rows = [
+        {**same, "chunk_id": one.chunk_id, "kind": one.kind, "stage": one.stage, "place": place, **shape_of(one.frames)}
+        for place, one in enumerate(new.chunks)
+    ]
+    connection.execute(inserting(chunks), rows)
     connection.execute(inserting(queue), {"task_id": task_id})
     if new.waits_for:
-        rows = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
-        connection.execute(inserting(waits_for), rows)
+        others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
+        connection.execute(inserting(waits_for), others)
     add_inputs(connection, task_id, new.inputs)
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
@@ -183,7 +188,7 @@ def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile])
 
 
 def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
-    """The files that a task was submitted with; none are known of tasks of the existing system."""
+    """The files that a task was submitted with; none are known of tasks of the existing system or older ones."""
     return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
 
 
@@ -205,7 +210,7 @@ def _check_waits(connection: Connection, new: NewTask) -> None:
         raise InvalidRequest(f"There is no task {missing[0]} of yours to wait for.")
 
 
-def _task_row(new: NewTask, render_id: int) -> dict[str, object]:
+def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
     return {name: getattr(new, name) for name in _OF_TASK} | {
         "queue_time": new.queue_time.replace(microsecond=0, tzinfo=None),
         "is_running": 0,
@@ -216,20 +221,6 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, object]:
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
         "chunks_waiting": len(new.chunks),
-    }
-
-
-def _chunk_row(chunk: NewChunk, task_id: int, place: int) -> dict[str, object]:
-    return {
-        "chunk_id": chunk.chunk_id,
-        "task_id": task_id,
-        "kind": chunk.kind,
-        "stage": chunk.stage,
-        "state": ChunkState.WAITING,
-        "first_frame": chunk.frames.first if chunk.frames else None,
-        "last_frame": chunk.frames.last if chunk.frames else None,
-        "frame_step": chunk.frames.step if chunk.frames else None,
-        "place": place,
     }
 
 

@@ -5,8 +5,9 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.schema import attempts, chunks, inputs, renders, results, tasks
-from renderonline.database.submissions import add_inputs
+from renderonline.database.schema import attempts, chunks, results, tasks
+from renderonline.database.submissions import add_inputs, list_inputs
+from renderonline.database.work_landing import ATTEMPTS
 from renderonline.database.work_sheet import name_hash
 from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Outcome
 
@@ -26,20 +27,9 @@ class Holder(NamedTuple):
 
 
 _HOLDER: Final = (
-    select(
-        *(attempts.c.token, attempts.c.task_id, attempts.c.machine_id, attempts.c.directory),
-        *(renders.c.file_path, renders.c.file_name, chunks.c.kind),
-        *(attempts.c.state, attempts.c.outcome, tasks.c.canceled),
-    )
+    ATTEMPTS.add_columns(chunks.c.kind)
     .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
-    .join(tasks, tasks.c.task_id == attempts.c.task_id)
-    .join(renders, renders.c.render_id == tasks.c.render_id)
     .where(attempts.c.attempt_id == bindparam("attempt"))
-)
-_INPUTS: Final = (
-    select(inputs.c.name, inputs.c.size, inputs.c.crc32, inputs.c.digest)
-    .where(inputs.c.task_id == bindparam("task"))
-    .order_by(inputs.c.input_id)
 )
 _RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
 _FRAMES: Final = _RESULTS.where(results.c.frame.is_not(None), results.c.state != "landing")
@@ -52,14 +42,9 @@ def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
     row = connection.execute(_HOLDER, {"attempt": attempt_id}).first()
     if row is None:
         return None
-    state, outcome, canceled = row[-3:]
-    over = state == AttemptState.ENDED.value and (outcome != Outcome.LOST.value or canceled)
-    return Holder._make([*row[:-4], bool(over), row[-4] == ChunkKind.FILM])
-
-
-def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
-    """The files that a task was submitted with; () for a task of the existing system, or an older one."""
-    return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
+    over = row.state == AttemptState.ENDED.value and bool(row.outcome != Outcome.LOST.value or row.canceled)
+    about = (row.token, row.task_id, row.machine_id, row.directory, row.file_path, row.file_name)
+    return Holder(*about, over, film=row.kind == ChunkKind.FILM)
 
 
 def result_names(connection: Connection, task_id: int) -> frozenset[str]:

@@ -3,7 +3,6 @@
 Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next one.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,7 +24,7 @@ from sqlalchemy import (
 )
 
 from renderonline.database.retention import DAY_US, KEEP_DAYS
-from renderonline.database.rows import AnyRow, from_row, the_row
+from renderonline.database.rows import AnyRow, from_row, json_object, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import AttemptState, Counters, TaskStatus, task_status
@@ -195,9 +194,15 @@ _RESULT: Final = (
 
 def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
     """A user's newest tasks in v1's shape, by task id descending."""
-    query = _V1.where(tasks.c.user_id == user_id).order_by(tasks.c.task_id.desc())
-    rows = connection.execute(query.limit(NEWEST_TASKS))
-    return tuple(_v1_entry(row) for row in rows)
+    query = _V1.where(tasks.c.user_id == user_id).order_by(tasks.c.task_id.desc()).limit(NEWEST_TASKS)
+    return tuple(
+        TaskEntry(
+            from_row(TaskInfo, row, is_running=bool(row.is_running), is_success=bool(row.is_success)),
+            from_row(RenderInfo, row),
+            from_row(EngineInfo, row),
+        )
+        for row in connection.execute(query)
+    )
 
 
 def list_tasks(connection: Connection, wanted: Wanted, *, limit: int = 50, cursor: str | None = None) -> Page[TaskView]:
@@ -312,16 +317,13 @@ def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
         named = func.lower(engines.c.name) == wanted.engine.lower()
         is_number = wanted.engine.isascii() and wanted.engine.isdigit() and len(wanted.engine) < 10
         conditions.append(or_(named, engines.c.engine_id == int(wanted.engine)) if is_number else named)
-    if wanted.search:
-        conditions.append(_matches(wanted.search))
+    if search := wanted.search:
+        texts = (tasks.c.name, renders.c.file_name, users.c.email)
+        found = [column.icontains(search, autoescape=True) for column in texts]
+        if search.isascii() and search.isdigit() and len(search) < 19:
+            found.append(tasks.c.task_id == int(search))
+        conditions.append(or_(*found))
     return conditions
-
-
-def _matches(search: str) -> ColumnElement[bool]:
-    found = [column.icontains(search, autoescape=True) for column in (tasks.c.name, renders.c.file_name, users.c.email)]
-    if search.isascii() and search.isdigit() and len(search) < 19:
-        found.append(tasks.c.task_id == int(search))
-    return or_(*found)
 
 
 def _has_status(status: TaskStatus) -> ColumnElement[bool]:
@@ -351,8 +353,8 @@ def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int,
         .order_by(attempts.c.machine_id)
     )
     found: dict[int, tuple[int, ...]] = {}
-    for row in rows:
-        found[row.task_id] = (*found.get(row.task_id, ()), row.machine_id)
+    for task_id, machine_id in rows:
+        found[task_id] = (*found.get(task_id, ()), machine_id)
     return found
 
 
@@ -367,25 +369,14 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
         paused=bool(row.paused),
         notify=bool(row.notify),
-        needs=_object(row.needs),
-        facts=_object(getattr(row, "facts", None)),
-        arguments=_object(row.values_json),
+        needs=json_object(row.needs),
+        facts=json_object(getattr(row, "facts", None)),
+        arguments=json_object(row.values_json),
         frames=row.frames or "",
         chunks=counters,
         machine_ids=live.get(row.task_id) or last,
     )
 
 
-def _v1_entry(row: AnyRow) -> TaskEntry:
-    task = from_row(TaskInfo, row, is_running=bool(row.is_running), is_success=bool(row.is_success))
-    return TaskEntry(task, from_row(RenderInfo, row), from_row(EngineInfo, row))
-
-
 def _result(row: AnyRow) -> ResultView:
-    return from_row(ResultView, row, landed_us=row.landed_us or 0, facts=_object(row.facts))
-
-
-def _object(text: str | None) -> dict[str, Any]:
-    """A JSON object of a column; empty when there is none."""
-    value = json.loads(text) if text else None
-    return value if isinstance(value, dict) else {}
+    return from_row(ResultView, row, landed_us=row.landed_us or 0, facts=json_object(row.facts))

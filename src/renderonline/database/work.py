@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, bindparam, select
 
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
 from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, load_facts
-from renderonline.database.work_sheet import STALE_HASH, AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
+from renderonline.database.work_sheet import MAKE_STALE, AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome
@@ -57,7 +57,7 @@ def assign(
         if chunk is None or lease is None:
             continue
         sheet.move(chunk, ChunkState.ASSIGNED)
-        sheet.change(new.task_id).values["machine_id"] = new.machine_id
+        sheet.task(new.task_id).machine_id = new.machine_id
         sheet.lease(new)
         assigned.leases[new.attempt_id] = lease
     assigned.tasks = sheet.flush()
@@ -109,32 +109,21 @@ def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> Lease | None
 _FILMS: Final = select(chunks.c.chunk_id).where(
     chunks.c.task_id == bindparam("key"), chunks.c.kind == ChunkKind.FILM.value
 )
-_OLD_FILM: Final = (
-    results.update()
-    .where(results.c.task_id == bindparam("key"), results.c.state == "landed", results.c.chunk_id.in_(_FILMS))
-    .values(state="stale", name_hash=STALE_HASH)
-)
-_OF_TASK: Final[Any] = bindparam("task_id")
-_ATTEMPTS_OF_TASK: Final = select(func.count()).select_from(attempts).where(attempts.c.task_id == _OF_TASK)
-_RENDERS: Final = chunks.c.kind == ChunkKind.RENDER.value
-_CHUNKS_OF_TASK: Final = select(func.count()).select_from(chunks).where(chunks.c.task_id == _OF_TASK, _RENDERS)
-_OTHERS: Final = (
-    chunks.delete().where(chunks.c.task_id == bindparam("key"), chunks.c.chunk_id != bindparam("kept")).where(_RENDERS)
-)
-_FRAMES: Final = select(tasks.c.frames).where(tasks.c.task_id == _OF_TASK)
+_OLD_FILM: Final = MAKE_STALE.where(results.c.task_id == bindparam("key"), results.c.chunk_id.in_(_FILMS))
 
 
 def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
     """Replace all chunks of a task, none of which ever had an attempt, by this one (R4)."""
-    connection, key = sheet.connection, {"task_id": chunk.task_id}
-    frames = connection.scalar(_FRAMES, key)
+    connection, task_id = sheet.connection, chunk.task_id
+    frames = connection.scalar(select(tasks.c.frames).where(tasks.c.task_id == task_id))
     ranges = cut(parse_frames(frames), 0) if frames else ()
-    if len(ranges) > 1 or connection.scalar(_ATTEMPTS_OF_TASK, key):
+    tried = select(attempts.c.attempt_id).where(attempts.c.task_id == task_id).limit(1)
+    if len(ranges) > 1 or connection.scalar(tried) is not None:
         return False
-    others = connection.execute(_CHUNKS_OF_TASK, key).scalar_one() - 1
-    connection.execute(_OTHERS, {"key": chunk.task_id, "kept": chunk.chunk_id})
+    others = chunks.delete().where(chunks.c.task_id == task_id, chunks.c.chunk_id != chunk.chunk_id)
+    removed = connection.execute(others.where(chunks.c.kind == ChunkKind.RENDER.value)).rowcount
     sheet.reshape(chunk, ranges[0] if ranges else None)
-    sheet.change(chunk.task_id).add(ChunkState.WAITING, -others)
+    sheet.task(task_id).count(ChunkState.WAITING, -removed)
     return True
 
 
@@ -205,7 +194,6 @@ class Applied:
     dropped: int = 0
 
 
-_LOOKED_BACK: Final = 100
 _MARK: Final = (
     machines.update()
     .where(machines.c.machine_id == bindparam("key"), machines.c.instance == bindparam("its"))
@@ -224,7 +212,7 @@ _BEFORE: Final = (
     select(attempts.c.machine_id, attempts.c.outcome, attempts.c.failure)
     .where(attempts.c.chunk_id == bindparam("key"), attempts.c.outcome.is_not(None))
     .order_by(attempts.c.attempt_id.desc())
-    .limit(_LOOKED_BACK)
+    .limit(100)
 )
 
 
@@ -280,7 +268,7 @@ class _Applier:
         chunk = self._sheet.chunks[attempt.chunk_id]
         if chunk.state is ChunkState.ASSIGNED:
             self._sheet.move(chunk, ChunkState.RUNNING)
-            self._sheet.change(attempt.task_id).values["machine_id"] = attempt.machine_id
+            self._sheet.task(attempt.task_id).machine_id = attempt.machine_id
         return True
 
     def _landed(self, step: LandedStep, attempt: AttemptRow) -> bool:
@@ -291,7 +279,7 @@ class _Applier:
         if step.replaces:
             sheet.connection.execute(_REPLACED, {"key": step.replaces})
         self.done.landed.add(step.result_id)
-        sheet.change(attempt.task_id).frames_done += int(step.counts)
+        sheet.task(attempt.task_id).frames_done += int(step.counts)
         if attempt.state is AttemptState.ENDED and step.wanted and not self._missing(attempt, step.wanted):
             self._complete(sheet.chunks[attempt.chunk_id])
         return True
@@ -317,6 +305,8 @@ class _Applier:
 
     def _ended(self, step: EndedStep, attempt: AttemptRow) -> bool:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
+        succeeded = step.ending.outcome is Outcome.SUCCEEDED
+        tried = () if succeeded else sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})
         verdict = settle(
             step.ending,
             tries=chunk.tries,
@@ -325,33 +315,29 @@ class _Applier:
             fraction=random.random(),  # noqa: S311 (jitter)
             policy=self._policy,
             machine_id=attempt.machine_id,
-            before=() if step.ending.outcome is Outcome.SUCCEEDED else self._before(chunk),
+            before=[Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in tried],
         )
         attempt.exit_code, attempt.peak_memory_mib = step.ending.exit_code, step.peak_memory_mib
         self.done.ended.append(self._end(attempt, verdict, _past(step.at_us, sheet.moment)))
         if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
-            sheet.change(chunk.task_id).frames_done += len(chunk.frames)
+            sheet.task(chunk.task_id).frames_done += len(chunk.frames)
         elif verdict.chunk is ChunkState.FAILED:
             self._failed_for_good(chunk, verdict.reason)
         return True
 
-    def _before(self, chunk: ChunkRow) -> tuple[Tried, ...]:
-        found = self._sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})
-        return tuple(Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in found)
-
     def _failed_for_good(self, chunk: ChunkRow, reason: str) -> None:
         """A task stops early when enough of its chunks have failed for good (R1.4)."""
-        task_id, sheet = chunk.task_id, self._sheet
-        now = sheet.counters(task_id)
+        sheet, task = self._sheet, self._sheet.task(chunk.task_id)
+        now = task.counters
         total = sum(getattr(now, state.value) for state in ChunkState)
         if self._policy.stops(now.failed, total) and not now.settled:
             stopped = f"the task stopped early, because {now.failed} of its {total} parts failed"
             verdict = Verdict(ChunkState.CANCELED, Outcome.CANCELED, reason=stopped)
-            self._supersede(attempts.c.task_id == task_id, verdict)
-            sheet.cancel_waiting(task_id, stopped)
+            self._supersede(attempts.c.task_id == task.task_id, verdict)
+            sheet.cancel_waiting(task.task_id, stopped)
             reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
-        if chunk.kind != ChunkKind.FILM or not sheet.tasks[task_id].reason:  # why it has no frames tells more
-            sheet.change(task_id).values["reason"] = reason
+        if chunk.kind != ChunkKind.FILM or not task.reason:  # why it has no frames tells more
+            task.reason = reason
 
     def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]

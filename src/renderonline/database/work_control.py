@@ -4,28 +4,26 @@ row, that can be repeated.
 `user_id` is whose the task must be (None: anybody's); `NotFound` when it is not there or not theirs.
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from renderonline.database.ids import CHUNKS, reserve
-from renderonline.database.projection import Change, Moment, TaskState, apply, look
+from renderonline.database.projection import Moment, TaskState, apply, look
 from renderonline.database.retention import may_go
-from renderonline.database.rows import update
+from renderonline.database.rows import frames_of, json_object, portions, update
 from renderonline.database.schema import attempts, chunks, inputs, queue, renders, results, tasks, waits_for
 from renderonline.database.submissions import check_limit
-from renderonline.database.work_landing import make_stale
-from renderonline.database.work_loading import frames_of
+from renderonline.database.work_loading import BLOCKED
+from renderonline.database.work_sheet import MAKE_STALE
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.films import Film
 from renderonline.farm.frames import format_frames
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 
-NOT_QUEUED: Final = "not_in_queue"
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
 _BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
 _FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
@@ -35,7 +33,6 @@ _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "f
 _A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
 _NOW, _AT_THE_END = 0, 1
 """The stages of films."""
-_AT_ONCE: Final = 1000
 Anew = tuple[frozenset[int], frozenset[int]]
 """What of a task is to be rendered again, whatever came of it: chunks by id, and frames. Neither: all of it."""
 
@@ -62,17 +59,17 @@ def cancel_task(
     connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, queued: bool = False
 ) -> Acted:
     """Take a task from the queue; `Conflict` (code `not_in_queue`) when it ended otherwise, or (`queued`) at all."""
-    row = _theirs(connection, task_id, user_id)
-    if row.ended and (queued or not row.canceled):
-        raise Conflict(f"Task with identifier {task_id} is not in the queue.", code=NOT_QUEUED)
-    return Acted(row) if row.ended else _cancel(connection, row, moment)
+    task = _theirs(connection, task_id, user_id)
+    if task.ended and (queued or not task.canceled):
+        raise Conflict(f"Task with identifier {task_id} is not in the queue.", code="not_in_queue")
+    return Acted(task) if task.ended else _cancel(connection, task, moment)
 
 
-def _cancel(connection: Connection, row: TaskState, moment: Moment) -> Acted:
-    stopped = _stop(connection, attempts.c.task_id == row.task_id, moment, "the task was canceled")
-    deltas = _move(connection, row, _OPEN, ChunkState.CANCELED)
-    change = Change(deltas, values={"canceled": 1, "reason": "Canceled."})
-    return Acted(apply(connection, row, change, moment), stopped)
+def _cancel(connection: Connection, task: TaskState, moment: Moment) -> Acted:
+    stopped = _stop(connection, attempts.c.task_id == task.task_id, moment, "the task was canceled")
+    _move(connection, task, _OPEN, ChunkState.CANCELED)
+    task.canceled, task.reason = 1, "Canceled."
+    return Acted(apply(connection, task, moment), stopped)
 
 
 def _stop(connection: Connection, which: Any, moment: Moment, reason: str) -> tuple[Stopped, ...]:
@@ -85,12 +82,14 @@ def _stop(connection: Connection, which: Any, moment: Moment, reason: str) -> tu
     return stopped
 
 
-def _move(connection: Connection, row: TaskState, old: Collection[ChunkState], new: ChunkState) -> Any:
-    """Give the chunks of a task that are in these states another one; what its counters change by."""
-    which = (chunks.c.task_id == row.task_id) & chunks.c.state.in_(old)
+def _move(connection: Connection, task: TaskState, old: Collection[ChunkState], new: ChunkState) -> None:
+    """Give the chunks of a task that are in these states another one."""
+    which = (chunks.c.task_id == task.task_id) & chunks.c.state.in_(old)
     connection.execute(chunks.update().where(which).values(state=new.value))
-    deltas = {state: -getattr(row.counters, state.value) for state in old}
-    return {**deltas, new: -sum(deltas.values())}
+    for state in old:
+        number = getattr(task.counters, state.value)
+        task.count(state, -number)
+        task.count(new, number)
 
 
 def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
@@ -118,35 +117,33 @@ def condemn_task(
 
     It can be repeated: a stop between the steps leaves a canceled task that is deleted again.
     """
-    row = _theirs(connection, task_id, user_id)
+    task = _theirs(connection, task_id, user_id)
     if only_ended and not may_go(connection, task_id):
         raise Conflict(f"Task {task_id} is still needed.")
-    canceled = Acted(row) if row.ended else _cancel(connection, row, moment)
-    files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == row.render_id)
+    canceled = Acted(task) if task.ended else _cancel(connection, task, moment)
+    files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
     scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
-    return Condemned(canceled, scene, file_name, tried, _is_shared(connection, row))
+    return Condemned(canceled, scene, file_name, tried, _is_shared(connection, task))
 
 
-def _is_shared(connection: Connection, row: TaskState) -> bool:
-    others = (tasks.c.render_id == row.render_id) & (tasks.c.task_id != row.task_id)
+def _is_shared(connection: Connection, task: TaskState) -> bool:
+    others = (tasks.c.render_id == task.render_id) & (tasks.c.task_id != task.task_id)
     return connection.scalar(select(tasks.c.task_id).where(others).limit(1)) is not None
 
 
 def delete_task(connection: Connection, task_id: int, moment: Moment) -> tuple[Stopped, ...]:
     """Second step: the rows. Gives what somebody started between the steps."""
-    row = look(connection, task_id, lock=True)
-    if row is None:
+    task = look(connection, task_id, lock=True)
+    if task is None:
         return ()
     stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was deleted")
-    shared = _is_shared(connection, row)
-    for column in (
-        *(table.c.task_id for table in (results, attempts, chunks, inputs, queue, waits_for, tasks)),
-        waits_for.c.waits_for_task_id,
-    ):
+    shared = _is_shared(connection, task)
+    of_task = [table.c.task_id for table in (results, attempts, chunks, inputs, queue, waits_for, tasks)]
+    for column in (*of_task, waits_for.c.waits_for_task_id):
         connection.execute(column.table.delete().where(column == task_id))
     if not shared:
-        connection.execute(renders.delete().where(renders.c.render_id == row.render_id))
+        connection.execute(renders.delete().where(renders.c.render_id == task.render_id))
     return stopped
 
 
@@ -154,24 +151,24 @@ def pause_task(
     connection: Connection, task_id: int, moment: Moment, *, paused: bool, now: bool = False, user_id: int | None
 ) -> Acted:
     """Start nothing new of a task, or go on; `now`: what runs is stopped and waits. `Conflict` when it has ended."""
-    row = _theirs(connection, task_id, user_id)
-    if row.ended:
+    task = _theirs(connection, task_id, user_id)
+    if task.ended:
         raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
-    change = Change(values={"paused": int(paused)})
+    task.paused = int(paused)
     stopped: tuple[Stopped, ...] = ()
-    if now and row.counters.live:
+    if now and task.counters.live:
         stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was paused")
-        change.deltas = _move(connection, row, LIVE, ChunkState.WAITING)
-    return Acted(apply(connection, row, change, moment), stopped)
+        _move(connection, task, LIVE, ChunkState.WAITING)
+    return Acted(apply(connection, task, moment), stopped)
 
 
 def change_task(
     connection: Connection, task_id: int, moment: Moment, *, changes: Mapping[str, Any], user_id: int | None
 ) -> Acted:
     """Change name, priority or running_limit, also of a task that has ended."""
-    row = _theirs(connection, task_id, user_id)
+    task = _theirs(connection, task_id, user_id)
     update(connection, tasks, task_id, changes)
-    return Acted(row)
+    return Acted(task)
 
 
 def requeue_task(
@@ -184,30 +181,27 @@ def requeue_task(
     A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on.
     `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
     """
-    row, count = _theirs(connection, task_id, user_id), Change(values={"canceled": 0, "paused": 0})
-    if anew is None and row.status is TaskStatus.SUCCEEDED:
+    task = _theirs(connection, task_id, user_id)
+    if anew is None and task.status is TaskStatus.SUCCEEDED:
         raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
-    if row.ended:
-        check_limit(connection, row.user_id, lock=True)
+    if task.ended:
+        check_limit(connection, task.user_id, lock=True)
     wanted = _wanted(connection, task_id, anew)
     dropped = [result for _, theirs in wanted for result in theirs]
     stopped: tuple[Stopped, ...] = ()
-    for ids in _at_once([chunk.chunk_id for chunk, _ in wanted]):
+    for ids in portions([chunk.chunk_id for chunk, _ in wanted]):
         stopped += _stop(connection, attempts.c.chunk_id.in_(ids), moment, "it is to be rendered again")
         connection.execute(chunks.update().where(chunks.c.chunk_id.in_(ids)).values(_FRESH))
-    for ids in _at_once([result.result_id for result in dropped]):
-        make_stale(connection, ids)
-    for chunk, theirs in wanted:
-        count.add(ChunkState(chunk.state), -1)
-        count.add(ChunkState.WAITING, 1)
-        count.frames_done -= _frames_lost(chunk, theirs)
-    if not any(getattr(row.counters, state.value) + count.deltas.get(state, 0) for state in _BAD):
-        count.values["reason"] = None
-    return Acted(apply(connection, row, count, moment), stopped, any(one.state == "landing" for one in dropped))
-
-
-def _at_once(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+    for ids in portions([result.result_id for result in dropped]):
+        connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
+    for state, number in Counter(chunk.state for chunk, _ in wanted).items():
+        task.count(ChunkState(state), -number)
+        task.count(ChunkState.WAITING, number)
+    task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
+    task.canceled = task.paused = 0
+    if not (task.counters.failed or task.counters.canceled):
+        task.reason = None
+    return Acted(apply(connection, task, moment), stopped, any(one.state == "landing" for one in dropped))
 
 
 def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tuple[Any, Sequence[Any]]]:
@@ -245,29 +239,33 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
 
     A task that had ended counts against its user's queue limit again (`LimitReached`). `Conflict` without frames.
     """
-    row = _theirs(connection, task_id, user_id)
-    if not row.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
+    task = _theirs(connection, task_id, user_id)
+    if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
         raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
-    if row.ended:
-        check_limit(connection, row.user_id, lock=True)
-    facts = connection.scalar(select(renders.c.facts).where(renders.c.render_id == row.render_id))
-    update(connection, tasks, task_id, {"film": str(film.of_scene(json.loads(facts) if facts else {}))})
+    if task.ended:
+        check_limit(connection, task.user_id, lock=True)
+    update(connection, tasks, task_id, {"film": str(film.of_scene(_facts(connection, task)))})
     known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
     films = {chunk.stage: chunk for chunk in known if _is_film(chunk)}
-    count = Change(values={"canceled": 0})
     stopped: tuple[Stopped, ...] = ()
     rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
     for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
         if (chunk := films.get(stage)) is not None:
             stopped += _stop(connection, attempts.c.chunk_id == chunk.chunk_id, moment, "the film is made anew")
             connection.execute(chunks.update().where(chunks.c.chunk_id == chunk.chunk_id).values(_FRESH))
-            count.add(ChunkState(chunk.state), -1)
+            task.count(ChunkState(chunk.state), -1)
         else:
             about = {"kind": ChunkKind.FILM.value, "stage": stage, "state": ChunkState.WAITING.value}
             new = {"chunk_id": reserve(connection, CHUNKS, 1), "task_id": task_id, **about}
             connection.execute(chunks.insert().values(new))
-        count.add(ChunkState.WAITING, 1)
-    return Acted(apply(connection, row, count, moment), stopped)
+        task.count(ChunkState.WAITING, 1)
+    task.canceled = 0
+    return Acted(apply(connection, task, moment), stopped)
+
+
+def _facts(connection: Connection, task: TaskState) -> dict[str, Any]:
+    """What the scene says of itself."""
+    return json_object(connection.scalar(select(renders.c.facts).where(renders.c.render_id == task.render_id)))
 
 
 def _is_film(chunk: Any) -> bool:
@@ -287,10 +285,10 @@ def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
 
 
 def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: bool = True) -> TaskState:
-    row = look(connection, task_id, lock=lock)
-    if row is None or user_id not in (None, row.user_id):
+    task = look(connection, task_id, lock=lock)
+    if task is None or user_id not in (None, task.user_id):
         raise NotFound(f"Task {task_id} does not exist.")
-    return row
+    return task
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +304,9 @@ class Story:
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
     """What is known of a task in the database."""
-    row = _theirs(connection, task_id, user_id, lock=False)
+    task = _theirs(connection, task_id, user_id, lock=False)
     told = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
-    reasons = connection.execute(told.order_by(chunks.c.chunk_id).limit(5)).scalars()
-    blocked = connection.execute(
-        select(waits_for.c.waits_for_task_id)
-        .join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id)
-        .where(waits_for.c.task_id == task_id, tasks.c.is_success == 0)
-    ).scalars()
-    facts = connection.scalar(select(renders.c.facts).where(renders.c.render_id == row.render_id))
-    missing = json.loads(facts).get("missing_inputs", ()) if facts else ()
-    return Story(row, tuple(dict.fromkeys(reasons)), tuple(blocked), tuple(missing))
+    reasons = connection.scalars(told.order_by(chunks.c.chunk_id).limit(5))
+    blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
+    missing = _facts(connection, task).get("missing_inputs", ())
+    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked), tuple(missing))

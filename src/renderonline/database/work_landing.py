@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, select
 
-from renderonline.database.rows import update
+from renderonline.database.rows import insert, update
 from renderonline.database.schema import attempts, renders, results, tasks
 from renderonline.database.work import token_fits
 from renderonline.database.work_sheet import STALE_HASH, name_hash
@@ -56,21 +56,17 @@ class Landing:
     stale: Stale
 
 
-_ATTEMPTS: Final = (
+ATTEMPTS: Final = (
     select(attempts, tasks.c.user_id, tasks.c.canceled, renders.c.file_path, renders.c.file_name)
     .join(tasks, tasks.c.task_id == attempts.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
-    .where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 )
+"""Attempts with what is known of their tasks."""
+_OFFERING: Final = ATTEMPTS.where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 _KNOWN: Final = (
     select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
     .where(results.c.task_id == bindparam("task_id"), results.c.name_hash.in_(bindparam("hashes", expanding=True)))
     .with_for_update()
-)
-_STALE: Final = (
-    results.update()
-    .where(results.c.result_id.in_(bindparam("ids", expanding=True)), results.c.state == "landed")
-    .values(state="stale", name_hash=STALE_HASH)
 )
 _REPLACED: Final = results.alias("replaced")
 _OPEN: Final = (
@@ -83,24 +79,17 @@ _OPEN: Final = (
     .where(results.c.state == "landing")
     .order_by(results.c.result_id)
 )
-_INSERT: Final = results.insert()
 _STORED: Final = ("attempt_id", "name", "frame", "size", "digest", "crc32", "facts")
-_DROP: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "landing")
 
 
 def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
     """Step (a) for each offer of a machine, in order; gives those that are to be landed. The others: the attempt is not
     the machine's, it is over, its token is wrong, its task is canceled or gone (R5.5); it has landed the same before;
     another attempt was first."""
-    found = connection.execute(_ATTEMPTS, {"ids": [offer.attempt_id for offer in offers]})
+    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
     rows = {row.attempt_id: row for row in found if row.machine_id == machine_id and not row.canceled}
     begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]
     return tuple(landing for landing in begun if landing is not None)
-
-
-def make_stale(connection: Connection, result_ids: Sequence[int]) -> None:
-    """These results are to be made again; the key of a stale one leaves its own free for the next (R6)."""
-    connection.execute(_STALE, {"ids": result_ids})
 
 
 def _known(connection: Connection, task_id: int, name_hash: str) -> tuple[Any, Stale]:
@@ -127,17 +116,15 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         result_id = known.result_id
         update(connection, results, result_id, values)
     else:
-        inserted = connection.execute(_INSERT, {**key, "chunk_id": row.chunk_id, "state": "landing", **values})
-        assert inserted.inserted_primary_key is not None
-        result_id = inserted.inserted_primary_key[0]
+        result_id = insert(connection, results, {**key, "chunk_id": row.chunk_id, "state": "landing", **values})
     about = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
     return Landing(result_id, offer, *about, late, stale)
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
     """The file steps failed: the names are free again."""
-    for result_id in result_ids:
-        connection.execute(_DROP, {"key": result_id})
+    ours = results.c.result_id.in_(result_ids) & (results.c.state == "landing")
+    connection.execute(results.delete().where(ours))
 
 
 def open_landings(connection: Connection) -> tuple[Landing, ...]:

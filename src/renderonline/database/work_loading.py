@@ -3,12 +3,12 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, case, func, select
 
-from renderonline.database.rows import AnyRow, from_row
+from renderonline.database.rows import AnyRow, frames_of, from_row, portions
 from renderonline.database.schema import (
     attempts,
     chunks,
@@ -30,7 +30,6 @@ from renderonline.farm.tasks import SETTLED, AttemptState, ChunkKind, ChunkState
 from renderonline.protocol.codec import from_wire
 
 _FAILURES: Final = (Outcome.FAILED.value, Outcome.LOST.value, Outcome.TIMED_OUT.value, Outcome.STALLED.value)
-_AT_ONCE: Final = 1000
 _RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id).join(
     engines, engines.c.engine_id == renders.c.engine_id
 )
@@ -163,9 +162,12 @@ _OLD_ATTEMPTS: Final = (
     .order_by(attempts.c.attempt_id)
 )
 _BEGUN: Final = select(attempts.c.task_id).where(attempts.c.task_id.in_(select(queue.c.task_id))).distinct()
-_BLOCKED: Final = (
-    select(waits_for).join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id).where(tasks.c.is_success == 0)
+BLOCKED: Final = (
+    select(waits_for.c.waits_for_task_id, waits_for.c.task_id)
+    .join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id)
+    .where(tasks.c.is_success == 0)
 )
+"""What tasks wait for that has not succeeded."""
 
 
 def load_queue(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
@@ -175,8 +177,8 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
         return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids)))).all()
 
     blocked: dict[int, set[int]] = defaultdict(set)
-    for row in of(_BLOCKED, waits_for.c.task_id):
-        blocked[row.task_id].add(row.waits_for_task_id)
+    for other, task_id in of(BLOCKED, waits_for.c.task_id):
+        blocked[task_id].add(other)
     old = _old_attempts(of(_OLD_ATTEMPTS, chunks.c.task_id))
     rows = of(_WAITING, chunks.c.task_id)
     staged = of(_STAGES, chunks.c.task_id) if any(row.stage for row in rows) else ()
@@ -185,9 +187,9 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
     for row in rows:
         film = row.kind == ChunkKind.FILM
         if row.task_id not in stages or row.stage <= stages[row.task_id][film]:  # only the lowest that is not done
-            known = old.get(row.chunk_id)
-            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, film=film)
-            waiting[row.task_id].append(replace(chunk, avoid=known.avoid, held_by=known.held_by) if known else chunk)
+            avoid, held_by = old.get(row.chunk_id, (frozenset[int](), None))
+            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, avoid, held_by, film)
+            waiting[row.task_id].append(chunk)
     begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
         QueuedTask(
@@ -209,14 +211,13 @@ def _needs(text: str | None) -> Needs:
     return from_wire(Needs, json.loads(text)) if text else NOTHING
 
 
-def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, QueuedChunk]:
+def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, tuple[frozenset[int], int | None]]:
     """Where chunks failed, and which v1 machine lost them last; by chunk."""
-    found: dict[int, QueuedChunk] = {}
+    found: dict[int, tuple[frozenset[int], int | None]] = {}
     for row in rows:
-        avoid = found.get(row.chunk_id, QueuedChunk(row.chunk_id)).avoid
+        avoid, _ = found.get(row.chunk_id, (frozenset[int](), None))
         held_by = row.machine_id if row.outcome == Outcome.LOST.value and row.secret_hash == "" else None
-        avoid |= {row.machine_id} if row.outcome in _FAILURES else frozenset()
-        found[row.chunk_id] = QueuedChunk(row.chunk_id, avoid=avoid, held_by=held_by)
+        found[row.chunk_id] = (avoid | {row.machine_id} if row.outcome in _FAILURES else avoid, held_by)
     return found
 
 
@@ -277,11 +278,6 @@ def _attempt(row: AnyRow, kind: type[A]) -> A:
     return attempt
 
 
-def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
-    """A chunk's frames from its columns."""
-    return None if first is None or last is None else FrameRange(first, last, step or 1)
-
-
 def load_allowances(connection: Connection) -> dict[int, Allowance]:
     """What each user may have of the farm."""
     query = select(users.c.user_id, *(subscriptions.c[name] for name in Allowance._fields)).join(
@@ -304,8 +300,8 @@ def load_holders(connection: Connection, attempt_ids: Sequence[int]) -> dict[int
     """The attempts among these that the database still has: the machine that may still write or report there."""
     columns = (attempts.c.attempt_id, attempts.c.machine_id, attempts.c.state, attempts.c.outcome)
     found: dict[int, int | None] = {}
-    for start in range(0, len(attempt_ids), _AT_ONCE):
-        query = select(*columns).where(attempts.c.attempt_id.in_(attempt_ids[start : start + _AT_ONCE]))
+    for part in portions(attempt_ids):
+        query = select(*columns).where(attempts.c.attempt_id.in_(part))
         for attempt_id, machine_id, state, outcome in connection.execute(query):
             over = state == AttemptState.ENDED.value and outcome != Outcome.LOST.value
             found[attempt_id] = None if over else machine_id

@@ -8,11 +8,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, exists, func, literal, select
 
 from renderonline.database.ids import CHUNKS, reserve
-from renderonline.database.projection import COLUMNS, Change, Moment, TaskState, added, apply
+from renderonline.database.projection import COLUMNS, Moment, TaskState, apply
+from renderonline.database.rows import FRAMES, frames_of, inserting, portions, shape_of, updating
 from renderonline.database.schema import attempts, chunks, results, tasks
-from renderonline.database.work_loading import Attempt, frames_of
+from renderonline.database.work_loading import Attempt
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.tasks import AttemptState, ChunkState, Counters, Outcome, check_transition
+from renderonline.farm.tasks import AttemptState, ChunkState, Outcome, check_transition
 
 
 @dataclass(slots=True)
@@ -50,8 +51,7 @@ class AttemptRow:
     peak_memory_mib: int
 
 
-_FRAMES: Final = ("first_frame", "last_frame", "frame_step")
-_CHUNK: Final = tuple(chunks.c[name] for name in (*(one.name for one in fields(ChunkRow)[:-1]), *_FRAMES))
+_CHUNK: Final = tuple(chunks.c[name] for name in (*(one.name for one in fields(ChunkRow)[:-1]), *FRAMES))
 _ATTEMPT: Final = tuple(attempts.c[one.name] for one in fields(AttemptRow))
 _OF_TASK: Final = chunks.join(tasks, tasks.c.task_id == chunks.c.task_id)
 _BEGUN: Final = exists().where(attempts.c.chunk_id == chunks.c.chunk_id)
@@ -74,21 +74,14 @@ _OF_ATTEMPT: Final = ("state", "outcome", "started_us", "ended_us", "exit_code",
 _OF_LEASE: Final = ("attempt_id", "chunk_id", "task_id", "machine_id", "token", "directory")
 
 
-def _by_key(table: Any, names: Iterable[str]) -> Any:
-    same = table.primary_key.columns[0] == bindparam("key")
-    return table.update().where(same).values({name: bindparam(name) for name in names})
-
-
-_WRITE_CHUNK: Final = _by_key(chunks, _OF_CHUNK)
+_WRITE_CHUNK: Final = updating(chunks, _OF_CHUNK)
 _CANCEL_WAITING: Final = (
     chunks.update()
     .where(chunks.c.task_id == bindparam("key"), chunks.c.state == ChunkState.WAITING.value)
     .values(state=ChunkState.CANCELED.value, reason=bindparam("why"))
 )
-_RESHAPE: Final = _by_key(chunks, (*_FRAMES, "place"))
-_WRITE_ATTEMPT: Final = _by_key(attempts, _OF_ATTEMPT)
-_NEW_ATTEMPT: Final = attempts.insert()
-_NEW_CHUNK: Final = chunks.insert()
+_RESHAPE: Final = updating(chunks, (*FRAMES, "place"))
+_WRITE_ATTEMPT: Final = updating(attempts, _OF_ATTEMPT)
 _GIVE_RESULTS: Final = (
     results.update()
     .where(results.c.task_id == bindparam("key"))
@@ -96,12 +89,6 @@ _GIVE_RESULTS: Final = (
     .where((results.c.frame - bindparam("first_frame")) % bindparam("frame_step") == 0)
     .values(chunk_id=bindparam("to"))
 )
-
-
-def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
-    """A chunk's columns from its frames."""
-    shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
-    return dict(zip(_FRAMES, shape, strict=True))
 
 
 class Sheet:
@@ -116,7 +103,7 @@ class Sheet:
         self.attempts: dict[int, AttemptRow] = {}
         self.begun: set[int] = set()
         """Of the chunks that `load_chunks` read, those that ever had an attempt."""
-        self._changes: dict[int, Change] = {}
+        self._changed: set[int] = set()
         self._moved: dict[int, ChunkRow] = {}
         self._touched: dict[int, AttemptRow] = {}
         self._leased: list[dict[str, Any]] = []
@@ -148,22 +135,19 @@ class Sheet:
         wanted = sorted(set(ids))
         return self.connection.execute(query, {"ids": wanted}).all() if wanted else ()
 
-    def change(self, task_id: int) -> Change:
-        """What this transaction does to a task; add to it."""
-        return self._changes.setdefault(task_id, Change())
+    def task(self, task_id: int) -> TaskState:
+        """A task that is to be changed."""
+        self._changed.add(task_id)
+        return self.tasks[task_id]
 
     def move(self, chunk: ChunkRow, state: ChunkState) -> None:
         """Change a chunk's state; the counters follow."""
         check_transition(chunk.state, state)
-        change = self.change(chunk.task_id)
-        change.add(chunk.state, -1)
-        change.add(state, 1)
+        task = self.task(chunk.task_id)
+        task.count(chunk.state, -1)
+        task.count(state, 1)
         chunk.state = state
         self._moved[chunk.chunk_id] = chunk
-
-    def counters(self, task_id: int) -> Counters:
-        """A task's counters with what this transaction did so far."""
-        return added(self.tasks[task_id], self.change(task_id))
 
     def cancel_waiting(self, task_id: int, reason: str) -> None:
         """Cancel every chunk of a task that waits, also those that were not read."""
@@ -171,11 +155,11 @@ class Sheet:
         for chunk in known:
             self.move(chunk, ChunkState.CANCELED)
             chunk.reason = reason
-        left, change = self.counters(task_id).waiting, self.change(task_id)
-        if left:  # those that were read are written again by `flush`
+        task = self.task(task_id)
+        if left := task.counters.waiting:  # those that were read are written again by `flush`
             self.connection.execute(_CANCEL_WAITING, {"key": task_id, "why": reason})
-            change.add(ChunkState.WAITING, -left)
-            change.add(ChunkState.CANCELED, left)
+            task.count(ChunkState.WAITING, -left)
+            task.count(ChunkState.CANCELED, left)
 
     def reshape(self, chunk: ChunkRow, frames: FrameRange | None, place: int = 0) -> None:
         """Give a chunk without a live attempt another range."""
@@ -191,11 +175,11 @@ class Sheet:
         same = {name: getattr(chunk, name) for name in ("task_id", "kind", "stage", "place", "tries")}
         new, given = [], []
         for chunk_id, (state, frames) in enumerate(pieces, first):
-            self.change(chunk.task_id).add(state, 1)
+            self.task(chunk.task_id).count(state, 1)
             reason = chunk.reason if state is ChunkState.WAITING else None
             new.append({**same, "chunk_id": chunk_id, "state": state.value, "reason": reason, **shape_of(frames)})
             given.append({"key": chunk.task_id, "to": chunk_id, **shape_of(frames)})
-        self.connection.execute(_NEW_CHUNK, new)
+        self.connection.execute(inserting(chunks), new)
         self.connection.execute(_GIVE_RESULTS, given)
         return tuple(range(first, first + len(waiting) - 1))
 
@@ -211,7 +195,7 @@ class Sheet:
     def flush(self) -> tuple[TaskState, ...]:
         """Write everything; the tasks that changed, as they are now."""
         if self._leased:
-            self.connection.execute(_NEW_ATTEMPT, self._leased)
+            self.connection.execute(inserting(attempts), self._leased)
         for statement, names, rows in (
             (_WRITE_ATTEMPT, _OF_ATTEMPT, self._touched),
             (_WRITE_CHUNK, _OF_CHUNK, self._moved),
@@ -219,8 +203,7 @@ class Sheet:
             values = [{"key": key} | {name: getattr(row, name) for name in names} for key, row in rows.items()]
             if values:
                 self.connection.execute(statement, values)
-        changes = sorted(self._changes.items())
-        return tuple(apply(self.connection, self.tasks[key], change, self.moment) for key, change in changes)
+        return tuple(apply(self.connection, self.tasks[key], self.moment) for key in sorted(self._changed))
 
 
 _LANDED: Final = select(results.c.name).where(results.c.task_id == bindparam("task_id"), results.c.state == "landed")
@@ -228,11 +211,10 @@ _BY_HASH: Final = _LANDED.where(results.c.name_hash.in_(bindparam("hashes", expa
 _FRAMES_LANDED: Final = _LANDED.with_only_columns(results.c.frame).where(
     results.c.frame.between(bindparam("first"), bindparam("last"))
 )
-_AT_ONCE: Final = 1000
-
-
 STALE_HASH: Final = literal("s") + func.substr(results.c.name_hash, 2)
 """The key of a result that is to be made again: it leaves its own free for the next one."""
+MAKE_STALE: Final = results.update().where(results.c.state == "landed").values(state="stale", name_hash=STALE_HASH)
+"""Results are to be made again; where it says which."""
 
 
 def name_hash(name: str) -> str:
@@ -242,15 +224,11 @@ def name_hash(name: str) -> str:
 
 def landed_among(connection: Connection, task_id: int, names: Collection[str]) -> frozenset[str]:
     """Which of these output names of a task have landed."""
-    found: set[str] = set()
-    hashes = [name_hash(name) for name in names]
-    for start in range(0, len(hashes), _AT_ONCE):
-        part = {"task_id": task_id, "hashes": hashes[start : start + _AT_ONCE]}
-        found.update(connection.execute(_BY_HASH, part).scalars())
-    return frozenset(found)
+    parts = ({"task_id": task_id, "hashes": part} for part in portions([name_hash(name) for name in names]))
+    return frozenset(name for part in parts for name in connection.scalars(_BY_HASH, part))
 
 
 def landed_frames(connection: Connection, task_id: int, frames: FrameRange) -> frozenset[int]:
     """Which of these frames of a task have landed."""
     between = {"task_id": task_id, "first": frames.first, "last": frames.last}
-    return frozenset(connection.execute(_FRAMES_LANDED, between).scalars()) & frozenset(frames.frames())
+    return frozenset(connection.scalars(_FRAMES_LANDED, between)) & frozenset(frames.frames())

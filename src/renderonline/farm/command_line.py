@@ -15,55 +15,33 @@ from collections.abc import Iterable
 from typing import Final
 
 _BLANKS: Final = " \t"
+_PIECE: Final = re.compile(r'(\\*)"|[ \t]+|[^\\" \t]+|\\+')
+"""A quote with the backslashes before it, blanks, plain letters, or plain backslashes."""
 
 
 def split(text: str) -> tuple[str, ...]:
     """The words of a command line; the inverse of `join`."""
     words: list[str] = []
-    at = 0
-    while True:
-        while at < len(text) and text[at] in _BLANKS:
-            at += 1
-        if at == len(text):
-            return tuple(words)
-        word, at = _next_word(text, at)
-        words.append(word)
-
-
-def _next_word(text: str, at: int) -> tuple[str, int]:
-    """The word that starts at `at`, and where it ends."""
-    word: list[str] = []
+    word: str | None = None
     quoted = False
-    while at < len(text):
-        char = text[at]
-        if char == "\\":
-            piece, at = _backslashes(text, at)
-            word.append(piece)
-        elif char == '"' and quoted and text[at + 1 : at + 2] == '"':
-            word.append('"')
-            at += 2
-        elif char == '"':
-            quoted = not quoted
-            at += 1
-        elif char in _BLANKS and not quoted:
-            break
+    pieces = _PIECE.finditer(text)
+    for piece in pieces:
+        if (slashes := piece[1]) is None:
+            if quoted or piece[0][0] not in _BLANKS:
+                word = (word or "") + piece[0]
+            elif word is not None:
+                words.append(word)
+                word = None
+            continue
+        word = (word or "") + "\\" * (len(slashes) // 2)
+        if len(slashes) % 2:
+            word += '"'
+        elif quoted and text.startswith('"', piece.end()):
+            word += '"'
+            next(pieces)
         else:
-            word.append(char)
-            at += 1
-    return "".join(word), at
-
-
-def _backslashes(text: str, at: int) -> tuple[str, int]:
-    """What a run of backslashes (and the quote it makes plain) stands for, and where to go on."""
-    end = at
-    while end < len(text) and text[end] == "\\":
-        end += 1
-    count = end - at
-    if text[end : end + 1] != '"':
-        return "\\" * count, end
-    if count % 2:
-        return "\\" * (count // 2) + '"', end + 1
-    return "\\" * (count // 2), end
+            quoted = not quoted
+    return (*words,) if word is None else (*words, word)
 
 
 def join(words: Iterable[str]) -> str:

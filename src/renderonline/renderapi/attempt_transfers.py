@@ -16,15 +16,8 @@ from typing import Final
 
 from starlette.requests import Request
 
-from renderonline.database.task_inputs import (
-    Holder,
-    frame_names,
-    is_frame,
-    list_inputs,
-    load_holder,
-    result_names,
-    store_inputs,
-)
+from renderonline.database.submissions import list_inputs
+from renderonline.database.task_inputs import Holder, frame_names, is_frame, load_holder, result_names, store_inputs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.dispatch import Dispatcher

@@ -9,6 +9,7 @@ import structlog
 
 from renderonline.database.engines import EngineRow
 from renderonline.database.machines import JoinCode, MachineRow
+from renderonline.database.rows import frames_of
 from renderonline.database.tasks import AttemptView, ChunkView, ResultView, TaskView
 from renderonline.engines.definition import Argument, FrameArguments
 from renderonline.engines.loading import parse_definition
