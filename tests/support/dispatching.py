@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
@@ -148,7 +147,7 @@ class Rig:
             self.database,
             ids,
             self.events,
-            settings=SimpleNamespace(data_directory=self.directory / "data"),
+            data_directory=self.directory / "data",
             policy=self.policy,
             silence_s=self.silence_s,
             grace_s=self.grace_s,

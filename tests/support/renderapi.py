@@ -127,7 +127,7 @@ async def renderapi(directory: Path, *, reads_scenes: bool = False, **flags: Any
     Unless it `reads_scenes`, a new farm's Blender takes whatever is called .blend: most tests send a few bytes.
     """
     plain = {name: re.sub(r"(?m)^facts = .*$", "", toml) for name, toml in shipped().items()}
-    with mock.patch("renderonline.renderapi.bootstrap.shipped", shipped if reads_scenes else lambda: plain):
+    with mock.patch("renderonline.renderapi.administration.shipped", shipped if reads_scenes else lambda: plain):
         async with _renderapi(directory, **flags) as running:
             yield running
 

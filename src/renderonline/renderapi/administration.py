@@ -1,13 +1,16 @@
-"""The use cases of operators and administrators: accounts, engines, argument types, machines."""
+"""The use cases of operators and administrators: accounts, engines, argument types, machines; and the first start."""
 
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import structlog
 
 from renderonline.database import Connection, Database, accounts, engines, machines, retention
 from renderonline.database.accounts import NewUser
@@ -15,10 +18,16 @@ from renderonline.database.engines import EngineRow, NewEngine
 from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.engines.commands import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition
-from renderonline.engines.loading import parse_definition
-from renderonline.farm.accounts import Subscription, User, hash_token
+from renderonline.engines.loading import parse_definition, shipped
+from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
-from renderonline.farm.errors import Conflict, InvalidRequest, RenderOnlineError
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
+from renderonline.renderapi.auth import Guesses
+from renderonline.serving.directories import private_write
+
+log = structlog.get_logger(__name__)
+
+FIRST_LOGIN: Final = "first-login.json"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,18 +89,22 @@ def _add_user(connection: Connection, values: Values, now_us: int) -> User:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A kind of thing that is kept in the database: how its rows are listed, changed and removed there."""
+    """A kind of thing that is kept in the database: how its rows are listed, found, changed and removed there."""
 
     rows: Callable[[Connection], tuple[Any, ...]]
+    find: Callable[[Connection, int], Any] | None = None
     change: Callable[[Connection, int, Values], Any] | None = None
     remove: Callable[[Connection, Any], None] | None = None
 
 
-USERS: Final = Kept(accounts.list_users, accounts.change_user)
-SUBSCRIPTIONS: Final = Kept(accounts.list_subscriptions, accounts.change_subscription)
-ENGINES: Final = Kept(engines.list_engines, _change_engine, engines.remove_engine)
+USERS: Final = Kept(accounts.list_users, accounts.get_user, accounts.change_user)
+SUBSCRIPTIONS: Final = Kept(accounts.list_subscriptions, change=accounts.change_subscription)
+ENGINES: Final = Kept(engines.list_engines, engines.get_engine, _change_engine, engines.remove_engine)
 ARGTYPES: Final = Kept(engines.list_argtypes, remove=engines.remove_argtype)
-MACHINES: Final = Kept(machines.list_machines, machines.change_machine, machines.remove_machine)
+MACHINES: Final = Kept(machines.list_machines, change=machines.change_machine, remove=machines.remove_machine)
+
+
+_TOO_MANY: Final = "Too many wrong join codes from this address. Wait a minute."
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +114,15 @@ class Administration:
     database: Database
     files: Path
     changed: Callable[[], Awaitable[None]]
+    guesses: Guesses = field(default_factory=lambda: Guesses(10, _TOO_MANY), init=False)
 
     async def rows(self, kind: Kept) -> tuple[Any, ...]:
-        """All rows of a kind."""
         return await self.database.read(kind.rows)
+
+    async def row(self, kind: Kept, key: int) -> Any:
+        assert kind.find is not None
+        find = kind.find
+        return await self.database.read(lambda connection: find(connection, key))
 
     async def limits(self, user: User) -> dict[str, int]:
         """How many tasks somebody may have in the queue (0 without a subscription), and how much their tasks take and
@@ -122,13 +140,8 @@ class Administration:
         return await self._write(kind.change, key, changes)
 
     async def remove(self, kind: Kept, key: int | str) -> None:
-        """Remove a row."""
         assert kind.remove is not None
         await self._write(kind.remove, key)
-
-    async def user(self, user_id: int) -> User:
-        """One account."""
-        return await self.database.read(lambda connection: accounts.get_user(connection, user_id))
 
     async def add_user(self, values: Values) -> tuple[User, str]:
         """A new account and its token, which is shown this once only (R12)."""
@@ -142,12 +155,7 @@ class Administration:
         return token
 
     async def add_subscription(self, values: Values) -> Subscription:
-        """A new subscription."""
         return await self._write(accounts.add_subscription, **values)
-
-    async def engine(self, engine_id: int) -> EngineRow:
-        """One engine."""
-        return await self.database.read(lambda connection: engines.get_engine(connection, engine_id))
 
     async def add_engine(self, definition: str, download_path: str | None) -> EngineRow:
         """A new engine; its files go to the farm's own place unless a path is named."""
@@ -168,10 +176,18 @@ class Administration:
         end_us = now_us + int(hours * 3600 * 1_000_000)
         return await self._write(machines.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us)
 
-    async def enroll(self, code: str, name: str) -> tuple[int, str]:
-        """A machine joins with a code: its number and the secret that is its own from now on."""
+    async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
+        """A machine joins with a code: its number and the secret that is its own from now on. `NotAuthenticated` for a
+        code that is not valid; `LimitReached` when its address sent ten of them within a minute."""
+        self.guesses.check(client)
         secret = secrets.token_urlsafe(32)
-        row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
+        try:
+            row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
+        except NotAuthenticated:
+            self.guesses.wrong(client)
+            log.warning("wrong join code", client=client)
+            raise
+        log.info("machine has joined", machine=row.machine_id, name=name, client=client)
         return row.machine_id, secret
 
     async def _write(self, operation: Callable[Concatenate[Connection, P], T], *given: P.args, **named: P.kwargs) -> T:
@@ -191,3 +207,43 @@ def _check_argtype(argtype: ArgType) -> None:
     except RenderOnlineError as error:
         known = "file, path, extension, word, sentence, natural, integer or real"
         raise InvalidRequest(f"{error.message} Use {known}, or a valid regex.") from error
+
+
+def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: int) -> None:
+    """Make what is missing: a subscription, an administrator, and on a new farm the shipped engines. Blocks."""
+    files.mkdir(parents=True, exist_ok=True)
+    if not database.read_now(engines.list_engines) and not database.read_now(accounts.list_users):
+        for toml in shipped().values():
+            database.write_now(partial(add_engine, definition=toml, download_path=str(files)))
+    if not database.read_now(accounts.has_admin):
+        _add_admin(database, data_directory / FIRST_LOGIN, now_us)
+
+
+def _add_admin(database: Database, path: Path, now_us: int) -> None:
+    token = secrets.token_urlsafe(32)
+    taken = {user.email.casefold() for user in database.read_now(accounts.list_users)}
+    email = "admin@localhost"
+    while email in taken:
+        email = f"admin-{secrets.token_hex(3)}@localhost"
+    # The file first: a login that nobody knows would lock everybody out for good.
+    private_write(path, json.dumps({"url": "", "email": email, "token": token}))
+
+    def add(connection: Connection) -> None:
+        known = accounts.list_subscriptions(connection)
+        subscription = known[0] if known else accounts.add_subscription(connection, "standard", queue_limit=100)
+        new = NewUser(email, hash_token(token), subscription.subscription_id, "First", "Administrator", Role.ADMIN)
+        accounts.add_user(connection, new, now_us=now_us)
+
+    database.write_now(add)
+    log.info("first login was made", email=email, file=str(path))
+
+
+def announce_login(data_directory: Path, url: str) -> None:
+    """Write the address into the first login's file, as long as it is there."""
+    path = data_directory / FIRST_LOGIN
+    try:
+        login = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if login.get("url") != url:
+        private_write(path, json.dumps({**login, "url": url}))

@@ -1,12 +1,11 @@
-"""RenderAPI as one ASGI application: everything is made, joined and ended here."""
+"""RenderAPI as one ASGI application: everything is made, joined and ended here; and standing by (R10)."""
 
 import asyncio
 import contextlib
-import hashlib
-import secrets
-import ssl
+import os
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,49 +15,28 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from renderonline import __version__
 from renderonline.database import Database, migrating, submissions
 from renderonline.database.ids import IdBlocks
-from renderonline.database.lease import BEATS, Lease, Overtaken
+from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import errors, views
-from renderonline.renderapi.administration import Administration
-from renderonline.renderapi.attempt_transfers import AttemptTransfers
-from renderonline.renderapi.auth import Authenticator
-from renderonline.renderapi.bootstrap import bootstrap
-from renderonline.renderapi.control import Control
-from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.enrolments import Enrolments
-from renderonline.renderapi.events import Events
+from renderonline.renderapi.administration import bootstrap
 from renderonline.renderapi.metrics import MeasuredRequests, Metrics
-from renderonline.renderapi.notifying import Notifier
-from renderonline.renderapi.previews import Previews
-from renderonline.renderapi.reading import Reading
-from renderonline.renderapi.routes import (
-    ops,
-    pages,
-    v1,
-    v2_attempts,
-    v2_farm,
-    v2_previews,
-    v2_session,
-    v2_tasks,
-    v2_uploads,
-)
+from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, v2_tasks, v2_uploads
 from renderonline.renderapi.routes.guard import V2, Guard
 from renderonline.renderapi.services import Services
-from renderonline.renderapi.sessions import Sessions
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.standby import OnlyDispatching, Standby
-from renderonline.renderapi.submissions import Submissions
-from renderonline.serving.web import TlsFiles
 
 log = structlog.get_logger(__name__)
 
 FORGET_S: Final = 3600.0
 """How often old idempotency keys are removed."""
+STANDBY: Final = "standby"
+"""The code of an answer that says: ask the RenderAPI that dispatches."""
 
 _OPEN: Final[dict[str, Any]] = {"allow_origins": ["*"], "allow_methods": ["*"], "allow_headers": ["*"], "max_age": 600}
 _EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
@@ -87,7 +65,7 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
     )
     app.state.standby = Standby()
     app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
-    for part in (v2_tasks, v2_uploads, v2_attempts, v2_previews, v2_farm, v2_session):
+    for part in (v2_tasks, v2_uploads, v2_attempts, v2_farm, pages):
         app.include_router(part.router, prefix=V2)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
@@ -115,11 +93,7 @@ async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> Async
         database = await _open_database(settings, stack)
         lease = Lease.of(database, "RenderAPI", lease_s=settings.lease_s, on_lost=lost)
         stack.callback(lease.release)
-
-        async def begin() -> None:
-            await _begin(app, settings, metrics, database, lease, stack)
-            standby.begin()
-
+        begin = partial(_begin, app, settings, metrics, database, lease, stack)
         waiting = None
         if await asyncio.to_thread(lease.take):
             await begin()
@@ -141,67 +115,22 @@ async def _begin(
     lease: Lease,
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    """The lease is ours: dispatch and answer."""
     await asyncio.to_thread(_prepare, database, lease, settings)
     ids = await asyncio.to_thread(IdBlocks, database)
     looking = asyncio.create_task(_look_after(database, lease, ids, settings.lease_s / BEATS), name="look-after")
     stack.callback(looking.cancel)
-    events = Events(secrets.token_hex(4))
-    stack.callback(events.close)
-    notifier = Notifier(events, database, url=settings.public_url)
-    stack.push_async_callback(notifier.close)
-    await notifier.open(settings.notify, settings.notify_mail)
-    dispatcher = Dispatcher(
-        database,
-        ids,
-        notifier,
-        settings=settings,
-        policy=settings.retries,
-        silence_s=settings.silence_s,
-        grace_s=settings.return_s,
-    )
-    app.state.services = made = _services(settings, database, ids, events, dispatcher, metrics)
+    app.state.services = made = Services(settings, database, ids, metrics)
+    stack.callback(made.events.close)
+    stack.push_async_callback(made.notifier.close)
+    await made.notifier.open(settings.notify, settings.notify_mail)
     stack.push_async_callback(made.submissions.close)
     await made.submissions.sweep()
-    stack.push_async_callback(dispatcher.stop)
-    await dispatcher.start()
+    stack.push_async_callback(made.dispatcher.stop)
+    await made.dispatcher.start()
     keeping = asyncio.create_task(made.submissions.housekeeping.run(), name="housekeeping")
     stack.callback(keeping.cancel)
-    app.router.routes.append(WebSocketRoute(LINK_PATH, dispatcher.link))
-
-
-def _services(
-    settings: Settings, database: Database, ids: IdBlocks, events: Events, dispatcher: Dispatcher, metrics: Metrics
-) -> Services:
-    authenticator = Authenticator(database)
-    submitting = Submissions(database, ids, dispatcher, settings)
-
-    async def changed() -> None:
-        authenticator.forget()
-        submitting.forget()
-        await dispatcher.refresh()
-
-    administration = Administration(database, settings.files, changed)
-    return Services(
-        authenticator=authenticator,
-        sessions=Sessions(
-            authenticator,
-            settings.data_directory / "sessions.json",
-            idle_s=settings.session_idle_s,
-            longest_s=settings.session_s,
-        ),
-        submissions=submitting,
-        reading=Reading(database, dispatcher),
-        control=Control(database, dispatcher),
-        administration=administration,
-        enrolments=Enrolments(administration),
-        dispatcher=dispatcher,
-        transfers=AttemptTransfers(dispatcher, submitting.places),
-        previews=Previews(database, dispatcher),
-        events=events,
-        metrics=metrics,
-        fingerprint=_fingerprint(settings.certificate),
-    )
+    app.router.routes.append(WebSocketRoute(LINK_PATH, made.dispatcher.link))
+    app.state.standby.begin()
 
 
 async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> Database:
@@ -241,13 +170,63 @@ async def _look_after(database: Database, lease: Lease, ids: IdBlocks, every_s: 
             log.warning("database does not answer", reason=error.message)
 
 
-def _fingerprint(files: TlsFiles | None) -> str:
-    """What a machine may pin: the SHA-256 of the certificate that this server shows."""
-    if files is None:
-        return ""
-    try:
-        pem = files.fullchain_pem_path.read_text(encoding="ascii")
-        first = pem[pem.index(ssl.PEM_HEADER) : pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
-        return f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()}"
-    except (OSError, ValueError) as error:
-        raise RenderOnlineError(f"The certificate {files.fullchain_pem_path} can't be read: {error}.") from error
+class Standby:
+    """`why_not`: why this RenderAPI answers nobody, "" once it dispatches; `begun` is set then. `failure`: why it ends
+    by itself."""
+
+    def __init__(self) -> None:
+        self.why_not = "RenderAPI is about to start."
+        self.begun = asyncio.Event()
+        self.failure: RenderOnlineError | None = None
+
+    def begin(self) -> None:
+        self.why_not = ""
+        self.begun.set()
+
+    def end(self, error: RenderOnlineError) -> None:
+        """Answer nobody any more and end the program."""
+        if self.failure is None:
+            log.critical("this RenderAPI ends", reason=error.message)
+            self.why_not, self.failure = error.message, error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def lost(self) -> None:
+        """Another RenderAPI has the lease."""
+        self.end(Overtaken("Another RenderAPI has taken over the database while this one stood still."))
+
+    async def wait_for(self, lease: Lease, lease_s: float, start: Callable[[], Awaitable[None]]) -> None:
+        """Stand by until the lease is ours, then `start`."""
+        try:
+            while not await self._taken(lease):
+                self.why_not = f"This RenderAPI stands by. {lease.holder} dispatches; ask that one."
+                await asyncio.sleep(lease_s / LOOKS)
+            log.info("this RenderAPI takes over", after=lease.holder)
+            await start()
+        except RenderOnlineError as error:
+            self.end(error)
+        except Exception as error:  # whatever fails must end this program: another one can take over
+            log.exception("taking over failed")
+            self.end(RenderOnlineError(f"Taking over failed: {error}."))
+
+    async def _taken(self, lease: Lease) -> bool:
+        try:
+            return await asyncio.to_thread(lease.take)
+        except NotAvailable as error:
+            log.warning("database does not answer", reason=error.message)
+            return False
+
+
+class OnlyDispatching:
+    """Middleware: while another RenderAPI dispatches, `/healthz` says `standby` and everything else is answered 503."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        standby: Standby = scope["app"].state.standby
+        if not standby.why_not or scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["path"] == "/healthz" and standby.failure is None:
+            await errors.json_answer({"status": STANDBY, "version": __version__})(scope, receive, send)
+        else:
+            await errors.problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)

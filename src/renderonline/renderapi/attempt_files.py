@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -24,11 +24,10 @@ MOST_SENT: Final = 50_000
 class AttemptFiles:
     """Knows which directories are there. Removal happens in the background and may fail: the next start sweeps."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        self._database, self._spawn = database, spawn
         self._folders: dict[int, tuple[str, int]] = {}
         self._received: Counter[int] = Counter()
-        self._removals: set[asyncio.Task[None]] = set()
 
     def know(self, attempt_id: int, directory: str, machine_id: int) -> None:
         """An attempt was leased, or found live at start."""
@@ -54,9 +53,7 @@ class AttemptFiles:
         for number in over:
             del self._received[number]
         if directories:
-            removal = asyncio.create_task(asyncio.to_thread(_remove_all, directories))
-            self._removals.add(removal)
-            removal.add_done_callback(self._removals.discard)
+            self._spawn(asyncio.to_thread(_remove_all, directories))
 
     def remove_unheld(self, machine_id: int, held: Collection[int]) -> None:
         """A machine says what it still has: everything else that it had is over."""
@@ -82,10 +79,6 @@ class AttemptFiles:
         if stale:
             _log.info("Directories of old attempts are removed", count=len(stale))
             await asyncio.to_thread(_remove_all, stale)
-
-    async def close(self) -> None:
-        """Wait for what is being removed."""
-        await asyncio.gather(*self._removals, return_exceptions=True)
 
 
 def _remove_all(directories: Iterable[str]) -> None:

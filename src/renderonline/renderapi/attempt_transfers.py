@@ -1,4 +1,5 @@
-"""The files of attempts for machines that don't share this computer's directory: inputs to them, results from them.
+"""The files of attempts for machines that don't share this computer's directory: inputs to them, results from them;
+and the previews that every linked machine sends.
 
 The token of the attempt is the whole authority. It opens what its task was submitted with, and the attempt's own
 directory, for as long as something of the attempt is wanted (R5.5).
@@ -23,10 +24,11 @@ from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, file_of
 from renderonline.renderapi.places import Places
+from renderonline.renderapi.reading import checked_size
 from renderonline.serving.sink import receive_body
 from renderonline.storage.archive import PIECE_BYTES, members_of
 from renderonline.storage.digests import InputSums
-from renderonline.storage.landing import Arrival
+from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import task_directory
 from renderonline.storage.uploads import disk_error
 
@@ -34,6 +36,7 @@ __all__ = ["AttemptTransfers", "Holder"]
 
 _SCHEME: Final = "attempt "
 _KEPT: Final = 64
+_JPEG: Final = b"\xff\xd8\xff"
 
 
 class AttemptTransfers:
@@ -148,6 +151,21 @@ class AttemptTransfers:
             raise disk_error(error) from error
         finally:
             self._shared.files.forget_late(attempt_id, holder.directory, holder.machine_id)
+
+    async def receive_preview(self, attempt_id: int, holder: Holder, name: str, size: str, jpeg: bytes) -> None:
+        """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13)."""
+        order = await self._dispatcher.reports.order_of(attempt_id)
+        if order is None or check_name(name) not in order.wanted:
+            raise NotFound(f"The attempt has no file {name}.")
+        if not jpeg.startswith(_JPEG):
+            raise InvalidRequest("A preview is a JPEG.")
+        previews = self._shared.previews
+        try:
+            path = await asyncio.to_thread(previews.put, holder.task_id, name, checked_size(size), jpeg)
+        except OSError as error:
+            raise disk_error(error) from error
+        if await self._shared.database.read(partial(load_holder, attempt_id=attempt_id)) is None:  # deleted meanwhile
+            await asyncio.to_thread(previews.take_back, path)
 
 
 def _announced(request: Request) -> tuple[int, str]:

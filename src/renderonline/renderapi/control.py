@@ -5,7 +5,8 @@ Every use case can be repeated. `user_id` is whose task it must be; None for tho
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -14,11 +15,16 @@ import structlog
 from renderonline.database import Database
 from renderonline.database import work_control as work
 from renderonline.database.projection import TaskState
+from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
+from renderonline.farm.ready import Signature
+from renderonline.farm.scheduling import Allowance
+from renderonline.farm.tasks import TaskStatus, missing_told
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.explaining import reasons
+from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.shared import Shared
 from renderonline.storage.landing import remove_attempt, remove_task
 
 T = TypeVar("T")
@@ -28,6 +34,14 @@ _STOPPING_S: Final = 10.0
 """Deleting waits at most so long for engines to end, so that they write nothing behind us; requeueing for results on
 their way."""
 _LOOK_S: Final = 0.05
+_ENDED: Final = {
+    TaskStatus.SUCCEEDED: "It succeeded.",
+    TaskStatus.FAILED: "It failed. Try it again with: renderonline retry.",
+    TaskStatus.CANCELED: "It was canceled. Try it again with: renderonline retry.",
+}
+_BUSY: Final = "it is busy"
+_NAMED: Final = 5
+"""So many machines are named at most for one reason."""
 
 
 class Control:
@@ -66,7 +80,6 @@ class Control:
         return await self._changed(await self._write(partial(work.pause_task, paused=True, now=now), task_id, user_id))
 
     async def resume(self, task_id: int, *, user_id: int | None) -> TaskState:
-        """Go on with a task."""
         return await self._changed(await self._write(partial(work.pause_task, paused=False), task_id, user_id))
 
     async def retry(self, task_id: int, *, user_id: int | None) -> TaskState:
@@ -109,7 +122,6 @@ class Control:
         return await self._changed(await self._write(partial(work.change_task, changes=changes), task_id, user_id))
 
     async def explain(self, task_id: int, *, user_id: int | None) -> tuple[str, ...]:
-        """Why a task is where it is, in plain words."""
         story = await self._database.read(partial(work.task_story, task_id=task_id, user_id=user_id))
         return tuple(reasons(story, self._shared))
 
@@ -154,3 +166,89 @@ class Control:
         scene = (condemned.scene, condemned.file_name)
         if not condemned.shared and not remove_task(*scene, condemned.canceled.state.user_id):
             _log.warning("A deleted task's files could not all be removed", scene=condemned.scene)
+
+
+def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
+    """Why a task is where it is, the most important first: the plan's twin, which says what the plan does not see in it
+    (R9)."""
+    state = story.state
+    yield from missing_told(story.missing)
+    if state.ended:
+        yield _ENDED[state.status]
+        if state.status is TaskStatus.FAILED:
+            yield from dict.fromkeys(filter(None, (state.reason, *story.reasons)))
+        return
+    if state.counters.live:
+        names = {_machine_name(shared, one.machine_id) for one in shared.memory.attempts_of(state.task_id)}
+        yield f"{state.counters.live} of its parts are being rendered on {', '.join(sorted(names)) or 'a machine'}."
+    if state.counters.waiting:
+        yield from _why_waiting(story, shared)
+    for reason in story.reasons:
+        yield f"A part failed before: {reason}."
+
+
+def _why_waiting(story: work.Story, shared: Shared) -> Iterable[str]:
+    memory, task_id = shared.memory, story.state.task_id
+    task = memory.tasks.get(task_id)
+    if story.state.paused:
+        yield "It is paused; resume it to go on."
+    elif story.blocked_by:
+        yield f"It waits for task {', '.join(map(str, story.blocked_by))} to succeed."
+    elif held := memory.held_machines(task_id):
+        names = ", ".join(_machine_name(shared, machine_id) for machine_id in held)
+        yield f"Machine {names} was lost and may still write; it must answer first. Retry, if it is really off."
+    elif (due := memory.next_try(task_id)) is not None:
+        yield f"A part is tried again in {max(0.0, due - shared.clock.monotonic()):.0f} s."
+    if task is not None and task.may_start:
+        yield from _why_not_now(shared, task)
+
+
+def _why_not_now(shared: Shared, task: QueuedTask) -> Iterable[str]:
+    users = shared.machines.policy.users
+    limit, running = users.get(task.user_id, Allowance()).running_limit, len(shared.memory.attempts_of(task.task_id))
+    if task.running_limit and running >= task.running_limit:
+        yield f"So many of its parts may run at once: {task.running_limit}. Allow more: renderonline change --limit."
+    elif limit and shared.memory.usage.users.get(task.user_id, 0) >= limit:
+        yield f"{limit} parts of its user's tasks are being rendered; the subscription allows no more at once."
+    elif not any(machine.reachable for machine in shared.machines):
+        yield "No machine is connected. Add one: renderonline machine invite."
+    else:
+        yield from _why_no_machine(shared, task)
+
+
+def _why_no_machine(shared: Shared, task: QueuedTask) -> Iterable[str]:
+    signatures = shared.memory.index.signatures_of(task.task_id) or (task.signature(),)
+    told: dict[str, list[str]] = defaultdict(list)
+    for machine in shared.machines:
+        told[min(_hindrance(shared, machine, one) for one in signatures)].append(machine.name)
+    told.pop("", None)
+    if told.keys() == {f"no engine {task.engine}"}:
+        yield f"No machine has the engine {task.engine}."
+        return
+    if busy := told.pop(_BUSY, None):
+        yield f"All machines that can take it are busy ({len(busy)}); it is in the queue."
+    for reason, names in sorted(told.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+        yield f"Not on {', '.join(names[:_NAMED])}{more}: {reason}."
+
+
+def _hindrance(shared: Shared, machine: Machine, signature: Signature) -> str:
+    """What keeps a machine from taking a chunk now; "" when nothing does."""
+    ability, policy = machine.ability, shared.machines.policy
+    kept_for = shared.memory.reserved.get(machine.machine_id, signature)
+    gpus, memory_mib = machine.room.missing(signature.needs)
+    hindrances = {
+        ability.lacks(signature.engine, signature.needs): True,
+        machine.refuses: True,
+        "it takes whole tasks only, and this one is cut": not policy.fits(ability, signature),
+        "a part failed there, and other machines can take it": not policy.takes(ability, signature),
+        _BUSY: not machine.free,
+        f"what runs there leaves {memory_mib} MiB of memory and {gpus} graphics cards too little": memory_mib or gpus,
+        "it is kept for a larger task that has waited for long": kept_for != signature,
+    }
+    return next((reason for reason, holds in hindrances.items() if reason and holds), "")
+
+
+def _machine_name(shared: Shared, machine_id: int) -> str:
+    machine = shared.machines.get(machine_id)
+    return machine.name if machine is not None else f"machine {machine_id}"

@@ -9,14 +9,14 @@ given up (R3.2).
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import Mapping
+import secrets
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
-from starlette.websockets import WebSocket
 
 from renderonline.database import Database
 from renderonline.database.adopting import adopt_tasks
@@ -24,7 +24,7 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines
 from renderonline.database.submissions import NewTask, Submitted
-from renderonline.database.work import submit_and_lease
+from renderonline.database.work import Assigned, Lease, assign, submit_and_lease
 from renderonline.database.work_loading import (
     QueuedChunk,
     QueuedTask,
@@ -35,31 +35,24 @@ from renderonline.database.work_loading import (
     load_queued_ids,
 )
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.farm.machines import GRACE_S
+from renderonline.farm.ready import ReadyIndex
+from renderonline.farm.scheduling import Assignment, plan, reserve
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
-from renderonline.protocol.link import SILENCE_S, Progress
-from renderonline.renderapi.announcing import Publisher
-from renderonline.renderapi.clock import Clock
-from renderonline.renderapi.leasing import Leasing
+from renderonline.renderapi.events import Publisher
 from renderonline.renderapi.links.linked import LinkedMachines
 from renderonline.renderapi.links.v1 import V1Machines
 from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.reports import Reports
 from renderonline.renderapi.shared import TICK_S, Shared
+from renderonline.storage.landing import attempt_directory
 
 _log = structlog.get_logger(__name__)
 
 REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4)."""
 _REBUILD_PAUSE_S: Final = 1.0
-
-
-class DispatcherSettings(Protocol):
-    """Where the logs of attempts are kept."""
-
-    @property
-    def data_directory(self) -> Path: ...
+_TOKEN_BYTES: Final = 16
 
 
 class Dispatcher:
@@ -71,21 +64,20 @@ class Dispatcher:
         ids: IdBlocks,
         events: Publisher,
         *,
-        settings: DispatcherSettings,
-        clock: Clock = time,
-        policy: RetryPolicy | None = None,
-        silence_s: float = SILENCE_S,
-        grace_s: float = GRACE_S,
+        data_directory: Path,
+        policy: RetryPolicy,
+        silence_s: float,
+        grace_s: float,
     ) -> None:
-        logs = settings.data_directory / "logs"
-        self.shared = Shared(database, events, logs, clock=clock, policy=policy or RetryPolicy())
-        self.memory, self.logs = self.shared.memory, self.shared.logs
+        self.shared = Shared(database, events, data_directory, policy)
+        self.memory = self.shared.memory
         self.reports = Reports(self.shared)
         self._ids = ids
         self._silence_s = silence_s
         self._grace_s = grace_s
         self._leasing = Leasing(self.shared, ids, self.reports)
         self._linked = LinkedMachines(self.shared, self.reports)
+        self.link, self.restart_machine = self._linked.endpoint, self._linked.restart
         self._v1 = V1Machines(self.shared, self.reports)
         self._loops: list[asyncio.Task[None]] = []
 
@@ -110,7 +102,6 @@ class Dispatcher:
         await self._linked.close()
         await self._v1.close()
         await self.shared.settled()
-        await self.shared.files.close()
 
     async def leased(self) -> None:
         """Wait until what was submitted just now is planned, and its leases are committed and sent."""
@@ -135,7 +126,7 @@ class Dispatcher:
             running_limit=new.running_limit,
         )
         with self._leasing.ahead(task if plain and self.shared.ready else None) as ahead:
-            operation = partial(submit_and_lease, new=new, ahead=ahead.attempts, moment=self.shared.now())
+            operation = partial(submit_and_lease, new=new, ahead=ahead, moment=self.shared.now())
             try:
                 submitted, leases = await self.shared.database.write(operation)
             except NotAvailable:  # perhaps the leases are there
@@ -153,24 +144,23 @@ class Dispatcher:
                 self.shared.orders.learn(TaskFacts(*facts, new.file_name, new.film, values, template))
             if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
                 self.memory.add_task(task)
-            ahead.committed(task, leases)
+            self._leasing.follow(ahead, task.task_id, leases)
         return submitted
-
-    async def link(self, socket: WebSocket) -> None:
-        """The endpoint of `protocol.link.LINK_PATH`: serve one linked machine until its link ends."""
-        await self._linked.endpoint(socket)
 
     async def refresh(self) -> None:
         """Notice rows that were added or changed by hand or by an operator (R3.4)."""
+        await self._read_machines()
+        self._v1.follow()
+        self.reports.benching.follow()
+        await self._refresh_queue()
+        self.shared.wake()
+
+    async def _read_machines(self) -> None:
         database = self.shared.database
         rows, users = await database.read(list_machines), await database.read(load_allowances)
         for machine in self.shared.machines.update(rows, users):
             if machine.link is not None:
                 machine.link.close("this machine was removed")
-        self._v1.follow()
-        self.reports.benching.follow()
-        await self._refresh_queue()
-        self.shared.wake()
 
     async def _refresh_queue(self) -> None:
         """Tasks that came into the queue, or went, without passing through us."""
@@ -187,28 +177,6 @@ class Dispatcher:
             now = self.shared.now().local
             await self.shared.database.write(partial(adopt_tasks, after=min(bare) - 1, now=now))
             await self.shared.reload(bare)
-
-    def machines_view(self) -> list[dict[str, Any]]:
-        """Every machine as an operator is shown it."""
-        return [machine.view() for machine in self.shared.machines]
-
-    def machine_view(self, machine_id: int) -> dict[str, Any] | None:
-        """One machine as an operator is shown it."""
-        machine = self.shared.machines.get(machine_id)
-        return None if machine is None else machine.view()
-
-    def restart_machine(self, machine_id: int) -> None:
-        """Have a linked machine's program end after its work. `Conflict` when it is not linked now."""
-        self._linked.restart(machine_id)
-
-    def progress_of(self, attempt_id: int) -> Progress | None:
-        """The newest progress of a live attempt."""
-        attempt = self.memory.attempts.get(attempt_id)
-        return None if attempt is None else attempt.progress
-
-    def attempts_of(self, task_id: int) -> tuple[LiveAttempt, ...]:
-        """The live attempts of a task."""
-        return self.memory.attempts_of(task_id)
 
     def figures(self) -> Mapping[str, float]:
         """Numbers for `/metrics`."""
@@ -288,9 +256,7 @@ class Dispatcher:
     async def _load(self) -> None:
         """Rebuild memory from the database, in the writer's turn: what is committed before is in it, and what is
         committed after it is followed."""
-        database = self.shared.database
-        rows, users = await database.read(list_machines), await database.read(load_allowances)
-        self.shared.machines.update(rows, users)
+        await self._read_machines()
         live, queue = await self.shared.database.write(lambda c: (load_live(c, LiveAttempt), load_queue(c)))
         self.memory.load(queue, live)
         for attempt in live:
@@ -299,3 +265,157 @@ class Dispatcher:
             machine.occupied = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
             self.shared.machines.note(machine)
         self.shared.ready = not self.shared.in_doubt.is_set()
+
+
+class Leasing:
+    """Plans, commits, sends."""
+
+    def __init__(self, shared: Shared, ids: IdBlocks, reports: Reports) -> None:
+        self._shared = shared
+        self._ids = ids
+        self._reports = reports
+        self._leases: set[asyncio.Task[None]] = set()
+
+    async def give(self) -> float | None:
+        """Give all free slots work; comes back before the commits. Gives when the next chunk is due (monotonic)."""
+        memory, machines = self._shared.memory, self._shared.machines
+        await self._ids.refill()
+        due = memory.release_due()
+        free = machines.free_slots() if len(memory.index) else []
+        if not free:
+            memory.reserved = {}
+            return due
+        usage, policy, now_us = memory.usage, machines.policy, self._shared.now().us
+        memory.reserved = reserve(memory.index, free, usage, policy, now_us, memory.reserved)
+        wanted = []
+        for assignment in plan(memory.index, free, usage, policy, memory.reserved):
+            memory.reserved.pop(assignment.machine_id, None)
+            attempt = self._occupy(memory.tasks[assignment.task_id], assignment)
+            memory.lease(assignment, attempt)  # as if it were committed, so that the next plan counts it
+            wanted.append(attempt)
+        if wanted:
+            self._spawn(self._lease(wanted))
+        return due
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        lease = self._shared.spawn(work)
+        self._leases.add(lease)
+        lease.add_done_callback(self._leases.discard)
+
+    async def committed(self) -> None:
+        """Wait until the leases of this moment are committed and sent."""
+        if self._leases:
+            await asyncio.wait(self._leases)
+
+    def _occupy(self, task: QueuedTask, assignment: Assignment) -> LiveAttempt:
+        machine = self._shared.machines.get(assignment.machine_id)
+        assert machine is not None
+        attempt_id = self._ids.next_attempt_id()
+        attempt = LiveAttempt(
+            attempt_id,
+            secrets.token_urlsafe(_TOKEN_BYTES),
+            assignment.chunk_id,
+            assignment.task_id,
+            task.user_id,
+            assignment.machine_id,
+            attempt_directory(task.download_path, attempt_id),
+            whole=assignment.whole,
+            needs=task.needs,
+            steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
+        )
+        self._shared.machines.occupy(machine, attempt_id, task.needs)
+        self._shared.files.know(attempt_id, attempt.directory, attempt.machine_id)
+        return attempt
+
+    @contextlib.contextmanager
+    def ahead(self, task: QueuedTask | None) -> Iterator[list[LiveAttempt]]:
+        """Slots for the first chunks of a task that is being committed, when nothing else waits; those that are still
+        in the list afterwards are free again."""
+        memory, machines = self._shared.memory, self._shared.machines
+        ahead: list[LiveAttempt] = []
+        if task is not None and task.may_start and not len(memory.index):
+            index = ReadyIndex()
+            task.engine = task.engine.casefold()
+            index.add_many(task, [(chunk.chunk_id, chunk.place) for chunk in task.chunks], task.signature())
+            planned = plan(index, machines.free_slots(), memory.usage, machines.policy)
+            ahead += [self._occupy(task, assignment) for assignment in planned]
+            memory.count(task.user_id, len(planned))
+        planned_count = len(ahead)
+        try:
+            yield ahead
+        finally:
+            if task is not None:
+                memory.count(task.user_id, -planned_count)
+            for attempt in ahead:
+                self._free(attempt)
+
+    def follow(self, ahead: list[LiveAttempt], task_id: int, assigned: Assigned) -> None:
+        """The task and these leases are committed, and the task is in memory: they go to their machines."""
+        wanted = [replace(attempt, task_id=task_id) for attempt in ahead]
+        ahead.clear()
+        for attempt in wanted:
+            assignment = Assignment(attempt.machine_id, task_id, attempt.chunk_id, attempt.whole)
+            self._shared.memory.lease(assignment, attempt)
+        if wanted:
+            self._spawn(self._send_all(wanted, assigned))
+
+    async def _lease(self, wanted: Sequence[LiveAttempt]) -> None:
+        unknown = {new.task_id for new in wanted if not self._shared.orders.knows(new.task_id)}
+        operation = partial(assign, wanted=wanted, moment=self._shared.now(), facts_of=unknown)
+        await self._send_all(wanted, await self._shared.database.write(operation))
+
+    async def _send_all(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
+        self._undo([new for new in wanted if new.attempt_id not in assigned.leases])
+        wrong = self._learn(assigned)
+        broken: dict[int, Ending] = {}
+        for new in wanted:
+            lease = assigned.leases.get(new.attempt_id)
+            if lease is not None and lease.pieces:
+                self._shared.memory.recut(new.task_id, new.chunk_id, lease.pieces)
+            reason = "" if lease is None else wrong.get(new.task_id) or await self._send(new, lease)
+            if reason:
+                self._free(new)
+                broken[new.attempt_id] = Ending(Outcome.FAILED, "command", reason)
+        self._reports.tasks_changed(assigned.tasks)
+        await self._reports.end(broken)
+
+    def _undo(self, refused: Sequence[LiveAttempt]) -> None:
+        """These can't be leased now: their tasks were canceled, paused or changed behind memory's back."""
+        for new in refused:
+            self._shared.memory.end_attempt(new.attempt_id)
+            self._free(new)
+        self._reports.read_again({new.task_id for new in refused})
+
+    def _free(self, new: LiveAttempt) -> None:
+        """The attempt never reached its machine."""
+        self._shared.files.remove((new.attempt_id,))
+        self._shared.machines.release(new.machine_id, new.attempt_id)
+
+    def _learn(self, assigned: Assigned) -> dict[int, str]:
+        """Take the facts of tasks that are new to us; gives those that can't be understood, and why."""
+        wrong: dict[int, str] = {}
+        for task_id, facts in assigned.facts.items():
+            try:
+                self._shared.orders.learn(facts)
+            except InvalidRequest as error:
+                wrong[task_id] = error.message
+        return wrong
+
+    async def _send(self, new: LiveAttempt, lease: Lease) -> str:
+        """Tell the machine; without a link it is told when it is back (R5.4). Gives why that can't be done, or ""."""
+        orders = self._shared.orders
+        await orders.see_mark(new.directory)
+        attempt = self._shared.memory.attempts.get(new.attempt_id)
+        if attempt is None:  # canceled while it was committed
+            self._free(new)
+            return ""
+        attempt.leased, attempt.frames, attempt.film = True, lease.frames, lease.film
+        try:
+            order = orders.write(attempt, lease.missing) if orders.knows(new.task_id) else None
+            attempt.order = order or await orders.of_attempt(new.attempt_id)
+        except InvalidRequest as error:
+            return error.message
+        machine = self._shared.machines.get(new.machine_id)
+        if attempt.order is not None and machine is not None and machine.link is not None:
+            machine.link.assign(attempt.order)
+        return ""

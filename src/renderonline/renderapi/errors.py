@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problem JSON with a stable `code`, for everything but v1."""
+"""Answers as JSON; errors as RFC 9457 problem JSON with a stable `code`, for everything but v1."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,6 +18,11 @@ log = structlog.get_logger(__name__)
 _CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
+def json_answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Anything that orjson knows how to write."""
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
 def problem(
     status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, told: Mapping[str, Any] | None = None
 ) -> Response:
@@ -29,7 +34,6 @@ def problem(
 
 
 def problem_of(error: RenderOnlineError) -> Response:
-    """The answer for one of our errors."""
     if error.status >= 500:
         log.warning("request failed", code=error.reason_code, reason=error.message)
     headers = {"Retry-After": "5"} if error.status == 503 else {}

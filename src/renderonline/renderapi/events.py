@@ -1,4 +1,4 @@
-"""What happens on the farm, told as it happens: a ring of events and any number of readers (SSE).
+"""What happens on the farm, told as it happens: who writes events, their ring, and any number of readers (SSE).
 
 Each event has an id `<epoch>-<number>`; the epoch is new at each start. A reader that comes back with the last id it
 saw gets everything after it, or one `resync` event when that is no longer known.
@@ -6,11 +6,19 @@ saw gets everything after it, or one `resync` event when that is no longer known
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 import orjson
+
+from renderonline.database.projection import TaskState
+from renderonline.database.work_landing import Landing
+from renderonline.farm.tasks import ChunkState
+from renderonline.protocol.link import Progress
+from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.memory import LiveAttempt
 
 RING: Final = 10_000
 """Events that are kept."""
@@ -18,6 +26,9 @@ RESYNC: Final = "resync"
 """The event that says: what you know may be old, ask again for everything."""
 QUIET_S: Final = 15.0
 """A reader hears something at least so often, so that both sides notice a dead connection."""
+PAUSE_S: Final = 0.1
+PROGRESS_PAUSE_S: Final = 0.25
+"""An attempt's progress is told at most so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,13 @@ class Event:
     user_id: int | None
 
 
+class Publisher(Protocol):
+    """Where events go."""
+
+    def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
+        """Tell everybody who may see it."""
+
+
 class Events:
     """The ring. `publish` is called on the event loop only and never waits for a reader."""
 
@@ -40,14 +58,13 @@ class Events:
         self._more = asyncio.Event()
         self._closed = False
 
-    def publish(self, type: str, data: Mapping[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
+    def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
         """Tell everybody who may see it: the user `user_id`, or for None those who may see the whole farm."""
         self._last += 1
         self._ring.append(Event(self._last, type, orjson.dumps(data, default=str), user_id))
         self._wake()
 
     def close(self) -> None:
-        """End all streams; the server stops."""
         self._closed = True
         self._wake()
 
@@ -86,3 +103,60 @@ class Events:
     def _line(self, event: Event) -> bytes:
         head = f"id: {self._epoch}-{event.number}\nevent: {event.type}\ndata: ".encode()
         return head + event.data + b"\n\n"
+
+
+class Announcer:
+    """Writes events. What changes quickly is told at once and then at most every `PAUSE_S`, with its newest value."""
+
+    def __init__(self, events: Publisher) -> None:
+        self._events = events
+        self._quiet: dict[tuple[str, int], Callable[[], None] | None] = {}
+
+    def _now_and_then(self, key: tuple[str, int], tell: Callable[[], None]) -> None:
+        if key in self._quiet:
+            self._quiet[key] = tell
+            return
+        tell()
+        self._quiet[key] = None
+        asyncio.get_running_loop().call_later(PAUSE_S, self._pause_over, key)
+
+    def _pause_over(self, key: tuple[str, int]) -> None:
+        if (tell := self._quiet.pop(key, None)) is not None:
+            self._now_and_then(key, tell)
+
+    def task(self, state: TaskState) -> None:
+        """A task changed; its end is told at once."""
+        key = ("task", state.task_id)
+        if state.ended:
+            self._quiet.pop(key, None)
+            self._task(state)
+        else:
+            self._now_and_then(key, partial(self._task, state))
+
+    def _task(self, state: TaskState) -> None:
+        data = {name: getattr(state, name) for name in ("task_id", "status", "frames_total", "frames_done", "reason")}
+        data["chunks"] = {one.value: getattr(state.counters, one.value) for one in ChunkState}
+        self._events.publish("task", data, user_id=state.user_id)
+
+    def task_deleted(self, task_id: int, user_id: int) -> None:
+        self._events.publish("task", {"task_id": task_id, "status": "deleted"}, user_id=user_id)
+
+    def result(self, landing: Landing, *, preview: bool) -> None:
+        """A result landed; `preview`: it can be shown in a grid."""
+        data = {"task_id": landing.task_id, "machine_id": landing.machine_id, "preview": preview}
+        told = ("attempt_id", "name", "frame", "size", "digest", "crc32")
+        data |= {name: getattr(landing.offer, name) for name in told}
+        self._events.publish("result", data, user_id=landing.user_id)
+
+    def progress(self, attempt: LiveAttempt, progress: Progress, now: float) -> None:
+        """An attempt came further; not every step is told."""
+        if now - attempt.told_at < PROGRESS_PAUSE_S and progress.fraction < 1.0:
+            return
+        attempt.told_at = now
+        data = {name: getattr(attempt, name) for name in ("task_id", "chunk_id", "attempt_id", "machine_id")}
+        data |= {name: getattr(progress, name) for name in ("fraction", "frame", "remaining_s", "message")}
+        self._events.publish("progress", data, user_id=attempt.user_id)
+
+    def machine(self, machine: Machine) -> None:
+        """A machine came, went, or changed its status."""
+        self._now_and_then(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))

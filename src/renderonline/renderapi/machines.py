@@ -102,13 +102,8 @@ class Machine:
         return self.hindrance if wanted else f"{self.status.value}: {self.row.wish_reason}".removesuffix(": ")
 
     @property
-    def takes(self) -> bool:
-        """Whether it takes assignments when it has room."""
-        return not self.refuses
-
-    @property
     def free(self) -> int:
-        return max(0, self.slots - len(self.occupied)) if self.takes else 0
+        return 0 if self.refuses else max(0, self.slots - len(self.occupied))
 
     @property
     def room(self) -> FreeSlots:
@@ -117,7 +112,6 @@ class Machine:
         return FreeSlots(self.ability, self.free, sum(one.memory_mib for one in used), sum(one.gpus for one in used))
 
     def describe(self) -> None:
-        """Make its ability anew."""
         self.ability = Ability(
             self.machine_id,
             tuple(sorted((name.casefold(), version) for name, version in self.offers.items())),
@@ -150,7 +144,8 @@ class Machine:
             "slots": self.slots,
             "attempts": sorted(self.occupied),
             "tags": sorted(self.ability.tags),
-            **{name: getattr(self.row, name) for name in ("pool", "hours")},
+            "pool": self.row.pool,
+            "hours": self.row.hours,
             "input_downloads": self.fetches,
             "input_bytes": self.fetched_bytes,
             **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
@@ -172,18 +167,15 @@ class Machines:
         return iter(list(self._all.values()))
 
     def get(self, machine_id: int) -> Machine | None:
-        """A machine by id."""
         return self._all.get(machine_id)
 
     def update_row(self, row: MachineRow) -> Machine:
         """Take over what the database says of a machine, which may be new."""
-        machine = self._all.get(row.machine_id)
-        before = None if machine is None else machine.row.settings
-        if machine is None:
-            machine = self._all[row.machine_id] = Machine(row)
-        machine.row, was = row, machine.closed
-        machine.closed = not is_open(row.hours, self._local())
-        if before != row.settings or was != machine.closed:
+        known = self._all.get(row.machine_id)
+        machine = known or self._all.setdefault(row.machine_id, Machine(row))
+        before = known and (known.row.settings, known.closed)
+        machine.row, machine.closed = row, not is_open(row.hours, self._local())
+        if before != (row.settings, machine.closed):
             self.note(machine)
         return machine
 
@@ -225,15 +217,14 @@ class Machines:
 
     def cancel(self, machine_id: int, attempt_id: int, reason: str) -> None:
         """Have a machine end an attempt; one that is away is told when it is back."""
-        machine = self._all.get(machine_id)
-        if machine is not None and machine.link is not None:
+        if (machine := self._all.get(machine_id)) is not None and machine.link is not None:
             machine.link.cancel(attempt_id, reason)
 
     @property
     def policy(self) -> Policy:
         """What holds for the whole farm now."""
         if self._policy is None:
-            self._policy = Policy.of((m.ability for m in self._all.values() if m.takes), self._users)
+            self._policy = Policy.of((m.ability for m in self._all.values() if not m.refuses), self._users)
         return self._policy
 
     def free_slots(self) -> list[FreeSlots]:

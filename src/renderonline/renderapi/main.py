@@ -9,10 +9,9 @@ from typing import Final
 
 import structlog
 
-from renderonline.renderapi.app import create_app
-from renderonline.renderapi.bootstrap import announce_login
+from renderonline.renderapi.administration import announce_login
+from renderonline.renderapi.app import Standby, create_app
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.standby import Standby
 from renderonline.serving import logs, web
 from renderonline.serving.directories import private_write
 

@@ -8,18 +8,27 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from renderonline.database.work_loading import Attempt, QueuedChunk, QueuedTask
 from renderonline.farm.ready import ReadyIndex, Signature
 from renderonline.farm.scheduling import Assignment, Usage
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Progress
-from renderonline.renderapi.clock import Clock
 from renderonline.renderapi.orders import Order
 
 _RECENT: Final = 8
 """So many machines that had parts of a task are remembered, for they know its scene."""
+
+
+class Clock(Protocol):
+    """The clocks that the dispatcher reads (R1.3). The module `time` is one; tests give their own."""
+
+    def monotonic(self) -> float:
+        """Seconds that only go forward: silence, leases, backoff."""
+
+    def time(self) -> float:
+        """Seconds since 1970 UTC: what people see."""
 
 
 @dataclass(slots=True)
@@ -241,9 +250,7 @@ class Memory:
         self.count(attempt.user_id, -1)
 
     def attempts_on(self, machine_id: int) -> tuple[LiveAttempt, ...]:
-        """The live attempts of a machine."""
         return tuple(self._by_machine.get(machine_id, {}).values())
 
     def attempts_of(self, task_id: int) -> tuple[LiveAttempt, ...]:
-        """The live attempts of a task."""
         return tuple(self._by_task.get(task_id, {}).values())

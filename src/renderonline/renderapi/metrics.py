@@ -1,14 +1,14 @@
 """Figures for Prometheus (`/metrics`): requests, machines by status, events, and the process itself."""
 
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 import prometheus_client as prometheus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from renderonline import __version__
+from renderonline.renderapi.machines import Machine
 
 CONTENT_TYPE: Final[str] = prometheus.CONTENT_TYPE_LATEST
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
@@ -32,35 +32,28 @@ class Metrics:
         self._seconds = prometheus.Histogram(
             "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
         )
-        self._machines = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
-        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
-        self._fetched = {
-            name: prometheus.Gauge(f"renderonline_{name}", told, ("machine",), registry=of)
-            for name in ("input_downloads", "input_bytes")
-        }
-        self._figures: dict[str, prometheus.Gauge] = {}
 
     def answered(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count a request. `endpoint` is the name of what answered it, so that there are only so many."""
         self._requests.labels(method, endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def render(self, machines: Collection[Mapping[str, Any]], figures: Mapping[str, float]) -> bytes:
+    def render(self, machines: Iterable[Machine], figures: Mapping[str, float]) -> bytes:
         """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
-        self._machines.clear()
-        for status, count in Counter(str(machine["status"]) for machine in machines).items():
-            self._machines.labels(status).set(count)
-        for name, gauge in self._fetched.items():
-            gauge.clear()
-            for machine in machines:
-                if machine[name]:
-                    gauge.labels(str(machine["machine_id"])).set(machine[name])
+        of = prometheus.CollectorRegistry()
+        status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
+        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
+        fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
+        fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
+        for machine in machines:
+            status.labels(machine.status.value).inc()
+            if machine.fetches or machine.fetched_bytes:
+                fetches.labels(str(machine.machine_id)).set(machine.fetches)
+                fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)
         for name, value in figures.items():
-            if name not in self._figures:
-                told = name.replace("_", " ").capitalize() + "."
-                self._figures[name] = prometheus.Gauge(f"renderonline_{name}", told, registry=self._registry)
-            self._figures[name].set(value)
-        return bytes(prometheus.generate_latest(self._registry))
+            told = name.replace("_", " ").capitalize() + "."
+            prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
+        return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
 
 
 class MeasuredRequests:

@@ -21,7 +21,7 @@ from renderonline.database import Connection, Database, tasks
 from renderonline.database.tasks import ResultView, TaskView
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.farm.tasks import TaskStatus
-from renderonline.renderapi.announcing import Publisher
+from renderonline.renderapi.events import Publisher
 from renderonline.storage.archive import Member, file_pieces
 from renderonline.storage.names import task_directory
 

@@ -100,7 +100,6 @@ class Orders:
         self._marks: dict[str, tuple[str, str]] = {}
 
     def knows(self, task_id: int) -> bool:
-        """Whether the task's facts are here."""
         return task_id in self._tasks
 
     def takes_steps(self, task_id: int) -> bool:

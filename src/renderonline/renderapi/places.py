@@ -76,7 +76,6 @@ class Places:
 
 
 def _free_bytes(root: Path) -> int:
-    """Free bytes where `root` is or will be."""
     while not root.exists() and root != root.parent:
         root = root.parent
     return shutil.disk_usage(root).free

@@ -1,11 +1,12 @@
 """The use cases that only look: tasks, their parts, their files, logs. Everybody sees what their role allows."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from renderonline.database import Connection, Database, accounts, tasks
 from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
@@ -20,8 +21,10 @@ from renderonline.renderapi.downloads import Content, archive_of, file_of
 from renderonline.storage.archive import Member, members_of
 from renderonline.storage.logs import AttemptLogs
 from renderonline.storage.names import task_directory
+from renderonline.storage.previews import SIZES
 
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
+_OWNERS: Final = 4096
 
 _FILMS: Final = {f".{kind}": f"video/{kind}" for kind in FORMATS}
 
@@ -34,15 +37,22 @@ _PARTS: Final[dict[str, Callable[[Connection, int, int, str | None], Page[Any]]]
 }
 
 
+class Preview(NamedTuple):
+    """A JPEG, and what tells it from one that takes its place."""
+
+    jpeg: bytes
+    etag: str
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Answers questions about tasks; what runs now it asks the dispatcher."""
 
     database: Database
     dispatcher: Dispatcher
+    owners: OrderedDict[int, int] = field(default_factory=OrderedDict, init=False)
 
     async def healthy(self) -> bool:
-        """Whether the database answers."""
         try:
             async with asyncio.timeout(3.0):
                 await self.database.read(accounts.has_admin)
@@ -122,37 +132,48 @@ class Reading:
         return await archive_of(find, name)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
-        """One landed result."""
         view = await self._view(principal, task_id)
         found = await self.database.read(partial(tasks.get_result, task_id=task_id, name=name))
         path = task_directory(view.file_path, view.file_name) / found.name
         content = await file_of(path, path.name)
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 
+    async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> Preview:
+        """The preview of a result. `NotFound` when there is none, or the task is not theirs."""
+        if task_id not in self.owners:  # a grid asks for hundreds of a task, whose owner never changes
+            self.owners[task_id] = (await self._view(principal, task_id)).user_id
+            if len(self.owners) > _OWNERS:
+                self.owners.popitem(last=False)
+        if principal.tasks_of not in (None, self.owners[task_id]):
+            raise NotFound(f"Task {task_id} does not exist.")
+        path = self.dispatcher.shared.previews.path(task_id, name, checked_size(size))
+        try:
+            return await asyncio.to_thread(_read_preview, path)
+        except OSError:
+            raise NotFound(f"There is no preview of {name[:200]}.") from None
+
     async def log(self, principal: Principal, attempt_id: int, offset: int) -> tuple[bytes, int]:
         """An attempt's log from byte `offset`, and where it ends now."""
         view = await self.database.read(partial(tasks.get_attempt, attempt_id=attempt_id))
         if principal.tasks_of not in (None, view.user_id):
             raise NotFound(f"There is no attempt {attempt_id}.")
-        return await asyncio.to_thread(_read_log, self.dispatcher.logs, attempt_id, offset)
+        return await asyncio.to_thread(_read_log, self.dispatcher.shared.logs, attempt_id, offset)
 
     async def _view(self, principal: Principal, task_id: int) -> TaskView:
         return await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=principal.tasks_of))
 
     def _task(self, view: TaskView, latest: ResultView | None = None) -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
-        live = [
-            (one.progress.fraction, one.frames) for one in self.dispatcher.attempts_of(view.task_id) if one.progress
-        ]
-        rendering = [done if frames is None else done * len(frames) % 1.0 for done, frames in live]
+        live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
+        rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
         return views.task(view, rendering, None if latest is None else self._result(view.task_id, latest))
 
     def _result(self, task_id: int, view: ResultView) -> dict[str, Any]:
         return views.shown(view, preview=self.dispatcher.shared.previews.there(task_id, view.name))
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
-        progress = self.dispatcher.progress_of(view.attempt_id)
-        return views.attempt(view, None if progress is None else progress.fraction)
+        live = self.dispatcher.memory.attempts.get(view.attempt_id)
+        return views.attempt(view, live.progress.fraction if live is not None and live.progress else None)
 
 
 def _page(rows: Page[Any], show: Show) -> dict[str, Any]:
@@ -163,6 +184,18 @@ def has_directory(view: TaskView) -> bool:
     """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
     directory = task_directory(view.file_path, view.file_name)
     return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(view.user_id)
+
+
+def checked_size(size: str) -> str:
+    if size not in SIZES:
+        raise InvalidRequest(f"size is one of {', '.join(SIZES)}.")
+    return size
+
+
+def _read_preview(path: Path) -> Preview:
+    with open(path, "rb") as file:
+        about = path.stat()
+        return Preview(file.read(), f'"{about.st_mtime_ns:x}-{about.st_size:x}"')
 
 
 def _read_log(logs: AttemptLogs, attempt_id: int, offset: int) -> tuple[bytes, int]:

@@ -26,7 +26,6 @@ class SceneFacts:
         }
 
     async def close(self) -> None:
-        """End the children."""
         for _, child in self._readers.values():
             await asyncio.to_thread(child.close)
 

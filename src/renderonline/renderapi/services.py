@@ -1,42 +1,75 @@
 """What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it."""
 
-from dataclasses import dataclass
+import hashlib
+import secrets
+import ssl
 from typing import cast
 
 from starlette.requests import HTTPConnection
 
+from renderonline.database import Database
+from renderonline.database.ids import IdBlocks
+from renderonline.farm.errors import RenderOnlineError
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
-from renderonline.renderapi.auth import Authenticator, Principal
+from renderonline.renderapi.auth import Authenticator, Principal, Sessions
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.enrolments import Enrolments
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.metrics import Metrics
-from renderonline.renderapi.previews import Previews
+from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading
-from renderonline.renderapi.sessions import Sessions
+from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
+from renderonline.serving.web import TlsFiles
 
 
-@dataclass(frozen=True, slots=True)
 class Services:
-    """Every use case."""
+    """Every use case. `fingerprint`: `sha256:…` of the certificate that this server shows, "" without TLS."""
 
-    authenticator: Authenticator
-    sessions: Sessions
-    submissions: Submissions
-    reading: Reading
-    control: Control
-    administration: Administration
-    enrolments: Enrolments
-    dispatcher: Dispatcher
-    transfers: AttemptTransfers
-    previews: Previews
-    events: Events
-    metrics: Metrics
-    fingerprint: str
-    """`sha256:…` of the certificate that this server shows, "" without TLS."""
+    def __init__(self, settings: Settings, database: Database, ids: IdBlocks, metrics: Metrics) -> None:
+        self.fingerprint = _fingerprint(settings.certificate)
+        self.metrics = metrics
+        self.events = Events(secrets.token_hex(4))
+        self.notifier = Notifier(self.events, database, url=settings.public_url)
+        self.dispatcher = Dispatcher(
+            database,
+            ids,
+            self.notifier,
+            data_directory=settings.data_directory,
+            policy=settings.retries,
+            silence_s=settings.silence_s,
+            grace_s=settings.return_s,
+        )
+        self.authenticator = Authenticator(database)
+        self.sessions = Sessions(
+            self.authenticator,
+            settings.data_directory / "sessions.json",
+            idle_s=settings.session_idle_s,
+            longest_s=settings.session_s,
+        )
+        self.submissions = Submissions(database, ids, self.dispatcher, settings)
+        self.reading = Reading(database, self.dispatcher)
+        self.control = Control(database, self.dispatcher)
+        self.administration = Administration(database, settings.files, self._changed)
+        self.transfers = AttemptTransfers(self.dispatcher, self.submissions.places)
+
+    async def _changed(self) -> None:
+        self.authenticator.forget()
+        self.submissions.forget()
+        await self.dispatcher.refresh()
+
+
+def _fingerprint(files: TlsFiles | None) -> str:
+    """What a machine may pin: the SHA-256 of the certificate that this server shows."""
+    if files is None:
+        return ""
+    try:
+        pem = files.fullchain_pem_path.read_text(encoding="ascii")
+        first = pem[pem.index(ssl.PEM_HEADER) : pem.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
+        return f"sha256:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()}"
+    except (OSError, ValueError) as error:
+        raise RenderOnlineError(f"The certificate {files.fullchain_pem_path} can't be read: {error}.") from error
 
 
 def services_of(connection: HTTPConnection) -> Services:

@@ -80,7 +80,6 @@ class Settings:
 
     @property
     def retries(self) -> RetryPolicy:
-        """How often and when a chunk is tried again."""
         return RetryPolicy(self.max_tries, self.retry_base_s, self.retry_cap_s, self.max_kills)
 
     @property
@@ -90,7 +89,6 @@ class Settings:
 
     @property
     def max_upload_bytes(self) -> int:
-        """The largest body of a request in bytes."""
         return self.max_upload_mib * 1024 * 1024 or 2**62
 
 

@@ -1,6 +1,7 @@
 """What the parts of the dispatcher share: the database, memory, machines, and how to wake it, doubt it, wait for it."""
 
 import asyncio
+import time
 from collections.abc import Collection, Coroutine
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,10 @@ from renderonline.database.work_loading import load_queue
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import AwakeClock
 from renderonline.farm.settling import RetryPolicy
-from renderonline.renderapi.announcing import Announcer, Publisher
 from renderonline.renderapi.attempt_files import OURS, AttemptFiles
-from renderonline.renderapi.clock import Clock, moment
+from renderonline.renderapi.events import Announcer, Publisher
 from renderonline.renderapi.machines import Machine, Machines
-from renderonline.renderapi.memory import Memory
+from renderonline.renderapi.memory import Clock, Memory
 from renderonline.renderapi.orders import Orders
 from renderonline.storage.logs import AttemptLogs
 from renderonline.storage.previews import PreviewFiles
@@ -34,25 +34,24 @@ TICK_S: Final = 1.0
 class Shared:
     """One for each dispatcher. `ready`: memory says what the database says; `newest`: an attempt id of this start."""
 
-    def __init__(self, database: Database, events: Publisher, logs: Path, *, clock: Clock, policy: RetryPolicy) -> None:
+    def __init__(self, database: Database, events: Publisher, data_directory: Path, policy: RetryPolicy) -> None:
         self.database = database
-        self.clock = clock
+        self.clock: Clock = time
         self.policy = policy
-        self.awake = AwakeClock(clock.monotonic(), TICK_S)
+        self.awake = AwakeClock(self.clock.monotonic(), TICK_S)
         self.woken, self.in_doubt = asyncio.Event(), asyncio.Event()
         self.ready = False
         self.newest = 0
         self.announcer = Announcer(events)
-        self.logs = AttemptLogs(logs)
-        self.previews = PreviewFiles(logs.with_name("previews"))
-        self.memory = Memory(self.wake, clock, policy)
+        self.logs = AttemptLogs(data_directory / "logs")
+        self.previews = PreviewFiles(data_directory / "previews")
+        self.memory = Memory(self.wake, self.clock, policy)
         self.machines = Machines(self.announcer.machine, lambda: self.now().local)
-        self.files = AttemptFiles(database)
+        self.files = AttemptFiles(database, self._kept)
         self.orders = Orders(database)
         self._background: set[asyncio.Task[Any]] = set()
 
     def wake(self) -> None:
-        """Something changed that a plan could use."""
         self.woken.set()
 
     def gave_up(self) -> None:
@@ -61,8 +60,7 @@ class Shared:
         self.in_doubt.set()
 
     def now(self) -> Moment:
-        """Now, as the database records it."""
-        return moment(self.clock)
+        return Moment.at(self.clock.time())
 
     def heard(self, machine: Machine) -> None:
         """Something was read from a machine just now."""

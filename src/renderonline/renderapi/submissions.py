@@ -306,7 +306,6 @@ class _Gate:
         self.prepared = await self.owner.prepared(request, self.user_id, (name,))
 
     async def place(self) -> Path:
-        """The task's directory."""
         if self.directory is None:
             make = self.owner.places.make_directory
             self.directory = await asyncio.to_thread(make, self.prepared.engine, self.user_id, self.length)
@@ -336,7 +335,6 @@ class _Taken:
         await self.uploads.forget(self.user_id, self.session)
 
     async def discard(self) -> None:
-        """Remove what is the task's; the upload stays."""
         await asyncio.to_thread(names.discard, self.directory)
 
 

@@ -149,7 +149,8 @@ def prepare(
     scene: str,
 ) -> Prepared:
     """Check a request against its engine, in the contract's order. Raises the first rule that is broken."""
-    _check_extension(engine, definition, scene)
+    if not _takes(engine, definition, scene):
+        raise InvalidRequest(v1.extension_mismatch(engine.extension, extension_of(scene)), code="wrong_extension")
     values = _values(request, definition, argtypes)
     frames = _frames(request, definition, values)
     ranges: tuple[FrameRange | None, ...] = (None,)
@@ -194,11 +195,6 @@ def _takes(engine: EngineRow, definition: EngineDefinition | None, name: str) ->
     return extension_of(name).casefold() in {one.casefold() for one in allowed}
 
 
-def _check_extension(engine: EngineRow, definition: EngineDefinition | None, scene: str) -> None:
-    if not _takes(engine, definition, scene):
-        raise InvalidRequest(v1.extension_mismatch(engine.extension, extension_of(scene)), code="wrong_extension")
-
-
 def _values(
     request: TaskRequest, definition: EngineDefinition | None, argtypes: Mapping[str, ArgType]
 ) -> Mapping[str, str]:
@@ -233,12 +229,9 @@ def _frames(request: TaskRequest, definition: EngineDefinition | None, values: M
 def _check_bounds(request: SubmitRequest) -> None:
     if len(request.name) > 255 or not request.name.isprintable():
         raise InvalidRequest("name has at most 255 printable characters.")
-    if not 0 <= request.priority <= 100:
-        raise InvalidRequest("priority is a number from 0 to 100.")
-    if not 0 <= request.chunk_size <= MAX_FRAMES:
-        raise InvalidRequest(f"chunk_size is a number from 0 to {MAX_FRAMES}.")
-    if not 0 <= request.running_limit <= MAX_FRAMES:
-        raise InvalidRequest(f"running_limit is a number from 0 to {MAX_FRAMES}.")
+    for name, most in (("priority", 100), ("chunk_size", MAX_FRAMES), ("running_limit", MAX_FRAMES)):
+        if not 0 <= getattr(request, name) <= most:
+            raise InvalidRequest(f"{name} is a number from 0 to {most}.")
     if request.film:
         Film.parse(request.film)
     if len(request.waits_for) > MAX_WAITS:

@@ -1,6 +1,6 @@
 """What v2 answers: rows and memory as JSON, and the shapes that document it. Times are ISO 8601 in UTC."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Final, get_type_hints
@@ -19,6 +19,7 @@ from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.machines import Machine, Machines
 from renderonline.renderapi.task_requests import SubmitRequest, UploadRequest
 from renderonline.renderapi.uploads import NewUpload
 
@@ -64,7 +65,6 @@ def _progress(view: TaskView, rendering: float) -> float:
 
 
 def chunk(view: ChunkView) -> dict[str, Any]:
-    """A chunk."""
     return shown(view, frames=_frames(view))
 
 
@@ -80,7 +80,6 @@ def _frames(view: ChunkView | AttemptView) -> str | None:
 
 
 def me(principal: Principal) -> dict[str, Any]:
-    """Who is asking, and what they may do."""
     return shown(principal.user, permissions=[one.value for one in Permission if principal.may(one)])
 
 
@@ -101,15 +100,10 @@ def _of_definition(row: EngineRow) -> dict[str, Any]:
     return {name: getattr(definition, name) for name in _OF_DEFINITION}
 
 
-def machine(row: MachineRow, live: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A machine; `live` is what the dispatcher knows of it now."""
-    return (
-        {"machine_id": row.machine_id, "name": row.name or row.ip_address, "kind": "linked" if row.is_linked else "v1"}
-        | {"ip_address": row.ip_address, "port": row.port, "status": "offline"}
-        | {"wish": row.wish, "reason": row.wish_reason, "engines": [], "slots": 0, "attempts": []}
-        | dict(live or {})
-        | {"created": moment(row.created_us), "seen": moment(row.seen_us)}
-    )
+def machine(row: MachineRow, machines: Machines) -> dict[str, Any]:
+    """A machine; one that the dispatcher does not know yet is away."""
+    known = machines.get(row.machine_id) or Machine(row)
+    return known.view() | {"created": moment(row.created_us), "seen": moment(row.seen_us)}
 
 
 def shapes() -> dict[str, Any]:

@@ -31,9 +31,9 @@ async def busy(rig: Rig, count: int) -> list[Machine]:
 
 
 def view(rig: Rig, machine: Machine) -> dict[str, object]:
-    found = rig.dispatcher.machine_view(machine.machine_id)
+    found = rig.dispatcher.shared.machines.get(machine.machine_id)
     assert found is not None
-    return found
+    return found.view()
 
 
 async def test_machine_that_fails_three_tasks_in_a_row_is_benched_and_says_so(rig: Rig) -> None:

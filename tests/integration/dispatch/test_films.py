@@ -1,6 +1,5 @@
 """Chunks of kind film: when they are ready, on which machines, and what becomes of an older film."""
 
-import time
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,6 @@ from renderonline.farm.films import FILM_ENGINE, Film
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import Needs
 from renderonline.farm.tasks import ChunkKind
-from renderonline.renderapi.clock import moment
 from tests.support.dispatching import Rig, joined, until
 
 BOTH = ("Fake", FILM_ENGINE)
@@ -187,7 +185,7 @@ async def test_a_v1_machine_that_takes_it_whole_leaves_the_film_to_others(rig: R
     chunk = next(one for one in await rig.chunks(row) if one.kind == ChunkKind.RENDER)
     machine_id = await rig.add_machine()
     new = Attempt(2**41, "token", chunk.chunk_id, row, rig.user_id, machine_id, "/nowhere", whole=True)
-    done = await rig.database.write(partial(assign, wanted=[new], moment=moment(time)))
+    done = await rig.database.write(partial(assign, wanted=[new], moment=rig.dispatcher.shared.now()))
     assert done.leases[2**41].frames == FrameRange(1, 3)
     kinds = [one.kind for one in await rig.chunks(row)]
     assert sorted(kinds) == ["film", "render"]

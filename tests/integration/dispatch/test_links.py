@@ -150,7 +150,7 @@ async def test_running_attempt_that_is_not_named_is_lost(rig: Rig) -> None:
 async def test_held_attempt_is_kept_and_its_log_goes_on(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.send(Log(assign.attempt, 0, "first line\n"))
-    await until(lambda: rig.dispatcher.logs.size(assign.attempt) == 11, "log")
+    await until(lambda: rig.dispatcher.shared.logs.size(assign.attempt) == 11, "log")
     await machine.hang_up()
     machine.held = (HeldAttempt(assign.attempt, assign.token, running=True), HeldAttempt(5, "x", running=True))
     await machine.dial()
@@ -166,7 +166,7 @@ async def test_held_attempt_is_kept_and_its_log_goes_on(rig: Rig) -> None:
 
 
 def _whole(rig: Rig, attempt: int) -> bytes | None:
-    part = rig.dispatcher.logs.read(attempt)
+    part = rig.dispatcher.shared.logs.read(attempt)
     return part.data if part.size == 23 else None
 
 
@@ -224,8 +224,9 @@ async def test_two_programs_with_one_secret_disable_the_machine(rig: Rig) -> Non
     assert first.refused is not None
     assert first.refused.code == "disabled"
     assert "Two programs" in first.refused.message
-    view = rig.dispatcher.machine_view(first.machine_id)
-    assert view is not None
+    known = rig.dispatcher.shared.machines.get(first.machine_id)
+    assert known is not None
+    view = known.view()
     assert view["status"] == "disabled"
     assert "Two programs" in view["reason"]
 
@@ -341,7 +342,7 @@ async def test_attempts_of_a_machine_that_does_not_come_back_are_lost_after_the_
 async def test_progress_is_kept_in_memory_and_told(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.send(Progress(assign.attempt, 7.5, frame=1, remaining_s=-3.0, message="x" * 9999))
-    progress = await until(lambda: rig.dispatcher.progress_of(assign.attempt), "progress")
+    progress = await until(lambda: rig.dispatcher.memory.attempts[assign.attempt].progress, "progress")
     assert (progress.fraction, progress.remaining_s, len(progress.message)) == (1.0, None, 500)
     (event,) = rig.events.of("progress")
     assert (event["task_id"], event["fraction"]) == (task_id, 1.0)

@@ -162,7 +162,7 @@ async def test_assignment_that_could_not_be_committed_is_made_again(rig: Rig, mo
             monkeypatch.undo()
         raise NotAvailable("The database does not answer.")
 
-    monkeypatch.setattr("renderonline.renderapi.leasing.assign", assign)
+    monkeypatch.setattr("renderonline.renderapi.dispatch.assign", assign)
     await joined(rig)
     task_id = await rig.submit("1-3")
     assert (await rig.ended(task_id)).is_success == 1

@@ -64,7 +64,7 @@ async def test_operator_says_what_a_machine_is_for(rig: Rig) -> None:
     plain, film = await rig.submit("1"), await rig.submit("1", needs=Needs(pool="film", tags=("fast",)))
     assert (await rig.ended(film)).is_success == 1
     assert "kept for the pool film" in await told(rig, plain)
-    (view,) = rig.dispatcher.machines_view()
+    (view,) = [machine.view() for machine in rig.dispatcher.shared.machines]
     assert (view["pool"], view["tags"]) == ("film", ["fast"])
     await set_machine(rig, machine, pool="")
     assert (await rig.ended(plain)).is_success == 1

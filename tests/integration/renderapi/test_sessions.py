@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from renderonline.farm.errors import LimitReached
-from renderonline.renderapi.guesses import WINDOW_S, Guesses
+from renderonline.renderapi.auth import WINDOW_S, Guesses
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
 OURS = {"X-RenderOnline": "1"}

@@ -271,7 +271,6 @@ class V1Machine:
         self._shared.files.remove_unheld(self._machine.machine_id, self._machine.occupied)
 
     async def _note(self, status: hpc.Status) -> None:
-        """Remember what it offers."""
         if status.engine_ids == self._offered:
             return
         self._offered = status.engine_ids

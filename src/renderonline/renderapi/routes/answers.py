@@ -4,7 +4,6 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Depends, Security
 from fastapi.security import APIKeyHeader
 from starlette.requests import Request
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from renderonline.farm.accounts import Permission
 from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.services import Services, services_of
 
 _EMAIL: Final = APIKeyHeader(name="email", auto_error=False, description="The account's e-mail.")
@@ -66,7 +66,7 @@ class Part(APIRouter):
                     return content
                 if content is None:
                     return Response(status_code=204)
-                return Response(orjson.dumps(content), status, media_type="application/json")
+                return json_answer(content, status)
 
             more["dependencies"] = [Depends(allowed)] if needs is not None else []
             responses: dict[int | str, Json] = {status if shape else 204: _content(shape), "4XX": _content("Problem")}

@@ -14,6 +14,7 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=100)]
 Name = Annotated[str, Field(max_length=50)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
+Size = Annotated[str, Query(max_length=20, description="thumb or view")]
 Place = Annotated[str, Field(max_length=4096)]
 
 

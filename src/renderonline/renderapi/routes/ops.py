@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from renderonline import __version__
 from renderonline.farm.accounts import Permission
+from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.metrics import CONTENT_TYPE
 from renderonline.renderapi.routes.guard import V2
 from renderonline.renderapi.services import principal_of, services_of
@@ -27,7 +28,7 @@ async def healthz(request: Request) -> Response:
     """200 when the database answers and the dispatcher runs; tells nothing about the farm."""
     well = await services_of(request).reading.healthy()
     told = {"status": "ok" if well else "database does not answer", "version": __version__}
-    return Response(orjson.dumps(told), 200 if well else 503, media_type="application/json")
+    return json_answer(told, 200 if well else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -35,7 +36,7 @@ async def metrics(request: Request) -> Response:
     if request.client is None or not is_loopback(request.client.host):
         (await principal_of(request)).require(Permission.MACHINES)
     services = services_of(request)
-    figures = services.metrics.render(services.dispatcher.machines_view(), services.dispatcher.figures())
+    figures = services.metrics.render(services.dispatcher.shared.machines, services.dispatcher.figures())
     return Response(figures, media_type=CONTENT_TYPE)
 
 

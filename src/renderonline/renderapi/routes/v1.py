@@ -1,10 +1,9 @@
 """`/renderapi/v1`: exactly the wire contract, and the keys that we add."""
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -13,6 +12,7 @@ from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthentica
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
 from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
@@ -32,20 +32,20 @@ async def info(request: Request) -> Response:
     principal = await _principal(request)
     if principal is None:
         return Response(status_code=401)
-    return _json((await services_of(request).reading.info(principal)).to_json())
+    return json_answer((await services_of(request).reading.info(principal)).to_json())
 
 
 async def enqueue(request: Request) -> Response:
     """Submit a task."""
     principal = await _principal(request)
     if principal is None:
-        return _json(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
+        return json_answer(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
     try:
         task_id = await services_of(request).submissions.submit(principal, request, read_v1)
     except RenderOnlineError as error:
         status, message = _enqueue_refusal(error)
-        return _json(v1.enqueue_answer(message), status)
-    return _json(v1.enqueue_answer(v1.ENQUEUED, task_id))
+        return json_answer(v1.enqueue_answer(message), status)
+    return json_answer(v1.enqueue_answer(v1.ENQUEUED, task_id))
 
 
 def _enqueue_refusal(error: RenderOnlineError) -> tuple[int, str]:
@@ -95,16 +95,16 @@ async def _on_task(
     try:
         task_id = await _task_id(request)
     except InvalidRequest as error:
-        return _json(told(error.message, done=False), 400)
+        return json_answer(told(error.message, done=False), 400)
     if task_id > v1.LARGEST_TASK_ID:
-        return _json(told(v1.task_not_found(task_id), done=False), 400)
+        return json_answer(told(v1.task_not_found(task_id), done=False), 400)
     messages = {"not_found": v1.task_not_found(task_id), "not_in_queue": v1.task_not_queued(task_id)}
     try:
         done = await act(task_id, user_id=principal.user_id)
     except RenderOnlineError as error:
         status = error.status if error.status >= 500 else 400
-        return _json(told(messages.get(error.reason_code, error.message), done=False), status)
-    return done if isinstance(done, Response) else _json(told(message, done=True))
+        return json_answer(told(messages.get(error.reason_code, error.message), done=False), status)
+    return done if isinstance(done, Response) else json_answer(told(message, done=True))
 
 
 async def _task_id(request: Request) -> int:
@@ -118,7 +118,3 @@ async def _task_id(request: Request) -> int:
 async def _principal(request: Request) -> Principal | None:
     headers = request.headers
     return await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
-
-
-def _json(content: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")

@@ -10,7 +10,9 @@ from starlette.responses import Response
 from renderonline.renderapi import downloads
 from renderonline.renderapi.attempt_transfers import Holder
 from renderonline.renderapi.routes.answers import Center, Json, Part
-from renderonline.renderapi.routes.models import Id
+from renderonline.renderapi.routes.bodies import bounded
+from renderonline.renderapi.routes.models import Id, Size
+from renderonline.storage.previews import LARGEST
 
 router = Part(tags=["attempts"])
 
@@ -39,3 +41,12 @@ async def input_file(request: Request, center: Center, held: Held, name: str) ->
 async def send_output(request: Request, center: Center, attempt_id: Id, held: Held, name: str) -> None:
     """A finished file of the attempt, before it is reported; `X-Digest` is its BLAKE2b-256 in hex."""
     await center.transfers.receive(attempt_id, held, name, request)
+
+
+@router.call("PUT", "/attempts/{attempt_id}/previews/{name:path}", include_in_schema=False)
+async def put_preview(
+    request: Request, center: Center, held: Held, attempt_id: Id, name: str, size: Size = "thumb"
+) -> None:
+    """A machine sends the preview of a frame; its attempt's token is the authority."""
+    body = Request(request.scope, bounded(request, request.receive, LARGEST))
+    await center.transfers.receive_preview(attempt_id, held, name, size, await body.body())

@@ -34,7 +34,7 @@ def _engine(center: Services, row: Any) -> Json:
 
 
 def _machine(center: Services, row: Any) -> Json:
-    return views.machine(row, center.dispatcher.machine_view(row.machine_id))
+    return views.machine(row, center.dispatcher.shared.machines)
 
 
 def _keep(
@@ -96,7 +96,7 @@ async def get_user(caller: Caller, center: Center, user_id: Id) -> Json:
     """One account; everybody may see their own."""
     if user_id != caller.user_id:
         caller.require(USERS)
-    return views.shown(await center.administration.user(user_id))
+    return views.shown(await center.administration.row(administration.USERS, user_id))
 
 
 @router.call("POST", "/users/{user_id}/token", "Token", tags=["users"])
@@ -122,7 +122,7 @@ async def add_engine(center: Center, body: models.NewEngine) -> Json:
 @router.call("GET", "/engines/{engine_id}", "Engine", needs=EVERYBODY, tags=["engines"])
 async def get_engine(center: Center, engine_id: Id) -> Json:
     """One engine."""
-    return views.engine(await center.administration.engine(engine_id))
+    return views.engine(await center.administration.row(administration.ENGINES, engine_id))
 
 
 @router.call("PUT", "/argtypes/{argtype_id}", "ArgType", needs=ENGINES, tags=["argtypes"])
@@ -164,5 +164,5 @@ async def invite(request: Request, caller: Caller, center: Center, body: models.
 async def enroll(request: Request, center: Center, body: models.Enrolment) -> Json:
     """A machine joins with a code and gets a secret of its own."""
     client = request.client.host if request.client is not None else ""
-    machine_id, secret = await center.enrolments.enroll(client, body.code, body.name)
+    machine_id, secret = await center.administration.enroll(client, body.code, body.name)
     return {"machine_id": machine_id, "secret": secret}

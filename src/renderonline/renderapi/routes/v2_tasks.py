@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import Header, Query
 from pydantic import StringConstraints
 from starlette.requests import Request
@@ -14,11 +13,12 @@ from renderonline.farm.films import Film
 from renderonline.farm.selecting import chooser
 from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
+from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2
-from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, TaskChange
+from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, Size, TaskChange
 from renderonline.renderapi.task_requests import read_v2
 
 router = Part(tags=["tasks"])
@@ -32,6 +32,7 @@ Names = Annotated[
     Sequence[Annotated[str, StringConstraints(max_length=1000)]],
     Query(max_length=100, description="And files called like one of these; * and ? stand for anything."),
 ]
+Version = Annotated[str, Query(max_length=100, description="Any text, such as the result's digest: kept for good.")]
 Key = Annotated[str | None, Header(max_length=64, description="The same key within 7 days gives the first answer.")]
 
 _FORM: Final[Json] = {
@@ -78,7 +79,7 @@ async def submit(request: Request, caller: Caller, center: Center, idempotency_k
     else:
         task_id = await center.submissions.submit(caller, request, read_v2)
     task = await center.reading.submitted(caller, task_id)
-    return Response(orjson.dumps(task), 201, {"Location": f"{V2}/tasks/{task_id}"}, "application/json")
+    return json_answer(task, 201, {"Location": f"{V2}/tasks/{task_id}"})
 
 
 @router.call("GET", "/tasks/{task_id}", "Task")
@@ -175,6 +176,25 @@ async def download(
 async def result(request: Request, caller: Caller, center: Center, task_id: Id, name: str) -> Response:
     """One result as a file; ranges are answered."""
     return downloads.answer(await center.reading.result_file(caller, task_id, name), request.headers)
+
+
+@router.call("GET", "/tasks/{task_id}/previews/{name:path}", "image/jpeg")
+async def get_preview(
+    request: Request,
+    caller: Caller,
+    center: Center,
+    task_id: Id,
+    name: str,
+    size: Size = "thumb",
+    v: Version = "",
+) -> Response:
+    """A small JPEG of a result (`thumb`), or one that a browser can show (`view`)."""
+    found = await center.reading.preview(caller, task_id, name, size)
+    kept = "max-age=31536000, immutable" if v else "no-cache"
+    headers = {"ETag": found.etag, "Cache-Control": f"private, {kept}", "X-Content-Type-Options": "nosniff"}
+    if request.headers.get("if-none-match") == found.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(found.jpeg, 200, headers, "image/jpeg")
 
 
 @router.call("GET", "/attempts/{attempt_id}/log", "text/plain")
