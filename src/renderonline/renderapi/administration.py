@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -104,32 +104,27 @@ ARGTYPES: Final = Kept(engines.list_argtypes, remove=engines.remove_argtype)
 MACHINES: Final = Kept(machines.list_machines, change=machines.change_machine, remove=machines.remove_machine)
 
 
-_TOO_MANY: Final = "Too many wrong join codes from this address. Wait a minute."
-
-
-@dataclass(frozen=True, slots=True)
 class Administration:
     """Runs the use cases; `changed` makes what was changed count at once instead of within 5 s."""
 
-    database: Database
-    files: Path
-    changed: Callable[[], Awaitable[None]]
-    guesses: Guesses = field(default_factory=lambda: Guesses(10, _TOO_MANY), init=False)
+    def __init__(self, database: Database, files: Path, changed: Callable[[], Awaitable[None]]) -> None:
+        self._database, self._files, self._changed = database, files, changed
+        self._guesses = Guesses(10, "Too many wrong join codes from this address. Wait a minute.")
 
     async def rows(self, kind: Kept) -> tuple[Any, ...]:
-        return await self.database.read(kind.rows)
+        return await self._database.read(kind.rows)
 
     async def row(self, kind: Kept, key: int) -> Any:
-        assert kind.find is not None
         find = kind.find
-        return await self.database.read(lambda connection: find(connection, key))
+        assert find is not None
+        return await self._database.read(lambda connection: find(connection, key))
 
     async def limits(self, user: User) -> dict[str, int]:
         """How many tasks somebody may have in the queue (0 without a subscription), and how much their tasks take and
         may take."""
-        found = await self.database.read(accounts.list_subscriptions)
+        found = await self._database.read(accounts.list_subscriptions)
         mine = [one for one in found if one.subscription_id == user.subscription_id] or [Subscription(0, "", 0)]
-        kept = await self.database.read(partial(retention.kept_bytes, user_id=user.user_id))
+        kept = await self._database.read(partial(retention.kept_bytes, user_id=user.user_id))
         return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
     async def change(self, kind: Kept, key: int, changes: Values) -> Any:
@@ -159,7 +154,7 @@ class Administration:
 
     async def add_engine(self, definition: str, download_path: str | None) -> EngineRow:
         """A new engine; its files go to the farm's own place unless a path is named."""
-        return await self._write(add_engine, definition, download_path or str(self.files))
+        return await self._write(add_engine, definition, download_path or str(self._files))
 
     async def put_argtype(self, argtype: ArgType) -> ArgType:
         """Add or change an argument type. `InvalidRequest` for a type or a regex that could never be used."""
@@ -179,20 +174,20 @@ class Administration:
     async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
         """A machine joins with a code: its number and the secret that is its own from now on. `NotAuthenticated` for a
         code that is not valid; `LimitReached` when its address sent ten of them within a minute."""
-        self.guesses.check(client)
+        self._guesses.check(client)
         secret = secrets.token_urlsafe(32)
         try:
             row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:
-            self.guesses.wrong(client)
+            self._guesses.wrong(client)
             log.warning("wrong join code", client=client)
             raise
         log.info("machine has joined", machine=row.machine_id, name=name, client=client)
         return row.machine_id, secret
 
     async def _write(self, operation: Callable[Concatenate[Connection, P], T], *given: P.args, **named: P.kwargs) -> T:
-        written = await self.database.write(lambda connection: operation(connection, *given, **named))
-        await self.changed()
+        written = await self._database.write(lambda connection: operation(connection, *given, **named))
+        await self._changed()
         return written
 
 

@@ -62,9 +62,7 @@ class AttemptFiles:
 
     async def sweep(self, newest: int) -> None:
         """At start: remove what a stop left behind. Attempts that were lost keep theirs until their machine is back.
-
-        `newest`: an attempt id that no attempt before this start reaches.
-        """
+        `newest`: an attempt id that no attempt before this start reaches."""
         found: dict[int, str] = {}
         for path in await self._database.read(download_paths):
             found |= await asyncio.to_thread(attempts_on_disk, path)

@@ -23,7 +23,7 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, file_of
-from renderonline.renderapi.places import Places
+from renderonline.renderapi.housekeeping import Places
 from renderonline.renderapi.reading import checked_size
 from renderonline.serving.sink import receive_body
 from renderonline.storage.archive import PIECE_BYTES, members_of

@@ -94,14 +94,15 @@ class Authenticator:
         if not email or not token or max(len(email), len(token)) > MAX_HEADER:
             return None
         key = hashlib.sha256(f"{email.casefold()}\0{token}".encode("utf-8", "surrogatepass")).digest()
-        return await self._known(key, lambda: self._ask(email, token))
+        return await self._known(key, partial(self._ask, email, token))
 
     async def holder(self, user_id: int, seal: str) -> Principal | None:
         """The active user who had this seal, None when they are not or their token is another one now."""
-        found = await self._known(b"%d" % user_id, lambda: self._ask_for(user_id))
+        ask = partial(self._database.read, partial(accounts.active_account, user_id=user_id))
+        found = await self._known(b"%d" % user_id, ask)
         return found if found is not None and hmac.compare_digest(found.seal, seal) else None
 
-    async def _known(self, key: bytes, ask: Callable[[], Awaitable[Principal | None]]) -> Principal | None:
+    async def _known(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
         known = self._remembered.get(key)
         if known is not None and self._clock() < known[0]:
             return known[1]
@@ -114,33 +115,26 @@ class Authenticator:
         """Somebody's account was changed through us: ask again at once."""
         self._remembered.clear()
 
-    async def _remember(self, key: bytes, ask: Callable[[], Awaitable[Principal | None]]) -> Principal | None:
-        principal = await ask()
+    async def _remember(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
+        principal = None
+        if (account := await ask()) is not None:
+            # The seal is the same for a raw token and for the hash that takes its place.
+            stored = account.token
+            principal = Principal(account.user, stored if stored.startswith(TOKEN_PREFIX) else hash_token(stored))
         self._remembered.pop(key, None)
         self._remembered[key] = (self._clock() + REMEMBERED_S, principal)
         if len(self._remembered) > MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         return principal
 
-    async def _ask_for(self, user_id: int) -> Principal | None:
-        return _principal(await self._database.read(partial(accounts.active_account, user_id=user_id)))
-
-    async def _ask(self, email: str, token: str) -> Principal | None:
+    async def _ask(self, email: str, token: str) -> accounts.Account | None:
         account = await self._database.read(partial(accounts.authenticate, email=email, token=token))
         if account is not None and not account.token.startswith(TOKEN_PREFIX):
             user_id = account.user.user_id
             sealed = await self._database.write(partial(accounts.seal_token, user_id=user_id, raw=token))
             if sealed:
                 log.info("raw token was replaced by its hash", user=user_id)
-        return _principal(account)
-
-
-def _principal(account: accounts.Account | None) -> Principal | None:
-    if account is None:
-        return None
-    # The seal is the same for a raw token and for the hash that takes its place.
-    stored = account.token
-    return Principal(account.user, stored if stored.startswith(TOKEN_PREFIX) else hash_token(stored))
+        return account
 
 
 class Guesses:

@@ -61,10 +61,8 @@ class Control:
         return self._follow_cancel(await self._write(partial(work.cancel_task, queued=True), task_id, user_id))
 
     async def delete(self, task_id: int, *, user_id: int | None, only_ended: bool = False) -> None:
-        """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed.
-
-        Files go first: a stop in between leaves a canceled task that can be deleted again.
-        """
+        """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed. Files go
+        first: a stop in between leaves a canceled task that can be deleted again."""
         condemned = await self._write(partial(work.condemn_task, only_ended=only_ended), task_id, user_id)
         self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
@@ -83,20 +81,16 @@ class Control:
         return await self._changed(await self._write(partial(work.pause_task, paused=False), task_id, user_id))
 
     async def retry(self, task_id: int, *, user_id: int | None) -> TaskState:
-        """Put what failed or was canceled back to waiting; what waits after a failure starts at once.
-
-        `Conflict` when the task succeeded, `LimitReached` when the user's queue is full.
-        """
+        """Put what failed or was canceled back to waiting; what waits after a failure starts at once. `Conflict` when
+        the task succeeded, `LimitReached` when the user's queue is full."""
         return await self._changed(await self._write(work.requeue_task, task_id, user_id))
 
     async def requeue(
         self, task_id: int, *, chunks: Collection[int] = (), frames: str = "", user_id: int | None
     ) -> TaskState:
         """Render a task, or chunks and a range of frames of it, again, whatever came of them; what runs of them is
-        stopped. Each frame that was there is shown until the next one takes its place (R6).
-
-        `InvalidRequest` for chunks and frames that it does not have, `LimitReached` when the user's queue is full.
-        """
+        stopped. Each frame that was there is shown until the next one takes its place (R6). `InvalidRequest` for chunks
+        and frames that it does not have, `LimitReached` when the user's queue is full."""
         anew = (frozenset(chunks), frozenset(parse_frames(frames) if frames else ()))
         for _ in range(int(_STOPPING_S / _LOOK_S)):
             acted = await self._write(partial(work.requeue_task, anew=anew), task_id, user_id)
@@ -109,10 +103,8 @@ class Control:
         raise NotAvailable(f"Results of task {task_id} are on their way to the disk. Try again in a moment.")
 
     async def film(self, task_id: int, film: Film, *, user_id: int | None) -> TaskState:
-        """Have a film made of what is there of a task, and another one at its end.
-
-        `Conflict` when no frame has landed, `LimitReached` when the user's queue is full.
-        """
+        """Have a film made of what is there of a task, and another one at its end. `Conflict` when no frame has landed,
+        `LimitReached` when the user's queue is full."""
         return await self._changed(await self._write(partial(work.film_task, film=film), task_id, user_id))
 
     async def change(self, task_id: int, changes: Mapping[str, Any], *, user_id: int | None) -> TaskState:

@@ -19,21 +19,14 @@ from typing import Any, Final
 import structlog
 
 from renderonline.database import Database
+from renderonline.database import work_loading as loading
 from renderonline.database.adopting import adopt_tasks
 from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines
 from renderonline.database.submissions import NewTask, Submitted
 from renderonline.database.work import Assigned, Lease, assign, submit_and_lease
-from renderonline.database.work_loading import (
-    QueuedChunk,
-    QueuedTask,
-    TaskFacts,
-    load_allowances,
-    load_live,
-    load_queue,
-    load_queued_ids,
-)
+from renderonline.database.work_loading import QueuedChunk, QueuedTask, load_queue
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.ready import ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan, reserve
@@ -141,7 +134,7 @@ class Dispatcher:
             values, template = json.loads(new.values), tuple(json.loads(new.template))
             facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
             with contextlib.suppress(InvalidRequest):  # told when it is leased
-                self.shared.orders.learn(TaskFacts(*facts, new.file_name, new.film, values, template))
+                self.shared.orders.learn(loading.TaskFacts(*facts, new.file_name, new.film, values, template))
             if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
                 self.memory.add_task(task)
             self._leasing.follow(ahead, task.task_id, leases)
@@ -157,7 +150,7 @@ class Dispatcher:
 
     async def _read_machines(self) -> None:
         database = self.shared.database
-        rows, users = await database.read(list_machines), await database.read(load_allowances)
+        rows, users = await database.read(list_machines), await database.read(loading.load_allowances)
         for machine in self.shared.machines.update(rows, users):
             if machine.link is not None:
                 machine.link.close("this machine was removed")
@@ -165,7 +158,7 @@ class Dispatcher:
     async def _refresh_queue(self) -> None:
         """Tasks that came into the queue, or went, without passing through us."""
         known = set(self.memory.tasks)
-        queued = await self.shared.database.read(load_queued_ids)
+        queued = await self.shared.database.read(loading.load_queued_ids)
         for task_id in known - queued:
             self.memory.forget_task(task_id)
         unknown = queued - self.memory.tasks.keys()
@@ -257,7 +250,7 @@ class Dispatcher:
         """Rebuild memory from the database, in the writer's turn: what is committed before is in it, and what is
         committed after it is followed."""
         await self._read_machines()
-        live, queue = await self.shared.database.write(lambda c: (load_live(c, LiveAttempt), load_queue(c)))
+        live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), load_queue(c)))
         self.memory.load(queue, live)
         for attempt in live:
             self.shared.files.know(attempt.attempt_id, attempt.directory, attempt.machine_id)

@@ -1,4 +1,4 @@
-"""Makes room: tasks whose days are over, tasks that must give way to an upload, and what a stop left behind.
+"""Where files of tasks go, and room for them: the disk's, the user's, and what is removed to make more of it.
 
 Nothing goes that the database knows, but ended tasks by the rules of `database.retention`; and nothing that may be
 another farm's.
@@ -6,28 +6,93 @@ another farm's.
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
 
-from renderonline.database import Database, retention
-from renderonline.farm.errors import Conflict, NotFound, RenderOnlineError, TooLarge
+from renderonline.database import Database, engines, retention
+from renderonline.database.engines import EngineRow
+from renderonline.farm.errors import Conflict, NoSpace, NotFound, RenderOnlineError, TooLarge
 from renderonline.farm.scheduling import Allowance
 from renderonline.renderapi.attempt_files import OURS
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.places import Places
+from renderonline.renderapi.settings import Settings
 from renderonline.storage import manifests, names, staging
+from renderonline.storage.uploads import disk_error, too_large
 
 _log = structlog.get_logger(__name__)
 
 EVERY_S: Final = 600.0
 KEEP_UPLOADS_S: Final = 7 * 24 * 3600.0
 """An upload that nobody touched for so long is removed."""
+EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
+"""Bodies larger than this are compared with the free disk before their first byte is read."""
+
+
+class Places:
+    """The directories of a farm. `limit`: bytes of the largest upload."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.limit = settings.max_upload_bytes
+        self._database = database
+        self._files = settings.files
+        self._reserve = settings.reserve_mib * 1024 * 1024
+
+    async def roots(self) -> set[Path]:
+        """Every directory below which files of tasks may lie."""
+        return {self._files, *await self._of_engines()}
+
+    async def staging(self) -> Path:
+        """The download path that all engines share, or else our own."""
+        found = await self._of_engines(enabled=True)
+        return found.pop() if len(found) == 1 else self._files
+
+    async def check_length(self, length: int) -> None:
+        """Refuse what can't be stored before its first byte is read."""
+        if length > EARLY_CHECK_BYTES:
+            if length > self.limit:
+                raise too_large(self.limit)
+            found = await self._of_engines() or {self._files}
+            self.check_room(await asyncio.to_thread(lambda: max(map(_free_bytes, found))), length)
+
+    async def check_disk(self, directory: Path, length: int) -> None:
+        """Raise `NoSpace` when so many bytes more have no room where `directory` is."""
+        self.check_room(await asyncio.to_thread(_free_bytes, directory), length)
+
+    async def room(self, directory: Path) -> int:
+        """How many bytes may still be stored where `directory` is."""
+        free = await asyncio.to_thread(_free_bytes, directory)
+        return max(min(free - self._reserve, self.limit), 0)
+
+    def check_room(self, free: int, length: int) -> None:
+        """Raise `NoSpace` when so many bytes leave too little of the disk."""
+        if free - length < self._reserve:
+            raise NoSpace("The server has no room for a file of this size. Delete tasks that are not needed any more.")
+
+    def make_directory(self, engine: EngineRow, user_id: int, length: int) -> Path:
+        """Make a task's directory below the engine's download path. Blocks."""
+        root = Path(engine.download_path)
+        if not root.is_absolute():
+            message = f"The download path of engine {engine.name} must be absolute. Ask an administrator."
+            raise RenderOnlineError(message, code="bad_engine")
+        self.check_room(_free_bytes(root), length)
+        try:
+            return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
+        except OSError as error:
+            raise disk_error(error) from error
+
+    async def _of_engines(self, *, enabled: bool = False) -> set[Path]:
+        """The download paths of the engines, or of those that are enabled."""
+        rows = await self._database.read(engines.list_engines)
+        return {Path(row.download_path) for row in rows if row.is_enabled or not enabled}
 
 
 class Housekeeping:
@@ -116,3 +181,9 @@ async def _tried(work: Callable[[], Awaitable[None]]) -> None:
 
 def _mib(size: int) -> str:
     return f"{-(-size >> 20)} MiB"
+
+
+def _free_bytes(root: Path) -> int:
+    while not root.exists() and root != root.parent:
+        root = root.parent
+    return shutil.disk_usage(root).free

@@ -62,10 +62,8 @@ class Landings:
 
 
 def offer_of(result: Result, wanted: Mapping[str, int | None]) -> Offer:
-    """What a machine says it has, checked; `InvalidRequest` when it can't be a result of this attempt.
-
-    Where the engine names its outputs, only those are results and the frame is ours to say.
-    """
+    """What a machine says it has, checked; `InvalidRequest` when it can't be a result of this attempt. Where the engine
+    names its outputs, only those are results and the frame is ours to say."""
     name = check_name(result.name)
     if wanted and name not in wanted:
         raise InvalidRequest(f"{name} is not a file that this attempt has to write.")

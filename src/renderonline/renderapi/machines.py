@@ -15,14 +15,10 @@ from renderonline.renderapi.orders import Order
 MOST_SLOTS: Final = 1024
 _WISHES: Final = frozenset(Wish)
 _SHOWN: Final[Mapping[str, Any]] = {
-    "version": "",
-    "platform": "",
-    "cpu_count": 0,
-    "memory_mib": 0,
+    **dict.fromkeys(("version", "platform"), ""),
+    **dict.fromkeys(("cpu_count", "memory_mib", "memory_free_mib", "disk_free_mib"), 0),
     "gpus": (),
     "load": 0.0,
-    "memory_free_mib": 0,
-    "disk_free_mib": 0,
 }
 """What of a machine's facts and load an operator is shown, and what stands for it when it is not known."""
 

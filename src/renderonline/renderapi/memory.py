@@ -123,7 +123,8 @@ class Memory:
     def chunk_back(self, task_id: int, chunk: QueuedChunk) -> None:
         """A chunk waits, perhaps for a while. A time further away than the largest backoff is due now (R1.3)."""
         task = self.tasks.get(task_id)
-        if task is None or not task.may_start or self._is_live(task_id, chunk.chunk_id):
+        live = (attempt.chunk_id for attempt in self._by_task.get(task_id, {}).values())
+        if task is None or not task.may_start or chunk.chunk_id in live:
             return
         if chunk.avoid:
             task.recent = tuple(machine_id for machine_id in task.recent if machine_id not in chunk.avoid)
@@ -200,9 +201,6 @@ class Memory:
     def _make_ready(self, task: QueuedTask, chunk: QueuedChunk) -> None:
         avoid = self._avoid.get(task.task_id, {}).get(chunk.chunk_id, frozenset())
         self.index.add(task, chunk.chunk_id, chunk.place, task.signature(avoid, film=chunk.film))
-
-    def _is_live(self, task_id: int, chunk_id: int) -> bool:
-        return any(attempt.chunk_id == chunk_id for attempt in self._by_task.get(task_id, {}).values())
 
     def lease(self, assignment: Assignment, attempt: LiveAttempt) -> None:
         """A chunk was planned for a machine: it does not wait any more."""

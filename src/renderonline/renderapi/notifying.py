@@ -49,10 +49,8 @@ class Message(NamedTuple):
 
 
 class Channel:
-    """One way to people: an Apprise address and a thread that sends. `InvalidRequest` when the address is none.
-
-    Blocks: Apprise is loaded here, where it is wanted. `pause_s`: before the second try; it doubles.
-    """
+    """One way to people: an Apprise address and a thread that sends. `InvalidRequest` when the address is none. Blocks:
+    Apprise is loaded here, where it is wanted. `pause_s`: before the second try; it doubles."""
 
     def __init__(self, setting: str, url: str, *, pause_s: float) -> None:
         import apprise
@@ -134,10 +132,8 @@ def _attachment(picture: Path) -> Any:
 
 
 class Notifier:
-    """A publisher before another one: passes every event on, and tells people what matters to them.
-
-    `url`: the farm's address as people reach it.
-    """
+    """A publisher before another one: passes every event on, and tells people what matters to them. `url`: the farm's
+    address as people reach it."""
 
     def __init__(self, events: Publisher, database: Database, *, url: str = "", pause_s: float = 5.0) -> None:
         self._events, self._database, self._url, self._pause_s = events, database, url, pause_s

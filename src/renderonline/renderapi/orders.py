@@ -120,9 +120,7 @@ class Orders:
 
     async def of_attempt(self, attempt_id: int) -> Order | None:
         """The order of an attempt that was leased before, also of one that is over; None when it or its task is gone.
-
-        `InvalidRequest` when it can't be written any more.
-        """
+        `InvalidRequest` when it can't be written any more."""
         attempt = await self._database.read(partial(load_attempt, attempt_id=attempt_id))
         if attempt is None:
             return None

@@ -97,7 +97,7 @@ class Reading:
         """A page of a task's `chunks`, `attempts` (newest first) or `results`."""
         await self._view(principal, task_id)
         rows = await self.database.read(lambda connection: _PARTS[what](connection, task_id, limit, cursor))
-        show: dict[str, Show] = {"chunks": views.chunk, "attempts": self._attempt}
+        show: dict[str, Show] = {"chunks": views.shown, "attempts": self._attempt}
         show["results"] = partial(self._result, task_id)
         return _page(rows, show[what])
 

@@ -31,10 +31,8 @@ class SceneFacts:
 
     async def read(self, reader: str, scene: str, files: Callable[[], Mapping[str, str]]) -> dict[str, Any]:
         """The facts of a scene among `files` (name -> path, "" for one that is on its way), and `missing_inputs`: names
-        of files that it needs besides.
-
-        {} when nobody reads such scenes; `InvalidRequest` (`broken_scene`) when it is not whole.
-        """
+        of files that it needs besides. {} when nobody reads such scenes; `InvalidRequest` (`broken_scene`) when it is
+        not whole."""
         if not reader:
             return {}
         turn, child = self._readers[reader]
@@ -50,10 +48,8 @@ class SceneFacts:
         return {**told["facts"], "missing_inputs": told["missing"]}
 
     async def applied(self, prepared: Prepared, files: Callable[[], Mapping[str, str]]) -> Prepared:
-        """A request with what its scene says of itself as defaults, for machines that can open it.
-
-        `InvalidRequest` when the scene is broken, or newer than what any machine has (`scene_too_new`).
-        """
+        """A request with what its scene says of itself as defaults, for machines that can open it. `InvalidRequest`
+        when the scene is broken, or newer than what any machine has (`scene_too_new`)."""
         definition, scene = prepared.definition, prepared.scene
         if definition is None or not (facts := await self.read(definition.facts, scene, files)):
             return prepared

@@ -29,18 +29,10 @@ from renderonline.farm.tasks import ChunkKind, InputFile
 from renderonline.protocol import v1
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.housekeeping import Housekeeping
-from renderonline.renderapi.places import EARLY_CHECK_BYTES, Places
+from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
 from renderonline.renderapi.scene_facts import SceneFacts
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.task_requests import (
-    Prepared,
-    TaskRequest,
-    checked_key,
-    prepare,
-    read_upload,
-    scene_among,
-)
+from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
 from renderonline.renderapi.uploads import Session, Uploads
 from renderonline.serving.sink import Body
 from renderonline.storage import manifests, names
@@ -55,7 +47,7 @@ CATALOG_S: Final = 5.0
 """For so long what was changed by hand in the tables of engines and argument types may not count (R3.4)."""
 
 
-ReadRequest = Callable[[bytes | None, str], TaskRequest]
+ReadRequest = Callable[[bytes | None, str], SubmitRequest]
 """Reads the part `request` (None: there was none) with the key of the headers."""
 
 
@@ -134,13 +126,13 @@ class Submissions:
 
     async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes) -> int:
         """Make a task of files that were uploaded before; its id. What is refused leaves the upload as it is."""
-        request, sent = read_upload(body, checked_key(headers.get("idempotency-key", "")))
+        request = read_upload(body, checked_key(headers.get("idempotency-key", "")))
         user_id = principal.user_id
         if (known := await self._known(user_id, request.client_key)) is not None:
             return known
-        async with self.uploads.taking(user_id, sent.upload, unpack=sent.unpack) as (session, stage):
+        async with self.uploads.taking(user_id, request.upload, unpack=request.unpack) as (session, stage):
             try:
-                prepared = await self.prepared(request, user_id, [file.name for file in stage.files], sent.scene)
+                prepared = await self.prepared(request, user_id, [file.name for file in stage.files], request.scene)
             except Repeated as repeated:
                 return repeated.task_id
             files = await session.finished(stage)
@@ -200,11 +192,9 @@ class Submissions:
     async def _known(self, user_id: int, client_key: str) -> int | None:
         return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
 
-    async def prepared(self, request: TaskRequest, user_id: int, files: Collection[str], scene: str = "") -> Prepared:
-        """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments.
-
-        `Repeated` when this user's task with this key is there already.
-        """
+    async def prepared(self, request: SubmitRequest, user_id: int, files: Collection[str], scene: str = "") -> Prepared:
+        """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments. `Repeated`
+        when this user's task with this key is there already."""
 
         def look(connection: Connection) -> Prepared:
             if (known := _known(connection, user_id, request.client_key)) is not None:
@@ -214,7 +204,7 @@ class Submissions:
 
         return await self._database.read(look)
 
-    def _checked(self, request: TaskRequest, catalog: _Catalog, files: Collection[str], scene: str = "") -> Prepared:
+    def _checked(self, request: SubmitRequest, catalog: _Catalog, files: Collection[str], scene: str = "") -> Prepared:
         engine = _engine(catalog.engines, request)
         if request.notify and not self._sends_mail:
             raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
@@ -226,7 +216,7 @@ class Submissions:
         """Engines or argument types were changed."""
         self._catalog = None
 
-    async def admitted(self, request: TaskRequest, user_id: int, name: str) -> tuple[Prepared, Path] | None:
+    async def admitted(self, request: SubmitRequest, user_id: int, name: str) -> tuple[Prepared, Path] | None:
         """A small submission, checked by what is known of engines, and its directory; None when it can't be admitted
         in this way: then `prepared` finds the rule to name."""
         catalog = self._catalog
@@ -350,13 +340,14 @@ def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
     return None if found is None else found.task_id
 
 
-def _engine(rows: Iterable[EngineRow], request: TaskRequest) -> EngineRow:
+def _engine(rows: Iterable[EngineRow], request: SubmitRequest) -> EngineRow:
     """The engine of a request: v1 names its number, v2 its name or number. To v1 a missing one is a bad request."""
+    wanted = str(request.engine)
     for row in rows:
-        named = request.strict and row.name.casefold() == request.engine.casefold()
-        if row.is_enabled and (named or str(row.engine_id) == request.engine.strip()):
+        named = request.strict and row.name.casefold() == wanted.casefold()
+        if row.is_enabled and (named or str(row.engine_id) == wanted.strip()):
             return row
-    raise InvalidRequest(v1.engine_not_found(request.engine), code="engine_not_found")
+    raise InvalidRequest(v1.engine_not_found(wanted), code="engine_not_found")
 
 
 def content_length(headers: Mapping[str, str]) -> int:

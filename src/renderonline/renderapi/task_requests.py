@@ -5,8 +5,8 @@ Pure: no database, no disk. v1 and v2 differ only in how a request is read.
 
 import posixpath
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Final, TypeVar
 
 from renderonline.database.engines import EngineRow
 from renderonline.engines import commands
@@ -33,6 +33,8 @@ class SubmitRequest:
     """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
     None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`."""
 
+    strict: ClassVar[bool] = True
+    """Arguments that the engine does not have are refused, and `engine` may be its name."""
     engine: str | int
     arguments: Mapping[str, str] = field(default_factory=dict)
     frames: str | None = None
@@ -49,12 +51,10 @@ class SubmitRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskRequest(SubmitRequest):
-    """A request that was read. `strict`: arguments that the engine does not have are refused (v2); v1's clients may
-    send more than it needs."""
+class V1Request(SubmitRequest):
+    """A request of v1, whose clients may send more than the engine needs."""
 
-    engine: str
-    strict: bool = True
+    strict: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +67,15 @@ class UploadRequest(SubmitRequest):
     unpack: bool = False
 
 
+R = TypeVar("R", bound=SubmitRequest)
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A request that obeys every rule. `scene`: the main file's name in the task's directory; `ranges` has one entry a
     chunk, None for a chunk without frames."""
 
-    request: TaskRequest
+    request: SubmitRequest
     engine: EngineRow
     definition: EngineDefinition | None
     scene: str
@@ -106,32 +109,36 @@ class Prepared:
         return commands.build(self.definition, words, self.values, chunk=None, task_frames=self.frames, **where)
 
 
-def read_v1(part: bytes | None, client_key: str) -> TaskRequest:
+def read_v1(part: bytes | None, client_key: str) -> SubmitRequest:
     """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
     sent = v1.parse_enqueue(part)
     key = checked_key(client_key or sent.client_key)
-    return TaskRequest(sent.engine_id, dict(sent.arguments), client_key=key, strict=False)
+    return V1Request(sent.engine_id, dict(sent.arguments), client_key=key)
 
 
-def read_v2(part: bytes | None, client_key: str) -> TaskRequest:
+def read_v2(part: bytes | None, client_key: str) -> SubmitRequest:
     """The request in v2's part `request`; `InvalidRequest` names the field that is wrong."""
     if part is None:
         raise InvalidRequest("The part request is missing: JSON with engine, arguments and frames.")
-    return _task_request(from_wire(SubmitRequest, read_json(part)), client_key)
+    return _checked(from_wire(SubmitRequest, read_json(part)), client_key)
 
 
-def read_upload(body: bytes, client_key: str) -> tuple[TaskRequest, UploadRequest]:
+def read_upload(body: bytes, client_key: str) -> UploadRequest:
     """The body of a submission of files that were uploaded before."""
-    sent = from_wire(UploadRequest, read_json(body))
-    return _task_request(sent, client_key), sent
+    return _checked(from_wire(UploadRequest, read_json(body)), client_key)
 
 
-def _task_request(sent: SubmitRequest, client_key: str) -> TaskRequest:
-    _check_bounds(sent)
-    values = {one.name: getattr(sent, one.name) for one in fields(SubmitRequest)}
-    return TaskRequest(
-        **values | {"engine": str(sent.engine), "client_key": checked_key(client_key or sent.client_key)}
-    )
+def _checked(sent: R, client_key: str) -> R:
+    if len(sent.name) > 255 or not sent.name.isprintable():
+        raise InvalidRequest("name has at most 255 printable characters.")
+    for name, most in (("priority", 100), ("chunk_size", MAX_FRAMES), ("running_limit", MAX_FRAMES)):
+        if not 0 <= getattr(sent, name) <= most:
+            raise InvalidRequest(f"{name} is a number from 0 to {most}.")
+    if sent.film:
+        Film.parse(sent.film)
+    if len(sent.waits_for) > MAX_WAITS:
+        raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")
+    return replace(sent, engine=str(sent.engine), client_key=checked_key(client_key or sent.client_key))
 
 
 def checked_key(key: str) -> str:
@@ -142,7 +149,7 @@ def checked_key(key: str) -> str:
 
 
 def prepare(
-    request: TaskRequest,
+    request: SubmitRequest,
     engine: EngineRow,
     definition: EngineDefinition | None,
     argtypes: Mapping[str, ArgType],
@@ -196,7 +203,7 @@ def _takes(engine: EngineRow, definition: EngineDefinition | None, name: str) ->
 
 
 def _values(
-    request: TaskRequest, definition: EngineDefinition | None, argtypes: Mapping[str, ArgType]
+    request: SubmitRequest, definition: EngineDefinition | None, argtypes: Mapping[str, ArgType]
 ) -> Mapping[str, str]:
     """The checked values; with a definition complete: v1's clients may send values that it does not use."""
     values = request.arguments
@@ -218,21 +225,9 @@ def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType]) ->
         check_value(argtypes[name], value)
 
 
-def _frames(request: TaskRequest, definition: EngineDefinition | None, values: Mapping[str, str]) -> tuple[int, ...]:
+def _frames(request: SubmitRequest, definition: EngineDefinition | None, values: Mapping[str, str]) -> tuple[int, ...]:
     if not request.frames:
         return commands.frames_of(definition, values) if definition is not None else ()
     if definition is None or definition.frames is None:
         raise InvalidRequest("This engine has no frames of its own; leave frames out.", code="no_frames")
     return parse_frames(request.frames)
-
-
-def _check_bounds(request: SubmitRequest) -> None:
-    if len(request.name) > 255 or not request.name.isprintable():
-        raise InvalidRequest("name has at most 255 printable characters.")
-    for name, most in (("priority", 100), ("chunk_size", MAX_FRAMES), ("running_limit", MAX_FRAMES)):
-        if not 0 <= getattr(request, name) <= most:
-            raise InvalidRequest(f"{name} is a number from 0 to {most}.")
-    if request.film:
-        Film.parse(request.film)
-    if len(request.waits_for) > MAX_WAITS:
-        raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")

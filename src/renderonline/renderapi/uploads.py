@@ -21,8 +21,7 @@ from starlette.requests import Request
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, Unfit
 from renderonline.farm.tasks import InputFile
 from renderonline.protocol.codec import from_wire, read_json
-from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping
-from renderonline.renderapi.places import Places
+from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
 from renderonline.serving.sink import Body, receive_body
 from renderonline.storage import manifests, names, staging, unpacking
 from renderonline.storage.staging import Announced, Stage

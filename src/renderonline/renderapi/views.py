@@ -16,7 +16,6 @@ from renderonline.engines.loading import parse_definition
 from renderonline.farm.accounts import Permission, Role, Subscription, User
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import RenderOnlineError
-from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.machines import Machine, Machines
@@ -42,10 +41,13 @@ def _name(field: str) -> str:
 
 
 def shown(row: Any, **more: Any) -> dict[str, Any]:
-    """A row as it is shown: every field but those that are nobody's business, and `more`."""
-    names = [field.name for field in fields(row) if field.name not in _HIDDEN]
-    values = {name: getattr(row, name) for name in names}
-    return {_name(name): moment(value) if name.endswith("_us") else value for name, value in values.items()} | more
+    """A row as it is shown: every field but those that are nobody's business, a chunk's frames, and `more`."""
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    if "first_frame" in values:
+        frames = frames_of(row.first_frame, row.last_frame, row.frame_step)
+        more["frames"] = None if frames is None else str(frames)
+    plain = {name: value for name, value in values.items() if name not in _HIDDEN}
+    return {_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
 
 
 def task(view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -64,19 +66,9 @@ def _progress(view: TaskView, rendering: float) -> float:
     return min((done + rendering) / count, 1.0) if count else 0.0
 
 
-def chunk(view: ChunkView) -> dict[str, Any]:
-    return shown(view, frames=_frames(view))
-
-
 def attempt(view: AttemptView, fraction: float | None) -> dict[str, Any]:
     """An attempt; `fraction` is how far it is, None when that is not known."""
-    return shown(view, frames=_frames(view), progress=1.0 if view.outcome == Outcome.SUCCEEDED else fraction)
-
-
-def _frames(view: ChunkView | AttemptView) -> str | None:
-    if view.first_frame is None or view.last_frame is None:
-        return None
-    return str(FrameRange(view.first_frame, view.last_frame, view.frame_step or 1))
+    return shown(view, progress=1.0 if view.outcome == Outcome.SUCCEEDED else fraction)
 
 
 def me(principal: Principal) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.outputs import Good
 from renderonline.hpcserver.own_files import InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.transfers import Transfers
-from renderonline.renderapi import housekeeping, places
+from renderonline.renderapi import housekeeping
 from renderonline.storage.digests import digest_file
 from tests.faults.engine import DEFINITION
 from tests.support.farm import RealFarm
@@ -228,7 +228,7 @@ async def test_full_disk_heals_by_itself(api: Running, monkeypatch: pytest.Monke
     upload = await mine.announce(announced("a.txt", chunked), announced("b.txt", plain, chunked=False))
     upload_id, body = upload["upload_id"], pack([chunked], {"files": upload["files"][:1]})
     before = await mine.look(upload_id)
-    monkeypatch.setattr(places, "_free_bytes", lambda _root: api.settings.reserve_mib * MIB)
+    monkeypatch.setattr(housekeeping, "_free_bytes", lambda _root: api.settings.reserve_mib * MIB)
     refused = [
         await mine.put(upload_id, body),
         await mine.append(upload_id, 1, 0, plain),
@@ -259,7 +259,7 @@ async def test_finished_frame_waits_for_room_on_the_farms_disk(
         frame = Path(parcel.assign.directory) / "frame_0001.png"
         frame.parent.mkdir(parents=True)
         frame.write_bytes(b"frame")
-        monkeypatch.setattr(places, "_free_bytes", full)
+        monkeypatch.setattr(housekeeping, "_free_bytes", full)
         sending = asyncio.ensure_future(parcel.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
 
         async def tried() -> bool:
@@ -267,10 +267,10 @@ async def test_finished_frame_waits_for_room_on_the_farms_disk(
 
         await wait_until(tried)
         assert not sending.done()
-        monkeypatch.setattr(places, "_free_bytes", lambda _root: 2**60)
+        monkeypatch.setattr(housekeeping, "_free_bytes", lambda _root: 2**60)
         assert await sending is None
         assert (held.directory / "frame_0001.png").read_bytes() == b"frame"
-        monkeypatch.setattr(places, "_free_bytes", full)
+        monkeypatch.setattr(housekeeping, "_free_bytes", full)
         canceled = asyncio.ensure_future(parcel.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
         parcel.errand.stop()
         assert await canceled == own_files.OVER

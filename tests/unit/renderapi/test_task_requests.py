@@ -15,7 +15,7 @@ from renderonline.farm.arguments import ArgType
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import Needs
-from renderonline.renderapi.task_requests import Prepared, TaskRequest, prepare, read_v1, read_v2
+from renderonline.renderapi.task_requests import Prepared, SubmitRequest, V1Request, prepare, read_v1, read_v2
 
 BLENDER = parse_definition(shipped()["blender"])
 POVRAY = parse_definition(shipped()["povray"])
@@ -36,7 +36,8 @@ def prepared(
     **request: Any,
 ) -> Prepared:
     rules = {one.argtype_id: one for one in (*(argtypes_of(definition) if definition else ()), *argtypes)}
-    asked = TaskRequest(**{"engine": "1", "arguments": {}, **request})
+    kind = SubmitRequest if request.pop("strict", True) else V1Request
+    asked = kind(**{"engine": "1", "arguments": {}, **request})
     return prepare(asked, row(definition, template), definition, rules, file_name)
 
 
@@ -158,7 +159,7 @@ def test_v2_request_is_read_whole() -> None:
             "unknown": 1,
         }
     ).encode()
-    assert read_v2(part, "") == TaskRequest(
+    assert read_v2(part, "") == SubmitRequest(
         *("1", {"a": "b"}, "1-5", "n", 1, 2, True, (3,)),
         needs=Needs(tags=("GPU",), memory_mib=9),
         running_limit=4,

@@ -19,15 +19,7 @@ from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from renderonline.database.machines import MachineRow, change_machine, get_machine, hello, secret_matches
-from renderonline.farm.errors import (
-    Conflict,
-    InvalidRequest,
-    NotAllowed,
-    NotAuthenticated,
-    NotAvailable,
-    NotFound,
-    RenderOnlineError,
-)
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
@@ -313,7 +305,7 @@ class LinkedMachines:
         if row is None or not secret_matches(row, message.secret):
             raise NotAuthenticated("This machine is not known here. Join it again with a new code.", final=True)
         if self._stopping:
-            raise NotAvailable("RenderAPI stops.", code="stopping")
+            raise Conflict("RenderAPI stops.", code="stopping")
         return row
 
     async def _check_alone(self, row: MachineRow, message: Hello) -> None:
@@ -323,13 +315,13 @@ class LinkedMachines:
         another = latest is not None and latest.instance != message.instance and now - latest.at <= ALTERNATION_S
         another = another or (linked is not None and linked.instance != message.instance)
         if row.wish == Wish.DISABLED and another:
-            raise NotAllowed(row.wish_reason or "This machine is disabled.", code="disabled")
+            raise Conflict(row.wish_reason or "This machine is disabled.", code="disabled")
         if not instances.hello(message.instance, now):
             return
         changes = {"wish": Wish.DISABLED.value, "wish_reason": _TWO_PROGRAMS}
         operation = partial(change_machine, machine_id=row.machine_id, changes=changes)
         self._shared.machines.update_row(await self._shared.database.write(operation))
-        raise NotAllowed(_TWO_PROGRAMS, code="disabled")
+        raise Conflict(_TWO_PROGRAMS, code="disabled")
 
     async def _attach(self, socket: WebSocket, message: Hello) -> Connection:
         shared, machine_id = self._shared, message.machine_id

@@ -70,7 +70,6 @@ class V1Machines:
     def __init__(self, shared: Shared, reports: Reports) -> None:
         self._shared = shared
         self._reports = reports
-        self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[Machine, asyncio.Task[None]] = {}
 
     def follow(self) -> None:
@@ -79,12 +78,7 @@ class V1Machines:
         for machine in self._tasks.keys() - present:
             self._tasks.pop(machine).cancel()
         for machine in present - self._tasks.keys():
-            if self._session is None:
-                connector = aiohttp.TCPConnector(limit=0, force_close=True)
-                self._session = aiohttp.ClientSession(connector=connector)
-            self._tasks[machine] = asyncio.create_task(
-                V1Machine(self._shared, self._reports, machine, self._session).run()
-            )
+            self._tasks[machine] = asyncio.create_task(V1Machine(self._shared, self._reports, machine).run())
 
     async def close(self) -> None:
         """End; what runs on the machines goes on."""
@@ -92,18 +86,15 @@ class V1Machines:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
-        if self._session is not None:
-            await self._session.close()
 
 
 class V1Machine:
     """One machine and the attempt it has; its `MachineLink`."""
 
-    def __init__(self, shared: Shared, reports: Reports, machine: Machine, session: aiohttp.ClientSession) -> None:
+    def __init__(self, shared: Shared, reports: Reports, machine: Machine) -> None:
         self._shared = shared
         self._reports = reports
         self._machine = machine
-        self._session = session
         self._job: _Job | None = None
         self._stops: set[int] = set()
         self._news = asyncio.Event()
@@ -129,18 +120,20 @@ class V1Machine:
         for attempt in self._shared.memory.attempts_on(self._machine.machine_id):  # from before we were stopped
             phase = _Phase.RUNNING if attempt.running else _Phase.UNKNOWN
             self._job = _Job(attempt.attempt_id, attempt.token, phase)
-        while True:
-            self._news.clear()
-            try:
-                await self._step()
-            except RenderOnlineError as error:
-                _log.warning("A v1 machine's news could not be recorded", error=error.message)
-                self._shared.gave_up()
-            except Exception:  # noqa: BLE001 (one odd machine must not stop the farm)
-                _log.exception("A v1 machine's task failed", machine_id=self._machine.machine_id)
-            busy = self._job is not None or self._stops or self._machine.full
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), BUSY_S if busy else IDLE_S)
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as self._session:
+            while True:
+                self._news.clear()
+                try:
+                    await self._step()
+                except RenderOnlineError as error:
+                    _log.warning("A v1 machine's news could not be recorded", error=error.message)
+                    self._shared.gave_up()
+                except Exception:  # noqa: BLE001 (one odd machine must not stop the farm)
+                    _log.exception("A v1 machine's task failed", machine_id=self._machine.machine_id)
+                busy = self._job is not None or self._stops or self._machine.full
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), BUSY_S if busy else IDLE_S)
 
     async def _step(self) -> None:
         self._let_go()
@@ -352,8 +345,7 @@ class V1Machine:
         host = f"[{row.ip_address}]" if ":" in row.ip_address else row.ip_address
         url = f"http://{host}:{row.port}{path}"
         headers = {"Content-Type": "application/json"} if data else {}
-        asked = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT, allow_redirects=False)
-        async with asked as response:
+        async with self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
             body = bytearray()
             async for piece in response.content.iter_any():
                 body.extend(piece)

@@ -49,10 +49,8 @@ class Part(APIRouter):
         needs: Permission | None = None,
         **more: Any,
     ) -> Callable[[Handler], Handler]:
-        """An endpoint whose handler gives JSON, None (204) or a response of its own.
-
-        `shape`: the answer's name in `views.shapes`, or its media type. `needs`: what the caller must be allowed.
-        """
+        """An endpoint whose handler gives JSON, None (204) or a response of its own. `shape`: the answer's name in
+        `views.shapes`, or its media type. `needs`: what the caller must be allowed."""
 
         async def allowed(caller: Caller) -> None:
             if needs is not None:

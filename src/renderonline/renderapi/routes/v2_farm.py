@@ -25,11 +25,7 @@ EVERYBODY: Final = Permission.OWN_TASKS
 ArgTypeId = Annotated[str, Path(alias="argtype_id", pattern="^[A-Za-z0-9_]{1,50}$")]
 
 
-def _row(center: Services, row: Any) -> Json:
-    return views.shown(row)
-
-
-def _engine(center: Services, row: Any) -> Json:
+def _engine(_center: Services, row: Any) -> Json:
     return views.engine(row)
 
 
@@ -43,7 +39,7 @@ def _keep(
     needs: Permission,
     *,
     change: type[BaseModel] | None = None,
-    show: Callable[[Services, Any], Json] = _row,
+    show: Callable[[Services, Any], Json] = lambda _center, row: views.shown(row),
     look: Permission | None = None,
 ) -> None:
     """The calls that all kinds have alike: list (who may `look`), change, remove."""
