@@ -25,9 +25,9 @@ from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import errors, views
 from renderonline.renderapi.administration import bootstrap
-from renderonline.renderapi.metrics import MeasuredRequests, Metrics
+from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, v2_tasks, v2_uploads
-from renderonline.renderapi.routes.guard import V2, Guard
+from renderonline.renderapi.routes.guard import V2, guard
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
 
@@ -58,9 +58,7 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         exception_handlers=dict(errors.HANDLERS),
         middleware=[
             Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
-            Middleware(MeasuredRequests, metrics=metrics),
-            Middleware(OnlyDispatching),
-            Middleware(Guard),
+            *map(Middleware, (metrics.measured, only_dispatching, guard)),
         ],
     )
     app.state.standby = Standby()
@@ -216,17 +214,16 @@ class Standby:
             return False
 
 
-class OnlyDispatching:
+def only_dispatching(app: ASGIApp) -> ASGIApp:
     """Middleware: while another RenderAPI dispatches, `/healthz` says `standby` and everything else is answered 503."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         standby: Standby = scope["app"].state.standby
         if not standby.why_not or scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         elif scope["path"] == "/healthz" and standby.failure is None:
             await errors.json_answer({"status": STANDBY, "version": __version__})(scope, receive, send)
         else:
             await errors.problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)
+
+    return answer

@@ -30,7 +30,7 @@ from renderonline.storage.archive import PIECE_BYTES, members_of
 from renderonline.storage.digests import InputSums
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import task_directory
-from renderonline.storage.uploads import disk_error
+from renderonline.storage.uploads import disk_error, disk_errors
 
 __all__ = ["AttemptTransfers", "Holder"]
 
@@ -160,10 +160,8 @@ class AttemptTransfers:
         if not jpeg.startswith(_JPEG):
             raise InvalidRequest("A preview is a JPEG.")
         previews = self._shared.previews
-        try:
+        with disk_errors():
             path = await asyncio.to_thread(previews.put, holder.task_id, name, checked_size(size), jpeg)
-        except OSError as error:
-            raise disk_error(error) from error
         if await self._shared.database.read(partial(load_holder, attempt_id=attempt_id)) is None:  # deleted meanwhile
             await asyncio.to_thread(previews.take_back, path)
 

@@ -42,39 +42,23 @@ def problem_of(error: RenderOnlineError) -> Response:
     return problem(error.status, error.message, error.reason_code, headers, error.told)
 
 
-async def _on_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RenderOnlineError)
-    return problem_of(error)
+async def _answer(_request: Request, error: Exception) -> Response:
+    match error:
+        case RenderOnlineError():
+            return problem_of(error)
+        case HTTPException():  # Starlette's: no such path, no such method
+            detail = error.detail if error.status_code != 404 else "There is nothing at this address."
+            return problem(error.status_code, detail, _CODES.get(error.status_code, "error"), error.headers)
+        case RequestValidationError():  # FastAPI's: which field, and what it should be
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+            return problem_of(InvalidRequest(f"{place}: {first['msg']}."))
+        case ClientDisconnect():
+            return Response(status_code=400)  # the client is gone; nobody reads this
+        case _:  # a fault of ours; the server logs it whole
+            return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
 
 
-async def _on_http_error(_request: Request, error: Exception) -> Response:
-    """Starlette's errors: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    detail = error.detail if error.status_code != 404 else "There is nothing at this address."
-    return problem(error.status_code, detail, _CODES.get(error.status_code, "error"), error.headers)
-
-
-async def _on_invalid(_request: Request, error: Exception) -> Response:
-    """FastAPI's validation: which field, and what it should be."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return problem_of(InvalidRequest(f"{place}: {first['msg']}."))
-
-
-async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # the client is gone; nobody reads this
-
-
-async def _on_surprise(_request: Request, _error: Exception) -> Response:
-    """A fault of ours: told in one sentence; the server logs it whole."""
-    return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
-
-
-HANDLERS: Final[Mapping[Any, Any]] = {
-    RenderOnlineError: _on_error,
-    HTTPException: _on_http_error,
-    RequestValidationError: _on_invalid,
-    ClientDisconnect: _on_disconnect,
-    Exception: _on_surprise,
-}
+HANDLERS: Final[Mapping[Any, Any]] = dict.fromkeys(
+    (RenderOnlineError, HTTPException, RequestValidationError, ClientDisconnect, Exception), _answer
+)

@@ -26,7 +26,7 @@ from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.settings import Settings
 from renderonline.storage import manifests, names, staging
-from renderonline.storage.uploads import disk_error, too_large
+from renderonline.storage.uploads import disk_errors, too_large
 
 _log = structlog.get_logger(__name__)
 
@@ -84,10 +84,8 @@ class Places:
             message = f"The download path of engine {engine.name} must be absolute. Ask an administrator."
             raise RenderOnlineError(message, code="bad_engine")
         self.check_room(_free_bytes(root), length)
-        try:
+        with disk_errors():
             return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
-        except OSError as error:
-            raise disk_error(error) from error
 
     async def _of_engines(self, *, enabled: bool = False) -> set[Path]:
         """The download paths of the engines, or of those that are enabled."""

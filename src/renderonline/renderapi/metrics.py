@@ -33,10 +33,23 @@ class Metrics:
             "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
         )
 
-    def answered(self, method: str, endpoint: str, status: int, seconds: float) -> None:
-        """Count a request. `endpoint` is the name of what answered it, so that there are only so many."""
-        self._requests.labels(method, endpoint, str(status)).inc()
-        self._seconds.labels(endpoint).observe(seconds)
+    def measured(self, app: ASGIApp) -> ASGIApp:
+        """Middleware that counts requests, by the name of what answered them, and takes their time."""
+
+        async def measure(scope: Scope, receive: Receive, send: Send) -> None:
+            begun = time.perf_counter()
+
+            async def sent(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    method = scope["method"] if scope["method"] in _METHODS else "other"
+                    endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+                    self._requests.labels(method, endpoint, str(message["status"])).inc()
+                    self._seconds.labels(endpoint).observe(time.perf_counter() - begun)
+                await send(message)
+
+            await app(scope, receive, sent if scope["type"] == "http" else send)
+
+        return measure
 
     def render(self, machines: Iterable[Machine], figures: Mapping[str, float]) -> bytes:
         """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
@@ -54,26 +67,3 @@ class Metrics:
             told = name.replace("_", " ").capitalize() + "."
             prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
         return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
-
-
-class MeasuredRequests:
-    """Middleware that counts requests and takes their time."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begun = time.perf_counter()
-
-        async def measured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-                self._metrics.answered(method, endpoint, message["status"], time.perf_counter() - begun)
-            await send(message)
-
-        await self._app(scope, receive, measured)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from renderonline.database import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, frames_pattern, reading_of
-from renderonline.engines.definition import FILM_READING, EngineDefinition
+from renderonline.engines.definition import FILM_READING
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.command_line import split
@@ -39,26 +39,20 @@ class Order:
     uses_directory: bool
 
 
-@dataclass(frozen=True, slots=True)
 class _Known:
     """What does not change between the orders of one task."""
 
-    facts: TaskFacts
-    definition: EngineDefinition | None
-    words: tuple[str, ...]
-    values: Mapping[str, str]
-    frames: tuple[int, ...]
-
-    @classmethod
-    def of(cls, facts: TaskFacts) -> "_Known":
-        definition = _definition(facts.definition) if facts.definition else None
+    def __init__(self, facts: TaskFacts) -> None:
+        self.facts = facts
+        self.definition = definition = _definition(facts.definition) if facts.definition else None
         names = (facts.engine, *(definition.executables if definition else ()))
-        words = strip_program(split(facts.arguments) if facts.template is None else facts.template, names)
+        self.words = strip_program(split(facts.arguments) if facts.template is None else facts.template, names)
         # Arguments that the definition got since the submission have their default.
         arguments = definition.arguments if definition else ()
         defaults = {one.id: one.default for one in arguments if one.default is not None}
-        frames = parse_frames(facts.frames) if facts.frames else ()
-        return cls(facts, definition, words, {**defaults, **(facts.values or {})}, frames)
+        self.values = {**defaults, **(facts.values or {})}
+        self.frames = parse_frames(facts.frames) if facts.frames else ()
+        self.root = str(task_directory(facts.scene, facts.file_name))
 
     def command(self, frames: FrameRange | None, directory: str) -> Command:
         if self.facts.template is None:  # a render of the existing system: its arguments are complete
@@ -72,10 +66,6 @@ class _Known:
             scene=self.facts.scene,
             output_directory=directory,
         )
-
-    @property
-    def root(self) -> str:
-        return str(task_directory(self.facts.scene, self.facts.file_name))
 
     def reading(self, *, film: bool) -> Mapping[str, Any]:
         rules = FILM_READING if film else self.definition and reading_of(self.definition, self.values)
@@ -114,7 +104,7 @@ class Orders:
 
     def learn(self, facts: TaskFacts) -> None:
         """Take a task's facts; `InvalidRequest` when its engine's definition or frames can't be understood."""
-        self._tasks[facts.task_id] = _Known.of(facts)
+        self._tasks[facts.task_id] = _Known(facts)
         if len(self._tasks) > _KEPT:
             self._tasks.popitem(last=False)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from renderonline.database import Connection, Database, accounts, tasks
 from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
@@ -35,13 +35,6 @@ _PARTS: Final[dict[str, Callable[[Connection, int, int, str | None], Page[Any]]]
     "attempts": tasks.list_attempts,
     "results": tasks.list_results,
 }
-
-
-class Preview(NamedTuple):
-    """A JPEG, and what tells it from one that takes its place."""
-
-    jpeg: bytes
-    etag: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +131,9 @@ class Reading:
         content = await file_of(path, path.name)
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 
-    async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> Preview:
-        """The preview of a result. `NotFound` when there is none, or the task is not theirs."""
+    async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> tuple[bytes, str]:
+        """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is
+        none, or the task is not theirs."""
         if task_id not in self.owners:  # a grid asks for hundreds of a task, whose owner never changes
             self.owners[task_id] = (await self._view(principal, task_id)).user_id
             if len(self.owners) > _OWNERS:
@@ -192,10 +186,10 @@ def checked_size(size: str) -> str:
     return size
 
 
-def _read_preview(path: Path) -> Preview:
+def _read_preview(path: Path) -> tuple[bytes, str]:
     with open(path, "rb") as file:
         about = path.stat()
-        return Preview(file.read(), f'"{about.st_mtime_ns:x}-{about.st_size:x}"')
+        return file.read(), f'"{about.st_mtime_ns:x}-{about.st_size:x}"'
 
 
 def _read_log(logs: AttemptLogs, attempt_id: int, offset: int) -> tuple[bytes, int]:

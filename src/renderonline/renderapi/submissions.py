@@ -22,7 +22,6 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
-from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
@@ -62,13 +61,13 @@ class Repeated(RenderOnlineError):
         self.task_id = task_id
 
 
-@dataclass(frozen=True, slots=True)
 class _Catalog:
     """Engines and argument types as they were read at `at` (monotonic)."""
 
-    engines: tuple[EngineRow, ...]
-    argtypes: Mapping[str, ArgType]
-    at: float
+    def __init__(self, connection: Connection) -> None:
+        self.argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
+        self.engines = engines.list_engines(connection)
+        self.at = time.monotonic()
 
 
 class Submissions:
@@ -200,7 +199,7 @@ class Submissions:
             if (known := _known(connection, user_id, request.client_key)) is not None:
                 raise Repeated(known)
             submissions.check_limit(connection, user_id)
-            return self._checked(request, _read_catalog(connection), files, scene)
+            return self._checked(request, _Catalog(connection), files, scene)
 
         return await self._database.read(look)
 
@@ -221,7 +220,7 @@ class Submissions:
         in this way: then `prepared` finds the rule to name."""
         catalog = self._catalog
         if catalog is None or time.monotonic() - catalog.at > CATALOG_S:
-            self._catalog = catalog = await self._database.read(_read_catalog)
+            self._catalog = catalog = await self._database.read(_Catalog)
 
         def admit() -> tuple[Prepared, Path] | None:
             try:
@@ -326,11 +325,6 @@ class _Taken:
 
     async def discard(self) -> None:
         await asyncio.to_thread(names.discard, self.directory)
-
-
-def _read_catalog(connection: Connection) -> _Catalog:
-    argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
-    return _Catalog(engines.list_engines(connection), argtypes, time.monotonic())
 
 
 def _known(connection: Connection, user_id: int, client_key: str) -> int | None:

@@ -20,13 +20,10 @@ _OF_ATTEMPT: Final = re.compile(rf"{V2}/attempts/\d+/(inputs|outputs|previews)(/
 """Here the attempt's own token is the authority."""
 
 
-class Guard:
+def guard(app: ASGIApp) -> ASGIApp:
     """Middleware for `/renderapi/v2`: `request.state.principal` is there behind it, and bodies have an end."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith(f"{V2}/"):
             request = Request(scope)
@@ -40,4 +37,6 @@ class Guard:
             except RenderOnlineError as error:
                 await problem_of(error)(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
+
+    return guarded

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import mimetypes
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,20 +38,13 @@ _BASE: Final = b"/web/-/"
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
 
 
-@dataclass(frozen=True, slots=True)
 class _File:
-    plain: bytes
-    packed: bytes
-    etag: str
-    media_type: str
-
-    @staticmethod
-    def of(name: str, content: bytes) -> "_File":
-        media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    def __init__(self, name: str, content: bytes) -> None:
+        self.plain, self.packed = content, gzip.compress(content, 9, mtime=0)
+        self.etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        self.media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if name.endswith(".js"):  # what the system says of it differs
-            media_type = "text/javascript"
-        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        return _File(content, gzip.compress(content, 9, mtime=0), etag, media_type)
+            self.media_type = "text/javascript"
 
     def answer(self, request: Request, cache: str) -> Response:
         headers = {**_HEADERS, "ETag": self.etag, "Cache-Control": cache}
@@ -69,8 +61,8 @@ def routes(directory: Path) -> list[BaseRoute]:
     found = sorted(path for path in directory.rglob("*") if path.is_file())
     contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
     digest = hashlib.sha256(b"".join(name.encode() + content for name, content in contents.items())).hexdigest()[:16]
-    index = _File.of("index.html", contents.pop("index.html").replace(_BASE, f"/web/{digest}/".encode()))
-    files: Mapping[str, _File] = {name: _File.of(name, content) for name, content in contents.items()}
+    index = _File("index.html", contents.pop("index.html").replace(_BASE, f"/web/{digest}/".encode()))
+    files: Mapping[str, _File] = {name: _File(name, content) for name, content in contents.items()}
 
     async def page(request: Request) -> Response:
         return index.answer(request, "no-cache")

@@ -180,21 +180,15 @@ async def result(request: Request, caller: Caller, center: Center, task_id: Id, 
 
 @router.call("GET", "/tasks/{task_id}/previews/{name:path}", "image/jpeg")
 async def get_preview(
-    request: Request,
-    caller: Caller,
-    center: Center,
-    task_id: Id,
-    name: str,
-    size: Size = "thumb",
-    v: Version = "",
+    request: Request, caller: Caller, center: Center, task_id: Id, name: str, size: Size = "thumb", v: Version = ""
 ) -> Response:
     """A small JPEG of a result (`thumb`), or one that a browser can show (`view`)."""
-    found = await center.reading.preview(caller, task_id, name, size)
+    jpeg, etag = await center.reading.preview(caller, task_id, name, size)
     kept = "max-age=31536000, immutable" if v else "no-cache"
-    headers = {"ETag": found.etag, "Cache-Control": f"private, {kept}", "X-Content-Type-Options": "nosniff"}
-    if request.headers.get("if-none-match") == found.etag:
+    headers = {"ETag": etag, "Cache-Control": f"private, {kept}", "X-Content-Type-Options": "nosniff"}
+    if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
-    return Response(found.jpeg, 200, headers, "image/jpeg")
+    return Response(jpeg, 200, headers, "image/jpeg")
 
 
 @router.call("GET", "/attempts/{attempt_id}/log", "text/plain")
