@@ -4,12 +4,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from renderonline.database import Database
 from tests.support.databases import Templates
 from tests.support.mariadb import PrivateMariaDB
 
 pytest_plugins = ("tests.support.kinds",)
+
+# How fast a busy machine is says nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 KINDS = (pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("mariadb", marks=pytest.mark.mariadb))
 

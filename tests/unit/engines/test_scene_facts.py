@@ -95,7 +95,7 @@ def test_a_bomb_is_refused_before_it_is_read_to_its_end(tmp_path: Path, how: str
     assert "expands to far more" in str(survey("a.blend", str(tmp_path)).get("broken"))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.sampled_from(COMPRESSED), st.sampled_from(WRITTEN))
 def test_flipped_bits_never_give_more_than_a_refusal(seed: int, how: str, written: tuple[str, int, int]) -> None:
     chance = random.Random(seed)

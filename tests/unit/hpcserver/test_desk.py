@@ -56,7 +56,7 @@ def test_terminal_in_use_is_seen() -> None:
 
 def test_cpu_of_what_we_started_is_ours() -> None:
     before = cpu_of_others(), time.monotonic()
-    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ninput()"
+    burn = "import time\nwhile time.process_time() < 1.0: pass\nprint(1, flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

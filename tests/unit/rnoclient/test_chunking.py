@@ -75,7 +75,7 @@ def test_notes_that_nobody_needs_any_more_go(tmp_path: Path) -> None:
     Notes(tmp_path / "file" / "below").write("a", b"a")  # a place where nothing can be kept is no fault
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 3_000_000), st.integers(0, 2**32))
 def test_chunks_add_up_to_the_file(tmp_path_factory: pytest.TempPathFactory, size: int, seed: int) -> None:
     path = tmp_path_factory.getbasetemp() / "any.bin"
@@ -108,7 +108,6 @@ def test_other_addresses_change_next_to_nothing_of_a_blend(tmp_path: Path) -> No
     assert new[1] > 2_000_000
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"BLENDER17-01v0500", b"BLENDER-v405", b"BLENDER_V279", b"BLENDER"]))
 def test_blend_that_lies_about_its_blocks_is_cut_all_the_same(
     tmp_path_factory: pytest.TempPathFactory, rest: bytes, head: bytes

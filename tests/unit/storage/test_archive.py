@@ -59,7 +59,7 @@ def test_python_and_unzip_read_it(directory: Path, tmp_path: Path) -> None:
 def test_any_range_is_the_same_bytes_from_a_fresh_layout(directory: Path) -> None:
     content = _bytes(_archive(directory))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.integers(0, len(content)), st.integers(0, len(content)))
     def check(first: int, second: int) -> None:
         start, end = sorted((first, second))

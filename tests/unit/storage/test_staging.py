@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, Unfit
@@ -25,7 +25,6 @@ def record(index: int, chunk: int, content: bytes) -> bytes:
     return struct.pack("<II", index, chunk) + content
 
 
-@settings(deadline=None)  # of the disk
 @given(st.permutations(range(16)), st.integers(1, 60), st.integers(0, 16))
 def test_chunks_in_any_order_through_any_cuts_make_the_files(order: list[int], size: int, restart: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +52,6 @@ def test_chunks_in_any_order_through_any_cuts_make_the_files(order: list[int], s
         assert (target / "c").read_bytes() == b"".join(CHUNKS[::-1])
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 7)))
 def test_what_is_missing_is_said_in_runs(there: set[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
