@@ -71,12 +71,12 @@ def command(
             parameters[key] = inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
 
         @functools.wraps(function)
-        def run(*, json: bool, url: str | None = None, **given: Any) -> int | None:
-            given |= {key: value for key, value in (("json", json), ("url", url)) if key in takes}
+        def run(*, json: bool, url: str | None = None, **values: Any) -> int | None:
+            values |= {key: value for key, value in (("json", json), ("url", url)) if key in takes}
             with contextlib.ExitStack() as stack:
                 if "client" in takes:
-                    given["client"] = stack.enter_context(connect(url))
-                answer = function(**given)
+                    values["client"] = stack.enter_context(connect(url))
+                answer = function(**values)
                 if isinstance(answer, tuple):
                     show.answer(answer, as_json=json)
             return answer if isinstance(answer, int) else None
@@ -107,6 +107,11 @@ def pairs(option: str, words: list[str], example: str) -> dict[str, str]:
             raise InvalidRequest(f"{option} {name} is given twice.")
         found[name] = value
     return found
+
+
+def given(**values: object) -> dict[str, object]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def choose(items: list[Item], key: str, name: str, who: str) -> Item:

@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from renderonline.cli.commands import command, flag, group, option, pairs
+from renderonline.cli.supervise import leash
 from renderonline.farm.errors import InvalidRequest
 
 commands = group("A farm and its programs.")
@@ -76,8 +75,6 @@ def api(
     renderonline api --config RenderAPI.json
     renderonline api --host 0.0.0.0 --certificate fullchain.pem --key privkey.pem
     """
-    from renderonline.cli.supervise import leash
-
     if (certificate is None) != (key is None):
         raise InvalidRequest("--certificate and --key belong together; give both.")
     leash()
@@ -117,7 +114,7 @@ def node(
     data_directory: Path | None = DATA_DIRECTORY,
     log_level: str | None = LOG_LEVEL,
     log_json: bool = LOG_JSON,
-) -> None:
+) -> int:
     """Run HPCServer: let this computer render for a farm. Ends with Ctrl-C or SIGTERM.
 
     The code is needed once; the machine keeps its own secret afterwards.
@@ -127,8 +124,6 @@ def node(
     renderonline node --join https://farm:5000 --fingerprint sha256:… --engine blender=/opt/blender/blender
     renderonline node --v1 --config HPCServer.json
     """
-    from renderonline.cli.supervise import leash
-
     if v1 == bool(join):
         raise InvalidRequest(
             "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys whoever calls it "
@@ -146,11 +141,9 @@ def node(
     settings = load(config, environment=os.environ, flags=flags)
     logs.configure(json_lines=settings.log_json, level=settings.log_level)
     if not join:
-        raise typer.Exit(run_v1(settings))
+        return run_v1(settings)
     given = code or os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
-    raise typer.Exit(
-        run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
-    )
+    return run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
 
 
 def engine_programs(words: list[str]) -> list[dict[str, str]]:

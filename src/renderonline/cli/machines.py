@@ -3,7 +3,7 @@
 import re
 
 from renderonline.cli import show
-from renderonline.cli.commands import YES, Output, argument, choose, command, confirm, group, option
+from renderonline.cli.commands import YES, Output, argument, choose, command, confirm, given, group, option
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item
 
@@ -98,8 +98,8 @@ def set_(
     hours: str | None = option("HOURS", "When it takes work, in the farm's local time."),
 ) -> Output:
     """Say what the machine is for, and when; "" for nothing special."""
-    given = {"tags": None if tags is None else tags.split(), "pool": pool, "hours": hours}
-    return _change(client, machine, **{name: value for name, value in given.items() if value is not None})
+    words = None if tags is None else tags.split()
+    return _change(client, machine, **given(tags=words, pool=pool, hours=hours))
 
 
 @command(commands, "renderonline machine rename 1000 big-box")

@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 
 from renderonline.cli import logins, show
-from renderonline.cli.commands import Output, argument, choose, command, group, option
-from renderonline.rnoclient.sdk import Client, Login
+from renderonline.cli.commands import Output, argument, choose, command, given, group, option
+from renderonline.rnoclient.sdk import Client, Item, Login
 
 own = group("One's own account.")
 commands = group("Accounts.")
@@ -72,12 +72,7 @@ def list_users(client: Client) -> Output:
     """List the accounts."""
     found = client.admin.users()
     columns = [">USER", "EMAIL", "NAME", "ROLE", ">SUBSCRIPTION", "ACTIVE"]
-    names = [f"{user['first_name']} {user['last_name']}".strip() for user in found]
-    rows = [
-        (user["user_id"], user["email"], name, user["role"], user["subscription_id"], show.yes(user["is_active"]))
-        for user, name in zip(found, names, strict=True)
-    ]
-    return found, lambda: show.table(columns, rows)
+    return found, lambda: show.table(columns, map(_row, found))
 
 
 @command(commands, "renderonline user change ada@studio.org --role operator")
@@ -157,10 +152,15 @@ def change_subscription(
 ) -> Output:
     """Change a subscription."""
     kept = {"keep_days": keep_days, "keep_mib": keep_mib}
-    wanted = _given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit, **kept)
+    wanted = given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit, **kept)
     found = choose(client.admin.subscriptions(), "subscription_id", "name", subscription)
     changed = client.admin.change_subscription(found["subscription_id"], **wanted)
     return changed, f"Subscription {changed['subscription_id']} {changed['name']} changed."
+
+
+def _row(user: Item) -> list[object]:
+    name = f"{user['first_name']} {user['last_name']}".strip()
+    return [user["user_id"], user["email"], name, user["role"], user["subscription_id"], show.yes(user["is_active"])]
 
 
 def _read_token(file: Path | None) -> str:
@@ -169,14 +169,10 @@ def _read_token(file: Path | None) -> str:
     return (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
 
 
-def _given(**values: object) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _number(client: Client, who: str) -> int:
     return int(choose(client.admin.users(), "user_id", "email", who)["user_id"])
 
 
 def _change(client: Client, who: str, **wanted: object) -> Output:
-    user = client.admin.change_user(_number(client, who), **_given(**wanted))
+    user = client.admin.change_user(_number(client, who), **given(**wanted))
     return user, f"User {user['user_id']} {user['email']} changed."
