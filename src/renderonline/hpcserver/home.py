@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TextIO
 
 from renderonline.farm.errors import Conflict, NoSpace
-from renderonline.serving.directories import private_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,9 @@ class Home:
 
     def say_ready(self, **facts: object) -> None:
         """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
-        private_write(self.ready, json.dumps({"pid": os.getpid(), **facts}))
+        temporary = self.ready.with_name(f".{self.ready.name}")
+        temporary.write_text(json.dumps({"pid": os.getpid(), **facts}), encoding="utf-8")
+        temporary.replace(self.ready)
 
 
 @contextmanager

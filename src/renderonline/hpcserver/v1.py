@@ -42,9 +42,8 @@ STOP_ANSWER_S: Final = 4.0
 class _Render:
     """The running or the last render."""
 
-    def __init__(self, task_id: int, name: str) -> None:
-        self.task_id, self.name = task_id, name
-        self.process: asyncio.Future[EngineProcess] = asyncio.get_running_loop().create_future()
+    def __init__(self, task_id: int, process: EngineProcess) -> None:
+        self.task_id, self.process = task_id, process
         self.ended = asyncio.Event()
         self.ended_at = 0.0
         self.is_success = False
@@ -68,6 +67,7 @@ class V1Node:
         self._settings = settings
         self._log_directory = settings.home / "logs" / "v1"
         self._render: _Render | None = None
+        self._one_call = asyncio.Lock()
         self._count = 0
         self._watching: asyncio.Task[None] | None = None
 
@@ -75,67 +75,63 @@ class V1Node:
         return hpc.Status(self._engine_ids, self._render.state() if self._render else None)
 
     async def start(self, body: bytes) -> hpc.Answer:
-        """Start a render; between the look whether one runs and the new one's place nothing can come."""
-        previous = self._render
-        if previous is not None and not previous.ended.is_set():
-            return hpc.Answer(is_success=False, message=hpc.ACTIVE_RENDER)
-        request = hpc.parse_start(body)
-        prefix = self._engines.get(request.engine_id.casefold())
-        if prefix is None:
-            return hpc.Answer(is_success=False, message=hpc.not_configured(request.engine_id))
-        self._count += 1
-        render = self._render = _Render(request.task_id, f"v1.{self._count}")
-        try:
-            await self._spawn(render, request, prefix)
-        except (CantStart, OSError) as error:
-            log.warning("render can't be started", engine=request.engine_id, reason=str(error))
-            render.process.cancel()
-            render.ended.set()
-            self._render = previous
-            return hpc.Answer(is_success=False, message=hpc.not_configured(request.engine_id))
+        """Start a render; between the look whether one runs and the new one's place no other call can come."""
+        async with self._one_call:
+            if self._render is not None and not self._render.ended.is_set():
+                return hpc.Answer(is_success=False, message=hpc.ACTIVE_RENDER)
+            request = hpc.parse_start(body)
+            prefix = self._engines.get(request.engine_id.casefold())
+            if prefix is None:
+                return hpc.Answer(is_success=False, message=hpc.not_configured(request.engine_id))
+            try:
+                self._render = _Render(request.task_id, await self._spawn(request, prefix))
+            except (CantStart, OSError) as error:
+                log.warning("render can't be started", engine=request.engine_id, reason=str(error))
+                return hpc.Answer(is_success=False, message=hpc.not_configured(request.engine_id))
+            self._watching = asyncio.create_task(self._watch(self._render))
         return hpc.Answer(is_success=True, message=hpc.rendering(request.engine_id))
 
     async def stop(self, body: bytes) -> hpc.Answer:
         """Stop the render with this task id, its children with it."""
         request = hpc.parse_stop(body)
-        render = self._render
+        async with self._one_call:
+            render = self._render
         if render is None or render.ended.is_set():
             return hpc.Answer(is_success=True, message=hpc.NO_ACTIVE_RENDER)
         if render.task_id != request.task_id:
             return hpc.Answer(is_success=False, message=hpc.OTHER_TASK)
-        await asyncio.wait({render.process}, timeout=STOP_ANSWER_S)
-        if render.process.done() and not render.process.cancelled():
-            render.process.result().stop("SIGTERM", STOP_GRACE_S)
+        render.process.stop("SIGTERM", STOP_GRACE_S)
         try:
             await asyncio.wait_for(render.ended.wait(), STOP_ANSWER_S)
         except TimeoutError:
             log.warning("render does not end", task=request.task_id)
         return hpc.Answer(is_success=True, message=hpc.TERMINATED)
 
-    async def _spawn(self, render: _Render, request: hpc.StartRequest, prefix: Sequence[str]) -> None:
+    async def _spawn(self, request: hpc.StartRequest, prefix: Sequence[str]) -> EngineProcess:
         words = strip_program(split(request.arguments), (request.engine_id, Path(prefix[0]).name))
-        place = self._scratch.make(render.name)
+        self._count += 1
+        name = f"v1.{self._count}"
+        place = self._scratch.make(name)
         AttemptLog(self._log_directory).remove()
         output = AttemptLog(self._log_directory)
         process = await self._processes.start(
-            render.name,
+            name,
             [*prefix, *words],
             directory=Path.cwd(),
             environment=clean_environment(os.environ, {}, place, also=self._settings.pass_environment),
             on_lines=output.append,
             nice=self._settings.nice,
         )
-        render.process.set_result(process)
-        log.info("render started", task=render.task_id, engine=request.engine_id, pid=process.pid)
-        self._watching = asyncio.create_task(self._watch(render, process))
+        log.info("render started", task=request.task_id, engine=request.engine_id, pid=process.pid)
+        return process
 
-    async def _watch(self, render: _Render, process: EngineProcess) -> None:
-        ended = await process.wait()
+    async def _watch(self, render: _Render) -> None:
+        ended = await render.process.wait()
         render.ended_at = time.monotonic()
         render.is_success = ended.code == 0
         render.ended.set()
         log.info("render ended", task=render.task_id, code=ended.code)
-        await asyncio.to_thread(self._scratch.remove, render.name)
+        await asyncio.to_thread(self._scratch.remove, render.process.name)
 
 
 def create_app(node: V1Node, *, allow: Sequence[str] = ()) -> Starlette:
