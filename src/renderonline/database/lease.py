@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
+import psutil
 from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
@@ -244,12 +245,4 @@ def _process_space() -> str:
 def _is_dead(holder: str) -> bool:
     """Whether the process that took the lease has surely ended: then nobody has to wait."""
     found = re.search(r"\(process (\d+) on .*\), (\S+) \w+$", holder)
-    if found is None or found[2] != _process_space():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    return found is not None and found[2] == _process_space() and not psutil.pid_exists(int(found[1]))

@@ -31,14 +31,13 @@ _DIRECTORY: Final = Path(__file__).parent / "migrations"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a migration did. `before` and `after` are revisions; `before` is "" for a database without ours."""
+    """What a migration did. `before` and `after` are revisions; `before` is "" for a database without ours. `origin`:
+    `created` by us, or `adopted` from the existing system; `adopted_tasks`: how many got their chunk in this run."""
 
     before: str
     after: str
     origin: str
-    """`created` by us, or `adopted` from the existing system."""
     adopted_tasks: int
-    """Tasks that got their chunk in this run."""
 
 
 def migrate(database: Database, *, lease: Lease | None = None) -> Report:

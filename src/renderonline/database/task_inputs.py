@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, select
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submissions import add_inputs, list_inputs
 from renderonline.database.work_landing import ATTEMPTS
-from renderonline.database.work_sheet import name_hash
+from renderonline.database.work_sheet import result_keys
 from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Outcome
 
 
@@ -59,8 +59,7 @@ def frame_names(connection: Connection, task_id: int) -> frozenset[str]:
 
 def is_frame(connection: Connection, task_id: int, name: str) -> bool:
     """Whether a frame of this name is there."""
-    key = name_hash(name)
-    return name in connection.scalars(_FRAME, {"task": task_id, "hashes": (key, f"s{key[1:]}")}).all()
+    return name in connection.scalars(_FRAME, {"task": task_id, "hashes": result_keys(name)}).all()
 
 
 def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:

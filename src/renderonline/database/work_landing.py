@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, bindparam, select
 from renderonline.database.rows import insert, update
 from renderonline.database.schema import attempts, renders, results, tasks
 from renderonline.database.work import token_fits
-from renderonline.database.work_sheet import STALE_HASH, name_hash
+from renderonline.database.work_sheet import STALE_HASH, result_keys
 from renderonline.farm.tasks import AttemptState, Outcome
 
 
@@ -92,21 +92,15 @@ def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: i
     return tuple(landing for landing in begun if landing is not None)
 
 
-def _known(connection: Connection, task_id: int, name_hash: str) -> tuple[Any, Stale]:
-    """The row that has a name (None: nobody has), and the stale one."""
-    stale_hash = f"s{name_hash[1:]}"
-    found = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (name_hash, stale_hash)})
-    rows = {row.name_hash: row for row in found}
-    stale = rows.get(stale_hash)
-    return rows.get(name_hash), Stale(stale.result_id, stale.digest) if stale else Stale()
-
-
 def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
     late = row.state == AttemptState.ENDED.value
     if not token_fits(offer.token, row.token) or (late and row.outcome != Outcome.LOST.value):
         return None
-    key = {"task_id": row.task_id, "name_hash": name_hash(offer.name)}
-    known, stale = _known(connection, **key)
+    key, stale_key = result_keys(offer.name)
+    found = connection.execute(_KNOWN, {"task_id": row.task_id, "hashes": (key, stale_key)})
+    rows = {one.name_hash: one for one in found}
+    known, old = rows.get(key), rows.get(stale_key)
+    stale = Stale(old.result_id, old.digest) if old else Stale()
     if known is not None and (known.attempt_id != offer.attempt_id or known.state == "landed"):
         return None
     if late and stale.result_id:  # perhaps it was made before somebody wanted it anew
@@ -116,9 +110,10 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         result_id = known.result_id
         update(connection, results, result_id, values)
     else:
-        result_id = insert(connection, results, {**key, "chunk_id": row.chunk_id, "state": "landing", **values})
-    about = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
-    return Landing(result_id, offer, *about, late, stale)
+        about = {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
+        result_id = insert(connection, results, {**about, **values})
+    whose = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
+    return Landing(result_id, offer, *whose, late, stale)
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:

@@ -222,6 +222,12 @@ def name_hash(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def result_keys(name: str) -> tuple[str, str]:
+    """The key of an output name, and the one of its stale result."""
+    key = name_hash(name)
+    return key, f"s{key[1:]}"
+
+
 def landed_among(connection: Connection, task_id: int, names: Collection[str]) -> frozenset[str]:
     """Which of these output names of a task have landed."""
     parts = ({"task_id": task_id, "hashes": part} for part in portions([name_hash(name) for name in names]))
