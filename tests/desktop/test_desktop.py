@@ -1,70 +1,45 @@
 """The real desktop program under Xvfb: notes of what a person at a computer does with it."""
 
-import json
+import contextlib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.desktop import Desktop, screen
+from tests.support import drag_source
+from tests.support.cutting import CuttingProxy
+from tests.support.desktop import WINDOW, Desktop, file_manager, tray
 from tests.support.farm import RealFarm, wait_until
-from tests.support.painter import DEFINITION, write_painter
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("desktop")]
 
 
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
-    directory = tmp_path_factory.mktemp("farm")
-    with RealFarm(directory) as real:
-        real.client.admin.add_engine(DEFINITION)
-        real.add_machine("atelier", engines={"painter": str(write_painter(directory / "painter"))})
-        yield real
-
-
-@pytest.fixture(scope="module")
-def display() -> Iterator[str]:
-    with screen() as name:
-        yield name
-
-
-def rendered(farm: RealFarm, name: str) -> int:
-    scene = farm.directory / "lake.paint"
-    scene.write_text("a lake\n")
-    task = farm.client.submit(scene, engine="painter", frames="1-2", name=name)
+def rendered(farm: RealFarm, name: str, scene: str = "a lake\n") -> int:
+    file = farm.directory / "lake.paint"
+    file.write_text(scene)
+    task = farm.client.submit(file, engine="painter", frames="1-2", name=name)
     farm.wait_for_status(task["task_id"], "succeeded")
     return int(task["task_id"])
 
 
-@pytest.fixture
-def desktop(farm: RealFarm, display: str, tmp_path: Path) -> Iterator[Desktop]:
-    login = {"RENDERONLINE_EMAIL": farm.login.email, "RENDERONLINE_TOKEN": farm.login.token}
-    with Desktop(display, tmp_path / "home", "--url", farm.url, **login) as program:
-        program.shows("New task")
-        yield program
-        assert program.quit() == 0
+def ask_for_zip(desktop: Desktop, task_id: int, name: str) -> None:
+    desktop.page(f"location.href = '/tasks/{task_id}'")
+    desktop.shows("Download all")
+    desktop.page(
+        "[...document.querySelectorAll('button')].find((b) => b.innerText.includes('Download all')).id = 'all'"
+    )
+    desktop.press("#all", lambda: desktop.has_window("Save"))
+    desktop.answer("Save", name)
 
 
-def test_first_start_asks_for_the_login_and_the_second_remembers_it(
-    farm: RealFarm, display: str, tmp_path: Path
-) -> None:
-    home = tmp_path / "home"
-    with Desktop(display, home, "--url", farm.url) as first:
-        dialog = first.window("log in")
-        first.type(dialog, "Tab", text=farm.login.email)
-        first.type(dialog, "Return", text="wrong")
-        again = wait_until(lambda: (now := first.window("log in")) != dialog and now, "second question")
-        first.type(again, "Tab", text=farm.login.email)
-        first.type(again, "Return", text=farm.login.token)
-        first.shows("New task")
-        assert first.quit() == 0
-    assert farm.login.token in json.loads((home / "keyring.json").read_text())["renderonline/desktop"]
-    with Desktop(display, home) as second:
-        second.shows("New task")
-        assert second.page("location.host") == farm.url.partition("//")[2]
-        second.type(second.window("RenderOnline"), "ctrl+q")
-        assert second.process.wait(30) == 0
+def word_of_end(desktop: Desktop, farm: RealFarm, name: str) -> None:
+    def told() -> bool:  # only ends after the program has begun to watch are told
+        rendered(farm, name)
+        with contextlib.suppress(AssertionError):
+            return bool(wait_until(lambda: desktop.said(f"{name} is finished."), "word of the end", 3))
+        return False
+
+    wait_until(told, f"word of the end; {desktop.lines}")
 
 
 def test_scene_that_is_chosen_in_the_systems_dialog_reaches_the_page(desktop: Desktop, tmp_path: Path) -> None:
@@ -75,18 +50,29 @@ def test_scene_that_is_chosen_in_the_systems_dialog_reaches_the_page(desktop: De
     desktop.shows("meadow.paint")
 
 
+def test_scene_that_is_dropped_from_a_file_manager_reaches_the_page(desktop: Desktop, tmp_path: Path) -> None:
+    scene = tmp_path / "hill.paint"
+    scene.write_text("a hill\n")
+    with file_manager(desktop.display, scene):
+        source = desktop.window(drag_source.TITLE)
+        desktop.xdotool("mousemove", "--window", source, "50", "50", "mousedown", "1")
+        places = iter([str(x) for x in range(1240, 400, -20)] * 20)
+
+        def over_the_page() -> bool:
+            desktop.xdotool("mousemove", next(places), "500")
+            return bool(desktop.page("!!document.querySelector('.dropping')"))
+
+        wait_until(over_the_page, f"sign that a file may be dropped; {desktop.lines}")
+        desktop.xdotool("mouseup", "1")
+        desktop.shows("hill.paint")
+    assert desktop.page("location.pathname") == "/submit"
+
+
 def test_download_goes_to_the_place_that_the_save_dialog_names(
     desktop: Desktop, farm: RealFarm, tmp_path: Path
 ) -> None:
-    task_id = rendered(farm, "lake film")
     target = tmp_path / "home" / "Downloads" / "lake.zip"
-    desktop.page(f"location.href = '/tasks/{task_id}'")
-    desktop.shows("Download all")
-    desktop.page(
-        "[...document.querySelectorAll('button')].find((b) => b.innerText.includes('Download all')).id = 'all'"
-    )
-    desktop.press("#all", lambda: desktop.has_window("Save"))
-    desktop.answer("Save", target.name)
+    ask_for_zip(desktop, rendered(farm, "lake film"), target.name)
     wait_until(lambda: desktop.said("lake.zip is saved"), f"word of the saved file; {desktop.lines}")
     assert target.exists(), desktop.lines[-2:]
     with zipfile.ZipFile(target) as archive:
@@ -94,12 +80,49 @@ def test_download_goes_to_the_place_that_the_save_dialog_names(
         assert {"lake.paint", "frame_0001.png", "frame_0002.png"} <= set(archive.namelist())
 
 
-def test_end_of_a_task_is_told(desktop: Desktop, farm: RealFarm) -> None:
-    def told() -> bool:  # only ends after the program has begun to watch are told
-        rendered(farm, "told film")
-        return desktop.said("told film is finished.")
+def test_download_that_is_cut_goes_on_where_it_stopped(farm: RealFarm, display: str, tmp_path: Path) -> None:
+    task_id = rendered(farm, "wide lake", "x" * 6_000_000)
+    home = tmp_path / "home"
+    target, part = home / "Downloads" / "wide.zip", home / "Downloads" / "wide.zip.part"
+    login = {"RENDERONLINE_EMAIL": farm.login.email, "RENDERONLINE_TOKEN": farm.login.token}
+    with (
+        CuttingProxy(farm.url, pace_s=0.02) as proxy,
+        Desktop(display, home, "--url", proxy.url, **login) as desktop,
+    ):
+        desktop.shows("New task")
+        ask_for_zip(desktop, task_id, target.name)
+        wait_until(lambda: part.exists() and part.stat().st_size > 2_000_000, f"beginning of the file; {desktop.lines}")
+        received = proxy.received
+        proxy.cut()
+        wait_until(lambda: desktop.said("wide.zip is saved"), f"word of the saved file; {desktop.lines}")
+        whole = farm.client.download_zip(task_id, tmp_path / "whole.zip").read_bytes()
+        assert target.read_bytes() == whole
+        assert proxy.received - received < len(whole) - 1_000_000
+        assert not part.exists()
+        assert desktop.quit() == 0
 
-    wait_until(told, f"word of the end; {desktop.lines}")
+
+def test_end_of_a_task_is_told(desktop: Desktop, farm: RealFarm) -> None:
+    word_of_end(desktop, farm, "told film")
+
+
+def test_tray_icon_hides_and_shows_the_window_tells_ends_and_quits(desktop: Desktop, farm: RealFarm) -> None:
+    window = desktop.window(WINDOW)
+    word_of_end(desktop, farm, "film before")
+    assert not desktop.small_windows()
+    with tray(desktop.display):
+        icon = wait_until(desktop.small_windows, f"tray icon; {desktop.lines}")[0]
+        desktop.click(icon)
+        wait_until(lambda: not desktop.has_window(WINDOW), f"hidden window; {desktop.lines}")
+        rendered(farm, "tray film")
+        message = wait_until(lambda: {*desktop.small_windows()} - {icon}, f"message; {desktop.lines}").pop()
+        assert desktop.said("tray film is finished.")
+        desktop.xdotool("mousemove", "--window", message, "60", "55", "click", "1")
+        assert desktop.window(WINDOW) == window
+        desktop.choose(icon, "h", lambda: not desktop.has_window(WINDOW))
+        desktop.choose(icon, "s", lambda: desktop.has_window(WINDOW))
+        desktop.choose(icon, "h", lambda: not desktop.has_window(WINDOW))
+        desktop.choose(icon, "q", lambda: desktop.process.poll() is not None)
 
 
 def test_link_to_another_host_leaves_the_window(desktop: Desktop, farm: RealFarm) -> None:

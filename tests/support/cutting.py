@@ -29,7 +29,7 @@ class CuttingProxy:
         self.cuts = 0
         self._target = int(url.rpartition(":")[2])
         self._pace_s = pace_s
-        self._events = sorted([*((at, self._cut) for at in cuts), *events], key=lambda event: event[0])
+        self._events = sorted([*((at, self.cut) for at in cuts), *events], key=lambda event: event[0])
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -48,7 +48,8 @@ class CuttingProxy:
     def passed(self) -> int:
         return self.sent + self.received
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Reset every connection."""
         self.cuts += 1
         for one in list(self._open):
             with contextlib.suppress(OSError):

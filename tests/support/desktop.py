@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -19,13 +20,16 @@ from websockets.asyncio.client import connect
 from tests.support.farm import wait_until
 
 ROOT = Path(__file__).parents[2]
+CLIENT_MESSAGE = 33
+WINDOW = "– RenderOnline$"
+"""The window with the page."""
 
 
 @contextlib.contextmanager
 def screen() -> Iterator[str]:
     """A virtual screen; gives its name."""
     reading, writing = os.pipe()
-    argv = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1400x1000x24", "-nolisten", "tcp"]
+    argv = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1400x1000x24", "-nolisten", "tcp", "-noreset"]
     with subprocess.Popen(argv, pass_fds=(writing,), stderr=subprocess.DEVNULL) as server:
         os.close(writing)
         try:
@@ -33,6 +37,29 @@ def screen() -> Iterator[str]:
                 yield f":{told.readline().strip()}"
         finally:
             server.terminate()
+
+
+@contextlib.contextmanager
+def tray(display: str) -> Iterator[None]:
+    """A panel with a system tray in a corner of the screen."""
+    argv = ["trayer", "--edge", "top", "--align", "right", "--widthtype", "request", "--height", "24"]
+    with subprocess.Popen(argv, env={**os.environ, "DISPLAY": display}, stderr=subprocess.DEVNULL) as panel:
+        try:
+            yield
+        finally:
+            panel.terminate()
+
+
+@contextlib.contextmanager
+def file_manager(display: str, file: Path) -> Iterator[None]:
+    """A window from which `file` can be dragged."""
+    argv = [sys.executable, "-m", "tests.support.drag_source", str(file)]
+    own = {"DISPLAY": display, "QT_QPA_PLATFORM": "xcb", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, env={**os.environ, **own}) as source:
+        try:
+            yield
+        finally:
+            source.kill()
 
 
 class Desktop:
@@ -98,9 +125,45 @@ class Desktop:
         return str(wait_until(lambda: self.has_window(title), f"window {title}; the program said {self.lines}"))
 
     def has_window(self, title: str) -> str:
-        """The window with this title, \"\" when there is none."""
+        """The window with this title (a regular expression), \"\" when there is none."""
         assert self.process.poll() is None, self.lines
         return self.xdotool("search", "--onlyvisible", "--name", title).partition("\n")[0]
+
+    def small_windows(self) -> list[str]:
+        """The tray icon, its menu, its message."""
+        assert self.process.poll() is None, self.lines
+        seen = self.xdotool("search", "--onlyvisible", "--class", "^RenderOnline$").split()
+        return [window for window in seen if self.xdotool("getwindowname", window) == "RenderOnline"]
+
+    def close(self, window: str) -> None:
+        """Ask a window to close, as the cross in its frame does."""
+        x11 = ctypes.CDLL("libX11.so.6")
+        x11.XOpenDisplay.restype = ctypes.c_void_p
+        screen = ctypes.c_void_p(x11.XOpenDisplay(self.display.encode()))
+        atoms = [x11.XInternAtom(screen, name, 0) for name in (b"WM_PROTOCOLS", b"WM_DELETE_WINDOW")]
+        event = (ctypes.c_long * 24)(
+            CLIENT_MESSAGE, 0, 0, 0, int(window), atoms[0], 32, atoms[1]
+        )  # XClientMessageEvent
+        x11.XSendEvent(screen, ctypes.c_ulong(int(window)), 0, ctypes.c_long(0), event)
+        x11.XCloseDisplay(screen)
+
+    def click(self, window: str, button: int = 1) -> None:
+        """Click into a window, near its left upper corner."""
+        self.xdotool("mousemove", "--window", window, "10", "10", "click", str(button))
+
+    def choose(self, icon: str, key: str, until: Callable[[], Any]) -> None:
+        """Choose from the tray icon's menu by a key, again while nothing comes of it."""
+
+        def chosen() -> bool:
+            with contextlib.suppress(AssertionError):
+                if self.small_windows() == [icon]:
+                    self.click(icon, 3)
+                wait_until(lambda: self.small_windows() != [icon], "menu", 3)
+                self.xdotool("key", key)
+                wait_until(until, "effect", 3)
+            return bool(until())
+
+        wait_until(chosen, f"effect of {key}; {self.lines}")
 
     def type(self, window: str, *keys: str, text: str = "") -> None:
         """Type into a window: a text, then keys."""
@@ -143,7 +206,7 @@ class Desktop:
 
         def pressed() -> bool:
             self.page(f"{where}?.focus()")
-            self.type(self.window("RenderOnline"), "Return")
+            self.type(self.window(WINDOW), "Return")
             with contextlib.suppress(AssertionError):
                 return bool(wait_until(until, "effect", 3))
             return False
@@ -163,7 +226,7 @@ class Desktop:
 
         wait_until(gone, f"end of the dialog {title}; {self.lines}")
 
-    def quit(self) -> int:
+    def quit(self, by: signal.Signals = signal.SIGTERM) -> int:
         """End it as a system does at log-out; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(by)
         return self.process.wait(30)

@@ -1,6 +1,7 @@
 """`renderonline desktop`."""
 
 import os
+import sys
 
 from renderonline.cli.commands import URL, command, group
 from renderonline.cli.logins import saved
@@ -22,6 +23,8 @@ def desktop(*, url: str | None = URL) -> int:
         raise InvalidRequest(
             f"The desktop program needs Qt and a keyring ({error}). Install them: pip install 'renderonline[desktop]'"
         ) from None
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))):
+        raise InvalidRequest("There is no screen here (DISPLAY is not set): start it in a desktop session.")
     given = os.environ.get("RENDERONLINE_EMAIL"), os.environ.get("RENDERONLINE_TOKEN")
     if url and all(given):
         return shell.run(Login(url, *map(str, given)))

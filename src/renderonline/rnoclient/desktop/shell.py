@@ -2,19 +2,18 @@
 
 import ctypes
 import hashlib
-import json
 import queue
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from PySide6.QtCore import QByteArray, QEvent, QSettings, QStandardPaths, QTimer, QUrl
 from PySide6.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon, QPixmap
-from PySide6.QtNetwork import QNetworkCookie, QSslCertificate
+from PySide6.QtNetwork import QSslCertificate
 from PySide6.QtWebEngineCore import (
     QWebEngineCertificateError,
     QWebEngineDownloadRequest,
@@ -25,24 +24,19 @@ from PySide6.QtWebEngineCore import (
 from PySide6.QtWebEngineWidgets import QWebEngineView
 from PySide6.QtWidgets import (
     QApplication,
-    QCheckBox,
-    QDialog,
-    QDialogButtonBox,
     QFileDialog,
-    QFormLayout,
-    QLabel,
-    QLineEdit,
     QMainWindow,
+    QMenu,
     QMessageBox,
     QSystemTrayIcon,
     QWidget,
 )
 
-from renderonline.farm.errors import NotAuthenticated, RenderOnlineError
+from renderonline.rnoclient.desktop.entering import LoginDialog, Session
 from renderonline.rnoclient.desktop.remembering import forget, remember
 from renderonline.rnoclient.desktop.work import Failed, Note, Said, Work
 from renderonline.rnoclient.sdk import Login
-from renderonline.rnoclient.sdk.connection import BASE, Connection, Reply
+from renderonline.rnoclient.sdk.connection import BASE
 from renderonline.rnoclient.web import DIRECTORY
 
 NAME: Final = "RenderOnline"
@@ -63,26 +57,24 @@ def run(login: Login | None, *, url: str = "", is_new: bool = False) -> int:
     app.setApplicationName(NAME)
     app.setOrganizationName(NAME)
     app.setWindowIcon(_icon())
-    signal.signal(signal.SIGINT, lambda *_: app.quit())
-    signal.signal(signal.SIGTERM, lambda *_: app.quit())
-    refusal = ""
-    session: Session | None = None
-    while session is None:
-        if login is None:
-            dialog = LoginDialog(url, refusal)
-            if dialog.exec() != QDialog.DialogCode.Accepted:
-                return 0
-            login, is_new = dialog.login, dialog.keep.isChecked()
-        try:
-            session = _log_in(login)
-        except RenderOnlineError as error:
-            refusal, url, login = error.message, login.url, None
-    if is_new and login is not None and not remember(login):
+    app.setQuitOnLastWindowClosed(False)  # it may be hidden while a question is answered
+    leaving = threading.Event()
+
+    def leave(*_: object) -> None:
+        leaving.set()
+        app.exit(0)
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    dialog = LoginDialog(login or Login(url), NAME)
+    session = dialog.session()
+    if session is None:
+        return 0
+    if dialog.keep.isChecked() and (is_new or dialog.login != login) and not remember(dialog.login):
         print("This system has no keyring: the login is not remembered.")
-    assert login is not None
-    window = Window(login, session)
+    window = Window(dialog.login, session)
     window.show()
-    code = app.exec()
+    code = 0 if leaving.is_set() else app.exec()
     window.end()
     return code
 
@@ -100,67 +92,6 @@ def _icon() -> QIcon:
     picture = QPixmap()
     picture.loadFromData(QByteArray((DIRECTORY / "favicon.svg").read_bytes()))
     return QIcon(picture)
-
-
-class Session(NamedTuple):
-    """A session of the web page: the RenderAPI that gave it, and the cookie that names it."""
-
-    address: str
-    cookie: QNetworkCookie
-
-
-def _log_in(login: Login) -> Session:
-    """A session for this login. Raises what RenderAPI answers."""
-    connection = Connection(login)
-    body = json.dumps({"email": login.email, "token": login.token}).encode()
-    headers = {"content-type": "application/json", "x-renderonline": "desktop"}  # as the page does
-    with connection.open("POST", "/session", body=body, headers=headers) as response:
-        reply = Reply.of(response)
-    found = SimpleCookie(reply.headers.get("set-cookie", ""))
-    if not found:
-        raise NotAuthenticated("What answered at this address is no RenderAPI of this version.")
-    morsel = next(iter(found.values()))
-    cookie = QNetworkCookie(morsel.key.encode(), morsel.value.encode())
-    cookie.setHttpOnly(True)
-    cookie.setPath("/")
-    cookie.setSecure(bool(morsel["secure"]))
-    cookie.setSameSitePolicy(QNetworkCookie.SameSite.Strict)
-    return Session(connection.address, cookie)
-
-
-class LoginDialog(QDialog):
-    """Asks for the farm's address, e-mail and token."""
-
-    def __init__(self, url: str, refusal: str) -> None:
-        super().__init__()
-        self.setWindowTitle(f"{NAME}: log in")
-        self.setMinimumWidth(440)
-        form = QFormLayout(self)
-        self._url = QLineEdit(url)
-        self._url.setPlaceholderText("https://farm.example:5000")
-        self._email = QLineEdit()
-        self._token = QLineEdit()
-        self._token.setEchoMode(QLineEdit.EchoMode.Password)
-        self.keep = QCheckBox("Remember in this computer's keyring")
-        self.keep.setChecked(True)
-        for label, field in (("&Farm", self._url), ("&E-mail", self._email), ("&Token", self._token)):
-            form.addRow(label, field)
-        form.addRow("", self.keep)
-        if refusal:
-            told = QLabel(refusal)
-            told.setWordWrap(True)
-            form.addRow(told)
-        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
-        buttons.accepted.connect(self.accept)
-        buttons.rejected.connect(self.reject)
-        form.addRow(buttons)
-        (self._email if url else self._url).setFocus()
-
-    @property
-    def login(self) -> Login:
-        """What was typed."""
-        url = self._url.text().strip().rstrip("/")
-        return Login(url if "://" in url else f"https://{url}", self._email.text().strip(), self._token.text().strip())
 
 
 class _Page(QWebEnginePage):
@@ -259,31 +190,45 @@ class Window(QMainWindow):
         if self._work.downloads and QMessageBox.question(self, NAME, question) != box.Yes:
             event.ignore()
             return
-        self._settings.setValue("geometry", self.saveGeometry())
         event.accept()
-        QApplication.quit()
+        QApplication.exit(0)
 
     def end(self) -> None:
         """Take everything down in the order that WebEngine wants: page, view, profile."""
+        self._settings.setValue("geometry", self.saveGeometry())
         self._work.close()
         self._listening.stop()
-        if self._tray is not None:
-            self._tray.hide()
+        self._tray.hide()
         self._view.setPage(None)  # type: ignore[arg-type]  # Qt takes a null
         for part in (self._page, self._view, self._profile):
             part.deleteLater()
         QApplication.processEvents()
         QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
 
-    def _make_tray(self) -> QSystemTrayIcon | None:
-        if not QSystemTrayIcon.isSystemTrayAvailable():
-            return None
+    def _make_tray(self) -> QSystemTrayIcon:
+        """An icon that is seen as soon as the desktop has a tray."""
         tray = QSystemTrayIcon(self.windowIcon(), self)
         tray.setToolTip(NAME)
-        tray.activated.connect(self._come_up)
+        menu = QMenu(self)
+        shown = menu.addAction("")
+        shown.triggered.connect(self._toggle)
+        menu.aboutToShow.connect(lambda: shown.setText("&Hide the window" if self.isVisible() else "&Show the window"))
+        menu.addAction("&Quit").triggered.connect(self.close)
+        tray.setContextMenu(menu)
+        tray.activated.connect(self._tray_clicked)
         tray.messageClicked.connect(self._come_up)
         tray.show()
         return tray
+
+    def _tray_clicked(self, reason: QSystemTrayIcon.ActivationReason) -> None:
+        if reason == QSystemTrayIcon.ActivationReason.Trigger:  # the others open the menu
+            self._toggle()
+
+    def _toggle(self) -> None:
+        if self.isVisible():
+            self.hide()
+        else:
+            self._come_up()
 
     def _come_up(self) -> None:
         self.showNormal()
@@ -340,8 +285,7 @@ class Window(QMainWindow):
     def _tell(self, note: Note) -> None:
         print(note.text, flush=True)
         QApplication.alert(self)
-        if self._tray is not None:
-            self._tray.showMessage(NAME, note.text, self.windowIcon())
+        self._tray.showMessage(NAME, note.text, self.windowIcon())
 
     def _offer_again(self, failed: Failed) -> None:
         box = QMessageBox.StandardButton
