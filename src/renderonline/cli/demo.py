@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,8 +131,7 @@ class Demo:
             with self.step("render"):
                 self._follow(client, task, names, farm, nodes)
             with self.step("download"):
-                client.download_results(task["task_id"], files)
-                shutil.copy(scene, files)
+                _unpack(client.download_zip(task["task_id"], farm.directory.with_name("demo.zip")), files)
 
     def _make_scene(self, python: str, scene: Path) -> None:
         """Let Blender's own Python write the animation, as a user would save a scene."""
@@ -192,6 +192,17 @@ class Demo:
         if not self.problems:
             next_step = "renderonline up, then in another terminal renderonline submit FILE.blend --frames 1-24"
             show.say(f"\nYour own scene: {next_step}")
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """The frames, the film and the scene of the ZIP, by their base names."""
+    target.mkdir()
+    with zipfile.ZipFile(archive) as content:
+        for item in content.infolist():
+            name = Path(item.filename).name
+            if not item.is_dir() and (name in (SCENE, FILM) or name.startswith("frame_")):
+                with content.open(item) as source, (target / name).open("xb") as file:
+                    shutil.copyfileobj(source, file)
 
 
 def _check_place(output: Path) -> None:
