@@ -6,7 +6,7 @@ Lists come in pages, newest first where time matters; `Page.next` is the cursor 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -268,20 +268,20 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     return None if row is None else _result(row)
 
 
-class LandedFile(NamedTuple):
-    """What an archive needs to know of a landed file."""
-
-    name: str
-    size: int
-    crc32: int
-    frame: int | None
+def landed_sums(connection: Connection, task_id: int) -> dict[tuple[str, int], int]:
+    """CRC-32 by name and size of all landed files of a task, but those that may be replaced now."""
+    query = select(results.c.name, results.c.size, results.c.crc32).where(_landed(task_id))
+    return {(name, size): crc32 for name, size, crc32 in connection.execute(query).all()}
 
 
-def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFile]:
-    """All landed files of a task by name, but those that may be replaced now."""
-    landed = (results.c.task_id == task_id) & (results.c.state == "landed")
-    found = connection.execute(select(*(results.c[name] for name in LandedFile._fields)).where(landed))
-    return {row[0]: LandedFile._make(row) for row in found}
+def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:
+    """The frame of each of those files by name."""
+    query = select(results.c.name, results.c.frame).where(_landed(task_id))
+    return dict(connection.execute(query).tuples().all())
+
+
+def _landed(task_id: int) -> ColumnElement[bool]:
+    return and_(results.c.task_id == task_id, results.c.state == "landed")
 
 
 def _page(

@@ -176,7 +176,7 @@ def _announced(request: Request) -> tuple[int, str]:
 
 
 def _read_all(directory: Path, wanted: Callable[[str], bool]) -> tuple[InputFile, ...]:
-    return tuple(_read(one.name, Path(one.path)) for one in members_of(directory, lambda *_: None) if wanted(one.name))
+    return tuple(_read(one.name, Path(one.path)) for one in members_of(directory, {}) if wanted(one.name))
 
 
 def _read(name: str, path: Path) -> InputFile:

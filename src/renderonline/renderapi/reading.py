@@ -104,19 +104,21 @@ class Reading:
 
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
-        view = await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=user_id))
-        scene = Path(view.file_path)
-        if not has_directory(view):
-            return await archive_of(lambda: (Member.of(scene.name, scene),), name)
-        landed = await self.database.read(partial(tasks.landed_files, task_id=task_id))
-        known = {(file.name, file.size): file.crc32 for file in landed.values()}
-        directory = task_directory(view.file_path, view.file_name)
+
+        def read(connection: Connection) -> tuple[TaskView, dict[tuple[str, int], int], dict[str, int | None]]:
+            view = tasks.get_task(connection, task_id, user_id=user_id)
+            sums = tasks.landed_sums(connection, task_id) if has_directory(view) else {}
+            return view, sums, tasks.landed_frames(connection, task_id) if chosen is not None else {}
+
+        view, sums, frames = await self.database.read(read)
 
         def find() -> Sequence[Member]:
-            members = members_of(directory, lambda *file: known.get(file))
+            if not has_directory(view):
+                scene = Path(view.file_path)
+                return (Member.of(scene.name, scene),)
+            members = members_of(task_directory(view.file_path, view.file_name), sums)
             if chosen is None:
                 return members
-            frames = {file.name: file.frame for file in landed.values()}
             found = [member for member in members if chosen(member.name, frames.get(member.name))]
             if not found:
                 raise NotFound(f"Task {task_id} has no such files yet.")

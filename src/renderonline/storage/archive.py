@@ -7,14 +7,16 @@ today.
 """
 
 import bisect
+import collections
 import hashlib
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -54,33 +56,35 @@ class Member(NamedTuple):
         return Member(name, path, status.st_size, status.st_mtime_ns)
 
 
-def members_of(directory: Path, known: Callable[[str, int], int | None]) -> tuple[Member, ...]:
+def members_of(directory: Path, known: Mapping[tuple[str, int], int]) -> tuple[Member, ...]:
     """Every regular file below `directory`, by name; symbolic links and special files are left out.
 
-    `known(name, size)` is the CRC-32 of a file if it is known. Blocking.
+    `known`: CRC-32 by name and size, as far as they are known. Blocking.
     """
-    return tuple(sorted(_walk(directory, "", known), key=lambda member: member.name))
+    return tuple(sorted(_walk(str(directory), known), key=itemgetter(0)))
 
 
-def _walk(directory: Path, prefix: str, known: Callable[[str, int], int | None]) -> Iterator[Member]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            name = prefix + os.fsencode(entry.name).decode(errors="replace").replace("\\", "_")
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{name}/", known)
-            elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(UNFINISHED):
-                status = entry.stat(follow_symlinks=False)
-                size = status.st_size
-                yield Member(name, entry.path, size, status.st_mtime_ns, known(name, size))
+def _walk(root: str, known: Mapping[tuple[str, int], int]) -> Iterator[Member]:
+    waiting = [(root, "")]
+    while waiting:
+        directory, prefix = waiting.pop()
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for entry in os.listdir(handle):
+                status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
+                shown = entry if entry.isascii() else os.fsencode(entry).decode(errors="replace")
+                name, path = prefix + shown.replace("\\", "_"), f"{directory}/{entry}"
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append((path, f"{name}/"))
+                elif stat.S_ISREG(status.st_mode) and not entry.startswith(UNFINISHED):
+                    size = status.st_size
+                    yield Member(name, path, size, status.st_mtime_ns, known.get((name, size)))
+        finally:
+            os.close(handle)
 
 
-class _Segment(NamedTuple):
-    """Some bytes of an archive: of a member's file, or else what `make` gives."""
-
-    start: int
-    length: int
-    member: Member | None
-    make: Callable[[], bytes]
+_Read = Callable[[int, int], Iterable[bytes]]
+"""What gives some of the bytes of a part of an archive, from a first to before a last."""
 
 
 class StoredArchive:
@@ -89,73 +93,81 @@ class StoredArchive:
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = tuple(members)
         self.etag = etag_of(self.members)
-        self.size = 0
-        self._crcs = {member.path: member.crc32 for member in self.members if member.crc32 is not None}
-        self._segments: list[_Segment] = []
-        offsets = [self._lay_out(member) for member in self.members]
-        begins = self.size
-        length = sum(map(_entry_length, self.members, offsets))
-        length += len(_closing(len(self.members), length, begins))
-        self._add(length, partial(self._directory, offsets, begins))
+        self._found: dict[Path | str, int] = {}
+        self._offsets: list[int] = []
+        behind = entries = 0
+        for member in self.members:
+            self._offsets.append(behind)
+            length, entry = _lengths(member, behind)
+            behind += length
+            entries += entry
+        self._begins = behind
+        self._length = entries + len(_closing(len(self.members), entries, behind))
+        self.size = behind + self._length
 
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces of about 1 MiB. Blocking; raises `Changed` when a file is not as it was."""
         end = self.size if end is None else end
-        index = bisect.bisect_right(self._segments, start, key=lambda segment: segment.start) - 1
         waiting: list[bytes] = []
         size = 0
-        for segment in self._segments[max(index, 0) :]:
-            if segment.start >= end:
-                break
-            skip, stop = max(start - segment.start, 0), min(segment.length, end - segment.start)
-            for piece in self._segment_pieces(segment, skip, stop):
-                waiting.append(piece)
-                size += len(piece)
-                if size >= PIECE_BYTES:
-                    yield b"".join(waiting)
-                    waiting, size = [], 0
+        for piece in self._between(start, end):
+            waiting.append(piece)
+            size += len(piece)
+            if size >= PIECE_BYTES:
+                yield b"".join(waiting)
+                waiting, size = [], 0
         if size:
             yield b"".join(waiting)
 
-    def _segment_pieces(self, segment: _Segment, skip: int, stop: int) -> Iterator[bytes]:
-        member = segment.member
-        if member is None:
-            yield segment.make()[skip:stop]
-        elif member.path in self._crcs or stop - skip < segment.length:
-            yield from file_pieces(member, skip, stop)
-        else:
-            crc = 0
-            for piece in file_pieces(member, skip, stop):
+    def _between(self, start: int, end: int) -> Iterator[bytes]:
+        first = max(bisect.bisect_right(self._offsets, start) - 1, 0)
+        at = self._offsets[first] if self._offsets else 0
+        for length, read in self._parts(first):
+            if at >= end:
+                return
+            if at + length > start:
+                yield from read(max(start - at, 0), min(length, end - at))
+            at += length
+
+    def _parts(self, first: int) -> Iterator[tuple[int, _Read]]:
+        """Length and reader of each part of the members from `first` on, and of the directory behind all."""
+        for member in self.members[first:]:
+            header = _header(member)
+            yield len(header), partial(_cut, header)
+            if member.size:
+                yield member.size, partial(self._file, member)
+            if member.crc32 is None:
+                yield len(_descriptor(member, 0)), partial(self._descriptor, member)
+        yield self._length, self._directory
+
+    def _file(self, member: Member, skip: int, stop: int) -> Iterator[bytes]:
+        crc = 0
+        for piece in file_pieces(member, skip, stop):
+            if member.crc32 is None:
                 crc = zlib.crc32(piece, crc)
-                yield piece
-            self._crcs[member.path] = crc
+            yield piece
+        if member.crc32 is None and stop - skip == member.size:
+            self._found[member.path] = crc
 
-    def _lay_out(self, member: Member) -> int:
-        offset = self.size
-        self._add(_header_length(member), partial(_header, member))
-        if member.size:
-            self._add(member.size, bytes, member)
-        if member.crc32 is None:
-            self._add(len(_descriptor(member, 0)), lambda: _descriptor(member, self._crc(member)))
-        return offset
+    def _descriptor(self, member: Member, skip: int, stop: int) -> Iterable[bytes]:
+        return _cut(_descriptor(member, self._crc(member)), skip, stop)
 
-    def _add(self, length: int, make: Callable[[], bytes], member: Member | None = None) -> None:
-        self._segments.append(_Segment(self.size, length, member, make))
-        self.size += length
-
-    def _directory(self, offsets: Sequence[int], begins: int) -> bytes:
-        placed = zip(self.members, offsets, strict=True)
+    def _directory(self, skip: int, stop: int) -> Iterable[bytes]:
+        placed = zip(self.members, self._offsets, strict=True)
         entries = b"".join(_entry(member, offset, self._crc(member)) for member, offset in placed)
-        return entries + _closing(len(self.members), len(entries), begins)
+        return _cut(entries + _closing(len(self.members), len(entries), self._begins), skip, stop)
 
     def _crc(self, member: Member) -> int:
-        """The CRC of a member, read now if a range began behind its bytes."""
-        if member.path not in self._crcs:
-            crc = 0
-            for piece in file_pieces(member, 0, member.size):
-                crc = zlib.crc32(piece, crc)
-            self._crcs[member.path] = crc
-        return self._crcs[member.path]
+        """The CRC of a member, read now if nobody knows it and a range began behind its first byte."""
+        if member.crc32 is not None:
+            return member.crc32
+        if member.path not in self._found:
+            collections.deque(self._file(member, 0, member.size), maxlen=0)
+        return self._found[member.path]
+
+
+def _cut(data: bytes, skip: int, stop: int) -> Iterable[bytes]:
+    return (data[skip:stop],)
 
 
 def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
@@ -183,13 +195,11 @@ def _flags(member: Member) -> int:
     return _UTF8 | (_DESCRIPTOR if member.crc32 is None else 0)
 
 
-def _header_length(member: Member) -> int:
-    return 30 + len(member.name.encode()) + (20 if member.size >= _BIG else 0)
-
-
-def _entry_length(member: Member, offset: int) -> int:
-    wide = 16 * (member.size >= _BIG) + 8 * (offset >= _BIG)
-    return 46 + len(member.name.encode()) + (4 + wide if wide else 0)
+def _lengths(member: Member, offset: int) -> tuple[int, int]:
+    """Of everything that stands at the place of a member, and of its entry in the directory."""
+    name, big, far = len(member.name.encode()), member.size >= _BIG, offset >= _BIG
+    descriptor = 0 if member.crc32 is not None else 24 if big else 16
+    return 30 + name + 20 * big + member.size + descriptor, 46 + name + 4 * (big or far) + 16 * big + 8 * far
 
 
 def _header(member: Member) -> bytes:
@@ -240,7 +250,6 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 
 
 def etag_of(members: Iterable[Member]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for member in members:
-        digest.update(f"{member.name}\0{member.size}\0{member.modified_ns}\0{member.crc32}\n".encode())
-    return f'"{digest.hexdigest()}"'
+    """What changes whenever a member does, as an HTTP header has it."""
+    facts = "".join([f"{name}\0{size}\0{modified_ns}\0{crc32}\n" for name, _, size, modified_ns, crc32 in members])
+    return f'"{hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()}"'

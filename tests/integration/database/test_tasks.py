@@ -168,8 +168,9 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
     for name in ("FRAME_0001.PNG", "frame_0002.png", "../x", ""):
         with pytest.raises(NotFound):
             await database.read(lambda c, name=name: reading.get_result(c, task_id, name))
-    files = await database.read(lambda c: reading.landed_files(c, task_id))
-    assert files == {"frame_0001.png": (found.name, found.size, found.crc32, found.frame)}
+    sums = await database.read(lambda c: reading.landed_sums(c, task_id))
+    assert sums == {(found.name, found.size): found.crc32}
+    assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {found.name: found.frame}
 
 
 async def test_an_attempt_tells_whose_it_is(database: Database, user_id: int) -> None:
