@@ -10,11 +10,14 @@ import binascii
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 
@@ -23,6 +26,7 @@ from renderonline.farm.tasks import InputFile
 from renderonline.protocol.codec import from_wire, read_json
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
 from renderonline.serving.sink import Body, receive_body
+from renderonline.serving.web import step_back
 from renderonline.storage import manifests, names, staging, unpacking
 from renderonline.storage.staging import Announced, Stage
 from renderonline.storage.uploads import disk_errors, too_large
@@ -30,6 +34,9 @@ from renderonline.storage.uploads import disk_errors, too_large
 MOST_OPEN: Final = 32
 """Of one user; a further one takes the place of the one that was not touched for longest."""
 MOST_LOADED: Final = 64
+ASIDE_THREADS: Final = 2
+"""They add up and copy gigabytes: in the threads of everybody else short work would stand behind that."""
+T = TypeVar("T")
 _disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
 
 
@@ -66,6 +73,7 @@ class Session:
 
     upload_id: str
     stage: Stage
+    aside: ThreadPoolExecutor
     appending: set[int] = field(default_factory=set)
     putting: int = 0
     taken: bool = False
@@ -78,9 +86,13 @@ class Session:
         copying = self.filling is not None and not self.filling.done()
         return bool(self.appending or self.putting or self.taken or self.adding or copying)
 
+    def fill(self, found: Mapping[int, staging.Place]) -> None:
+        """Copy what lies here already, in the background."""
+        self.filling = asyncio.create_task(self._quietly(partial(self.stage.fill, found)))
+
     def add_up(self, index: int) -> None:
         """Add up what came of a file, in the background."""
-        task = asyncio.create_task(_quietly(partial(self.stage.add_up, index)))
+        task = asyncio.create_task(self._quietly(partial(self.stage.add_up, index)))
         self.adding.add(task)
         task.add_done_callback(self.adding.discard)
 
@@ -91,6 +103,11 @@ class Session:
         await asyncio.gather(*self.adding)
         with _disk_errors():
             return await asyncio.to_thread(stage.finish)
+
+    async def _quietly(self, work: Callable[[], None]) -> None:
+        """Work whose failure shows when the upload is finished, and that nobody else has to wait for."""
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().run_in_executor(self.aside, work)
 
     def view(self) -> dict[str, Any]:
         """What clients are told. Blocks."""
@@ -105,6 +122,7 @@ class Uploads:
         self._housekeeping = housekeeping
         self._sessions: dict[tuple[int, str], Session] = {}
         self._unpacking = asyncio.Lock()
+        self._aside = ThreadPoolExecutor(ASIDE_THREADS, "aside", step_back)
 
     async def create(self, user_id: int, body: bytes) -> dict[str, Any]:
         """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`."""
@@ -150,9 +168,8 @@ class Uploads:
                 if length > stage.files[index].size - there:
                     raise InvalidRequest("This is more than was announced of the file.", code="too_long")
                 await self._places.check_disk(stage.directory, length)
-                with stage.opened(index) as handle:
+                async with _in_threads(stage.opened(index)) as handle:
                     await receive_body(request, handle, length=length)
-                stage.touch()
                 return there + length
         finally:
             session.appending.discard(index)
@@ -171,7 +188,7 @@ class Uploads:
                 with Body(request, length) as body:
                     await body.read(reader.take)
                 reader.finish()
-                session.stage.touch()
+                await asyncio.to_thread(session.stage.touch)
         finally:
             session.putting -= 1
             for index in reader.touched:
@@ -229,14 +246,14 @@ class Uploads:
         return session
 
     async def _opened(self, user_id: int, upload_id: str, stage: Stage) -> Session:
-        session = Session(upload_id, stage)
+        session = Session(upload_id, stage, self._aside)
         found = await self._look_up(user_id, stage)
         known = self._sessions.get((user_id, upload_id))
         if known is not None:
             return known
         stage.promise(found)
         if found:
-            session.filling = asyncio.create_task(_quietly(partial(stage.fill, found)))
+            session.fill(found)
         for key in [key for key, one in self._sessions.items() if not one.busy][: -MOST_LOADED or None]:
             del self._sessions[key]
         self._sessions[user_id, upload_id] = session
@@ -281,7 +298,11 @@ def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:
     raise NotFound(f"There is no upload {upload_id}. Announce its files anew.")
 
 
-async def _quietly(work: Any) -> None:
-    """Work whose failure shows when the upload is finished."""
-    with contextlib.suppress(OSError):
-        await asyncio.to_thread(work)
+@contextlib.asynccontextmanager
+async def _in_threads(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """The same context; its beginning and its end may wait for the disk."""
+    value = await asyncio.to_thread(context.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(context.__exit__, *sys.exc_info())

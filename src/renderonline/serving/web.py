@@ -125,8 +125,8 @@ class _Server(uvicorn.Server):
             task.cancel()
 
 
-def _step_back() -> None:
-    """This thread moves bytes: whoever waits for an answer comes first."""
+def step_back() -> None:
+    """This thread moves or adds up bytes: whoever waits for an answer comes first."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -134,7 +134,7 @@ def _step_back() -> None:
 def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", _step_back)),  # type: ignore[arg-type]
+        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", step_back)),  # type: ignore[arg-type]
         ws="websockets-sansio",
         ws_max_size=MAX_LINK_MESSAGE,
         ws_per_message_deflate=False,

@@ -169,13 +169,14 @@ class Stage:
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[int]:
-        """A handle with which a file without chunks goes on at its end."""
+        """A handle with which a file without chunks goes on at its end; after that the upload is touched."""
         handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             os.lseek(handle, 0, os.SEEK_END)
             yield handle
         finally:
             os.close(handle)
+        self.touch()
 
     def length_of(self, index: int, chunk: int) -> int:
         """The announced length of a chunk; `Unfit` when there is none with this number."""

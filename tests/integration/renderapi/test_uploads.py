@@ -5,7 +5,9 @@ import io
 import json
 import os
 import random
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from blake3 import blake3
 
 from renderonline.database import Database
 from renderonline.database.submissions import list_inputs
+from renderonline.storage.staging import Stage
 from tests.support.renderapi import Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced, manifest, pack, pieces, record
 
@@ -196,6 +199,27 @@ async def test_two_writers_of_one_file_do_not_mix(api: Running, mine: Uploader) 
     assert (await mine.submit(upload["upload_id"])).json()["code"] == "busy"
     go_on.set()
     assert (await first).status == 204
+    assert (await mine.submit(upload["upload_id"])).status == 201
+
+
+async def test_adding_up_large_files_holds_up_nobody(
+    api: Running, mine: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, add_up = threading.Event(), Stage.add_up
+
+    def slowly(stage: Stage, index: int) -> None:
+        go_on.wait()
+        add_up(stage, index)
+
+    monkeypatch.setattr(Stage, "add_up", slowly)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    try:
+        for number in range(4):
+            upload = await mine.announce(announced(f"{number}.txt", b"0123456789", chunked=False))
+            assert (await mine.append(upload["upload_id"], 0, 0, b"0123456789")).status == 204
+        assert (await mine.look(upload["upload_id"]))["complete"]
+    finally:
+        go_on.set()
     assert (await mine.submit(upload["upload_id"])).status == 201
 
 
