@@ -5,12 +5,18 @@ import platform
 
 import psutil
 
-from bench import scheduling, start_latency, transfers
+from bench import beside_uploads, scheduling, start_latency, throughput, transfers
 
 
 def main() -> None:
     """Run every benchmark, or those that are named."""
-    benchmarks = {"start": start_latency.run, "plan": scheduling.run, "transfers": transfers.run}
+    benchmarks = {
+        "start": start_latency.run,
+        "plan": scheduling.run,
+        "throughput": throughput.run,
+        "transfers": transfers.run,
+        "beside-uploads": beside_uploads.run,
+    }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(benchmarks)}", choices=[*benchmarks, []])
     names = parser.parse_args().names or list(benchmarks)

@@ -66,7 +66,7 @@ class Server:
     @contextlib.contextmanager
     def measured(self, size: int) -> Iterator[list[Cost]]:
         """What happens inside costs this; the list has it afterwards."""
-        self._settle()
+        self.settle()
         found: list[Cost] = []
         before, memory = self._processor_s(), self._peak(anew=True)
         begun = time.perf_counter()
@@ -74,7 +74,7 @@ class Server:
         seconds = time.perf_counter() - begun
         found.append(Cost(seconds, self._processor_s() - before, size, self._peak() - memory))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Nothing is written to the disk any more, and the server is idle."""
         os.sync()
         before = -1.0

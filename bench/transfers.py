@@ -10,13 +10,12 @@ import os
 import sqlite3
 import statistics
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import start_latency
+from bench.figures import MB, file_of, told
 from bench.servers import Cost, Server, nginx, receive, send
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.transfers import Errand, Transfers
@@ -24,7 +23,6 @@ from renderonline.storage.digests import InputSums
 from renderonline.storage.manifests import manifest_of
 from tests.support.farm import RealFarm
 
-MB = 10**6
 SIZE = 2000 * MB
 LARGE = 4000 * MB
 PULLED = 1000 * MB
@@ -47,11 +45,10 @@ def run() -> None:
     """Print every figure with its floor."""
     with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
         _transfers(Path(name))
-    _latency()
 
 
 def _transfers(directory: Path) -> None:
-    big, pulled = _file(directory / "big.bin", SIZE), "pulled.bin"
+    big, pulled = file_of(directory / "big.bin", SIZE), "pulled.bin"
     _chunks(big)
     with RealFarm(directory) as farm, nginx(directory / "nginx", pulled) as other:
         farm.client.admin.add_engine(ENGINE)
@@ -59,9 +56,9 @@ def _transfers(directory: Path) -> None:
         ours = Server(int(farm.url.rpartition(":")[2]), farm.renderapi.process.pid)
         bench = _Bench(farm, ours, other, directory)
         bench.uploads(big)
-        bench.large(_file(directory / "large.bin", LARGE))
+        bench.large(file_of(directory / "large.bin", LARGE))
         bench.downloads()
-        bench.pull(_file(directory / "nginx" / "www" / pulled, PULLED))
+        bench.pull(file_of(directory / "nginx" / "www" / pulled, PULLED))
 
 
 class _Bench:
@@ -87,20 +84,20 @@ class _Bench:
         print(f"BLAKE3 and CRC-32, which a form's file gets while it passes: {sums:.2f} s/GB")
         for name, what, floor, most in (("put", "PATCH of 2 GB", 0.8, 1.4), ("form", "multipart of 2 GB", 0.4, 2.8)):
             speed, processor = _median(runs[name], "speed"), _median(runs[name], "processor")
-            _told(f"{what}: {speed:.0f} MB/s, of nginx", speed / limit, floor)
+            told(f"{what}: {speed:.0f} MB/s, of nginx", speed / limit, floor)
             without = processor - sums * (name == "form")
-            _told(f"{what}: {processor:.2f} s/GB, without the sums and of nginx", without / theirs, most=most)
+            told(f"{what}: {processor:.2f} s/GB, without the sums and of nginx", without / theirs, most=most)
 
     def large(self, file: Path) -> None:
         """The growth of memory during one large upload."""
         cost, task = self._form(file, LARGE)
-        _told(f"multipart of 4 GB ({cost.speed:.0f} MB/s): growth of memory, MiB", cost.growth / 2**20, most=16)
+        told(f"multipart of 4 GB ({cost.speed:.0f} MB/s): growth of memory, MiB", cost.growth / 2**20, most=16)
         self._farm.client.delete(task)
         file.unlink()
 
     def downloads(self) -> None:
         """A ZIP of many frames, and one large file, beside nginx."""
-        task = self._task(_file(self._directory / "scene.bin", 1000))
+        task = self._task(file_of(self._directory / "scene.bin", 1000))
         self._frames(task)
         whole = self._directory / "nginx" / "www" / "whole.bin"
         (self._directory / "big.bin").rename(whole)
@@ -116,9 +113,9 @@ class _Bench:
         print(f"nginx, GET of 2 GB: {limit:.0f} MB/s, {_median(theirs, 'processor'):.2f} s/GB")
         for what, runs, floor in (("GET of 2 GB", one, 0.4), (f"ZIP of {FRAMES} files", zips, 0.4)):
             speed = _median(runs, "speed")
-            _told(f"{what}: {speed:.0f} MB/s, {_median(runs, 'processor'):.2f} s/GB, of nginx", speed / limit, floor)
-        _told(f"ZIP of {FRAMES} files: first byte after ms", _median(zips, "first_byte_s") * 1000, most=20)
-        _told(f"ZIP of {FRAMES} files: growth of memory, MiB", max(cost.growth for cost in zips) / 2**20, most=16)
+            told(f"{what}: {speed:.0f} MB/s, {_median(runs, 'processor'):.2f} s/GB, of nginx", speed / limit, floor)
+        told(f"ZIP of {FRAMES} files: first byte after ms", _median(zips, "first_byte_s") * 1000, most=20)
+        told(f"ZIP of {FRAMES} files: growth of memory, MiB", max(cost.growth for cost in zips) / 2**20, most=16)
 
     def pull(self, file: Path) -> None:
         """HPCServer's own client fetches a scene, from us and from nginx."""
@@ -136,7 +133,7 @@ class _Bench:
                     transfers.close()
                 speeds[server.port] += found
         ours, theirs = (_median(runs, "speed") for runs in speeds.values())
-        _told(f"machine fetches 1 GB: {ours:.0f} MB/s, of nginx with the same client", ours / theirs, 0.8)
+        told(f"machine fetches 1 GB: {ours:.0f} MB/s, of nginx with the same client", ours / theirs, 0.8)
 
     @contextlib.contextmanager
     def _target(self) -> Iterator[int]:
@@ -226,7 +223,7 @@ def _chunks(file: Path) -> None:
     begun = time.process_time()
     manifest_of(file)
     speed = SIZE / (time.process_time() - begun) / MB
-    _told("client, chunks and BLAKE3 of 2 GB: MB/s of one processor", speed, 800)
+    told("client, chunks and BLAKE3 of 2 GB: MB/s of one processor", speed, 800)
 
 
 def _sums(file: Path) -> float:
@@ -240,55 +237,5 @@ def _sums(file: Path) -> float:
     return spent / SIZE * 1e9
 
 
-def _latency() -> None:
-    """How long a submission takes to start while uploads of 2 GB run, beside an idle farm."""
-    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
-        big = _file(Path(name) / "big.bin", SIZE)
-
-        @contextlib.contextmanager
-        def uploading(farm: RealFarm) -> Iterator[None]:
-            port, over = int(farm.url.rpartition(":")[2]), threading.Event()
-            who = f"email: {farm.login.email}\r\ntoken: {farm.login.token}\r\n".encode()
-
-            def upload() -> None:
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # it stands for another computer
-                while not over.is_set():
-                    announced = {"files": [{"name": "big.bin", "size": SIZE}]}
-                    upload_id = farm.client.connection.call("POST", "/uploads", data=announced).json()["upload_id"]
-                    head = f"PATCH /renderapi/v2/uploads/{upload_id}/files/0 HTTP/1.1\r\nUpload-Offset: 0\r\n"
-                    send(port, head.encode() + who, [big])
-
-            thread = threading.Thread(target=upload)
-            thread.start()
-            try:
-                yield
-            finally:
-                over.set()
-                thread.join()
-
-        idle = start_latency.p99()
-        busy = start_latency.p99(uploading)
-    _told(
-        f"submit -> started, p99 {busy:.1f} ms while uploads of 2 GB run, of the idle p99 {idle:.1f} ms",
-        busy / idle,
-        most=3,
-    )
-
-
-def _file(path: Path, size: int) -> Path:
-    """A file of bytes that don't repeat within 64 MB."""
-    block = os.urandom(min(size, 64 * MB))
-    with path.open("wb") as file:
-        for start in range(0, size, len(block)):
-            file.write(block[: size - start])
-    return path
-
-
 def _median(runs: list[Cost], what: str) -> float:
     return statistics.median(getattr(cost, what) for cost in runs)
-
-
-def _told(what: str, value: float, floor: float | None = None, *, most: float | None = None) -> None:
-    met = value >= floor if floor is not None else most is None or value <= most
-    bound = f">= {floor:g}" if floor is not None else f"<= {most:g}"
-    print(f"{what} {value:.2f} (goal {bound}: {'met' if met else 'MISSED'})", flush=True)
