@@ -122,11 +122,8 @@ def parse_status(body: bytes) -> Status:
     if members.get("task") is None:
         return Status(engine_ids)
     task = fold(members["task"]) or {}
-    task_id, is_success, is_running = (
-        _task_id(task.get("taskid")),
-        flag(task.get("issuccess")),
-        flag(task.get("isrunning")),
-    )
+    task_id = _task_id(task.get("taskid"))
+    is_success, is_running = flag(task.get("issuccess")), flag(task.get("isrunning"))
     if task_id is None or is_success is None or is_running is None:
         raise InvalidRequest(message)
     # The existing node computes seconds from its wall clock; nothing of ours depends on them.

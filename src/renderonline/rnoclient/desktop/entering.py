@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFormLayout,
 
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.rnoclient.sdk import Login
-from renderonline.rnoclient.sdk.connection import Connection, Reply
+from renderonline.rnoclient.sdk.connection import Connection
 
 LOOK_MS: Final = 50
 SPACE: Final = 20
@@ -33,8 +33,7 @@ def log_in(login: Login) -> Session:
     connection = Connection(login)
     body = json.dumps({"email": login.email, "token": login.token}).encode()
     headers = {"content-type": "application/json", "x-renderonline": "desktop"}  # as the page does
-    with connection.open("POST", "/session", body=body, headers=headers) as response:
-        reply = Reply.of(response)
+    reply = connection.ask("POST", "/session", body=body, headers=headers)
     found = SimpleCookie(reply.headers.get("set-cookie", ""))
     if not found:
         raise NotAuthenticated("What answered at this address is no RenderAPI of this version.")

@@ -129,10 +129,14 @@ class Connection:
         safe = method == "GET"
 
         def once() -> Reply:
-            with self.open(method, target, body=body, headers=headers, keep=safe) as response:
-                return Reply.of(response)
+            return self.ask(method, target, body=body, headers=headers, keep=safe)
 
         return self.patiently(once) if safe else once()
+
+    def ask(self, method: str, path: str, **how: Any) -> Reply:
+        """The whole answer to one call; `how` as for `open`."""
+        with self.open(method, path, **how) as response:
+            return Reply.of(response)
 
     def patiently(self, action: Callable[[], T], *, patience_s: float | None = None) -> T:
         """Run `action` again while the network or RenderAPI fails for a moment, with backoff and full jitter."""

@@ -61,7 +61,7 @@ def parse(response: HTTPResponse) -> Iterator[Event]:
         text = line.decode("utf-8", "replace").rstrip("\r\n")
         if not text:
             if data:
-                yield Event(fields.get("event", "message"), _object("\n".join(data)), fields.get("id", ""))
+                yield Event(fields.get("event", "message"), json_object("\n".join(data)), fields.get("id", ""))
             fields, data = {}, []
             continue
         key, _, value = text.partition(":")
@@ -74,7 +74,8 @@ def parse(response: HTTPResponse) -> Iterator[Event]:
             fields[key] = value
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text holds; {} for everything else."""
     try:
         found = json.loads(text)
     except ValueError:

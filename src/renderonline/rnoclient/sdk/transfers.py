@@ -53,14 +53,8 @@ def send(connection: Connection, request: Mapping[str, Any], file: Path, progres
             if not answered(to):
                 yield tail
 
-        def once() -> Reply:
-            answer = connection.open(
-                "POST", "/tasks", headers=headers, body=blocks, keep=True, timeout_s=SEND_TIMEOUT_S
-            )
-            with answer as response:
-                return Reply.of(response)
-
-        return connection.patiently(once, patience_s=30)
+        how = {"headers": headers, "body": blocks, "keep": True, "timeout_s": SEND_TIMEOUT_S}
+        return connection.patiently(lambda: connection.ask("POST", "/tasks", **how), patience_s=30)
 
 
 def fetch(

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.rnoclient.sdk.connection import Connection, Reply
+from renderonline.rnoclient.sdk.events import json_object
 from renderonline.rnoclient.sdk.notes import Notes
 from renderonline.rnoclient.sdk.transfers import SEND_TIMEOUT_S, Progress, answered
 
@@ -124,7 +125,10 @@ class _Upload:
         self._progress = progress or (lambda _done, _total: None)
         self._announced = json.dumps({"files": [_announced(source) for source in sources]}).encode()
         self._notes, self._name = notes, self._identity()
-        known, self._told = _known(notes.read(self._name)), hashlib.sha256(json.dumps(request).encode()).hexdigest()
+        known, self._told = (
+            json_object(notes.read(self._name)),
+            hashlib.sha256(json.dumps(request).encode()).hexdigest(),
+        )
         self._id = str(known.get("upload", ""))
         self._remembered = bool(self._id)
         self._key = str(known["key"]) if known.get("request") == self._told else str(uuid.uuid4())
@@ -203,15 +207,9 @@ class _Upload:
 
     def _post(self, path: str, body: bytes) -> Reply:
         headers = {"content-type": "application/json", "idempotency-key": self._key}
-
-        def once() -> Reply:
-            opened = self._connection.open(
-                "POST", path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S
-            )
-            with opened as response:
-                return Reply.of(response)
-
-        return self._connection.patiently(once, patience_s=PATIENCE_S if self._id else FIRST_S)
+        how = {"body": body, "headers": headers, "keep": True, "timeout_s": SEND_TIMEOUT_S}
+        patience_s = PATIENCE_S if self._id else FIRST_S
+        return self._connection.patiently(lambda: self._connection.ask("POST", path, **how), patience_s=patience_s)
 
     def _identity(self) -> str:
         """A name for these files on this farm: by their content, or else by what the disk says of them."""
@@ -264,9 +262,7 @@ class _Round:
         length = sum(len(piece.head) + piece.length for piece in job.pieces)
         headers = {"content-type": "application/octet-stream", "content-length": str(length), **job.headers}
         body = partial(self._body, job, mine)
-        opened = connection.open(job.method, job.path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S)
-        with opened as response:
-            Reply.of(response)
+        connection.ask(job.method, job.path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S)
 
     def _body(self, job: _Job, mine: int, to: HTTPConnection) -> Iterator[bytes]:
         for block in chain.from_iterable(map(_blocks, job.pieces)):
@@ -330,11 +326,3 @@ def _blocks(piece: _Piece) -> Iterator[bytes]:
         raise InvalidRequest(f"{piece.path} can't be read any more: {error.strerror}.") from None
     if left:
         raise InvalidRequest(f"{piece.path} became shorter while it was sent. Submit it again.", code="changed")
-
-
-def _known(note: bytes) -> Json:
-    try:
-        found = json.loads(note or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
