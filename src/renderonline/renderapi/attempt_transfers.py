@@ -25,6 +25,7 @@ from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, file_of
 from renderonline.renderapi.housekeeping import Places
 from renderonline.renderapi.reading import checked_size
+from renderonline.serving.deadlines import IS_KNOWN
 from renderonline.serving.sink import receive_body
 from renderonline.storage.archive import PIECE_BYTES, members_of
 from renderonline.storage.digests import InputSums
@@ -57,6 +58,7 @@ class AttemptTransfers:
         token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
         if found is None or not hmac.compare_digest(found.token.encode(), token.encode()):
             raise NotFound("There is no such attempt, or its token is another one.")
+        setattr(request.state, IS_KNOWN, True)
         if found.over:
             raise Conflict(f"Attempt {attempt_id} is over; nothing of it is wanted any more.", code="attempt_over")
         return found

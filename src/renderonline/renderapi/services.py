@@ -21,6 +21,7 @@ from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
+from renderonline.serving.deadlines import IS_KNOWN
 from renderonline.serving.web import TlsFiles
 
 
@@ -80,8 +81,10 @@ def services_of(connection: HTTPConnection) -> Services:
 async def principal_of(connection: HTTPConnection) -> Principal:
     """Who is asking, by the headers email and token or else by a session of the web page, or `NotAuthenticated`."""
     services = services_of(connection)
+    found = None
     if not {"email", "token"} & set(connection.headers):
         found = await services.sessions.principal(connection)
-        if found is not None:
-            return found
-    return await services.authenticator.principal(connection.headers)
+    if found is None:
+        found = await services.authenticator.principal(connection.headers)
+    setattr(connection.state, IS_KNOWN, True)
+    return found

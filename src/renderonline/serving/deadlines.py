@@ -46,7 +46,9 @@ LINGER_S: Final = 2.0
 """After an early answer the connection stays open for so long: with bytes that nobody has read, closing it is a reset,
 and a client that listens only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
-"""So much of a body that was asked for is meanwhile read and thrown away."""
+"""So much of a body that was asked for, or that somebody sends who is known, is meanwhile read and thrown away."""
+IS_KNOWN: Final = "is_known"
+"""What the application sets in a request's state when it knows who sends it."""
 DIRECT: Final = "renderonline.direct"
 """The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
 
@@ -114,6 +116,11 @@ class PatientProtocol(HttpToolsProtocol):
     def _is_asked(self) -> bool:
         """Whether the application wants the body that arrives."""
         return self.cycle is not None and self.cycle.more_body and self.cycle is self._asked
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the body that arrives is that of somebody who may send one."""
+        return self.cycle is not None and self.cycle.more_body and IS_KNOWN in self.cycle.scope["state"]
 
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:
@@ -190,7 +197,8 @@ class PatientProtocol(HttpToolsProtocol):
         """Say that this was everything, give the client a moment to hear it, then close."""
         if self._lingering is not None:
             return
-        self._lingering = LINGER_BYTES if self._is_asked else UNASKED_BYTES - self._request_bytes
+        patient = self._is_asked or self._is_known
+        self._lingering = LINGER_BYTES if patient else UNASKED_BYTES - self._request_bytes
         if self._lingering > 0:
             self.flow.resume_reading()
         else:

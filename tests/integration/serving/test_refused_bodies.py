@@ -117,6 +117,15 @@ def test_curl_is_told_at_once(farm: RealFarm, refused: Refused, tmp_path: Path, 
     assert (tmp_path / "answer").stat().st_size
 
 
+def test_known_client_that_only_sends_is_told_what_was_wrong(farm: RealFarm) -> None:
+    number = upload(farm, SIZE)
+    with connect(farm) as connection:
+        path = f"/renderapi/v2/uploads/{number}/files/0"
+        connection.sendall(head(farm, len(BLOCK) * 12, "Upload-Offset: 5", path=path, method="PATCH") + BLOCK * 12)
+        assert answer(connection)[0] == 409
+    farm.client.connection.call("DELETE", f"/uploads/{number}")
+
+
 def test_small_body_of_a_stranger_does_not_cost_the_connection(farm: RealFarm) -> None:
     with connect(farm) as connection:
         for _ in range(3):

@@ -16,6 +16,7 @@ from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
+from renderonline.serving.deadlines import IS_KNOWN
 
 MAX_JSON: Final = 64 * 1024
 
@@ -117,4 +118,7 @@ async def _task_id(request: Request) -> int:
 
 async def _principal(request: Request) -> Principal | None:
     headers = request.headers
-    return await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
+    found = await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
+    if found is not None:
+        setattr(request.state, IS_KNOWN, True)
+    return found
