@@ -101,7 +101,7 @@ class Admin extends Part {
       ${one.problem ? html`<p class="problem">${one.problem}</p>` : nothing}
       ${this.#readiness(one)}
       ${one.arguments.length ? html`<h3>Arguments</h3><dl>${one.arguments.map((argument) => html`<div><dt>${argument.label || argument.id}</dt><dd>${argument.type}${argument.default === null ? ', needed' : `, ${argument.default || 'empty'} by default`}</dd></div>`)}</dl>` : nothing}
-      <div class="buttons end"><button type="button" @click=${() => { box.close(); this.#changeEngine(one); }}>Change the definition</button><button type="button" class="primary" autofocus @click=${() => box.close()}>Close</button></div>`, { wide: true });
+      <div class="buttons end"><button type="button" class="danger" @click=${() => this.#removeEngine(one, box)}>${icon('remove')}Remove</button><button type="button" @click=${() => { box.close(); this.#changeEngine(one); }}>Change the definition</button><button type="button" class="primary" autofocus @click=${() => box.close()}>Close</button></div>`, { wide: true });
   }
 
   /** Whether the engine can be used now: who has it, in which version. */
@@ -118,6 +118,11 @@ class Admin extends Part {
 
   async #changeEngine(one) {
     await this.#form(one.label, html`<label>Definition (TOML) <textarea name="definition" required maxlength="65536" spellcheck="false" .value=${one.definition ?? ''}></textarea></label>`, (of) => call('PATCH', `/engines/${one.engine_id}`, of));
+  }
+
+  async #removeEngine(one, box) {
+    if (!(await sure(`Remove ${one.label}?`, 'Nobody can submit for it any more. Switch it off instead if tasks of it are still there.', 'Remove'))) return;
+    if (await attempt(() => call('DELETE', `/engines/${one.engine_id}`), `${one.label} was removed.`)) { box.close(); this.load(); }
   }
 
   async #switch(one) {
@@ -146,7 +151,7 @@ class Admin extends Part {
     const [heads, cells, open] = shape;
     if (!rows.length) return empty('Nothing yet', 'Add the first one.', nothing, 'plus');
     return html`<div class="table plain-rows" role="table" aria-label=${PARTS.find(([name]) => name === this.list)?.[1]}><div role="rowgroup" class="header"><div role="row">${heads.map((head) => html`<span role="columnheader">${head}</span>`)}<span role="columnheader"><span class="visually-hidden">Open</span></span></div></div>
-      <div role="rowgroup">${rows.map((one) => html`<div role="row">${cells(one).map((cell) => html`<span role="cell">${cell}</span>`)}<span role="cell"><button type="button" class="plain" aria-label="Open ${one.email ?? one.label ?? one.name ?? one.argtype_id}" @click=${() => open(one)}>${this.list === 'engines' ? 'Show' : 'Change'}</button></span></div>`)}</div></div>`;
+      <div role="rowgroup">${rows.map((one) => html`<div role="row">${cells(one).map((cell, at) => html`<span role="cell" data-head=${heads[at]}>${cell}</span>`)}<span role="cell"><button type="button" class="plain" aria-label="Open ${one.email ?? one.label ?? one.name ?? one.argtype_id}" @click=${() => open(one)}>${this.list === 'engines' ? 'Show' : 'Change'}</button></span></div>`)}</div></div>`;
   }
 }
 

@@ -12,7 +12,7 @@ export class Problem extends Error {
   }
 }
 
-const OFFLINE = 'The farm does not answer. Check the network, or ask whoever runs it.';
+export const OFFLINE = 'The farm does not answer. Check the network, or ask whoever runs it.';
 
 /** Told when a call says that nobody is logged in any more. */
 export const session = new EventTarget();

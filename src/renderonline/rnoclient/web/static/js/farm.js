@@ -37,9 +37,9 @@ class Farm extends Part {
 
   async load() {
     if (!this.me.permissions.includes('machines')) return;
-    this.problem = null;
     try {
       this.machines = new Map((await get('/machines')).items.map((one) => [one.machine_id, one]));
+      this.problem = null;
     } catch (error) { if (!this.machines) this.problem = error; }
   }
 

@@ -1,6 +1,6 @@
 // The page's frame: who is logged in, which page stands at which address, the connection, files dropped anywhere.
 
-import { call, get, live, session } from './api.js';
+import { OFFLINE, call, get, live, session } from './api.js';
 import { Part, attempt, classMap, clock, define, empty, html, icon, mark, note, nothing } from './parts.js';
 import { tasks } from './store.js';
 import './tasks.js';
@@ -11,7 +11,7 @@ import { dropped, uploads } from './uploads.js';
  * @type {[RegExp, string, () => Promise<any>, (app: App, part?: string) => any][]}
  */
 const PAGES = [
-  [/^\/$/, 'Tasks', () => import('./tasks.js'), () => html`<ro-tasks></ro-tasks>`],
+  [/^\/$/, 'Tasks', () => import('./tasks.js'), (app) => html`<ro-tasks .me=${app.me}></ro-tasks>`],
   [/^\/submit$/, 'New task', () => import('./submit.js'), (app) => html`<ro-submit .me=${app.me} .files=${app.files}></ro-submit>`],
   [/^\/tasks\/(\d+)$/, 'Task', () => import('./task.js'), (app, id) => html`<ro-task .taskId=${Number(id)} .me=${app.me}></ro-task>`],
   [/^\/farm$/, 'Farm', () => import('./farm.js'), (app) => html`<ro-farm .me=${app.me}></ro-farm>`],
@@ -101,7 +101,11 @@ class App extends Part {
     const moved = this.#at !== location.pathname;
     this.#at = location.pathname;
     this.requestUpdate();
-    await found?.[2]();
+    try { await found?.[2](); } catch {
+      if (moved) note(OFFLINE, 'bad');
+      setTimeout(() => { if (this.#at === location.pathname) this.#arrive(); }, 3000);
+      return;
+    }
     this.#there.add(found);
     this.requestUpdate();
     if (!moved) return;

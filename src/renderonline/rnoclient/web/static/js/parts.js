@@ -199,7 +199,7 @@ export const empty = (title, text, action = nothing, name = 'info') => html`<div
 export function unready(page) {
   if (page.problem?.status === 403) return empty('Not for your account', page.problem.message, nothing, 'canceled');
   if (page.problem?.status === 404) return empty('Nothing here', page.problem.message, html`<a class="button" href="/">All tasks</a>`, 'search');
-  if (page.problem) return empty('That did not work', page.problem.message, html`<button type="button" @click=${() => page.load()}>Try again</button>`, 'failed');
+  if (page.problem) return empty('That did not work', page.problem.message, html`<button type="button" @click=${() => { page.problem = null; page.load(); }}>Try again</button>`, 'failed');
   return html`<div class="loading" role="status"><span class="visually-hidden">Loading</span>${[0, 1, 2, 3].map(() => html`<i></i>`)}</div>`;
 }
 

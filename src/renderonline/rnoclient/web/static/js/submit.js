@@ -83,6 +83,8 @@ class Submit extends Part {
   #factsOf = '';
   #saving = 0;
   #changed = () => { this.#learn(); this.changed(); };
+  /** What is typed is not lost with the page. */
+  #leaving = () => { if (this.#upload) this.#keep(); };
 
   constructor() {
     super();
@@ -96,6 +98,7 @@ class Submit extends Part {
     super.connectedCallback();
     uploads.addEventListener('change', this.#changed);
     tasks.addEventListener('change', this.#changed);
+    addEventListener('pagehide', this.#leaving);
     if (tasks.loaded === null) tasks.load();
     this.load();
   }
@@ -104,8 +107,9 @@ class Submit extends Part {
     super.disconnectedCallback();
     uploads.removeEventListener('change', this.#changed);
     tasks.removeEventListener('change', this.#changed);
+    removeEventListener('pagehide', this.#leaving);
     clearTimeout(this.#saving);
-    if (this.#upload) this.#keep();
+    this.#leaving();
   }
 
   get #upload() { return uploads.draft; }
@@ -171,7 +175,7 @@ class Submit extends Part {
 
   #edited() {
     clearTimeout(this.#saving);
-    this.#saving = setTimeout(() => { if (this.#upload) this.#keep(); }, 400);
+    this.#saving = setTimeout(this.#leaving, 400);
     this.requestUpdate();
   }
 

@@ -64,18 +64,19 @@ class Task extends Part {
     if (!changed.has('taskId')) return;
     this.#chunks.clear();
     this.#results.clear();
+    this.problem = null;
     this.load();
   }
 
   get task() { return tasks.all.get(this.taskId); }
 
   async load() {
-    this.problem = null;
     this.#loading?.abort();
     const { signal } = (this.#loading = new AbortController());
     try {
       tasks.put(await get(`/tasks/${this.taskId}`, { signal }));
       await Promise.all([this.#readParts(signal), this.#readResults(signal), this.#why(signal)]);
+      this.problem = null;
     } catch (error) {
       if (error.name !== 'AbortError') this.problem = error;
     }

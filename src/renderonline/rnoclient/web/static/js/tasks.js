@@ -1,6 +1,6 @@
 // All tasks: a live table with search, filters in the address, and actions on many at once.
 
-import { call } from './api.js';
+import { call, download } from './api.js';
 import { ENDED, Part, attempt, bar, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, remaining, size, stateOf, sure, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
 import { uploads } from './uploads.js';
@@ -23,6 +23,8 @@ export const ACTIONS = [
 ];
 
 const DONE = { pause: 'Paused', resume: 'Resumed', retry: 'Started again', cancel: 'Canceled' };
+/** On a phone rows are cards. */
+const PHONE = matchMedia('(max-width: 760px)');
 /** So long one may change one's mind about deleting. */
 const UNDO_MS = 8000;
 
@@ -78,16 +80,26 @@ export async function act(action, some) {
 }
 
 class TasksPage extends Part {
+  static properties = { me: {} };
   #chosen = new Set();
   #anchor = null;
   #shown = [];
+  /** @type {Promise<any> | null} */
+  #guiding = null;
   #changed = () => this.requestUpdate();
   #sending = () => this.changed();
+
+  constructor() {
+    super();
+    /** @type {any} */
+    this.me = null;
+  }
 
   connectedCallback() {
     super.connectedCallback();
     tasks.addEventListener('change', this.#changed);
     addEventListener('popstate', this.#changed);
+    PHONE.addEventListener('change', this.#changed);
     uploads.addEventListener('change', this.#sending);
     this.every(5000, () => this.requestUpdate());
     if (tasks.loaded === null) tasks.load();
@@ -97,12 +109,14 @@ class TasksPage extends Part {
     super.disconnectedCallback();
     tasks.removeEventListener('change', this.#changed);
     removeEventListener('popstate', this.#changed);
+    PHONE.removeEventListener('change', this.#changed);
     uploads.removeEventListener('change', this.#sending);
   }
 
-  load() { tasks.problem = null; this.requestUpdate(); tasks.load(); }
+  load() { this.requestUpdate(); tasks.load(); }
 
   get problem() { return tasks.problem; }
+  set problem(problem) { tasks.problem = problem; }
 
   #asked() {
     const asked = new URLSearchParams(location.search);
@@ -168,16 +182,22 @@ class TasksPage extends Part {
   }
 
   #body(asked, shown) {
-    if (!tasks.all.size) return empty('No tasks yet', 'Drop a scene anywhere on this page, or choose a file: you will see its frames appear as they are rendered.', html`<a class="button primary" href="/submit">${icon('plus')}New task</a>`, 'upload');
+    if (!tasks.all.size) return html`${empty('No tasks yet', 'Drop a scene anywhere on this page, or choose a file: you will see its frames appear as they are rendered.', html`<a class="button primary" href="/submit">${icon('plus')}New task</a>`, 'upload')}${this.#guide()}`;
     if (!shown.length) return empty('Nothing matches', 'No task is like that.', html`<button type="button" @click=${() => this.#ask({ q: '', status: '' })}>Show all tasks</button>`, 'search');
     const all = shown.length && shown.every((task) => this.#chosen.has(task.task_id));
-    const small = matchMedia('(max-width: 760px)').matches;
     return html`<div class="table tasks" role="table" aria-label="Tasks" aria-rowcount=${shown.length + 1}>
       <div role="rowgroup" class="header"><div role="row"><span role="columnheader" class="tick"><input type="checkbox" aria-label="Select all shown" .checked=${kept(Boolean(all))}
         @change=${(event) => { this.#chosen = new Set(event.target.checked ? shown.map((task) => task.task_id) : []); this.requestUpdate(); }}></span>
         ${COLUMNS.map(([key, name]) => html`<span role="columnheader" class=${key} aria-sort=${asked.sort === key ? (asked.down ? 'descending' : 'ascending') : nothing}>
           <button type="button" @click=${() => this.#ask({ sort: asked.sort === key && !asked.down ? `-${key}` : key })}>${name}<i aria-hidden="true">${asked.sort === key ? (asked.down ? '↓' : '↑') : ''}</i></button></span>`)}</div></div>
-      <ro-windowed kind="rowgroup" .count=${shown.length} .height=${small ? 116 : 60} .draw=${(index) => this.#row(shown[index], index)}></ro-windowed></div>`;
+      <ro-windowed kind="rowgroup" .count=${shown.length} .height=${PHONE.matches ? 116 : 60} .draw=${(index) => this.#row(shown[index], index)}></ro-windowed></div>`;
+  }
+
+  /** The first steps, for those who look after the farm; it is fetched when it is wanted. */
+  #guide() {
+    if (!this.me.permissions.includes('machines')) return nothing;
+    this.#guiding ??= import('./guide.js').catch(() => { this.#guiding = null; }); // the next drawing asks again
+    return html`<ro-guide .me=${this.me}></ro-guide>`;
   }
 
   #row(task, index) {
@@ -197,8 +217,11 @@ class TasksPage extends Part {
 
   #bulk() {
     const some = [...this.#chosen].map((id) => tasks.all.get(id));
+    const there = some.filter((task) => task.frames_done || task.chunks.succeeded);
+    const fetch = async () => { for (const task of there) await download(`/tasks/${task.task_id}/download`); };
     const run = async (action, fitting) => { if (await act(action, fitting)) { this.#chosen = new Set(); this.requestUpdate(); } };
     return html`<div class="bulk" role="toolbar" aria-label="With the selected tasks"><strong>${plural(some.length, 'task')}</strong>
+      <button type="button" ?disabled=${!there.length} @click=${() => attempt(fetch)}>${icon('download')}<span>Download</span></button>
       ${ACTIONS.map(([action, name, drawn, fits]) => {
         const fitting = some.filter(fits);
         return html`<button type="button" class=${action === 'delete' ? 'danger' : ''} ?disabled=${!fitting.length} @click=${() => attempt(() => run(action, fitting))}>${icon(drawn)}<span>${name}</span></button>`;

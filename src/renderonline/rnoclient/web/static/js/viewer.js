@@ -24,6 +24,8 @@ class Viewer extends Part {
   #pan = { x: 0, y: 0 };
   #shown = null;
   #other = null;
+  /** How often playing has begun: an earlier run ends when there is a newer one. */
+  #run = 0;
 
   constructor() {
     super();
@@ -200,8 +202,9 @@ class Viewer extends Part {
     this.playing = !this.playing;
     if (!this.playing) { this.chose(this.at); return; }
     if (this.#place() === this.#there().length - 1) this.#go(0);
+    const run = ++this.#run;
     let due = performance.now();
-    while (this.playing && this.isConnected) {
+    while (this.playing && run === this.#run && this.isConnected) {
       due = Math.max(due + 1000 / this.#rate, performance.now());
       const there = this.#there();
       let next = this.#place() + 1;
@@ -212,10 +215,10 @@ class Viewer extends Part {
       for (let ahead = 1; ahead <= 6; ahead++) this.#picture(there[(next + ahead) % there.length]).catch(() => {});
       await this.#picture(there[next]).catch(() => {}); // a film waits for its pictures instead of skipping them
       await new Promise((go) => setTimeout(go, Math.max(0, due - performance.now())));
-      if (this.playing) this.#go(next);
+      if (this.playing && run === this.#run) this.#go(next);
       await this.updateComplete;
     }
-    if (this.isConnected && this.playing) { this.playing = false; this.chose(this.at); }
+    if (this.isConnected && this.playing && run === this.#run) { this.playing = false; this.chose(this.at); }
   }
 
   #pressed(event) {
@@ -257,7 +260,7 @@ class Viewer extends Part {
         ${result ? html`<button type="button" class="plain" aria-label="Download" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
         ${cell.frame === null ? nothing : html`<button type="button" class="plain" aria-label="Render again" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
         ${button('close', 'Close', () => this.box.close())}</header>
-      <div class="stage ${this.zoom ? 'zoomed' : ''}" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
+      <div class="stage ${this.zoom ? 'zoomed' : ''}" tabindex="-1" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
         <canvas role="img" aria-label="Picture of ${cell.frame === null ? cell.label : `frame ${cell.label}`}${this.beside ? `, beside frame ${this.beside}` : ''}" ?hidden=${Boolean(this.film)}></canvas>
         ${this.film ? html`<video src=${this.film} controls autoplay loop muted playsinline aria-label="Film ${cell.label}"></video>` : this.problem || !result || !this.#source(result) ? html`<p>${this.problem || (result ? `A browser can’t show ${result.name.split('.').pop().toUpperCase()} files. Download it to look at it.` : cell.reason || word(cell.state))}</p>` : nothing}
         ${this.keys ? html`<dl class="keys"><div><dt>Space</dt><dd>play, pause</dd></div><div><dt>← →</dt><dd>previous, next</dd></div><div><dt>Home End</dt><dd>first, last</dd></div><div><dt>+ −</dt><dd>zoom</dd></div><div><dt>F, 1</dt><dd>fit, real size</dd></div><div><dt>C</dt><dd>compare two</dd></div><div><dt>Esc</dt><dd>close</dd></div></dl>` : nothing}</div>
