@@ -2,17 +2,22 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.support.browsing import PaintedFarm, Visitor, Watched
+from tests.support.browsing import CHROMIUM, FLAGS, PATIENCE_MS, PaintedFarm, Visitor, Watched
 from tests.support.farm import RealFarm
 from tests.support.painter import DEFINITION, write_painter
 
-_CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-_QUIET = ("--disable-component-update", "--disable-sync", "--disable-features=Translate,OptimizationHints")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a file starts a farm and a browser: that counts as its time."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,9 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaintedFarm]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium, driven by Playwright; without it the tests that ask for it fail."""
-    expect.set_options(timeout=15_000)  # computers that test are busy; what must be quick is measured
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=[*_CHROMIUM, *_QUIET])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 

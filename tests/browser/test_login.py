@@ -3,6 +3,7 @@
 from playwright.sync_api import expect
 
 from renderonline.rnoclient.sdk.connection import Login
+from tests.browser.test_looks import look
 from tests.support.browsing import PaintedFarm, Visitor, log_in
 
 
@@ -21,6 +22,20 @@ def test_wrong_token_is_told_and_the_right_one_lets_in(farm: PaintedFarm, visit:
     expect(page).to_have_url(f"{farm.url}/")
 
 
+def test_first_steps_say_what_there_is_and_what_is_missing(farm: PaintedFarm, visit: Visitor) -> None:
+    page = visit.page()
+    guide = page.locator(".guide")
+    expect(guide.locator("li.done")).to_have_count(2)
+    expect(guide).to_contain_text("atelier")
+    expect(guide).to_contain_text("Painter")
+    look(page, "first-steps")
+    page.route("**/renderapi/v2/machines", lambda route: route.fulfill(json={"items": [], "next": None}))
+    page.reload()
+    guide.get_by_role("link", name="Add a machine").click()
+    expect(page.get_by_text("No machine yet")).to_be_visible()
+    look(page, "no-machine")
+
+
 def test_token_is_nowhere_that_scripts_or_addresses_reach(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page("/?q=nothing")
     stored = page.evaluate(
@@ -34,9 +49,11 @@ def test_token_is_nowhere_that_scripts_or_addresses_reach(farm: PaintedFarm, vis
 
 def test_session_that_ended_asks_again_and_comes_back_to_the_place(farm: PaintedFarm, visit: Visitor) -> None:
     visit.watched.expected.append("401")
-    page = visit.page("/farm")
-    expect(page.get_by_role("heading", name="atelier")).to_be_visible()
-    page.context.clear_cookies()
+    context = visit.context()
+    context.route("**/renderapi/v2/events", lambda route: None)  # nothing that happens makes the page ask the farm
+    page = visit.page("/", login=farm.login, context=context)
+    expect(page.get_by_text("No tasks yet")).to_be_visible()
+    context.clear_cookies()
     page.get_by_role("link", name="Admin").click()
     expect(page.get_by_text("Your session has ended")).to_be_visible()
     expect(page).to_have_url(f"{farm.url}/login?to=%2Fadmin")

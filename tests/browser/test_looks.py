@@ -11,9 +11,13 @@ from playwright.sync_api import Page, expect
 
 from renderonline.rnoclient.sdk.connection import Login
 from tests.support.browsing import PHONE, SCREENSHOTS, WIDE, PaintedFarm, Visitor
+from tests.support.farm import wait_until
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 SCHEMES: Final[tuple[Literal["light"], Literal["dark"]]] = ("light", "dark")
+_FITS = """new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(go))))
+  .then(() => document.documentElement.scrollWidth <= innerWidth)"""
+"""Once the browser has laid out anew."""
 _RUN = (
     "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations.map((one) => ({id: one.id,"
     " nodes: one.nodes.map((node) => `${node.target.join(' ')}: ${node.failureSummary}`)})))"
@@ -27,7 +31,7 @@ def tasks(farm: PaintedFarm) -> dict[str, int]:
     found = {
         "done": farm.rendered("Lake at dusk", "1-24", scene=lake, arguments={"painting_width": "480"}),
         "failed": farm.rendered("Storm", "1-12", "failed", scene="fail 7\n", chunk_size=2),
-        "running": farm.submit("Slow river", "1-900", arguments={"painting_seconds": "0.5", "painting_width": "320"}),
+        "running": farm.submit("Slow river", "1-9000", arguments={"painting_seconds": "0.5", "painting_width": "320"}),
         "paused": farm.submit("Northern lights, the long version", "1-250", paused=True),
         "canceled": farm.submit("Given up", "1-10", paused=True),
     }
@@ -42,9 +46,8 @@ def look(page: Page, name: str) -> None:
         for size, viewport in (("wide", WIDE), ("phone", PHONE)):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             page.set_viewport_size(viewport)
-            page.wait_for_timeout(150)  # the browser lays out anew
             where = f"{name}, {scheme}, {size}"
-            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{where} scrolls sideways"
+            wait_until(lambda: page.evaluate(_FITS), f"{where}: page that does not scroll sideways")
             if not page.evaluate("'axe' in window"):
                 page.evaluate(AXE)
             violations = page.evaluate(_RUN)
@@ -129,6 +132,34 @@ def _engine(page: Page) -> None:
     expect(page.get_by_role("dialog")).to_contain_text("Ready?")
 
 
+def _asked(button: str, says: str) -> Callable[[Page], None]:
+    """Ready when a dialog is open that a button opens."""
+
+    def ready(page: Page) -> None:
+        page.get_by_role("button", name=button, exact=True).click()
+        expect(page.get_by_role("dialog")).to_contain_text(says)
+
+    return ready
+
+
+def _keys(page: Page) -> None:
+    _viewer(page)
+    page.keyboard.press("?")
+    expect(page.locator(".keys")).to_be_visible()
+
+
+def _found(page: Page) -> None:
+    _log(page)
+    page.get_by_label("Find in the log").fill("line 150")
+    expect(page.locator("ro-windowed.log mark")).to_be_visible()
+
+
+def _account(page: Page) -> None:
+    _rows(page)
+    page.locator(".account summary").click()
+    expect(page.get_by_role("button", name="Log out")).to_be_visible()
+
+
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "tasks": ("/", _rows),
     "tasks-chosen": ("/?q=lake", _chosen),
@@ -154,6 +185,16 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "admin-subscriptions": ("/admin/subscriptions", _rows),
     "admin-engines": ("/admin/engines", _rows),
     "nothing-here": ("/tasks/999", _nothing),
+    "task-canceled": ("/tasks/{canceled}", lambda page: expect(page.locator(".summary")).to_contain_text("Canceled")),
+    "task-delete": ("/tasks/{paused}", _asked("Delete", "are removed")),
+    "task-make-film": ("/tasks/{done}", _asked("Make a film", "Frames per second")),
+    "viewer-keys": ("/tasks/{done}?frame=5", _keys),
+    "task-log-found": ("/tasks/{done}?tab=log", _found),
+    "account": ("/", _account),
+    "farm-change": ("/farm", _asked("Change atelier", "Working hours")),
+    "admin-subscription": ("/admin/subscriptions", _asked("Add a subscription", "Share")),
+    "admin-new-engine": ("/admin/engines", _asked("Add an engine", "Definition")),
+    "admin-value": ("/admin/argtypes", _asked("Add a value", "Rule")),
 }
 
 
@@ -165,6 +206,16 @@ def test_page_looks_right_everywhere(tasks: dict[str, int], visit: Visitor, name
     page = visit.page(path.format(**tasks))
     ready(page)
     look(page, name)
+
+
+def test_nothing_moves_for_those_who_ask_for_it(tasks: dict[str, int], visit: Visitor) -> None:
+    page = visit.page(f"/tasks/{tasks['running']}")
+    expect(page.locator(".state.running")).to_be_visible()
+    moving = "document.getAnimations().some((one) => one.playState === 'running')"
+    page.emulate_media(reduced_motion="no-preference")
+    wait_until(lambda: page.evaluate(moving), "mark that turns")
+    page.emulate_media(reduced_motion="reduce")
+    wait_until(lambda: not page.evaluate(moving), "page that stands still")
 
 
 def test_form_of_a_new_task_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
@@ -199,7 +250,7 @@ def test_nothing_scrolls_sideways_at_200_per_cent(tasks: dict[str, int], visit: 
     for path in ("/", f"/tasks/{tasks['done']}", f"/tasks/{tasks['done']}?tab=parts", "/submit", "/farm", "/admin"):
         page.goto(path)
         page.get_by_role("heading", level=1).wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+        wait_until(lambda: page.evaluate(_FITS), f"{path} that does not scroll sideways")
 
 
 def test_login_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
@@ -216,21 +267,27 @@ def test_login_looks_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None
 def test_loading_and_errors_look_right_everywhere(farm: PaintedFarm, visit: Visitor) -> None:
     visit.watched.expected += ["500", "ERR_", "load preload assets"]  # the last is axe, which asks for style sheets
     page = visit.page("/submit")
-    held = []
-    page.route("**/renderapi/v2/machines", lambda route: held.append(route))
+    machines = "**/renderapi/v2/machines"
+    page.route(machines, lambda route: None)  # never answered
     page.goto("/farm")
     expect(page.locator(".loading")).to_be_visible()
     look(page, "loading")
-    for route in held:
-        route.fulfill(status=500, json={"code": "internal_error", "detail": "RenderAPI met an unexpected error."})
+    page.unroute(machines)
+    problem = {"code": "internal_error", "detail": "RenderAPI met an unexpected error."}
+    page.route(machines, lambda route: route.fulfill(status=500, json=problem))
+    page.reload()
     expect(page.get_by_text("That did not work")).to_be_visible()
     look(page, "error")
-    page.unroute("**/renderapi/v2/machines")
+    page.unroute(machines)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("[data-machine]").first).to_be_visible()
     page.context.set_offline(True)
-    expect(page.get_by_text("Reconnecting")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Reconnecting")).to_be_visible()
     look(page, "reconnecting")
+    page.set_viewport_size(PHONE)
+    for font in ("Verdana, 'DejaVu Sans'", "monospace", "serif"):
+        page.evaluate("(font) => { document.body.style.fontFamily = font; }", font)
+        wait_until(lambda: page.evaluate(_FITS), f"page that does not scroll sideways in {font}")
     page.context.set_offline(False)
 
 

@@ -75,7 +75,7 @@ def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor)
     page.keyboard.type("1-2")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="keys.paint").wait_for()
-    page.get_by_role("button", name="Download all").wait_for(timeout=60_000)
+    expect(page.locator(".summary")).to_contain_text("Done")
     reach("Download all")
     with page.expect_download():
         page.keyboard.press("Enter")
@@ -118,6 +118,65 @@ def test_wrong_values_are_told_as_one_types_and_are_not_sent(farm: PaintedFarm, 
         field.fill(right)
         expect(field).not_to_have_attribute("aria-invalid", "true")
     assert len(list(farm.real.client.tasks())) == before
+
+
+WRONG = {
+    "file": "../scene.png",
+    "path": "textures/wood",
+    "extension": "png",
+    "word": "two words",
+    "sentence": "plain; rm -rf /",
+    "natural": "-1",
+    "integer": "1.5",
+    "real": "1e5",
+    "brush": "square",
+}
+RIGHT = {
+    "file": "scene.png",
+    "path": "/textures/wood",
+    "extension": ".png",
+    "word": "word",
+    "sentence": "Plain text.",
+    "natural": "1",
+    "integer": "-1",
+    "real": "0.5",
+    "brush": "round",
+}
+TYPIST = (
+    'name = "typist"\nlabel = "Typist"\nextensions = [".typed"]\nsplit = "none"\ntemplate = "typist '
+    + " ".join(["$RENDERONLINE:@uploaded_file", *(f"$RENDERONLINE:of_{name}" for name in WRONG)])
+    + '"\n'
+    + "".join(
+        f'[[arguments]]\nid = "of_{name}"\nlabel = "Of {name}"\ndefault = "{RIGHT[name]}"\n'
+        + (f'type = "{name}"\n' if name in TYPES else 'type = "word"\nregex = "round|flat"\n')
+        for name in WRONG
+    )
+)
+
+
+def test_value_of_every_type_is_refused_by_the_page_and_by_the_farm(farm: PaintedFarm, visit: Visitor) -> None:
+    assert set(WRONG) - {"brush"} == set(TYPES)
+    farm.real.client.admin.add_engine(TYPIST)
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene("every.typed"))
+    expect(page.locator(".sending")).to_have_count(0)
+    upload = page.evaluate("JSON.parse(localStorage.getItem('renderonline-uploads'))[0].id")
+    submit = page.locator("button.primary.large")
+    for name, wrong in WRONG.items():
+        field = page.get_by_label(f"Of {name}", exact=True)
+        field.fill(wrong)
+        expect(field).to_have_attribute("aria-invalid", "true")
+        submit.click()
+        expect(field).to_be_focused()
+        asked = {"engine": "typist", "upload": upload, "arguments": {f"of_{name}": wrong}}
+        headers = {"X-RenderOnline": "1"}
+        answer = page.request.post(f"{farm.url}/renderapi/v2/tasks", data=asked, headers=headers)
+        assert answer.status == 400, (name, answer.text())
+        field.fill(RIGHT[name])
+        expect(field).not_to_have_attribute("aria-invalid", "true")
+    assert not any(task["file_name"] == "every.typed" for task in farm.real.client.tasks())
+    submit.click()
+    expect(page.get_by_role("heading", name="every.typed")).to_be_visible()
 
 
 def test_page_and_farm_have_the_same_rules_for_values(visit: Visitor) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from renderonline.rnoclient.sdk.client import Client
+from renderonline.rnoclient.sdk.connection import Login
 from tests.faults.proxy import Proxy
 from tests.support.browsing import PaintedFarm, Visitor, log_in
 from tests.support.farm import wait_until
 
-FAST, SLOW = -1, 4_000_000
+FAST, SLOW = -1, 400_000
 SIZE = 12_000_000
+"""At `SLOW` it is half a minute on its way: what a test does meanwhile is done long before its end."""
 
 
 @pytest.fixture
@@ -38,8 +41,13 @@ def throttle(page: Page, speed: int) -> None:
 
 def sent(page: Page) -> int:
     """Per cent that the page says are sent."""
-    text = page.locator(".sending").inner_text() if page.locator(".sending").count() else "100 %"
+    (text,) = page.locator(".sending").all_inner_texts() or ["100 %"]
     return int(text.partition("%")[0].split()[-1])
+
+
+def on_its_way(page: Page) -> None:
+    """Wait until a part of the file is on the farm, and most of it is not."""
+    wait_until(lambda: 4 < sent(page) < 100, "upload that is on its way")
 
 
 def stored(farm: PaintedFarm, scene: Path) -> bool:
@@ -56,7 +64,7 @@ def test_upload_is_paused_and_goes_on(farm: PaintedFarm, visit: Visitor, large: 
     page = visit.page("/submit")
     throttle(page, SLOW)
     choose(page, large)
-    wait_until(lambda: 5 < sent(page) < 90, "upload that is on its way", 20)
+    on_its_way(page)
     page.get_by_role("button", name="Pause").click()
     expect(page.locator(".sending")).to_contain_text("Paused")
     before = sent(page)
@@ -77,13 +85,14 @@ def test_upload_that_is_cut_goes_on_by_itself(farm: PaintedFarm, visit: Visitor,
         page = visit.page("/submit", login=farm.login, context=visit.context(base_url=proxy.url))
         throttle(page, SLOW)
         choose(page, large)
-        for least in (5, 30, 55):
-            wait_until(lambda least=least: sent(page) >= least, "progress", 30)
+        for least in (4, 8, 12):
+            wait_until(lambda least=least: sent(page) >= least, "progress")
             proxy.refusing = True
             proxy.cut()
             expect(page.locator(".sending")).to_contain_text("by itself")
             proxy.heal()
-        expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+        throttle(page, FAST)
+        expect(page.locator(".sending")).to_have_count(0)
         page.get_by_label("Frames", exact=True).fill("1-1")
         page.get_by_role("button", name="Submit 1 frame").click()
         page.get_by_role("heading", name=large.name).wait_for()
@@ -98,17 +107,41 @@ def test_upload_goes_on_after_a_reload_when_the_same_file_is_chosen(
     throttle(page, SLOW)
     choose(page, large)
     page.get_by_label("Frames", exact=True).fill("3-4")
-    wait_until(lambda: sent(page) > 30, "upload that is on its way", 30)
+    on_its_way(page)
     page.reload()
-    expect(page.locator(".earlier")).to_contain_text(large.name)
+    goes_on(page, large)
+    assert stored(farm, large)
+
+
+def goes_on(page: Page, scene: Path) -> None:
+    """Choose the same file on a page that knows nothing but what the browser kept, and submit frames 3 and 4."""
+    expect(page.locator(".earlier")).to_contain_text(scene.name)
     begun: list[int] = []
     page.on("request", lambda one: begun.append(int(one.headers.get("upload-offset", -1))))
-    choose(page, large)
-    expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+    throttle(page, FAST)
+    choose(page, scene)
+    expect(page.locator(".sending")).to_have_count(0)
     expect(page.get_by_label("Frames", exact=True)).to_have_value("3-4")
-    assert min(offset for offset in begun if offset >= 0) > SIZE // 10
+    assert min(offset for offset in begun if offset >= 0) > SIZE // 100
     page.get_by_role("button", name="Submit 2 frames").click()
-    page.get_by_role("heading", name=large.name).wait_for()
+    page.get_by_role("heading", name=scene.name).wait_for()
+
+
+def test_upload_goes_on_after_a_restart_of_the_browser_when_the_same_file_is_chosen(
+    farm: PaintedFarm, visit: Visitor, large: Path, tmp_path: Path
+) -> None:
+    visit.watched.expected += ["ERR_"]
+    browser = visit.profile(tmp_path / "profile")
+    page = visit.page("/submit", login=farm.login, context=browser)
+    throttle(page, SLOW)
+    choose(page, large)
+    page.get_by_label("Frames", exact=True).fill("3-4")
+    on_its_way(page)
+    kept = "localStorage.getItem('renderonline-uploads') ?? ''"
+    wait_until(lambda: "3-4" in page.evaluate(kept), "form that is remembered")
+    browser.close()
+    page = visit.page("/submit", login=farm.login, context=visit.profile(tmp_path / "profile"))
+    goes_on(page, large)
     assert stored(farm, large)
 
 
@@ -118,16 +151,16 @@ def test_farm_that_is_killed_meanwhile_gets_the_rest(farm: PaintedFarm, visit: V
     throttle(page, SLOW)
     choose(page, large)
     page.get_by_label("Frames", exact=True).fill("1-1")
-    wait_until(lambda: sent(page) > 20, "upload that is on its way", 30)
+    on_its_way(page)
     page.get_by_role("button", name="Submit 1 frame when the upload ends").click()
     port = int(farm.url.rpartition(":")[2])
     farm.real.supervisor.forget(farm.real.renderapi)
     farm.real.renderapi.process.send_signal(signal.SIGKILL)
-    farm.real.renderapi.process.wait(20)
+    farm.real.renderapi.process.wait()
     expect(page.locator(".sending")).to_contain_text("by itself")
-    farm.real.start_renderapi(port)
     throttle(page, FAST)
-    page.get_by_role("heading", name=large.name).wait_for(timeout=40_000)
+    farm.real.start_renderapi(port)
+    page.get_by_role("heading", name=large.name).wait_for()
     assert stored(farm, large)
 
 
@@ -146,21 +179,52 @@ def test_upload_goes_on_while_one_looks_at_other_pages(farm: PaintedFarm, visit:
     expect(page.locator("[data-task]").filter(has_text=large.name)).to_have_count(1)
 
 
+def end_session(farm: PaintedFarm, page: Page) -> None:
+    """As its end after some hours would; the page is not told."""
+    page.context.request.delete(f"{farm.url}/renderapi/v2/session", headers={"X-RenderOnline": "1"})
+
+
 def test_session_that_ends_meanwhile_costs_nothing(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    """The upload is the first to notice; it goes on by itself when one has logged in."""
     visit.watched.expected += ["401"]
     context = visit.context()
+    context.route("**/renderapi/v2/events", lambda route: None)  # nothing that happens makes the page ask the farm
     page = visit.page("/submit", login=farm.login, context=context)
     throttle(page, SLOW)
     choose(page, large)
-    wait_until(lambda: sent(page) > 10, "upload that is on its way", 30)
+    on_its_way(page)
     page.get_by_role("button", name="Pause").click()
-    context.request.delete(f"{farm.url}/renderapi/v2/session", headers={"X-RenderOnline": "1"})
+    end_session(farm, page)
     throttle(page, FAST)
     page.get_by_role("button", name="Go on").click()  # the farm asks who it is
     page.get_by_label("E-mail").wait_for()
     log_in(page, farm.login)
     expect(page.get_by_role("heading", name="New task")).to_be_visible()
-    expect(page.locator(".sending")).to_have_count(0, timeout=30_000)
+    expect(page.locator(".sending")).to_have_count(0)
+    page.get_by_label("Frames", exact=True).fill("1-1")
+    page.get_by_role("button", name="Submit 1 frame").click()
+    page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
+
+
+def test_paused_upload_is_still_paused_after_logging_in_again(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+    """What happens on the farm makes the page ask, and so it notices that its session has ended."""
+    visit.watched.expected += ["401"]
+    page = visit.page("/submit", login=farm.login, context=visit.context())
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    throttle(page, SLOW)
+    choose(page, large)
+    on_its_way(page)
+    page.get_by_role("button", name="Pause").click()
+    end_session(farm, page)
+    farm.rendered("Somebody else's", "1-1")
+    page.get_by_label("E-mail").wait_for()
+    log_in(page, farm.login)
+    expect(page.locator(".sending")).to_contain_text("Paused")
+    assert sent(page) > 1
+    throttle(page, FAST)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator(".sending")).to_have_count(0)
     page.get_by_label("Frames", exact=True).fill("1-1")
     page.get_by_role("button", name="Submit 1 frame").click()
     page.get_by_role("heading", name=large.name).wait_for()
@@ -217,10 +281,33 @@ def test_refusal_is_told_and_can_be_tried_again(farm: PaintedFarm, visit: Visito
     with huge.open("wb") as file:
         file.truncate(9 << 40)
     choose(page, huge)
-    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("alert")).not_to_be_empty()
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
-    print(page.get_by_role("alert").inner_text())
     huge.unlink()
+
+
+def test_task_beyond_the_queue_limit_is_refused_and_taken_when_there_is_room(
+    farm: PaintedFarm, visit: Visitor, large: Path
+) -> None:
+    visit.watched.expected += ["429"]
+    admin = farm.real.client.admin
+    small = admin.add_subscription(name="Small", queue_limit=1)["subscription_id"]
+    token = admin.add_user(email="one@example.org", subscription_id=small)["token"]
+    login = Login(url=farm.url, email="one@example.org", token=token)
+    with contextlib.closing(Client(login)) as client:
+        first = client.submit(farm.scene(), engine="painter", frames="1-1", paused=True)["task_id"]
+        page = visit.page("/submit", login=login, context=visit.context())
+        choose(page, large)
+        expect(page.get_by_text("Queue: 1 of 1 used")).to_be_visible()
+        page.get_by_label("Frames", exact=True).fill("1-1")
+        submit = page.get_by_role("button", name="Submit 1 frame")
+        submit.click()
+        expect(page.get_by_role("alert")).to_contain_text("Queue limit 1 reached for your subscription")
+        client.delete(first)
+        expect(page.get_by_text("Queue: 0 of 1 used")).to_be_visible()
+        submit.click()
+        page.get_by_role("heading", name=large.name).wait_for()
+    assert stored(farm, large)
 
 
 def test_upload_is_given_up(farm: PaintedFarm, visit: Visitor, large: Path) -> None:

@@ -14,6 +14,19 @@ from tests.support.farm import RealFarm
 
 WIDE: Final[ViewportSize] = {"width": 1280, "height": 800}
 PHONE: Final[ViewportSize] = {"width": 360, "height": 740}
+PATIENCE_MS: Final = 120_000
+"""What is waited for comes sooner by far, but computers that test are busy."""
+CHROMIUM: Final = "/usr/bin/chromium"
+FLAGS: Final = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-features=Translate,OptimizationHints",
+)
 SCREENSHOTS = Path(os.environ.get("RENDERONLINE_SCREENSHOTS", "screenshots"))
 
 
@@ -87,8 +100,19 @@ class Visitor:
 
     def context(self, **options: Any) -> BrowserContext:
         options = {"viewport": WIDE, "accept_downloads": True, "base_url": self.farm.url, **options}
-        context = self.browser.new_context(**options)
-        context.set_default_timeout(20_000)
+        return self._kept(self.browser.new_context(**options))
+
+    def profile(self, directory: Path) -> BrowserContext:
+        """A browser of its own that keeps what it knows in `directory`: closed and started again it is the same."""
+        kind = self.browser.browser_type
+        return self._kept(
+            kind.launch_persistent_context(
+                directory, executable_path=CHROMIUM, args=FLAGS, viewport=WIDE, base_url=self.farm.url
+            )
+        )
+
+    def _kept(self, context: BrowserContext) -> BrowserContext:
+        context.set_default_timeout(PATIENCE_MS)
         self.exits.callback(context.close)
         return context
 
