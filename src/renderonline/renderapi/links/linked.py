@@ -19,7 +19,7 @@ from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from renderonline.database.machines import MachineRow, change_machine, get_machine, hello, secret_matches
-from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound, RenderOnlineError
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
@@ -53,6 +53,12 @@ MAX_LOG: Final = 4 * 1024 * 1024
 """Characters of log lines that may wait for the disk; more are left out."""
 _RECENT: Final = 4096
 _TWO_PROGRAMS: Final = "Two programs use this machine's secret; give each its own join code, then enable it again."
+
+
+class _Refusal(Exception):
+    def __init__(self, code: str, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.answer = Refused(code, message, final)
 
 
 class Connection:
@@ -255,10 +261,12 @@ class LinkedMachines:
             connection = await self._greet(socket, text)
         except TimeoutError:
             refused = Refused("no_hello", f"No hello within {HELLO_S:.0f} seconds.")
+        except _Refusal as refusal:
+            refused = refusal.answer
         except InvalidRequest as error:
             refused = Refused("invalid_hello", error.message)
         except RenderOnlineError as error:
-            refused = Refused(error.reason_code, error.message, "final" in error.told)
+            refused = Refused(error.reason_code, error.message)
         else:
             try:
                 await connection.run()
@@ -303,9 +311,10 @@ class LinkedMachines:
         with contextlib.suppress(NotFound):
             row = await self._shared.database.read(partial(get_machine, machine_id=message.machine_id))
         if row is None or not secret_matches(row, message.secret):
-            raise NotAuthenticated("This machine is not known here. Join it again with a new code.", final=True)
+            unknown = "This machine is not known here. Join it again with a new code."
+            raise _Refusal("not_authenticated", unknown, final=True)
         if self._stopping:
-            raise Conflict("RenderAPI stops.", code="stopping")
+            raise _Refusal("stopping", "RenderAPI stops.")
         return row
 
     async def _check_alone(self, row: MachineRow, message: Hello) -> None:
@@ -315,13 +324,13 @@ class LinkedMachines:
         another = latest is not None and latest.instance != message.instance and now - latest.at <= ALTERNATION_S
         another = another or (linked is not None and linked.instance != message.instance)
         if row.wish == Wish.DISABLED and another:
-            raise Conflict(row.wish_reason or "This machine is disabled.", code="disabled")
+            raise _Refusal("disabled", row.wish_reason or "This machine is disabled.")
         if not instances.hello(message.instance, now):
             return
         changes = {"wish": Wish.DISABLED.value, "wish_reason": _TWO_PROGRAMS}
         operation = partial(change_machine, machine_id=row.machine_id, changes=changes)
         self._shared.machines.update_row(await self._shared.database.write(operation))
-        raise Conflict(_TWO_PROGRAMS, code="disabled")
+        raise _Refusal("disabled", _TWO_PROGRAMS)
 
     async def _attach(self, socket: WebSocket, message: Hello) -> Connection:
         shared, machine_id = self._shared, message.machine_id
@@ -401,7 +410,7 @@ def _check_protocol(message: Hello) -> None:
     side = "this machine's" if message.protocol < PROTOCOL else "the farm's"
     speaks = f"The machine speaks protocol {message.protocol}, the farm {PROTOCOL}."
     advice = f"Update {side} RenderOnline: pip install --upgrade renderonline."
-    raise Conflict(f"{speaks} {advice}", code="protocol", final=True)
+    raise _Refusal("protocol", f"{speaks} {advice}", final=True)
 
 
 def _check_sizes(message: Hello) -> None:
