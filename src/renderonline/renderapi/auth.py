@@ -15,7 +15,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,13 +81,6 @@ class Authenticator:
         self._clock = clock
         self._remembered: dict[bytes, tuple[float, Principal | None]] = {}
         self._asking: dict[bytes, asyncio.Future[Principal | None]] = {}
-
-    async def principal(self, headers: Mapping[str, str]) -> Principal:
-        """The active user whose `email` and `token` the headers hold, or `NotAuthenticated`."""
-        found = await self.find(headers.get("email", ""), headers.get("token", ""))
-        if found is None:
-            raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
-        return found
 
     async def find(self, email: str, token: str) -> Principal | None:
         """The active user with this e-mail and token, or None."""
@@ -210,8 +203,9 @@ class Sessions:
         if _from_the_page(connection) and self._open.pop(_key(_cookie(connection)), None) is not None:
             await self._keep()
 
-    async def principal(self, connection: HTTPConnection) -> Principal | None:
-        """Whose session a request has; None when it has none, or when its cookie does not count."""
+    async def principal(self, connection: HTTPConnection, *, keeps_open: bool = True) -> Principal | None:
+        """Whose session a request has; None when it has none, or when its cookie does not count. `keeps_open`: the
+        session is in use."""
         name = _cookie(connection)
         if not name or not (_from_the_page(connection) or _has_ticket(connection, name)):
             return None
@@ -219,7 +213,8 @@ class Sessions:
         session = self._open.get(key)
         if session is None or not self._is_open(session):
             return None
-        self._open[key] = replace(session, seen=time.time())
+        if keeps_open:
+            self._open[key] = replace(session, seen=time.time())
         return await self._authenticator.holder(session.user_id, session.seal)
 
     def ticket(self, connection: HTTPConnection, path: str) -> str:

@@ -6,7 +6,7 @@ saw gets everything after it, or one `resync` event when that is no longer known
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -26,6 +26,8 @@ RESYNC: Final = "resync"
 """The event that says: what you know may be old, ask again for everything."""
 QUIET_S: Final = 15.0
 """A reader hears something at least so often, so that both sides notice a dead connection."""
+KNOWN_S: Final = 5.0
+"""A reader who was let in before that is looked at again before anything more is told."""
 PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
 """An attempt's progress is told at most so often."""
@@ -72,11 +74,19 @@ class Events:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def stream(self, last_event_id: str | None, may_see: Callable[[Event], bool]) -> AsyncIterator[bytes]:
-        """The events after `last_event_id` (None: from now on) as server-sent events, without end."""
-        position = self._position(last_event_id)
+    async def stream(
+        self, last_event_id: str | None, may_see: Callable[[Event], bool], may_stay: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[bytes]:
+        """The events after `last_event_id` (None: from now on) as server-sent events, for as long as the reader may
+        stay: a stream must not outlive a session, an account or a role."""
+        position, clock = self._position(last_event_id), asyncio.get_running_loop().time
+        known_at = clock()
         yield b"retry: 2000\n\n"
         while not self._closed:
+            if clock() - known_at >= KNOWN_S:
+                if not await may_stay():
+                    return
+                known_at = clock()
             missed = self._last - position
             if missed > len(self._ring):  # unknown, or the reader is slower than the farm
                 new = [Event(self._last, RESYNC, b"{}", None)]

@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 
 from renderonline.database import Database
 from renderonline.database.ids import IdBlocks
-from renderonline.farm.errors import RenderOnlineError
+from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal, Sessions
@@ -80,11 +80,23 @@ def services_of(connection: HTTPConnection) -> Services:
 
 async def principal_of(connection: HTTPConnection) -> Principal:
     """Who is asking, by the headers email and token or else by a session of the web page, or `NotAuthenticated`."""
-    services = services_of(connection)
-    found = None
-    if not {"email", "token"} & set(connection.headers):
-        found = await services.sessions.principal(connection)
+    found = await _found(connection, keeps_open=True)
     if found is None:
-        found = await services.authenticator.principal(connection.headers)
+        raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
     setattr(connection.state, IS_KNOWN, True)
     return found
+
+
+async def may_stay(connection: HTTPConnection, caller: Principal) -> bool:
+    """Whether who was let in with this request would be let in again, with the same rights; keeps no session open."""
+    try:
+        return await _found(connection, keeps_open=False) == caller
+    except NotAvailable:  # the database is away: nobody's rights have changed
+        return True
+
+
+async def _found(connection: HTTPConnection, *, keeps_open: bool) -> Principal | None:
+    services, headers = services_of(connection), connection.headers
+    if not {"email", "token"} & set(headers):
+        return await services.sessions.principal(connection, keeps_open=keeps_open)
+    return await services.authenticator.find(headers.get("email", ""), headers.get("token", ""))

@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
+from renderonline.renderapi import events
 from renderonline.renderapi.routes.guard import V2
 from tests.support.renderapi import Running
 
@@ -55,6 +58,17 @@ async def test_artists_hear_of_their_own_tasks_only(api: Running) -> None:
     await api.call("POST", "/tasks/2/cancel", who=artist)
     heard = await read_events(api, artist, marker, count=1)
     assert {event["data"].get("task_id") for event in heard} == {2}
+
+
+async def test_stream_ends_with_the_rights_of_who_reads_it(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KNOWN_S", 0.0)
+    monkeypatch.setattr(events, "QUIET_S", 0.1)
+    artist = await api.new_user("artist@example.org")
+    number = (await api.call("GET", "/me", who=artist)).json()["user_id"]
+    async with asyncio.timeout(30), api.http.get(f"{api.url}{V2}/events", headers=artist) as response:
+        assert await response.content.readline()
+        assert (await api.call("PATCH", f"/users/{number}", {"is_active": False})).status == 200
+        await response.content.read()  # to its end
 
 
 async def read_marker(api: Running) -> str:

@@ -14,6 +14,10 @@ def everything(_event: Event) -> bool:
     return True
 
 
+async def always() -> bool:
+    return True
+
+
 async def told(stream: AsyncIterator[bytes], count: int) -> list[tuple[str, str, object]]:
     """The next `count` events as (id, type, data)."""
     found: list[tuple[str, str, object]] = []
@@ -31,7 +35,7 @@ async def told(stream: AsyncIterator[bytes], count: int) -> list[tuple[str, str,
 async def test_reader_hears_what_comes_after_it_came() -> None:
     ring = Events("e")
     ring.publish("task", {"task_id": 1})
-    reading = asyncio.create_task(told(ring.stream(None, everything), 2))
+    reading = asyncio.create_task(told(ring.stream(None, everything, always), 2))
     await asyncio.sleep(0)
     ring.publish("task", {"task_id": 2})
     await asyncio.sleep(0)
@@ -43,7 +47,7 @@ async def test_reader_goes_on_where_it_was() -> None:
     ring = Events("e")
     for number in range(5):
         ring.publish("task", {"task_id": number})
-    found = await told(ring.stream("e-3", everything), 2)
+    found = await told(ring.stream("e-3", everything, always), 2)
     assert [name for name, _, _ in found] == ["e-4", "e-5"]
 
 
@@ -52,7 +56,7 @@ async def test_unknown_position_means_resync(last: str) -> None:
     ring = Events("e")
     for _ in range(5):
         ring.publish("task", {})
-    found = await told(ring.stream(last, everything), 1)
+    found = await told(ring.stream(last, everything, always), 1)
     assert found == [("e-5", "resync", {})]
 
 
@@ -61,14 +65,14 @@ async def test_gap_means_resync(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = Events("e")
     for number in range(30):
         ring.publish("task", {"task_id": number})
-    assert (await told(ring.stream("e-5", everything), 1))[0][1] == "resync"
-    assert (await told(ring.stream("e-20", everything), 10))[0][0] == "e-21"
+    assert (await told(ring.stream("e-5", everything, always), 1))[0][1] == "resync"
+    assert (await told(ring.stream("e-20", everything, always), 10))[0][0] == "e-21"
 
 
 async def test_slow_reader_is_told_that_it_missed_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "RING", 10)
     ring = Events("e")
-    stream = ring.stream(None, everything)
+    stream = ring.stream(None, everything, always)
     await anext(stream)
     for _ in range(30):
         ring.publish("task", {})
@@ -80,19 +84,32 @@ async def test_what_may_not_be_seen_is_not_sent() -> None:
     ring.publish("task", {"task_id": 1}, user_id=1)
     ring.publish("task", {"task_id": 2}, user_id=2)
     ring.publish("machine", {}, user_id=None)
-    found = await told(ring.stream("e-0", lambda event: event.user_id == 2), 1)
+    found = await told(ring.stream("e-0", lambda event: event.user_id == 2, always), 1)
     assert found == [("e-2", "task", {"task_id": 2})]
 
 
 async def test_quiet_stream_says_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "QUIET_S", 0.01)
-    stream = Events("e").stream(None, everything)
+    stream = Events("e").stream(None, everything, always)
     assert [await anext(stream), await anext(stream)] == [b"retry: 2000\n\n", b": quiet\n\n"]
 
 
 async def test_closing_ends_all_streams() -> None:
     ring = Events("e")
-    reading = asyncio.create_task(told(ring.stream(None, everything), 1))
+    reading = asyncio.create_task(told(ring.stream(None, everything, always), 1))
     await asyncio.sleep(0)
     ring.close()
     assert await reading == []
+
+
+async def test_stream_ends_when_its_reader_may_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KNOWN_S", 0.0)
+    ring, let_in = Events("e"), [True, True]
+
+    async def may_stay() -> bool:
+        return bool(let_in) and let_in.pop()
+
+    reading = asyncio.create_task(told(ring.stream(None, everything, may_stay), 9))
+    await asyncio.sleep(0)
+    ring.publish("task", {"task_id": 1})
+    assert len(await reading) == 1

@@ -1,6 +1,7 @@
 """`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Header, Query
@@ -19,6 +20,7 @@ from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json,
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2
 from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, Size, TaskChange
+from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 
 router = Part(tags=["tasks"])
@@ -200,7 +202,9 @@ async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: Of
 
 
 @router.call("GET", "/events", "text/event-stream", tags=["events"])
-async def events(caller: Caller, center: Center, last_event_id: LastHeader = None, since: Last = None) -> Response:
+async def events(
+    request: Request, caller: Caller, center: Center, last_event_id: LastHeader = None, since: Last = None
+) -> Response:
     """Everything that happens and may be seen (task, result, progress, machine, resync), as server-sent events."""
     may_see_farm, tasks_of = caller.may(Permission.MACHINES), caller.tasks_of
 
@@ -208,5 +212,5 @@ async def events(caller: Caller, center: Center, last_event_id: LastHeader = Non
         return may_see_farm if event.user_id is None else tasks_of in (None, event.user_id)
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = center.events.stream(last_event_id or since, may_see)
+    stream = center.events.stream(last_event_id or since, may_see, partial(may_stay, request, caller))
     return StreamingResponse(stream, 200, headers, "text/event-stream")
