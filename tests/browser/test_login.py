@@ -51,8 +51,9 @@ def test_session_that_ended_asks_again_and_comes_back_to_the_place(farm: Painted
     visit.watched.expected.append("401")
     context = visit.context()
     context.route("**/renderapi/v2/events", lambda route: None)  # nothing that happens makes the page ask the farm
-    page = visit.page("/", login=farm.login, context=context)
-    expect(page.get_by_text("No tasks yet")).to_be_visible()
+    page = visit.page("/admin", login=farm.login, context=context)
+    with page.expect_response("**/renderapi/v2/me"), page.expect_response("**/renderapi/v2/tasks*"):
+        page.goto("/submit")  # this page asks for nothing more by itself
     context.clear_cookies()
     page.get_by_role("link", name="Admin").click()
     expect(page.get_by_text("Your session has ended")).to_be_visible()
