@@ -134,7 +134,12 @@ def inject(
     """A whole run on a fresh farm, whose machines may have directories of their own (`apart`). `Violation` when
     something does not hold; the farm's directory is kept then."""
     with FaultFarm(database, apart=apart) as farm, closing(Run(farm, seed, say=say)) as run:
-        return run.run(faults, least_hits=least_hits)
+        try:
+            return run.run(faults, least_hits=least_hits)
+        except Exception as error:
+            if say:  # the other database's run goes on for a while
+                print(f"{database}: {type(error).__name__}: {error}", flush=True)
+            raise
 
 
 def _runs(database: str, faults: int, seed: str, *, apart_only: bool) -> list[Report]:

@@ -224,6 +224,15 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
     }
 
 
+def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
+    """Whether a task with this uploaded file was committed, when nobody answered for its commit. Waits for a
+    transaction that may still be at it: it holds the account's row (R3.3)."""
+    connection.execute(_LOCK_ACCOUNT, {"user": user_id})
+    theirs = select(tasks.c.task_id).join(renders, renders.c.render_id == tasks.c.render_id)
+    this = (tasks.c.user_id == user_id) & (renders.c.file_path == file_path)
+    return connection.scalar(theirs.where(this).limit(1)) is not None
+
+
 def names_directory(connection: Connection, directory: str) -> bool:
     """Whether the uploaded file of any task lies in `directory`: asked at start, for what a killed program left on the
     disk. Looks through all renders."""

@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 SMALL_BYTES: Final = 1024 * 1024
 """Smaller ones are received before the database is asked anything: the commit checks the same."""
+SETTLE_S: Final = 1.0
+"""Between two looks whether a task was committed for whose commit nobody answered."""
 CATALOG_S: Final = 5.0
 """For so long what was changed by hand in the tables of engines and argument types may not count (R3.4)."""
 
@@ -81,10 +83,17 @@ class Submissions:
         self._ids = ids
         self._dispatcher = dispatcher
         self._facts = SceneFacts(lambda: dispatcher.shared.machines)
-        self.close = self._facts.close
+        self._settling: set[asyncio.Task[None]] = set()
         self._sends_mail = bool(settings.notify_mail)
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
+
+    async def close(self) -> None:
+        """What is still in doubt is left to the next start's sweep."""
+        for task in self._settling:
+            task.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+        await self._facts.close()
 
     async def submit(self, principal: Principal, request: Request, read_request: ReadRequest) -> int:
         """Receive and commit one task; its id. Raises the first rule that is broken; then nothing is stored."""
@@ -166,7 +175,12 @@ class Submissions:
         try:
             async with self.housekeeping.room(new.user_id, size, new.waits_for):
                 submitted = await self._dispatcher.submit(new, engine)
-        except (NotAvailable, asyncio.CancelledError):
+        except NotAvailable:
+            settling = asyncio.create_task(self._settle(new))
+            self._settling.add(settling)
+            settling.add_done_callback(self._settling.discard)
+            raise
+        except asyncio.CancelledError:
             raise  # whether it was committed is not known: the next start's sweep finds out
         except BaseException:
             await upload.discard()
@@ -176,6 +190,17 @@ class Submissions:
         else:
             await upload.keep()
         return submitted.task_id
+
+    async def _settle(self, new: NewTask) -> None:
+        """Nobody answered for a commit: find out whether there is such a task; without one its files go."""
+        committed = None
+        while committed is None:
+            await asyncio.sleep(SETTLE_S)
+            with contextlib.suppress(NotAvailable):
+                look = partial(submissions.is_committed, user_id=new.user_id, file_path=new.file_path)
+                committed = await self._database.write(look)
+        directory = names.task_directory(new.file_path, new.file_name)
+        await asyncio.to_thread(names.keep if committed else names.discard, directory)
 
     async def sweep(self) -> None:
         """Remove what a killed process left: staged files, and directories that no committed task names."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from renderonline.database import Database
-from renderonline.farm.errors import NoSpace
+from renderonline.database.work import submit_and_lease
+from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.hpcserver import own_files
 from renderonline.hpcserver import transfers as sending_files
 from renderonline.hpcserver.enrolment import Identity
@@ -20,10 +21,11 @@ from renderonline.hpcserver.own_files import InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.transfers import Transfers
 from renderonline.renderapi import housekeeping
 from renderonline.storage.digests import digest_file
+from renderonline.storage.names import INCOMING
 from tests.faults.engine import DEFINITION
 from tests.support.farm import RealFarm
 from tests.support.held_attempts import held_attempt
-from tests.support.renderapi import Reply, Running, renderapi, wait_until
+from tests.support.renderapi import SCENE, Reply, Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced, pack
 
 MIB = 1024 * 1024
@@ -291,3 +293,33 @@ def test_server_that_can_not_write_goes_on_when_it_can_again(tmp_path: Path) -> 
         task = farm.client.submit(large, engine="scribe")
         assert task["file_size"] == 12 * MIB
         assert farm.renderapi.process.poll() is None
+
+
+# -- a commit for which nobody answers
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_task(
+    api: Running, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The connection to the database broke during the commit."""
+    write, whole = Database.write, [False]
+
+    async def breaks(self: Database, operation: Any) -> Any:
+        if getattr(operation, "func", None) is submit_and_lease and whole and not whole.pop():
+            if committed:
+                await write(self, operation)
+            raise NotAvailable("The database went away.")
+        return await write(self, operation)
+
+    monkeypatch.setattr(Database, "write", breaks)
+    assert (await api.submit({"engine": "blender"}, SCENE, version=2)).status == 503
+    (mark,) = (api.settings.files / INCOMING).glob("*.mark")
+
+    async def settled() -> bool:
+        return not mark.exists()
+
+    await wait_until(settled)
+    (task,) = (await api.call("GET", "/tasks")).json()["items"] or (None,)
+    assert (task is not None) is committed
+    assert [path.endswith(SCENE[0]) for path in api.tree()].count(True) == int(committed)
