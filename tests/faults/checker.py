@@ -146,14 +146,14 @@ def tasks(reader: Reader) -> list[str]:
 
 @dataclass
 class Results:
-    """Every landed frame has the right bytes, once. Keeps in mind which were looked at."""
+    """Every landed frame has the right bytes, once. Keeps in mind which were found right."""
 
     reader: Reader
     seen: set[int] = field(default_factory=set)
     keys: dict[int, str] = field(default_factory=dict)
 
     def check(self, *, everything: bool = False) -> list[str]:
-        """Look at what has landed since the last time, or at all."""
+        """Look at what was not found right before, or at all."""
         if everything:
             self.seen.clear()
         wrong = []
@@ -166,8 +166,10 @@ class Results:
             WHERE r.state = 'landed'"""
         for result_id, task_id, name, frame, digest, size, scene in self.reader.rows(query):
             if result_id not in self.seen:
-                wrong += self._look(task_id, name, frame, (digest, size), Path(scene))
-                self.seen.add(result_id)
+                found = self._look(task_id, name, frame, (digest, size), Path(scene))
+                wrong += found
+                if not found:
+                    self.seen.add(result_id)
         return [sentence for sentence in wrong if not self._deleted(sentence)]
 
     def _deleted(self, sentence: str) -> bool:

@@ -73,6 +73,8 @@ class Run:
     def _check_now(self) -> None:
         """What holds at every moment, and what holds a moment later."""
         self._must(lambda: self._patiently(self._invariants), 0.0)
+        # A deleted task's files go before its rows, and the database may be away in between.
+        self._must(lambda: self._patiently(self._results.check), PATIENCE_S)
         self._must(lambda: self._patiently(lambda: checker.processes(self._reader, self._marks, SLOTS)), PATIENCE_S)
 
     def _wait_for_work(self) -> None:
@@ -84,13 +86,14 @@ class Run:
     def _invariants(self) -> list[str]:
         with self._reader.snapshot():
             wrong = [*checker.tasks(self._reader), *checker.leases(self._reader), *checker.limits(self._reader)]
-        return [*wrong, *self._results.check(), *self._watch.check()]
+        return [*wrong, *self._watch.check()]
 
     def _check_at_rest(self) -> None:
         """Nothing more is submitted and everything has ended: now nothing may be left of anything."""
         self._workload.rest()
         self._workload.settle(SETTLE_S)
         self._must(self._invariants, 0.0)
+        self._must(self._results.check, 0.0)
         self._must(lambda: checker.complete(self._reader, self._workload.frames, self._workload.free), PATIENCE_S)
         self._must(lambda: checker.processes(self._reader, self._marks, SLOTS), PATIENCE_S)
         self._must(lambda: checker.leftovers(self._reader, self._farm.files, self._homes), PATIENCE_S)
