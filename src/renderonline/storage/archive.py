@@ -20,6 +20,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import orjson
+
 from renderonline.farm.errors import RenderOnlineError
 
 PIECE_BYTES: Final = 1024 * 1024
@@ -251,5 +253,5 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 
 def etag_of(members: Iterable[Member]) -> str:
     """What changes whenever a member does, as an HTTP header has it."""
-    facts = "".join([f"{name}\0{size}\0{modified_ns}\0{crc32}\n" for name, _, size, modified_ns, crc32 in members])
-    return f'"{hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()}"'
+    facts = orjson.dumps([(name, size, modified_ns, crc32) for name, _, size, modified_ns, crc32 in members])
+    return f'"{hashlib.blake2b(facts, digest_size=16).hexdigest()}"'

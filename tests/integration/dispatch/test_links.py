@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from renderonline.database import Database
-from renderonline.protocol.link import PROTOCOL, HeldAttempt, Log, Progress, Started
+from renderonline.protocol.link import PROTOCOL, Heartbeat, HeldAttempt, Log, Progress, Started
 from renderonline.renderapi.links import linked
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 
@@ -354,6 +354,19 @@ async def test_machine_that_cannot_write_is_given_nothing(rig: Rig) -> None:
     reasons = await rig.control.explain(task_id, user_id=rig.user_id)
     assert any("the disk is full" in reason for reason in reasons)
     assert not machine.assigned
+
+
+async def test_machine_that_stays_full_wakes_the_planner_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await joined(rig)
+    machine.mute = True
+    (seen,) = rig.dispatcher.shared.machines
+    woken: list[str] = []
+    monkeypatch.setattr(rig.dispatcher.shared, "wake", lambda: woken.append(seen.full))
+    for load in range(10, 13):
+        await machine.send(Heartbeat(load=load, full="no room " * 99))
+        await until(lambda load=load: seen.load.get("load") == load, "heartbeat")
+    assert len(woken) == 1
+    assert woken[0].startswith("no room")
 
 
 async def test_events_tell_the_way_of_a_task(rig: Rig) -> None:

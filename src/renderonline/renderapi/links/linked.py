@@ -181,8 +181,8 @@ class Connection:
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
         self.machine.load = asdict(heartbeat)
-        if self.machine.full != heartbeat.full:
-            self.machine.full = heartbeat.full[:255]
+        if self.machine.full != (full := heartbeat.full[:_LONGEST_TEXT]):
+            self.machine.full = full
             self._shared.machines.note(self.machine)
             self._shared.wake()
 
