@@ -27,6 +27,8 @@ from renderonline.protocol.codec import encode
 
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
 """How long a submission's key is known: 7 days."""
+REMEMBERED: Final = 1000
+"""The keys of so many of the newest tasks are known longer: a clock that jumps makes nothing old."""
 _KEY_LENGTH: Final = 64
 
 
@@ -109,6 +111,7 @@ _BEFORE: Final = select(
     select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
 )
 """All that must be known before anything is written, in one round trip; after the account is locked."""
+_NEWEST: Final = select(func.max(tasks.c.task_id))
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
 _OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film")
@@ -125,7 +128,9 @@ def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) 
     if not client_key:
         return None
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
-    if row is None or row.client_key != client_key or row.created_us <= now_us - _REMEMBERED_US:
+    if row is None or row.client_key != client_key:
+        return None
+    if row.created_us <= now_us - _REMEMBERED_US and row.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED:
         return None
     return Submitted(row.task_id, row.render_id or 0, repeated=True)
 
@@ -194,7 +199,9 @@ def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
 
 def forget_old(connection: Connection, *, now_us: int) -> int:
     """Remove keys older than 7 days; gives how many."""
-    return connection.execute(submissions.delete().where(submissions.c.created_us <= now_us - _REMEMBERED_US)).rowcount
+    old = submissions.c.created_us <= now_us - _REMEMBERED_US
+    early = submissions.c.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED
+    return connection.execute(submissions.delete().where(old, early)).rowcount
 
 
 def _check_limit(limit: int, queued: int | None) -> None:

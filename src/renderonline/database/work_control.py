@@ -24,6 +24,8 @@ from renderonline.farm.films import Film
 from renderonline.farm.frames import format_frames
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
 
+CONDEMNED: Final = 2
+"""The value of `tasks.canceled` while a task is being deleted: its files may be gone, so its rows must follow."""
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
 _BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
 _FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
@@ -65,10 +67,10 @@ def cancel_task(
     return Acted(task) if task.ended else _cancel(connection, task, moment)
 
 
-def _cancel(connection: Connection, task: TaskState, moment: Moment) -> Acted:
+def _cancel(connection: Connection, task: TaskState, moment: Moment, mark: int = 1, reason: str = "Canceled.") -> Acted:
     stopped = _stop(connection, attempts.c.task_id == task.task_id, moment, "the task was canceled")
     _move(connection, task, _OPEN, ChunkState.CANCELED)
-    task.canceled, task.reason = 1, "Canceled."
+    task.canceled, task.reason = mark, reason
     return Acted(apply(connection, task, moment), stopped)
 
 
@@ -112,19 +114,24 @@ class Condemned:
 def condemn_task(
     connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, only_ended: bool = False
 ) -> Condemned:
-    """First step of deleting: take the task from the queue, and say what is to be removed from disks. `only_ended`:
-    `Conflict` when it has not ended, or such a task waits for it.
+    """First step of deleting: take the task from the queue, mark it, and say what is to be removed from disks.
+    `only_ended`: `Conflict` when it has not ended, or such a task waits for it.
 
-    It can be repeated: a stop between the steps leaves a canceled task that is deleted again.
+    It can be repeated: what is marked and still there was interrupted between the steps (`list_condemned`).
     """
     task = _theirs(connection, task_id, user_id)
     if only_ended and not may_go(connection, task_id):
         raise Conflict(f"Task {task_id} is still needed.")
-    canceled = Acted(task) if task.ended else _cancel(connection, task, moment)
+    canceled = _cancel(connection, task, moment, CONDEMNED, "It is being deleted.")
     files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
     scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
     return Condemned(canceled, scene, file_name, tried, _is_shared(connection, task))
+
+
+def list_condemned(connection: Connection) -> tuple[int, ...]:
+    """Tasks whose deletion has begun and has not ended."""
+    return tuple(connection.scalars(select(tasks.c.task_id).where(tasks.c.canceled == CONDEMNED)))
 
 
 def _is_shared(connection: Connection, task: TaskState) -> bool:
@@ -184,8 +191,7 @@ def requeue_task(
     task = _theirs(connection, task_id, user_id)
     if anew is None and task.status is TaskStatus.SUCCEEDED:
         raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
-    if task.ended:
-        check_limit(connection, task.user_id, lock=True)
+    _count_again(connection, task)
     wanted = _wanted(connection, task_id, anew)
     dropped = [result for _, theirs in wanted for result in theirs]
     stopped: tuple[Stopped, ...] = ()
@@ -202,6 +208,13 @@ def requeue_task(
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
     return Acted(apply(connection, task, moment), stopped, any(one.state == "landing" for one in dropped))
+
+
+def _count_again(connection: Connection, task: TaskState) -> None:
+    if task.canceled == CONDEMNED:
+        raise Conflict(f"Task {task.task_id} is being deleted.")
+    if task.ended:
+        check_limit(connection, task.user_id, lock=True)
 
 
 def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tuple[Any, Sequence[Any]]]:
@@ -242,8 +255,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     task = _theirs(connection, task_id, user_id)
     if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
         raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
-    if task.ended:
-        check_limit(connection, task.user_id, lock=True)
+    _count_again(connection, task)
     update(connection, tasks, task_id, {"film": str(film.of_scene(_facts(connection, task)))})
     known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
     films = {chunk.stage: chunk for chunk in known if _is_film(chunk)}

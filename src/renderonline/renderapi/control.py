@@ -5,6 +5,7 @@ Every use case can be repeated. `user_id` is whose task it must be; None for tho
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from renderonline.database import Database
 from renderonline.database import work_control as work
 from renderonline.database.projection import TaskState
 from renderonline.database.work_loading import QueuedTask
-from renderonline.farm.errors import InvalidRequest, NotAvailable
+from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
 from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
 from renderonline.farm.ready import Signature
@@ -34,6 +35,7 @@ _STOPPING_S: Final = 10.0
 """Deleting waits at most so long for engines to end, so that they write nothing behind us; requeueing for results on
 their way."""
 _LOOK_S: Final = 0.05
+_AGAIN_S: Final = 1.0
 _ENDED: Final = {
     TaskStatus.SUCCEEDED: "It succeeded.",
     TaskStatus.FAILED: "It failed. Try it again with: renderonline retry.",
@@ -62,16 +64,23 @@ class Control:
 
     async def delete(self, task_id: int, *, user_id: int | None, only_ended: bool = False) -> None:
         """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed. Files go
-        first: a stop in between leaves a canceled task that can be deleted again."""
+        first; what a stop interrupts is carried through by `Housekeeping`."""
         condemned = await self._write(partial(work.condemn_task, only_ended=only_ended), task_id, user_id)
         self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
-        begun = await self._database.write(partial(work.delete_task, task_id=task_id, moment=self._shared.now()))
-        self._follow(begun)
+        self._follow(await self._delete_rows(task_id))
         self._shared.memory.forget_task(task_id)
         self._shared.orders.forget(task_id)
         self._shared.announcer.task_deleted(task_id, condemned.canceled.state.user_id)
+
+    async def _delete_rows(self, task_id: int) -> Sequence[work.Stopped]:
+        """However long the database is away or full: a task without its files can't stay."""
+        while True:
+            with contextlib.suppress(NotAvailable, NoSpace):
+                rows = partial(work.delete_task, task_id=task_id, moment=self._shared.now())
+                return await self._database.write(rows)
+            await asyncio.sleep(_AGAIN_S)
 
     async def pause(self, task_id: int, *, now: bool = False, user_id: int | None) -> TaskState:
         """Start nothing new of a task; `now`: stop what runs, without a failure. `Conflict` when it has ended."""

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from renderonline.database import Database, engines, retention
+from renderonline.database import Database, engines, retention, work_control
 from renderonline.database.engines import EngineRow
 from renderonline.farm.errors import Conflict, NoSpace, NotFound, RenderOnlineError, TooLarge
 from renderonline.farm.scheduling import Allowance
@@ -146,6 +146,9 @@ class Housekeeping:
             yield
 
     async def _look_after(self) -> None:
+        for task_id in await self._database.read(work_control.list_condemned):
+            with contextlib.suppress(NotFound):
+                await self._control.delete(task_id, user_id=None)
         for task_id in await self._database.read(partial(retention.due, now_us=time.time_ns() // 1000)):
             await self._remove(task_id, "its days are over")
         for root in await self._places.roots():

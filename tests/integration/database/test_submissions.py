@@ -112,7 +112,16 @@ async def test_a_key_belongs_to_its_user_and_its_letter_case(database: Database)
     assert await database.read(lambda c: submissions.find(c, one.user_id, "", now_us=NOW_US)) is None
 
 
-async def test_a_key_is_forgotten_after_seven_days(database: Database) -> None:
+async def test_a_clock_that_jumps_makes_no_second_task(database: Database) -> None:
+    user = await user_with(database, 9)
+    first = await submit(database, new_task(user.user_id, client_key="k"))
+    assert await database.write(lambda c: submissions.forget_old(c, now_us=NOW_US + 400 * DAY_US)) == 0
+    again = await submit(database, new_task(user.user_id, client_key="k", queue_us=NOW_US + 400 * DAY_US))
+    assert again == replace(first, repeated=True)
+
+
+async def test_a_key_is_forgotten_after_seven_days(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submissions, "REMEMBERED", 0)
     user = await user_with(database, 9)
     first = await submit(database, new_task(user.user_id, client_key="k"))
     later = await submit(database, new_task(user.user_id, client_key="k", queue_us=NOW_US + 7 * DAY_US))

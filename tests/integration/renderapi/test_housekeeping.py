@@ -12,6 +12,7 @@ import pytest
 
 from renderonline.database import Database
 from renderonline.database.work import submit_and_lease
+from renderonline.database.work_control import delete_task
 from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.hpcserver import own_files
 from renderonline.hpcserver import transfers as sending_files
@@ -19,7 +20,7 @@ from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.outputs import Good
 from renderonline.hpcserver.own_files import InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.transfers import Transfers
-from renderonline.renderapi import housekeeping
+from renderonline.renderapi import control, housekeeping
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import INCOMING
 from tests.faults.engine import DEFINITION
@@ -219,6 +220,59 @@ async def test_start_sweeps_up_what_is_ours_and_gone(tmp_path: Path, migrated_ur
     async with renderapi(data, connection_string=migrated_url):
         await wait_until(swept)
         assert all(path.exists() for path in ours)
+
+
+# -- a deletion that was interrupted
+
+
+async def test_deletion_that_a_stop_interrupts_is_carried_through(
+    tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RenderAPI ended when the files were gone and the rows were not."""
+    write, reached = Database.write, asyncio.Event()
+
+    async def ends(self: Database, operation: Any) -> Any:
+        if getattr(operation, "func", None) is not delete_task:
+            return await write(self, operation)
+        reached.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(Database, "write", ends)
+    async with renderapi(tmp_path / "data", connection_string=migrated_url) as api:
+        mine = await limited(api)
+        task_id, kept = await task_of(mine, 1), await task_of(mine, 1)
+        deleting = asyncio.ensure_future(mine.call("DELETE", f"/tasks/{task_id}"))
+        await asyncio.wait_for(reached.wait(), 20)
+        assert [path.endswith("a.txt") for path in api.tree()].count(True) == 1
+        for refused in ("retry", "requeue"):
+            assert (await mine.call("POST", f"/tasks/{task_id}/{refused}", {})).status == 409
+        assert (await mine.call("GET", f"/tasks/{task_id}")).json()["reason"] == "It is being deleted."
+        deleting.cancel()
+    monkeypatch.undo()
+    async with renderapi(tmp_path / "data", connection_string=migrated_url) as api:
+        again = Uploader(api, mine.who)
+
+        async def gone() -> bool:
+            return await there(again) == [kept]
+
+        await wait_until(gone)
+
+
+async def test_deletion_outlasts_a_database_that_goes_away(
+    api: Running, mine: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_AGAIN_S", 0.01)
+    write, failures = Database.write, [NoSpace("The disk is full."), NotAvailable("The database went away.")]
+
+    async def fails(self: Database, operation: Any) -> Any:
+        if getattr(operation, "func", None) is delete_task and failures:
+            raise failures.pop()
+        return await write(self, operation)
+
+    monkeypatch.setattr(Database, "write", fails)
+    task_id = await task_of(mine, 1)
+    assert (await mine.call("DELETE", f"/tasks/{task_id}")).status == 204
+    assert await there(mine) == failures == []
 
 
 # -- a full disk
