@@ -3,15 +3,19 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
 import pytest
 
+from renderonline.serving.directories import private_write
 from tests.faults.proxy import Proxy
+from tests.support.certificates import self_signed
 from tests.support.desktop import WINDOW, Desktop
 from tests.support.farm import RealFarm, wait_until
 
@@ -55,6 +59,21 @@ def test_farm_that_can_not_be_reached_is_tried_again(farm: RealFarm, display: st
         desktop.shows("New task")
         assert desktop.quit() == 0
     proxy.close()
+
+
+@pytest.mark.parametrize("trust", ["ca_file", "fingerprint"])
+def test_farm_whose_certificate_only_the_login_trusts(display: str, tmp_path: Path, trust: str) -> None:
+    files, _ = self_signed(tmp_path)
+    certificate = ssl.PEM_cert_to_DER_cert(files.fullchain_pem_path.read_text())
+    trusted = {"ca_file": str(files.fullchain_pem_path), "fingerprint": f"sha256:{sha256(certificate).hexdigest()}"}
+    tls = ("--certificate", str(files.fullchain_pem_path), "--key", str(files.priv_pem_path))
+    with RealFarm(tmp_path, flags=tls) as farm:
+        login = {"url": farm.url, "email": farm.login.email, "token": farm.login.token, trust: trusted[trust]}
+        private_write(tmp_path / "home" / "config" / "client.json", json.dumps(login))
+        with Desktop(display, tmp_path / "home") as desktop:
+            desktop.shows("New task")
+            assert desktop.page("location.protocol") == "https:"
+            assert desktop.quit() == 0
 
 
 def test_two_starts_at_once_are_two_windows(farm: RealFarm, display: str, tmp_path: Path) -> None:

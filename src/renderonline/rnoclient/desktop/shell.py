@@ -1,12 +1,13 @@
 """The window: the farm's web page with native dialogs for opening and saving, a tray icon, and links that leave it."""
 
+import contextlib
 import ctypes
-import hashlib
 import queue
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -32,11 +33,12 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from renderonline.farm.errors import RenderOnlineError
 from renderonline.rnoclient.desktop.entering import LoginDialog, Session
 from renderonline.rnoclient.desktop.remembering import forget, remember
 from renderonline.rnoclient.desktop.work import Failed, Note, Said, Work
 from renderonline.rnoclient.sdk import Login
-from renderonline.rnoclient.sdk.connection import BASE
+from renderonline.rnoclient.sdk.connection import BASE, Connection
 from renderonline.rnoclient.web import DIRECTORY
 
 NAME: Final = "RenderOnline"
@@ -132,13 +134,15 @@ class _Page(QWebEnginePage):
         _open_outside(request.requestedUrl())
 
     def _judge(self, error: QWebEngineCertificateError) -> None:
-        """A certificate whose fingerprint is pinned needs no authority."""
-        pinned = (self._login.fingerprint or "").removeprefix("sha256:").replace(":", "").casefold()
+        """The login may trust what this system does not: an authority of its own, or one certificate."""
         chain: list[QSslCertificate] = error.certificateChain()
-        if pinned and chain and hashlib.sha256(chain[0].toDer().data()).hexdigest() == pinned:
-            error.acceptCertificate()
-        else:
-            error.rejectCertificate()
+        with contextlib.suppress(RenderOnlineError):
+            login = replace(self._login, url=_origin(error.url().toString()))
+            with contextlib.closing(Connection(login)) as farm:
+                if chain and farm.certificate() == chain[0].toDer().data():
+                    error.acceptCertificate()
+                    return
+        error.rejectCertificate()
 
 
 def _origin(url: str) -> str:

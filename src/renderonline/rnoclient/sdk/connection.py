@@ -232,6 +232,18 @@ class Connection:
             connection.request(method, path, body(connection) if callable(body) else body, headers)
         return connection.getresponse()
 
+    def certificate(self) -> bytes | None:
+        """The certificate (DER) that the farm shows now and the login trusts; None over plain HTTP. `NotAvailable` when
+        it is not trusted or nobody answers."""
+        with contextlib.closing(self._take(self._patience_s, keep=False)) as connection:
+            try:
+                connection.connect()
+            except OSError as error:
+                raise self._unreachable(error) from error
+            self._check_certificate(connection)
+            sock = connection.sock
+            return sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+
     def _check_certificate(self, connection: http.client.HTTPConnection) -> None:
         """Insist on the one certificate that is trusted, before anything (a token above all) is sent."""
         sock = connection.sock
