@@ -11,7 +11,7 @@ from tests.support.cutting import CuttingProxy
 from tests.support.desktop import WINDOW, Desktop, file_manager, tray
 from tests.support.farm import RealFarm, wait_until
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("desktop")]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 def rendered(farm: RealFarm, name: str, scene: str = "a lake\n") -> int:

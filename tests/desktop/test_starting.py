@@ -19,7 +19,7 @@ from tests.support.certificates import self_signed
 from tests.support.desktop import WINDOW, Desktop
 from tests.support.farm import RealFarm, wait_until
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("desktop")]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 def start(farm: RealFarm, display: str, home: Path, url: str = "") -> Desktop:

@@ -19,7 +19,7 @@ import pytest
 
 from renderonline.cli.demo import look, problems_of
 
-pytestmark = [pytest.mark.blender, pytest.mark.timeout(600), pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
 
 
 class Demo:
