@@ -24,7 +24,7 @@ test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), e
 	@scripts/system-packages blender test
 	$(RUN)/pytest --every-kind -n 4 --dist loadgroup --durations 10
 
-faults: .venv/.dev ## 200 faults on each database and 100 on farms without shared files; writes docs/faults-report.md: half an hour
+faults: .venv/.dev ## 200 faults on each database and 100 on farms without shared files; writes docs/faults-report.md: 40 minutes
 	@scripts/system-packages test
 	$(RUN)/python -m tests.faults.run --report docs/faults-report.md
 
