@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import socket
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,22 @@ def test_reading_is_repeated_while_renderapi_is_away() -> None:
     with ScriptedServer(script).running() as server:
         assert connect(server).call("GET", "/me").json() == {"a": 1}
         assert len(server.asked) == 4
+
+
+def test_answer_that_is_cut_within_its_headers_is_asked_for_again() -> None:
+    answers = [b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n", b"HTTP/1.1 200 OK\r\n\r\n{}"]
+
+    def answer(server: socket.socket) -> None:
+        while answers:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answers.pop(0))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        login = Login(f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert Connection(login, sleep=lambda _: None).call("GET", "/me").json() == {}
 
 
 def test_retry_after_is_obeyed() -> None:

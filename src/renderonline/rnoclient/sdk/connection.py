@@ -75,6 +75,8 @@ class Reply:
         if len(body) > limit:
             raise http.client.HTTPException(f"an answer of more than {limit} bytes")
         response.read()
+        if not body and response.length is None and not response.chunked:
+            raise http.client.IncompleteRead(b"")  # cut within its headers, which `http.client` takes for their end
         return cls(response.status, response.headers, body)
 
     def json(self) -> Any:
