@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from tests.support.databases import Templates
 from tests.support.mariadb import PrivateMariaDB
 

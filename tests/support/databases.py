@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.migrating import migrate
 from tests.support.mariadb import PrivateMariaDB, database_name
 

@@ -20,7 +20,8 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import Database, check, engines, machines
+from renderonline.database import check, engines, machines
+from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submissions import NewChunk, NewTask

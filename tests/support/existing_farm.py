@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from sqlalchemy import text
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.migrating import migrate
 from tests.support.existing_client import ExistingClient
 from tests.support.existing_schema import TABLES

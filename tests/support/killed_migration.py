@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.migrating import Report, migrate
 from renderonline.farm.errors import Conflict
 

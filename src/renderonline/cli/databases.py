@@ -9,7 +9,7 @@ from renderonline.cli.commands import Output, argument, command, flag, group, op
 from renderonline.farm.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from renderonline.database import Database
+    from renderonline.database.door import Database
 
 commands = group("The database: migrate, check, backup.")
 WHICH = "ADO.NET connection string or URL; else the one of --config, else this computer's own database."
@@ -73,7 +73,8 @@ def backup(
 
 def _opened(connection: str | None, config: Path | None, *, ready: bool = True) -> "Database":
     """The database that the options name; with `ready` only if it is there and has our tables."""
-    from renderonline.database import Database, connection_strings, migrating
+    from renderonline.database import connection_strings, migrating
+    from renderonline.database.door import Database
     from renderonline.renderapi.settings import load_settings
 
     named = load_settings(config, flags={"connection_string": connection}).database

@@ -22,6 +22,8 @@ from renderonline.database.connection_strings import Place, parse
 from renderonline.database.writer import Job, Writer
 from renderonline.farm.errors import NotAvailable
 
+__all__ = ["Connection", "Database"]
+
 T = TypeVar("T")
 
 _READ_PATIENCE_S: Final = 5.0

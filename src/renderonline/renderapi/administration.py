@@ -12,8 +12,9 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import Connection, Database, accounts, engines, machines, retention
+from renderonline.database import accounts, engines, machines, retention
 from renderonline.database.accounts import NewUser
+from renderonline.database.door import Connection, Database
 from renderonline.database.engines import EngineRow, NewEngine
 from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.engines.commands import argtypes as argtypes_of

@@ -18,7 +18,8 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from renderonline import __version__
-from renderonline.database import Database, migrating, submissions
+from renderonline.database import migrating, submissions
+from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError

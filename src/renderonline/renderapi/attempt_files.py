@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.work_loading import download_paths, load_holders
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage.landing import attempts_on_disk, remove_attempt

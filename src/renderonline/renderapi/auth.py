@@ -26,7 +26,8 @@ import structlog
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from renderonline.database import Database, accounts
+from renderonline.database import accounts
+from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAllowed, NotAuthenticated
 from renderonline.serving.directories import private_write

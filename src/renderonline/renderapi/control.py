@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from renderonline.database import Database
 from renderonline.database import work_control as work
+from renderonline.database.door import Database
 from renderonline.database.projection import TaskState
 from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database import Database
 from renderonline.database import work_loading as loading
 from renderonline.database.adopting import adopt_tasks
+from renderonline.database.door import Database
 from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines

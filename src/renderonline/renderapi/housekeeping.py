@@ -17,7 +17,8 @@ from typing import Final
 
 import structlog
 
-from renderonline.database import Database, engines, retention, work_control
+from renderonline.database import engines, retention, work_control
+from renderonline.database.door import Database
 from renderonline.database.engines import EngineRow
 from renderonline.farm.errors import Conflict, NoSpace, NotFound, RenderOnlineError, TooLarge
 from renderonline.farm.scheduling import Allowance

@@ -10,7 +10,7 @@ from typing import Final
 import orjson
 import structlog
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.projection import Moment
 from renderonline.database.work import LandedStep, apply_steps
 from renderonline.database.work_landing import Landing, Offer, begin_landing, drop_landing, open_landings

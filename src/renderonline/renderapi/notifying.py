@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from renderonline.database import Connection, Database, tasks
+from renderonline.database import tasks
+from renderonline.database.door import Connection, Database
 from renderonline.database.tasks import ResultView, TaskView
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.farm.tasks import TaskStatus

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, frames_pattern, reading_of
 from renderonline.engines.definition import FILM_READING

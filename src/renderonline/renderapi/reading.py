@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from renderonline.database import Connection, Database, accounts, tasks
+from renderonline.database import accounts, tasks
+from renderonline.database.door import Connection, Database
 from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS

@@ -7,7 +7,7 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.renderapi.administration import Administration

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.projection import Moment
 from renderonline.database.work_loading import load_queue
 from renderonline.farm.errors import RenderOnlineError

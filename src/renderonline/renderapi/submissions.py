@@ -17,7 +17,8 @@ from typing import Any, Final
 import structlog
 from starlette.requests import Request
 
-from renderonline.database import Connection, Database, engines, submissions
+from renderonline.database import engines, submissions
+from renderonline.database.door import Connection, Database
 from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask

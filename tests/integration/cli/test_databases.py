@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.cli.main import run
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.lease import Lease
 
 

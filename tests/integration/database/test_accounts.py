@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from renderonline.database import Database, accounts
+from renderonline.database import accounts
+from renderonline.database.door import Database
 from renderonline.database.schema import users
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound

@@ -9,8 +9,9 @@ import pytest
 from pymysql.constants import CLIENT
 from sqlalchemy import select
 
-from renderonline.database import Database, migrating
+from renderonline.database import migrating
 from renderonline.database.backup import COMPLETE, backup
+from renderonline.database.door import Database
 from renderonline.database.schema import metadata, queue, tasks
 from renderonline.farm.errors import Conflict, NotFound
 from tests.support.farm_rows import add_engine, add_user, submit

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, func, select
 from sqlalchemy.exc import IntegrityError
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable
 from tests.support.mariadb import PrivateMariaDB
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from renderonline.database import Database, engines
+from renderonline.database import engines
+from renderonline.database.door import Database
 from renderonline.database.engines import NewEngine
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound

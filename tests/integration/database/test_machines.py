@@ -6,7 +6,8 @@ from secrets import token_urlsafe
 import pytest
 from sqlalchemy import select
 
-from renderonline.database import Database, machines
+from renderonline.database import machines
+from renderonline.database.door import Database
 from renderonline.database.machines import JoinCode, MachineRow
 from renderonline.database.schema import attempts, join_codes
 from renderonline.database.schema import machines as machine_table

@@ -9,10 +9,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, inspect, select, text
 
-from renderonline.database import Database, accounts, migrating
+from renderonline.database import accounts, migrating
 from renderonline.database.adopting import micros
 from renderonline.database.check import check
 from renderonline.database.connecting import patient_engine
+from renderonline.database.door import Database
 from renderonline.database.ids import FIRST_ATTEMPT
 from renderonline.database.lease import Lease
 from renderonline.database.migrating import migrate

@@ -3,7 +3,8 @@
 import pytest
 from sqlalchemy import update
 
-from renderonline.database import Database, accounts, retention
+from renderonline.database import accounts, retention
+from renderonline.database.door import Database
 from renderonline.database.projection import Moment
 from renderonline.database.schema import results, tasks
 from renderonline.database.tasks import get_task

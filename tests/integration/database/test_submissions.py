@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select
 
-from renderonline.database import Database, accounts, submissions
+from renderonline.database import accounts, submissions
 from renderonline.database.check import check
+from renderonline.database.door import Database
 from renderonline.database.schema import chunks, metadata, queue, renders, tasks, waits_for
 from renderonline.database.submissions import NewTask, Submitted
 from renderonline.farm.accounts import User

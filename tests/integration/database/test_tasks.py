@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from renderonline.database import Database
 from renderonline.database import tasks as reading
+from renderonline.database.door import Database
 from renderonline.database.schema import attempts, engines, machines, results, tasks
 from renderonline.database.tasks import Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound

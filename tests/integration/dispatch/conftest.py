@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from tests.support.dispatching import Rig, opened_rig
 
 

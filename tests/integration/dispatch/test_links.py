@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.protocol.link import PROTOCOL, Heartbeat, HeldAttempt, Log, Progress, Started
 from renderonline.renderapi.links import linked
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until

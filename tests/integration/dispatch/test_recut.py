@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.schema import engines, results, tasks
 from renderonline.database.work_sheet import name_hash
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, until

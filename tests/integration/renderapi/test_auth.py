@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from renderonline.database import Connection, Database
 from renderonline.database import schema as tables
+from renderonline.database.door import Connection, Database
 from renderonline.farm.accounts import Permission, Role, hash_token
 from renderonline.farm.errors import NotAllowed
 from renderonline.renderapi.auth import REMEMBERED_S, Authenticator, Principal

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.work import submit_and_lease
 from renderonline.database.work_control import delete_task
 from renderonline.farm.errors import NoSpace, NotAvailable

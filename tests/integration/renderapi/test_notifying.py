@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.machines import bench_machine
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi import notifying

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from renderonline.database import Database
+from renderonline.database.door import Database
 from renderonline.database.submissions import list_inputs
 from renderonline.storage.staging import Stage
 from tests.support.renderapi import Running, renderapi, wait_until

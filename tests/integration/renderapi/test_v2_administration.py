@@ -2,8 +2,8 @@
 
 import json
 
-from renderonline.database import Database
 from renderonline.database import schema as tables
+from renderonline.database.door import Database
 from tests.support.renderapi import COMMAND_ENGINE, Running
 
 

@@ -5,8 +5,8 @@ import hashlib
 import zlib
 from functools import partial
 
-from renderonline.database import Database
 from renderonline.database import schema as tables
+from renderonline.database.door import Database
 from tests.support.renderapi import Running
 
 
