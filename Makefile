@@ -8,6 +8,8 @@ SHELL := /bin/bash
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 PYTHON ?= $(shell command -v python3)
 RUN := .venv/bin
+# Where Python may not write it (PYTHONDONTWRITEBYTECODE), every start of a program would compile everything again.
+COMPILED := --compile-bytecode
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -61,12 +63,14 @@ clean: ## Remove what make made here (not the data of a farm)
 .venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python
 	@if [ ! -e .venv/.dev ]; then \
 	  echo "Installing Python packages into .venv"; \
-	  VIRTUAL_ENV=.venv $(UV) pip sync -q requirements/runtime.txt; \
+	  VIRTUAL_ENV=.venv $(UV) pip sync -q $(COMPILED) requirements/runtime.txt; \
 	  VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps -e .; fi
+	@$(RUN)/python -m compileall -q src
 	@touch $@
 
 .venv/.dev: requirements/dev.txt pyproject.toml | .venv/bin/python
 	@echo "Installing Python packages (with those for tests) into .venv"
-	@VIRTUAL_ENV=.venv $(UV) pip sync -q requirements/dev.txt
+	@VIRTUAL_ENV=.venv $(UV) pip sync -q $(COMPILED) requirements/dev.txt
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps -e .
+	@$(RUN)/python -m compileall -q src
 	@touch $@

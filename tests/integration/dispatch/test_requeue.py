@@ -311,22 +311,14 @@ async def test_delete_of_a_requeued_running_task_leaves_nothing(rig: Rig) -> Non
     await rig.assert_sound()
 
 
-async def test_task_that_is_started_again_while_it_is_deleted_is_gone_all_the_same(rig: Rig) -> None:
-    first, second = await joined(rig, works=False), await joined(rig, works=False)
-    task_id = await rig.submit("1")
-    await until(lambda: first.assigned or second.assigned, "assignment")
-    one, other = (first, second) if first.assigned else (second, first)
-    (assign,) = one.assigned.values()
+async def test_task_that_is_being_deleted_is_not_started_again(rig: Rig) -> None:
+    machine, task_id, assign = await begun(rig)
     deleted = asyncio.create_task(rig.control.delete(task_id, user_id=rig.user_id))
-    await until(lambda: one.canceled == [assign.attempt], "cancel")
-    await rig.control.requeue(task_id, user_id=rig.user_id)
-    (again,) = await other.given()
-    await one.exit(assign.attempt, "canceled")
+    await until(lambda: machine.canceled == [assign.attempt], "cancel")
+    with pytest.raises(Conflict, match="is being deleted"):
+        await rig.control.requeue(task_id, user_id=rig.user_id)
+    await machine.exit(assign.attempt, "canceled")
     await deleted
-    await until(lambda: other.canceled == [again.attempt], "cancel")
-    assert rig.dispatcher.memory.attempts == {}
-    await other.exit(again.attempt, "canceled")
-    await other.all_acked()
     assert await rig.task(task_id) is None
     await rig.assert_sound()
 
