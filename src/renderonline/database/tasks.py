@@ -277,7 +277,7 @@ def landed_sums(connection: Connection, task_id: int) -> dict[tuple[str, int], i
 def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:
     """The frame of each of those files by name."""
     query = select(results.c.name, results.c.frame).where(_landed(task_id))
-    return dict(connection.execute(query).tuples().all())
+    return {row.name: row.frame for row in connection.execute(query)}
 
 
 def _landed(task_id: int) -> ColumnElement[bool]:
