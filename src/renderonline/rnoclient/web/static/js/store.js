@@ -5,6 +5,7 @@ import { everyPage, get, live } from './api.js';
 const MOST = 20_000;
 /** Requests for single tasks at the same time. */
 const ASKING = 4;
+const CANCELED_MS = 1000;
 
 /** A task with what is searched and sorted in it made ready: that many keys are made while pages come, not while one types. */
 function ready(task) {
@@ -97,10 +98,16 @@ class Tasks extends EventTarget {
       return;
     } else if (!task || task.status !== told.status) {
       if (task) this.#merge(task, told);
-      this.refresh(told.task_id);
+      if (task && told.status === 'canceled') this.#refreshLater(told.task_id);
+      else this.refresh(told.task_id);
     } else {
       this.#merge(task, told);
     }
+  }
+
+  /** A task that was canceled is perhaps being deleted: then there is nothing to ask for. */
+  #refreshLater(taskId) {
+    setTimeout(() => { if (this.all.has(taskId)) this.refresh(taskId); }, CANCELED_MS);
   }
 
   #merge(task, told) {
