@@ -101,7 +101,7 @@ tasks = _table(
     *optional(Id, "machine_id"),
     *_text(String(255), "name"),
     *required(SmallInteger, "priority", default="50"),
-    *required(Flag, "paused", "canceled", default="0"),
+    *required(Flag, "paused", "canceled", default="0"),  # canceled 2: it is being deleted (`work_control.CONDEMNED`)
     *_micros("queue_us"),
     *optional(BigInteger, "start_us", "end_us"),
     *optional(Long, "frames"),  # canonical frame range ("" or null: no frames)
