@@ -124,7 +124,8 @@ _INPUTS: Final = (
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
-    """The task that this user submitted with this key in the last 7 days. To be asked before a body is read."""
+    """The task that this user submitted with this key, in the last 7 days or among the newest tasks (`REMEMBERED`). To
+    be asked before a body is read."""
     if not client_key:
         return None
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
@@ -198,7 +199,7 @@ def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
 
 
 def forget_old(connection: Connection, *, now_us: int) -> int:
-    """Remove keys older than 7 days; gives how many."""
+    """Remove the keys that `find` does not know any more; gives how many."""
     old = submissions.c.created_us <= now_us - _REMEMBERED_US
     early = submissions.c.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED
     return connection.execute(submissions.delete().where(old, early)).rowcount

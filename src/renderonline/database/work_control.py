@@ -102,9 +102,11 @@ def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """A task that is about to be deleted, and what of it lies on disks. `shared`: another task uses its render."""
+    """A task that is about to be deleted, and what of it lies on disks. `had_ended`: before that; `shared`: another
+    task uses its render."""
 
     canceled: Acted
+    had_ended: bool
     scene: str
     file_name: str
     attempts: tuple[Stopped, ...]
@@ -122,11 +124,12 @@ def condemn_task(
     task = _theirs(connection, task_id, user_id)
     if only_ended and not may_go(connection, task_id):
         raise Conflict(f"Task {task_id} is still needed.")
+    had_ended = task.ended
     canceled = _cancel(connection, task, moment, CONDEMNED, "It is being deleted.")
     files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
     scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
-    return Condemned(canceled, scene, file_name, tried, _is_shared(connection, task))
+    return Condemned(canceled, had_ended, scene, file_name, tried, _is_shared(connection, task))
 
 
 def list_condemned(connection: Connection) -> tuple[int, ...]:

@@ -66,7 +66,8 @@ class Control:
         """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed. Files go
         first; what a stop interrupts is carried through by `Housekeeping`."""
         condemned = await self._write(partial(work.condemn_task, only_ended=only_ended), task_id, user_id)
-        self._follow_cancel(condemned.canceled)
+        if not condemned.had_ended:  # else nobody is to hear of a second end
+            self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
         self._follow(await self._delete_rows(task_id))

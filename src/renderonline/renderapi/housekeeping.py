@@ -1,7 +1,7 @@
 """Where files of tasks go, and room for them: the disk's, the user's, and what is removed to make more of it.
 
-Nothing goes that the database knows, but ended tasks by the rules of `database.retention`; and nothing that may be
-another farm's.
+Nothing goes that the database knows, but ended tasks by the rules of `database.retention` and tasks whose deletion was
+interrupted; and nothing that may be another farm's.
 """
 
 import asyncio

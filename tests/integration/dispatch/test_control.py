@@ -83,6 +83,16 @@ async def test_delete_leaves_nothing(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+async def test_deletion_of_a_task_that_had_ended_is_no_second_end(rig: Rig) -> None:
+    await joined(rig)
+    task_id = await rig.submit("1")
+    await rig.ended(task_id)
+    await until(lambda: rig.events.of("task")[-1]["status"] == "succeeded", "event of the end")
+    told = len(rig.events.of("task"))
+    await rig.control.delete(task_id, user_id=rig.user_id)
+    assert [event["status"] for event in rig.events.of("task")[told:]] == ["deleted"]
+
+
 async def test_result_that_comes_after_the_delete_leaves_nothing(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.hang_up()

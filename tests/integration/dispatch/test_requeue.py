@@ -319,6 +319,8 @@ async def test_task_that_is_being_deleted_is_not_started_again(rig: Rig) -> None
         await rig.control.requeue(task_id, user_id=rig.user_id)
     await machine.exit(assign.attempt, "canceled")
     await deleted
+    assert rig.dispatcher.memory.attempts == {}
+    await machine.all_acked()
     assert await rig.task(task_id) is None
     await rig.assert_sound()
 
