@@ -22,10 +22,12 @@ SHOW_MS: Final = 700
 
 
 class Session(NamedTuple):
-    """A session of the web page: the RenderAPI that gave it, and the cookie that names it."""
+    """A session of the web page: the RenderAPI that gave it, the cookie that names it, and the certificate (DER) that
+    the login trusts there; None over plain HTTP."""
 
     address: str
     cookie: QNetworkCookie
+    certificate: bytes | None
 
 
 def log_in(login: Login) -> Session:
@@ -43,7 +45,7 @@ def log_in(login: Login) -> Session:
     cookie.setPath("/")
     cookie.setSecure(bool(morsel["secure"]))
     cookie.setSameSitePolicy(QNetworkCookie.SameSite.Strict)
-    return Session(connection.address, cookie)
+    return Session(connection.address, cookie, connection.certificate())
 
 
 class LoginDialog(QDialog):

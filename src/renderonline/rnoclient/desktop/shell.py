@@ -1,13 +1,11 @@
 """The window: the farm's web page with native dialogs for opening and saving, a tray icon, and links that leave it."""
 
-import contextlib
 import ctypes
 import queue
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -33,12 +31,11 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from renderonline.farm.errors import RenderOnlineError
 from renderonline.rnoclient.desktop.entering import LoginDialog, Session
 from renderonline.rnoclient.desktop.remembering import forget, remember
 from renderonline.rnoclient.desktop.work import Failed, Note, Said, Work
 from renderonline.rnoclient.sdk import Login
-from renderonline.rnoclient.sdk.connection import BASE, Connection
+from renderonline.rnoclient.sdk.connection import BASE
 from renderonline.rnoclient.web import DIRECTORY
 
 NAME: Final = "RenderOnline"
@@ -99,9 +96,11 @@ def _icon() -> QIcon:
 class _Page(QWebEnginePage):
     """The farm's page; what belongs to another address is opened by the system's browser."""
 
-    def __init__(self, profile: QWebEngineProfile, parent: QWidget, login: Login, origins: Sequence[str]) -> None:
+    def __init__(
+        self, profile: QWebEngineProfile, parent: QWidget, certificate: bytes | None, origins: Sequence[str]
+    ) -> None:
         super().__init__(profile, parent)
-        self._window, self._login, self._origins = parent, login, origins
+        self._window, self._certificate, self._origins = parent, certificate, origins
         self.newWindowRequested.connect(self._leave)
         self.certificateError.connect(self._judge)
 
@@ -136,13 +135,10 @@ class _Page(QWebEnginePage):
     def _judge(self, error: QWebEngineCertificateError) -> None:
         """The login may trust what this system does not: an authority of its own, or one certificate."""
         chain: list[QSslCertificate] = error.certificateChain()
-        with contextlib.suppress(RenderOnlineError):
-            login = replace(self._login, url=_origin(error.url().toString()))
-            with contextlib.closing(Connection(login)) as farm:
-                if chain and farm.certificate() == chain[0].toDer().data():
-                    error.acceptCertificate()
-                    return
-        error.rejectCertificate()
+        if chain and chain[0].toDer().data() == self._certificate:
+            error.acceptCertificate()
+        else:
+            error.rejectCertificate()
 
 
 def _origin(url: str) -> str:
@@ -168,7 +164,7 @@ class Window(QMainWindow):
         self._profile.cookieStore().setCookie(session.cookie, QUrl(session.address))
         self._profile.downloadRequested.connect(self._save)
         self._view = QWebEngineView(self)
-        self._page = _Page(self._profile, self, login, self._origins)
+        self._page = _Page(self._profile, self, session.certificate, self._origins)
         self._view.setPage(self._page)
         self._page.titleChanged.connect(self.setWindowTitle)
         self.setCentralWidget(self._view)
