@@ -1,5 +1,7 @@
 """Logging in and out of the web page (R11)."""
 
+from itertools import takewhile
+
 from playwright.sync_api import expect
 
 from renderonline.rnoclient.sdk.connection import Login
@@ -98,6 +100,7 @@ def test_first_load_is_small(visit: Visitor) -> None:
     page.wait_for_load_state("networkidle")
     log_in(page, visit.farm.login)
     page.get_by_role("heading", name="Tasks", exact=True).wait_for()
-    page_itself = [size for request, size in sizes.items() if "/renderapi/" not in urls[request]]  # the rest is data
-    print(f"first load: {sum(page_itself) / 1000:.1f} kB in {len(page_itself)} answers")
-    assert 0 < sum(page_itself) < 60_000
+    # What the guide of a farm without tasks asks for comes after the list is shown, sometimes before we look.
+    received = [sizes.get(one, 0.0) for one in takewhile(lambda one: not urls[one].endswith("/guide.js"), urls)]
+    print(f"first load: {sum(received) / 1000:.1f} kB in {len(received)} answers")
+    assert 0 < sum(received) < 60_000
