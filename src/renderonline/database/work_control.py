@@ -142,19 +142,17 @@ def _is_shared(connection: Connection, task: TaskState) -> bool:
     return connection.scalar(select(tasks.c.task_id).where(others).limit(1)) is not None
 
 
-def delete_task(connection: Connection, task_id: int, moment: Moment) -> tuple[Stopped, ...]:
-    """Second step: the rows. Gives what somebody started between the steps."""
+def delete_task(connection: Connection, task_id: int) -> None:
+    """Second step: the rows. Since the first one nobody can have started anything of it."""
     task = look(connection, task_id, lock=True)
     if task is None:
-        return ()
-    stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was deleted")
+        return
     shared = _is_shared(connection, task)
     of_task = [table.c.task_id for table in (results, attempts, chunks, inputs, queue, waits_for, tasks)]
     for column in (*of_task, waits_for.c.waits_for_task_id):
         connection.execute(column.table.delete().where(column == task_id))
     if not shared:
         connection.execute(renders.delete().where(renders.c.render_id == task.render_id))
-    return stopped
 
 
 def pause_task(

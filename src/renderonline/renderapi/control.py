@@ -70,17 +70,17 @@ class Control:
             self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
-        self._follow(await self._delete_rows(task_id))
+        await self._delete_rows(task_id)
         self._shared.memory.forget_task(task_id)
         self._shared.orders.forget(task_id)
         self._shared.announcer.task_deleted(task_id, condemned.canceled.state.user_id)
 
-    async def _delete_rows(self, task_id: int) -> Sequence[work.Stopped]:
+    async def _delete_rows(self, task_id: int) -> None:
         """However long the database is away or full: a task without its files can't stay."""
         while True:
             with contextlib.suppress(NotAvailable, NoSpace):
-                rows = partial(work.delete_task, task_id=task_id, moment=self._shared.now())
-                return await self._database.write(rows)
+                await self._database.write(partial(work.delete_task, task_id=task_id))
+                return
             await asyncio.sleep(_AGAIN_S)
 
     async def pause(self, task_id: int, *, now: bool = False, user_id: int | None) -> TaskState:
