@@ -199,11 +199,13 @@ class _Bench:
 
     def _landed(self, task: int, files: dict[str, tuple[int, int]]) -> None:
         """As if a machine had made them."""
-        rows = [(task, name, name, size, crc) for name, (size, crc) in files.items()]
+        directory = self._task_directory(task)
+        times = {name: (directory / name).stat().st_mtime_ns for name in files}
+        rows = [(task, name, name, size, crc, times[name]) for name, (size, crc) in files.items()]
         with self._database() as connection:
             connection.executemany(
                 "INSERT INTO results (task_id, chunk_id, attempt_id, name_hash, name, state, size, crc32, digest,"
-                " landed_us) VALUES (?, 0, 0, ?, ?, 'landed', ?, ?, '', 1)",
+                " modified_ns, landed_us) VALUES (?, 0, 0, ?, ?, 'landed', ?, ?, '', ?, 1)",
                 rows,
             )
 

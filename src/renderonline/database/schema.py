@@ -174,7 +174,7 @@ results = _table(
     *required(BigInteger, "size", "crc32"),
     *required(String(64), "digest"),
     *optional(Long, "facts"),
-    *optional(BigInteger, "landed_us"),
+    *optional(BigInteger, "landed_us", "modified_ns"),  # modified_ns: of the file, as it landed
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
     Index("ix_results_task", "task_id", "result_id"),
     Index("ix_results_state", "state"),

@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    bindparam,
     cast,
     func,
     or_,
@@ -190,6 +191,9 @@ _RESULT: Final = (
     .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
     .where(results.c.state.in_(("landed", "stale")))
 )
+_LANDED: Final = and_(results.c.task_id == bindparam("task_id"), results.c.state == "landed")
+_LANDED_FILES: Final = select(*(results.c[name] for name in ("name", "size", "crc32", "modified_ns"))).where(_LANDED)
+_LANDED_FRAMES: Final = select(results.c.name, results.c.frame).where(_LANDED)
 
 
 def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
@@ -268,20 +272,15 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     return None if row is None else _result(row)
 
 
-def landed_sums(connection: Connection, task_id: int) -> dict[tuple[str, int], int]:
-    """CRC-32 by name and size of all landed files of a task, but those that may be replaced now."""
-    query = select(results.c.name, results.c.size, results.c.crc32).where(_landed(task_id))
-    return {(name, size): crc32 for name, size, crc32 in connection.execute(query).all()}
+def landed_files(connection: Connection, task_id: int) -> dict[str, tuple[int, int, int | None]]:
+    """Size, CRC-32 and `modified_ns` by name of all landed files of a task, but those that may be replaced now."""
+    rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
+    return {name: (size, crc32, modified_ns) for name, size, crc32, modified_ns in rows}
 
 
 def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:
     """The frame of each of those files by name."""
-    query = select(results.c.name, results.c.frame).where(_landed(task_id))
-    return {row.name: row.frame for row in connection.execute(query)}
-
-
-def _landed(task_id: int) -> ColumnElement[bool]:
-    return and_(results.c.task_id == task_id, results.c.state == "landed")
+    return {row.name: row.frame for row in connection.execute(_LANDED_FRAMES, {"task_id": task_id})}
 
 
 def _page(

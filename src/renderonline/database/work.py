@@ -139,13 +139,15 @@ class StartedStep:
 @dataclass(frozen=True, slots=True)
 class LandedStep:
     """A file lies under its final name (R6 c). `counts`: it is one of the task's frames. `wanted`: the names that the
-    attempt's chunk needs, to see whether a late result completes it (R5.5). `replaces`: the stale result that goes."""
+    attempt's chunk needs, to see whether a late result completes it (R5.5). `replaces`: the stale result that goes.
+    `modified_ns`: the file's, None if it is not known."""
 
     attempt_id: int
     result_id: int
     counts: bool
     wanted: Collection[str] = ()
     replaces: int = 0
+    modified_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ _LAND: Final = (
     results.update()
     .where(results.c.result_id == bindparam("key"), results.c.attempt_id == bindparam("attempt"))
     .where(results.c.state == "landing")
-    .values(state="landed", landed_us=bindparam("now"))
+    .values(state="landed", landed_us=bindparam("now"), modified_ns=bindparam("modified_ns"))
 )
 _REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
 _LIVE: Final = select(attempts.c.attempt_id).where(attempts.c.state != AttemptState.ENDED.value)
@@ -273,8 +275,8 @@ class _Applier:
 
     def _landed(self, step: LandedStep, attempt: AttemptRow) -> bool:
         sheet = self._sheet
-        parameters = {"key": step.result_id, "attempt": step.attempt_id, "now": sheet.moment.us}
-        if not sheet.connection.execute(_LAND, parameters).rowcount:
+        about = {"attempt": step.attempt_id, "now": sheet.moment.us, "modified_ns": step.modified_ns}
+        if not sheet.connection.execute(_LAND, {"key": step.result_id, **about}).rowcount:
             return False
         if step.replaces:
             sheet.connection.execute(_REPLACED, {"key": step.replaces})

@@ -42,7 +42,7 @@ class Stale(NamedTuple):
 class Landing:
     """An offer whose row is there: do the file steps. `source` is the attempt's directory, `scene` the path of the
     task's uploaded file ("" when the task is gone), `file_name` its name, perhaps with folders; `late`: its attempt is
-    over; `stale`: what it replaces."""
+    over; `stale`: what it replaces; `modified_ns`: of its file, when that lies under the final name."""
 
     result_id: int
     offer: Offer
@@ -54,6 +54,7 @@ class Landing:
     file_name: str
     late: bool
     stale: Stale
+    modified_ns: int | None = None
 
 
 ATTEMPTS: Final = (

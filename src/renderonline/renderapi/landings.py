@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,16 @@ from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Result
 from renderonline.renderapi.orders import Order
 from renderonline.storage.digests import digest_file
-from renderonline.storage.landing import Placed, Placing, check_name, found_outputs, place, remove_copies, settle
+from renderonline.storage.landing import (
+    Placed,
+    Placing,
+    check_name,
+    found_outputs,
+    modified_ns,
+    place,
+    remove_copies,
+    settle,
+)
 from renderonline.storage.names import task_directory
 
 _log = structlog.get_logger(__name__)
@@ -107,7 +117,7 @@ async def land(
 def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
     """Step (c). `wanted`: the names that the chunk needs, of a result that is late."""
     about = (landing.offer.attempt_id, landing.result_id, landing.offer.frame is not None)
-    return LandedStep(*about, wanted, landing.stale.result_id)
+    return LandedStep(*about, wanted, landing.stale.result_id, landing.modified_ns)
 
 
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
@@ -129,20 +139,29 @@ async def _placed(
     """Do the file step; what could not be landed frees its name. A disk that refuses is given a moment, then the
     results are given up."""
     there = [landing for landing in landings if landing.scene]
-    outcomes: Sequence[Placed] = [Placed.MISSING for _ in there]
+    outcomes: Sequence[tuple[Placed, int | None]] = [(Placed.MISSING, None) for _ in there]
     for left in reversed(range(_TRIES)):
         try:
-            outcomes = await asyncio.to_thread(step, [_placing(landing, closed) for landing in there])
+            outcomes = await asyncio.to_thread(_timed, step, [_placing(landing, closed) for landing in there])
             break
         except OSError as error:
             _log.warning("The disk refuses results", error=str(error), tries_left=left)
             await asyncio.sleep(_PAUSE_S if left else 0)
-    landed = tuple(one for one, outcome in zip(there, outcomes, strict=True) if outcome is Placed.LANDED)
+    placed = zip(there, outcomes, strict=True)
+    landed = tuple(replace(one, modified_ns=when) for one, (outcome, when) in placed if outcome is Placed.LANDED)
     lost = sorted({one.result_id for one in landings} - {one.result_id for one in landed})
     if lost:
-        _log.warning("Results could not be landed", results=lost[:5], why=sorted(set(outcomes)))
+        _log.warning("Results could not be landed", results=lost[:5], why=sorted({outcome for outcome, _ in outcomes}))
         await database.write(partial(drop_landing, result_ids=lost))
     return landed
+
+
+def _timed(
+    step: Callable[[Sequence[Placing]], Sequence[Placed]], placings: Sequence[Placing]
+) -> list[tuple[Placed, int | None]]:
+    """How the file step ended for each, and the time of the file that landed."""
+    outcomes = zip(placings, step(placings), strict=True)
+    return [(outcome, modified_ns(one) if outcome is Placed.LANDED else None) for one, outcome in outcomes]
 
 
 def _settle_all(placings: Sequence[Placing]) -> Sequence[Placed]:

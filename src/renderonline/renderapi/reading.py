@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from renderonline.renderapi import views
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, archive_of, file_of
-from renderonline.storage.archive import Member, members_of
+from renderonline.storage.archive import Changed, Landed, Member, members_of
 from renderonline.storage.logs import AttemptLogs
 from renderonline.storage.names import task_directory
 from renderonline.storage.previews import SIZES
@@ -45,6 +45,8 @@ class Reading:
     database: Database
     dispatcher: Dispatcher
     owners: OrderedDict[int, int] = field(default_factory=OrderedDict, init=False)
+    doubted: set[int] = field(default_factory=set, init=False)
+    """Tasks of which a file was not as it landed."""
 
     async def healthy(self) -> bool:
         try:
@@ -106,18 +108,19 @@ class Reading:
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
 
-        def read(connection: Connection) -> tuple[TaskView, dict[tuple[str, int], int], dict[str, int | None]]:
+        def read(connection: Connection) -> tuple[TaskView, dict[str, Landed], dict[str, int | None]]:
             view = tasks.get_task(connection, task_id, user_id=user_id)
-            sums = tasks.landed_sums(connection, task_id) if has_directory(view) else {}
-            return view, sums, tasks.landed_frames(connection, task_id) if chosen is not None else {}
+            landed = tasks.landed_files(connection, task_id) if has_directory(view) else {}
+            return view, landed, tasks.landed_frames(connection, task_id) if chosen is not None else {}
 
-        view, sums, frames = await self.database.read(read)
+        view, landed, frames = await self.database.read(read)
 
         def find() -> Sequence[Member]:
             if not has_directory(view):
                 scene = Path(view.file_path)
                 return (Member.of(scene.name, scene),)
-            members = members_of(task_directory(view.file_path, view.file_name), sums)
+            directory = task_directory(view.file_path, view.file_name)
+            members = members_of(directory, landed, doubted=task_id in self.doubted)
             if chosen is None:
                 return members
             found = [member for member in members if chosen(member.name, frames.get(member.name))]
@@ -125,7 +128,16 @@ class Reading:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found
 
-        return await archive_of(find, name)
+        content = await archive_of(find, name)
+
+        def pieces(start: int, end: int) -> Iterator[bytes]:
+            try:
+                yield from content.pieces(start, end)
+            except Changed:
+                self.doubted.add(task_id)
+                raise
+
+        return replace(content, pieces=pieces)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         view = await self._view(principal, task_id)

@@ -27,6 +27,7 @@ from renderonline.farm.errors import RenderOnlineError
 PIECE_BYTES: Final = 1024 * 1024
 UNFINISHED: Final = ".landing-"
 """What the names of files begin with that are still being copied to their place (`storage.landing`)."""
+_REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _BIG: Final = 0xFFFFFFFF
 _UTF8: Final = 0x800
 _DESCRIPTOR: Final = 0x8
@@ -58,31 +59,49 @@ class Member(NamedTuple):
         return Member(name, path, status.st_size, status.st_mtime_ns)
 
 
-def members_of(directory: Path, known: Mapping[tuple[str, int], int]) -> tuple[Member, ...]:
+Landed = tuple[int, int, int | None]
+"""What is known of a file since it landed: its size, its CRC-32, its `modified_ns` (None: nobody wrote that down)."""
+_UNKNOWN: Final[Landed] = (-1, 0, None)
+
+
+def members_of(directory: Path, known: Mapping[str, Landed], *, doubted: bool = False) -> tuple[Member, ...]:
     """Every regular file below `directory`, by name; symbolic links and special files are left out.
 
-    `known`: CRC-32 by name and size, as far as they are known. Blocking.
+    Of a file that is `known` (by name) that is believed without a look at it, which takes longer than all else, when
+    the first one in its directory is as it was: if it is not, `Changed` will tell whoever reads it. `doubted`: nothing
+    is believed. Blocking.
     """
-    return tuple(sorted(_walk(str(directory), known), key=itemgetter(0)))
-
-
-def _walk(root: str, known: Mapping[tuple[str, int], int]) -> Iterator[Member]:
-    waiting = [(root, "")]
+    members: list[Member] = []
+    waiting = [(str(directory), "")]
     while waiting:
-        directory, prefix = waiting.pop()
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for entry in os.listdir(handle):
-                status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
-                shown = entry if entry.isascii() else os.fsencode(entry).decode(errors="replace")
-                name, path = prefix + shown.replace("\\", "_"), f"{directory}/{entry}"
-                if stat.S_ISDIR(status.st_mode):
-                    waiting.append((path, f"{name}/"))
-                elif stat.S_ISREG(status.st_mode) and not entry.startswith(UNFINISHED):
-                    size = status.st_size
-                    yield Member(name, path, size, status.st_mtime_ns, known.get((name, size)))
-        finally:
-            os.close(handle)
+        folder, prefix = waiting.pop()
+        believed = False if doubted else None
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                own = entry.name
+                size, crc32, modified_ns = landed = known.get(prefix + own, _UNKNOWN)
+                if believed and modified_ns is not None and entry.is_file(follow_symlinks=False):
+                    members.append(Member(prefix + own, entry.path, size, modified_ns, crc32))
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, f"{prefix}{_shown(own)}/"))
+                elif entry.is_file(follow_symlinks=False) and not own.startswith(UNFINISHED):
+                    member = _looked_at(prefix + _shown(own), entry, landed)
+                    members.append(member)
+                    if believed is None and modified_ns is not None:
+                        believed = member.crc32 is not None
+    return tuple(sorted(members, key=itemgetter(0)))
+
+
+def _shown(name: str) -> str:
+    """The name of an entry of a directory as it is in an archive."""
+    return os.fsencode(name).decode(errors="replace").replace("\\", "_")
+
+
+def _looked_at(name: str, entry: os.DirEntry[str], landed: Landed) -> Member:
+    size, crc32, modified_ns = landed
+    status = entry.stat(follow_symlinks=False)
+    same = status.st_size == size and modified_ns in (None, status.st_mtime_ns)
+    return Member(name, entry.path, status.st_size, status.st_mtime_ns, crc32 if same else None)
 
 
 _Read = Callable[[int, int], Iterable[bytes]]
@@ -175,7 +194,7 @@ def _cut(data: bytes, skip: int, stop: int) -> Iterable[bytes]:
 def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
     """The bytes [skip, stop) of a file. Blocking; raises `Changed` when it is not what `member` says."""
     try:
-        handle = os.open(member.path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(member.path, _REGULAR)
     except OSError as error:
         raise Changed(f"{member.name} can't be read any more.") from error
     try:

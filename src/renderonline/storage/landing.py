@@ -98,6 +98,13 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
     return outcomes
 
 
+def modified_ns(placing: Placing) -> int | None:
+    """When the file that has the final name was last written to, in ns; None when that can't be said. Blocks."""
+    with contextlib.suppress(OSError):
+        return (placing.target / placing.name).lstat().st_mtime_ns
+    return None
+
+
 def settle(placing: Placing) -> Placed:
     """What became of a landing that was interrupted: the final file has the digest, or (b) is done again."""
     return Placed.LANDED if _known(placing) is Placed.LANDED else place((placing,))[0]

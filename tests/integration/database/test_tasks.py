@@ -168,8 +168,8 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
     for name in ("FRAME_0001.PNG", "frame_0002.png", "../x", ""):
         with pytest.raises(NotFound):
             await database.read(lambda c, name=name: reading.get_result(c, task_id, name))
-    sums = await database.read(lambda c: reading.landed_sums(c, task_id))
-    assert sums == {(found.name, found.size): found.crc32}
+    files = await database.read(lambda c: reading.landed_files(c, task_id))
+    assert files == {found.name: (found.size, found.crc32, 5)}
     assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {found.name: found.frame}
 
 
@@ -194,5 +194,5 @@ def _fill(connection: Any, task_id: int, chunk_id: int) -> None:
     result = {"task_id": task_id, "chunk_id": chunk_id, "attempt_id": 50, "size": 9, "digest": "d", "crc32": 4e9}
     for number, state in ((1, "landed"), (2, "landing")):
         name = f"frame_{number:04}.png"
-        values = {"name": name, "name_hash": name, "state": state, "frame": number, "landed_us": 1}
+        values = {"name": name, "name_hash": name, "state": state, "frame": number, "landed_us": 1, "modified_ns": 5}
         connection.execute(results.insert().values(**result, **values, facts='{"width": 8}'))

@@ -89,6 +89,8 @@ async def test_old_frame_is_there_until_the_new_one_takes_its_place(rig: Rig, mo
     await machine.exit(assign.attempt)
     await rig.ended(task_id)
     assert (seen, frame.read_bytes()) == ([old], b"new")
+    (row,) = await rig.rows(results, task_id=task_id)
+    assert row.modified_ns == frame.stat().st_mtime_ns
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from renderonline.database.schema import results
 from renderonline.farm.errors import NotAvailable
 from renderonline.protocol.link import HeldAttempt
 from renderonline.renderapi import landings
@@ -91,9 +92,11 @@ async def test_result_that_is_landing_is_not_settled_beside_it(rig: Rig, monkeyp
 
 async def test_landing_that_was_stopped_after_the_link_is_finished(rig: Rig) -> None:
     task_id, _, source = await half_landed(rig)
-    source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")
+    frame = source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")
     await rig.restart()
     assert await rig.landed(task_id) == ["frame_0001.png"]
+    (row,) = await rig.rows(results, task_id=task_id)
+    assert row.modified_ns == frame.stat().st_mtime_ns
 
 
 async def test_landing_without_any_file_is_missing_again(rig: Rig) -> None:

@@ -2,8 +2,15 @@
 
 import asyncio
 import hashlib
+import io
+import os
+import zipfile
 import zlib
 from functools import partial
+from pathlib import Path
+
+import aiohttp
+import pytest
 
 from renderonline.database import schema as tables
 from renderonline.database.door import Database
@@ -14,6 +21,7 @@ async def landed(api: Running, url: str, name: str, content: bytes) -> None:
     """A result as the dispatcher leaves it."""
     directory = api.settings.files / api.tree()[1]
     (directory / name).write_bytes(content)
+    written = (directory / name).stat().st_mtime_ns
     row = {
         "task_id": 1,
         "name_hash": hashlib.sha256(name.encode()).hexdigest(),
@@ -26,6 +34,7 @@ async def landed(api: Running, url: str, name: str, content: bytes) -> None:
         "digest": "d" * 64,
         "crc32": zlib.crc32(content),
         "landed_us": 1,
+        "modified_ns": written,
     }
     with Database.open(url) as database:
         database.write_now(lambda connection: connection.execute(tables.results.insert().values(row)))
@@ -59,6 +68,25 @@ async def test_download_is_resumed_by_ranges(api: Running, migrated_url: str) ->
     changed = await get(headers={"Range": "bytes=100-", "If-Range": tag})
     assert changed.status == 200
     assert changed.headers["ETag"] != tag
+
+
+async def test_download_of_results_that_somebody_altered_is_cut_once_and_whole_then(
+    api: Running, migrated_url: str
+) -> None:
+    await api.new_task()
+    names = [f"frame_{number:04}.png" for number in range(3)]
+    for name in names:
+        await landed(api, migrated_url, name, b"landed" * 1000)
+    directory = api.settings.files / api.tree()[1]
+    *_, last = (entry.path for entry in os.scandir(directory) if entry.name in names)
+    Path(last).write_bytes(b"edited" * 1000)
+    os.utime(last, (1, 1))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await api.call("GET", "/tasks/1/download")
+    reply = await api.call("GET", "/tasks/1/download")
+    with zipfile.ZipFile(io.BytesIO(reply.body)) as opened:
+        assert opened.testzip() is None
+        assert sorted(set(names) & set(opened.namelist())) == names
 
 
 async def test_result_is_one_file(api: Running, migrated_url: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from renderonline.storage import archive
-from renderonline.storage.archive import Changed, Member, StoredArchive, members_of
+from renderonline.storage.archive import Changed, Landed, Member, StoredArchive, members_of
 
 
 @pytest.fixture(name="directory")
@@ -26,14 +26,14 @@ def _directory(tmp_path: Path) -> Path:
     return directory
 
 
-def _crcs(directory: Path) -> dict[tuple[str, int], int]:
-    """Known checksums of the frames; the scene's is not known."""
-    contents = ((path.name, path.read_bytes()) for path in directory.glob("frame_*.png"))
-    return {(name, len(content)): zlib.crc32(content) for name, content in contents}
+def _known(directory: Path) -> dict[str, Landed]:
+    """The frames as they landed; of the scene nothing is known."""
+    contents = ((path, path.read_bytes()) for path in directory.glob("frame_*.png"))
+    return {path.name: (len(content), zlib.crc32(content), path.stat().st_mtime_ns) for path, content in contents}
 
 
 def _archive(directory: Path) -> StoredArchive:
-    return StoredArchive(members_of(directory, _crcs(directory)))
+    return StoredArchive(members_of(directory, _known(directory)))
 
 
 def _bytes(made: StoredArchive, start: int = 0, end: int | None = None) -> bytes:
@@ -89,6 +89,46 @@ def test_file_that_changes_meanwhile_stops_the_archive(directory: Path) -> None:
     (directory / "frame_0003.png").write_bytes(b"other")
     with pytest.raises(Changed):
         _bytes(made)
+
+
+def _altered(*paths: Path) -> None:
+    """Other bytes, as many as before, at another time."""
+    for path in paths:
+        later = path.stat().st_mtime_ns + 1_000_000_000
+        path.write_bytes(os.urandom(path.stat().st_size))
+        os.utime(path, ns=(later, later))
+
+
+def test_file_that_is_not_as_it_landed_stops_the_archive_unless_all_are_doubted(directory: Path) -> None:
+    known = _known(directory)
+    first = next(entry.name for entry in os.scandir(directory) if entry.name in known)
+    other = next(name for name, (size, _, _) in known.items() if size and name != first)
+    _altered(directory / other)
+    with pytest.raises(Changed):
+        _bytes(StoredArchive(members_of(directory, known)))
+    made = StoredArchive(members_of(directory, known, doubted=True))
+    assert [member.name for member in made.members if member.crc32 is None] == [other, "sub/é.blend"]
+    with zipfile.ZipFile(io.BytesIO(_bytes(made))) as opened:
+        assert opened.testzip() is None
+
+
+def test_directory_that_lost_its_times_is_looked_at_whole(directory: Path) -> None:
+    """As a copy of the farm's files leaves them."""
+    known = _known(directory)
+    _altered(*(directory / name for name in known))
+    made = StoredArchive(members_of(directory, known))
+    assert {member.crc32 for member in made.members} == {None}
+    with zipfile.ZipFile(io.BytesIO(_bytes(made))) as opened:
+        assert opened.testzip() is None
+
+
+def test_results_without_a_time_are_known_by_their_size(directory: Path) -> None:
+    known: dict[str, Landed] = {name: (size, crc32, None) for name, (size, crc32, _) in _known(directory).items()}
+    (directory / "frame_0004.png").write_bytes(b"shorter")
+    made = StoredArchive(members_of(directory, known))
+    assert [member.name for member in made.members if member.crc32 is None] == ["frame_0004.png", "sub/é.blend"]
+    with zipfile.ZipFile(io.BytesIO(_bytes(made))) as opened:
+        assert opened.testzip() is None
 
 
 def test_file_that_becomes_a_link_stops_the_archive(directory: Path) -> None:
