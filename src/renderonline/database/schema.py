@@ -6,7 +6,18 @@ Booleans are small integers, as in v1. Ids are never used twice (R1.1): AUTOINCR
 
 from functools import partial
 
-from sqlalchemy import BigInteger, DateTime, Index, Integer, MetaData, SmallInteger, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 from renderonline.database.columns import Big, Flag, Id, Long, key, optional, required, table
 
@@ -177,7 +188,8 @@ results = _table(
     *optional(BigInteger, "landed_us", "modified_ns"),  # modified_ns: of the file, as it landed
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
     Index("ix_results_task", "task_id", "result_id"),
-    Index("ix_results_state", "state"),
+    # SQLite has only those in it: of all, it would take it for a good way to the landed results of one task.
+    Index("ix_results_landing", "state", sqlite_where=text("state = 'landing'")),
 )
 
 submissions = _table(

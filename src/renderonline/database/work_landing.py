@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, literal_column, select
 
 from renderonline.database.rows import insert, update
 from renderonline.database.schema import attempts, renders, results, tasks
@@ -77,7 +77,7 @@ _OPEN: Final = (
     .outerjoin(tasks, tasks.c.task_id == results.c.task_id)
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .outerjoin(_REPLACED, and_(_REPLACED.c.task_id == results.c.task_id, _REPLACED.c.name_hash == STALE_HASH))
-    .where(results.c.state == "landing")
+    .where(results.c.state == literal_column("'landing'"))  # as its index says it
     .order_by(results.c.result_id)
 )
 _STORED: Final = ("attempt_id", "name", "frame", "size", "digest", "crc32", "facts")

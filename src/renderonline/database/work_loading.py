@@ -158,7 +158,7 @@ _OLD_ATTEMPTS: Final = (
             machines, machines.c.machine_id == attempts.c.machine_id
         )
     )
-    .where(chunks.c.state == ChunkState.WAITING.value, chunks.c.tries > 0, attempts.c.state == AttemptState.ENDED.value)
+    .where(chunks.c.state == ChunkState.WAITING.value, chunks.c.tries > 0, attempts.c.outcome.is_not(None))
     .order_by(attempts.c.attempt_id)
 )
 _BEGUN: Final = select(attempts.c.task_id).where(attempts.c.task_id.in_(select(queue.c.task_id))).distinct()

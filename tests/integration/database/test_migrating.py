@@ -155,8 +155,9 @@ COLUMNS_0001 = {
 
 
 def make_0001(db: Database) -> None:
-    """Take away what later revisions added."""
+    """Take away what later revisions added, and bring back what they took."""
     migrate(db)
+    run(db, "CREATE INDEX ix_results_state ON results (state)")
     later = [f"DROP TABLE {name}" for name in metadata.tables if name not in COLUMNS_0001]
     for name, columns in COLUMNS_0001.items():
         added = [column.name for column in metadata.tables[name].columns if column.name not in columns.split()]

@@ -1,15 +1,17 @@
 """Reading tasks: v1's list, pages, filters, parts."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, create_engine, event, update
 
 from renderonline.database import tasks as reading
 from renderonline.database.door import Database
 from renderonline.database.schema import attempts, engines, machines, results, tasks
 from renderonline.database.tasks import Wanted
+from renderonline.database.work_landing import open_landings
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import Counters, TaskStatus
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
@@ -171,6 +173,28 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
     files = await database.read(lambda c: reading.landed_files(c, task_id))
     assert files == {found.name: (found.size, found.crc32, 5)}
     assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {found.name: found.frame}
+
+
+@pytest.mark.sqlite
+def test_landed_files_are_found_by_their_task_however_many_others_there_are(tmp_path: Path) -> None:
+    """SQLite, which has no statistics, took the index of states and went through all landed files of the farm."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'farm.sqlite'}")
+    results.metadata.create_all(engine)
+    plans: list[str] = []
+
+    def explained(connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        plans.append(driver.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchone()[3])
+
+    event.listen(engine, "before_cursor_execute", explained)
+    with engine.connect() as connection:
+        reading.landed_files(connection, 7)
+        reading.landed_frames(connection, 7)
+        open_landings(connection)
+    engine.dispose()
+    task, landing = "SEARCH results USING INDEX ix_results_task (task_id=?)", "ix_results_landing (state=?)"
+    assert plans == [task, task, f"SEARCH results USING INDEX {landing}"]
 
 
 async def test_an_attempt_tells_whose_it_is(database: Database, user_id: int) -> None:

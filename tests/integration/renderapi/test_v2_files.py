@@ -6,6 +6,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,12 @@ async def test_download_is_resumed_by_ranges(api: Running, migrated_url: str) ->
     assert changed.headers["ETag"] != tag
 
 
+def alter_one(directory: Path, names: Collection[str]) -> None:
+    *_, last = (Path(entry) for entry in os.scandir(directory) if entry.name in names)
+    last.write_bytes(last.read_bytes().swapcase())
+    os.utime(last, (1, 1))
+
+
 async def test_download_of_results_that_somebody_altered_is_cut_once_and_whole_then(
     api: Running, migrated_url: str
 ) -> None:
@@ -78,9 +85,7 @@ async def test_download_of_results_that_somebody_altered_is_cut_once_and_whole_t
     for name in names:
         await landed(api, migrated_url, name, b"landed" * 1000)
     directory = api.settings.files / api.tree()[1]
-    *_, last = (entry.path for entry in os.scandir(directory) if entry.name in names)
-    Path(last).write_bytes(b"edited" * 1000)
-    os.utime(last, (1, 1))
+    await asyncio.to_thread(alter_one, directory, names)
     with pytest.raises(aiohttp.ClientPayloadError):
         await api.call("GET", "/tasks/1/download")
     reply = await api.call("GET", "/tasks/1/download")
