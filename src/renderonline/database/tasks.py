@@ -6,7 +6,7 @@ Lists come in pages, newest first where time matters; `Page.next` is the cursor 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -151,6 +151,14 @@ class ResultView:
     facts: Mapping[str, Any]
 
 
+class SceneFile(NamedTuple):
+    """The file that a task was submitted with, and whose it is."""
+
+    user_id: int
+    file_path: str
+    file_name: str
+
+
 def _present(table: Table, *names: str) -> list[ColumnElement[Any]]:
     """Columns of a table that is joined and may have no row: text is "" then, a number 0."""
 
@@ -178,6 +186,11 @@ _TASK: Final = select(
     func.coalesce(engines.c.name, "").label("engine"),
     *(*_present(users, "email"), KEEP_DAYS),
 ).select_from(_WITH_SCENE.outerjoin(users, users.c.user_id == tasks.c.user_id))
+_SCENE_FILE: Final = (
+    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"))
+    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .where(tasks.c.task_id == bindparam("task_id"))
+)
 _CHUNK: Final = select(*(chunks.c[one.name] for one in fields(ChunkView)))
 _ATTEMPT: Final = (
     select(attempts, chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step)
@@ -226,6 +239,15 @@ def get_task(connection: Connection, task_id: int, *, user_id: int | None = None
     query = _TASK.where(tasks.c.task_id == task_id, *_conditions(Wanted(user_id))).add_columns(renders.c.facts)
     row = the_row(connection, query, task_not_found(task_id))
     return _task(row, _live_machines(connection, [task_id]))
+
+
+def scene_file(connection: Connection, task_id: int, *, user_id: int | None = None) -> SceneFile:
+    """Where a task's files lie, which is asked more often than all the rest; otherwise as `get_task`."""
+    known = 0 <= task_id < 2**63
+    row = connection.execute(_SCENE_FILE, {"task_id": task_id}).first() if known else None
+    if row is None or user_id not in (None, row.user_id):
+        raise NotFound(task_not_found(task_id))
+    return SceneFile(*row)
 
 
 def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ChunkView]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from renderonline.database import accounts, tasks
 from renderonline.database.door import Connection, Database
-from renderonline.database.tasks import AttemptView, Page, ResultView, TaskView, Wanted
+from renderonline.database.tasks import AttemptView, Page, ResultView, SceneFile, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS
 from renderonline.farm.tasks import TaskStatus
@@ -108,18 +108,18 @@ class Reading:
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
 
-        def read(connection: Connection) -> tuple[TaskView, dict[str, Landed], dict[str, int | None]]:
-            view = tasks.get_task(connection, task_id, user_id=user_id)
-            landed = tasks.landed_files(connection, task_id) if has_directory(view) else {}
-            return view, landed, tasks.landed_frames(connection, task_id) if chosen is not None else {}
+        def read(connection: Connection) -> tuple[SceneFile, dict[str, Landed], dict[str, int | None]]:
+            scene = tasks.scene_file(connection, task_id, user_id=user_id)
+            landed = tasks.landed_files(connection, task_id) if has_directory(scene) else {}
+            return scene, landed, tasks.landed_frames(connection, task_id) if chosen is not None else {}
 
-        view, landed, frames = await self.database.read(read)
+        scene, landed, frames = await self.database.read(read)
 
         def find() -> Sequence[Member]:
-            if not has_directory(view):
-                scene = Path(view.file_path)
-                return (Member.of(scene.name, scene),)
-            directory = task_directory(view.file_path, view.file_name)
+            if not has_directory(scene):
+                path = Path(scene.file_path)
+                return (Member.of(path.name, path),)
+            directory = task_directory(scene.file_path, scene.file_name)
             members = members_of(directory, landed, doubted=task_id in self.doubted)
             if chosen is None:
                 return members
@@ -140,9 +140,9 @@ class Reading:
         return replace(content, pieces=pieces)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
-        view = await self._view(principal, task_id)
+        scene = await self._scene_file(principal, task_id)
         found = await self.database.read(partial(tasks.get_result, task_id=task_id, name=name))
-        path = task_directory(view.file_path, view.file_name) / found.name
+        path = task_directory(scene.file_path, scene.file_name) / found.name
         content = await file_of(path, path.name)
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 
@@ -150,7 +150,7 @@ class Reading:
         """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is
         none, or the task is not theirs."""
         if task_id not in self.owners:  # a grid asks for hundreds of a task, whose owner never changes
-            self.owners[task_id] = (await self._view(principal, task_id)).user_id
+            self.owners[task_id] = (await self._scene_file(principal, task_id)).user_id
             if len(self.owners) > _OWNERS:
                 self.owners.popitem(last=False)
         if principal.tasks_of not in (None, self.owners[task_id]):
@@ -171,6 +171,9 @@ class Reading:
     async def _view(self, principal: Principal, task_id: int) -> TaskView:
         return await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=principal.tasks_of))
 
+    async def _scene_file(self, principal: Principal, task_id: int) -> SceneFile:
+        return await self.database.read(partial(tasks.scene_file, task_id=task_id, user_id=principal.tasks_of))
+
     def _task(self, view: TaskView, latest: ResultView | None = None) -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
@@ -189,10 +192,10 @@ def _page(rows: Page[Any], show: Show) -> dict[str, Any]:
     return {"items": [show(row) for row in rows.items], "next": rows.next}
 
 
-def has_directory(view: TaskView) -> bool:
+def has_directory(scene: SceneFile) -> bool:
     """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
-    directory = task_directory(view.file_path, view.file_name)
-    return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(view.user_id)
+    directory = task_directory(scene.file_path, scene.file_name)
+    return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(scene.user_id)
 
 
 def checked_size(size: str) -> str:

@@ -76,32 +76,31 @@ def members_of(directory: Path, known: Mapping[str, Landed], *, doubted: bool = 
     while waiting:
         folder, prefix = waiting.pop()
         believed = False if doubted else None
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                own = entry.name
-                size, crc32, modified_ns = landed = known.get(prefix + own, _UNKNOWN)
-                if believed and modified_ns is not None and entry.is_file(follow_symlinks=False):
-                    members.append(Member(prefix + own, entry.path, size, modified_ns, crc32))
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append((entry.path, f"{prefix}{_shown(own)}/"))
-                elif entry.is_file(follow_symlinks=False) and not own.startswith(UNFINISHED):
-                    member = _looked_at(prefix + _shown(own), entry, landed)
-                    members.append(member)
-                    if believed is None and modified_ns is not None:
-                        believed = member.crc32 is not None
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for entry in os.listdir(handle):
+                size, crc32, modified_ns = known.get(prefix + entry, _UNKNOWN)
+                path = f"{folder}/{entry}"
+                if believed and modified_ns is not None:
+                    members.append(Member(prefix + entry, path, size, modified_ns, crc32))
+                    continue
+                status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
+                as_landed = status.st_size == size and modified_ns in (None, status.st_mtime_ns)
+                if believed is None and modified_ns is not None:
+                    believed = as_landed
+                name = prefix + _shown(entry)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append((path, f"{name}/"))
+                elif stat.S_ISREG(status.st_mode) and not entry.startswith(UNFINISHED):
+                    members.append(Member(name, path, status.st_size, status.st_mtime_ns, crc32 if as_landed else None))
+        finally:
+            os.close(handle)
     return tuple(sorted(members, key=itemgetter(0)))
 
 
 def _shown(name: str) -> str:
     """The name of an entry of a directory as it is in an archive."""
     return os.fsencode(name).decode(errors="replace").replace("\\", "_")
-
-
-def _looked_at(name: str, entry: os.DirEntry[str], landed: Landed) -> Member:
-    size, crc32, modified_ns = landed
-    status = entry.stat(follow_symlinks=False)
-    same = status.st_size == size and modified_ns in (None, status.st_mtime_ns)
-    return Member(name, entry.path, status.st_size, status.st_mtime_ns, crc32 if same else None)
 
 
 _Read = Callable[[int, int], Iterable[bytes]]
@@ -117,9 +116,9 @@ class StoredArchive:
         self._found: dict[Path | str, int] = {}
         self._offsets: list[int] = []
         behind = entries = 0
-        for member in self.members:
+        for name, _, size, _, crc32 in self.members:
             self._offsets.append(behind)
-            length, entry = _lengths(member, behind)
+            length, entry = _lengths(name, size, behind, known=crc32 is not None)
             behind += length
             entries += entry
         self._begins = behind
@@ -216,11 +215,11 @@ def _flags(member: Member) -> int:
     return _UTF8 | (_DESCRIPTOR if member.crc32 is None else 0)
 
 
-def _lengths(member: Member, offset: int) -> tuple[int, int]:
-    """Of everything that stands at the place of a member, and of its entry in the directory."""
-    name, big, far = len(member.name.encode()), member.size >= _BIG, offset >= _BIG
-    descriptor = 0 if member.crc32 is not None else 24 if big else 16
-    return 30 + name + 20 * big + member.size + descriptor, 46 + name + 4 * (big or far) + 16 * big + 8 * far
+def _lengths(name: str, size: int, offset: int, *, known: bool) -> tuple[int, int]:
+    """Of everything that stands at the place of a member, and of its entry in the directory. `known`: its CRC-32 is."""
+    bare, big, far = len(name.encode()), size >= _BIG, offset >= _BIG
+    descriptor = 0 if known else 24 if big else 16
+    return 30 + bare + 20 * big + size + descriptor, 46 + bare + 4 * (big or far) + 16 * big + 8 * far
 
 
 def _header(member: Member) -> bytes:
