@@ -19,14 +19,15 @@ class Guide extends Part {
   connectedCallback() {
     super.connectedCallback();
     this.follow('machine resync', () => this.load());
-    this.every(10_000, () => this.load());
+    this.every(10_000, () => this.load(!this.machines));
     this.load();
   }
 
-  async load() {
+  /** @param {boolean} [anew] whether the engines are asked for too: they are many bytes and seldom change */
+  async load(anew = true) {
     try {
-      const [machines, engines] = await Promise.all([get('/machines'), get('/engines')]);
-      this.engines = engines.items.filter((one) => one.is_enabled);
+      const [machines, engines] = await Promise.all([get('/machines'), anew ? get('/engines') : null]);
+      if (engines) this.engines = engines.items.filter((one) => one.is_enabled);
       this.machines = machines.items.filter((one) => one.status !== 'offline');
     } catch { /* the next look asks again; nobody needs the guide */ }
   }
