@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Executable,
     Select,
     String,
     Table,
@@ -186,10 +187,12 @@ _TASK: Final = select(
     func.coalesce(engines.c.name, "").label("engine"),
     *(*_present(users, "email"), KEEP_DAYS),
 ).select_from(_WITH_SCENE.outerjoin(users, users.c.user_id == tasks.c.user_id))
+_THIS: Final = tasks.c.task_id == bindparam("task_id")
+_ONE_TASK: Final = _TASK.add_columns(renders.c.facts).where(_THIS)
 _SCENE_FILE: Final = (
     select(tasks.c.user_id, *_present(renders, "file_path", "file_name"))
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
-    .where(tasks.c.task_id == bindparam("task_id"))
+    .where(_THIS)
 )
 _CHUNK: Final = select(*(chunks.c[one.name] for one in fields(ChunkView)))
 _ATTEMPT: Final = (
@@ -234,20 +237,20 @@ def list_tasks(connection: Connection, wanted: Wanted, *, limit: int = 50, curso
 
 def get_task(connection: Connection, task_id: int, *, user_id: int | None = None) -> TaskView:
     """One task; `user_id` not null: it must be theirs. `NotFound` with the contract's message."""
-    if not 0 <= task_id < 2**63:
-        raise NotFound(task_not_found(task_id))
-    query = _TASK.where(tasks.c.task_id == task_id, *_conditions(Wanted(user_id))).add_columns(renders.c.facts)
-    row = the_row(connection, query, task_not_found(task_id))
+    row = _of_task(connection, _ONE_TASK, task_id, user_id)
     return _task(row, _live_machines(connection, [task_id]))
 
 
 def scene_file(connection: Connection, task_id: int, *, user_id: int | None = None) -> SceneFile:
     """Where a task's files lie, which is asked more often than all the rest; otherwise as `get_task`."""
-    known = 0 <= task_id < 2**63
-    row = connection.execute(_SCENE_FILE, {"task_id": task_id}).first() if known else None
+    return SceneFile(*_of_task(connection, _SCENE_FILE, task_id, user_id))
+
+
+def _of_task(connection: Connection, query: Executable, task_id: int, user_id: int | None) -> AnyRow:
+    row = connection.execute(query, {"task_id": task_id}).first() if 0 <= task_id < 2**63 else None
     if row is None or user_id not in (None, row.user_id):
         raise NotFound(task_not_found(task_id))
-    return SceneFile(*row)
+    return row
 
 
 def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ChunkView]:
