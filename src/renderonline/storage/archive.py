@@ -271,5 +271,6 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 
 def etag_of(members: Iterable[Member]) -> str:
     """What changes whenever a member does, as an HTTP header has it."""
-    facts = orjson.dumps([(name, size, modified_ns, crc32) for name, _, size, modified_ns, crc32 in members])
+    # A file's time may be one that 64 bits can't hold.
+    facts = orjson.dumps([(name, size, modified_ns % 2**64, crc32) for name, _, size, modified_ns, crc32 in members])
     return f'"{hashlib.blake2b(facts, digest_size=16).hexdigest()}"'

@@ -99,9 +99,11 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
 
 
 def modified_ns(placing: Placing) -> int | None:
-    """When the file that has the final name was last written to, in ns; None when that can't be said. Blocks."""
+    """When the file that has the final name was last written to, in ns; None when that can't be said, or is no time
+    that 64 bits can hold (an engine may give a file any). Blocks."""
     with contextlib.suppress(OSError):
-        return (placing.target / placing.name).lstat().st_mtime_ns
+        found = (placing.target / placing.name).lstat().st_mtime_ns
+        return found if -(2**63) <= found < 2**63 else None
     return None
 
 

@@ -75,6 +75,13 @@ def test_tag_changes_with_the_files(directory: Path) -> None:
     assert _archive(directory).etag != before
 
 
+def test_file_of_the_far_future_is_in_the_archive(tmp_path: Path) -> None:
+    made = StoredArchive(
+        [Member("late.png", tmp_path / "late.png", 1, 2**80, 0), Member("old", tmp_path / "old", 1, -5, 0)]
+    )
+    assert made.etag
+
+
 def test_links_and_special_files_are_left_out(directory: Path) -> None:
     (directory / "passwd").symlink_to("/etc/passwd")
     (directory / "etc").symlink_to("/etc")

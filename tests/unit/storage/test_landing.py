@@ -12,7 +12,7 @@ import pytest
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage import landing
-from renderonline.storage.landing import Placed, Placing, check_name, place, remove_copies, settle
+from renderonline.storage.landing import Placed, Placing, check_name, modified_ns, place, remove_copies, settle
 
 DATA = b"a picture"
 
@@ -34,6 +34,14 @@ def placing(folders: tuple[Path, Path], name: str = "frame.png", data: bytes = D
 def test_result_is_linked_not_copied(folders: tuple[Path, Path]) -> None:
     assert place((placing(folders),)) == (Placed.LANDED,)
     assert (folders[1] / "frame.png").samefile(folders[0] / "frame.png")
+
+
+def test_time_of_a_landed_file_is_known_when_64_bits_can_hold_it(folders: tuple[Path, Path]) -> None:
+    assert modified_ns(placing(folders)) is None
+    place((placing(folders),))
+    for then, known in ((1_700_000_000_123_456_789, 1_700_000_000_123_456_789), (2**63 + 10**18, None)):
+        os.utime(folders[0] / "frame.png", ns=(0, then))
+        assert modified_ns(placing(folders)) == known
 
 
 def test_result_of_an_engine_that_still_runs_is_out_of_its_reach(folders: tuple[Path, Path]) -> None:
