@@ -1,5 +1,6 @@
 """A private MariaDB for the tests: its own data directory, a Unix socket, a loopback port where one is asked for."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -70,6 +71,7 @@ class PrivateMariaDB:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self._environment,
             )
         self._wait()
         return self
@@ -118,8 +120,13 @@ class PrivateMariaDB:
             return f"mysql://root@127.0.0.1:{self.port}/{name}"
         return f"mysql://root@localhost/{name}?unix_socket={quote(self.socket, safe='')}"
 
+    @property
+    def _environment(self) -> dict[str, str]:
+        """A server that starts removes the temporary tables of all others that use the same directory for them."""
+        return {**os.environ, "TMPDIR": str(self._directory)}
+
     def _install(self, data: Path) -> None:
-        subprocess.run(
+        done = subprocess.run(
             [
                 _program("mariadb-install-db"),
                 *_OPTIONS,
@@ -127,9 +134,13 @@ class PrivateMariaDB:
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
             ],
-            check=True,
+            check=False,
             capture_output=True,
+            text=True,
+            env=self._environment,
         )
+        if done.returncode:
+            raise RuntimeError(f"mariadb-install-db failed: {done.stderr[-2000:]}")
 
     def _wait(self) -> None:
         assert self._process is not None
