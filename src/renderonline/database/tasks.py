@@ -242,7 +242,7 @@ def get_task(connection: Connection, task_id: int, *, user_id: int | None = None
 
 
 def scene_file(connection: Connection, task_id: int, *, user_id: int | None = None) -> SceneFile:
-    """Where a task's files lie, which is asked more often than all the rest; otherwise as `get_task`."""
+    """Where a task's files lie and whose they are, and no more; otherwise as `get_task`."""
     return SceneFile(*_of_task(connection, _SCENE_FILE, task_id, user_id))
 
 

@@ -177,7 +177,7 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
 
 @pytest.mark.sqlite
 def test_landed_files_are_found_by_their_task_however_many_others_there_are(tmp_path: Path) -> None:
-    """SQLite, which has no statistics, took the index of states and went through all landed files of the farm."""
+    """SQLite has no statistics: of two indexes that fit it may take the one that leads through the whole farm."""
     engine = create_engine(f"sqlite:///{tmp_path / 'farm.sqlite'}")
     results.metadata.create_all(engine)
     plans: list[str] = []
