@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.schema import attempts, chunks, results, tasks
+from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import add_inputs, list_inputs
 from renderonline.database.work_landing import ATTEMPTS
 from renderonline.database.work_sheet import result_keys
@@ -29,7 +29,8 @@ class Holder(NamedTuple):
 _HOLDER: Final = (
     ATTEMPTS.add_columns(chunks.c.kind)
     .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
-    .where(attempts.c.attempt_id == bindparam("attempt"))
+    .join(machines, machines.c.machine_id == attempts.c.machine_id)
+    .where(attempts.c.attempt_id == bindparam("attempt"), machines.c.secret_hash != "")
 )
 _RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
 _FRAMES: Final = _RESULTS.where(results.c.frame.is_not(None), results.c.state != "landing")
@@ -37,8 +38,8 @@ _FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expand
 
 
 def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
-    """An attempt; None when it or its task is gone. One that was lost is not over: what it made may be missing
-    still (R5.5)."""
+    """An attempt of a linked machine; None when it, its task or its machine is gone, and for attempts of v1 machines,
+    which ask for nothing. One that was lost is not over: what it made may be missing still (R5.5)."""
     row = connection.execute(_HOLDER, {"attempt": attempt_id}).first()
     if row is None:
         return None

@@ -129,10 +129,10 @@ def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StartedStep:
-    """The engine's process exists."""
+    """The engine's process exists. `token` None: RenderAPI itself found out."""
 
     attempt_id: int
-    token: str
+    token: str | None
     at_us: int
 
 
@@ -361,8 +361,13 @@ class _Applier:
 
 
 def token_fits(given: str | None, stored: str) -> bool:
-    """Whether a report may speak for an attempt; None is RenderAPI itself. In constant time."""
-    return given is None or hmac.compare_digest(given.encode("utf-8", "surrogatepass"), stored.encode())
+    """Whether this token opens an attempt; None is RenderAPI itself. In constant time.
+
+    An attempt without a token (an adopted one, R7.6) is opened by nobody else (R14).
+    """
+    if given is None:
+        return True
+    return bool(stored) and hmac.compare_digest(given.encode("utf-8", "surrogatepass"), stored.encode())
 
 
 def _past(at_us: int, moment: Moment) -> int:

@@ -19,10 +19,11 @@ from renderonline.farm.tasks import AttemptState, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A result that an attempt has, name and frame checked. `facts` is JSON."""
+    """A result that an attempt has, name and frame checked. `token` None: RenderAPI itself found it. `facts` is
+    JSON."""
 
     attempt_id: int
-    token: str
+    token: str | None
     name: str
     frame: int | None
     size: int
@@ -130,7 +131,7 @@ def open_landings(connection: Connection) -> tuple[Landing, ...]:
 
 def _left_behind(row: Any) -> Landing:
     stale = Stale(row.stale_id or 0, row.stale_digest or "")
-    offer = Offer(row.attempt_id, "", row.name, row.frame, row.size, row.digest, row.crc32)
+    offer = Offer(row.attempt_id, None, row.name, row.frame, row.size, row.digest, row.crc32)
     about = (row.task_id, row.user_id or 0, row.machine_id or 0)
     where = (row.directory or "", row.file_path or "", row.file_name or "")
     return Landing(row.result_id, offer, *about, *where, late=False, stale=stale)

@@ -7,7 +7,6 @@ directory, for as long as something of the attempt is wanted (R5.5).
 
 import asyncio
 import hashlib
-import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from starlette.requests import Request
 
 from renderonline.database.submissions import list_inputs
 from renderonline.database.task_inputs import Holder, frame_names, is_frame, load_holder, result_names, store_inputs
+from renderonline.database.work import token_fits
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.dispatch import Dispatcher
@@ -56,7 +56,7 @@ class AttemptTransfers:
         found = await self._shared.database.read(partial(load_holder, attempt_id=attempt_id))
         given = request.headers.get("authorization", "")
         token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
-        if found is None or not hmac.compare_digest(found.token.encode(), token.encode()):
+        if found is None or not token_fits(token, found.token):
             raise NotFound("There is no such attempt, or its token is another one.")
         setattr(request.state, IS_KNOWN, True)
         if found.over:

@@ -98,7 +98,7 @@ def written_offers(order: Order) -> tuple[Offer, ...]:
             found = digest_file(directory / check_name(name))
         except (OSError, InvalidRequest):
             continue
-        about = (assign.attempt, assign.token, name, order.wanted.get(name))
+        about = (assign.attempt, None, name, order.wanted.get(name))
         offers.append(Offer(*about, found.size, found.digest, found.crc32))
     return tuple(offers)
 

@@ -68,9 +68,9 @@ class Reports:
             await self._write(known, landed.values(), machine_id=machine_id, mark=Mark(instance, reports[-1].seq))
         shared.files.remove(over)
 
-    async def started(self, attempt_id: int, token: str) -> None:
+    async def started(self, attempt_id: int) -> None:
         """A v1 machine has begun an attempt."""
-        await self._write([StartedStep(attempt_id, token, self._shared.now().us)])
+        await self._write([StartedStep(attempt_id, None, self._shared.now().us)])
 
     async def end(self, endings: Mapping[int, Ending]) -> None:
         """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
@@ -80,13 +80,13 @@ class Reports:
         if steps:
             await self._write(steps)
 
-    async def finish(self, machine: Machine, attempt_id: int, token: str, offers: Sequence[Offer], end: Ending) -> None:
+    async def finish(self, machine: Machine, attempt_id: int, offers: Sequence[Offer], end: Ending) -> None:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
         wanted = await self._wanted(attempt_id) or {}
         async with self._landings.beside_others():
             landed = await self._land(offers, machine.machine_id, {attempt_id})
             self._shared.machines.release(machine.machine_id, attempt_id)
-            ended = EndedStep(attempt_id, token, end, wanted, self._shared.now().us)
+            ended = EndedStep(attempt_id, None, end, wanted, self._shared.now().us)
             steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), ended]
             await self._write(steps, landed.values(), machine_id=machine.machine_id)
         self._shared.files.remove((attempt_id,))

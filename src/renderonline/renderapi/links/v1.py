@@ -57,7 +57,6 @@ class _Job:
     `doubt`: what a status said that is to be heard twice, and since when."""
 
     attempt_id: int
-    token: str
     phase: _Phase
     refusals: int = 0
     doubt: str = ""
@@ -103,7 +102,7 @@ class V1Machine:
 
     def assign(self, order: Order) -> None:
         """Start this when the machine is next spoken to, which is now."""
-        self._job = _Job(order.assign.attempt, order.assign.token, _Phase.START)
+        self._job = _Job(order.assign.attempt, _Phase.START)
         self._news.set()
 
     def cancel(self, attempt_id: int, reason: str) -> None:
@@ -119,7 +118,7 @@ class V1Machine:
         """Ask and tell until canceled."""
         for attempt in self._shared.memory.attempts_on(self._machine.machine_id):  # from before we were stopped
             phase = _Phase.RUNNING if attempt.running else _Phase.UNKNOWN
-            self._job = _Job(attempt.attempt_id, attempt.token, phase)
+            self._job = _Job(attempt.attempt_id, phase)
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as self._session:
             while True:
@@ -201,7 +200,7 @@ class V1Machine:
 
     async def _begun(self, job: _Job) -> None:
         job.phase, job.doubt = _Phase.RUNNING, ""
-        await self._reports.started(job.attempt_id, job.token)
+        await self._reports.started(job.attempt_id)
 
     async def _settle_start(self, job: _Job, status: hpc.Status) -> None:
         """The answer to a start was lost: what does the machine say it does (R7.3)?"""
@@ -301,7 +300,7 @@ class V1Machine:
             return None
 
     async def _finish(self, job: _Job, ending: Ending, offers: tuple[Offer, ...] = ()) -> None:
-        finish = self._reports.finish(self._machine, job.attempt_id, job.token, offers, ending)
+        finish = self._reports.finish(self._machine, job.attempt_id, offers, ending)
         await self._shared.seen_through(finish)  # what began to land must not be left half-way
         if self._job is job:
             self._job = None
