@@ -14,7 +14,6 @@ import structlog
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from renderonline import __version__
@@ -23,12 +22,11 @@ from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
-from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import errors, views
 from renderonline.renderapi.administration import bootstrap
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, v2_tasks, v2_uploads
-from renderonline.renderapi.routes.guard import V2, guard
+from renderonline.renderapi.routes.guard import V2, check_declared
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
 
@@ -52,20 +50,21 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         title="RenderOnline",
         version=__version__,
         description="The API of a render farm. Every call carries the headers email and token.",
-        openapi_url=f"{V2}/openapi.json",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=lambda app: _lifespan(app, settings, metrics),
         exception_handlers=dict(errors.HANDLERS),
         middleware=[
             Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
-            *map(Middleware, (metrics.measured, only_dispatching, guard)),
+            *map(Middleware, (metrics.measured, only_dispatching)),
         ],
     )
     app.state.standby = Standby()
     app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
     for part in (v2_tasks, v2_uploads, v2_attempts, v2_farm, pages):
         app.include_router(part.router, prefix=V2)
+    check_declared(app.routes)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -128,7 +127,6 @@ async def _begin(
     await made.dispatcher.start()
     keeping = asyncio.create_task(made.submissions.housekeeping.run(), name="housekeeping")
     stack.callback(keeping.cancel)
-    app.router.routes.append(WebSocketRoute(LINK_PATH, made.dispatcher.link))
     app.state.standby.begin()
 
 

@@ -9,9 +9,10 @@ from fastapi.security import APIKeyHeader
 from starlette.requests import Request
 from starlette.responses import Response
 
-from renderonline.farm.accounts import Permission
+from renderonline.renderapi.attempt_transfers import Holder
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.errors import json_answer
+from renderonline.renderapi.routes.guard import Door, GuardedRoute, Needs, declare
 from renderonline.renderapi.services import Services, services_of
 
 _EMAIL: Final = APIKeyHeader(name="email", auto_error=False, description="The account's e-mail.")
@@ -28,16 +29,25 @@ async def _caller(
     return principal
 
 
+async def _holder(request: Request) -> Holder:
+    holder: Holder = request.state.holder  # and this one
+    return holder
+
+
 async def _services(request: Request) -> Services:
     return services_of(request)
 
 
 Caller = Annotated[Principal, Depends(_caller)]
+Held = Annotated[Holder, Depends(_holder)]
 Center = Annotated[Services, Depends(_services)]
 
 
 class Part(APIRouter):
     """Some endpoints of v2."""
+
+    def __init__(self, *tags: str) -> None:
+        super().__init__(tags=[*tags], route_class=GuardedRoute)
 
     def call(
         self,
@@ -46,15 +56,11 @@ class Part(APIRouter):
         shape: str = "",
         status: int = 200,
         *,
-        needs: Permission | None = None,
+        needs: Needs,
         **more: Any,
     ) -> Callable[[Handler], Handler]:
         """An endpoint whose handler gives JSON, None (204) or a response of its own. `shape`: the answer's name in
-        `views.shapes`, or its media type. `needs`: what the caller must be allowed."""
-
-        async def allowed(caller: Caller) -> None:
-            if needs is not None:
-                caller.require(needs)
+        `views.shapes`, or its media type. `needs`: who may call it (`guard.Needs`)."""
 
         def register(handler: Handler) -> Handler:
             @functools.wraps(handler)
@@ -66,7 +72,8 @@ class Part(APIRouter):
                     return Response(status_code=204)
                 return json_answer(content, status)
 
-            more["dependencies"] = [Depends(allowed)] if needs is not None else []
+            declare(answered, needs)
+            more["dependencies"] = [] if isinstance(needs, Door) and needs is not Door.ACCOUNT else [Depends(_caller)]
             responses: dict[int | str, Json] = {status if shape else 204: _content(shape), "4XX": _content("Problem")}
             more.update(response_model=None, status_code=status if shape else 204)
             self.add_api_route(path, answered, methods=[method], responses=responses, **more)

@@ -1,42 +1,100 @@
-"""Before anything of a v2 request is read: who is asking, and how much they may send.
+"""Who may call a route. Every route declares it; an application with a route that does not is never served.
 
-FastAPI reads a body before it looks at the caller; so this stands in front of it.
+The check belongs to the route that was chosen, its method included, and comes before the body is read: FastAPI reads
+a body before it looks at the caller.
 """
 
 import re
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from typing import Final
 
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from renderonline.farm.errors import RenderOnlineError
-from renderonline.renderapi.errors import problem_of
+from renderonline.farm.accounts import Permission
 from renderonline.renderapi.routes.bodies import bounded
-from renderonline.renderapi.services import principal_of
+from renderonline.renderapi.services import principal_of, services_of
 
 V2: Final = "/renderapi/v2"
-_OPEN: Final = frozenset({f"{V2}/machines/enroll", f"{V2}/session", f"{V2}/openapi.json", f"{V2}/docs"})
-_OF_ATTEMPT: Final = re.compile(rf"{V2}/attempts/\d+/(inputs|outputs|previews)(/.*)?", re.ASCII | re.DOTALL)
-"""Here the attempt's own token is the authority."""
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_NEEDS: Final = "needs"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def guard(app: ASGIApp) -> ASGIApp:
-    """Middleware for `/renderapi/v2`: `request.state.principal` is there behind it, and bodies have an end."""
+class Door(Enum):
+    """What a route asks for that does not ask for a permission."""
 
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] == "http" and path.startswith(f"{V2}/"):
-            request = Request(scope)
-            try:
-                of_attempt = _OF_ATTEMPT.fullmatch(path)
-                if path not in _OPEN and not of_attempt:
-                    request.state.principal = await principal_of(request)
-                # Those that take files bound their bodies themselves.
-                if path != f"{V2}/tasks" and not path.startswith(f"{V2}/uploads") and not of_attempt:
-                    receive = bounded(request, receive)
-            except RenderOnlineError as error:
-                await problem_of(error)(scope, receive, send)
-                return
-        await app(scope, receive, send)
+    OPEN = "nothing"
+    ACCOUNT = "any active account"
+    ATTEMPT = "the token of the attempt in its path"
+    V1_ACCOUNT = "an account, by the headers email and token alone; `v1.routes` asks, in the contract's words (R11)"
+    MACHINE = "the secret of a machine, in its hello; its link asks"
+    NEARBY = "nothing on this computer, from elsewhere the permission to look after machines; `ops.metrics` asks"
 
-    return guarded
+
+Needs = Permission | Door
+
+
+def declare(endpoint: Callable[..., object], needs: Needs) -> None:
+    """Say who may call this endpoint."""
+    setattr(endpoint, _NEEDS, needs)
+
+
+def needs_of(endpoint: object) -> Needs:
+    """Who may call this endpoint, or `TypeError` if nobody has said."""
+    needs = getattr(endpoint, _NEEDS, None)
+    if not isinstance(needs, Needs):
+        raise TypeError(f"The route of {endpoint!r} does not declare who may call it.")
+    return needs
+
+
+def check_declared(routes: Sequence[BaseRoute]) -> None:
+    """`TypeError` unless every route declares who may call it, and is one that asks."""
+    for context in iter_route_contexts(routes):
+        needs_of(context.endpoint)
+        if not isinstance(context.original_route, GuardedRoute | PlainRoute | WebSocketRoute):
+            raise TypeError(f"The route {context.path} does not ask who calls it.")
+
+
+class GuardedRoute(APIRoute):
+    """A route of v2 that lets in whom its endpoint declares; FastAPI then reads the body, with a bound."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        answer, needs = super().get_route_handler(), needs_of(self.endpoint)
+
+        async def guarded(request: Request) -> Response:
+            await _let_in(request, needs)
+            if self.body_field is not None:  # who reads a body without FastAPI bounds it as well
+                request = Request(request.scope, bounded(request, request.receive))
+            return await answer(request)
+
+        return guarded
+
+
+class PlainRoute(Route):
+    """A route past FastAPI that lets in whom it declares."""
+
+    def __init__(self, path: str, endpoint: Endpoint, method: str, needs: Needs) -> None:
+        async def guarded(request: Request) -> Response:
+            await _let_in(request, needs)
+            return await endpoint(request)
+
+        guarded.__name__ = endpoint.__name__
+        declare(guarded, needs)
+        super().__init__(path, guarded, methods=[method])
+
+
+async def _let_in(request: Request, needs: Needs) -> None:
+    """Return when the caller may go on: `request.state` has their `principal`, or the `holder` of the attempt."""
+    if needs is Door.ATTEMPT:
+        number = request.path_params["attempt_id"]
+        attempt_id = int(number) if _NUMBER.fullmatch(number) else 0
+        request.state.holder = await services_of(request).transfers.holder(attempt_id, request)
+    elif needs is Door.ACCOUNT or isinstance(needs, Permission):
+        request.state.principal = principal = await principal_of(request)
+        if isinstance(needs, Permission):
+            principal.require(needs)

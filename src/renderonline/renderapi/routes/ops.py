@@ -1,4 +1,4 @@
-"""For those who run the farm: `/healthz`, `/metrics`, and the page that documents the API."""
+"""For those who run the farm: `/healthz`, `/metrics`, the page that documents the API, and where machines dial in."""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -7,21 +7,24 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from renderonline import __version__
 from renderonline.farm.accounts import Permission
+from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.metrics import CONTENT_TYPE
-from renderonline.renderapi.routes.guard import V2
+from renderonline.renderapi.routes.guard import V2, Door, PlainRoute, declare
 from renderonline.renderapi.services import principal_of, services_of
 from renderonline.serving.web import is_loopback
 
 
 def routes() -> list[BaseRoute]:
     """All of them."""
-    calls = {"/healthz": healthz, "/metrics": metrics, "/docs": to_docs, f"{V2}/docs": docs}
-    return [Route(path, call, methods=["GET"]) for path, call in calls.items()]
+    calls = {"/healthz": healthz, "/docs": to_docs, f"{V2}/docs": docs, f"{V2}/openapi.json": openapi}
+    opens = [PlainRoute(path, call, "GET", Door.OPEN) for path, call in calls.items()]
+    return [*opens, PlainRoute("/metrics", metrics, "GET", Door.NEARBY), WebSocketRoute(LINK_PATH, link)]
 
 
 async def healthz(request: Request) -> Response:
@@ -40,9 +43,22 @@ async def metrics(request: Request) -> Response:
     return Response(figures, media_type=CONTENT_TYPE)
 
 
+async def link(socket: WebSocket) -> None:
+    """The link of one machine."""
+    await services_of(socket).dispatcher.link(socket)
+
+
+declare(link, Door.MACHINE)
+
+
 async def to_docs(_request: Request) -> Response:
     """The short address."""
     return RedirectResponse(f"{V2}/docs")
+
+
+async def openapi(request: Request) -> Response:
+    """The OpenAPI description."""
+    return json_answer(request.app.openapi())
 
 
 async def docs(request: Request) -> Response:

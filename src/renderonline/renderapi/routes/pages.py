@@ -11,14 +11,15 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from renderonline.renderapi import views
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
+from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.routes.models import Credentials, TicketFor
 
-router = Part(tags=["session"])
+router = Part("session")
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self'; "
@@ -73,11 +74,11 @@ def routes(directory: Path) -> list[BaseRoute]:
             raise HTTPException(404)
         return file.answer(request, _FOR_EVER if request.path_params["digest"] == digest else "no-cache")
 
-    places = [Route(place, page, methods=["GET"]) for place in _PLACES]
-    return [*places, Route("/web/{digest}/{name:path}", page_file, methods=["GET"])]
+    places = [PlainRoute(place, page, "GET", Door.OPEN) for place in _PLACES]
+    return [*places, PlainRoute("/web/{digest}/{name:path}", page_file, "GET", Door.OPEN)]
 
 
-@router.call("POST", "/session", "Me", 201)
+@router.call("POST", "/session", "Me", 201, needs=Door.OPEN)
 async def log_in(request: Request, center: Center, body: Credentials) -> Response:
     """Begin a session of the web page: the answer sets its cookie."""
     principal, name = await center.sessions.log_in(request, body.email, body.token)
@@ -86,14 +87,14 @@ async def log_in(request: Request, center: Center, body: Credentials) -> Respons
     return response
 
 
-@router.call("GET", "/session", "Login")
+@router.call("GET", "/session", "Login", needs=Door.OPEN)
 async def logged_in(request: Request, center: Center) -> Json:
     """Whose session this is; null when nobody is logged in."""
     principal = await center.sessions.principal(request)
     return {"me": principal and views.me(principal)}
 
 
-@router.call("DELETE", "/session")
+@router.call("DELETE", "/session", needs=Door.OPEN)
 async def log_out(request: Request, center: Center) -> Response:
     """End the session."""
     await center.sessions.log_out(request)
@@ -102,7 +103,7 @@ async def log_out(request: Request, center: Center) -> Response:
     return response
 
 
-@router.call("POST", "/session/tickets", "Ticket", 201)
+@router.call("POST", "/session/tickets", "Ticket", 201, needs=Door.ACCOUNT)
 async def ticket(request: Request, _caller: Caller, center: Center, body: TicketFor) -> Json:
     """An address from which the browser itself can download a file, in this session only."""
     return {"url": center.sessions.ticket(request, body.path)}

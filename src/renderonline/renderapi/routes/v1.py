@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import v1
@@ -14,6 +14,7 @@ from renderonline.renderapi import downloads
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.routes.bodies import bounded
+from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
 from renderonline.serving.deadlines import IS_KNOWN
@@ -24,8 +25,8 @@ MAX_JSON: Final = 64 * 1024
 def routes() -> list[BaseRoute]:
     """All of v1."""
     calls = (enqueue, dequeue, download, delete)
-    posts = [Route(f"{v1.BASE_PATH}/{call.__name__}", call, methods=["POST"]) for call in calls]
-    return [Route(f"{v1.BASE_PATH}/info", info, methods=["GET"]), *posts]
+    posts = [PlainRoute(f"{v1.BASE_PATH}/{call.__name__}", call, "POST", Door.V1_ACCOUNT) for call in calls]
+    return [PlainRoute(f"{v1.BASE_PATH}/info", info, "GET", Door.V1_ACCOUNT), *posts]
 
 
 async def info(request: Request) -> Response:

@@ -13,6 +13,7 @@ from renderonline.renderapi import administration, views
 from renderonline.renderapi.administration import Kept
 from renderonline.renderapi.routes import models
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
+from renderonline.renderapi.routes.guard import Door, Needs
 from renderonline.renderapi.routes.models import Cursor, Id, Limit
 from renderonline.renderapi.services import Services
 
@@ -21,7 +22,7 @@ router = Part()
 USERS: Final = Permission.USERS
 ENGINES: Final = Permission.ENGINES
 MACHINES: Final = Permission.MACHINES
-EVERYBODY: Final = Permission.OWN_TASKS
+EVERYBODY: Final = Door.ACCOUNT
 ArgTypeId = Annotated[str, Path(alias="argtype_id", pattern="^[A-Za-z0-9_]{1,50}$")]
 
 
@@ -40,7 +41,7 @@ def _keep(
     *,
     change: type[BaseModel] | None = None,
     show: Callable[[Services, Any], Json] = lambda _center, row: views.shown(row),
-    look: Permission | None = None,
+    look: Needs | None = None,
 ) -> None:
     """The calls that all kinds have alike: list (who may `look`), change, remove."""
     shape = {"argtypes": "ArgType"}.get(name, name.capitalize().removesuffix("s"))
@@ -87,7 +88,7 @@ async def add_user(center: Center, body: models.NewUser) -> Json:
     return views.shown(user, token=token)
 
 
-@router.call("GET", "/users/{user_id}", "User", tags=["users"])
+@router.call("GET", "/users/{user_id}", "User", needs=EVERYBODY, tags=["users"])
 async def get_user(caller: Caller, center: Center, user_id: Id) -> Json:
     """One account; everybody may see their own."""
     if user_id != caller.user_id:
@@ -95,7 +96,7 @@ async def get_user(caller: Caller, center: Center, user_id: Id) -> Json:
     return views.shown(await center.administration.row(administration.USERS, user_id))
 
 
-@router.call("POST", "/users/{user_id}/token", "Token", tags=["users"])
+@router.call("POST", "/users/{user_id}/token", "Token", needs=EVERYBODY, tags=["users"])
 async def new_token(caller: Caller, center: Center, user_id: Id) -> Json:
     """Another token; the old one ends. Everybody may renew their own."""
     if user_id != caller.user_id:
@@ -156,7 +157,7 @@ async def invite(request: Request, caller: Caller, center: Center, body: models.
     return views.shown(code, command=command)
 
 
-@router.call("POST", "/machines/enroll", "Enrolled", 201, tags=["machines"])
+@router.call("POST", "/machines/enroll", "Enrolled", 201, needs=Door.OPEN, tags=["machines"])
 async def enroll(request: Request, center: Center, body: models.Enrolment) -> Json:
     """A machine joins with a code and gets a secret of its own."""
     client = request.client.host if request.client is not None else ""

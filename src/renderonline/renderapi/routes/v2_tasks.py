@@ -18,12 +18,15 @@ from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
-from renderonline.renderapi.routes.guard import V2
+from renderonline.renderapi.routes.guard import V2, Door
 from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, Size, TaskChange
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 
-router = Part(tags=["tasks"])
+router = Part("tasks")
+
+OWN: Final = Permission.OWN_TASKS
+"""Whose tasks they may see and change says `Principal.tasks_of`."""
 
 LastHeader = Annotated[str | None, Header(alias="last-event-id")]
 Last = Annotated[str | None, Query(alias="last_event_id")]
@@ -49,13 +52,13 @@ _CONTENT: Final[Json] = {
 _UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
 
 
-@router.call("GET", "/me", "Account")
+@router.call("GET", "/me", "Account", needs=Door.ACCOUNT)
 async def me(caller: Caller, center: Center) -> Json:
     """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take."""
     return views.me(caller) | await center.administration.limits(caller.user)
 
 
-@router.call("GET", "/tasks", "Tasks")
+@router.call("GET", "/tasks", "Tasks", needs=OWN)
 async def list_tasks(
     caller: Caller,
     center: Center,
@@ -72,7 +75,7 @@ async def list_tasks(
     return await center.reading.tasks(caller, page, everybody=everybody, status=status, engine=engine, search=search)
 
 
-@router.call("POST", "/tasks", "Task", 201, openapi_extra=_UPLOAD)
+@router.call("POST", "/tasks", "Task", 201, needs=OWN, openapi_extra=_UPLOAD)
 async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
     """Submit a task: a part `request` and one file, or JSON that names an upload."""
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() == "application/json":
@@ -84,7 +87,7 @@ async def submit(request: Request, caller: Caller, center: Center, idempotency_k
     return json_answer(task, 201, {"Location": f"{V2}/tasks/{task_id}"})
 
 
-@router.call("GET", "/tasks/{task_id}", "Task")
+@router.call("GET", "/tasks/{task_id}", "Task", needs=OWN)
 async def get_task(caller: Caller, center: Center, task_id: Id) -> Json:
     """One task."""
     return await center.reading.task(caller, task_id)
@@ -103,10 +106,10 @@ for _what, _told in (
     ("attempts", "Every try of every chunk, newest first."),
     ("results", "The files that have landed."),
 ):
-    router.call("GET", f"/tasks/{{task_id}}/{_what}", _what.capitalize(), description=_told)(_parts(_what))
+    router.call("GET", f"/tasks/{{task_id}}/{_what}", _what.capitalize(), needs=OWN, description=_told)(_parts(_what))
 
 
-@router.call("GET", "/tasks/{task_id}/explain", "Reasons")
+@router.call("GET", "/tasks/{task_id}/explain", "Reasons", needs=OWN)
 async def explain(caller: Caller, center: Center, task_id: Id) -> Json:
     """Why the task is not running, or not faster."""
     return {"reasons": await center.control.explain(task_id, user_id=caller.tasks_of)}
@@ -126,24 +129,24 @@ for _act, _told in (
     (Control.resume, "Undo a pause."),
     (Control.retry, "Render again what failed or was canceled."),
 ):
-    router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", description=_told)(_acting(_act))
+    router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", needs=OWN, description=_told)(_acting(_act))
 
 
-@router.call("POST", "/tasks/{task_id}/pause", "Task")
+@router.call("POST", "/tasks/{task_id}/pause", "Task", needs=OWN)
 async def pause(caller: Caller, center: Center, task_id: Id, *, now: bool = False) -> Json:
     """Start nothing new of a task; what runs goes on, or with `now=1` is stopped and waits, without a failure."""
     await center.control.pause(task_id, now=now, user_id=caller.tasks_of)
     return await center.reading.task(caller, task_id)
 
 
-@router.call("POST", "/tasks/{task_id}/requeue", "Task")
+@router.call("POST", "/tasks/{task_id}/requeue", "Task", needs=OWN)
 async def requeue(caller: Caller, center: Center, task_id: Id, body: Requeue | None = None) -> Json:
     """Render a task again, or only some chunks (ids) and frames (a range); what there is stays until it is replaced."""
     await center.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=caller.tasks_of)
     return await center.reading.task(caller, task_id)
 
 
-@router.call("POST", "/tasks/{task_id}/film", "Task")
+@router.call("POST", "/tasks/{task_id}/film", "Task", needs=OWN)
 async def make_film(caller: Caller, center: Center, task_id: Id, body: FilmRequest | None = None) -> Json:
     """Have a film made of the frames that are there, and another one when the task has ended; it becomes a result."""
     film = Film.parse(body.film if body else "mp4")
@@ -151,20 +154,20 @@ async def make_film(caller: Caller, center: Center, task_id: Id, body: FilmReque
     return await center.reading.task(caller, task_id)
 
 
-@router.call("PATCH", "/tasks/{task_id}", "Task")
+@router.call("PATCH", "/tasks/{task_id}", "Task", needs=OWN)
 async def change(caller: Caller, center: Center, task_id: Id, body: TaskChange) -> Json:
     """Change a task's name, priority, or how many of its chunks run at once."""
     await center.control.change(task_id, body.model_dump(exclude_unset=True), user_id=caller.tasks_of)
     return await center.reading.task(caller, task_id)
 
 
-@router.call("DELETE", "/tasks/{task_id}")
+@router.call("DELETE", "/tasks/{task_id}", needs=OWN)
 async def delete(caller: Caller, center: Center, task_id: Id) -> None:
     """Stop a task and delete it with all its files."""
     await center.control.delete(task_id, user_id=caller.tasks_of)
 
 
-@router.call("GET", "/tasks/{task_id}/download", "application/zip")
+@router.call("GET", "/tasks/{task_id}/download", "application/zip", needs=OWN)
 async def download(
     request: Request, caller: Caller, center: Center, task_id: Id, frames: Frames = "", name: Names = ()
 ) -> Response:
@@ -174,13 +177,13 @@ async def download(
     return downloads.answer(content, request.headers)
 
 
-@router.call("GET", "/tasks/{task_id}/results/{name:path}", "application/octet-stream")
+@router.call("GET", "/tasks/{task_id}/results/{name:path}", "application/octet-stream", needs=OWN)
 async def result(request: Request, caller: Caller, center: Center, task_id: Id, name: str) -> Response:
     """One result as a file; ranges are answered."""
     return downloads.answer(await center.reading.result_file(caller, task_id, name), request.headers)
 
 
-@router.call("GET", "/tasks/{task_id}/previews/{name:path}", "image/jpeg")
+@router.call("GET", "/tasks/{task_id}/previews/{name:path}", "image/jpeg", needs=OWN)
 async def get_preview(
     request: Request, caller: Caller, center: Center, task_id: Id, name: str, size: Size = "thumb", v: Version = ""
 ) -> Response:
@@ -193,7 +196,7 @@ async def get_preview(
     return Response(jpeg, 200, headers, "image/jpeg")
 
 
-@router.call("GET", "/attempts/{attempt_id}/log", "text/plain")
+@router.call("GET", "/attempts/{attempt_id}/log", "text/plain", needs=OWN)
 async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: Offset = 0) -> Response:
     """An attempt's log from a byte offset on; `X-Log-Size` says where it ends now."""
     data, size = await center.reading.log(caller, attempt_id, offset)
@@ -201,7 +204,7 @@ async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: Of
     return Response(data, 200, headers, "text/plain; charset=utf-8")
 
 
-@router.call("GET", "/events", "text/event-stream", tags=["events"])
+@router.call("GET", "/events", "text/event-stream", needs=Door.ACCOUNT, tags=["events"])
 async def events(
     request: Request, caller: Caller, center: Center, last_event_id: LastHeader = None, since: Last = None
 ) -> Response:

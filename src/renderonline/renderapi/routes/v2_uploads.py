@@ -6,12 +6,15 @@ from fastapi import Header, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.submissions import content_length
 
-router = Part(tags=["uploads"])
+router = Part("uploads")
+
+OWN: Final = Permission.OWN_TASKS
 
 MAX_ANNOUNCED: Final = 32 * 1024 * 1024
 """Bytes of the JSON that announces files: the chunks of some 150 GB."""
@@ -27,26 +30,26 @@ _NEW: Final[Json] = {
 }
 
 
-@router.call("POST", "/uploads", "Upload", 201, openapi_extra=_NEW)
+@router.call("POST", "/uploads", "Upload", 201, needs=OWN, openapi_extra=_NEW)
 async def create(request: Request, caller: Caller, center: Center) -> Json:
     """Announce files; the answer says what is to be sent of each."""
     body = await Request(request.scope, bounded(request, request.receive, MAX_ANNOUNCED)).body()
     return await center.submissions.uploads.create(caller.user_id, body)
 
 
-@router.call("GET", "/uploads/{upload_id}", "Upload")
+@router.call("GET", "/uploads/{upload_id}", "Upload", needs=OWN)
 async def describe(caller: Caller, center: Center, upload_id: str) -> Json:
     """What is there of each file, and what is to be sent."""
     return await center.submissions.uploads.describe(caller.user_id, upload_id)
 
 
-@router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts")
+@router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts", needs=OWN)
 async def facts(caller: Caller, center: Center, upload_id: str, name: Annotated[str, Query(max_length=1000)]) -> Json:
     """What a scene that is there says of itself: version, scenes (the active one first), files that it needs."""
     return await center.submissions.scene_facts(caller.user_id, upload_id, name)
 
 
-@router.call("PATCH", "/uploads/{upload_id}/files/{index}", openapi_extra=_BODY)
+@router.call("PATCH", "/uploads/{upload_id}/files/{index}", needs=OWN, openapi_extra=_BODY)
 async def append(
     request: Request, caller: Caller, center: Center, upload_id: str, index: int, upload_offset: Offset
 ) -> Response:
@@ -56,13 +59,13 @@ async def append(
     return Response(status_code=204, headers={"Upload-Offset": str(offset)})
 
 
-@router.call("PUT", "/uploads/{upload_id}/pack", openapi_extra=_BODY)
+@router.call("PUT", "/uploads/{upload_id}/pack", needs=OWN, openapi_extra=_BODY)
 async def pack(request: Request, caller: Caller, center: Center, upload_id: str) -> None:
     """Send chunks: each a file's index and the chunk's (u32, little endian), then its bytes."""
     await center.submissions.uploads.put_pack(caller.user_id, upload_id, request, _length(request))
 
 
-@router.call("DELETE", "/uploads/{upload_id}")
+@router.call("DELETE", "/uploads/{upload_id}", needs=OWN)
 async def delete(caller: Caller, center: Center, upload_id: str) -> None:
     """Give an upload up."""
     await center.submissions.uploads.delete(caller.user_id, upload_id)
