@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.link import HEARTBEAT_S
+from renderonline.sandbox import probing
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import merge, read_file
 
@@ -63,6 +64,9 @@ class Settings:
     """How much of the tasks' files is kept here when it does not share the farm's directory; 0: a tenth of the disk."""
     pass_environment: tuple[str, ...] = ()
     """Environment variables that engines get besides the built-in list."""
+    sandbox: str = "auto"
+    """The box around every engine: `auto` (the best that this computer makes), `bwrap`, `landlock`, `off`, or
+    `required` (any, but not without)."""
     log_level: str = "info"
     log_json: bool = False
 
@@ -89,4 +93,5 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
             ip_network(address, strict=False)
         except ValueError as error:
             raise InvalidRequest(f"Allow names {address}, which is neither an address nor a network.") from error
-    return replace(settings, name=settings.name or platform.node() or "machine")
+    sandbox = probing.checked(settings.sandbox)
+    return replace(settings, name=settings.name or platform.node() or "machine", sandbox=sandbox)

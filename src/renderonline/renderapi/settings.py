@@ -11,6 +11,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import GRACE_S
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import SILENCE_S
+from renderonline.sandbox import probing
 from renderonline.serving import settings as sources
 from renderonline.serving.directories import data_directory
 from renderonline.serving.web import TlsFiles
@@ -66,6 +67,9 @@ class Settings:
     """Every session of the web page ends after so long."""
     public_url: str = ""
     """The farm's address as people reach it, for messages."""
+    sandbox: str = "auto"
+    """The box around what reads users' files: `auto` (the best that this computer makes), `bwrap`, `landlock`, `off`,
+    or `required` (any, but not without)."""
 
     @property
     def database(self) -> str:
@@ -73,6 +77,7 @@ class Settings:
         return self.connection_string or f"sqlite:///{self.data_directory.absolute() / 'renderonline.sqlite'}"
 
     def __post_init__(self) -> None:
+        probing.checked(self.sandbox)
         positive = min(self.lease_s, self.silence_s, self.return_s, self.max_tries, self.max_kills) > 0
         if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
             names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"

@@ -1,0 +1,150 @@
+"""Boxes with Landlock, for where bubblewrap is not: the kernel refuses files by path, and a filter refuses sockets.
+
+Needs no package and no rights. A thread restricts itself for good and starts the program, which inherits that; then the
+thread ends, and the process that it belonged to stays free. `/proc` is closed to the program; it can see that other
+processes exist, and from ABI 6 on it can't signal them. Standard library only.
+
+Sources: Linux `Documentation/userspace-api/landlock.rst` (structures, rights by ABI), `seccomp_filter.rst`.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from renderonline.sandbox import system
+from renderonline.sandbox.box import Box
+
+_CREATE, _ADD, _RESTRICT = 444, 445, 446
+"""The system calls; they have the same numbers on all computers that matter here."""
+_READ: Final = 0b1100
+_EXECUTE, _READ_DIRECTORY, _TRUNCATE, _IOCTL = 1 << 0, 1 << 3, 1 << 14, 1 << 15
+_WRITE_FILE: Final = 1 << 1
+_DEVICES: Final = 1 << 6 | 1 << 9 | 1 << 11
+"""Making devices and sockets is never allowed."""
+_FILE: Final = _EXECUTE | _WRITE_FILE | 1 << 2 | _TRUNCATE | _IOCTL
+"""The rights that a file can have; the others are a directory's."""
+_RIGHTS_BY_ABI: Final = ((1, (1 << 13) - 1), (2, 1 << 13), (3, _TRUNCATE), (5, _IOCTL))
+_TCP: Final = 0b11
+_OTHERS: Final = 0b11
+"""Scope: abstract sockets and signals end at the box."""
+_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_EPERM: Final = 1
+
+
+class _Calls(NamedTuple):
+    """What the filter has to know of a kind of computer: its number, the call `socket`, and the refused calls, which
+    Landlock does not look at: change of mode, owner, times and attributes of files, io_uring (it makes sockets), and
+    the memory and queues that all programs of an account share."""
+
+    architecture: int
+    socket: int
+    refused: tuple[int, ...]
+
+
+_NEW: Final = (425, 452, 463, 466)
+_CALLS: Final = {
+    "x86_64": _Calls(
+        0xC000003E,
+        41,
+        (90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 29, 64, 68, 240, *_NEW),
+    ),
+    "aarch64": _Calls(0xC00000B7, 198, (52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 194, 190, 186, 180, *_NEW)),
+}
+
+
+def abi() -> int:
+    """The version of Landlock that this kernel offers, 0 for none (or a computer whose calls are not known here)."""
+    if sys.platform != "linux" or platform.machine() not in _CALLS:
+        return 0
+    return max(0, _call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+
+
+def restrict_thread(box: Box, version: int) -> None:
+    """Shut this thread, and what it starts, into the box for good. `version`: what `abi` said. Raises OSError."""
+    handled = sum(bits for since, bits in _RIGHTS_BY_ABI if since <= version)
+    words = [handled]
+    if version >= 4:
+        words.append(0 if box.network else _TCP)
+    if version >= 6:
+        words.append(_OTHERS)
+    rules = struct.pack(f"={len(words)}Q", *words)
+    ruleset = _checked(_call(_CREATE, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint32(0)))
+    try:
+        everything = handled & ~_DEVICES
+        _allow(ruleset, system.readable(network=box.network, cards=box.devices), handled & (_READ | _EXECUTE))
+        _allow(ruleset, _without(box.read, box.hidden), handled & (_READ | _EXECUTE))
+        _allow(ruleset, _without(box.write, box.hidden), everything)
+        devices = (*system.PLAIN_DEVICES, *(system.cards() if box.devices else ()))
+        _allow(ruleset, devices, handled & (_READ | _WRITE_FILE | _IOCTL))
+        libc = ctypes.CDLL(None, use_errno=True)
+        _checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+        _checked(_call(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)))
+    finally:
+        os.close(ruleset)
+    program = _filter(_CALLS[platform.machine()], network=box.network)
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: the number of instructions (8 bytes each), padded, and their address.
+    packed = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    _checked(libc.prctl(_SET_SECCOMP, _FILTER, ctypes.c_char_p(packed), 0, 0))
+
+
+def _allow(ruleset: int, paths: Sequence[str], rights: int) -> None:
+    for path in paths:
+        with suppress(OSError):  # it does not exist
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                wanted = rights if os.path.isdir(path) else rights & _FILE
+                _call(
+                    _ADD, ctypes.c_int(ruleset), ctypes.c_int(1), struct.pack("=Qi", wanted, place), ctypes.c_uint32(0)
+                )
+            finally:
+                os.close(place)
+
+
+def _without(roots: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """The roots; of one that holds something hidden everything but that. What is named below something hidden has its
+    own root."""
+    found: list[str] = []
+    for root in roots:
+        if any(f"{path}/".startswith(f"{root.rstrip('/')}/") and path != root for path in hidden):
+            with suppress(OSError):
+                inner = [os.path.join(root, name) for name in os.listdir(root)]
+                found += _without([path for path in inner if path not in hidden], hidden)
+        else:
+            found.append(root)
+    return found
+
+
+def _filter(calls: _Calls, *, network: bool) -> bytes:
+    """A filter (classic BPF) that answers EPERM to the refused calls, to sockets, and to all calls of another kind of
+    program. Sockets lead to services of this computer (a bus, a container engine) that do what a box must not; with
+    `network` those of the internet are let through."""
+    load, jump_equal, jump_greater, answer = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | _EPERM
+    # Every test is followed by its own answer, so that no jump is longer than one.
+    code = [(load, 0, 0, 4), (jump_equal, 1, 0, calls.architecture), (answer, 0, 0, refuse), (load, 0, 0, 0)]
+    code += [(jump_greater, 0, 1, 0x40000000), (answer, 0, 0, refuse)]
+    for number in calls.refused:
+        code += [(jump_equal, 0, 1, number), (answer, 0, 0, refuse)]
+    code += [(jump_equal, 1, 0, calls.socket), (answer, 0, 0, allow), (load, 0, 0, 16)]
+    for family in (_INET, _INET6, _NETLINK) if network else ():
+        code += [(jump_equal, 0, 1, family), (answer, 0, 0, allow)]
+    code.append((answer, 0, 0, refuse))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _call(number: int, *arguments: object) -> int:
+    return int(ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *arguments))
+
+
+def _checked(answer: int) -> int:
+    if answer < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"Landlock: {os.strerror(number)}")
+    return answer
