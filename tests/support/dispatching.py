@@ -119,6 +119,7 @@ class Rig:
     silence_s: float = 30.0
     grace_s: float = 60.0
     policy: RetryPolicy = QUICK
+    pool_sandbox: dict[str, str] = field(default_factory=dict)
     events: Recorder = field(default_factory=Recorder)
     dispatcher: Dispatcher = field(init=False)
     control: Control = field(init=False)
@@ -152,6 +153,7 @@ class Rig:
             policy=self.policy,
             silence_s=self.silence_s,
             grace_s=self.grace_s,
+            pool_sandbox=self.pool_sandbox,
         )
         self.ids = ids
         self.control = Control(self.database, self.dispatcher)

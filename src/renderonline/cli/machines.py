@@ -1,6 +1,8 @@
 """`renderonline machine …`."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 
 from renderonline.cli import show
 from renderonline.cli.commands import YES, Output, argument, choose, command, confirm, given, group, option
@@ -38,8 +40,21 @@ def list_machines(client: Client) -> Output:
     found = client.admin.machines()
     if not found:
         return found, "No machines. Let one join: renderonline machine invite"
-    columns = [">MACHINE", "NAME", "STATUS", ">SLOTS", "ENGINES", "ADDRESS", "REASON"]
-    return found, lambda: show.table(columns, map(_row, found))
+    columns = [">MACHINE", "NAME", "STATUS", ">SLOTS", "BOX", "ENGINES", "ADDRESS", "REASON"]
+
+    def print_it() -> None:
+        show.table(columns, map(_row, found))
+        for advice, names in better_boxes(found).items():
+            show.note(f"A better box around the engines of {', '.join(names)}: {advice}")
+
+    return found, print_it
+
+
+@command(commands, "renderonline machine show 1000", name="show")
+def show_machine(client: Client, *, machine: str = MACHINE) -> Output:
+    """Show all that is known of a machine."""
+    found = choose(client.admin.machines(), "machine_id", "name", machine)
+    return found, lambda: show.fields(found, list(found))
 
 
 @command(commands, "renderonline machine add 192.168.1.20 --port 5001")
@@ -125,6 +140,15 @@ def split_address(text: str, port: int) -> tuple[str, int]:
     return bracketed or plain or bare, int(its_port or plain_port or port)
 
 
+def better_boxes(machines: Iterable[Item]) -> dict[str, list[str]]:
+    """What gets better boxes around engines -> the machines where it does; RenderAPIs before this version say none."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for machine in machines:
+        if advice := machine.get("sandbox_advice"):
+            found[str(advice)].append(str(machine["name"]))
+    return found
+
+
 def _number(client: Client, who: str) -> int:
     return int(choose(client.admin.machines(), "machine_id", "name", who)["machine_id"])
 
@@ -140,4 +164,4 @@ def _row(machine: Item) -> list[object]:
     offers = [f"{item['name']} {item.get('version', '')}".strip() for item in machine["engines"]]
     address = f"{machine['ip_address']}:{machine['port']}" if machine["ip_address"] else "linked"
     known = [machine[name] for name in ("machine_id", "name", "status", "slots")]
-    return [*known, ", ".join(offers), address, machine["reason"]]
+    return [*known, machine.get("sandbox", ""), ", ".join(offers), address, machine["reason"]]

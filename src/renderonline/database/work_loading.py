@@ -111,9 +111,10 @@ class QueuedTask(ReadyTask):
     needs: Needs = NOTHING
 
     def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
-        """What its chunks need of a machine; a film is not made by the engine."""
+        """What its chunks need of a machine; a film is not made by the engine, but in the same box."""
         if film:
-            return Signature(FILM_ENGINE, Shape.PIECE, avoid, Needs(pool=self.needs.pool))
+            needs = Needs(pool=self.needs.pool, sandbox=self.needs.sandbox)
+            return Signature(FILM_ENGINE, Shape.PIECE, avoid, needs)
         return Signature(self.engine, self.shape, avoid, self.needs)
 
     @property

@@ -10,6 +10,8 @@ from renderonline.farm.errors import InvalidRequest
 MAX_TAGS: Final = 16
 MAX_MEMORY_MIB: Final = 2**26
 MAX_GPUS: Final = 64
+BOXES: Final = ("landlock", "bwrap")
+"""The boxes that a machine can put around its engines, the weaker one first; "" is none at all."""
 _WORD: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,49}")
 _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 
@@ -17,13 +19,15 @@ _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
-    ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone."""
+    ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
+    around its engines ("": none is needed)."""
 
     engine_version: str = ""
     tags: tuple[str, ...] = ()
     pool: str = ""
     memory_mib: int = 0
     gpus: int = 0
+    sandbox: str = ""
 
     @property
     def is_large(self) -> bool:
@@ -38,7 +42,7 @@ class Needs:
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidRequest(f"{name} is a number from 0 to {most:,}.")
         tags, pool = checked_tags(self.tags), checked_pool(self.pool)
-        return Needs(self.engine_version, tags, pool, self.memory_mib, self.gpus)
+        return Needs(self.engine_version, tags, pool, self.memory_mib, self.gpus, checked_box(self.sandbox))
 
     def joined(self, more: "Needs") -> "Needs":
         """What satisfies both; the pool of `more` counts when it names one. Both are checked."""
@@ -48,6 +52,7 @@ class Needs:
             more.pool or self.pool,
             max(self.memory_mib, more.memory_mib),
             max(self.gpus, more.gpus),
+            max(self.sandbox, more.sandbox, key=_strength),
         )
 
 
@@ -56,7 +61,8 @@ NOTHING: Final = Needs()
 
 class Ability(NamedTuple):
     """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
-    `Needs` may ask for (tags case-folded). Machines whose abilities differ only in the first field are alike."""
+    `Needs` may ask for (tags case-folded; a box that is not known here is none). Machines whose abilities differ only
+    in the first field are alike."""
 
     machine_id: int
     engines: tuple[tuple[str, str], ...]
@@ -65,6 +71,7 @@ class Ability(NamedTuple):
     pool: str = ""
     memory_mib: int = 0
     gpus: int = 0
+    sandbox: str = ""
 
     def lacks(self, engine: str, needs: Needs) -> str:
         """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
@@ -77,6 +84,8 @@ class Ability(NamedTuple):
             return f"no tag {', '.join(missing)}"
         if self.pool != needs.pool:
             return f"kept for the pool {self.pool}" if not needs.pool else f"not in the pool {needs.pool}"
+        if missing_box := lacks_box(self.sandbox, needs.sandbox):
+            return missing_box
         if needs.memory_mib > self.memory_mib:
             return f"{self.memory_mib} MiB of memory, not {needs.memory_mib}"
         return f"{self.gpus} graphics cards, not {needs.gpus}" if needs.gpus > self.gpus else ""
@@ -93,6 +102,25 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
 def checked_pool(pool: str) -> str:
     """A pool's name in canonical form, "" for none; `InvalidRequest` for what is no name."""
     return "".join(checked_tags([pool] if pool.strip() else ()))
+
+
+def checked_box(box: str) -> str:
+    """A box that work may require, in canonical form, "" for none; `InvalidRequest` for others."""
+    found = box.strip().casefold()
+    if found and found not in BOXES:
+        raise InvalidRequest(f"sandbox is the weakest box that will do, {' or '.join(BOXES)}, or empty.")
+    return found
+
+
+def lacks_box(has: str, wanted: str) -> str:
+    """Why the box that a machine has is not enough, in plain words; "" when it is."""
+    if _strength(has) >= _strength(wanted):
+        return ""
+    return f"{f'only the box {has}' if has in BOXES else 'no box around engines'}, not {wanted}"
+
+
+def _strength(box: str) -> int:
+    return BOXES.index(box) + 1 if box in BOXES else 0
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -57,6 +57,10 @@ class Hello:
     platform: str = ""
     full: str = ""
     """Why the machine takes no assignment ("" when it does), for instance a full disk (R5.2)."""
+    sandbox: str = ""
+    """The box around its engines: `bwrap`, `landlock` or `none`; "" of an older version counts as none."""
+    sandbox_advice: str = ""
+    """What gets a better box there, for people; "" when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

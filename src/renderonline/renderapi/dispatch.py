@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -61,8 +62,9 @@ class Dispatcher:
         policy: RetryPolicy,
         silence_s: float,
         grace_s: float,
+        pool_sandbox: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.shared = Shared(database, events, data_directory, policy)
+        self.shared = Shared(database, events, data_directory, policy, pool_sandbox)
         self.memory = self.shared.memory
         self.reports = Reports(self.shared)
         self._ids = ids

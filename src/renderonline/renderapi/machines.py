@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from renderonline.database.machines import MachineRow
 from renderonline.farm.hours import is_open
 from renderonline.farm.machines import MachineStatus, Wish, machine_status
-from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.needs import BOXES, NOTHING, Ability, Needs, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
 
@@ -49,6 +49,8 @@ class Machine:
     occupied: dict[int, Needs] = field(default_factory=dict)
     full: str = ""
     closed: bool = False
+    pool_box: str = ""
+    """The box that its pool requires, "" for none."""
     heard: float | None = None
     """When something was read from it, in awake seconds (`farm.machines.AwakeClock`)."""
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +91,8 @@ class Machine:
         """What keeps it from taking assignments that nobody wished; "" when nothing does."""
         if self.row.benched_us:
             return self.row.bench_reason or "benched"
+        if missing := self.lacks_box(NOTHING):
+            return f"its pool requires a box: {missing}"
         return f"it takes work {self.row.hours} only" if self.closed else self.full
 
     @property
@@ -107,6 +111,20 @@ class Machine:
         used = self.occupied.values()
         return FreeSlots(self.ability, self.free, sum(one.memory_mib for one in used), sum(one.gpus for one in used))
 
+    def lacks_box(self, needs: Needs) -> str:
+        """Why it may not get work with these needs for want of a box; "" when it may."""
+        has = self.ability.sandbox
+        return lacks_box(has, self.pool_box) or lacks_box(has, needs.sandbox)
+
+    @property
+    def box_advice(self) -> str:
+        """What gets a better box there; "" when there is none, or nothing is known."""
+        if not self.row.is_linked:
+            return "a machine of the older protocol has no box; let it join: renderonline machine invite"
+        if self.facts and not self.facts.get("sandbox"):
+            return "its version has no box; update it: pip install --upgrade renderonline"
+        return str(self.facts.get("sandbox_advice", ""))
+
     def describe(self) -> None:
         self.ability = Ability(
             self.machine_id,
@@ -116,6 +134,7 @@ class Machine:
             self.row.pool,
             self.facts.get("memory_mib", 0),
             len(self.facts.get("gpus", ())),
+            box if self.row.is_linked and (box := self.facts.get("sandbox", "")) in BOXES else "",
         )
 
     def offer(self, engines: Mapping[str, str], slots: int) -> None:
@@ -142,6 +161,8 @@ class Machine:
             "tags": sorted(self.ability.tags),
             "pool": self.row.pool,
             "hours": self.row.hours,
+            "sandbox": self.ability.sandbox or "none",
+            "sandbox_advice": self.box_advice,
             "input_downloads": self.fetches,
             "input_bytes": self.fetched_bytes,
             **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
@@ -149,10 +170,13 @@ class Machine:
 
 
 class Machines:
-    """All machines of the farm. `changed` is called after every change of a machine; `local` is the time here."""
+    """All machines of the farm. `changed` is called after every change of a machine; `local` is the time here; `boxes`
+    are those that pools require."""
 
-    def __init__(self, changed: Callable[[Machine], None], local: Callable[[], datetime]) -> None:
-        self._changed, self._local = changed, local
+    def __init__(
+        self, changed: Callable[[Machine], None], local: Callable[[], datetime], boxes: Mapping[str, str]
+    ) -> None:
+        self._changed, self._local, self._boxes = changed, local, boxes
         self._all: dict[int, Machine] = {}
         self._room: set[int] = set()
         self._policy: Policy | None = None
@@ -171,6 +195,7 @@ class Machines:
         machine = known or self._all.setdefault(row.machine_id, Machine(row))
         before = known and (known.row.settings, known.closed)
         machine.row, machine.closed = row, not is_open(row.hours, self._local())
+        machine.pool_box = self._boxes.get(row.pool, "")
         if before != (row.settings, machine.closed):
             self.note(machine)
         return machine

@@ -55,11 +55,13 @@ class Metrics:
         """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
         of = prometheus.CollectorRegistry()
         status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
+        boxes = prometheus.Gauge("renderonline_boxes", "Machines by their box.", ("sandbox",), registry=of)
         told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
         fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
         fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
         for machine in machines:
             status.labels(machine.status.value).inc()
+            boxes.labels(machine.ability.sandbox or "none").inc()
             if machine.fetches or machine.fetched_bytes:
                 fetches.labels(str(machine.machine_id)).set(machine.fetches)
                 fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)

@@ -41,6 +41,7 @@ class Services:
             policy=settings.retries,
             silence_s=settings.silence_s,
             grace_s=settings.return_s,
+            pool_sandbox=settings.pool_boxes,
         )
         self.authenticator = Authenticator(database)
         self.sessions = Sessions(

@@ -9,6 +9,7 @@ from typing import Any, Final
 from renderonline.database.lease import LEASE_S
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import GRACE_S
+from renderonline.farm.needs import checked_box, checked_pool
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import SILENCE_S
 from renderonline.sandbox import probing
@@ -65,6 +66,8 @@ class Settings:
     """A session of the web page without a request for so long is over."""
     session_s: float = 604_800.0
     """Every session of the web page ends after so long."""
+    pool_sandbox: Mapping[str, str] = field(default_factory=dict)
+    """Pool -> the weakest box (landlock or bwrap) that its machines must have to get work."""
     public_url: str = ""
     """The farm's address as people reach it, for messages."""
     sandbox: str = "auto"
@@ -82,6 +85,15 @@ class Settings:
         if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
             names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"
             raise InvalidRequest(f"{names} must be above 0, RetryBaseS at most RetryCapS.")
+        _ = self.pool_boxes  # what is wrong is told before anything starts
+
+    @property
+    def pool_boxes(self) -> Mapping[str, str]:
+        """`pool_sandbox` in canonical form; `InvalidRequest` for what is no pool or no box."""
+        found = self.pool_sandbox
+        if not isinstance(found, Mapping) or not all(isinstance(one, str) for one in found.values()):
+            raise InvalidRequest('PoolSandbox must be an object such as {"secure": "bwrap"}.')
+        return {checked_pool(pool): checked_box(box) for pool, box in found.items()}
 
     @property
     def retries(self) -> RetryPolicy:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,7 +34,14 @@ TICK_S: Final = 1.0
 class Shared:
     """One for each dispatcher. `ready`: memory says what the database says; `newest`: an attempt id of this start."""
 
-    def __init__(self, database: Database, events: Publisher, data_directory: Path, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        database: Database,
+        events: Publisher,
+        data_directory: Path,
+        policy: RetryPolicy,
+        pool_sandbox: Mapping[str, str],
+    ) -> None:
         self.database = database
         self.clock: Clock = time
         self.policy = policy
@@ -46,7 +53,7 @@ class Shared:
         self.logs = AttemptLogs(data_directory / "logs")
         self.previews = PreviewFiles(data_directory / "previews")
         self.memory = Memory(self.wake, self.clock, policy)
-        self.machines = Machines(self.announcer.machine, lambda: self.now().local)
+        self.machines = Machines(self.announcer.machine, lambda: self.now().local, pool_sandbox)
         self.files = AttemptFiles(database, self._kept)
         self.orders = Orders(database)
         self._background: set[asyncio.Task[Any]] = set()

@@ -116,7 +116,7 @@ def shapes() -> dict[str, Any]:
     result: Any = shape("Result", ResultView, preview=bool)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=list[tuple[int, int]] | None)
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
-    address = {"kind": str, "ip_address": str, "port": int}
+    address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
     one = [
         shape("User", User),
         shape("Subscription", Subscription),

@@ -62,12 +62,12 @@ async def test_without_a_machine_for_films_the_task_waits_and_says_why(rig: Rig)
     await rig.assert_sound()
 
 
-async def test_needs_of_the_frames_are_none_of_the_film_but_the_pool(rig: Rig) -> None:
-    task_id = await with_film(rig, 1, needs=Needs("2.0", ("gpu",), "night", 1000, 1), paused=True)
+async def test_needs_of_the_frames_are_none_of_the_film_but_pool_and_box(rig: Rig) -> None:
+    task_id = await with_film(rig, 1, needs=Needs("2.0", ("gpu",), "night", 1000, 1, "bwrap"), paused=True)
     await rig.control.resume(task_id, user_id=rig.user_id)
     task = rig.dispatcher.memory.tasks[task_id]
     assert task.chunk_count == 1
-    assert task.signature(film=True).needs == Needs(pool="night")
+    assert task.signature(film=True).needs == Needs(pool="night", sandbox="bwrap")
     assert task.signature(film=True).engine == FILM_ENGINE
 
 

@@ -12,10 +12,11 @@ SCENE = ("a.blend", b"BLENDER scene")
 
 
 async def test_task_shows_what_it_needs(api: Running) -> None:
-    request = {"engine": "blender", "needs": {"tags": ["GPU", "gpu"], "memory_mib": 9}, "running_limit": 4}
+    wanted = {"tags": ["GPU", "gpu"], "memory_mib": 9, "sandbox": "Bwrap"}
+    request = {"engine": "blender", "needs": wanted, "running_limit": 4}
     reply = await api.submit(request, SCENE, version=2)
     assert reply.status == 201, reply.body
-    needs = {"engine_version": "", "tags": ["gpu"], "pool": "", "memory_mib": 9, "gpus": 0}
+    needs = {"engine_version": "", "tags": ["gpu"], "pool": "", "memory_mib": 9, "gpus": 0, "sandbox": "bwrap"}
     for task in (reply.json(), (await api.call("GET", "/tasks/1")).json()):
         assert (task["needs"], task["running_limit"]) == (needs, 4)
     plain = (await api.submit({"engine": "blender"}, SCENE, version=2)).json()
@@ -29,6 +30,7 @@ async def test_task_shows_what_it_needs(api: Running) -> None:
         ({"needs": {"memory_mib": 2**63}}, "memory_mib"),
         ({"needs": {"memory_mib": "9"}}, "memory_mib"),
         ({"needs": {"gpus": 1000}}, "gpus"),
+        ({"needs": {"sandbox": "jail"}}, "sandbox"),
         ({"needs": {"tags": ["two words"]}}, "Tags"),
         ({"needs": {"tags": [f"t{number}" for number in range(99)]}}, "Tags"),
         ({"needs": {"pool": "x" * 300}}, "pool"),

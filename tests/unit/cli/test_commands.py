@@ -63,6 +63,8 @@ MACHINE = {
     "ip_address": "",
     "port": 0,
     "reason": "",
+    "sandbox": "landlock",
+    "sandbox_advice": "apt-get install bubblewrap",
 }
 USER = {
     "user_id": 1,
@@ -163,6 +165,7 @@ COMMANDS = [
     ("retry 7", "task 7"),
     ("delete 7 --yes", "deleted"),
     ("machine list", "blender 5.0.1"),
+    ("machine show box", "landlock"),
     ("machine invite", "renderonline node"),
     ("machine add 10.0.0.1:5001", "1000"),
     ("machine drain 1000 --reason disk", "Machine 1000 box"),
@@ -234,6 +237,19 @@ def test_requeue_and_change_send_what_was_typed(server: ScriptedServer) -> None:
     ]
 
 
+def test_machine_list_says_what_gets_a_better_box(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["machine", "list"]) == 0
+    shown = capsys.readouterr()
+    assert "landlock" in shown.out
+    assert "box: apt-get install bubblewrap" in shown.err
+    for name in ("sandbox", "sandbox_advice"):
+        monkeypatch.delitem(MACHINE, name)
+    assert run(["machine", "list"]) == 0  # of a farm that knows no boxes yet
+    assert capsys.readouterr().err == ""
+
+
 def test_machine_set_sends_what_was_typed(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
     run(["machine", "set", "box", "--tags", "gpu  fast", "--pool", "", "--hours", "Sat, Sun"])
     assert json.loads(server.asked[-1].body) == {"tags": ["gpu", "fast"], "pool": "", "hours": "Sat, Sun"}
@@ -243,7 +259,7 @@ def test_machine_set_sends_what_was_typed(server: ScriptedServer, capsys: pytest
 
 def test_submit_sends_needs_and_limit(server: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "shot.blend").write_text("scene")
-    words = "--tag gpu --tag fast --pool film --memory 32000 --gpus 1 --engine-version 5.0 --limit 4"
+    words = "--tag gpu --tag fast --pool film --memory 32000 --gpus 1 --engine-version 5.0 --sandbox bwrap --limit 4"
     assert run(["submit", str(tmp_path / "shot.blend"), *words.split()]) == 0
     body = server.asked[-1].body
     request = json.loads(body[body.index(b"{") : body.index(b"}\r\n") + 1])
@@ -254,6 +270,7 @@ def test_submit_sends_needs_and_limit(server: ScriptedServer, tmp_path: Path) ->
         "pool": "film",
         "memory_mib": 32000,
         "gpus": 1,
+        "sandbox": "bwrap",
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.needs import BOXES, Ability, Needs
 from renderonline.farm.ready import ReadyIndex, ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import (
     RESERVE_US,
@@ -115,14 +115,15 @@ def some_needs(random: Random) -> Needs:
         return Needs()
     version, tags = random.choice(("", "", "4.2", "5.0")), random.choice(((), (), ("fast",)))
     pool, gpus = random.choice(("", "", "", "film")), random.choice((0, 0, 0, 1))
-    return Needs(version, tags, pool, random.choice((0, 0, 4, 8)), gpus)
+    return Needs(version, tags, pool, random.choice((0, 0, 4, 8)), gpus, random.choice(("", "", "", *BOXES)))
 
 
 def some_machine(random: Random, number: int) -> Ability:
     versions = {name: random.choice(("5.0.1", "5.0.1", "4.2", "")) for name in ENGINES}
     engines = tuple((name, version) for name, version in versions.items() if version)
     pool, memory, gpus = random.choice((("", 8, 1), ("", 24, 2), ("", 0, 0), ("film", 16, 2)))
-    return Ability(number, engines, True, frozenset(random.choice(((), ("fast",)))), pool, memory, gpus)
+    tags = frozenset(random.choice(((), ("fast",))))
+    return Ability(number, engines, True, tags, pool, memory, gpus, random.choice(("", *BOXES)))
 
 
 def some_farm(seed: int) -> Drawn:
@@ -295,10 +296,12 @@ def test_engine_that_nobody_has_waits() -> None:
         (Needs(memory_mib=16), ""),
         (Needs(memory_mib=17), "16 MiB of memory, not 17"),
         (Needs(gpus=2), "1 graphics cards, not 2"),
+        (Needs(sandbox="landlock"), ""),
+        (Needs(sandbox="bwrap"), "only the box landlock, not bwrap"),
     ],
 )
 def test_machine_says_what_it_lacks(needs: Needs, missing: str) -> None:
-    machine = Ability(1, BLENDER, True, frozenset({"fast"}), "", 16, 1)
+    machine = Ability(1, BLENDER, True, frozenset({"fast"}), "", 16, 1, "landlock")
     assert machine.lacks("blender", needs) == missing
 
 
@@ -307,13 +310,20 @@ def test_machine_of_a_pool_is_kept_for_it() -> None:
     assert not Ability(1, BLENDER, pool="film").lacks("blender", Needs(pool="film"))
 
 
+@pytest.mark.parametrize("box", ["", "none", "a box of the future"])
+def test_machine_without_a_box_that_is_known_has_none(box: str) -> None:
+    machine = Ability(1, BLENDER, sandbox=box)
+    assert machine.lacks("blender", Needs(sandbox="landlock")) == "no box around engines, not landlock"
+    assert machine.lacks("blender", Needs()) == ""
+
+
 def test_unknown_version_satisfies_no_minimum() -> None:
     assert "not known" in Ability(1, (("blender", ""),)).lacks("blender", Needs(engine_version="0.1"))
 
 
 def test_needs_have_one_canonical_form() -> None:
-    sent = Needs("4.2", ("GPU", " fast", "gpu"), " Film ", 8, 1)
-    assert sent.checked() == Needs("4.2", ("fast", "gpu"), "film", 8, 1)
+    sent = Needs("4.2", ("GPU", " fast", "gpu"), " Film ", 8, 1, " Bwrap")
+    assert sent.checked() == Needs("4.2", ("fast", "gpu"), "film", 8, 1, "bwrap")
 
 
 @pytest.mark.parametrize(
@@ -326,6 +336,7 @@ def test_needs_have_one_canonical_form() -> None:
         Needs(pool="a" * 51),
         Needs(memory_mib=-1),
         Needs(gpus=65),
+        Needs(sandbox="none"),
     ],
 )
 def test_needs_that_nobody_can_have_are_refused(needs: Needs) -> None:
@@ -334,8 +345,8 @@ def test_needs_that_nobody_can_have_are_refused(needs: Needs) -> None:
 
 
 def test_submitter_adds_to_the_needs_of_the_engine() -> None:
-    engine, own = Needs("4.10", ("gpu",), "film", 8, 0), Needs("4.9", ("fast",), "", 4, 1)
-    assert engine.joined(own) == Needs("4.10", ("fast", "gpu"), "film", 8, 1)
+    engine, own = Needs("4.10", ("gpu",), "film", 8, 0, "bwrap"), Needs("4.9", ("fast",), "", 4, 1, "landlock")
+    assert engine.joined(own) == Needs("4.10", ("fast", "gpu"), "film", 8, 1, "bwrap")
 
 
 def test_chunk_prefers_a_machine_that_had_its_task() -> None:

@@ -85,7 +85,15 @@ class Connection:
         self._end = (status.WS_1001_GOING_AWAY, "")
 
     def assign(self, order: Order) -> None:
-        self.knows(order.assign.attempt)
+        attempt_id = order.assign.attempt
+        attempt = self._shared.memory.attempts.get(attempt_id)
+        if attempt is not None and (missing := self.machine.lacks_box(attempt.needs)):
+            # The machine came back with a weaker box than it had when this was planned.
+            self._shared.machines.release(self.machine.machine_id, attempt_id)
+            ending = Ending(Outcome.CANCELED, reason=f"{self.machine.name} has {missing}", given_back=True)
+            _ = self._shared.spawn(self._reports.end({attempt_id: ending}))
+            return
+        self.knows(attempt_id)
         self.send(order.assign)
 
     def cancel(self, attempt_id: int, reason: str) -> None:
@@ -421,7 +429,8 @@ def _check_sizes(message: Hello) -> None:
         raise InvalidRequest(f"A hello's instance has 1 to {_LONGEST_INSTANCE} ASCII characters.")
     if len(message.held) > _MOST_HELD:
         raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
-    inner = (*message.gpus, *message.tags, *(f"{one.name}{one.version}" for one in message.engines))
+    box = (message.sandbox, message.sandbox_advice)
+    inner = (*box, *message.gpus, *message.tags, *(f"{one.name}{one.version}" for one in message.engines))
     if any(len(one) > _MOST_OFFERS for one in many) or any(len(one) > _LONGEST_TEXT for one in (*texts, *inner)):
         raise InvalidRequest("A hello is longer than any machine needs.")
 
