@@ -120,6 +120,7 @@ class Rig:
     grace_s: float = 60.0
     policy: RetryPolicy = QUICK
     pool_sandbox: dict[str, str] = field(default_factory=dict)
+    reserve_mib: int = 0
     events: Recorder = field(default_factory=Recorder)
     dispatcher: Dispatcher = field(init=False)
     control: Control = field(init=False)
@@ -151,6 +152,7 @@ class Rig:
             self.events,
             data_directory=self.directory / "data",
             policy=self.policy,
+            reserve_mib=self.reserve_mib,
             silence_s=self.silence_s,
             grace_s=self.grace_s,
             pool_sandbox=self.pool_sandbox,

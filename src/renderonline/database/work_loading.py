@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, case, func, select
 
@@ -297,13 +297,33 @@ def download_paths(connection: Connection) -> frozenset[str]:
     return frozenset(connection.execute(select(engines.c.download_path)).scalars())
 
 
-def load_holders(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, int | None]:
-    """The attempts among these that the database still has: the machine that may still write or report there."""
-    columns = (attempts.c.attempt_id, attempts.c.machine_id, attempts.c.state, attempts.c.outcome)
-    found: dict[int, int | None] = {}
+class Owner(NamedTuple):
+    """The machine that has an attempt, and the attempt's token."""
+
+    machine_id: int
+    token: str
+
+
+_OWNERS: Final = select(
+    attempts.c.attempt_id, attempts.c.machine_id, attempts.c.token, attempts.c.state, attempts.c.outcome
+)
+
+
+def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Owner | None]:
+    """The attempts among these that the database still has; None for those of which nothing is wanted any more, because
+    they ended otherwise than `lost`."""
+    found: dict[int, Owner | None] = {}
     for part in portions(attempt_ids):
-        query = select(*columns).where(attempts.c.attempt_id.in_(part))
-        for attempt_id, machine_id, state, outcome in connection.execute(query):
-            over = state == AttemptState.ENDED.value and outcome != Outcome.LOST.value
-            found[attempt_id] = None if over else machine_id
+        for row in connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part))):
+            over = row.state == AttemptState.ENDED.value and row.outcome != Outcome.LOST.value
+            found[row.attempt_id] = None if over else Owner(row.machine_id, row.token)
+    return found
+
+
+def load_tokens(connection: Connection, attempt_ids: Sequence[int], machine_id: int) -> dict[int, str]:
+    """The tokens of those attempts among these that are, or were, this machine's."""
+    found: dict[int, str] = {}
+    for part in portions(attempt_ids):
+        rows = connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part)))
+        found |= {row.attempt_id: row.token for row in rows if row.machine_id == machine_id}
     return found

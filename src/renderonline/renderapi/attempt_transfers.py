@@ -21,6 +21,7 @@ from renderonline.database.task_inputs import Holder, frame_names, is_frame, loa
 from renderonline.database.work import token_fits
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
+from renderonline.renderapi.attempt_files import Folder
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, file_of
 from renderonline.renderapi.housekeeping import Places
@@ -134,7 +135,8 @@ class AttemptTransfers:
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is not None and order.wanted and name not in order.wanted:
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
-        self._shared.files.receives(attempt_id, holder.directory, holder.machine_id)
+        folder = Folder(holder.directory, holder.machine_id, holder.token)
+        self._shared.files.receives(attempt_id, folder)
         try:
             await self._places.check_disk(Path(holder.directory), length)
             arrival = await asyncio.to_thread(Arrival, holder.directory, name)
@@ -152,7 +154,7 @@ class AttemptTransfers:
         except OSError as error:
             raise disk_error(error) from error
         finally:
-            self._shared.files.forget_late(attempt_id, holder.directory, holder.machine_id)
+            self._shared.files.forget_late(attempt_id, folder)
 
     async def receive_preview(self, attempt_id: int, holder: Holder, name: str, size: str, jpeg: bytes) -> None:
         """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13)."""

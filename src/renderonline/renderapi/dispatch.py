@@ -33,6 +33,7 @@ from renderonline.farm.ready import ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan, reserve
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
+from renderonline.renderapi.attempt_files import Folder
 from renderonline.renderapi.events import Publisher
 from renderonline.renderapi.links.linked import LinkedMachines
 from renderonline.renderapi.links.v1 import V1Machines
@@ -60,11 +61,12 @@ class Dispatcher:
         *,
         data_directory: Path,
         policy: RetryPolicy,
+        reserve_mib: int,
         silence_s: float,
         grace_s: float,
         pool_sandbox: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.shared = Shared(database, events, data_directory, policy, pool_sandbox)
+        self.shared = Shared(database, events, data_directory, policy, pool_sandbox, reserve_mib)
         self.memory = self.shared.memory
         self.reports = Reports(self.shared)
         self._ids = ids
@@ -255,7 +257,7 @@ class Dispatcher:
         live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), load_queue(c)))
         self.memory.load(queue, live)
         for attempt in live:
-            self.shared.files.know(attempt.attempt_id, attempt.directory, attempt.machine_id)
+            self.shared.files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         for machine in self.shared.machines:
             machine.occupied = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
             self.shared.machines.note(machine)
@@ -319,7 +321,7 @@ class Leasing:
             steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
         )
         self._shared.machines.occupy(machine, attempt_id, task.needs)
-        self._shared.files.know(attempt_id, attempt.directory, attempt.machine_id)
+        self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         return attempt
 
     @contextlib.contextmanager
@@ -383,7 +385,7 @@ class Leasing:
 
     def _free(self, new: LiveAttempt) -> None:
         """The attempt never reached its machine."""
-        self._shared.files.remove((new.attempt_id,))
+        self._shared.files.remove(new.machine_id, (new.attempt_id,))
         self._shared.machines.release(new.machine_id, new.attempt_id)
 
     def _learn(self, assigned: Assigned) -> dict[int, str]:

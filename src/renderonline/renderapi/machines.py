@@ -59,6 +59,10 @@ class Machine:
     fetches: int = 0
     fetched_bytes: int = 0
     """How often, and how much, it fetched of tasks' files."""
+    rejected: int = 0
+    """Messages for attempts that are not its own, or gone."""
+    quiet_until: float = 0.0
+    """When the log may name it for that again (monotonic)."""
     ability: Ability = field(init=False)
     """What it can take: what it said itself, and what people say of it. Made anew by `Machines.note`."""
 

@@ -7,21 +7,21 @@ commit does the caller acknowledge.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
 from renderonline.database.machines import bench_machine
 from renderonline.database.projection import TaskState
-from renderonline.database.work import Applied, Ended, EndedStep, Mark, StartedStep, Step, apply_steps
+from renderonline.database.work import Applied, Ended, EndedStep, Mark, StartedStep, Step, apply_steps, token_fits
 from renderonline.database.work_landing import Landing, Offer
-from renderonline.database.work_loading import QueuedChunk
+from renderonline.database.work_loading import QueuedChunk, load_tokens
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import Wish
 from renderonline.farm.settling import FINAL_FAILURES, Ending
 from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
-from renderonline.protocol.link import Exited, Report, Result, Started
+from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
 from renderonline.renderapi.landings import Landings, land, landed_step, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 _REPORTABLE: Final = frozenset(Outcome) - {Outcome.LOST}
 _LONGEST_REASON: Final = 2000
 
+C = TypeVar("C", Report, HeldAttempt)
 Wanted = Mapping[str, int | None]
 Landed = Mapping[tuple[int, str], Landing]
 
@@ -52,7 +53,9 @@ class Reports:
 
     async def apply(self, machine: Machine, instance: str, reports: Sequence[Report]) -> None:
         """Apply reports of a machine, in their order; when this comes back they are committed."""
-        shared, machine_id = self._shared, machine.machine_id
+        shared, machine_id, mark = self._shared, machine.machine_id, Mark(instance, reports[-1].seq)
+        sent, reports = len(reports), await self.genuine(machine, reports)
+        self.dropped += sent - len(reports)
         over = [report.attempt for report in reports if isinstance(report, Exited)]
         released = [shared.machines.release(machine_id, attempt_id) for attempt_id in over]
         if any(released):
@@ -65,8 +68,20 @@ class Reports:
             landed = await self._land([offer for offer in offers if offer is not None], machine_id, whole)
             steps = [_step(report, landed, wanted.get(report.attempt)) for report in reports]
             known = [step for step in steps if step is not None]
-            await self._write(known, landed.values(), machine_id=machine_id, mark=Mark(instance, reports[-1].seq))
-        shared.files.remove(over)
+            await self._write(known, landed.values(), machine_id=machine_id, mark=mark)
+        shared.files.remove(machine_id, over)
+
+    async def genuine(self, machine: Machine, claims: Sequence[C]) -> list[C]:
+        """Those that name an attempt of this machine and have its token. What the others say has no effect at all,
+        neither here nor on the disk (R14)."""
+        files, machine_id = self._shared.files, machine.machine_id
+        tokens = {claim.attempt: files.token(claim.attempt, machine_id) for claim in claims}
+        if unknown := [attempt_id for attempt_id, token in tokens.items() if token is None]:
+            tokens |= await self._shared.database.read(partial(load_tokens, attempt_ids=unknown, machine_id=machine_id))
+        fits = [token_fits(claim.token, tokens.get(claim.attempt) or "") for claim in claims]
+        if not all(fits):
+            self._shared.reject(machine, claims[fits.index(False)].attempt)
+        return [claim for claim, its in zip(claims, fits, strict=True) if its]
 
     async def started(self, attempt_id: int) -> None:
         """A v1 machine has begun an attempt."""
@@ -89,7 +104,7 @@ class Reports:
             ended = EndedStep(attempt_id, None, end, wanted, self._shared.now().us)
             steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), ended]
             await self._write(steps, landed.values(), machine_id=machine.machine_id)
-        self._shared.files.remove((attempt_id,))
+        self._shared.files.remove(machine.machine_id, (attempt_id,))
         self._shared.wake()
 
     def read_again(self, task_ids: Collection[int]) -> None:

@@ -39,6 +39,7 @@ class Services:
             self.notifier,
             data_directory=settings.data_directory,
             policy=settings.retries,
+            reserve_mib=settings.reserve_mib,
             silence_s=settings.silence_s,
             grace_s=settings.return_s,
             pool_sandbox=settings.pool_boxes,

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 TICK_S: Final = 1.0
 """How often silence is looked at."""
+REJECTED_S: Final = 60.0
+"""How often the log names a machine whose messages are rejected."""
 
 
 class Shared:
@@ -41,6 +43,7 @@ class Shared:
         data_directory: Path,
         policy: RetryPolicy,
         pool_sandbox: Mapping[str, str],
+        reserve_mib: int,
     ) -> None:
         self.database = database
         self.clock: Clock = time
@@ -50,7 +53,7 @@ class Shared:
         self.ready = False
         self.newest = 0
         self.announcer = Announcer(events)
-        self.logs = AttemptLogs(data_directory / "logs")
+        self.logs = AttemptLogs(data_directory / "logs", reserve_mib << 20)
         self.previews = PreviewFiles(data_directory / "previews")
         self.memory = Memory(self.wake, self.clock, policy)
         self.machines = Machines(self.announcer.machine, lambda: self.now().local, pool_sandbox)
@@ -72,6 +75,16 @@ class Shared:
     def heard(self, machine: Machine) -> None:
         """Something was read from a machine just now."""
         machine.heard = self.awake.now(self.clock.monotonic())
+
+    def reject(self, machine: Machine, attempt_id: int) -> None:
+        """A machine spoke for an attempt that is not its own, or that is gone: that has no effect (R14). The log says
+        so once in a while."""
+        machine.rejected += 1
+        now = self.clock.monotonic()
+        if now >= machine.quiet_until:
+            machine.quiet_until = now + REJECTED_S
+            _log.warning("A machine speaks for attempts that are gone or not its own", machine_id=machine.machine_id,
+                         name=machine.name, attempt=attempt_id, messages=machine.rejected)  # fmt: skip
 
     def is_ours(self, attempt_id: int) -> bool:
         """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1)."""

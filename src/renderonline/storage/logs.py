@@ -7,6 +7,7 @@ Offsets count the bytes of the whole log as the machine wrote it, also those tha
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -47,20 +48,27 @@ class _Piece(NamedTuple):
 
 
 class AttemptLogs:
-    """The logs of all attempts, in one directory. Blocks: for threads; one writer per attempt at a time."""
+    """The logs of all attempts, in one directory. Blocks: for threads; one writer per attempt at a time.
 
-    def __init__(self, directory: Path) -> None:
+    `reserve`: bytes of the disk that stay free; what has no room beside them is left out.
+    """
+
+    def __init__(self, directory: Path, reserve: int = 0) -> None:
         self._directory = directory
+        self._reserve = reserve
         directory.mkdir(parents=True, exist_ok=True)
 
     def append(self, attempt_id: int, offset: int, data: bytes) -> int:
-        """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end."""
+        """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end.
+        `OSError` (ENOSPC) when they would leave too little of the disk."""
         pieces = self._pieces(attempt_id)
         last = pieces[-1] if pieces else None
         end = last.end if last else 0
         data, offset = data[max(0, end - offset) :], max(offset, end)
         if not data or offset + len(data) > _LARGEST:
             return end
+        if shutil.disk_usage(self._directory).free - len(data) < self._reserve:
+            raise OSError(errno.ENOSPC, "Too little of the disk is free")
         while data:
             if last is None or last.end != offset or last.size >= last.limit:
                 path = self._tail(attempt_id) / str(offset) if offset else self._head(attempt_id)

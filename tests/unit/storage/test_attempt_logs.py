@@ -1,6 +1,7 @@
 """Logs of attempts: resumed by offset, head and tail kept (R5.3)."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,3 +87,16 @@ def test_removed_log_leaves_nothing(small: AttemptLogs, tmp_path: Path) -> None:
 
 def test_offsets_that_no_log_has_are_ignored(small: AttemptLogs) -> None:
     assert small.append(1, 2**60, b"x") == 0
+
+
+def test_what_has_no_room_beside_the_reserve_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 1000
+    monkeypatch.setattr(logs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    kept = AttemptLogs(tmp_path, reserve=990)
+    assert kept.append(1, 0, b"0123456789") == 10
+    with pytest.raises(OSError, match="Too little"):
+        kept.append(1, 10, b"0123456789a")
+    assert whole(kept) == [(0, b"0123456789")]
+    free = 2000
+    assert kept.append(1, 21, b"later") == 26
+    assert kept.read(1, 10).offset == 21

@@ -9,7 +9,7 @@ budget of their own, so that they never delay a report (R5.3).
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
@@ -30,7 +30,7 @@ from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.reports import Reports
-from renderonline.renderapi.shared import Shared
+from renderonline.renderapi.shared import REJECTED_S, Shared
 from renderonline.storage.logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
@@ -51,6 +51,8 @@ MAX_UNSENT: Final = 8192
 """Messages that may wait for a machine that does not read."""
 MAX_LOG: Final = 4 * 1024 * 1024
 """Characters of log lines that may wait for the disk; more are left out."""
+_PIECE_COST: Final = 256
+"""What a piece of a log takes in memory besides its characters, about."""
 _RECENT: Final = 4096
 _TWO_PROGRAMS: Final = "Two programs use this machine's secret; give each its own join code, then enable it again."
 
@@ -79,6 +81,7 @@ class Connection:
         self._unapplied: asyncio.Queue[link.Report] = asyncio.Queue(MAX_UNAPPLIED)
         self._log_lines: list[link.Log] = []
         self._log_size = 0
+        self._quiet_until = 0.0
         self._attempts: OrderedDict[int, None] = OrderedDict()
         self._to_send, self._to_log, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._applying: asyncio.Task[None] | None = None
@@ -175,7 +178,10 @@ class Connection:
     def _take_progress(self, progress: link.Progress) -> None:
         """Keep the newest progress of a live attempt of this machine (R5.3), as it may be shown."""
         attempt = self._shared.memory.attempts.get(progress.attempt)
-        if attempt is None or attempt.machine_id != self.machine.machine_id:
+        if attempt is None:  # it ended just now
+            return
+        if attempt.machine_id != self.machine.machine_id:
+            self._shared.reject(self.machine, progress.attempt)
             return
         remaining = progress.remaining_s
         attempt.progress = replace(
@@ -195,8 +201,11 @@ class Connection:
             self._shared.wake()
 
     def _take_log(self, line: link.Log) -> None:
-        if line.attempt in self._attempts and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
-            self._log_size += len(line.text)
+        """Keep a piece of the log of an attempt that the machine has or had (R5.3)."""
+        if line.attempt not in self._attempts:
+            self._shared.reject(self.machine, line.attempt)
+        elif line.text and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
+            self._log_size += len(line.text) + _PIECE_COST
             self._log_lines.append(line)
             self._to_log.set()
 
@@ -244,7 +253,9 @@ class Connection:
             try:
                 await asyncio.to_thread(write_logs, self._shared.logs, lines)
             except OSError as error:
-                _log.warning("Logs of attempts can't be written", error=str(error))
+                if self._shared.clock.monotonic() >= self._quiet_until:
+                    self._quiet_until = self._shared.clock.monotonic() + REJECTED_S
+                    _log.warning("Logs of attempts can't be written", name=self.machine.name, error=str(error))
 
 
 class LinkedMachines:
@@ -347,12 +358,12 @@ class LinkedMachines:
             hello, machine_id=machine_id, instance=message.instance, facts=facts, now_us=shared.now().us
         )
         row = await shared.database.write(operation)
-        held = [one.attempt for one in message.held]
-        offsets = await asyncio.to_thread(lambda: {number: shared.logs.size(number) for number in held})
         machine = shared.machines.update_row(row)
+        held = {one.attempt for one in await self._reports.genuine(machine, message.held)}
+        offsets = await asyncio.to_thread(lambda: {number: shared.logs.size(number) for number in held})
         machine.facts, machine.full = facts, message.full
         connection = Connection(shared, self._reports, socket, machine, message.instance, last_seq=row.last_seq)
-        kept, again, lost = self._reconcile(message)
+        kept, again, lost = self._reconcile(machine_id, held)
         resumed = {str(number): offsets[number] for number in kept}
         connection.send(link.Welcome(min(message.protocol, PROTOCOL), tuple(kept), row.last_seq, resumed))
         for number in held:
@@ -374,13 +385,14 @@ class LinkedMachines:
         shared.wake()
         return connection
 
-    def _reconcile(self, message: Hello) -> tuple[list[int], list[LiveAttempt], dict[int, Ending]]:
-        """Our live attempts against what the machine names: those that go on, those that never arrived, and those
-        that it lost."""
-        named = {one.attempt: one.token for one in message.held}
+    def _reconcile(
+        self, machine_id: int, held: Collection[int]
+    ) -> tuple[list[int], list[LiveAttempt], dict[int, Ending]]:
+        """Our live attempts against those that the machine holds: those that go on, those that never
+        arrived, and those that it lost."""
         kept, again, lost = [], [], {}
-        for attempt in self._shared.memory.attempts_on(message.machine_id):
-            if named.get(attempt.attempt_id) == attempt.token:
+        for attempt in self._shared.memory.attempts_on(machine_id):
+            if attempt.attempt_id in held:
                 kept.append(attempt.attempt_id)
             elif attempt.running:
                 lost[attempt.attempt_id] = Ending(Outcome.LOST, reason="its machine does not know it any more")

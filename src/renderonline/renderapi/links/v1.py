@@ -320,7 +320,7 @@ class V1Machine:
             self._unreachable()
             return
         self._stops.discard(attempt_id)
-        self._shared.files.remove((attempt_id,))
+        self._shared.files.remove(self._machine.machine_id, (attempt_id,))
         if self._shared.machines.release(self._machine.machine_id, attempt_id):
             self._shared.wake()
 
