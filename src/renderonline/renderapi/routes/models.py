@@ -1,16 +1,22 @@
 """What v2's clients send; unknown fields are mistakes. Everything of a `…Change` may be left out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from fastapi import Path, Query
+from fastapi import Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from renderonline.farm.accounts import Role
 from renderonline.farm.frames import MAX_FRAMES
+from renderonline.storage.staging import MOST_FILES
 
-Id = Annotated[int, Path(le=2**63 - 1)]
-"""An id in a path; larger numbers no database can look for."""
+LARGEST: Final = 2**63 - 1
+"""Larger numbers no database can look for. Every number that is sent has a bound at both ends."""
+
+Id = Annotated[int, Path(ge=0, le=LARGEST)]
+FileIndex = Annotated[int, Path(ge=0, lt=MOST_FILES, description="The file's place in the upload's list.")]
 Limit = Annotated[int, Query(ge=1, le=500)]
+LogOffset = Annotated[int, Query(ge=0, lt=10**16)]
+UploadOffset = Annotated[str, Header(alias="upload-offset", pattern="^[0-9]{1,19}$")]
 Cursor = Annotated[str | None, Query(max_length=100)]
 Name = Annotated[str, Field(max_length=50)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
@@ -26,7 +32,7 @@ class UserChange(_Sent):
     email: str = Field("", min_length=3, max_length=255)
     first_name: Name = ""
     last_name: Name = ""
-    subscription_id: int | None = Field(None, le=2**31 - 1)
+    subscription_id: int | None = Field(None, ge=0, le=2**31 - 1)
     role: Role = Field(Role.ARTIST, strict=False)
     is_active: bool = True
 
@@ -90,7 +96,7 @@ class FilmRequest(_Sent):
 
 
 class Requeue(_Sent):
-    chunks: list[Annotated[int, Field(ge=0, le=2**63 - 1)]] = Field(default=[], max_length=10_000)
+    chunks: list[Annotated[int, Field(ge=0, le=LARGEST)]] = Field(default=[], max_length=10_000)
     frames: str = Field(default="", max_length=65_536)
 
 

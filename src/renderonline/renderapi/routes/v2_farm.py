@@ -14,7 +14,7 @@ from renderonline.renderapi.administration import Kept
 from renderonline.renderapi.routes import models
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.guard import Door, Needs
-from renderonline.renderapi.routes.models import Cursor, Id, Limit
+from renderonline.renderapi.routes.models import LARGEST, Cursor, Id, Limit
 from renderonline.renderapi.services import Services
 
 router = Part()
@@ -46,7 +46,7 @@ def _keep(
     """The calls that all kinds have alike: list (who may `look`), change, remove."""
     shape = {"argtypes": "ArgType"}.get(name, name.capitalize().removesuffix("s"))
     alias = f"{shape.lower()}_id"
-    row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, le=2**63 - 1)]
+    row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, ge=0, le=LARGEST)]
 
     async def rows(center: Center) -> Json:
         return {"items": [show(center, row) for row in await center.administration.rows(kind)], "next": None}

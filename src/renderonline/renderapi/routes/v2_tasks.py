@@ -19,7 +19,7 @@ from renderonline.renderapi.events import Event
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2, Door
-from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, Requeue, Size, TaskChange
+from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, LogOffset, Requeue, Size, TaskChange
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 
@@ -30,7 +30,6 @@ OWN: Final = Permission.OWN_TASKS
 
 LastHeader = Annotated[str | None, Header(alias="last-event-id")]
 Last = Annotated[str | None, Query(alias="last_event_id")]
-Offset = Annotated[int, Query(ge=0, lt=10**16)]
 Word = Annotated[str, Query(max_length=200)]
 Frames = Annotated[str, Query(max_length=10_000, description="A range such as 1-24 or 1-100x5,200.")]
 Names = Annotated[
@@ -197,7 +196,7 @@ async def get_preview(
 
 
 @router.call("GET", "/attempts/{attempt_id}/log", "text/plain", needs=OWN)
-async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: Offset = 0) -> Response:
+async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: LogOffset = 0) -> Response:
     """An attempt's log from a byte offset on; `X-Log-Size` says where it ends now."""
     data, size = await center.reading.log(caller, attempt_id, offset)
     headers = {"X-Log-Size": str(size), "X-Content-Type-Options": "nosniff"}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from fastapi import Header, Query
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,6 +10,7 @@ from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
+from renderonline.renderapi.routes.models import FileIndex, UploadOffset
 from renderonline.renderapi.submissions import content_length
 
 router = Part("uploads")
@@ -19,7 +20,6 @@ OWN: Final = Permission.OWN_TASKS
 MAX_ANNOUNCED: Final = 32 * 1024 * 1024
 """Bytes of the JSON that announces files: the chunks of some 150 GB."""
 
-Offset = Annotated[str, Header(alias="upload-offset", max_length=19, pattern=r"^\d+$")]
 _BYTES: Final[Json] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY: Final[Json] = {"requestBody": {"required": True, "content": _BYTES}}
 _NEW: Final[Json] = {
@@ -51,7 +51,7 @@ async def facts(caller: Caller, center: Center, upload_id: str, name: Annotated[
 
 @router.call("PATCH", "/uploads/{upload_id}/files/{index}", needs=OWN, openapi_extra=_BODY)
 async def append(
-    request: Request, caller: Caller, center: Center, upload_id: str, index: int, upload_offset: Offset
+    request: Request, caller: Caller, center: Center, upload_id: str, index: FileIndex, upload_offset: UploadOffset
 ) -> Response:
     """Go on with a file that comes without chunks. `Upload-Offset` says from where, and in the answer how far it is."""
     uploads, length = center.submissions.uploads, _length(request)
