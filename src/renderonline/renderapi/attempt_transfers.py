@@ -26,7 +26,7 @@ from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content, file_of
 from renderonline.renderapi.housekeeping import Places
 from renderonline.renderapi.reading import checked_size
-from renderonline.serving.deadlines import IS_KNOWN
+from renderonline.serving.admission import let_in
 from renderonline.serving.sink import receive_body
 from renderonline.storage.archive import PIECE_BYTES, members_of
 from renderonline.storage.digests import InputSums
@@ -59,7 +59,7 @@ class AttemptTransfers:
         token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
         if found is None or not token_fits(token, found.token):
             raise NotFound("There is no such attempt, or its token is another one.")
-        setattr(request.state, IS_KNOWN, True)
+        let_in(request, f"machine {found.machine_id}")
         if found.over:
             raise Conflict(f"Attempt {attempt_id} is over; nothing of it is wanted any more.", code="attempt_over")
         return found

@@ -5,8 +5,9 @@ saw gets everything after it, or one `resync` event when that is no longer known
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -15,6 +16,7 @@ import orjson
 
 from renderonline.database.projection import TaskState
 from renderonline.database.work_landing import Landing
+from renderonline.farm.errors import LimitReached
 from renderonline.farm.tasks import ChunkState
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.machines import Machine
@@ -28,6 +30,8 @@ QUIET_S: Final = 15.0
 """A reader hears something at least so often, so that both sides notice a dead connection."""
 KNOWN_S: Final = 5.0
 """A reader who was let in before that is looked at again before anything more is told."""
+MOST_STREAMS: Final = 8
+"""Streams of one account at the same time; a client that gets no other asks now and then."""
 PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
 """An attempt's progress is told at most so often."""
@@ -59,6 +63,23 @@ class Events:
         self._last = 0
         self._more = asyncio.Event()
         self._closed = False
+        self._streams: Counter[int] = Counter()
+
+    @contextlib.contextmanager
+    def seat(self, user_id: int) -> Iterator[None]:
+        """A stream of this account is open. `LimitReached` when it has as many as one may have."""
+        if self._streams[user_id] >= MOST_STREAMS:
+            raise LimitReached(
+                f"This account has {MOST_STREAMS} event streams open. Close one, or ask for the tasks now and then.",
+                code="too_many_streams",
+            )
+        self._streams[user_id] += 1
+        try:
+            yield
+        finally:
+            self._streams[user_id] -= 1
+            if not self._streams[user_id]:
+                del self._streams[user_id]
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
         """Tell everybody who may see it: the user `user_id`, or for None those who may see the whole farm."""

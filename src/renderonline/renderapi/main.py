@@ -13,6 +13,7 @@ from renderonline.renderapi.administration import announce_login
 from renderonline.renderapi.app import Standby, create_app
 from renderonline.renderapi.settings import Settings
 from renderonline.serving import logs, web
+from renderonline.serving.admission import raise_descriptors
 from renderonline.serving.directories import private_write
 
 log = structlog.get_logger(__name__)
@@ -25,6 +26,7 @@ def run(settings: Settings, web_page: Path | None = None) -> None:
     """Run RenderAPI until SIGTERM or SIGINT, with the page of this directory at `/`. Raises one of `farm.errors` when
     it can't start."""
     logs.configure(json_lines=settings.log_json, level=settings.log_level)
+    raise_descriptors()
     web.run(serve(settings, web_page))
 
 

@@ -21,7 +21,7 @@ from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
-from renderonline.serving.deadlines import IS_KNOWN
+from renderonline.serving.admission import let_in
 from renderonline.serving.web import TlsFiles
 
 
@@ -85,7 +85,7 @@ async def principal_of(connection: HTTPConnection) -> Principal:
     found = await _found(connection, keeps_open=True)
     if found is None:
         raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
-    setattr(connection.state, IS_KNOWN, True)
+    let_in(connection, f"user {found.user_id}")
     return found
 
 

@@ -12,10 +12,14 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -47,18 +51,17 @@ LINGER_S: Final = 2.0
 and a client that listens only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body that was asked for, or that somebody sends who is known, is meanwhile read and thrown away."""
-IS_KNOWN: Final = "is_known"
-"""What the application sets in a request's state when it knows who sends it."""
 DIRECT: Final = "renderonline.direct"
 """The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
 
 
-def patient(threads: ThreadPoolExecutor) -> Callable[..., asyncio.BaseProtocol]:
+def patient(threads: ThreadPoolExecutor, admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
     """Makes the protocols of one server's connections. `threads` are for bodies that are read past the event loop."""
+    make = partial(PatientProtocol, threads, admission)
     if sys.platform == "win32":  # reads ahead into the buffer, which would have to be each connection's own
-        return lambda **about: PatientProtocol(threads, **about)
+        return make
     buffer = memoryview(bytearray(READ_BYTES))
-    return lambda **about: _Door(PatientProtocol(threads, **about), buffer)
+    return lambda **about: _Door(make(**about), buffer)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -78,24 +81,29 @@ class PatientProtocol(HttpToolsProtocol):
     _buffered_since = 0.0
     loan: "Loan | None" = None
 
-    def __init__(self, threads: ThreadPoolExecutor, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, threads: ThreadPoolExecutor, admission: Admission, guest: Guest, **more: Any) -> None:
+        super().__init__(**more)
         self.threads = threads
+        self._admission, self._guest = admission, guest
+        self.app_state = {**self.app_state, GUEST: (admission, guest)}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._guest.is_busy, self._guest.end = self._is_busy, transport.abort
         now = self.loop.time()
         self._in_headers_since = self._window_started = self._buffered_since = now
         self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
+        self._admission.leave(self._guest)
         if self.loan is not None:
             self.loan.end()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
         self._watch.cancel()
+        self._guest.is_busy = lambda: False
         super().handle_websocket_upgrade()
 
     @property
@@ -121,6 +129,11 @@ class PatientProtocol(HttpToolsProtocol):
     def _is_known(self) -> bool:
         """Whether the body that arrives is that of somebody who may send one."""
         return self.cycle is not None and self.cycle.more_body and IS_KNOWN in self.cycle.scope["state"]
+
+    def _is_busy(self) -> bool:
+        """Whether we work for this connection: nobody waits for what its sender has yet to send."""
+        begun = self.cycle is not None and not self.cycle.response_complete
+        return begun and (not self.cycle.more_body or bool(self._guest.who))
 
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:
@@ -296,6 +309,15 @@ class _Door(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._protocol.data_received(bytes(self._buffer[:nbytes]))
+
+
+class LinkProtocol(WebSocketsSansIOProtocol):
+    """A WebSocket that is counted like every connection."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        admission, guest = self.app_state[GUEST]
+        admission.leave(guest)
+        super().connection_lost(exc)
 
 
 class _ClosesGently:

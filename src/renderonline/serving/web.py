@@ -23,7 +23,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.serving.deadlines import patient
+from renderonline.serving.admission import Admission, Guest, most_connections
+from renderonline.serving.deadlines import LinkProtocol, patient
+from renderonline.serving.entrance import Entrance
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -83,7 +85,8 @@ async def serve(
         tls = _tls(certificate)
         async with _lifespan(app):
             url = _url(listener, host, secure=tls is not None)
-            server = _Server(_config(app, tls, grace_s), lambda: on_ready(url))
+            admission = Admission(most_connections())
+            server = _Server(_config(app, admission, grace_s), admission, tls, lambda: on_ready(url))
             with _stopping(server, on_stop):
                 try:
                     await server.serve(sockets=[listener])
@@ -100,29 +103,46 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, without its own signal handling, which would raise the signal again at the end."""
+    """uvicorn's server that accepts by an `Entrance`, without its own signal handling, which would raise the signal
+    again at the end."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, admission: Admission, tls: ssl.SSLContext | None, on_ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._admission, self._tls = admission, tls
         self._on_ready = on_ready
+        self._entrances: list[Entrance] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
         gc.freeze()  # what has been loaded stays; looking through it would hold everything up
+        for listener in sockets or ():
+            self._entrances.append(Entrance(listener, self._admission, self._protocol, self._tls))
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._close()
+        await super().shutdown(sockets)
 
     def abort(self) -> None:
         """Close whatever is still open, also when serving was canceled."""
-        for server in getattr(self, "servers", ()):
-            server.close()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        self._close()
+        self._admission.end()
         for task in list(self.server_state.tasks):
             task.cancel()
+
+    def _close(self) -> None:
+        for entrance in self._entrances:
+            entrance.close()
+
+    def _protocol(self, guest: Guest) -> asyncio.BaseProtocol:
+        make: Callable[..., asyncio.BaseProtocol] = self.config.http_protocol_class
+        return make(guest=guest, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def step_back() -> None:
@@ -131,11 +151,11 @@ def step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn.Config:
+def _config(app: ASGIApp, admission: Admission, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", step_back)),  # type: ignore[arg-type]
-        ws="websockets-sansio",
+        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", step_back), admission),  # type: ignore[arg-type]
+        ws=LinkProtocol,
         ws_max_size=MAX_LINK_MESSAGE,
         ws_per_message_deflate=False,
         lifespan="off",
@@ -145,7 +165,6 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None, grace_s: float) -> uvicorn
         proxy_headers=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=max(1, round(grace_s)),
-        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
 
 

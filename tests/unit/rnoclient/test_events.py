@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from renderonline.farm import errors
-from renderonline.rnoclient.sdk import Client, Login
+from renderonline.rnoclient.sdk import Client, Login, events
 from renderonline.rnoclient.sdk.events import stream
 from tests.support.scripted_server import Answer, Asked, ScriptedServer
 
@@ -50,6 +50,29 @@ def test_refusal_ends_the_stream() -> None:
     answer = Answer(401, b'{"title": "x", "detail": "Unknown.", "code": "not_authenticated"}')
     with ScriptedServer(lambda _: answer).running() as server, pytest.raises(errors.NotAuthenticated):
         next(stream(Client(Login(server.url)).connection))
+
+
+FULL = Answer(429, b'{"title": "x", "detail": "Eight streams are open.", "code": "too_many_streams"}')
+
+
+def test_without_a_stream_it_asks_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "POLL_S", 0.0)
+    answers = [FULL, FULL, Answer(body=sse(("e-1", "task", {"task_id": 1})))]
+    with ScriptedServer(lambda _: answers.pop(0) if answers else FULL).running() as server:
+        found = [event for event in itertools.islice(stream(Client(Login(server.url)).connection), 5) if event.type]
+    assert [event.type for event in found] == ["resync", "resync", "resync", "task", "resync"]
+
+
+def test_watch_without_a_stream_sees_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "POLL_S", 0.0)
+    states = [TASK, {**TASK, "frames_done": 1}, {**TASK, "status": "succeeded", "frames_done": 2}]
+
+    def script(asked: Asked) -> Answer:
+        return FULL if asked.path.endswith("/events") else Answer(body=json.dumps(states.pop(0)).encode())
+
+    with ScriptedServer(script).running() as server:
+        seen = [task["frames_done"] for task in Client(Login(server.url)).watch(7)]
+    assert seen == [0, 1, 2]
 
 
 def test_watch_ends_with_the_task_and_shows_each_change_once() -> None:

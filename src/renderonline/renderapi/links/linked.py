@@ -31,6 +31,7 @@ from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.reports import Reports
 from renderonline.renderapi.shared import REJECTED_S, Shared
+from renderonline.serving.admission import let_in
 from renderonline.storage.logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
@@ -287,6 +288,7 @@ class LinkedMachines:
         except RenderOnlineError as error:
             refused = Refused(error.reason_code, error.message)
         else:
+            let_in(socket, f"machine {connection.machine.machine_id}", is_link=True)
             try:
                 await connection.run()
             finally:

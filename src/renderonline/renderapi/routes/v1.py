@@ -17,7 +17,7 @@ from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.services import services_of
 from renderonline.renderapi.task_requests import read_v1
-from renderonline.serving.deadlines import IS_KNOWN
+from renderonline.serving.admission import let_in
 
 MAX_JSON: Final = 64 * 1024
 
@@ -121,5 +121,5 @@ async def _principal(request: Request) -> Principal | None:
     headers = request.headers
     found = await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
     if found is not None:
-        setattr(request.state, IS_KNOWN, True)
+        let_in(request, f"user {found.user_id}")
     return found

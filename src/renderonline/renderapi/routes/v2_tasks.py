@@ -1,6 +1,7 @@
 """`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -8,6 +9,7 @@ from fastapi import Header, Query
 from pydantic import StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.accounts import Permission
 from renderonline.farm.films import Film
@@ -215,4 +217,16 @@ async def events(
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = center.events.stream(last_event_id or since, may_see, partial(may_stay, request, caller))
-    return StreamingResponse(stream, 200, headers, "text/event-stream")
+    return _EventStream(stream, 200, headers, "text/event-stream", seat=center.events.seat(caller.user_id))
+
+
+class _EventStream(StreamingResponse):
+    """A stream that has a seat among those of its account from its first to its last moment."""
+
+    def __init__(self, *about: Any, seat: AbstractContextManager[None]) -> None:
+        super().__init__(*about)
+        self._seat = seat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._seat:
+            await super().__call__(scope, receive, send)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final
 
-from renderonline.farm.errors import NotAvailable
+from renderonline.farm.errors import LimitReached, NotAvailable
 from renderonline.rnoclient.sdk.connection import Connection
 
 RESYNC: Final = "resync"
 """The type of the event that says: some events are lost for good, ask for what you show."""
 SILENCE_S: Final = 45.0
+POLL_S: Final = 3.0
 LINE_LIMIT: Final = 1024 * 1024
 
 
@@ -28,8 +29,8 @@ class Event:
 def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Event]:
     """All events from now on, for ever; the first is always a `resync`.
 
-    After each break that may have lost events another `resync` follows. `NotAvailable` when RenderAPI can't be
-    reached for longer than `patience_s`.
+    After each break that may have lost events another `resync` follows. Where the account has no stream left there is
+    a `resync` every few seconds instead. `NotAvailable` when RenderAPI can't be reached for longer than `patience_s`.
     """
     last_id = ""
     broken_since = time.monotonic()
@@ -45,6 +46,10 @@ def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Even
                     if event.type:
                         yield event
                 broken_since = time.monotonic()
+        except LimitReached:
+            last_id, broken_since = "", time.monotonic()
+            yield Event(RESYNC, {})
+            time.sleep(POLL_S)
         except NotAvailable:
             if time.monotonic() - broken_since > patience_s:
                 raise

@@ -121,6 +121,12 @@ class Live extends EventTarget {
         await this.#read(signal, () => { tries = 0; });
       } catch (error) {
         if (signal.aborted || error.status === 401) return;
+        if (error.status === 429) { // the account has no stream left: ask for everything now and then
+          this.#last = '';
+          this.heard = new Date();
+          this.dispatchEvent(new CustomEvent('resync'));
+          tries = RETRY_MS.length;
+        }
       }
       if (signal.aborted) return;
       this.#say(false);

@@ -1,0 +1,180 @@
+"""Who may hold how many connections, and who has to go when there are too many (R14).
+
+Half of the descriptors that the system allows are for connections, the other half for files, databases and children.
+Of the connections a part is for senders who have not said who they are, another one for accounts, and what machines
+link with has a reserve that nobody else can fill. A crowd that becomes too large makes room among itself: nobody can
+push out those of another crowd.
+
+A new connection is let in even where an older one of its crowd must go for it: a client of ours says who it is within
+milliseconds, those that were opened to stay silent are always the older ones.
+"""
+
+import ipaddress
+import socket
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from starlette.requests import HTTPConnection
+
+log = structlog.get_logger(__name__)
+
+GUEST: Final = "renderonline.guest"
+"""Where a request's state has the `Guest` whose connection it came over."""
+IS_KNOWN: Final = "is_known"
+"""What a request's state has when the application knows who sends it."""
+MOST: Final = 16_384
+"""Connections, however many descriptors there are: each takes memory as well."""
+DEFAULT_DESCRIPTORS: Final = 1024
+
+
+def raise_descriptors() -> None:
+    """Allow this program as many descriptors as the system lets it have."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:  # some systems take no limit that is not a number
+            log.warning("descriptors stay few", limit=soft, reason=str(error))
+
+
+def most_connections() -> int:
+    """How many connections the descriptors of this program allow."""
+    soft = DEFAULT_DESCRIPTORS
+    if sys.platform != "win32":
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        soft = 2 * MOST if soft == resource.RLIM_INFINITY else soft
+    return max(16, min(soft // 2, MOST))
+
+
+def source_of(address: str) -> str:
+    """What counts as one address: of IPv6 the network of 64 bits, in which one computer has as many as it likes."""
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
+@dataclass(eq=False, slots=True)
+class Guest:
+    """One connection. `who` has it: "" as long as nobody has said so. `has_reserve`: it is a machine's link, or that of
+    a proxy behind which are many. `is_busy`: we work for it, it does not wait for its sender. `end` cuts it off."""
+
+    address: str
+    socket: socket.socket
+    who: str = ""
+    has_reserve: bool = False
+    is_busy: Callable[[], bool] = lambda: False
+    end: Callable[[], None] = lambda: None
+    crowds: "tuple[Crowd, ...]" = ()
+
+
+Crowd = OrderedDict[Guest, None]
+"""Connections that share a bound; those that were used longest ago come first."""
+
+
+class Admission:
+    """All connections of one server, at most `most`; `is_proxy`: whether a trusted proxy has this address."""
+
+    def __init__(self, most: int, is_proxy: Callable[[str], bool] = lambda _address: False) -> None:
+        self._most = most
+        self._is_proxy = is_proxy
+        self._everybody, self._unknown, self._reserved = Crowd(), Crowd(), Crowd()
+        self._addresses: defaultdict[str, Crowd] = defaultdict(Crowd)
+        self._accounts: defaultdict[str, Crowd] = defaultdict(Crowd)
+
+    def arrive(self, connection: socket.socket, address: str) -> Guest:
+        """A new connection; an older one may have to go for it."""
+        guest = Guest(source_of(address), connection, has_reserve=self._is_proxy(address))
+        if guest.has_reserve:
+            self._put(guest, self._reserved)
+        else:
+            neighbours = self._addresses[guest.address]
+            self._put(guest, self._unknown, neighbours)
+            self._shrink(neighbours, self._most // 4)
+            self._shrink(self._unknown, self._most // 2)
+        self._shrink_all()
+        return guest
+
+    def known(self, guest: Guest, who: str, *, is_link: bool) -> None:
+        """The application knows who sends this. `is_link`: the connection is the link of a machine."""
+        if guest not in self._everybody:
+            return
+        if guest.has_reserve or guest.who == who:
+            for crowd in guest.crowds:
+                crowd.move_to_end(guest)
+            return
+        self.leave(guest)
+        guest.who, guest.has_reserve = who, is_link
+        if is_link:
+            self._put(guest, self._reserved)
+        else:
+            theirs, most = self._accounts[who], self._most_of_accounts
+            self._put(guest, theirs)
+            self._shrink(theirs, most // 2)
+            if sum(map(len, self._accounts.values())) > most:
+                self._shrink(self._largest, len(self._largest) - 1)
+        self._shrink_all()
+
+    def leave(self, guest: Guest) -> None:
+        """The connection is closed, or counts elsewhere from now on."""
+        for crowd in guest.crowds:
+            crowd.pop(guest, None)
+        guest.crowds = ()
+        if not self._addresses.get(guest.address, True):
+            del self._addresses[guest.address]
+        if not self._accounts.get(guest.who, True):
+            del self._accounts[guest.who]
+
+    def relieve(self) -> None:
+        """There are too many connections: close one that has no reserve."""
+        crowd = self._unknown or self._largest
+        self._shrink(crowd, len(crowd) - 1)
+
+    def end(self) -> None:
+        """Close all of them."""
+        for guest in list(self._everybody):
+            guest.end()
+
+    @property
+    def _most_of_accounts(self) -> int:
+        reserve = max(len(self._reserved), self._most // 8)
+        return max(self._most // 8, self._most // 2 - reserve)
+
+    @property
+    def _largest(self) -> Crowd:
+        return max(self._accounts.values(), key=len, default=Crowd())
+
+    def _shrink_all(self) -> None:
+        while len(self._everybody) > self._most and (self._unknown or self._accounts):
+            self.relieve()
+
+    def _shrink(self, crowd: Crowd, most: int) -> None:
+        """Close who waits for their sender, the longest unused first; where nobody does, the longest unused."""
+        while crowd and len(crowd) > most:
+            gone = next((guest for guest in crowd if not guest.is_busy()), next(iter(crowd)))
+            self.leave(gone)
+            gone.end()
+
+    def _put(self, guest: Guest, *crowds: Crowd) -> None:
+        guest.crowds = (self._everybody, *crowds)
+        for crowd in guest.crowds:
+            crowd[guest] = None
+
+
+def let_in(connection: HTTPConnection, who: str, *, is_link: bool = False) -> None:
+    """The application knows who sends this request; `who` names an account or a machine. From here on their
+    connections are counted together. `is_link`: this is the WebSocket of a machine."""
+    setattr(connection.state, IS_KNOWN, True)
+    door: Any = getattr(connection.state, GUEST, None)  # None under another server than ours
+    if door is not None:
+        admission, guest = door
+        admission.known(guest, who, is_link=is_link)
