@@ -4,13 +4,17 @@ import gzip
 import random
 import struct
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from renderonline.engines.blender import scene_facts
 from renderonline.engines.blender.scene_facts import BrokenScene, read, survey
 from tests.support.blend_files import TINY, Blend, File, Scene, packed
 
@@ -168,3 +172,69 @@ def test_a_broken_library_breaks_the_scene(tmp_path: Path) -> None:
 def test_a_scene_without_a_camera_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "a.blend").write_bytes(Blend((Scene(camera=0),)).write())
     assert read(str(tmp_path / "a.blend"))["warnings"] == ["its scene Scene has no camera"]
+
+
+def looked_at(folder: Path, files: Sequence[File], names: Iterable[str]) -> dict[str, Any]:
+    """What is told of a scene with these external files, among files with these names."""
+    (folder / "a.blend").write_bytes(Blend(files=files).write())
+    return survey("a.blend", {"a.blend": str(folder / "a.blend")} | dict.fromkeys(names, ""))
+
+
+@pytest.mark.parametrize("many", ["//f/x{0:03}_1.png", "//f/x_{0:04}.png", "//f/{0}x<UDIM>.png"])
+def test_many_sequences_among_many_files_are_found_without_comparing_all_with_all(tmp_path: Path, many: str) -> None:
+    def seconds(count: int) -> float:
+        external = [File(many.format(number), source=6 if "UDIM" in many else 2) for number in range(count)]
+        names = [f"f/x{number % count:03}_{number}.png" for number in range(90 * count)]
+        began = time.process_time()
+        looked_at(tmp_path, external, names)
+        return time.process_time() - began
+
+    few, lots = min(seconds(25) for _ in range(3)), seconds(500)
+    assert lots < 80 * few  # twenty times as many of both: 400 times as long before
+
+
+def test_a_sequence_is_what_differs_in_the_last_number_of_its_name(tmp_path: Path) -> None:
+    names = ["s1/a_01.png", "s1/a_2.png", "s1/a_2.jpg", "s1/a_2b.png", "s2/a_3.png", "s1/a_.png", "b.png", "c1.2.png"]
+    external = [File("//s1/a_7.png", source=2), File("//s1/a_8.png", source=2), File("//b.png", source=2)]
+    told = looked_at(tmp_path, [*external, File("//d1.png", source=2)], names)
+    assert (told["inputs"], told["missing"]) == (["s1/a_01.png", "s1/a_2.png", "b.png"], ["d1.png"])
+
+
+def test_tiles_are_four_digits_or_two_numbers(tmp_path: Path) -> None:
+    names = ["t.1001.png", "t.1002.png", "t.101.png", "t.1001.jpg", "t.u1_v2.png", "t.u1_v.png"]
+    told = looked_at(tmp_path, [File("//t.<UDIM>.png", source=6), File("//t.<UVTILE>.png", source=6)], names)
+    assert told["inputs"] == ["t.1001.png", "t.1002.png", "t.u1_v2.png"]
+
+
+def unseen(told: Mapping[str, Any]) -> str:
+    """The one warning about what was not looked at."""
+    (warning,) = told["facts"]["warnings"]
+    assert warning.startswith("not looked at: ")
+    return str(warning)
+
+
+def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [File(f"//{number}.png") for number in range(503)]
+    told = looked_at(tmp_path, many, ())
+    assert unseen(told) == "not looked at: //500.png, //501.png, //502.png (of 503 external files of a.blend)"
+    assert len(told["missing"]) == 500
+
+    monkeypatch.setattr(scene_facts, "MOST_LIBRARIES", 2)
+    libraries = {f"{number}.blend": str(tmp_path / "lib") for number in range(10)}
+    (tmp_path / "lib").write_bytes(TINY)
+    scene = Blend(files=[File(f"//{name}", "LI", "Library") for name in libraries])
+    (tmp_path / "b.blend").write_bytes(scene.write())
+    told = survey("b.blend", {"b.blend": str(tmp_path / "b.blend"), **libraries})
+    assert unseen(told).startswith("not looked at: 2.blend, 3.blend, 4.blend, 5.blend, 6.blend and 3 more (")
+
+    monkeypatch.setattr(scene_facts, "_Left", partial(scene_facts._Left, blocks=100, compared=100))
+    tiles = [File("//<UDIM>.png", source=6), File("//x/<UDIM>.png", source=6)]
+    told = looked_at(tmp_path, tiles, [f"{number}.png" for number in range(1000, 1200)])
+    assert unseen(told).startswith("not looked at: <UDIM>.png, x/<UDIM>.png (")
+    assert told["missing"] == []
+
+    empty = struct.pack("<4siQii", b"DATA", 0, 1, 0, 1) * 100
+    (tmp_path / "a.blend").write_bytes(TINY[:12] + empty + TINY[12:])
+    told = survey("a.blend", str(tmp_path))
+    assert unseen(told).startswith("not looked at: scenes and external files of a.blend (")
+    assert (told["facts"]["version"], told["facts"]["scenes"]) == ("4.5", [])

@@ -11,7 +11,9 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any, Final, NamedTuple
 
@@ -21,8 +23,13 @@ NEWEST_LAYOUT: Final = 1
 """Of the file format, since Blender 5; of a newer one only its Blender's version can be read."""
 MOST_BLOCKS, LONGEST_BLOCK, LARGEST_DNA = 20_000, 64 * 1024, 16 << 20
 MOST_SCENES, MOST_EXTERNAL, MOST_INPUTS, MOST_LIBRARIES = 64, 500, 20_000, 200
+MOST_WALKED: Final = 3_000_000
+"""Blocks of a scene and its libraries that one look goes through."""
+MOST_COMPARED: Final = 2_000_000
+"""Names of files that one look compares with names of tiles."""
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
 """A compressed file that gives more bytes, and so many times its own size, is no scene."""
+BUFFER_BYTES: Final = 64 * 1024
 STEP_BYTES: Final = 1 << 20
 
 _EXTERNAL = {"IM": "image", "LI": "library", "VF": "font", "SO": "sound", "MC": "movie", "CF": "cache", "VO": "volume"}
@@ -35,6 +42,8 @@ _FORMATS: Final[Mapping[int, str]] = (
     | {30: "JPEG2000", 35: "WEBP", 36: "AVIF"}
 )
 _READS: Final = {"int": "i", "short": "h", "float": "f", "char": "b", "int8_t": "b", "uchar": "B"}
+_SHOWN: Final = 5
+"""Names that a warning gives."""
 _DAMAGED: Final = "its content can't be read: save it again in Blender"
 _TRUNCATED: Final = "it ends too early: save it again in Blender, or see whether it was copied whole"
 
@@ -43,34 +52,67 @@ class BrokenScene(ValueError):
     """The file is no whole .blend; the text says why, and what to do."""
 
 
-def survey(scene: str, files: str | Mapping[str, str]) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Left:
+    """What one look may still do, and what it has not looked at for lack of it: why, and the names."""
+
+    blocks: int = MOST_WALKED
+    compared: int = MOST_COMPARED
+    unseen: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def skip(self, why: str, *names: str) -> None:
+        self.unseen.setdefault(why, {}).update(dict.fromkeys(names))
+
+    def warnings(self) -> list[str]:
+        return [f"not looked at: {_several(names)} ({why})" for why, names in self.unseen.items()]
+
+
+def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
     """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
-    (names of files that are there) and `missing` (that are not).
+    (names of files that are there, at most so many), `missing` (that are not) and `read` (of which the content counts).
 
     `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
-    well: what they need, the scene needs.
+    well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
     """
+    left = _Left()
     try:
-        facts = read(_path(files, scene))
-        inputs, missing, outside = _needed(facts, scene, files)
+        facts = read(_path(files, scene), scene, left)
+        needed = _Needed(scene, files, left)
+        needed.follow(facts["external"])
     except BrokenScene as error:
-        return {"broken": str(error)}
-    facts["warnings"] += [f"{name} lies outside of the scene's folder: machines don't get it" for name in outside[:5]]
-    return {"facts": facts, "inputs": inputs[:MOST_INPUTS], "missing": missing[:MOST_EXTERNAL]}
+        return {"broken": str(error), "read": [scene]}
+    missing, outside, warnings = list(needed.missing), list(needed.outside), facts["warnings"]
+    warnings += [f"{name} lies outside of the scene's folder: machines don't get it" for name in outside[:_SHOWN]]
+    if len(outside) > _SHOWN:
+        warnings.append(f"so do {_several(outside[_SHOWN:])}")
+    if len(missing) > MOST_EXTERNAL:
+        warnings.append(f"not there either: {_several(missing[MOST_EXTERNAL:])}")
+    warnings += left.warnings()
+    return {
+        "facts": facts,
+        "inputs": list(needed.there)[:most_inputs],
+        "missing": missing[:MOST_EXTERNAL],
+        "read": list(needed.read),
+    }
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, name: str = "", left: _Left | None = None) -> dict[str, Any]:
     """The facts of one file: size, version, scenes (the active one first), external files as it names them, warnings.
-    `BrokenScene` for whatever is wrong with its content."""
-    with open(path, "rb") as file:
+    `BrokenScene` for whatever is wrong with its content. `name`: how it is called in what is `left`."""
+    with open(path, "rb", BUFFER_BYTES) as file:
         try:
-            return _facts(_Stream(file))
+            return _facts(_Stream(file), name, left or _Left())
         except BrokenScene:
             raise
         except EOFError as error:
             raise BrokenScene(_TRUNCATED) from error
         except (struct.error, zlib.error, zstandard.ZstdError, OSError, LookupError, ValueError) as error:
             raise BrokenScene(_DAMAGED) from error
+
+
+def _several(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 class _Stream:
@@ -91,10 +133,15 @@ class _Stream:
         elif not self._plain:
             raise BrokenScene("it is no .blend file" if self.size else "it is empty")
 
-    def take(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+    def head(self, count: int) -> bytes:
+        """So many bytes, or those that are left."""
         data: bytes = self._file.read(count)
         self._at += count
+        return data
+
+    def take(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        data = self.head(count)
         if len(data) < count:
             raise EOFError
         if not self._plain and self._at > max(BOMB_BYTES, BOMB_RATIO * self.size):
@@ -137,17 +184,28 @@ def _layout(stream: _Stream) -> _Layout:
     raise BrokenScene("it is no .blend file that is known here")
 
 
-def _blocks(stream: _Stream, layout: _Layout) -> Iterator[_Block]:
+class _TooMany(Exception):
+    """More blocks than one look goes through."""
+
+
+def _blocks(stream: _Stream, layout: _Layout, left: _Left) -> Iterator[_Block]:
     """The blocks that are kept, to the end that Blender writes."""
     head = struct.Struct(layout.order + ("4siQqq" if layout.format else "4siQii" if layout.pointer == 8 else "4siIii"))
     most = dict.fromkeys((*_EXTERNAL, "SC", "GLOB"), LONGEST_BLOCK) | {"DNA1": LARGEST_DNA}
     kept = 0
-    while not (first := stream.take(8)).startswith(b"ENDB"):
-        name, *numbers = head.unpack(first + stream.take(head.size - 8))
+    while not (first := stream.head(head.size)).startswith(b"ENDB"):
+        left.blocks -= 1
+        if left.blocks < 0:
+            raise _TooMany
+        if len(first) < head.size:
+            raise EOFError
+        name, *numbers = head.unpack(first)
         kind, address, length = numbers[:3] if layout.format else (numbers[2], numbers[1], numbers[0])
-        code = name.rstrip(b"\0").decode("ascii", "replace")
+        if not length:
+            continue
         if length < 0:
             raise BrokenScene(_DAMAGED)
+        code = name.rstrip(b"\0").decode("ascii", "replace")
         data = stream.take(min(length, most.get(code, 0)))
         stream.skip(length - len(data))
         kept += bool(data)
@@ -224,12 +282,16 @@ class _Dna:
 _dna = lru_cache(8)(_Dna)  # scenes of one version of Blender have the same
 
 
-def _facts(stream: _Stream) -> dict[str, Any]:
+def _facts(stream: _Stream, name: str, left: _Left) -> dict[str, Any]:
     layout = _layout(stream)
     facts: dict[str, Any] = {"size": stream.size, "version": "{}.{}".format(*divmod(layout.version, 100))}
     if layout.format > NEWEST_LAYOUT:
         return {**facts, "scenes": [], "external": [], "warnings": ["what it holds can't be read here: it is too new"]}
-    kept = list(_blocks(stream, layout))
+    try:
+        kept = list(_blocks(stream, layout, left))
+    except _TooMany:
+        left.skip(f"more than {MOST_WALKED:,} blocks", f"scenes and external files of {name}")
+        return {**facts, "scenes": [], "external": [], "warnings": []}
     descriptions = [block.data for block in kept if block.code == "DNA1"]
     if not descriptions:
         raise EOFError
@@ -238,6 +300,8 @@ def _facts(stream: _Stream) -> dict[str, Any]:
     found = sorted((one for one in kept if one.code == "SC"), key=lambda one: one.address not in active)
     scenes = [_scene(dna, block) for block in found[:MOST_SCENES]]
     external = [one for block in kept if block.code in _EXTERNAL for one in _external(dna, block)]
+    if len(external) > MOST_EXTERNAL:
+        left.skip(f"of {len(external)} external files of {name}", *(one["path"] for one in external[MOST_EXTERNAL:]))
     warnings = [] if not found or dna.get(found[0], "*camera") else [f"its scene {scenes[0]['name']} has no camera"]
     return {**facts, "scenes": scenes, "external": external[:MOST_EXTERNAL], "warnings": warnings}
 
@@ -263,29 +327,104 @@ def _external(dna: _Dna, block: _Block) -> Iterator[dict[str, str]]:
         yield {"kind": _EXTERNAL[block.code], "path": path, "many": _MANY.get(source, "")}
 
 
-def _needed(facts: Any, scene: str, files: str | Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
-    """The files that are needed: those that are there, those that are not, those that can't be (as they are named)."""
-    there, missing, outside = dict[str, None](), dict[str, None](), dict[str, None]()
-    names = lru_cache(maxsize=None)(lambda folder: _names(files, folder))
-    todo, seen = [(scene, facts["external"])], {scene}
-    while todo:
-        user, external = todo.pop()
-        for one in external:
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(user), one["path"][2:]))
-            if not one["path"].startswith("//") or name.startswith(("/", "../")):
-                outside[one["path"]] = None
-                continue
-            found = _matching(names, name, one["many"])
-            there.update(dict.fromkeys(found))
-            missing.update({} if found else {name: None})
-            path = _path(files, name) if found and one["kind"] == "library" and len(seen) < MOST_LIBRARIES else ""
-            if path and name not in seen:
-                seen.add(name)
-                try:
-                    todo.append((name, read(path)["external"]))
-                except BrokenScene as error:
-                    raise BrokenScene(f"its library {name} is broken: {error}") from error
-    return list(there), list(missing), list(outside)
+class _Needed:
+    """The files that a scene needs: `there`, `missing`, `outside` (as they are named); and those that were `read`."""
+
+    def __init__(self, scene: str, files: str | Mapping[str, str], left: _Left) -> None:
+        self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
+        self.read = {scene: None}
+        self._scene, self._files, self._left = scene, files, left
+        self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(_names(files, folder), left))
+        self._asked: set[tuple[str, str]] = set()
+
+    def follow(self, external: Sequence[Mapping[str, str]]) -> None:
+        """What the scene names, and what its libraries name."""
+        todo = [(self._scene, external)]
+        while todo:
+            user, named = todo.pop()
+            for one in named:
+                name = posixpath.normpath(posixpath.join(posixpath.dirname(user), one["path"][2:]))
+                if not one["path"].startswith("//") or name.startswith(("/", "../")):
+                    self.outside[one["path"]] = None
+                elif self._find(name, one["many"]) and one["kind"] == "library":
+                    todo += self._library(name)
+
+    def _find(self, name: str, many: str) -> bool:
+        """Whether a file is there, or one of its sequence or tiles."""
+        if (name, many) not in self._asked:
+            self._asked.add((name, many))
+            found = self._folder(posixpath.dirname(name)).matching(name, many)
+            if found is None:
+                self._left.skip(f"more than {MOST_COMPARED:,} comparisons with tiles", name)
+            else:
+                self.there.update(dict.fromkeys(found))
+                self.missing.update({} if found else {name: None})
+        return name in self.there
+
+    def _library(self, name: str) -> list[tuple[str, Sequence[Mapping[str, str]]]]:
+        path = _path(self._files, name)
+        if not path or name in self.read:
+            return []
+        if len(self.read) > MOST_LIBRARIES:
+            self._left.skip(f"more than {MOST_LIBRARIES} libraries", name)
+            return []
+        self.read[name] = None
+        try:
+            return [(name, read(path, name, self._left)["external"])]
+        except BrokenScene as error:
+            raise BrokenScene(f"its library {name} is broken: {error}") from error
+
+
+class _Folder:
+    """The names of files among which those of one folder are, found without going through all of them each time."""
+
+    def __init__(self, names: Collection[str], left: _Left) -> None:
+        self._names, self._left = names, left
+        self._sequences: dict[tuple[str, str, str], list[str]] | None = None
+        self._sorted: list[str] | None = None
+        self._told: set[tuple[str, str, str]] = set()
+
+    def matching(self, name: str, many: str) -> Sequence[str] | None:
+        """Which files a name stands for: itself, or every picture of its sequence, every tile (sorted); of a sequence
+        that was asked for before one is enough. None: it was not looked at."""
+        if many == "tiles":
+            return self._tiles(name)
+        shape = _shape(name) if many else None
+        if shape is None:
+            return [name] if name in self._names else []
+        if self._sequences is None:
+            self._sequences = {}
+            for one in sorted(self._names):
+                if (key := _shape(one)) is not None:
+                    self._sequences.setdefault(key, []).append(one)
+        found = self._sequences.get(shape, [])
+        if shape in self._told:
+            return found[:1]
+        self._told.add(shape)
+        return found
+
+    def _tiles(self, name: str) -> Sequence[str] | None:
+        if self._sorted is None:
+            self._sorted = sorted(self._names)
+        stem, extension = posixpath.splitext(name)
+        begin, *_ = re.split("<UDIM>|<UVTILE>", stem)
+        first = bisect_left(self._sorted, begin)
+        last = bisect_left(self._sorted, begin + chr(0x10FFFF), first)
+        self._left.compared -= last - first
+        if self._left.compared < 0:
+            return None
+        written = re.escape(stem).replace("<UDIM>", r"\d{4}").replace("<UVTILE>", r"u\d+_v\d+")
+        fits = re.compile(written + re.escape(extension)).fullmatch
+        return [one for one in self._sorted[first:last] if fits(one)]
+
+
+def _shape(name: str) -> tuple[str, str, str] | None:
+    """What the pictures of one sequence have in common: what stands before and after the last number of the stem."""
+    stem, extension = posixpath.splitext(name)
+    number = None
+    for number in re.finditer(r"\d+", stem):  # noqa: B007 (the last one counts)
+        pass
+    return (stem[: number.start()], stem[number.end() :], extension) if number is not None else None
 
 
 def _path(files: str | Mapping[str, str], name: str) -> str:
@@ -301,16 +440,3 @@ def _names(files: str | Mapping[str, str], folder: str) -> Collection[str]:
             return {posixpath.join(folder, entry.name) for entry in entries if entry.is_file()}
     except OSError:
         return ()
-
-
-def _matching(names: Callable[[str], Collection[str]], name: str, many: str) -> list[str]:
-    """Which files a name stands for: itself, or every picture of its sequence, every tile."""
-    among = names(posixpath.dirname(name))
-    if not many:
-        return [name] if name in among else []
-    stem, extension = map(re.escape, posixpath.splitext(name))
-    if many == "tiles":
-        stem = stem.replace("<UDIM>", r"\d{4}").replace("<UVTILE>", r"u\d+_v\d+")
-    else:
-        stem = re.sub(r"\d+(?=\D*$)", lambda _: r"\d+", stem)
-    return sorted(one for one in among if re.fullmatch(stem + extension, one))
