@@ -1,57 +1,79 @@
 """What the scene of a submission says of itself: read in a child (R13), and compared with what the machines have."""
 
 import asyncio
+import contextlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
+
+import orjson
+from blake3 import blake3
 
 from renderonline.engines.commands import argtypes, values_of_scene
 from renderonline.engines.definition import FACT_READERS, EngineDefinition
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs
+from renderonline.renderapi.looks import Gone, Looks
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.task_requests import Prepared, prepare
 from renderonline.storage.confined import Confined
 
 MEMORY_BYTES: Final = 1 << 30
+TIME_S: Final = 30.0
+"""For one scene (R13)."""
+REMEMBERED_BYTES: Final = 16 << 20
+"""Of answers about scenes; the oldest go first."""
+
+Files = Callable[[], Mapping[str, tuple[str, str]]]
+"""Name -> path and a text that changes with the content; two times "" for a file that is on its way. Blocks."""
 
 
 class SceneFacts:
-    """Reads scenes, one at a time of each kind. `machines`: all of the farm."""
+    """Reads scenes, in turn. `machines`: all of the farm."""
 
     def __init__(self, machines: Callable[[], Iterable[Machine]]) -> None:
         self._machines = machines
-        self._readers = {
-            name: (asyncio.Lock(), Confined(called, memory_bytes=MEMORY_BYTES)) for name, called in FACT_READERS.items()
-        }
+        self._looks = Looks("facts")
+        self._readers = {name: Readers(called) for name, called in FACT_READERS.items()}
+        self._known = Answers()
 
     async def close(self) -> None:
-        for _, child in self._readers.values():
-            await asyncio.to_thread(child.close)
+        for readers in self._readers.values():
+            await asyncio.to_thread(readers.close)
 
-    async def read(self, reader: str, scene: str, files: Callable[[], Mapping[str, str]]) -> dict[str, Any]:
-        """The facts of a scene among `files` (name -> path, "" for one that is on its way), and `missing_inputs`: names
-        of files that it needs besides. {} when nobody reads such scenes; `InvalidRequest` (`broken_scene`) when it is
-        not whole."""
+    async def read(self, user_id: int, reader: str, scene: str, files: Files, gone: Gone) -> dict[str, Any]:
+        """The facts of a scene among `files`, and `missing_inputs`: names of files that it needs besides. {} when
+        nobody reads such scenes; `InvalidRequest` (`broken_scene`) when it is not whole; `ClientDisconnect`."""
         if not reader:
             return {}
-        turn, child = self._readers[reader]
-        try:
-            async with turn:  # here, and not in a thread that others need
-                told = await asyncio.to_thread(lambda: child.call(scene, files()))
-        except TimeoutError:
-            return {"warnings": [f"it could not be read within {child.time_s:g} s"]}
-        except EOFError:
-            told = {"broken": "its content can't be read"}
+
+        def look(stopped: threading.Event) -> dict[str, Any]:
+            found = files()
+            key = _key(user_id, reader, scene, found)
+            told = self._known.get(key)
+            if told is None:
+                told = self._readers[reader].read(scene, {name: path for name, (path, _) in found.items()}, stopped)
+                if "unread" not in told:
+                    self._known.put(key, told)
+            return told
+
+        told = await self._looks.look(user_id, look, gone)
         if "broken" in told:
             raise InvalidRequest(f"{scene} can't be rendered: {told['broken']}.", code="broken_scene")
+        if "unread" in told:
+            return {"warnings": [f"not looked at: frames of {scene} and files that it needs ({told['unread']})"]}
         return {**told["facts"], "missing_inputs": told["missing"]}
 
-    async def applied(self, prepared: Prepared, files: Callable[[], Mapping[str, str]]) -> Prepared:
+    async def applied(self, user_id: int, prepared: Prepared, files: Files, gone: Gone) -> Prepared:
         """A request with what its scene says of itself as defaults, for machines that can open it. `InvalidRequest`
         when the scene is broken, or newer than what any machine has (`scene_too_new`)."""
         definition, scene = prepared.definition, prepared.scene
-        if definition is None or not (facts := await self.read(definition.facts, scene, files)):
+        if definition is None:
+            return prepared
+        facts = await self.read(user_id, definition.facts, scene, files, gone)
+        if not facts:
             return prepared
         needs = self._needs(definition, scene, facts.get("version", ""))
         known = {one.argtype_id: one for one in argtypes(definition)}
@@ -80,3 +102,84 @@ def _offered(machine: Machine) -> Mapping[str, str]:
     said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
     offers = machine.offers or {str(one.get("name")): str(one.get("version", "")) for one in said}
     return {name.casefold(): version for name, version in offers.items()}
+
+
+class Readers:
+    """The children that read scenes of one kind; one more than are at work is ready. Everything blocks."""
+
+    def __init__(self, called: str) -> None:
+        self._called = called
+        self._ready: list[Confined] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for child in self._ready:
+                child.close()
+
+    def read(self, scene: str, files: Mapping[str, str], stopped: threading.Event) -> dict[str, Any]:
+        """What a child says of a scene: `facts` and `missing`, why it is `broken`, or why it was `unread`."""
+        child = self._take()
+        try:
+            told: dict[str, Any] = child.call(scene, files, 0, stopped=stopped)
+            return told
+        except TimeoutError:
+            return {"unread": f"it could not be read within {child.time_s:g} s"}
+        except EOFError:
+            return {"broken": "its content can't be read"}
+        finally:
+            self._give_back(child)
+
+    def _take(self) -> Confined:
+        with self._lock:
+            child = (
+                self._ready.pop(0) if self._ready else Confined(self._called, time_s=TIME_S, memory_bytes=MEMORY_BYTES)
+            )
+            if not self._ready:
+                self._ready.append(Confined(self._called, time_s=TIME_S, memory_bytes=MEMORY_BYTES))
+                self._ready[0].start()
+            return child
+
+    def _give_back(self, child: Confined) -> None:
+        """One that was ended is started again: the next who asks need not wait for it."""
+        with self._lock:
+            if self._closed:
+                child.close()
+                return
+            self._ready.append(child)
+        with contextlib.suppress(OSError):
+            child.start()
+
+
+class Answers:
+    """What was said of scenes lately, by what they and the files beside them are. Safe in any thread."""
+
+    def __init__(self) -> None:
+        self._known = OrderedDict[bytes, bytes]()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> dict[str, Any] | None:
+        with self._lock:
+            found = self._known.get(key)
+            if found is None:
+                return None
+            self._known.move_to_end(key)
+        told: dict[str, Any] = orjson.loads(found)
+        return told
+
+    def put(self, key: bytes, told: dict[str, Any]) -> None:
+        written = orjson.dumps(told)
+        with self._lock:
+            self._bytes += len(written) - len(self._known.pop(key, b""))
+            self._known[key] = written
+            while self._bytes > REMEMBERED_BYTES:
+                self._bytes -= len(self._known.popitem(last=False)[1])
+
+
+def _key(user_id: int, reader: str, scene: str, files: Mapping[str, tuple[str, str]]) -> bytes:
+    """Of one user: nobody learns what others have."""
+    states = (word for name, (_, state) in files.items() for word in (name, state))
+    return blake3("\0".join((str(user_id), reader, scene, *states)).encode(errors="surrogatepass")).digest()

@@ -30,6 +30,7 @@ from renderonline.protocol import v1
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
+from renderonline.renderapi.looks import Gone, client_of
 from renderonline.renderapi.scene_facts import SceneFacts
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
@@ -97,32 +98,21 @@ class Submissions:
         await self._facts.close()
 
     async def submit(self, principal: Principal, request: Request, read_request: ReadRequest) -> int:
-        """Receive and commit one task; its id. Raises the first rule that is broken; then nothing is stored."""
-        with Body(request, content_length(request.headers) or None) as body:
-            return await self._submit(principal, request.headers, body, read_request)
-
-    async def _submit(
-        self, principal: Principal, headers: Mapping[str, str], body: Body, read_request: ReadRequest
-    ) -> int:
-        key = checked_key(headers.get("idempotency-key", ""))
-        length = content_length(headers)
-        waits = headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for the body
-        if (waits or length > EARLY_CHECK_BYTES) and (known := await self._known(principal.user_id, key)) is not None:
-            if not waits:
-                async for _ in body:
-                    pass
-            return known
-        await self.places.check_length(length)
-        if length > EARLY_CHECK_BYTES:
-            await self.housekeeping.surplus(principal.user_id, length)
+        """Receive and commit one task; its id. Raises the first rule that is broken, or `ClientDisconnect`; then
+        nothing is stored."""
+        headers, user_id = request.headers, principal.user_id
+        key, length = checked_key(headers.get("idempotency-key", "")), content_length(headers)
         upload = Upload(headers.get("content-type", ""), limit=self.places.limit)
-        gate = _Gate(self, principal.user_id, key, length, read_request)
+        gate = _Gate(self, user_id, key, length, read_request)
         try:
-            received = await upload.receive(aiter(body), gate, body.read if length >= SMALL_BYTES else None)
-            prepared = await self._facts.applied(gate.prepared, lambda: {gate.prepared.scene: str(received.path)})
+            with Body(request, length or None) as body:
+                await self._check_early(user_id, key, headers, body)
+                received = await upload.receive(aiter(body), gate, body.read if length >= SMALL_BYTES else None)
+            files = (received.sums.of(gate.prepared.scene),)
+            there = {file.name: (str(received.path), file.digest) for file in files}
+            prepared = await self._facts.applied(user_id, gate.prepared, lambda: there, client_of(request))
             await self._ids.refill(len(prepared.ranges))
             assert received.directory is not None
-            files = (received.sums.of(prepared.scene),)
             new = self._new_task(principal, prepared, received.directory, files)
         except Repeated as repeated:
             await upload.discard()
@@ -133,19 +123,34 @@ class Submissions:
         # Whoever goes away now, the commit and what follows from it happen together.
         return await asyncio.shield(asyncio.create_task(self._commit(new, gate.prepared.engine, upload)))
 
-    async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes) -> int:
-        """Make a task of files that were uploaded before; its id. What is refused leaves the upload as it is."""
+    async def _check_early(self, user_id: int, key: str, headers: Mapping[str, str], body: Body) -> None:
+        """What can be refused, or is known, before a byte of a large body is read."""
+        length = content_length(headers)
+        waits = headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for the body
+        if (waits or length > EARLY_CHECK_BYTES) and (known := await self._known(user_id, key)) is not None:
+            if not waits:
+                async for _ in body:
+                    pass
+            raise Repeated(known)
+        await self.places.check_length(length)
+        if length > EARLY_CHECK_BYTES:
+            await self.housekeeping.surplus(user_id, length)
+
+    async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes, gone: Gone) -> int:
+        """Make a task of files that were uploaded before; its id. What is refused leaves the upload as it is, and so
+        does a client that is `gone` while the files are looked at (`ClientDisconnect`)."""
         request = read_upload(body, checked_key(headers.get("idempotency-key", "")))
         user_id = principal.user_id
         if (known := await self._known(user_id, request.client_key)) is not None:
             return known
-        async with self.uploads.taking(user_id, request.upload, unpack=request.unpack) as (session, stage):
+        taking = self.uploads.taking(user_id, request.upload, gone, unpack=request.unpack)
+        async with taking as (session, stage):
             try:
                 prepared = await self.prepared(request, user_id, [file.name for file in stage.files], request.scene)
             except Repeated as repeated:
                 return repeated.task_id
             files = await session.finished(stage)
-            prepared = await self._facts.applied(prepared, stage.paths)
+            prepared = await self._facts.applied(user_id, prepared, stage.states, gone)
             await self._ids.refill(len(prepared.ranges))
             directory = await asyncio.to_thread(self.places.make_directory, prepared.engine, user_id, 0)
             taken = _Taken(self.uploads, user_id, session, stage, directory)
@@ -158,16 +163,17 @@ class Submissions:
                 raise
             return await asyncio.shield(asyncio.create_task(self._commit(new, prepared.engine, taken)))
 
-    async def scene_facts(self, user_id: int, upload_id: str, name: str) -> dict[str, Any]:
+    async def scene_facts(self, user_id: int, upload_id: str, name: str, gone: Gone) -> dict[str, Any]:
         """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
-        (`broken_scene`); `NotFound` as long as it is not there."""
+        (`broken_scene`); `NotFound` as long as it is not there; `ClientDisconnect`."""
         stage = (await self.uploads.find(user_id, upload_id)).stage
-        if not (await asyncio.to_thread(stage.paths)).get(name):
+        index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
+        if index is None or not await asyncio.to_thread(stage.has, index):
             raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
         rows = await self._database.read(engines.list_engines)
         definitions = [self._parse(row.definition) for row in rows if row.definition and row.is_enabled]
         readers = [one.facts for one in definitions if names.extension_of(name).casefold() in one.extensions]
-        return await self._facts.read(next(filter(None, readers), ""), name, stage.paths)
+        return await self._facts.read(user_id, next(filter(None, readers), ""), name, stage.states, gone)
 
     async def _commit(self, new: NewTask, engine: EngineRow, upload: "Upload | _Taken") -> int:
         size = sum(file.size for file in new.inputs)

@@ -11,6 +11,7 @@ import contextlib
 import re
 import secrets
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, Unfit
 from renderonline.farm.tasks import InputFile
 from renderonline.protocol.codec import from_wire, read_json
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
+from renderonline.renderapi.looks import Gone, Looks
 from renderonline.serving.sink import Body, receive_body
 from renderonline.serving.web import step_back
 from renderonline.storage import manifests, names, staging, unpacking
@@ -121,7 +123,7 @@ class Uploads:
         self._places = places
         self._housekeeping = housekeeping
         self._sessions: dict[tuple[int, str], Session] = {}
-        self._unpacking = asyncio.Lock()
+        self._unpacking = Looks("unpacking", modest=True)
         self._aside = ThreadPoolExecutor(ASIDE_THREADS, "aside", step_back)
 
     async def create(self, user_id: int, body: bytes) -> dict[str, Any]:
@@ -208,31 +210,34 @@ class Uploads:
 
     @contextlib.asynccontextmanager
     async def taking(
-        self, user_id: int, upload_id: str, *, unpack: bool = False
+        self, user_id: int, upload_id: str, gone: Gone, *, unpack: bool = False
     ) -> AsyncIterator[tuple[Session, Stage]]:
         """An upload of which a task is made, and its files, or those of the ZIP that it is: nobody else may change it
-        meanwhile. `Conflict` (`busy`), `NotFound`, what `unpacking.unpacked` raises."""
+        meanwhile. `Conflict` (`busy`), `NotFound`, `ClientDisconnect`, what `unpacking.unpacked` raises."""
         session = await self.find(user_id, upload_id)
         if session.taken or session.appending or session.putting:
             raise Conflict("Files of this upload are still being sent. Submit it when they are there.", code="busy")
         session.taken = True
         inside = session.stage.directory / "unpacked"
         try:
-            yield session, await self._unpacked(session, inside) if unpack else session.stage
+            yield session, await self._unpacked(user_id, session, inside, gone) if unpack else session.stage
         finally:
             session.taken = False
             if unpack:
                 await asyncio.to_thread(staging.remove, inside)
 
-    async def _unpacked(self, session: Session, directory: Path) -> Stage:
+    async def _unpacked(self, user_id: int, session: Session, directory: Path, gone: Gone) -> Stage:
         if len(session.stage.files) != 1:
             raise InvalidRequest("Only an upload that is one ZIP can be unpacked.", code="broken_archive")
         await session.finished(session.stage)
-        async with self._unpacking:
-            await asyncio.to_thread(staging.remove, directory)
-            archive, most = session.stage.path(0), await self._places.room(session.stage.directory)
-            with _disk_errors():
-                return await asyncio.to_thread(unpacking.unpacked, archive, directory, most)
+        archive, most = session.stage.path(0), await self._places.room(session.stage.directory)
+
+        def unpack(stopped: threading.Event) -> Stage:
+            staging.remove(directory)
+            return unpacking.unpacked(archive, directory, most, stopped)
+
+        with _disk_errors():
+            return await self._unpacking.look(user_id, unpack, gone)
 
     async def find(self, user_id: int, upload_id: str) -> Session:
         """A user's open upload, as it is on the disk; `NotFound` for everything else."""

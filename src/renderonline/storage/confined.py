@@ -19,6 +19,8 @@ LONGEST_REPLY: Final = 1 << 20
 """Bytes of JSON."""
 LARGEST_FILE: Final = 16 << 20
 """Bytes; files in memory count."""
+STOP_S: Final = 0.1
+"""A call that is stopped ends within this."""
 _KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"})
 """All that the child is told of our environment: nothing secret reaches it."""
 
@@ -49,15 +51,23 @@ class Confined:
         with self._lock:
             self._end()
 
-    def call(self, *arguments: Any) -> Any:
-        """What the function returns. `TimeoutError` when that takes too long; `EOFError` when it raised something,
-        crashed, or ran out of memory."""
+    def start(self) -> None:
+        """Start the child now, if it does not run, so that the next call need not wait for it."""
+        with self._lock:
+            self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = _start(self._words)
+        return self._child
+
+    def call(self, *arguments: Any, stopped: threading.Event | None = None) -> Any:
+        """What the function returns. `TimeoutError` when that takes too long, or when `stopped` is set: the child is
+        ended then. `EOFError` when it raised something, crashed, or ran out of memory."""
         with self._lock:
             try:
-                if self._child is None or self._child.poll() is not None:
-                    self._end()
-                    self._child = _start(self._words)
-                return _ask(self._child, arguments, time.monotonic() + self.time_s)
+                return _ask(self._started(), arguments, time.monotonic() + self.time_s, stopped or threading.Event())
             except TimeoutError:
                 self._end()
                 raise
@@ -83,8 +93,9 @@ def _start(words: tuple[str, ...]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True)
 
 
-def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: float) -> Any:
-    """The child's reply; `TimeoutError` past the deadline (monotonic seconds), `OSError` or `EOFError` when it died."""
+def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: float, stopped: threading.Event) -> Any:
+    """The child's reply; `TimeoutError` past the deadline (monotonic seconds) or when `stopped`, `OSError` or
+    `EOFError` when it died."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(json.dumps(arguments).encode() + b"\n")
@@ -92,8 +103,10 @@ def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: f
     line = b""
     while not line.endswith(b"\n"):
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
+        if left <= 0 or stopped.is_set():
             raise TimeoutError
+        if not select.select([child.stdout], [], [], min(left, STOP_S))[0]:
+            continue
         piece = os.read(child.stdout.fileno(), LONGEST_REPLY)
         if not piece or len(line) > LONGEST_REPLY:
             raise EOFError

@@ -291,10 +291,26 @@ class Stage:
         kept = (index for index, file in enumerate(self.files) if file.count is not None or file.size >= large)
         return {self.files[index].name: self.chunks_of(index) for index in kept}
 
-    def paths(self) -> dict[str, str]:
-        """Where each file lies as long as no task has it; "" for one that is not there wholly."""
-        whole = (self.offset(index) == file.size for index, file in enumerate(self.files))
-        return {file.name: str(self.path(i)) if next(whole) else "" for i, file in enumerate(self.files)}
+    def states(self) -> dict[str, tuple[str, str]]:
+        """Where each file lies as long as no task has it, and a text that is another when its content is; two times ""
+        for one that is not there wholly."""
+        return {file.name: self._state_of(index) for index, file in enumerate(self.files)}
+
+    def _state_of(self, index: int) -> tuple[str, str]:
+        file, path = self.files[index], self.path(index)
+        if not self.has(index):
+            return "", ""
+        sums = self._sums.get(index)
+        if sums is not None and sums.size == file.size:
+            return str(path), sums.digest.hexdigest()
+        if not file.size:
+            return str(path), "empty"
+        status = path.stat()
+        return str(path), f"{status.st_ino} {status.st_ctime_ns}"
+
+    def has(self, index: int) -> bool:
+        """Whether a file is there wholly."""
+        return self.offset(index) == self.files[index].size
 
     def path(self, index: int) -> Path:
         """Where the bytes of a file lie while it is staged."""

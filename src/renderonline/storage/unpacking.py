@@ -2,6 +2,7 @@
 counted while they are written."""
 
 import stat
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,13 +21,14 @@ SMALL_BYTES: Final = 64 * 1024 * 1024
 _PIECE: Final = 1024 * 1024
 
 
-def unpacked(archive: Path, directory: Path, most_bytes: int) -> Stage:
+def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading.Event) -> Stage:
     """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
-    ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`."""
+    ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`, or until
+    it is `stopped`."""
     child = Confined(f"{__name__}:unpack", time_s=TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=most_bytes)
     try:
         with child:
-            wrong, message = child.call(str(archive), str(directory), most_bytes)
+            wrong, message = child.call(str(archive), str(directory), most_bytes, stopped=stopped)
     except (TimeoutError, EOFError) as error:
         message = "The ZIP can't be unpacked: it is broken, or more than this server unpacks."
         raise InvalidRequest(message, code="broken_archive") from error

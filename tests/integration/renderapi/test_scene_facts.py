@@ -1,6 +1,6 @@
 """What a scene says of itself, from the submission to what people read; and scenes that no machine could render."""
 
-import json
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,22 +139,50 @@ async def test_a_scene_that_is_newer_than_every_machine_is_refused() -> None:
     assert refused.value.reason_code == "scene_too_new"
 
 
-async def test_a_reader_that_dies_is_started_again_and_one_that_hangs_refuses_nobody(
-    api: Running, tmp_path: Path
-) -> None:
+async def stays() -> None:
+    """An asker that does not go."""
+    await asyncio.Event().wait()
+
+
+async def test_a_reader_that_dies_is_started_again_and_one_that_hangs_refuses_nobody(tmp_path: Path) -> None:
     path = tmp_path / "a.blend"
     path.write_bytes(SCENE)
     facts = SceneFacts(list)
-    _, child = facts._readers["blender"]
+    readers = facts._readers["blender"]
+
+    async def read(state: str) -> dict[str, Any]:
+        return await facts.read(1, "blender", "a.blend", lambda: {"a.blend": (str(path), state)}, stays)
+
     try:
-        first = await facts.read("blender", "a.blend", lambda: {"a.blend": str(path)})
-        assert child._child is not None
-        child._child.kill()
-        child._child.wait()
-        assert await facts.read("blender", "a.blend", lambda: {"a.blend": str(path)}) == first
-        child.time_s = 0.0
-        assert "could not be read within" in json.dumps(
-            await facts.read("blender", "a.blend", lambda: {"a.blend": str(path)})
-        )
+        first = await read("1")
+        for child in readers._ready:
+            assert child._child is not None
+            child._child.kill()
+            child._child.wait()
+        assert await read("2") == first
+        for child in readers._ready:
+            child.time_s = 0.0
+        (warning,) = (await read("3"))["warnings"]
+        assert warning.startswith("not looked at: frames of a.blend and files that it needs (it could not be read ")
+    finally:
+        await facts.close()
+
+
+async def test_a_look_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
+    (tmp_path / "a.blend").write_bytes(SCENE)
+    facts, path = SceneFacts(list), str(tmp_path / "a.blend")
+
+    async def missing(user_id: int, state: str, **others: str) -> Any:
+        files = {name: (path, state) for name, state in {"a.blend": state, **others}.items()}
+        return (await facts.read(user_id, "blender", "a.blend", lambda: files, stays))["missing_inputs"]
+
+    try:
+        assert await missing(1, "1") == ["tex/wood.png"]
+        (tmp_path / "a.blend").write_bytes(Blend().write())
+        assert await missing(1, "1") == ["tex/wood.png"]  # was not read again
+        assert await missing(2, "1") == []  # what others have seen helps nobody
+        assert await missing(1, "2") == []
+        (tmp_path / "a.blend").write_bytes(SCENE)
+        assert await missing(1, "1", **{"tex/wood.png": "1"}) == []
     finally:
         await facts.close()

@@ -69,7 +69,7 @@ class _Left:
 
 def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
     """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
-    (names of files that are there, at most so many), `missing` (that are not) and `read` (of which the content counts).
+    (names of files that are there, at most so many) and `missing` (that are not).
 
     `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
     well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
@@ -80,7 +80,7 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
         needed = _Needed(scene, files, left)
         needed.follow(facts["external"])
     except BrokenScene as error:
-        return {"broken": str(error), "read": [scene]}
+        return {"broken": str(error)}
     missing, outside, warnings = list(needed.missing), list(needed.outside), facts["warnings"]
     warnings += [f"{name} lies outside of the scene's folder: machines don't get it" for name in outside[:_SHOWN]]
     if len(outside) > _SHOWN:
@@ -88,12 +88,7 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
     if len(missing) > MOST_EXTERNAL:
         warnings.append(f"not there either: {_several(missing[MOST_EXTERNAL:])}")
     warnings += left.warnings()
-    return {
-        "facts": facts,
-        "inputs": list(needed.there)[:most_inputs],
-        "missing": missing[:MOST_EXTERNAL],
-        "read": list(needed.read),
-    }
+    return {"facts": facts, "inputs": list(needed.there)[:most_inputs], "missing": missing[:MOST_EXTERNAL]}
 
 
 def read(path: str, name: str = "", left: _Left | None = None) -> dict[str, Any]:
@@ -328,11 +323,11 @@ def _external(dna: _Dna, block: _Block) -> Iterator[dict[str, str]]:
 
 
 class _Needed:
-    """The files that a scene needs: `there`, `missing`, `outside` (as they are named); and those that were `read`."""
+    """The files that a scene needs: `there`, `missing`, `outside` (as they are named)."""
 
     def __init__(self, scene: str, files: str | Mapping[str, str], left: _Left) -> None:
         self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
-        self.read = {scene: None}
+        self._read = {scene}
         self._scene, self._files, self._left = scene, files, left
         self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(_names(files, folder), left))
         self._asked: set[tuple[str, str]] = set()
@@ -363,12 +358,12 @@ class _Needed:
 
     def _library(self, name: str) -> list[tuple[str, Sequence[Mapping[str, str]]]]:
         path = _path(self._files, name)
-        if not path or name in self.read:
+        if not path or name in self._read:
             return []
-        if len(self.read) > MOST_LIBRARIES:
+        if len(self._read) > MOST_LIBRARIES:
             self._left.skip(f"more than {MOST_LIBRARIES} libraries", name)
             return []
-        self.read[name] = None
+        self._read.add(name)
         try:
             return [(name, read(path, name, self._left)["external"])]
         except BrokenScene as error:

@@ -18,6 +18,7 @@ from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.events import Event
+from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2, Door
@@ -81,7 +82,7 @@ async def submit(request: Request, caller: Caller, center: Center, idempotency_k
     """Submit a task: a part `request` and one file, or JSON that names an upload."""
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() == "application/json":
         body = await Request(request.scope, bounded(request, request.receive)).body()
-        task_id = await center.submissions.submit_upload(caller, request.headers, body)
+        task_id = await center.submissions.submit_upload(caller, request.headers, body, client_of(request))
     else:
         task_id = await center.submissions.submit(caller, request, read_v2)
     task = await center.reading.submitted(caller, task_id)

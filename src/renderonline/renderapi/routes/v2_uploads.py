@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
+from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.models import FileIndex, UploadOffset
@@ -44,9 +45,11 @@ async def describe(caller: Caller, center: Center, upload_id: str) -> Json:
 
 
 @router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts", needs=OWN)
-async def facts(caller: Caller, center: Center, upload_id: str, name: Annotated[str, Query(max_length=1000)]) -> Json:
+async def facts(
+    request: Request, caller: Caller, center: Center, upload_id: str, name: Annotated[str, Query(max_length=1000)]
+) -> Json:
     """What a scene that is there says of itself: version, scenes (the active one first), files that it needs."""
-    return await center.submissions.scene_facts(caller.user_id, upload_id, name)
+    return await center.submissions.scene_facts(caller.user_id, upload_id, name, client_of(request))
 
 
 @router.call("PATCH", "/uploads/{upload_id}/files/{index}", needs=OWN, openapi_extra=_BODY)

@@ -1,0 +1,156 @@
+"""What one user asks for that is slow: others wait no longer for it, and it ends when its client goes (R14)."""
+
+import asyncio
+import contextlib
+import io
+import random
+import time
+import zipfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import zstandard
+
+from tests.support.blend_files import Blend, File
+from tests.support.neighbours import spared, waits
+from tests.support.renderapi import Running, renderapi, wait_until
+from tests.support.uploading import SCRIBE, Uploader, announced
+
+pytestmark = pytest.mark.xdist_group("neighbours")
+
+SCENE = Blend().write()
+SEQUENCES = Blend(files=[File(f"//f/x{number % 9}_0001.png", source=2) for number in range(500)]).write()
+LIBRARY = zstandard.compress(Blend(ballast=900 << 20).write())
+LIBRARIES = Blend(files=[File(f"//{number}.blend", "LI", "Library") for number in range(190)]).write()
+
+
+@pytest.fixture(name="api")
+async def _api(tmp_path: Path) -> AsyncIterator[Running]:
+    async with renderapi(tmp_path / "data", reads_scenes=True) as running:
+        assert (await running.call("POST", "/engines", {"definition": SCRIBE})).status == 201
+        yield running
+
+
+@pytest.fixture(name="eve")
+async def _eve(api: Running) -> Uploader:
+    """Somebody who means harm."""
+    return Uploader(api, await api.new_user("eve@example.org"))
+
+
+async def uploaded(mine: Uploader, scene: bytes, others: Mapping[str, bytes]) -> str:
+    """An upload with a scene and other files, all there."""
+    files = {"a.blend": scene, **others}
+    upload = await mine.announce(*({"name": name, "size": len(content)} for name, content in files.items()))
+    for index, content in enumerate(files.values()):
+        if content:
+            assert (await mine.append(upload["upload_id"], index, 0, content)).status == 204
+    return str(upload["upload_id"])
+
+
+@contextlib.asynccontextmanager
+async def asking(mine: Uploader, upload_id: str, count: int) -> AsyncIterator[None]:
+    """So many questions for the facts of a scene, asked at once; their connections close at the end."""
+    assert mine.who is not None
+    address = urlsplit(mine.api.url)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in mine.who.items())
+    question = f"GET /renderapi/v2/uploads/{upload_id}/facts?name=a.blend HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
+    writers = []
+    for _ in range(count):
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(question.encode())
+        writers.append(writer)
+    yield
+    for writer in writers:
+        writer.close()
+
+
+async def submitted(api: Running) -> None:
+    reply = await api.submit({"engine": "blender", "paused": True}, ("shot.blend", SCENE), version=2)
+    assert reply.status == 201, reply.body
+
+
+async def test_many_questions_about_a_large_scene_hold_up_nobody(api: Running, eve: Uploader) -> None:
+    upload_id = await uploaded(eve, SEQUENCES, {f"f/x{number % 10}_{number}.png": b"" for number in range(45_000)})
+    await waits(lambda: submitted(api), 3)
+    before = await waits(lambda: submitted(api), 15)
+    for count in (4, 100):
+        async with asking(eve, upload_id, count):
+            pass
+        assert spared(before, await waits(lambda: submitted(api), 15)) == ""
+
+
+async def test_a_slow_look_holds_up_its_own_user_only_and_ends_with_its_client(api: Running, eve: Uploader) -> None:
+    slow = await uploaded(eve, LIBRARIES, {f"{number}.blend": LIBRARY for number in range(190)})
+    quick = await uploaded(eve, SCENE, {})
+    await waits(lambda: submitted(api), 3)
+    before = await waits(lambda: submitted(api), 15)
+    async with asking(eve, slow, 4):
+        during = await waits(lambda: submitted(api), 15)
+        waiting = asyncio.create_task(eve.call("GET", f"/uploads/{quick}/facts?name=a.blend"))
+        assert not (await asyncio.wait({waiting}, timeout=0.2))[0]
+    began = time.monotonic()
+    assert (await waiting).status == 200
+    assert time.monotonic() - began < 10  # of the 30 seconds that each of the four would have taken
+    assert spared(before, during) == ""
+
+
+async def test_what_was_not_looked_at_for_lack_of_time_stays_with_the_task(
+    api: Running, eve: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = await uploaded(eve, LIBRARIES, {f"{number}.blend": LIBRARY for number in range(190)})
+    monkeypatch.setattr("renderonline.renderapi.scene_facts.TIME_S", 1.0)
+    warning = "not looked at: frames of a.blend and files that it needs (it could not be read within 1 s)"
+    reply = await eve.call("POST", "/tasks", {"engine": "blender", "upload": slow, "scene": "a.blend", "frames": "1"})
+    assert reply.status == 201, reply.body
+    assert reply.json()["facts"]["warnings"] == [warning]
+    task = (await eve.call("GET", f"/tasks/{reply.json()['task_id']}")).json()
+    assert task["facts"]["warnings"] == [warning]
+
+
+async def test_an_archive_that_takes_long_holds_up_nobody_and_is_given_up_with_its_client(
+    api: Running, eve: Uploader
+) -> None:
+    noise = random.Random(1).randbytes(20 << 20)
+    large, small = archived(noise, zipfile.ZIP_BZIP2), archived(b"page", zipfile.ZIP_DEFLATED)
+    mine = Uploader(api)
+    slow = [await zip_of(eve, large) for _ in range(4)]
+
+    async def unpacked() -> None:
+        reply = await mine.submit(await zip_of(mine, small), unpack=True, paused=True)
+        assert reply.status == 201, reply.body
+
+    await waits(unpacked, 2)
+    before = await waits(unpacked, 5)
+    submissions = [asyncio.create_task(eve.submit(one, unpack=True)) for one in slow]
+
+    async def begun() -> bool:
+        return any(api.settings.files.glob(".incoming/*/unpacked"))
+
+    await wait_until(begun)
+    during = await waits(unpacked, 5)
+    assert not submissions[-1].done()
+    for one in submissions:
+        one.cancel()
+    await asyncio.gather(*submissions, return_exceptions=True)
+
+    async def ended() -> bool:
+        return not any(api.settings.files.glob(".incoming/*/unpacked"))
+
+    await wait_until(ended)
+    assert spared(before, during) == ""
+    assert len((await eve.call("GET", "/tasks")).json()["items"]) < len(slow)
+
+
+def archived(content: bytes, compression: int) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", compression) as archive:
+        archive.writestr("a.txt", content)
+    return target.getvalue()
+
+
+async def zip_of(mine: Uploader, archive: bytes) -> str:
+    upload = await mine.announce(announced("pack.zip", archive, chunked=False))
+    assert (await mine.append(upload["upload_id"], 0, 0, archive)).status == 204
+    return str(upload["upload_id"])
