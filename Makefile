@@ -15,11 +15,11 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: .venv/.runtime ## A farm on this computer, a real Blender, 24 frames and a film in ./demo-output
-	@scripts/system-packages blender
+	@scripts/system-packages blender box
 	@$(RUN)/renderonline demo --output demo-output
 
 up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the address and the first login
-	@scripts/system-packages blender
+	@scripts/system-packages blender box
 	@$(RUN)/renderonline up
 
 test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender

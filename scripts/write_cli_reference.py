@@ -14,7 +14,8 @@ HEAD = """# The command line
 
 Written by `scripts/write_cli_reference.py` from the commands' own help.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 RenderAPI can't be reached, 130 Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 RenderAPI can't be reached,
+6 `node --check` warns, 130 Ctrl-C.
 
 The client commands speak to the farm of `renderonline login` (kept in `client.json` of the configuration directory,
 readable by its owner only). `RENDERONLINE_URL`, `RENDERONLINE_EMAIL`, `RENDERONLINE_TOKEN`, `RENDERONLINE_CA_FILE` and

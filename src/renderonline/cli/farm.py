@@ -1,13 +1,20 @@
 """A farm and its programs: `renderonline demo`, `up`, `api` and `node`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from renderonline.cli import show
 from renderonline.cli.commands import command, flag, group, option, pairs
 from renderonline.cli.supervise import leash
 from renderonline.farm.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from renderonline.hpcserver.checking import Finding
+
+WARNED: Final = 6
+"""The exit code of `node --check` when nothing is worse than a warning."""
 commands = group("A farm and its programs.")
 JOIN_CODE = "RENDERONLINE_JOIN_CODE"
 PORT = option("NUMBER", "Port to listen on; 0 takes any free one.", min=0, max=65535)
@@ -109,6 +116,8 @@ def node(
         "NUMBER", "Take work only while others keep at most so many processors busy.", min=0
     ),
     idle_exit: float | None = option("SECONDS", "End after so many seconds without work.", min=0),
+    check: bool = flag("--check", "Only look whether this computer is fit for it, print that, and end."),
+    json: bool = flag("--json", "With --check: print JSON for programs."),
     host: str | None = option("ADDRESS", "With --v1: address to listen on."),
     port: int | None = option("NUMBER", "With --v1: port to listen on.", min=0, max=65535),
     data_directory: Path | None = DATA_DIRECTORY,
@@ -117,20 +126,22 @@ def node(
 ) -> int:
     """Run HPCServer: let this computer render for a farm. Ends with Ctrl-C or SIGTERM.
 
-    The code is needed once; the machine keeps its own secret afterwards.
+    The code is needed once; the machine keeps its own secret afterwards. --check changes nothing; its exit code is 0
+    when all is well, 6 with warnings, 1 when the machine would not render.
 
     \b
+    renderonline node --check
     renderonline node --join http://farm:5000 --code ABCD-EFGH
     renderonline node --join https://farm:5000 --fingerprint sha256:… --engine blender=/opt/blender/blender
     renderonline node --v1 --config HPCServer.json
     """
-    if v1 == bool(join):
+    if v1 == bool(join) and (v1 or not check):
         raise InvalidRequest(
             "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys whoever calls it "
             "(the older way, without authentication)."
         )
     leash()
-    from renderonline.hpcserver.main import run_linked, run_v1
+    from renderonline.hpcserver import main
     from renderonline.hpcserver.settings import load
     from renderonline.serving import logs
 
@@ -139,11 +150,26 @@ def node(
     flags |= {"log_level": log_level, "log_json": log_json or None}
     flags |= {"idle_minutes": idle_minutes, "max_load": max_load}
     settings = load(config, environment=os.environ, flags=flags)
-    logs.configure(json_lines=settings.log_json, level=settings.log_level)
+    logs.configure(json_lines=settings.log_json, level="error" if check else settings.log_level)
+    if check:
+        found = main.check(settings, url=",".join(join or ()), fingerprint=fingerprint or "")
+        return show_findings(found, as_json=json)
     if not join:
-        return run_v1(settings)
+        return main.run_v1(settings)
     given = code or os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
-    return run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
+    return main.run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
+
+
+def show_findings(findings: "Sequence[Finding]", *, as_json: bool) -> int:
+    """Print what `node --check` found; its exit code."""
+    from renderonline.hpcserver.checking import Level
+
+    data = {"findings": [finding._asdict() for finding in findings]}
+    width = max(len(finding.text) for finding in findings)
+    lines = [f"{subject:<8}  {text:<{width}}  {level}" for subject, text, level in findings]
+    show.answer((data, "\n".join(lines)), as_json=as_json)
+    levels = {finding.level for finding in findings}
+    return 1 if Level.ERROR in levels else WARNED if Level.WARNING in levels else 0
 
 
 def engine_programs(words: list[str]) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """The command `renderonline`: its commands, and what its exit codes mean.
 
-0 done, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 RenderAPI can't be reached, 130 Ctrl-C.
+0 done, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 RenderAPI can't be reached, 6 `node --check` warns,
+130 Ctrl-C.
 Commands import what they need when they run, so that `--help` is there at once.
 """
 

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import InvalidRequest
 
 MAX_TAGS: Final = 16
 MAX_MEMORY_MIB: Final = 2**26
 MAX_GPUS: Final = 64
-BOXES: Final = ("landlock", "bwrap")
-"""The boxes that a machine can put around its engines, the weaker one first; "" is none at all."""
+_BOXES: Final = frozenset(BoxKind)
 _WORD: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,49}")
 _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 
@@ -20,7 +20,7 @@ _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 class Needs:
     """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
     ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
-    around its engines ("": none is needed)."""
+    around its engines (a `BoxKind`; "": none is needed)."""
 
     engine_version: str = ""
     tags: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Needs:
             more.pool or self.pool,
             max(self.memory_mib, more.memory_mib),
             max(self.gpus, more.gpus),
-            max(self.sandbox, more.sandbox, key=_strength),
+            max(self.sandbox, more.sandbox, key=box_of),
         )
 
 
@@ -61,8 +61,7 @@ NOTHING: Final = Needs()
 
 class Ability(NamedTuple):
     """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
-    `Needs` may ask for (tags case-folded; a box that is not known here is none). Machines whose abilities differ only
-    in the first field are alike."""
+    `Needs` may ask for (tags case-folded). Machines whose abilities differ only in the first field are alike."""
 
     machine_id: int
     engines: tuple[tuple[str, str], ...]
@@ -71,7 +70,7 @@ class Ability(NamedTuple):
     pool: str = ""
     memory_mib: int = 0
     gpus: int = 0
-    sandbox: str = ""
+    sandbox: BoxKind = BoxKind.NONE
 
     def lacks(self, engine: str, needs: Needs) -> str:
         """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
@@ -84,7 +83,7 @@ class Ability(NamedTuple):
             return f"no tag {', '.join(missing)}"
         if self.pool != needs.pool:
             return f"kept for the pool {self.pool}" if not needs.pool else f"not in the pool {needs.pool}"
-        if missing_box := lacks_box(self.sandbox, needs.sandbox):
+        if needs.sandbox and (missing_box := lacks_box(self.sandbox, needs.sandbox)):
             return missing_box
         if needs.memory_mib > self.memory_mib:
             return f"{self.memory_mib} MiB of memory, not {needs.memory_mib}"
@@ -107,20 +106,22 @@ def checked_pool(pool: str) -> str:
 def checked_box(box: str) -> str:
     """A box that work may require, in canonical form, "" for none; `InvalidRequest` for others."""
     found = box.strip().casefold()
-    if found and found not in BOXES:
-        raise InvalidRequest(f"sandbox is the weakest box that will do, {' or '.join(BOXES)}, or empty.")
+    if found and box_of(found) is BoxKind.NONE:
+        able = " or ".join(kind for kind in BoxKind if kind is not BoxKind.NONE)
+        raise InvalidRequest(f"sandbox is the weakest box that will do, {able}, or empty.")
     return found
 
 
-def lacks_box(has: str, wanted: str) -> str:
+def box_of(said: str) -> BoxKind:
+    """The box that a machine says it has, or work says it requires; one that is not known here is none."""
+    return BoxKind(said) if said in _BOXES else BoxKind.NONE
+
+
+def lacks_box(has: BoxKind, wanted: str) -> str:
     """Why the box that a machine has is not enough, in plain words; "" when it is."""
-    if _strength(has) >= _strength(wanted):
+    if has >= box_of(wanted):
         return ""
-    return f"{f'only the box {has}' if has in BOXES else 'no box around engines'}, not {wanted}"
-
-
-def _strength(box: str) -> int:
-    return BOXES.index(box) + 1 if box in BOXES else 0
+    return f"{'no box around engines' if has is BoxKind.NONE else f'only the box {has}'}, not {wanted}"
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from renderonline.serving.web import is_loopback
 log = structlog.get_logger(__name__)
 
 ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
+HEALTH_PATH: Final = "/healthz"
 TIMEOUT_S: Final = 15.0
 MAX_ANSWER: Final = 64 * 1024
 FILE: Final = "machine.json"
@@ -50,6 +51,10 @@ class Identity:
     def turns(self) -> "Iterator[Identity]":
         """The same with one address only, each in its turn, for ever."""
         return cycle([replace(self, url=url) for url in self.url.split(",")])
+
+    def is_of(self, url: str) -> bool:
+        """Whether the farm at these addresses is this one: one address in common is enough."""
+        return not {*self.url.split(",")}.isdisjoint(base(url).split(","))
 
     @property
     def link_url(self) -> str:
@@ -80,22 +85,26 @@ class Identity:
             _compare(peer, hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate)).hexdigest())
 
 
-def stored(home: Path, url: str) -> Identity | None:
-    """What an earlier enrolment at this RenderAPI left, with the addresses that are given now; None without one.
-    `InvalidRequest` for a broken file."""
+def kept(home: Path) -> Identity | None:
+    """What an earlier enrolment left; None without one. `InvalidRequest` for a broken file."""
     path = home / FILE
     try:
-        identity = from_wire(Identity, json.loads(path.read_text(encoding="utf-8")))
+        return from_wire(Identity, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, InvalidRequest) as error:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
-    wanted = base(url)
-    if not set(identity.url.split(",")) & set(wanted.split(",")):
+
+
+def stored(home: Path, url: str) -> Identity | None:
+    """What an earlier enrolment at this RenderAPI left, with the addresses that are given now; None without one.
+    `InvalidRequest` for a broken file."""
+    identity = kept(home)
+    if identity is None or not identity.is_of(url):
         return None
-    if identity.url != wanted:
+    if identity.url != (wanted := base(url)):
         identity = replace(identity, url=wanted)
-        private_write(path, encode(identity))
+        private_write(home / FILE, encode(identity))
     return identity
 
 
@@ -118,7 +127,7 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
 
 def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
     new = Identity(address, 0, "", fetch_certificate(address, fingerprint) if fingerprint else "")
-    status, body = _post(new, {"code": code, "name": name})
+    status, body = _ask(new, "POST", ENROLL_PATH, {"code": code, "name": name})
     try:
         answer = json.loads(body)
         if status // 100 == 2:
@@ -127,6 +136,28 @@ def _enrolled(address: str, code: str, name: str, fingerprint: str) -> Identity:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotAvailable(f"{address} answered something that is not a RenderOnline farm ({status}).") from error
     raise _REFUSALS.get(status, NotAvailable)(f"This machine could not join: {detail}")
+
+
+def asked_for_version(identity: Identity) -> str:
+    """The version of the RenderAPI, or the first that answers of several. `NotAvailable` when none does, or its
+    certificate is not trusted. Blocking."""
+    *others, last = identity.url.split(",")
+    for url in others:
+        with suppress(NotAvailable):
+            return _version(replace(identity, url=url))
+    return _version(replace(identity, url=last))
+
+
+def _version(identity: Identity) -> str:
+    status, body = _ask(identity, "GET", HEALTH_PATH)
+    try:
+        answer = json.loads(body)
+        said, version = str(answer["status"]), str(answer["version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAvailable(f"{identity.url} answered something that is not a RenderOnline farm ({status}).") from error
+    if status != http.client.OK:
+        raise NotAvailable(f"RenderAPI at {identity.url} is not ready: {said[:200]}.")
+    return version[:50]
 
 
 def base(url: str) -> str:
@@ -168,11 +199,11 @@ def _compare(peer: bytes | None, wanted: str) -> None:
         )
 
 
-def _post(asking: Identity, content: dict[str, str]) -> tuple[int, bytes]:
+def _ask(asking: Identity, method: str, path: str, content: dict[str, str] | None = None) -> tuple[int, bytes]:
     url, connection = asking.url, asking.connection(TIMEOUT_S)
     try:
-        path = urlsplit(url).path + ENROLL_PATH
-        connection.request("POST", path, json.dumps(content), {"Content-Type": "application/json"})
+        body = None if content is None else json.dumps(content)
+        connection.request(method, urlsplit(url).path + path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, response.read(MAX_ANSWER)
     except ssl.SSLCertVerificationError as error:

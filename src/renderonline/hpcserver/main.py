@@ -15,7 +15,7 @@ import renderonline
 from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
-from renderonline.hpcserver import enrolment, telemetry
+from renderonline.hpcserver import checking, enrolment, telemetry
 from renderonline.hpcserver.attempts import Workshop
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
@@ -82,6 +82,13 @@ def run_v1(settings: Settings) -> int:
         found = () if engines else _find_engines(settings)
         run(serve_v1(settings, home, engines or {engine.name: engine.prefix for engine in found}))
     return 0
+
+
+def check(settings: Settings, *, url: str = "", fingerprint: str = "") -> list[checking.Finding]:
+    """What there is to say of this computer as a machine of the farm at `url` ("": the one that it has joined)."""
+    film = film_engine()
+    engines = (*_find_engines(settings), *([film] if film is not None else []))
+    return list(checking.findings(settings, engines, url, fingerprint))
 
 
 @dataclass

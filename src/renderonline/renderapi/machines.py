@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from renderonline.database.machines import MachineRow
 from renderonline.farm.hours import is_open
 from renderonline.farm.machines import MachineStatus, Wish, machine_status
-from renderonline.farm.needs import BOXES, NOTHING, Ability, Needs, lacks_box
+from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
 
@@ -124,9 +124,9 @@ class Machine:
     def box_advice(self) -> str:
         """What gets a better box there; "" when there is none, or nothing is known."""
         if not self.row.is_linked:
-            return "a machine of the older protocol has no box; let it join: renderonline machine invite"
+            return "let it join as a linked machine: renderonline machine invite"
         if self.facts and not self.facts.get("sandbox"):
-            return "its version has no box; update it: pip install --upgrade renderonline"
+            return "update it: pip install --upgrade renderonline"
         return str(self.facts.get("sandbox_advice", ""))
 
     def describe(self) -> None:
@@ -138,7 +138,7 @@ class Machine:
             self.row.pool,
             self.facts.get("memory_mib", 0),
             len(self.facts.get("gpus", ())),
-            box if self.row.is_linked and (box := self.facts.get("sandbox", "")) in BOXES else "",
+            box_of(self.facts.get("sandbox", "") if self.row.is_linked else ""),
         )
 
     def offer(self, engines: Mapping[str, str], slots: int) -> None:
@@ -165,7 +165,7 @@ class Machine:
             "tags": sorted(self.ability.tags),
             "pool": self.row.pool,
             "hours": self.row.hours,
-            "sandbox": self.ability.sandbox or "none",
+            "sandbox": self.ability.sandbox.value,
             "sandbox_advice": self.box_advice,
             "input_downloads": self.fetches,
             "input_bytes": self.fetched_bytes,

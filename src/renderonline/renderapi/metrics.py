@@ -61,7 +61,7 @@ class Metrics:
         fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
         for machine in machines:
             status.labels(machine.status.value).inc()
-            boxes.labels(machine.ability.sandbox or "none").inc()
+            boxes.labels(machine.ability.sandbox.value).inc()
             if machine.fetches or machine.fetched_bytes:
                 fetches.labels(str(machine.machine_id)).set(machine.fetches)
                 fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.needs import BOXES, Ability, Needs
+from renderonline.farm.needs import Ability, Needs, box_of
 from renderonline.farm.ready import ReadyIndex, ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import (
     RESERVE_US,
@@ -115,7 +116,9 @@ def some_needs(random: Random) -> Needs:
         return Needs()
     version, tags = random.choice(("", "", "4.2", "5.0")), random.choice(((), (), ("fast",)))
     pool, gpus = random.choice(("", "", "", "film")), random.choice((0, 0, 0, 1))
-    return Needs(version, tags, pool, random.choice((0, 0, 4, 8)), gpus, random.choice(("", "", "", *BOXES)))
+    return Needs(
+        version, tags, pool, random.choice((0, 0, 4, 8)), gpus, random.choice(("", "", "", "landlock", "bwrap"))
+    )
 
 
 def some_machine(random: Random, number: int) -> Ability:
@@ -123,7 +126,7 @@ def some_machine(random: Random, number: int) -> Ability:
     engines = tuple((name, version) for name, version in versions.items() if version)
     pool, memory, gpus = random.choice((("", 8, 1), ("", 24, 2), ("", 0, 0), ("film", 16, 2)))
     tags = frozenset(random.choice(((), ("fast",))))
-    return Ability(number, engines, True, tags, pool, memory, gpus, random.choice(("", *BOXES)))
+    return Ability(number, engines, True, tags, pool, memory, gpus, random.choice(tuple(BoxKind)))
 
 
 def some_farm(seed: int) -> Drawn:
@@ -301,7 +304,7 @@ def test_engine_that_nobody_has_waits() -> None:
     ],
 )
 def test_machine_says_what_it_lacks(needs: Needs, missing: str) -> None:
-    machine = Ability(1, BLENDER, True, frozenset({"fast"}), "", 16, 1, "landlock")
+    machine = Ability(1, BLENDER, True, frozenset({"fast"}), "", 16, 1, BoxKind.LANDLOCK)
     assert machine.lacks("blender", needs) == missing
 
 
@@ -312,7 +315,7 @@ def test_machine_of_a_pool_is_kept_for_it() -> None:
 
 @pytest.mark.parametrize("box", ["", "none", "a box of the future"])
 def test_machine_without_a_box_that_is_known_has_none(box: str) -> None:
-    machine = Ability(1, BLENDER, sandbox=box)
+    machine = Ability(1, BLENDER, sandbox=box_of(box))
     assert machine.lacks("blender", Needs(sandbox="landlock")) == "no box around engines, not landlock"
     assert machine.lacks("blender", Needs()) == ""
 

@@ -6,6 +6,7 @@ import './history.js';
 import { tasks } from './store.js';
 
 const MIB = 1_048_576;
+const BOXES = { bwrap: 'box: bubblewrap', landlock: 'box: Landlock' };
 const ORDER = ['busy', 'idle', 'draining', 'disabled', 'offline'];
 
 class Farm extends Part {
@@ -114,13 +115,21 @@ class Farm extends Part {
       ${this.#doing(machine)}
       ${on && machine.cpu_count ? html`<dl class="meters"><div><dt>Processor</dt><dd>${bar(load, `Processor load of ${machine.name}`)}<span>${percent(load)}</span></dd></div>
         ${total ? html`<div><dt>Memory</dt><dd>${bar(used, `Memory of ${machine.name} in use`)}<span>${size(total * used)} of ${size(total)}</span></dd></div>` : nothing}</dl>` : nothing}
-      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot'), ...(machine.gpus ?? []).map((one) => one.name ?? one)].filter(Boolean).join(' · ')}</p>
+      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot'), ...(machine.gpus ?? []).map((one) => one.name ?? one), BOXES[machine.sandbox]].filter(Boolean).join(' · ')}</p>
+      ${this.#box(machine)}
       <p class="engines">${machine.engines.map((one) => html`<span>${one.name} ${one.version}</span>`)}${(machine.tags ?? []).map((one) => html`<span class="tag">${one}</span>`)}${machine.hours ? html`<span class="tag">${machine.hours}</span>` : nothing}</p>
       ${on ? nothing : html`<p class="help">Last seen ${ago(machine.seen)}</p>`}
       <div class="buttons">${machine.wish === 'active' && !machine.benched
         ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
         : html`<button type="button" class="primary" @click=${() => this.#wish(machine, 'active', 'takes work again')}>${icon('play')}Enable</button>`}
         <button type="button" class="plain" aria-label="History of ${machine.name}" @click=${() => this.#look(machine)}>History</button><button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></div>`;
+  }
+
+  /** What keeps its engines to their own tasks could be better, and how. */
+  #box(machine) {
+    const better = machine.sandbox_advice ? `Better: ${machine.sandbox_advice}` : '';
+    if (machine.sandbox === 'none') return html`<p class="reason">No box around its engines: a scene can read and write what their account can. ${better}</p>`;
+    return better ? html`<p class="help">${better}</p>` : nothing;
   }
 
   /** What it renders now: as its progress says, else by the tasks that have a part there. */

@@ -1,0 +1,143 @@
+"""Whether this computer is fit to render for a farm, and what mends it (`renderonline node --check`).
+
+Nothing is changed.
+"""
+
+import getpass
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from renderonline.engines.discovery import FoundEngine
+from renderonline.farm.boxes import BoxKind
+from renderonline.farm.errors import RenderOnlineError
+from renderonline.hpcserver import enrolment
+from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver.settings import Settings
+from renderonline.sandbox.box import Found
+from renderonline.sandbox.probing import NoBox, probe
+
+LITTLE_BYTES: Final = 1_000_000_000
+"""Less free space than this is worth a warning."""
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Level(StrEnum):
+    """How bad a finding is. With a warning the machine renders; with an error it does not."""
+
+    OK = "ok"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+class Finding(NamedTuple):
+    """One line of the check."""
+
+    subject: str
+    text: str
+    level: Level = Level.OK
+
+
+def findings(
+    settings: Settings, engines: Sequence[FoundEngine], url: str = "", fingerprint: str = ""
+) -> Iterator[Finding]:
+    """Everything that was looked at, in the order in which it is read. `url`: the farm that is asked for; "" is the one
+    that this machine has joined. Blocks; asks the farm once."""
+    try:
+        found = probe(settings.sandbox)
+        yield Finding("sandbox", *_box(found))
+    except NoBox as error:
+        found = Found()
+        yield Finding("sandbox", error.message, Level.ERROR)
+    yield account()
+    yield _secrets(settings.home, found)
+    yield from _engines(settings, engines)
+    yield _disk(settings.home)
+    yield _farm(settings.home, url, fingerprint)
+
+
+def told(found: Found) -> str:
+    """What a box does, in one line."""
+    if found.kind == BoxKind.BWRAP:
+        return f"{found.version}: engines see their task only, no network"
+    if found.kind == BoxKind.LANDLOCK:
+        return f"{found.version}: engines open no files of others, no network, but see that other processes exist"
+    return "none: any scene can read and write what this account can"
+
+
+def account() -> Finding:
+    """Whose rights engines would have without a box, and the box itself has."""
+    if os.geteuid() == 0:
+        return Finding("user", "root: make an account for renderers", Level.WARNING)
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # an account that has no name
+        name = f"number {os.geteuid()}"
+    return Finding("user", name)
+
+
+def _box(found: Found) -> tuple[str, Level]:
+    advice = f". {'Better' if found.kind != BoxKind.NONE else 'Mend it'}: {found.advice}" if found.advice else ""
+    return told(found) + advice, Level.WARNING if found.kind == BoxKind.NONE else Level.OK
+
+
+def _secrets(home: Path, found: Found) -> Finding:
+    """Who can read the machine's secret: other accounts by its mode, engines when nothing keeps them from it."""
+    path = home / enrolment.FILE
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return Finding("secrets", "none yet: this machine has joined no farm")
+    except OSError as error:
+        return Finding("secrets", f"{path} can't be read: {error.strerror}", Level.ERROR)
+    name = f"{path.name} {stat.S_IMODE(mode):04o}"
+    if mode & _OTHERS:
+        return Finding("secrets", f"{name}, others can read it: chmod 600 {path}", Level.WARNING)
+    if found.kind == BoxKind.NONE:
+        return Finding("secrets", f"{name}, but engines can read it: they have no box", Level.WARNING)
+    return Finding("secrets", f"{name}, not visible to engines")
+
+
+def _engines(settings: Settings, engines: Sequence[FoundEngine]) -> Iterator[Finding]:
+    for engine in engines:
+        yield Finding("engine", f"{engine.name} {engine.version}".strip() + f": {engine.prefix[0]}")
+    there = {engine.name.casefold() for engine in engines}
+    for name, program in settings.engines.items():
+        if name.casefold() not in there:
+            text = f"{name} of the settings is not there or does not answer: {program}"
+            yield Finding("engine", text, Level.WARNING)
+    if not engines and not settings.engines:
+        text = "none found: renderonline engine install blender, or name one with --engine NAME=PATH"
+        yield Finding("engine", text, Level.WARNING)
+
+
+def _disk(home: Path) -> Finding:
+    place = next(path for path in (home, *home.parents) if path.exists())
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding("disk", f"{place} can't be used: {error.strerror}", Level.ERROR)
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding("disk", f"{place} can't be written by this account", Level.ERROR)
+    text = f"{free / 1e9:.1f} GB free in {place}"
+    return Finding("disk", text, Level.OK if free >= LITTLE_BYTES else Level.WARNING)
+
+
+def _farm(home: Path, url: str, fingerprint: str) -> Finding:
+    try:
+        identity = enrolment.kept(home)
+        if url and (identity is None or not identity.is_of(url)):
+            address = enrolment.base(url)
+            certificate = enrolment.fetch_certificate(address, fingerprint) if fingerprint else ""
+            identity = Identity(address, 0, "", certificate)
+        if identity is None:
+            return Finding("farm", "not joined yet: renderonline machine invite, on the farm, prints the line to type")
+        version = enrolment.asked_for_version(identity)
+    except RenderOnlineError as error:
+        return Finding("farm", error.message, Level.ERROR)
+    joined = f", joined as machine {identity.machine_id}" if identity.machine_id else ", not joined yet"
+    return Finding("farm", f"{identity.url} answers (RenderOnline {version}){joined}")
