@@ -27,6 +27,7 @@ from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.farm.frames import cut, parse_frames
 from renderonline.farm.settling import RetryPolicy
+from renderonline.farm.watching import Patience
 from renderonline.protocol.codec import decode, encode
 from renderonline.protocol.link import (
     LINK_PATH,
@@ -121,6 +122,7 @@ class Rig:
     policy: RetryPolicy = QUICK
     pool_sandbox: dict[str, str] = field(default_factory=dict)
     reserve_mib: int = 0
+    patience: Patience = field(default_factory=Patience)
     events: Recorder = field(default_factory=Recorder)
     dispatcher: Dispatcher = field(init=False)
     control: Control = field(init=False)
@@ -152,6 +154,7 @@ class Rig:
             self.events,
             data_directory=self.directory / "data",
             policy=self.policy,
+            patience=self.patience,
             reserve_mib=self.reserve_mib,
             silence_s=self.silence_s,
             grace_s=self.grace_s,

@@ -108,6 +108,7 @@ class EngineDefinition:
     samples come later). `chunk_size`: frames a chunk when the user names none; 0: the farm decides. Without `outputs`
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
     any it is only what the machine's own settings name. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
+    An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
     """
 
     name: str
@@ -127,5 +128,6 @@ class EngineDefinition:
     environment: Mapping[str, str] = field(default_factory=dict)
     stall_s: float = 900.0
     time_s: float = 0.0
+    frame_time_s: float = 0.0
     memory_mib: int = 0
     requirements: Needs = NOTHING

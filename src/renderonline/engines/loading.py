@@ -98,7 +98,7 @@ def _check(definition: EngineDefinition) -> None:
     if definition.outputs is not None:
         _check_outputs(definition, definition.outputs)
     _check_reading(definition.reading)
-    for field in ("stall_s", "time_s", "memory_mib", "chunk_size"):
+    for field in ("stall_s", "time_s", "frame_time_s", "memory_mib", "chunk_size"):
         _must(getattr(definition, field) >= 0, field, "must not be negative")
 
 

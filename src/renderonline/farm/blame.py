@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 MOST_FAILURES: Final = 3
-"""So many failures that count against a machine, or so many different tasks that failed there, bench it."""
+"""So many failures that count against a machine, or so many different tasks that failed there, bench it; also so many
+of which it started nothing."""
 BENCHED_SHARE: Final = 4
 """Of so many machines the farm benches at most one by itself."""
 _KEPT: Final = 100
@@ -24,6 +25,7 @@ class Blame:
 
     def __init__(self) -> None:
         self._failures: dict[int, dict[int, _Failure]] = defaultdict(dict)
+        self._untouched: dict[int, set[int]] = defaultdict(set)
 
     def failed(self, machine_id: int, task_id: int, chunk_id: int) -> str:
         """A chunk failed on a machine; gives why the machine is to be benched, or ""."""
@@ -41,9 +43,22 @@ class Blame:
             self._failures[other][chunk_id].counts = True
         return {other: reason for other in others if (reason := self._verdict(other))}
 
+    def not_started(self, machine_id: int, task_id: int) -> str:
+        """A machine did nothing with a chunk that it was given; gives why it is to be benched, or "". The tasks count,
+        so that one that is hard to begin does not bench a machine."""
+        tasks = self._untouched[machine_id]
+        if len(tasks) < MOST_FAILURES:
+            tasks.add(task_id)
+        return f"it started nothing of {len(tasks)} tasks in a row" if len(tasks) >= MOST_FAILURES else ""
+
+    def started(self, machine_id: int) -> None:
+        """A machine has started a chunk."""
+        self._untouched.pop(machine_id, None)
+
     def forgive(self, machine_id: int) -> None:
         """Nothing is held against this machine any more."""
         self._failures.pop(machine_id, None)
+        self._untouched.pop(machine_id, None)
 
     def _verdict(self, machine_id: int) -> str:
         failures = self._failures[machine_id].values()

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Final, NamedTuple
 
 from renderonline.farm.tasks import ChunkState, Outcome
+from renderonline.farm.watching import OVERTIME
 
 FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film"})
 """Failure classes that every other machine would see as well: no second try."""
@@ -31,6 +32,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "no_engine": "The machine does not have the engine",
     "no_input": "The machine can't read the scene file",
     "no_space": "The machine's disk is full",
+    OVERTIME: "The machine did not end it at its time limit",
 }
 _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
     Outcome.FAILED: "The engine failed",
@@ -124,9 +126,10 @@ def settle(
     `tries` are the failures counted before, `named` says whether the engine names its outputs, `missing` which of
     the chunk's expected files have not landed. `before`: how its other attempts ended, the latest first.
     """
-    if ending.given_back or ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
-        delay_s = 0.0 if ending.given_back else HANDED_BACK_S
-        return Verdict(ChunkState.WAITING, Outcome.CANCELED, delay_s=delay_s, reason=ending.reason)
+    if ending.given_back:
+        return Verdict(ChunkState.WAITING, Outcome.CANCELED, ending.failure, reason=ending.reason)
+    if ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
+        return Verdict(ChunkState.WAITING, Outcome.CANCELED, delay_s=HANDED_BACK_S, reason=ending.reason)
     complete = named and not missing and ending.failure not in FINAL_FAILURES
     if ending.outcome is Outcome.SUCCEEDED and missing:
         ending = Ending(Outcome.FAILED, "missing_output", f"missing: {_listed(missing)}", ending.exit_code)

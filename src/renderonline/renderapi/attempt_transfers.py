@@ -107,6 +107,7 @@ class AttemptTransfers:
             try:
                 for piece in content.pieces(start, end):
                     sent += len(piece)
+                    self._shared.moved(holder.machine_id)
                     yield piece
             finally:
                 downloads = int(start == 0 and not holder.film)
@@ -137,13 +138,19 @@ class AttemptTransfers:
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
         folder = Folder(holder.directory, holder.machine_id, holder.token)
         self._shared.files.receives(attempt_id, folder)
+        self._shared.moved(holder.machine_id)
         try:
             await self._places.check_disk(Path(holder.directory), length)
             arrival = await asyncio.to_thread(Arrival, holder.directory, name)
             whole = False
             found = hashlib.blake2b(digest_size=32)
+
+            def look(piece: memoryview) -> None:
+                found.update(piece)
+                self._shared.moved(holder.machine_id)
+
             try:
-                await receive_body(request, arrival.handle, length=length, update=found.update)
+                await receive_body(request, arrival.handle, length=length, update=look)
                 if found.hexdigest() != digest:
                     raise InvalidRequest(f"The bytes of {name} are not what was announced.", code="wrong_digest")
                 whole = True

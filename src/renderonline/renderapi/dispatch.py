@@ -33,6 +33,7 @@ from renderonline.farm.ready import ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan, reserve
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
+from renderonline.farm.watching import Patience
 from renderonline.renderapi.attempt_files import Folder
 from renderonline.renderapi.events import Publisher
 from renderonline.renderapi.links.linked import LinkedMachines
@@ -40,6 +41,7 @@ from renderonline.renderapi.links.v1 import V1Machines
 from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.reports import Reports
 from renderonline.renderapi.shared import TICK_S, Shared
+from renderonline.renderapi.watching import Watching
 from renderonline.storage.landing import attempt_directory
 
 _log = structlog.get_logger(__name__)
@@ -64,14 +66,14 @@ class Dispatcher:
         reserve_mib: int,
         silence_s: float,
         grace_s: float,
+        patience: Patience,
         pool_sandbox: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.shared = Shared(database, events, data_directory, policy, pool_sandbox, reserve_mib)
         self.memory = self.shared.memory
         self.reports = Reports(self.shared)
         self._ids = ids
-        self._silence_s = silence_s
-        self._grace_s = grace_s
+        self._watching = Watching(self.shared, self.reports, silence_s=silence_s, grace_s=grace_s, patience=patience)
         self._leasing = Leasing(self.shared, ids, self.reports)
         self._linked = LinkedMachines(self.shared, self.reports)
         self.link, self.restart_machine = self._linked.endpoint, self._linked.restart
@@ -213,24 +215,7 @@ class Dispatcher:
             now = self.shared.clock.monotonic()
             self.shared.awake.tick(now)
             if self.shared.ready:
-                await self.shared.guarded(self._end_silent(self.shared.awake.now(now)))
-
-    async def _end_silent(self, awake: float) -> None:
-        """What a silent machine has is lost (R1.3)."""
-        silent: dict[int, str] = {}
-        for machine in self.shared.machines:
-            deadline = self._grace_s if machine.heard is None else machine.heard + self._silence_s
-            if awake > deadline:
-                silent[machine.machine_id] = f"{machine.name} is silent"
-                if machine.link is not None and machine.row.is_linked:
-                    machine.link.close(f"nothing was heard for {self._silence_s:.0f} s")
-        lost: dict[int, Ending] = {}
-        for attempt in self.memory.attempts.values():
-            gone = self.shared.machines.get(attempt.machine_id) is None
-            reason = "its machine was removed" if gone else silent.get(attempt.machine_id)
-            if attempt.leased and reason:
-                lost[attempt.attempt_id] = Ending(Outcome.LOST, reason=reason)
-        await self.reports.end(lost)
+                await self.shared.guarded(self._watching.look(self.shared.awake.now(now)))
 
     async def _refresh_for_ever(self) -> None:
         while True:

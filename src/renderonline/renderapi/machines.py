@@ -59,6 +59,8 @@ class Machine:
     fetches: int = 0
     fetched_bytes: int = 0
     """How often, and how much, it fetched of tasks' files."""
+    moved: float = 0.0
+    """When bytes of files last moved between the farm and it, in awake seconds."""
     rejected: int = 0
     """Messages for attempts that are not its own, or gone."""
     quiet_until: float = 0.0

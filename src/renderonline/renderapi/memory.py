@@ -33,12 +33,14 @@ class Clock(Protocol):
 
 @dataclass(slots=True)
 class LiveAttempt(Attempt):
-    """A live attempt. `leased`: its lease is committed; `order` is None after a restart, until it is needed."""
+    """A live attempt. `leased`: its lease is committed; `order` is None after a restart, until it is needed; `since`:
+    from when its machine has to start it, or since when it runs, in awake seconds; None: that is not known yet."""
 
     leased: bool = False
     order: Order | None = None
     progress: Progress | None = None
     told_at: float = 0.0
+    since: float | None = None
 
 
 class _Later(NamedTuple):

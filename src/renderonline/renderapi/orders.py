@@ -12,7 +12,7 @@ from typing import Any, Final
 from renderonline.database.door import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, frames_pattern, reading_of
-from renderonline.engines.definition import FILM_READING
+from renderonline.engines.definition import FILM_READING, EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.command_line import split
@@ -152,7 +152,7 @@ class Orders:
             expected=command.expected,
             frames=command.frames,
             environment=dict(command.environment),
-            limits=Limits(definition.time_s, definition.stall_s, definition.memory_mib) if definition else Limits(),
+            limits=limits_of(definition, len(command.frames)) if definition else Limits(),
             reading=known.reading(film=attempt.film),
             root=known.root,
             mark=mark,
@@ -160,6 +160,12 @@ class Orders:
         )
         uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)
+
+
+def limits_of(definition: EngineDefinition, frames: int) -> Limits:
+    """When an attempt at so many frames ends; 0: nobody knows which, as in renders of the existing system."""
+    times = [limit for limit in (definition.time_s, definition.frame_time_s * frames) if limit > 0]
+    return Limits(min(times, default=0.0), definition.stall_s, definition.memory_mib)
 
 
 def _download_path(directory: str) -> str:

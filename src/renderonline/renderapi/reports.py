@@ -21,6 +21,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import Wish
 from renderonline.farm.settling import FINAL_FAILURES, Ending
 from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
+from renderonline.farm.watching import NOT_STARTED
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
 from renderonline.renderapi.landings import Landings, land, landed_step, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
@@ -61,7 +62,7 @@ class Reports:
         if any(released):
             shared.wake()
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
-        wanted = {attempt_id: await self._wanted(attempt_id) for attempt_id in attempts}
+        wanted = {attempt_id: await self.wanted(attempt_id) for attempt_id in attempts}
         offers = [self._offer(one, wanted[one.attempt], machine_id) for one in reports if isinstance(one, Result)]
         whole = {one.attempt for one in reports if isinstance(one, Exited) and one.outcome == Outcome.SUCCEEDED}
         async with self._landings.beside_others():
@@ -90,14 +91,14 @@ class Reports:
     async def end(self, endings: Mapping[int, Ending]) -> None:
         """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
         at_us = self._shared.now().us
-        wanted = {attempt_id: await self._wanted(attempt_id) or {} for attempt_id in endings}
+        wanted = {attempt_id: await self.wanted(attempt_id) or {} for attempt_id in endings}
         steps = [EndedStep(key, None, ending, wanted[key], at_us) for key, ending in endings.items()]
         if steps:
             await self._write(steps)
 
     async def finish(self, machine: Machine, attempt_id: int, offers: Sequence[Offer], end: Ending) -> None:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
-        wanted = await self._wanted(attempt_id) or {}
+        wanted = await self.wanted(attempt_id) or {}
         async with self._landings.beside_others():
             landed = await self._land(offers, machine.machine_id, {attempt_id})
             self._shared.machines.release(machine.machine_id, attempt_id)
@@ -120,7 +121,7 @@ class Reports:
         attempt.order = attempt.order or await self._shared.orders.of_attempt(attempt_id)
         return attempt.order
 
-    async def _wanted(self, attempt_id: int) -> Wanted | None:
+    async def wanted(self, attempt_id: int) -> Wanted | None:
         """The files that an attempt's chunk needs; None when nothing of it can be taken any more."""
         try:
             order = await self.order_of(attempt_id)
@@ -169,7 +170,8 @@ class Reports:
         memory = self._shared.memory
         for attempt_id in applied.started:
             if (attempt := memory.attempts.get(attempt_id)) is not None:
-                attempt.running = True
+                attempt.running, attempt.since = True, None
+                self.benching.started(attempt.machine_id)
         for ended in (*applied.ended, *applied.superseded):
             self._end(ended)
         self.benching.observe(applied.ended)
@@ -191,7 +193,7 @@ class Reports:
             return
         machine = self._shared.machines.get(attempt.machine_id)
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
-        avoid = frozenset({attempt.machine_id} if verdict.counts else ())
+        avoid = frozenset({attempt.machine_id} if verdict.counts or verdict.failure == NOT_STARTED else ())
         held_by = attempt.machine_id if held else None
         film = chunk.kind == ChunkKind.FILM
         back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film)
@@ -228,9 +230,15 @@ class Benching:
             machine_id = attempt.machine_id
             if verdict.counts and verdict.failure not in FINAL_FAILURES:
                 self._bench(machine_id, self._blame.failed(machine_id, chunk.task_id, chunk.chunk_id))
+            elif verdict.failure == NOT_STARTED:
+                self._bench(machine_id, self._blame.not_started(machine_id, chunk.task_id))
             elif attempt.outcome is Outcome.SUCCEEDED:
                 for other, reason in self._blame.succeeded(machine_id, chunk.chunk_id).items():
                     self._bench(other, reason)
+
+    def started(self, machine_id: int) -> None:
+        """A machine has started what it was given."""
+        self._blame.started(machine_id)
 
     def _bench(self, machine_id: int, reason: str) -> None:
         machine = self._shared.machines.get(machine_id)

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.farm.watching import Patience
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal, Sessions
@@ -42,6 +43,7 @@ class Services:
             reserve_mib=settings.reserve_mib,
             silence_s=settings.silence_s,
             grace_s=settings.return_s,
+            patience=Patience(),
             pool_sandbox=settings.pool_boxes,
         )
         self.authenticator = Authenticator(database)

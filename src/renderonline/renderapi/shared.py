@@ -76,6 +76,11 @@ class Shared:
         """Something was read from a machine just now."""
         machine.heard = self.awake.now(self.clock.monotonic())
 
+    def moved(self, machine_id: int) -> None:
+        """Bytes of an attempt's files move to or from this machine just now. For any thread."""
+        if (machine := self.machines.get(machine_id)) is not None:
+            machine.moved = self.awake.now(self.clock.monotonic())
+
     def reject(self, machine: Machine, attempt_id: int) -> None:
         """A machine spoke for an attempt that is not its own, or that is gone: that has no effect (R14). The log says
         so once in a while."""

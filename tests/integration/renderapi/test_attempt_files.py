@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,11 +16,13 @@ import pytest
 from blake3 import blake3
 from sqlalchemy import create_engine, text
 
+from renderonline.farm.watching import Patience
 from renderonline.protocol.link import Exited, Result, Started
+from renderonline.renderapi import services
 from renderonline.serving import sink
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
-from tests.support.renderapi import COMMAND_ENGINE, Running, wait_until
+from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi, wait_until
 
 SCENE = b"what is in the scene " * 1000
 
@@ -55,6 +59,36 @@ async def test_inputs_are_listed_with_their_digests_and_fetched_in_ranges(held: 
     await wait_until(counted)
     metrics = (await held.api.http.get(f"{held.api.url}/metrics")).text()
     assert f'renderonline_input_bytes{{machine="{held.machine_id}"}} {len(SCENE) + 100}.0' in await metrics
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_assignment_is_kept_while_its_files_move_and_taken_back_when_nothing_comes(
+    tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RenderAPI counts what it serves and receives (R14)."""
+    monkeypatch.setattr(services, "Patience", lambda: Patience(start_s=1.5))
+    async with (
+        renderapi(tmp_path / "data", connection_string=migrated_url, return_s=0.1) as api,
+        held_attempt(api, DEFINITION, ("a.scene", SCENE)) as held,
+    ):
+
+        async def state() -> tuple[str, str]:
+            (attempt,) = (await api.call("GET", "/attempts")).json()["items"]
+            return attempt["state"], attempt["failure"]
+
+        for method in ("GET", "PUT"):
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                if method == "GET":
+                    assert (await held.call("GET", "inputs/a.scene")).status == 200
+                else:
+                    assert (await held.send("frame_0001.png", b"a picture")).status == 204
+                assert await state() == ("assigned", "")
+
+        async def taken_back() -> bool:
+            return bool((await api.call("GET", "/attempts")).json()["items"][-1]["failure"] == "not_started")
+
+        await wait_until(taken_back)
 
 
 async def test_nothing_is_told_without_the_attempts_token(held: Held) -> None:
