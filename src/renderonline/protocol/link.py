@@ -60,7 +60,7 @@ class Hello:
     sandbox: str = ""
     """The box around its engines: `bwrap`, `landlock` or `none`; "" of an older version counts as none."""
     sandbox_advice: str = ""
-    """What gets a better box there, for people; "" when there is none."""
+    """What gets a better box there (`sandbox.probing.ADVICE`); "" when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from renderonline.farm.machines import MachineStatus, Wish, machine_status
 from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
+from renderonline.sandbox.probing import ADVICE
 
 MOST_SLOTS: Final = 1024
 _WISHES: Final = frozenset(Wish)
@@ -129,7 +130,9 @@ class Machine:
             return "let it join as a linked machine: renderonline machine invite"
         if self.facts and not self.facts.get("sandbox"):
             return "update it: pip install --upgrade renderonline"
-        return str(self.facts.get("sandbox_advice", ""))
+        advice = self.facts.get("sandbox_advice", "")
+        # People may type what they read here: never a line that a machine made up.
+        return advice if advice in ADVICE else "on it, renderonline node --check says what" if advice else ""
 
     def describe(self) -> None:
         self.ability = Ability(

