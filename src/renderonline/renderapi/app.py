@@ -13,7 +13,6 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from renderonline import __version__
@@ -24,6 +23,7 @@ from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
 from renderonline.renderapi import errors, views
 from renderonline.renderapi.administration import bootstrap
+from renderonline.renderapi.headers import shared, strict
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, v2_tasks, v2_uploads
 from renderonline.renderapi.routes.guard import V2, check_declared
@@ -37,15 +37,12 @@ FORGET_S: Final = 3600.0
 STANDBY: Final = "standby"
 """The code of an answer that says: ask the RenderAPI that dispatches."""
 
-_OPEN: Final[dict[str, Any]] = {"allow_origins": ["*"], "allow_methods": ["*"], "allow_headers": ["*"], "max_age": 600}
-_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
-
 
 def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
     """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
     there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over (R10).
     `web`: the directory of the page that stands at `/`."""
-    metrics = Metrics()
+    metrics, believed = Metrics(), settings.proxies.believed
     app = FastAPI(
         title="RenderOnline",
         version=__version__,
@@ -55,10 +52,7 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lambda app: _lifespan(app, settings, metrics),
         exception_handlers=dict(errors.HANDLERS),
-        middleware=[
-            Middleware(CORSMiddleware, expose_headers=_EXPOSED, **_OPEN),
-            *map(Middleware, (metrics.measured, only_dispatching)),
-        ],
+        middleware=[*map(Middleware, (believed, strict, shared, metrics.measured, only_dispatching))],
     )
     app.state.standby = Standby()
     app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from starlette.requests import HTTPConnection
@@ -31,6 +32,7 @@ from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAllowed, NotAuthenticated
 from renderonline.serving.directories import private_write
+from renderonline.serving.proxies import client_of
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,9 @@ WINDOW_S: Final = 60.0
 CSRF_HEADER: Final = "x-renderonline"
 """A header that no page of another origin can send along with the cookie; its value does not matter."""
 TICKET: Final = "ticket"
+_PLACE: Final = re.compile(r"/renderapi/v2/[^?#]*")
+_ODD: Final = re.compile(r"[\x00-\x1f\x7f\\]|/\.\.?(/|$)")
+"""What has no place in a path: a browser would ask for another one."""
 MAX_SESSIONS: Final = 10_000
 MAX_OF_ONE: Final = 50
 """Sessions of one account; the oldest goes."""
@@ -184,7 +189,7 @@ class Sessions:
             raise NotAuthenticated(
                 "Only the farm's own page can log in here. Send the headers email and token instead."
             )
-        client = connection.client.host if connection.client is not None else ""
+        client = client_of(connection)
         account = f"{client} {email.casefold()}"
         self._of_account.check(account)
         self._of_address.check(client)
@@ -220,9 +225,10 @@ class Sessions:
 
     def ticket(self, connection: HTTPConnection, path: str) -> str:
         """An address with which the browser itself, which sends no header of ours, may fetch `path` in this session."""
-        if not path.startswith("/renderapi/v2/") or not _cookie(connection):
-            raise InvalidRequest("Tickets are for addresses below /renderapi/v2/, in a session.")
-        return f"{path}?{TICKET}={_ticket(_cookie(connection), path)}"
+        named = unquote(path)  # as it arrives
+        if not _PLACE.fullmatch(path) or _ODD.search(named) or not _cookie(connection):
+            raise InvalidRequest("Tickets are for plain addresses below /renderapi/v2/, in a session.")
+        return f"{path}?{TICKET}={_ticket(_cookie(connection), named)}"
 
     def set_cookie(self, connection: HTTPConnection, response: Response, name: str) -> None:
         """Have the browser keep the session, or forget it when `name` is empty."""

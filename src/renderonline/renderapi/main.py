@@ -48,7 +48,7 @@ async def serve(settings: Settings, web_page: Path | None = None) -> None:
     if not web.is_loopback(settings.host) and settings.certificate is None:
         log.warning(
             "RenderAPI listens beyond this computer WITHOUT TLS: tokens and scenes travel in the clear. "
-            "Give a certificate, or put a proxy with TLS in front.",
+            "Give a certificate, or put a proxy with TLS in front and name its address in TrustedProxies.",
             host=settings.host,
         )
     try:
@@ -60,6 +60,7 @@ async def serve(settings: Settings, web_page: Path | None = None) -> None:
             on_ready=lambda url: announcing.append(asyncio.create_task(announce(url))),
             on_stop=lambda: app.state.services.events.close() if standby.begun.is_set() else None,
             grace_s=settings.grace_s,
+            is_proxy=settings.proxies.trusts,
         )
         if standby.failure is not None:
             raise standby.failure

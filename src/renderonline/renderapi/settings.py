@@ -15,6 +15,7 @@ from renderonline.protocol.link import SILENCE_S
 from renderonline.sandbox import probing
 from renderonline.serving import settings as sources
 from renderonline.serving.directories import data_directory
+from renderonline.serving.proxies import Proxies
 from renderonline.serving.web import TlsFiles
 
 ENVIRONMENT_PREFIX: Final = "RENDERAPI_"
@@ -32,6 +33,8 @@ class Settings:
     """0 takes any free port."""
     certificate: TlsFiles | None = None
     """Two PEM files; with them everything is HTTPS."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For`, `-Proto` and `-Host` count."""
     data_directory: Path = field(default_factory=data_directory)
     """For the embedded database, logs of attempts, the first login and the ready file."""
     download_path: Path | None = None
@@ -80,6 +83,7 @@ class Settings:
         return self.connection_string or f"sqlite:///{self.data_directory.absolute() / 'renderonline.sqlite'}"
 
     def __post_init__(self) -> None:
+        _ = self.proxies  # raises for what is no address
         probing.checked(self.sandbox)
         positive = min(self.lease_s, self.silence_s, self.return_s, self.max_tries, self.max_kills) > 0
         if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
@@ -94,6 +98,10 @@ class Settings:
         if not isinstance(found, Mapping) or not all(isinstance(one, str) for one in found.values()):
             raise InvalidRequest('PoolSandbox must be an object such as {"secure": "bwrap"}.')
         return {checked_pool(pool): checked_box(box) for pool, box in found.items()}
+
+    @property
+    def proxies(self) -> Proxies:
+        return Proxies(self.trusted_proxies)
 
     @property
     def retries(self) -> RetryPolicy:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest
+from renderonline.serving.proxies import is_host
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -71,6 +72,7 @@ class PatientProtocol(HttpToolsProtocol):
     _in_headers_since: float | None = None
     _window_started = 0.0
     window_bytes = 0
+    _wrong = b""
     _undelivered = 0
     _request_bytes = 0
     _asked: "RequestResponseCycle | None" = None
@@ -162,6 +164,13 @@ class PatientProtocol(HttpToolsProtocol):
             raise ValueError("too many headers")  # the parser stops, uvicorn answers 400
 
     def on_headers_complete(self) -> None:
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or not all(is_host(host.decode("latin-1")) for host in hosts):
+            self._wrong = b"The header Host is not a name or an address."
+        elif not hosts and self.parser.get_http_version() == "1.1":
+            self._wrong = b"The header Host is missing."
+        if self._wrong:
+            raise ValueError(self._wrong)  # the parser stops, uvicorn answers 400
         self._delivered = True
         self._in_headers_since = None
         self._window_started, self.window_bytes = self.loop.time(), 0
@@ -204,7 +213,7 @@ class PatientProtocol(HttpToolsProtocol):
             super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg.encode())
+        self._refuse(400, self._wrong or msg.encode())
 
     def linger(self) -> None:
         """Say that this was everything, give the client a moment to hear it, then close."""

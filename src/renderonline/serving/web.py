@@ -74,18 +74,20 @@ async def serve(
     on_ready: Callable[[str], None],
     on_stop: Callable[[], None] | None = None,
     grace_s: float = 10.0,
+    is_proxy: Callable[[str], bool] = lambda _address: False,
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT, then end cleanly within about `grace_s` seconds.
 
     The application's lifespan runs around everything; an error in its start comes out of here as it is.
     `on_ready(url)` is called when requests are answered; port 0 takes any free one. `on_stop` is called when the end
-    begins, before open connections are waited for (streams that never end by themselves should end then).
+    begins, before open connections are waited for (streams that never end by themselves should end then). `is_proxy`:
+    whether an address is that of a trusted proxy, whose connections are many people's.
     """
     with contextlib.closing(_listen(host, port)) as listener:
         tls = _tls(certificate)
         async with _lifespan(app):
             url = _url(listener, host, secure=tls is not None)
-            admission = Admission(most_connections())
+            admission = Admission(most_connections(), is_proxy)
             server = _Server(_config(app, admission, grace_s), admission, tls, lambda: on_ready(url))
             with _stopping(server, on_stop):
                 try:

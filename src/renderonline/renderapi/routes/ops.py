@@ -17,6 +17,7 @@ from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.metrics import CONTENT_TYPE
 from renderonline.renderapi.routes.guard import V2, Door, PlainRoute, declare
 from renderonline.renderapi.services import principal_of, services_of
+from renderonline.serving.proxies import client_of, is_forwarded
 from renderonline.serving.web import is_loopback
 
 
@@ -36,7 +37,7 @@ async def healthz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
-    if request.client is None or not is_loopback(request.client.host):
+    if not _is_local(request):
         (await principal_of(request)).require(Permission.MACHINES)
     services = services_of(request)
     figures = services.metrics.render(services.dispatcher.shared.machines, services.dispatcher.figures())
@@ -49,6 +50,12 @@ async def link(socket: WebSocket) -> None:
 
 
 declare(link, Door.MACHINE)
+
+
+def _is_local(request: Request) -> bool:
+    """Whether a program on this computer asks: not for somebody behind a proxy, and not for a page in a browser whose
+    own name was made to lead here."""
+    return not is_forwarded(request) and is_loopback(client_of(request)) and is_loopback(request.url.hostname or "")
 
 
 async def to_docs(_request: Request) -> Response:
@@ -64,9 +71,10 @@ async def openapi(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """The OpenAPI description as one page that needs no script and no other server."""
     page = "".join(_page(request.app.openapi()))
-    return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+    return HTMLResponse(page, headers={"Content-Security-Policy": _DOCS_POLICY})
 
 
+_DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 details{border:1px solid #8884;border-radius:6px;margin:.4rem 0;padding:.3rem .8rem}summary{cursor:pointer}

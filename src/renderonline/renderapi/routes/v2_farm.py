@@ -16,6 +16,7 @@ from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.guard import Door, Needs
 from renderonline.renderapi.routes.models import LARGEST, Cursor, Id, Limit
 from renderonline.renderapi.services import Services
+from renderonline.serving.proxies import client_of, is_forwarded
 
 router = Part()
 
@@ -152,7 +153,7 @@ async def invite(request: Request, caller: Caller, center: Center, body: models.
     """A code with which machines join, for a while."""
     code = await center.administration.invite(body.uses, body.hours, caller.user_id)
     command = f"renderonline node --join {str(request.base_url).rstrip('/')} --code {code.code}"
-    if center.fingerprint:
+    if center.fingerprint and not is_forwarded(request):  # a proxy shows a certificate of its own
         command += f" --fingerprint {center.fingerprint}"
     return views.shown(code, command=command)
 
@@ -160,6 +161,5 @@ async def invite(request: Request, caller: Caller, center: Center, body: models.
 @router.call("POST", "/machines/enroll", "Enrolled", 201, needs=Door.OPEN, tags=["machines"])
 async def enroll(request: Request, center: Center, body: models.Enrolment) -> Json:
     """A machine joins with a code and gets a secret of its own."""
-    client = request.client.host if request.client is not None else ""
-    machine_id, secret = await center.administration.enroll(client, body.code, body.name)
+    machine_id, secret = await center.administration.enroll(client_of(request), body.code, body.name)
     return {"machine_id": machine_id, "secret": secret}
