@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,10 @@ class Held:
 
 
 @contextlib.asynccontextmanager
-async def held_attempt(api: Running, definition: str, scene: tuple[str, bytes]) -> AsyncIterator[Held]:
-    """A task of one frame whose attempt some machine has."""
+async def held_attempt(
+    api: Running, definition: str, scene: tuple[str, bytes], who: Mapping[str, str] | None = None
+) -> AsyncIterator[Held]:
+    """A task of one frame, submitted by the administrator or `who`, whose attempt some machine has."""
     assert (await api.call("POST", "/engines", {"definition": definition})).status == 201
     code = (await api.call("POST", "/machines/invite", {})).json()["code"]
     joined = (await api.call("POST", "/machines/enroll", {"code": code, "name": "far"}, who={})).json()
@@ -73,7 +75,7 @@ async def held_attempt(api: Running, definition: str, scene: tuple[str, bytes]) 
         await link.send(encode(Hello(1, *me, engines=offers)))
         assert isinstance(decode(await link.recv(), FromRenderAPI), Welcome)
         engine = "fake" if "fake" in definition else "writer"
-        reply = await api.submit({"engine": engine, "frames": "1"}, scene, version=2)
+        reply = await api.submit({"engine": engine, "frames": "1"}, scene, version=2, who=who)
         assert reply.status == 201, reply.body
         async with asyncio.timeout(20):
             assign = decode(await link.recv(), FromRenderAPI)

@@ -77,7 +77,7 @@ class Part(APIRouter):
             responses: dict[int | str, Json] = {status if shape else 204: _content(shape), "4XX": _content("Problem")}
             more.update(response_model=None, status_code=status if shape else 204)
             self.add_api_route(path, answered, methods=[method], responses=responses, **more)
-            if "/" in shape:
+            if "/" in shape and shape != "text/event-stream":  # which has no end, and no length
                 self.add_api_route(path, answered, methods=["HEAD"], include_in_schema=False, **more)
             return handler
 
