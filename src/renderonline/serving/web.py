@@ -185,6 +185,8 @@ def _listen(host: str, port: int) -> socket.socket:
             f"Can't listen on {host}:{port}: {why}. Choose another port, or end the program that has it."
         ) from error
     listener.setblocking(False)
+    # Connections inherit it. uvloop sets it itself, other loops do not: every answer then waited 40 ms for its body.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
