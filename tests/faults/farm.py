@@ -250,7 +250,7 @@ class FaultFarm:
             for subscription in client.admin.subscriptions():
                 limit = {"running_limit": len(MACHINES) * SLOTS - 1}
                 client.admin.change_subscription(int(subscription["subscription_id"]), **limit)
-            code = client.admin.invite(uses=len(MACHINES))["code"]
+            code = client.admin.invite(uses=len(MACHINES), slots=SLOTS)["code"]
         self.client_proxy = self._proxy()
         program = self._engine_program()
         for name in MACHINES:

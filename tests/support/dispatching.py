@@ -26,6 +26,7 @@ from renderonline.database.ids import IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.farm.frames import cut, parse_frames
+from renderonline.farm.machines import MOST_SLOTS
 from renderonline.farm.settling import RetryPolicy
 from renderonline.farm.watching import Patience
 from renderonline.protocol.codec import decode, encode
@@ -185,12 +186,12 @@ class Rig:
         await self.stop()
         await self.start()
 
-    async def add_machine(self, name: str = "") -> int:
+    async def add_machine(self, name: str = "", *, slots: int = MOST_SLOTS) -> int:
         """A linked machine's row; `secrets` has its secret."""
         name = name or f"machine{next(_names)}"
 
         def make(connection: Any) -> int:
-            code = machines.invite(connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1)
+            code = machines.invite(connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1, slots=slots)
             return machines.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
 
         machine_id = await self.database.write(make)

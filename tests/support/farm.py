@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from renderonline.cli.supervise import Interrupts, Program, Supervisor
+from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login
 
@@ -74,7 +75,7 @@ class RealFarm:
         wait: bool = True,
     ) -> Program:
         """Invite a machine, start its HPCServer and wait until it may take chunks."""
-        code = self.client.admin.invite()["code"]
+        code = self.client.admin.invite(slots=MOST_SLOTS)["code"]
         words = ["node", "--join", self.url, "--name", name, "--data-directory", str(self.directory / name), *flags]
         for engine, path in (engines or {}).items():
             words += ["--engine", f"{engine}={path}"]

@@ -11,18 +11,27 @@ from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
 MACHINE = argument("MACHINE", "The machine's number or name.")
+SLOTS_ALLOWED = option(
+    "NUMBER", "Chunks at once that it may have; 0: four, or its cores if fewer.", "--slots", default=0, min=0, max=1024
+)
 REASON = option("TEXT", "Why; shown to everybody who looks at the machine.", default="")
 
 
-@command(commands, "renderonline machine invite", "renderonline machine invite --uses 20 --hours 2")
+@command(
+    commands,
+    "renderonline machine invite",
+    "renderonline machine invite --uses 20 --hours 2",
+    "renderonline machine invite --slots 16",
+)
 def invite(
     client: Client,
     *,
     uses: int = option("NUMBER", "So many machines may join with it.", default=1, min=1),
     hours: float = option("HOURS", "How long it is good.", default=24, min=0.01),
+    slots: int = SLOTS_ALLOWED,
 ) -> Output:
     """Make a code with which a machine joins, and print the line to type there."""
-    made, address = client.admin.invite(uses, hours), client.connection.url
+    made, address = client.admin.invite(uses, hours, slots), client.connection.url
     times = "once" if uses == 1 else f"{uses} times"
     text = f"On the new machine type:\n\n    {made['command']}\n\n"
     text += f"The code {made['code']} works {times}, until {show.when(made['expires'])}."
@@ -44,6 +53,8 @@ def list_machines(client: Client) -> Output:
 
     def print_it() -> None:
         show.table(columns, map(_row, found))
+        for note in filter(None, map(_more_slots, found)):
+            show.note(note)
         for advice, names in better_boxes(found).items():
             show.note(f"A better box around the engines of {', '.join(names)}: {advice}")
 
@@ -102,6 +113,7 @@ def enable(client: Client, *, machine: str = MACHINE) -> Output:
     'renderonline machine set big-box --tags "gpu fast" --pool film',
     'renderonline machine set 1000 --hours "Mon-Fri 18:00-08:00, Sat, Sun"',
     'renderonline machine set 1000 --pool "" --hours ""',
+    "renderonline machine set big-box --slots 16",
     name="set",
 )
 def set_(
@@ -111,10 +123,13 @@ def set_(
     tags: str | None = option("WORDS", "What tasks may ask for, besides its own tags."),
     pool: str | None = option("NAME", "Only for tasks of this pool."),
     hours: str | None = option("HOURS", "When it takes work, in the farm's local time."),
+    slots: int | None = option(
+        "NUMBER", "Chunks at once that it may have; 0: four, or its cores if fewer.", min=0, max=1024
+    ),
 ) -> Output:
     """Say what the machine is for, and when; "" for nothing special."""
     words = None if tags is None else tags.split()
-    return _change(client, machine, **given(tags=words, pool=pool, hours=hours))
+    return _change(client, machine, **given(tags=words, pool=pool, hours=hours, slots_allowed=slots))
 
 
 @command(commands, "renderonline machine rename 1000 big-box")
@@ -149,6 +164,15 @@ def better_boxes(machines: Iterable[Item]) -> dict[str, list[str]]:
     return found
 
 
+def _more_slots(machine: Item) -> str:
+    """What a machine says it has beyond what it may have, and how to allow it; "" when there is nothing."""
+    claimed = machine.get("slots_claimed", 0)
+    if claimed <= machine["slots"]:
+        return ""
+    allow = f"renderonline machine set {machine['name']} --slots {claimed}"
+    return f"{machine['name']} says it has {claimed} slots; {machine['slots']} count. Allow more: {allow}"
+
+
 def _number(client: Client, who: str) -> int:
     return int(choose(client.admin.machines(), "machine_id", "name", who)["machine_id"])
 
@@ -156,6 +180,8 @@ def _number(client: Client, who: str) -> int:
 def _change(client: Client, who: str, **changes: object) -> Output:
     machine = client.admin.change_machine(_number(client, who), **changes)
     said = {"tags": " ".join(machine.get("tags", ())), "pool": machine.get("pool"), "hours": machine.get("hours")}
+    if "slots_allowed" in changes:
+        said["slots"] = machine["slots_allowed"]
     words = [machine["wish"], *(f"{name} {value}" for name, value in said.items() if value)]
     return machine, f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
 

@@ -14,6 +14,7 @@ from renderonline.cli import logins, show
 from renderonline.cli.engines import engines_here
 from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
 from renderonline.farm.errors import Conflict, NotAvailable
+from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import data_directory
 
@@ -51,12 +52,13 @@ class LocalFarm:
         return Login(self.url, found["email"], found["token"]) if found else None
 
     def invite(self, saved: Login | None = None, *, uses: int = 1) -> str:
-        """A code for HPCServers, from the first or the saved login, whichever is an administrator's here."""
+        """A code for HPCServers, from the first or the saved login, whichever is an administrator's here. They may have
+        as many slots as they say: whoever starts them here says how many."""
         for login in (self.first_login(), saved):
             if login is not None and login.url.rstrip("/") == self.url.rstrip("/"):
                 with Client(login) as client:
                     if client.me()["role"] == "admin":
-                        return str(client.admin.invite(uses, hours=1)["code"])
+                        return str(client.admin.invite(uses, hours=1, slots=MOST_SLOTS)["code"])
         raise NotAvailable(
             f"This computer's HPCServer must be let in by an administrator of {self.url}. Log in as one "
             "(`renderonline login`), then start `renderonline up` again."

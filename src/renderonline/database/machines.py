@@ -18,7 +18,7 @@ from renderonline.database.rows import AnyRow, from_row, json_object, refuse_unk
 from renderonline.database.schema import attempts, farm, join_codes, machines
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
 from renderonline.farm.hours import checked_hours
-from renderonline.farm.machines import Wish
+from renderonline.farm.machines import MOST_SLOTS, Wish
 from renderonline.farm.needs import checked_pool, checked_tags
 from renderonline.farm.tasks import AttemptState
 
@@ -55,11 +55,13 @@ class MachineRow:
     tags: str
     pool: str
     hours: str
+    slots_allowed: int
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What people, or the farm, decided about it."""
-        return self.name, self.wish, self.wish_reason, self.benched_us, self.tags, self.pool, self.hours
+        told = (self.name, self.wish, self.wish_reason, self.benched_us)
+        return *told, self.tags, self.pool, self.hours, self.slots_allowed
 
     @property
     def is_linked(self) -> bool:
@@ -69,11 +71,13 @@ class MachineRow:
 
 @dataclass(frozen=True, slots=True)
 class JoinCode:
-    """An invitation: the code (shown once, stored hashed), how many machines may use it, and until when."""
+    """An invitation: the code (shown once, stored hashed), how many machines may use it, until when, and how many slots
+    each of them may have (0: `farm.machines.slots_allowed`)."""
 
     code: str
     uses: int
     expires_us: int
+    slots: int = 0
 
 
 def list_machines(connection: Connection) -> tuple[MachineRow, ...]:
@@ -99,9 +103,10 @@ def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -
 
 
 def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, Any]) -> MachineRow:
-    """Change some of wish, wish_reason, name, tags (list), pool, hours."""
+    """Change some of wish, wish_reason, name, tags (list), pool, hours, slots_allowed."""
     get_machine(connection, machine_id)
-    refuse_unknown(changes, {"wish", "wish_reason", "name", *_WRITTEN}, "a machine")
+    refuse_unknown(changes, {"wish", "wish_reason", "name", "slots_allowed", *_WRITTEN}, "a machine")
+    _check_slots(changes.get("slots_allowed", 0))
     changes = {**changes, **{name: write(changes[name]) for name, write in _WRITTEN.items() if name in changes}}
     if any(len(changes[name]) > 255 for name in _WRITTEN if name in changes):
         raise InvalidRequest("A machine's tags and hours have at most 255 characters.")
@@ -140,8 +145,11 @@ def hello(
     return get_machine(connection, machine_id)
 
 
-def invite(connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int) -> JoinCode:
+def invite(
+    connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int, slots: int = 0
+) -> JoinCode:
     """Make a join code. Codes that have run out are removed on the occasion."""
+    _check_slots(slots)
     if not 1 <= uses <= 10_000:
         raise InvalidRequest("A join code is good for 1 to 10,000 machines.")
     if expires_us <= now_us:
@@ -149,8 +157,8 @@ def invite(connection: Connection, *, uses: int, expires_us: int, created_by: in
     connection.execute(join_codes.delete().where(join_codes.c.expires_us <= now_us))
     code = "-".join("".join(secrets.choice(_CODE_LETTERS) for _ in range(4)) for _ in range(_CODE_GROUPS))
     values = {"code_hash": _hash_code(code), "uses_left": uses, "expires_us": expires_us, "created_by": created_by}
-    connection.execute(join_codes.insert(), values)
-    return JoinCode(code, uses, expires_us)
+    connection.execute(join_codes.insert(), {**values, "slots": slots})
+    return JoinCode(code, uses, expires_us, slots)
 
 
 def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
@@ -170,7 +178,13 @@ def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us:
     else:
         connection.execute(join_codes.update().where(here).values(uses_left=found.uses_left - 1))
     machine_id = _next_id(connection, is_linked=True)
-    return _add(connection, machine_id, ip_address="", port=0, name=name, secret_hash=_hash(secret), created_us=now_us)
+    values: dict[str, str | int] = {"name": name, "secret_hash": _hash(secret), "slots_allowed": found.slots}
+    return _add(connection, machine_id, ip_address="", port=0, created_us=now_us, **values)
+
+
+def _check_slots(slots: int) -> None:
+    if not 0 <= slots <= MOST_SLOTS:
+        raise InvalidRequest(f"A machine may have 1 to {MOST_SLOTS} slots, or 0: four, or its cores if fewer.")
 
 
 def secret_matches(machine: MachineRow, secret: str) -> bool:

@@ -77,6 +77,7 @@ machines = _table(
     *_text(String(255), "hours"),  # when it takes work; "": always
     *_micros("benched_us"),  # since when the farm gives it nothing because chunks fail there; 0: it does
     *_text(String(255), "bench_reason"),
+    *_count("slots_allowed"),  # attempts at once; 0: what farm.machines.slots_allowed says
 )
 
 renders = _table(
@@ -207,6 +208,7 @@ join_codes = _table(
     *required(Integer, "uses_left"),
     *required(BigInteger, "expires_us"),
     *required(Id, "created_by"),
+    *_count("slots"),  # slots_allowed of the machines that join with it
 )
 
 leases = _table(

@@ -9,6 +9,18 @@ GRACE_S: Final = 60.0
 ALTERNATION_S: Final = 60.0
 
 
+MOST_SLOTS: Final = 1024
+"""No machine has more slots; so many are allowed where a machine may have as many as it says."""
+PLAIN_SLOTS: Final = 4
+"""A machine of which nobody said anything has at most so many slots."""
+
+
+def slots_allowed(allowed: int, cores: int) -> int:
+    """How many slots a machine may have: as many as an operator `allowed`; if nobody did (0), four, or its `cores` if
+    those are fewer (R14). 0 cores: that is not known."""
+    return allowed or (min(PLAIN_SLOTS, cores) if cores > 0 else PLAIN_SLOTS)
+
+
 class MachineStatus(StrEnum):
     """What an operator sees of a machine."""
 

@@ -166,11 +166,13 @@ class Administration:
         """A machine that speaks v1."""
         return await self._write(machines.add_v1, ip_address, port, now_us=_now_us())
 
-    async def invite(self, uses: int, hours: float, created_by: int) -> JoinCode:
+    async def invite(self, uses: int, hours: float, slots: int, created_by: int) -> JoinCode:
         """A code with which machines join, for a while."""
         now_us = _now_us()
         end_us = now_us + int(hours * 3600 * 1_000_000)
-        return await self._write(machines.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us)
+        return await self._write(
+            machines.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us, slots=slots
+        )
 
     async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
         """A machine joins with a code: its number and the secret that is its own from now on. `NotAuthenticated` for a

@@ -7,13 +7,12 @@ from typing import Any, Final, Protocol
 
 from renderonline.database.machines import MachineRow
 from renderonline.farm.hours import is_open
-from renderonline.farm.machines import MachineStatus, Wish, machine_status
+from renderonline.farm.machines import MachineStatus, Wish, machine_status, slots_allowed
 from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
 from renderonline.renderapi.orders import Order
 from renderonline.sandbox.probing import ADVICE
 
-MOST_SLOTS: Final = 1024
 _WISHES: Final = frozenset(Wish)
 _SHOWN: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("version", "platform"), ""),
@@ -40,13 +39,13 @@ class MachineLink(Protocol):
 @dataclass(slots=True, eq=False)
 class Machine:
     """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us,
-    and what they need; `offers` engine -> version; `full` why it takes nothing; `closed` that these are not its hours;
-    `given` counts what the farm gave, for taking turns."""
+    and what they need; `offers` engine -> version; `claimed`: how many slots it says it has; `full` why it takes
+    nothing; `closed` that these are not its hours; `given` counts what the farm gave, for taking turns."""
 
     row: MachineRow
     link: MachineLink | None = None
     offers: Mapping[str, str] = field(default_factory=dict)
-    slots: int = 1
+    claimed: int = 1
     occupied: dict[int, Needs] = field(default_factory=dict)
     full: str = ""
     closed: bool = False
@@ -109,6 +108,16 @@ class Machine:
         return self.hindrance if wanted else f"{self.status.value}: {self.row.wish_reason}".removesuffix(": ")
 
     @property
+    def slots_allowed(self) -> int:
+        """How many slots it may have."""
+        return slots_allowed(self.row.slots_allowed, int(self.facts.get("cpu_count", 0)))
+
+    @property
+    def slots(self) -> int:
+        """How many attempts it gets at once: what it says, as far as it may."""
+        return max(0, min(self.claimed, self.slots_allowed))
+
+    @property
     def free(self) -> int:
         return 0 if self.refuses else max(0, self.slots - len(self.occupied))
 
@@ -149,7 +158,7 @@ class Machine:
     def offer(self, engines: Mapping[str, str], slots: int) -> None:
         """What it says it can do: engine name -> version, and how many attempts at once."""
         self.offers = engines
-        self.slots = max(0, min(slots, MOST_SLOTS))
+        self.claimed = slots
 
     def view(self) -> dict[str, Any]:
         """What an operator is shown."""
@@ -166,8 +175,11 @@ class Machine:
             "reason": self.row.wish_reason or self.hindrance,
             "engines": [{"name": name, "version": version} for name, version in sorted(self.offers.items())],
             "slots": self.slots,
+            "slots_claimed": self.claimed,
+            "slots_allowed": self.slots_allowed,
             "attempts": sorted(self.occupied),
             "tags": sorted(self.ability.tags),
+            "own_tags": sorted(self.ability.tags - {tag.casefold() for tag in self.row.tags.split()}),
             "pool": self.row.pool,
             "hours": self.row.hours,
             "sandbox": self.ability.sandbox.value,

@@ -112,7 +112,8 @@ def shapes() -> dict[str, Any]:
     text, texts = str | None, list[str]
     offer: Any = shape("EngineOffer", name=str, version=str)
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
-    at_work = {"engines": tuple[offer, ...], "slots": int, "attempts": list[int]}
+    slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
+    at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
     result: Any = shape("Result", ResultView, preview=bool)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=list[tuple[int, int]] | None)
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}

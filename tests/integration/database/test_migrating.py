@@ -20,6 +20,7 @@ from renderonline.database.migrating import migrate
 from renderonline.database.schema import attempts, chunks, farm, metadata, queue, tasks, users
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
+from renderonline.farm.machines import MOST_SLOTS
 from tests.support import v1_schema
 from tests.support.killed_migration import migrate_until, migrate_when_free
 
@@ -171,6 +172,7 @@ def test_a_database_of_revision_0001_is_upgraded_with_its_rows(db: Database) -> 
         db,
         "INSERT INTO subscriptions (name, queue_limit) VALUES ('studio', 7)",
         "INSERT INTO machines (ip_address, port, name, wish) VALUES ('', 0, 'box', 'draining')",
+        "INSERT INTO machines (ip_address, port, name, secret_hash) VALUES ('', 0, 'linked', 'hash')",
         "INSERT INTO tasks (user_id, is_running, is_success, render_id, name, chunks_waiting)"
         " VALUES (1, 0, 0, 1, 'shot', 1)",
         "INSERT INTO chunks (chunk_id, task_id, kind, state) VALUES (5, 1, 'render', 'waiting')",
@@ -179,8 +181,9 @@ def test_a_database_of_revision_0001_is_upgraded_with_its_rows(db: Database) -> 
     assert (report.before, report.adopted_tasks) == ("0001", 0)
     assert migrating.is_current(db)
     assert differences(db) == []
-    (machine,) = rows(db, metadata.tables["machines"], "machine_id").values()
+    machine, linked = rows(db, metadata.tables["machines"], "machine_id").values()
     assert (machine.name, machine.wish, machine.tags, machine.benched_us) == ("box", "draining", "", 0)
+    assert (machine.slots_allowed, linked.slots_allowed) == (0, MOST_SLOTS)  # what it had: as many as it says
     (task,) = rows(db, tasks, "task_id").values()
     assert (task.name, task.chunks_waiting, task.needs, task.running_limit) == ("shot", 1, None, 0)
     assert rows(db, metadata.tables["subscriptions"], "name")["studio"].running_limit == 0

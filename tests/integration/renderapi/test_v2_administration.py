@@ -80,6 +80,20 @@ async def test_argtypes_are_rules_that_work(api: Running) -> None:
     assert (await api.call("DELETE", "/argtypes/shot")).status == 404
 
 
+async def test_operator_says_how_many_slots_a_machine_may_have(api: Running) -> None:
+    for slots in (-1, 1025, 2**70):
+        assert (await api.call("POST", "/machines/invite", {"slots": slots})).status == 400
+    for slots, shown in ((0, 4), (16, 16)):
+        invited = (await api.call("POST", "/machines/invite", {"slots": slots})).json()
+        assert ("--slots" in invited["command"]) is bool(slots)
+        await api.call("POST", "/machines/enroll", {"code": invited["code"], "name": "render"}, who={})
+        machine = (await api.call("GET", "/machines")).json()["items"][-1]
+        assert machine["slots_allowed"] == shown
+    path = f"/machines/{machine['machine_id']}"
+    assert (await api.call("PATCH", path, {"slots_allowed": 2})).json()["slots_allowed"] == 2
+    assert (await api.call("PATCH", path, {"slots_allowed": 1025})).status == 400
+
+
 async def test_machine_joins_with_a_code_once(api: Running) -> None:
     invited = (await api.call("POST", "/machines/invite", {})).json()
     assert invited["command"].startswith(f"renderonline node --join {api.url} --code {invited['code']}")

@@ -250,9 +250,20 @@ def test_machine_list_says_what_gets_a_better_box(
     assert capsys.readouterr().err == ""
 
 
+def test_machine_list_says_how_to_allow_more_slots(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MACHINE, "slots_claimed", 16)
+    assert run(["machine", "list"]) == 0
+    told = "box says it has 16 slots; 1 count. Allow more: renderonline machine set box --slots 16"
+    assert told in capsys.readouterr().err
+
+
 def test_machine_set_sends_what_was_typed(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
     run(["machine", "set", "box", "--tags", "gpu  fast", "--pool", "", "--hours", "Sat, Sun"])
     assert json.loads(server.asked[-1].body) == {"tags": ["gpu", "fast"], "pool": "", "hours": "Sat, Sun"}
+    run(["machine", "invite", "--slots", "16"])
+    assert json.loads(server.asked[-1].body) == {"uses": 1, "hours": 24, "slots": 16}
     assert run(["machine", "enable", "boxes"]) == 4
     assert "renderonline machine list" in capsys.readouterr().err
 

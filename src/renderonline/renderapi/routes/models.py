@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from renderonline.farm.accounts import Role
 from renderonline.farm.frames import MAX_FRAMES
+from renderonline.farm.machines import MOST_SLOTS
 from renderonline.storage.staging import MOST_FILES
 
 LARGEST: Final = 2**63 - 1
@@ -21,6 +22,7 @@ Cursor = Annotated[str | None, Query(max_length=100)]
 Name = Annotated[str, Field(max_length=50)]
 Named = Annotated[str, Field(min_length=1, max_length=100)]
 Size = Annotated[str, Query(max_length=20, description="thumb or view")]
+Slots = Annotated[int, Field(ge=0, le=MOST_SLOTS, description="Attempts at once; 0: four, or its cores if fewer.")]
 Place = Annotated[str, Field(max_length=4096)]
 
 
@@ -83,6 +85,7 @@ class MachineChange(_Sent):
     tags: list[Name] = Field([], max_length=16)
     pool: Name = ""
     hours: str = Field("", max_length=255, description="Such as Mon-Fri 18:00-08:00, Sat, Sun; empty: always.")
+    slots_allowed: Slots = 0
 
 
 class TaskChange(_Sent):
@@ -112,6 +115,7 @@ class TicketFor(_Sent):
 class Invitation(_Sent):
     uses: int = Field(1, ge=1, le=10_000)
     hours: float = Field(24, gt=0, le=8784, strict=False)
+    slots: Slots = 0
 
 
 class Enrolment(_Sent):

@@ -151,8 +151,10 @@ async def restart_machine(center: Center, machine_id: Id) -> None:
 @router.call("POST", "/machines/invite", "Invited", 201, needs=MACHINES, tags=["machines"])
 async def invite(request: Request, caller: Caller, center: Center, body: models.Invitation) -> Json:
     """A code with which machines join, for a while."""
-    code = await center.administration.invite(body.uses, body.hours, caller.user_id)
+    code = await center.administration.invite(body.uses, body.hours, body.slots, caller.user_id)
     command = f"renderonline node --join {str(request.base_url).rstrip('/')} --code {code.code}"
+    if body.slots:
+        command += f" --slots {body.slots}"
     if center.fingerprint and not is_forwarded(request):  # a proxy shows a certificate of its own
         command += f" --fingerprint {center.fingerprint}"
     return views.shown(code, command=command)

@@ -78,7 +78,8 @@ class Admin:
         return self._send("POST", "/machines", {"ip_address": ip_address, "port": port})
 
     def change_machine(self, machine_id: int, **fields: object) -> Item:
-        """Change a machine: wish (active, draining, disabled), name, reason, tags (list), pool, hours."""
+        """Change a machine: wish (active, draining, disabled), name, reason, tags (list), pool, hours, slots_allowed
+        (0: four, or its cores if fewer)."""
         return self._send("PATCH", f"/machines/{machine_id:d}", fields)
 
     def remove_machine(self, machine_id: int) -> None:
@@ -89,9 +90,11 @@ class Admin:
         """Have a linked machine's program end after its work; its service starts it again, perhaps a newer one."""
         self._connection.call("POST", f"/machines/{machine_id:d}/restart")
 
-    def invite(self, uses: int = 1, hours: float = 24) -> Item:
-        """A code with which machines join: {code, expires, command}."""
-        return self._send("POST", "/machines/invite", {"uses": uses, "hours": hours})
+    def invite(self, uses: int = 1, hours: float = 24, slots: int = 0) -> Item:
+        """A code with which machines join: {code, expires, command}. `slots`: how many each of them may have; 0: four,
+        or its cores if fewer."""
+        about = {"uses": uses, "hours": hours, **({"slots": slots} if slots else {})}
+        return self._send("POST", "/machines/invite", about)
 
     def _list(self, path: str) -> list[Item]:
         return cast("list[Item]", self._connection.call("GET", path).json()["items"])

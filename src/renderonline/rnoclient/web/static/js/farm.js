@@ -78,10 +78,11 @@ class Farm extends Part {
     dialog(machine.name, (box) => html`<form @submit=${async (event) => {
         event.preventDefault();
         const of = /** @type {any} */ (Object.fromEntries(new FormData(event.target)));
-        const changes = { name: of.name.trim() || machine.name, tags: of.tags.split(',').map((one) => one.trim()).filter(Boolean), pool: of.pool.trim(), hours: of.hours.trim() };
+        const changes = { name: of.name.trim() || machine.name, tags: of.tags.split(',').map((one) => one.trim()).filter(Boolean), pool: of.pool.trim(), hours: of.hours.trim(), ...(linked && of.slots !== '' ? { slots_allowed: Number(of.slots) } : {}) };
         if (await attempt(async () => this.#machine(await call('PATCH', `/machines/${machine.machine_id}`, changes)), 'Changed.')) box.close();
       }}><label>Name <input name="name" maxlength="100" .value=${machine.name}></label>
-      <label>Tags <input name="tags" .value=${(machine.tags ?? []).join(', ')} placeholder="gpu, fast"></label>
+      <label>Tags <input name="tags" .value=${(machine.tags ?? []).filter((one) => !machine.own_tags?.includes(one)).join(', ')} placeholder="gpu, fast"></label>
+      ${linked ? html`<label>Slots that it may have <input name="slots" type="number" min="0" max="1024" placeholder="${machine.slots_allowed}; 0: four, or its cores if fewer"></label>` : nothing}
       <label>Pool <input name="pool" maxlength="50" .value=${machine.pool ?? ''}></label>
       <label>Working hours <input name="hours" .value=${machine.hours ?? ''} placeholder="always, or Mon-Fri 18:00-08:00, Sat, Sun"></label>
       <div class="buttons end">${linked && machine.status === 'offline' ? html`<button type="button" class="danger" @click=${() => { box.close(); this.#remove(machine); }}>Remove</button>` : nothing}
@@ -115,9 +116,9 @@ class Farm extends Part {
       ${this.#doing(machine)}
       ${on && machine.cpu_count ? html`<dl class="meters"><div><dt>Processor</dt><dd>${bar(load, `Processor load of ${machine.name}`)}<span>${percent(load)}</span></dd></div>
         ${total ? html`<div><dt>Memory</dt><dd>${bar(used, `Memory of ${machine.name} in use`)}<span>${size(total * used)} of ${size(total)}</span></dd></div>` : nothing}</dl>` : nothing}
-      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot'), ...(machine.gpus ?? []).map((one) => one.name ?? one), BOXES[machine.sandbox]].filter(Boolean).join(' · ')}</p>
+      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot') + (machine.slots_claimed > machine.slots ? ` of the ${machine.slots_claimed} it asks for` : ''), ...(machine.gpus ?? []).map((one) => one.name ?? one), BOXES[machine.sandbox]].filter(Boolean).join(' · ')}</p>
       ${this.#box(machine)}
-      <p class="engines">${machine.engines.map((one) => html`<span>${one.name} ${one.version}</span>`)}${(machine.tags ?? []).map((one) => html`<span class="tag">${one}</span>`)}${machine.hours ? html`<span class="tag">${machine.hours}</span>` : nothing}</p>
+      <p class="engines">${machine.engines.map((one) => html`<span>${one.name} ${one.version}</span>`)}${(machine.tags ?? []).map((one) => html`<span class="tag" title=${machine.own_tags?.includes(one) ? 'The machine says so itself' : nothing}>${one}${machine.own_tags?.includes(one) ? ' (its own word)' : ''}</span>`)}${machine.hours ? html`<span class="tag">${machine.hours}</span>` : nothing}</p>
       ${on ? nothing : html`<p class="help">Last seen ${ago(machine.seen)}</p>`}
       <div class="buttons">${machine.wish === 'active' && !machine.benched
         ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
