@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from renderonline.database.rows import AnyRow, from_row, json_object, refuse_unknown, the_row, update
 from renderonline.database.schema import attempts, farm, join_codes, machines
@@ -161,6 +161,21 @@ def invite(
     return JoinCode(code, uses, expires_us, slots)
 
 
+def check_code(connection: Connection, code: str, *, now_us: int) -> None:
+    """`NotAuthenticated` unless a machine may join with this code now."""
+    _usable(connection.execute(_of_code(code)).first(), now_us)
+
+
+def _of_code(code: str) -> Select[Any]:
+    return select(join_codes).where(join_codes.c.code_hash == _hash_code(code))
+
+
+def _usable(found: AnyRow | None, now_us: int) -> AnyRow:
+    if found is None or found.expires_us <= now_us or found.uses_left < 1:
+        raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
+    return found
+
+
 def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
     """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
     up or over; which of these is not told. Run again with the same secret it gives the same machine (R3.2)."""
@@ -168,9 +183,7 @@ def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us:
     if known is not None:
         return _machine(known)
     here = join_codes.c.code_hash == _hash_code(code)
-    found = connection.execute(select(join_codes).where(here).with_for_update()).first()
-    if found is None or found.expires_us <= now_us or found.uses_left < 1:
-        raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
+    found = _usable(connection.execute(_of_code(code).with_for_update()).first(), now_us)
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidRequest("A machine's name has 1 to 100 printable characters.")
     if found.uses_left == 1:

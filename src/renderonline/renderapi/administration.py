@@ -23,7 +23,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
-from renderonline.renderapi.auth import Guesses
+from renderonline.renderapi.guessing import Guesses
 from renderonline.serving.directories import private_write
 
 log = structlog.get_logger(__name__)
@@ -108,9 +108,10 @@ MACHINES: Final = Kept(machines.list_machines, change=machines.change_machine, r
 class Administration:
     """Runs the use cases; `changed` makes what was changed count at once instead of within 5 s."""
 
-    def __init__(self, database: Database, files: Path, changed: Callable[[], Awaitable[None]]) -> None:
-        self._database, self._files, self._changed = database, files, changed
-        self._guesses = Guesses(10, "Too many wrong join codes from this address. Wait a minute.")
+    def __init__(
+        self, database: Database, files: Path, changed: Callable[[], Awaitable[None]], guesses: Guesses
+    ) -> None:
+        self._database, self._files, self._changed, self._guesses = database, files, changed, guesses
 
     async def rows(self, kind: Kept) -> tuple[Any, ...]:
         return await self._database.read(kind.rows)
@@ -176,14 +177,13 @@ class Administration:
 
     async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
         """A machine joins with a code: its number and the secret that is its own from now on. `NotAuthenticated` for a
-        code that is not valid; `LimitReached` when its address sent ten of them within a minute."""
-        self._guesses.check(client)
+        code that is not valid, the later the more of them there were."""
         secret = secrets.token_urlsafe(32)
-        try:
+        try:  # looked at first: whoever tries codes out does not come to the writer
+            await self._database.read(partial(machines.check_code, code=code, now_us=_now_us()))
             row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:
-            self._guesses.wrong(client)
-            log.warning("wrong join code", client=client)
+            await self._guesses.wrong("join code", client)
             raise
         log.info("machine has joined", machine=row.machine_id, name=name, client=client)
         return row.machine_id, secret

@@ -30,7 +30,8 @@ from starlette.responses import Response
 from renderonline.database import accounts
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
-from renderonline.farm.errors import InvalidRequest, LimitReached, NotAllowed, NotAuthenticated
+from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
+from renderonline.renderapi.guessing import Guesses
 from renderonline.serving.directories import private_write
 from renderonline.serving.proxies import client_of
 
@@ -41,8 +42,6 @@ REMEMBERED_S: Final = 4.0
 MAX_REMEMBERED: Final = 10_000
 MAX_HEADER: Final = 1_000
 """Characters of an e-mail or a token that are looked at."""
-WINDOW_S: Final = 60.0
-"""Wrong guesses count for so long."""
 CSRF_HEADER: Final = "x-renderonline"
 """A header that no page of another origin can send along with the cookie; its value does not matter."""
 TICKET: Final = "ticket"
@@ -136,28 +135,6 @@ class Authenticator:
         return account
 
 
-class Guesses:
-    """Nobody may try out many secrets: counts who guessed wrong. After `most` guesses `check` raises for a while."""
-
-    def __init__(self, most: int, told: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._told, self._clock = most, told, clock
-        self._wrong: dict[str, list[float]] = {}
-
-    def check(self, who: str) -> None:
-        if len(self._recent(who)) >= self._most:
-            raise LimitReached(self._told)
-
-    def wrong(self, who: str) -> None:
-        recent = self._recent(who)
-        self._wrong.pop(who, None)
-        self._wrong[who] = [*recent, self._clock()]
-        while len(self._wrong) > MAX_REMEMBERED:
-            del self._wrong[next(iter(self._wrong))]
-
-    def _recent(self, who: str) -> list[float]:
-        return [moment for moment in self._wrong.get(who, ()) if moment > self._clock() - WINDOW_S]
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     """Who is logged in since when (seconds since 1970); `seal` changes with the account's token."""
@@ -171,12 +148,12 @@ class Session:
 class Sessions:
     """All sessions. `idle_s` without a request ends one, `longest_s` after its begin it ends anyway."""
 
-    def __init__(self, authenticator: Authenticator, file: Path, *, idle_s: float, longest_s: float) -> None:
-        self._authenticator, self._file = authenticator, file
+    def __init__(
+        self, authenticator: Authenticator, guesses: Guesses, file: Path, *, idle_s: float, longest_s: float
+    ) -> None:
+        self._authenticator, self._guesses, self._file = authenticator, guesses, file
         self._idle_s, self._longest_s = idle_s, longest_s
         self._turn = asyncio.Lock()
-        told = "Too many failed logins. Wait a minute, then try again."
-        self._of_account, self._of_address = Guesses(10, told), Guesses(60, told)
         self._open: dict[str, Session] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
             kept = json.loads(file.read_text(encoding="utf-8"))
@@ -184,19 +161,14 @@ class Sessions:
 
     async def log_in(self, connection: HTTPConnection, email: str, token: str) -> tuple[Principal, str]:
         """Begin a session: who it is, and what the cookie must say. `NotAuthenticated` for a wrong e-mail or token,
-        `LimitReached` after many of them."""
+        the later the more of them there were."""
         if not _from_the_page(connection):
             raise NotAuthenticated(
                 "Only the farm's own page can log in here. Send the headers email and token instead."
             )
-        client = client_of(connection)
-        account = f"{client} {email.casefold()}"
-        self._of_account.check(account)
-        self._of_address.check(client)
         principal = await self._authenticator.find(email, token)
         if principal is None:
-            self._of_account.wrong(account)
-            self._of_address.wrong(client)
+            await self._guesses.wrong("login", client_of(connection), email)
             raise NotAuthenticated("This e-mail and token don't belong to an active account of this farm.")
         name, now = secrets.token_urlsafe(32), time.time()
         self._drop_old(principal.user_id)

@@ -17,12 +17,14 @@ from renderonline.renderapi.auth import Authenticator, Principal, Sessions
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.events import Events
+from renderonline.renderapi.guessing import Guesses
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.serving.admission import let_in
+from renderonline.serving.proxies import client_of
 from renderonline.serving.web import TlsFiles
 
 
@@ -47,8 +49,10 @@ class Services:
             pool_sandbox=settings.pool_boxes,
         )
         self.authenticator = Authenticator(database)
+        self.guesses = Guesses()
         self.sessions = Sessions(
             self.authenticator,
+            self.guesses,
             settings.data_directory / "sessions.json",
             idle_s=settings.session_idle_s,
             longest_s=settings.session_s,
@@ -56,7 +60,7 @@ class Services:
         self.submissions = Submissions(database, ids, self.dispatcher, settings)
         self.reading = Reading(database, self.dispatcher)
         self.control = Control(database, self.dispatcher)
-        self.administration = Administration(database, settings.files, self._changed)
+        self.administration = Administration(database, settings.files, self._changed, self.guesses)
         self.transfers = AttemptTransfers(self.dispatcher, self.submissions.places)
 
     async def _changed(self) -> None:
@@ -84,23 +88,40 @@ def services_of(connection: HTTPConnection) -> Services:
 
 async def principal_of(connection: HTTPConnection) -> Principal:
     """Who is asking, by the headers email and token or else by a session of the web page, or `NotAuthenticated`."""
-    found = await _found(connection, keeps_open=True)
+    if names_somebody(connection):
+        found = await by_headers(connection)
+    elif (found := await services_of(connection).sessions.principal(connection)) is not None:
+        let_in(connection, f"user {found.user_id}")
     if found is None:
         raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
-    let_in(connection, f"user {found.user_id}")
+    return found
+
+
+def names_somebody(connection: HTTPConnection) -> bool:
+    """Whether a request has one of the headers email and token: then its cookie does not count."""
+    return not {"email", "token"}.isdisjoint(connection.headers)
+
+
+async def by_headers(connection: HTTPConnection) -> Principal | None:
+    """Who is asking, by the headers email and token alone; None after a while for a wrong token."""
+    services, headers = services_of(connection), connection.headers
+    email, token = headers.get("email", ""), headers.get("token", "")
+    found = await services.authenticator.find(email, token)
+    if found is not None:
+        let_in(connection, f"user {found.user_id}")
+    elif email and token:
+        await services.guesses.wrong("token", client_of(connection), email)
     return found
 
 
 async def may_stay(connection: HTTPConnection, caller: Principal) -> bool:
     """Whether who was let in with this request would be let in again, with the same rights; keeps no session open."""
+    services, headers = services_of(connection), connection.headers
     try:
-        return await _found(connection, keeps_open=False) == caller
+        if names_somebody(connection):
+            found = await services.authenticator.find(headers.get("email", ""), headers.get("token", ""))
+        else:
+            found = await services.sessions.principal(connection, keeps_open=False)
     except NotAvailable:  # the database is away: nobody's rights have changed
         return True
-
-
-async def _found(connection: HTTPConnection, *, keeps_open: bool) -> Principal | None:
-    services, headers = services_of(connection), connection.headers
-    if not {"email", "token"} & set(headers):
-        return await services.sessions.principal(connection, keeps_open=keeps_open)
-    return await services.authenticator.find(headers.get("email", ""), headers.get("token", ""))
+    return found == caller

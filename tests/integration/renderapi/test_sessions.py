@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from renderonline.farm.errors import LimitReached
-from renderonline.renderapi.auth import WINDOW_S, Guesses
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
 OURS = {"X-RenderOnline": "1"}
@@ -117,27 +115,6 @@ async def test_new_token_ends_all_sessions_of_its_account(tmp_path: Path) -> Non
         cookie = cookie_of(await log_in(farm, {"email": "ada@example.org", "token": fresh.json()["token"]}))
         assert (await farm.call("PATCH", f"/users/{user_id}", {"is_active": False})).status == 200
         assert await me(farm, cookie) == 401
-
-
-async def test_failed_logins_have_to_wait(tmp_path: Path) -> None:
-    async with renderapi(tmp_path) as farm:
-        wrong = {**farm.who, "token": "wrong"}
-        statuses = [(await log_in(farm, wrong)).status for _ in range(12)]
-        assert statuses == [401] * 10 + [429] * 2
-        assert (await log_in(farm)).status == 429
-        assert (await farm.call("GET", "/me")).status == 200  # programs are not locked out
-
-
-def test_guesses_are_forgotten_after_a_while() -> None:
-    now = [0.0]
-    guesses = Guesses(2, "Wait.", clock=lambda: now[0])
-    guesses.wrong("ada")
-    guesses.wrong("ada")
-    with pytest.raises(LimitReached):
-        guesses.check("ada")
-    guesses.check("bob")
-    now[0] = WINDOW_S + 1
-    guesses.check("ada")
 
 
 async def test_sessions_of_one_account_are_bounded(tmp_path: Path) -> None:

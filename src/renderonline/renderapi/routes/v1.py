@@ -11,13 +11,11 @@ from starlette.routing import BaseRoute
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
-from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import Door, PlainRoute
-from renderonline.renderapi.services import services_of
+from renderonline.renderapi.services import by_headers, services_of
 from renderonline.renderapi.task_requests import read_v1
-from renderonline.serving.admission import let_in
 
 MAX_JSON: Final = 64 * 1024
 
@@ -31,7 +29,7 @@ def routes() -> list[BaseRoute]:
 
 async def info(request: Request) -> Response:
     """The user and their newest tasks."""
-    principal = await _principal(request)
+    principal = await by_headers(request)
     if principal is None:
         return Response(status_code=401)
     return json_answer((await services_of(request).reading.info(principal)).to_json())
@@ -39,7 +37,7 @@ async def info(request: Request) -> Response:
 
 async def enqueue(request: Request) -> Response:
     """Submit a task."""
-    principal = await _principal(request)
+    principal = await by_headers(request)
     if principal is None:
         return json_answer(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
     try:
@@ -91,7 +89,7 @@ async def _on_task(
     request: Request, act: Callable[..., Awaitable[Any]], told: Callable[..., dict[str, Any]], message: str
 ) -> Response:
     """What dequeue, download and delete share: authority, the body, the contract's refusals."""
-    principal = await _principal(request)
+    principal = await by_headers(request)
     if principal is None:
         return Response(status_code=401)
     try:
@@ -115,11 +113,3 @@ async def _task_id(request: Request) -> int:
     except TooLarge:
         body = b""
     return v1.parse_task_id(request.headers.get("content-type"), body)
-
-
-async def _principal(request: Request) -> Principal | None:
-    headers = request.headers
-    found = await services_of(request).authenticator.find(headers.get("email", ""), headers.get("token", ""))
-    if found is not None:
-        let_in(request, f"user {found.user_id}")
-    return found
