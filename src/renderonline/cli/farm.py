@@ -1,6 +1,7 @@
 """A farm and its programs: `renderonline demo`, `up`, `api` and `node`."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -140,6 +141,8 @@ def node(
             "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys whoever calls it "
             "(the older way, without authentication)."
         )
+    if code is not None:
+        _hide_code(code)
     leash()
     from renderonline.hpcserver import main
     from renderonline.hpcserver.settings import load
@@ -156,8 +159,28 @@ def node(
         return show_findings(found, as_json=json)
     if not join:
         return main.run_v1(settings)
-    given = code or os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
+    from_environment = os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
+    given = code or from_environment
     return main.run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
+
+
+def without_code(argv: Sequence[str]) -> list[str]:
+    """A command line without `--code CODE`."""
+    return [
+        word
+        for before, word in zip(("", *argv), argv, strict=False)
+        if "--code" not in (before, word) and not word.startswith("--code=")
+    ]
+
+
+def _hide_code(code: str) -> None:
+    """Begin again in the same process, with the code in the environment: every user of this computer can read command
+    lines, and the code may be good for other machines (R12). Windows shows them to their own user only, and can't
+    replace a process: there nothing happens."""
+    argv = without_code(sys.orig_argv)
+    if os.name == "posix" and argv != sys.orig_argv:
+        os.environ[JOIN_CODE] = code
+        os.execv(sys.executable, [sys.executable, *argv[1:]])  # noqa: S606 (this program itself)
 
 
 def show_findings(findings: "Sequence[Finding]", *, as_json: bool) -> int:

@@ -18,7 +18,7 @@ from renderonline.database.rows import AnyRow, from_row, json_object, refuse_unk
 from renderonline.database.schema import attempts, farm, join_codes, machines
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
 from renderonline.farm.hours import checked_hours
-from renderonline.farm.machines import MOST_SLOTS, Wish
+from renderonline.farm.machines import MOST_SLOTS, Wish, checked_address
 from renderonline.farm.needs import checked_pool, checked_tags
 from renderonline.farm.tasks import AttemptState
 
@@ -93,8 +93,9 @@ def get_machine(connection: Connection, machine_id: int) -> MachineRow:
 
 def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -> MachineRow:
     """Add a v1 machine. `Conflict` when the address is there already."""
-    if not ip_address or len(ip_address) > 45 or not 0 < port < 65536:
-        raise InvalidRequest("A v1 machine has an address of at most 45 characters and a port from 1 to 65535.")
+    ip_address = checked_address(ip_address)
+    if not 0 < port < 65536:
+        raise InvalidRequest("A v1 machine has a port from 1 to 65535.")
     same = (machines.c.ip_address == ip_address) & (machines.c.port == port)
     if connection.scalar(select(func.count()).select_from(machines).where(same)):
         raise Conflict(f"There already is a machine at {ip_address}:{port}.")

@@ -1,14 +1,19 @@
 """Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3, R5.4)."""
 
+import ipaddress
+import re
 from collections import deque
 from enum import StrEnum
 from typing import Final, NamedTuple
+
+from renderonline.farm.errors import InvalidRequest
 
 GRACE_S: Final = 60.0
 """After a start every live attempt has this long until its machine must have been heard."""
 ALTERNATION_S: Final = 60.0
 
 
+LONGEST_ADDRESS: Final = 45
 MOST_SLOTS: Final = 1024
 """No machine has more slots; so many are allowed where a machine may have as many as it says."""
 PLAIN_SLOTS: Final = 4
@@ -19,6 +24,28 @@ def slots_allowed(allowed: int, cores: int) -> int:
     """How many slots a machine may have: as many as an operator `allowed`; if nobody did (0), four, or its `cores` if
     those are fewer (R14). 0 cores: that is not known."""
     return allowed or (min(PLAIN_SLOTS, cores) if cores > 0 else PLAIN_SLOTS)
+
+
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?", re.ASCII)
+_SCOPED: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", re.ASCII)
+
+
+def checked_address(address: str) -> str:
+    """The address of a v1 machine: an IP address or a host name, nothing that a URL reads as user, path, query or
+    fragment. `InvalidRequest` otherwise."""
+    if len(address) <= LONGEST_ADDRESS and (_HOST.fullmatch(address) or _is_ipv6(address)):
+        return address
+    raise InvalidRequest(
+        f"A v1 machine has an IP address or a host name of at most {LONGEST_ADDRESS} characters, such as 192.168.1.20 "
+        "or render-1.studio, and its port apart from it."
+    )
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return bool(_SCOPED.fullmatch(address) and ipaddress.IPv6Address(address))
+    except ValueError:
+        return False
 
 
 class MachineStatus(StrEnum):

@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from renderonline.database.door import Database
+from renderonline.database.schema import machines
 from renderonline.protocol.link import Assign, Exited, HeldAttempt, Log, Progress, Result, Started
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 from tests.support.existing_node import ExistingNode
@@ -81,6 +82,18 @@ async def test_v1_machine_that_names_a_foreign_attempt_deletes_nothing(rig: Rig,
         await until(lambda: any(one.body.get("taskid") == assign.attempt for one in node.stops), "stop")
         await rig.dispatcher.shared.settled()
         assert is_there(assign)
+
+
+async def test_address_that_is_more_than_a_host_is_never_asked(rig: Rig) -> None:
+    """An operator can't add one any more, but a row may say anything."""
+    with ExistingNode({}) as inner, ExistingNode({}) as honest:
+        row = {"machine_id": 7, "ip_address": "user@127.0.0.1", "port": inner.port}
+        await rig.database.write(lambda c: c.execute(machines.insert(), row))
+        await rig.add_v1(honest.port)
+        await until(lambda: honest.requests, "status")
+        await rig.dispatcher.refresh()
+        await until(lambda: len(honest.requests) > 1, "another status")
+        assert inner.requests == []
 
 
 async def test_machine_writes_logs_of_its_own_attempts_only(rig: Rig) -> None:

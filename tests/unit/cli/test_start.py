@@ -7,6 +7,7 @@ import sys
 import pytest
 import typer.main
 
+from renderonline.cli.farm import without_code
 from renderonline.cli.main import app, run
 
 HEAVY = {"sqlalchemy", "fastapi", "starlette", "uvicorn", "aiohttp", "OpenImageIO", "rich", "numpy", "structlog"}
@@ -51,3 +52,9 @@ def test_help_has_an_example_that_is_a_line_of_its_own(
     printed = capsys.readouterr().out
     assert re.search(rf"^  renderonline {' '.join(path)}\b", printed, re.MULTILINE), printed
     assert " --json " in printed or path[0] in {"api", "node"}
+
+
+@pytest.mark.parametrize("given", [["--code", "ABCD"], ["--code=ABCD"]])
+def test_command_line_without_a_code_keeps_everything_else(given: list[str]) -> None:
+    assert without_code(["py", "node", *given, "--name", "x"]) == ["py", "node", "--name", "x"]
+    assert without_code(["py", "node", *given]) == ["py", "node"]

@@ -2,7 +2,16 @@
 
 import pytest
 
-from renderonline.farm.machines import AwakeClock, Instances, MachineStatus, Wish, machine_status
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.machines import (
+    AwakeClock,
+    Instances,
+    MachineStatus,
+    Wish,
+    checked_address,
+    machine_status,
+    slots_allowed,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +65,28 @@ def test_reconnects_and_restarts_are_not() -> None:
 def test_instances_an_hour_apart_are_not() -> None:
     seen = Instances()
     assert not any([seen.hello("a", 0.0), seen.hello("b", 3600.0), seen.hello("a", 7200.0)])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "cores", "slots"), [(0, 64, 4), (0, 3, 3), (0, 0, 4), (0, -5, 4), (16, 2, 16), (1, 64, 1)]
+)
+def test_four_slots_or_the_cores_are_allowed_until_somebody_says_more(allowed: int, cores: int, slots: int) -> None:
+    assert slots_allowed(allowed, cores) == slots
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["192.0.2.7", "render-1", "render_1.studio.example", "host.", "::1", "fe80::1%eth0", "2001:db8::192.0.2.7"],
+)
+def test_address_of_a_v1_machine_is_an_ip_address_or_a_host_name(address: str) -> None:
+    assert checked_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost/any/path?q=", "host/", "host?q", "host#f", "user@host", "host:80", "[::1]", "::1/x", "fe80::1%a/b",
+     "fe80::1%", ":::", "ho st", "host\n", "h\u00f6st", "\uff11.2.3.4", "x" * 46, "-host", ".host", "a\\b"],
+)  # fmt: skip
+def test_address_that_holds_more_than_a_host_is_refused(address: str) -> None:
+    with pytest.raises(InvalidRequest):
+        checked_address(address)

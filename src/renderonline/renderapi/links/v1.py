@@ -20,6 +20,7 @@ from renderonline.database.machines import hello
 from renderonline.database.work_landing import Offer
 from renderonline.farm.command_line import join
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.machines import checked_address
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import hpc
@@ -341,7 +342,8 @@ class V1Machine:
 
     async def _exchange(self, method: str, path: str, data: bytes | None, statuses: tuple[int, ...]) -> bytes:
         row = self._machine.row
-        host = f"[{row.ip_address}]" if ":" in row.ip_address else row.ip_address
+        address = checked_address(row.ip_address)  # the row may have been written by hand
+        host = f"[{address}]" if ":" in address else address
         url = f"http://{host}:{row.port}{path}"
         headers = {"Content-Type": "application/json"} if data else {}
         async with self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
