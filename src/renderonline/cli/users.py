@@ -99,6 +99,15 @@ def token(client: Client, *, user: str = USER) -> Output:
     return {"user_id": number, "token": made}, f"The token is shown only now:\n\n    {made}"
 
 
+@command(commands, "renderonline user logout ada@studio.org")
+def logout(client: Client, *, user: str = USER) -> Output:
+    """End the account's token and all its logins at once, for instance when its token was stolen."""
+    number = _number(client, user)
+    client.admin.log_out(number)
+    text = f"User {number} is logged out everywhere and has no token. Make one: renderonline user token {number}"
+    return {"user_id": number}, text
+
+
 @command(commands, "renderonline user disable ada@studio.org")
 def disable(client: Client, *, user: str = USER) -> Output:
     """Let the account do nothing any more; its tasks stay."""

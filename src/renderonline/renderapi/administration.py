@@ -151,6 +151,10 @@ class Administration:
         await self._write(accounts.set_token, user_id, hash_token(token))
         return token
 
+    async def log_out(self, user_id: int) -> None:
+        """End an account's token and all its sessions. It has none that anybody knows until somebody makes one."""
+        await self.new_token(user_id)
+
     async def add_subscription(self, values: Values) -> Subscription:
         return await self._write(accounts.add_subscription, **values)
 

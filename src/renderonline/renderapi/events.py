@@ -64,6 +64,7 @@ class Events:
         self._more = asyncio.Event()
         self._closed = False
         self._streams: Counter[int] = Counter()
+        self._looks = 0
 
     @contextlib.contextmanager
     def seat(self, user_id: int) -> Iterator[None]:
@@ -87,6 +88,11 @@ class Events:
         self._ring.append(Event(self._last, type, orjson.dumps(data, default=str), user_id))
         self._wake()
 
+    def look_again(self) -> None:
+        """Somebody's account may have changed: ask now whether each reader may stay."""
+        self._looks += 1
+        self._wake()
+
     def close(self) -> None:
         self._closed = True
         self._wake()
@@ -101,13 +107,13 @@ class Events:
         """The events after `last_event_id` (None: from now on) as server-sent events, for as long as the reader may
         stay: a stream must not outlive a session, an account or a role."""
         position, clock = self._position(last_event_id), asyncio.get_running_loop().time
-        known_at = clock()
+        known_at, looks = clock(), self._looks
         yield b"retry: 2000\n\n"
         while not self._closed:
-            if clock() - known_at >= KNOWN_S:
+            if looks != self._looks or clock() - known_at >= KNOWN_S:
+                known_at, looks = clock(), self._looks
                 if not await may_stay():
                     return
-                known_at = clock()
             missed = self._last - position
             if missed > len(self._ring):  # unknown, or the reader is slower than the farm
                 new = [Event(self._last, RESYNC, b"{}", None)]

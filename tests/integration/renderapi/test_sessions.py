@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from renderonline.renderapi import events
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
 OURS = {"X-RenderOnline": "1"}
@@ -115,6 +116,32 @@ async def test_new_token_ends_all_sessions_of_its_account(tmp_path: Path) -> Non
         cookie = cookie_of(await log_in(farm, {"email": "ada@example.org", "token": fresh.json()["token"]}))
         assert (await farm.call("PATCH", f"/users/{user_id}", {"is_active": False})).status == 200
         assert await me(farm, cookie) == 401
+
+
+async def test_administrator_logs_an_account_out_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KNOWN_S", 3600.0)
+    monkeypatch.setattr(events, "QUIET_S", 3600.0)
+    async with renderapi(tmp_path) as farm:
+        ada = await farm.new_user("ada@example.org")
+        other = await farm.new_user("grace@example.org", role="admin")
+        number = (await farm.call("GET", "/me", who=ada)).json()["user_id"]
+        cookie = cookie_of(await log_in(farm, ada))
+        logout = f"/users/{number}/logout"
+        assert (await farm.call("POST", logout, who=ada)).status == 403
+        async with asyncio.timeout(30), farm.http.get(f"{farm.url}/renderapi/v2/events", headers=ada) as stream:
+            await stream.content.readline()
+            assert (await farm.call("POST", logout, who=other)).status == 204
+            await stream.content.read()  # to its end, at once
+        assert (await farm.call("GET", "/me", who=ada)).status == 401
+        assert (await farm.call("GET", "/renderapi/v1/info", who=ada)).status == 401
+        assert await me(farm, cookie) == 401
+        token = (await farm.call("POST", f"/users/{number}/token", who=other)).json()["token"]
+        assert (await farm.call("GET", "/me", who={**ada, "token": token})).status == 200
+        assert await me(farm, cookie) == 401
+        mine = (await farm.call("GET", "/me", who=other)).json()["user_id"]
+        assert (await farm.call("POST", f"/users/{mine}/logout", who=other)).status == 409
+        assert (await farm.call("POST", "/users/999/logout")).status == 404
+        assert (await farm.call("GET", "/me", who=other)).status == 200
 
 
 async def test_sessions_of_one_account_are_bounded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from renderonline.farm.accounts import Permission
 from renderonline.farm.arguments import ArgType
+from renderonline.farm.errors import Conflict
 from renderonline.renderapi import administration, views
 from renderonline.renderapi.administration import Kept
 from renderonline.renderapi.routes import models
@@ -103,6 +104,15 @@ async def new_token(caller: Caller, center: Center, user_id: Id) -> Json:
     if user_id != caller.user_id:
         caller.require(USERS)
     return {"token": await center.administration.new_token(user_id)}
+
+
+@router.call("POST", "/users/{user_id}/logout", needs=USERS, tags=["users"])
+async def log_out_everywhere(caller: Caller, center: Center, user_id: Id) -> None:
+    """End the account's token, its sessions and its event streams, at once. It can do nothing until an administrator
+    makes a new token. For one's own account renew the token instead."""
+    if user_id == caller.user_id:
+        raise Conflict("This is your own account, and nobody could let you in again. Make a new token instead.")
+    await center.administration.log_out(user_id)
 
 
 @router.call("POST", "/subscriptions", "Subscription", 201, needs=USERS, tags=["subscriptions"])

@@ -29,6 +29,10 @@ class Admin:
         """A new token for the account; the old one ends. It is shown once and stored as a hash (R12)."""
         return str(self._send("POST", f"/users/{user_id:d}/token")["token"])
 
+    def log_out(self, user_id: int) -> None:
+        """End the account's token, sessions and event streams; it can do nothing until it gets a new token."""
+        self._connection.call("POST", f"/users/{user_id:d}/logout")
+
     def subscriptions(self) -> list[Item]:
         """All subscriptions."""
         return self._list("/subscriptions")

@@ -61,13 +61,20 @@ class Admin extends Part {
 
   #changeUser(user) {
     return this.#form(user.email, html`${this.#userFields(user)}<label class="check"><input type="checkbox" name="is_active" ?checked=${user.is_active}> May log in</label>
-      <button type="button" @click=${() => this.#newToken(user)}>${icon('key')}New token</button>`,
+      <button type="button" @click=${() => this.#newToken(user)}>${icon('key')}New token</button>
+      <button type="button" @click=${() => this.#logOut(user)}>${icon('out')}Log out everywhere</button>`,
       (of) => call('PATCH', `/users/${user.user_id}`, { ...of, subscription_id: Number(of.subscription_id), is_active: of.is_active === 'on' }));
   }
 
   async #newToken(user) {
     if (!(await sure(`New token for ${user.email}?`, 'The old one ends at once, with all its sessions.', 'New token'))) return;
     await attempt(async () => this.#token(user, (await call('POST', `/users/${user.user_id}/token`)).token));
+  }
+
+  async #logOut(user) {
+    const told = 'Token, logins and event streams end at once. The account can do nothing until you make a new token.';
+    if (!(await sure(`Log ${user.email} out everywhere?`, told, 'Log out'))) return;
+    await attempt(() => call('POST', `/users/${user.user_id}/logout`));
   }
 
   #subscription(one) {
