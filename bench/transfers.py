@@ -5,6 +5,7 @@ processors for a GB, much less. Every figure stands beside its floor.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sqlite3
@@ -19,7 +20,7 @@ from bench.figures import MB, file_of, told
 from bench.servers import Cost, Server, nginx, receive, send
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.transfers import Errand, Transfers
-from renderonline.storage.digests import InputSums
+from renderonline.storage.digests import InputSums, digest_file
 from renderonline.storage.manifests import manifest_of
 from tests.support.farm import RealFarm
 
@@ -105,7 +106,7 @@ class _Bench:
         (self._directory / "big.bin").rename(whole)
         directory = self._task_directory(task)
         os.link(whole, directory / "big.bin")
-        self._landed(task, {"big.bin": (SIZE, 0)})
+        self._landed(task, {"big.bin": (SIZE, 0, digest_file(directory / "big.bin").digest)})
         theirs = [self._get(self._other, b"GET /whole.bin HTTP/1.1\r\n") for _ in range(RUNS)]
         path = f"GET /renderapi/v2/tasks/{task}/".encode()
         one = [self._get(self._ours, path + b"results/big.bin HTTP/1.1\r\n" + self._who) for _ in range(RUNS)]
@@ -188,7 +189,8 @@ class _Bench:
         directory = self._task_directory(task)
         for name in names:
             (directory / name).write_bytes(content)
-        self._landed(task, dict.fromkeys(names, (FRAME, zlib.crc32(content))))
+        digest = hashlib.blake2b(content, digest_size=32).hexdigest()
+        self._landed(task, dict.fromkeys(names, (FRAME, zlib.crc32(content), digest)))
 
     def _task_directory(self, task: int) -> Path:
         with self._database() as connection:
@@ -197,15 +199,16 @@ class _Bench:
             ).fetchone()
         return Path(path).parent
 
-    def _landed(self, task: int, files: dict[str, tuple[int, int]]) -> None:
+    def _landed(self, task: int, files: dict[str, tuple[int, int, str]]) -> None:
         """As if a machine had made them."""
         directory = self._task_directory(task)
         times = {name: (directory / name).stat().st_mtime_ns for name in files}
-        rows = [(task, name, name, size, crc, times[name]) for name, (size, crc) in files.items()]
+        rows = [(task, name, name, *about, times[name]) for name, about in files.items()]
+        os.sync()  # as landing leaves them
         with self._database() as connection:
             connection.executemany(
                 "INSERT INTO results (task_id, chunk_id, attempt_id, name_hash, name, state, size, crc32, digest,"
-                " modified_ns, landed_us) VALUES (?, 0, 0, ?, ?, 'landed', ?, ?, '', ?, 1)",
+                " modified_ns, landed_us) VALUES (?, 0, 0, ?, ?, 'landed', ?, ?, ?, ?, 1)",
                 rows,
             )
 

@@ -16,6 +16,10 @@ from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
 LOG_POLL_S = 1.0
+_INTEGRITY = {
+    "altered": "Somebody changed results on the server: requeue these frames, or have an operator accept them.",
+    "not_compared": "Nothing is known of its files that they could be compared with (renderonline accept).",
+}
 
 
 @command(
@@ -212,6 +216,22 @@ def requeue(
     return _each(task, partial(client.requeue, frames=frames, chunks=chunk or ()), as_json=json)
 
 
+@command(commands, "renderonline accept 12", "renderonline accept 12 --only frame_0007.png")
+def accept(
+    client: Client,
+    *,
+    task: int = TASK,
+    only: list[str] | None = option("NAME", "Only this file; can be given several times."),
+    json: bool,
+) -> Output:
+    """Take a task's files as they lie on the server (operators).
+
+    Files that somebody changed since they landed are not handed out. Look at them first: this makes them the results.
+    Files that nobody has compared get their digest. To have frames rendered again instead: renderonline requeue.
+    """
+    return _each([task], partial(client.accept, names=only or ()), as_json=json)
+
+
 @command(commands, "renderonline film 12", "renderonline film 12 --kind webm@25")
 def film(
     client: Client,
@@ -275,7 +295,8 @@ def _show_one(task: Task) -> None:
     facts = task.get("facts") or {}
     scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
-    shown["warnings"] = [*facts.get("warnings", ()), *missing_told(task.get("missing_inputs", ()))]
+    told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
+    shown["warnings"] = [*facts.get("warnings", ()), *missing_told(task.get("missing_inputs", ())), *told]
     names = "task_id name status reason engine file_name file_size scene warnings arguments frames frames_done progress"
     more = "latest chunks priority running_limit queued started ended deletes_at"
     show.fields(shown, [*names.split(), *more.split()])

@@ -9,7 +9,7 @@ from renderonline.database.schema import attempts, chunks, machines, results, ta
 from renderonline.database.submissions import add_inputs, list_inputs
 from renderonline.database.work_landing import ATTEMPTS
 from renderonline.database.work_sheet import result_keys
-from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Outcome
+from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Landed, Outcome
 
 
 class Holder(NamedTuple):
@@ -33,7 +33,9 @@ _HOLDER: Final = (
     .where(attempts.c.attempt_id == bindparam("attempt"), machines.c.secret_hash != "")
 )
 _RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
-_FRAMES: Final = _RESULTS.where(results.c.frame.is_not(None), results.c.state != "landing")
+_FRAMES: Final = select(results.c.name, *(results.c[name] for name in Landed._fields)).where(
+    results.c.task_id == bindparam("task"), results.c.frame.is_not(None), results.c.state != "landing"
+)
 _FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
 
 
@@ -53,14 +55,15 @@ def result_names(connection: Connection, task_id: int) -> frozenset[str]:
     return frozenset(connection.scalars(_RESULTS, {"task": task_id}))
 
 
-def frame_names(connection: Connection, task_id: int) -> frozenset[str]:
-    """The frames of a task that are there, also those that are to be rendered again."""
-    return frozenset(connection.scalars(_FRAMES, {"task": task_id}))
+def frames(connection: Connection, task_id: int) -> dict[str, Landed]:
+    """The frames of a task that are there by name, also those that are to be rendered again."""
+    return {name: Landed(*facts) for name, *facts in connection.execute(_FRAMES, {"task": task_id})}
 
 
-def is_frame(connection: Connection, task_id: int, name: str) -> bool:
-    """Whether a frame of this name is there."""
-    return name in connection.scalars(_FRAME, {"task": task_id, "hashes": result_keys(name)}).all()
+def frame(connection: Connection, task_id: int, name: str) -> Landed | None:
+    """The frame of this name, if it is there."""
+    found = connection.execute(_FRAME, {"task": task_id, "hashes": result_keys(name)})
+    return next((Landed(*facts) for its_name, *facts in found if its_name == name), None)
 
 
 def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:

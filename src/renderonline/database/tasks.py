@@ -29,7 +29,7 @@ from renderonline.database.retention import DAY_US, KEEP_DAYS
 from renderonline.database.rows import AnyRow, from_row, json_object, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.farm.tasks import AttemptState, Counters, TaskStatus, task_status
+from renderonline.farm.tasks import AttemptState, Counters, Landed, LandedFacts, TaskStatus, task_status
 from renderonline.protocol.v1 import NEWEST_TASKS, EngineInfo, RenderInfo, TaskEntry, TaskInfo, task_not_found
 
 T = TypeVar("T")
@@ -207,8 +207,8 @@ _RESULT: Final = (
     .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
     .where(results.c.state.in_(("landed", "stale")))
 )
-_LANDED: Final = and_(results.c.task_id == bindparam("task_id"), results.c.state == "landed")
-_LANDED_FILES: Final = select(*(results.c[name] for name in ("name", "size", "crc32", "modified_ns"))).where(_LANDED)
+_LANDED: Final = and_(results.c.task_id == bindparam("task_id"), results.c.state != "landing")
+_LANDED_FILES: Final = select(results.c.name, *(results.c[name] for name in Landed._fields)).where(_LANDED)
 _LANDED_FRAMES: Final = select(results.c.name, results.c.frame).where(_LANDED)
 
 
@@ -281,15 +281,6 @@ def list_results(connection: Connection, task_id: int, limit: int = 100, cursor:
     return _each(_result, _page(connection, query, results.c.result_id, limit, cursor))
 
 
-def get_result(connection: Connection, task_id: int, name: str) -> ResultView:
-    """One landed file of a task by its name, or `NotFound`."""
-    rows = connection.execute(_RESULT.where(results.c.task_id == task_id, results.c.name == name))
-    row = next((row for row in rows if row.name == name), None)  # MySQL compares without regard to letter case
-    if row is None:
-        raise NotFound(f"Task {task_id} has no result {name}.")
-    return _result(row)
-
-
 def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     """The file of a task that landed last, None when there is none."""
     newest = _RESULT.where(results.c.task_id == task_id).order_by(results.c.result_id.desc())
@@ -297,10 +288,19 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     return None if row is None else _result(row)
 
 
-def landed_files(connection: Connection, task_id: int) -> dict[str, tuple[int, int, int | None]]:
-    """Size, CRC-32 and `modified_ns` by name of all landed files of a task, but those that may be replaced now."""
+def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFacts]:
+    """What is known of all landed files of a task, by name."""
     rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
-    return {name: (size, crc32, modified_ns) for name, size, crc32, modified_ns in rows}
+    return {row[0]: row[1:] for row in rows}  # of what `Landed` is made: a ZIP waits for thousands
+
+
+def landed_file(connection: Connection, task_id: int, name: str) -> Landed:
+    """What is known of one, or `NotFound`."""
+    found = connection.execute(_LANDED_FILES.where(results.c.name == name), {"task_id": task_id})
+    for its_name, *facts in found:
+        if its_name == name:  # MySQL compares without regard to letter case
+            return Landed(*facts)
+    raise NotFound(f"Task {task_id} has no result {name}.")
 
 
 def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:

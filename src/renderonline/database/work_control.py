@@ -201,6 +201,8 @@ def requeue_task(
         connection.execute(chunks.update().where(chunks.c.chunk_id.in_(ids)).values(_FRESH))
     for ids in portions([result.result_id for result in dropped]):
         connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
+        # Files that no attempt landed are written in their place: nothing is known of them until they are whole again.
+        connection.execute(results.delete().where(results.c.result_id.in_(ids), results.c.attempt_id == 0))
     for state, number in Counter(chunk.state for chunk, _ in wanted).items():
         task.count(ChunkState(state), -number)
         task.count(ChunkState.WAITING, number)

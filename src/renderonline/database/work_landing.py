@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, literal_column, select
 
 from renderonline.database.rows import insert, update
-from renderonline.database.schema import attempts, renders, results, tasks
+from renderonline.database.schema import attempts, chunks, renders, results, tasks
 from renderonline.database.work import token_fits
 from renderonline.database.work_sheet import STALE_HASH, result_keys
 from renderonline.farm.tasks import AttemptState, Outcome
@@ -30,6 +30,16 @@ class Offer:
     digest: str
     crc32: int
     facts: str = "{}"
+
+
+class InPlace(NamedTuple):
+    """A file in a task's directory as it is: by its name there, with BLAKE2b-256 in hex."""
+
+    name: str
+    size: int
+    digest: str
+    crc32: int
+    modified_ns: int | None
 
 
 class Stale(NamedTuple):
@@ -116,6 +126,27 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         result_id = insert(connection, results, {**about, **values})
     whose = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
     return Landing(result_id, offer, *whose, late, stale)
+
+
+_FIRST: Final = select(chunks.c.chunk_id).where(chunks.c.task_id == bindparam("task_id")).order_by(chunks.c.chunk_id)
+
+
+def take_in_place(connection: Connection, task_id: int, files: Sequence[InPlace], now_us: int) -> None:
+    """Results whose bytes are from now on those that lie in their place, and results of no attempt (id 0) for files
+    that nobody has landed. They belong to the task's first chunk. What is landing now is left alone."""
+    chunk_id = connection.scalar(_FIRST, {"task_id": task_id})
+    if chunk_id is None:  # the task is gone
+        return
+    for one in files:
+        key, stale_key = result_keys(one.name)
+        rows = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (key, stale_key)}).all()
+        values = one._asdict()
+        for row in rows:
+            if row.state != "landing":
+                update(connection, results, row.result_id, values)
+        if not rows:
+            about = {"task_id": task_id, "chunk_id": chunk_id, "attempt_id": 0, "name_hash": key, "state": "landed"}
+            insert(connection, results, {**about, **values, "landed_us": now_us})
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ A task's status is derived from the counters of its chunks and two flags; it is 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from renderonline.farm.errors import Conflict
 
@@ -125,6 +125,20 @@ class InputFile:
     size: int
     crc32: int
     digest: str
+
+
+class Landed(NamedTuple):
+    """What is known of a file: its size, its CRC-32, its `modified_ns` (None: nobody wrote that down), its digest in
+    hex, BLAKE2b-256 of a result ("": there is none to compare it with)."""
+
+    size: int
+    crc32: int | None
+    modified_ns: int | None
+    digest: str
+
+
+LandedFacts = tuple[int, int | None, int | None, str]
+"""A `Landed`, or what it is made of."""
 
 
 def missing_told(names: Sequence[str]) -> list[str]:

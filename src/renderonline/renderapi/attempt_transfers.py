@@ -8,28 +8,30 @@ directory, for as long as something of the attempt is wanted (R5.5).
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
 from starlette.requests import Request
 
 from renderonline.database.submissions import list_inputs
-from renderonline.database.task_inputs import Holder, frame_names, is_frame, load_holder, result_names, store_inputs
+from renderonline.database.task_inputs import Holder, frame, frames, load_holder, result_names, store_inputs
 from renderonline.database.work import token_fits
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
-from renderonline.farm.tasks import InputFile
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError, Unfit
+from renderonline.farm.tasks import InputFile, Landed
 from renderonline.renderapi.attempt_files import Folder
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.downloads import Content, file_of
+from renderonline.renderapi.downloads import Content
 from renderonline.renderapi.housekeeping import Places
 from renderonline.renderapi.reading import checked_size
 from renderonline.serving.admission import let_in
 from renderonline.serving.sink import receive_body
-from renderonline.storage.archive import PIECE_BYTES, members_of
+from renderonline.storage.archive import members_of
 from renderonline.storage.digests import InputSums
+from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, file_pieces
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import task_directory
 from renderonline.storage.uploads import disk_error, disk_errors
@@ -37,7 +39,8 @@ from renderonline.storage.uploads import disk_error, disk_errors
 __all__ = ["AttemptTransfers", "Holder"]
 
 _SCHEME: Final = "attempt "
-_KEPT: Final = 64
+_KEPT: Final = 200_000
+"""Files of tasks that are remembered."""
 _JPEG: Final = b"\xff\xd8\xff"
 
 
@@ -50,7 +53,7 @@ class AttemptTransfers:
         self._places = places
         self._shared = dispatcher.shared
         self._looking = asyncio.Lock()
-        self._names: OrderedDict[int, frozenset[str]] = OrderedDict()
+        self._files: OrderedDict[int, Mapping[str, Landed]] = OrderedDict()
 
     async def holder(self, attempt_id: int, request: Request) -> Holder:
         """The attempt whose token the request carries."""
@@ -79,27 +82,37 @@ class AttemptTransfers:
         return Path(holder.scene).relative_to(directory).as_posix(), found
 
     async def _look(self, holder: Holder) -> tuple[InputFile, ...]:
+        database, task_id = self._shared.database, holder.task_id
         directory = task_directory(holder.scene, holder.file_name)
-        names_of = frame_names if holder.film else result_names
-        results = await self._shared.database.read(partial(names_of, task_id=holder.task_id))
+        known = await database.read(partial(frames, task_id=task_id)) if holder.film else {}
+        made = known.keys() if holder.film else await database.read(partial(result_names, task_id=task_id))
+        compared = self._shared.landed.compared
+        read = partial(_read_all, directory, known, lambda name: (name in made) is holder.film, compared)
         try:
-            found = await asyncio.to_thread(_read_all, directory, lambda name: (name in results) is holder.film)
+            found = await asyncio.to_thread(read)
         except OSError as error:
             raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
+        except Altered as error:
+            raise _altered(holder, error) from error
         if not holder.film:
-            await self._shared.database.write(partial(store_inputs, task_id=holder.task_id, files=found))
+            await database.write(partial(store_inputs, task_id=task_id, files=found))
         return found
 
     async def input_file(self, holder: Holder, name: str) -> Content:
-        """One file of the task, whose bytes are counted as they leave."""
-        task_id = holder.task_id
+        """One file of the task, whose bytes are counted as they leave. `Unfit` (`altered`) when it was found to be
+        another one than the task was submitted with, or than landed (R15)."""
+        task_id, sums = holder.task_id, RESULT_SUMS if holder.film else blake3
         if holder.film:
-            known = await self._shared.database.read(partial(is_frame, task_id=task_id, name=name))
+            known = await self._shared.database.read(partial(frame, task_id=task_id, name=name))
         else:
-            known = name in await self._names_of(task_id)
-        if not known:
+            known = (await self._files_of(task_id)).get(name)
+        if known is None:
             raise NotFound(f"The task has no file {name}.")
-        content = await file_of(task_directory(holder.scene, holder.file_name) / name, name.rpartition("/")[2])
+        path = task_directory(holder.scene, holder.file_name) / name
+        try:
+            content = await self._shared.landed.file(task_id, path, name, known, sums)
+        except Conflict as error:
+            raise _altered(holder, error) from error
         loop = asyncio.get_running_loop()
 
         def pieces(start: int, end: int) -> Iterator[bytes]:
@@ -115,15 +128,15 @@ class AttemptTransfers:
 
         return replace(content, pieces=pieces)
 
-    async def _names_of(self, task_id: int) -> frozenset[str]:
-        """The names of a task's files, which never change once they are known."""
-        names = self._names.get(task_id, frozenset())
-        if not names:
+    async def _files_of(self, task_id: int) -> Mapping[str, Landed]:
+        """A task's files by name, which never change once they are known."""
+        found = self._files.get(task_id)
+        if not found:
             files = await self._shared.database.read(partial(list_inputs, task_id=task_id))
-            names = self._names[task_id] = frozenset(one.name for one in files)
-            if len(self._names) > _KEPT:
-                self._names.popitem(last=False)
-        return names
+            found = self._files[task_id] = {one.name: Landed(one.size, one.crc32, None, one.digest) for one in files}
+            while len(self._files) > 1 and sum(map(len, self._files.values())) > _KEPT:
+                self._files.popitem(last=False)
+        return found
 
     def _count(self, machine_id: int, downloads: int, size: int) -> None:
         if (machine := self._shared.machines.get(machine_id)) is not None:
@@ -186,13 +199,22 @@ def _announced(request: Request) -> tuple[int, str]:
     return int(length), digest
 
 
-def _read_all(directory: Path, wanted: Callable[[str], bool]) -> tuple[InputFile, ...]:
-    return tuple(_read(one.name, Path(one.path)) for one in members_of(directory, {}) if wanted(one.name))
+def _read_all(
+    directory: Path, known: Mapping[str, Landed], wanted: Callable[[str], bool], compared: Compared
+) -> tuple[InputFile, ...]:
+    return tuple(_read(one, compared) for one in members_of(directory, known) if wanted(one.name))
 
 
-def _read(name: str, path: Path) -> InputFile:
+def _read(member: Member, compared: Compared) -> InputFile:
     sums = InputSums()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE_BYTES):
-            sums.update(piece)
-    return sums.of(name)
+    for piece in file_pieces(member, 0, member.size, compared):
+        sums.update(piece)
+    return sums.of(member.name)
+
+
+def _altered(holder: Holder, error: RenderOnlineError) -> Unfit:
+    """Machines take a 409 for the end of their attempt; this is a failure of the task's files."""
+    names, way = ", ".join(error.told["names"]), f"Render them again: renderonline requeue {holder.task_id} --frames …"
+    if not holder.film:
+        way = "Submit the task again."
+    return Unfit(f"Somebody changed files of task {holder.task_id} on the server: {names}. {way}", code="altered")

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -21,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import NotFound, RenderOnlineError
 from renderonline.serving.sink import PIECE_BYTES, send_pieces
-from renderonline.storage.archive import Member, StoredArchive, etag_of, file_pieces
+from renderonline.storage.archive import StoredArchive, etag_of
+from renderonline.storage.landed import Compared, Member, file_pieces
 
 log = structlog.get_logger(__name__)
 
@@ -40,22 +40,19 @@ class Content:
     modified_s: int | None = None
 
 
-async def archive_of(find: Callable[[], Sequence[Member]], file_name: str) -> Content:
+async def archive_of(find: Callable[[], Sequence[Member]], file_name: str, compared: Compared) -> Content:
     """The ZIP of the files that `find` (which may block) finds. `NotFound` when they are not there."""
     try:
-        archive = await asyncio.to_thread(lambda: StoredArchive(find()))
+        archive = await asyncio.to_thread(lambda: StoredArchive(find(), compared))
     except OSError as error:
         raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
     return Content(archive.size, archive.etag, "application/zip", file_name, archive.pieces)
 
 
-async def file_of(path: Path, file_name: str) -> Content:
-    """One regular file. Raises `NotFound` for everything else; a symbolic link is not followed."""
-    try:
-        member = await asyncio.to_thread(Member.of, file_name, path)
-    except OSError as error:
-        raise NotFound(f"The file {file_name} is not on the server any more.", code="files_gone") from error
-    pieces, modified_s = partial(file_pieces, member), member.modified_ns // 1_000_000_000
+def content_of(member: Member, file_name: str, compared: Compared) -> Content:
+    """One file, compared while it is sent."""
+    modified_s = member.modified_ns // 1_000_000_000
+    pieces = partial(file_pieces, member, compared=compared)
     return Content(member.size, etag_of([member]), "application/octet-stream", file_name, pieces, modified_s)
 
 

@@ -23,7 +23,7 @@ from renderonline.database.tasks import ResultView, TaskView
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.farm.tasks import TaskStatus
 from renderonline.renderapi.events import Publisher
-from renderonline.storage.archive import Member, file_pieces
+from renderonline.storage.landed import Compared, Member, file_pieces
 from renderonline.storage.names import task_directory
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Message(NamedTuple):
     title: str
     text: str
     good: bool
-    picture: Path | None = None
+    picture: Member | None = None
 
 
 class Channel:
@@ -100,7 +100,7 @@ class Channel:
                     )
             self._waiting.task_done()
 
-    def _send(self, message: Message, recipient: str, picture: Path | None) -> str:
+    def _send(self, message: Message, recipient: str, picture: Member | None) -> str:
         """One try; why it failed, or ""."""
         service, sender = self._service(recipient), self._apprise.Apprise(asset=self._asset)
         sender.add(service)
@@ -120,16 +120,17 @@ class Channel:
         return self._apprise.Apprise.instantiate(parts, asset=self._asset)
 
 
-def _attachment(picture: Path) -> Any:
+def _attachment(picture: Member) -> Any:
     from apprise.attachment.memory import AttachMemory
 
+    if picture.size > LARGEST_PICTURE:
+        return None
     try:
-        member = Member.of(picture.name, picture)
-        content = b"".join(file_pieces(member, 0, member.size if member.size <= LARGEST_PICTURE else 0))
-    except (OSError, RenderOnlineError):  # deleted meanwhile
+        content = b"".join(file_pieces(picture, 0, picture.size, Compared()))
+    except RenderOnlineError:  # deleted meanwhile, or not what landed (R15)
         return None
     kinds = [kind for magic, kind in PICTURES.items() if content.startswith(magic)]
-    return AttachMemory(content, picture.name, kinds[0]) if kinds else None  # type: ignore[no-untyped-call]  # Apprise
+    return AttachMemory(content, Path(picture.path).name, kinds[0]) if kinds else None  # type: ignore[no-untyped-call]  # Apprise
 
 
 class Notifier:
@@ -201,7 +202,10 @@ class Notifier:
         if len(self._told) > MOST_WAITING * 50:
             self._told.clear()
         self._told[task_id] = end
-        picture = task_directory(view.file_path, view.file_name) / latest.name if latest is not None else None
+        directory = task_directory(view.file_path, view.file_name)
+        picture = None
+        if latest is not None:
+            picture = Member(latest.name, directory / latest.name, latest.size, 0, latest.crc32, latest.digest)
         message = _of(view, self._url, picture)
         self._tell(message)
         if view.notify and self._mail is not None:
@@ -214,7 +218,7 @@ def _ended(connection: Connection, *, task_id: int, everyone: bool) -> tuple[Tas
     return view, tasks.latest_result(connection, task_id) if everyone or view.notify else None
 
 
-def _of(view: TaskView, url: str, picture: Path | None) -> Message:
+def _of(view: TaskView, url: str, picture: Member | None) -> Message:
     number, good = view.task_id, view.status is TaskStatus.SUCCEEDED
     lines = (
         f"{tame(view.file_name)} ({tame(view.engine)}), submitted by {tame(view.email)}",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,15 @@ from renderonline.database.door import Connection, Database
 from renderonline.database.tasks import AttemptView, Page, ResultView, SceneFile, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS
-from renderonline.farm.tasks import TaskStatus
+from renderonline.farm.tasks import LandedFacts, TaskStatus
 from renderonline.protocol.v1 import Info, UserInfo
 from renderonline.renderapi import views
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.downloads import Content, archive_of, file_of
-from renderonline.storage.archive import Changed, Landed, Member, members_of
+from renderonline.renderapi.downloads import Content
+from renderonline.renderapi.landed import ALTERED, COMPARED, NOT_COMPARED, LandedFiles, has_directory
+from renderonline.storage.archive import members_of
+from renderonline.storage.landed import Member
 from renderonline.storage.logs import AttemptLogs
 from renderonline.storage.names import task_directory
 from renderonline.storage.previews import SIZES
@@ -45,8 +47,6 @@ class Reading:
     database: Database
     dispatcher: Dispatcher
     owners: OrderedDict[int, int] = field(default_factory=OrderedDict, init=False)
-    doubted: set[int] = field(default_factory=set, init=False)
-    """Tasks of which a file was not as it landed."""
 
     async def healthy(self) -> bool:
         try:
@@ -80,7 +80,9 @@ class Reading:
         latest = None
         if view.frames_done or view.chunks.succeeded:
             latest = await self.database.read(partial(tasks.latest_result, task_id=task_id))
-        return self._task(view, latest)
+        nothing_known = latest is None and view.chunks.succeeded
+        integrity = NOT_COMPARED if nothing_known else ALTERED if self._landed.altered(task_id) else COMPARED
+        return self._task(view, latest) | {"integrity": integrity}
 
     async def submitted(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """A task that was just submitted, read when its first leases are on their way: they go before the answer."""
@@ -108,7 +110,7 @@ class Reading:
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
 
-        def read(connection: Connection) -> tuple[SceneFile, dict[str, Landed], dict[str, int | None]]:
+        def read(connection: Connection) -> tuple[SceneFile, dict[str, LandedFacts], dict[str, int | None]]:
             scene = tasks.scene_file(connection, task_id, user_id=user_id)
             landed = tasks.landed_files(connection, task_id) if has_directory(scene) else {}
             return scene, landed, tasks.landed_frames(connection, task_id) if chosen is not None else {}
@@ -119,8 +121,7 @@ class Reading:
             if not has_directory(scene):
                 path = Path(scene.file_path)
                 return (Member.of(path.name, path),)
-            directory = task_directory(scene.file_path, scene.file_name)
-            members = members_of(directory, landed, doubted=task_id in self.doubted)
+            members = members_of(task_directory(scene.file_path, scene.file_name), landed)
             if chosen is None:
                 return members
             found = [member for member in members if chosen(member.name, frames.get(member.name))]
@@ -128,23 +129,19 @@ class Reading:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found
 
-        content = await archive_of(find, name)
-
-        def pieces(start: int, end: int) -> Iterator[bytes]:
-            try:
-                yield from content.pieces(start, end)
-            except Changed:
-                self.doubted.add(task_id)
-                raise
-
-        return replace(content, pieces=pieces)
+        return await self._landed.archive(task_id, find, name)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
-        found = await self.database.read(partial(tasks.get_result, task_id=task_id, name=name))
-        path = task_directory(scene.file_path, scene.file_name) / found.name
-        content = await file_of(path, path.name)
+        known = await self.database.read(partial(tasks.landed_file, task_id=task_id, name=name))
+        path = task_directory(scene.file_path, scene.file_name) / name
+        content = await self._landed.file(task_id, path, name, known)
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
+
+    async def accept(self, principal: Principal, task_id: int, names: Collection[str] = ()) -> None:
+        """`LandedFiles.accept`, for a task that they may see."""
+        await self._scene_file(principal, task_id)
+        await self._landed.accept(task_id, names)
 
     async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> tuple[bytes, str]:
         """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is
@@ -168,6 +165,10 @@ class Reading:
             raise NotFound(f"There is no attempt {attempt_id}.")
         return await asyncio.to_thread(_read_log, self.dispatcher.shared.logs, attempt_id, offset)
 
+    @property
+    def _landed(self) -> LandedFiles:
+        return self.dispatcher.shared.landed
+
     async def _view(self, principal: Principal, task_id: int) -> TaskView:
         return await self.database.read(partial(tasks.get_task, task_id=task_id, user_id=principal.tasks_of))
 
@@ -181,7 +182,8 @@ class Reading:
         return views.task(view, rendering, None if latest is None else self._result(view.task_id, latest))
 
     def _result(self, task_id: int, view: ResultView) -> dict[str, Any]:
-        return views.shown(view, preview=self.dispatcher.shared.previews.there(task_id, view.name))
+        integrity = self._landed.integrity(task_id, view.name, view.digest)
+        return views.shown(view, preview=self.dispatcher.shared.previews.there(task_id, view.name), integrity=integrity)
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         live = self.dispatcher.memory.attempts.get(view.attempt_id)
@@ -190,12 +192,6 @@ class Reading:
 
 def _page(rows: Page[Any], show: Show) -> dict[str, Any]:
     return {"items": [show(row) for row in rows.items], "next": rows.next}
-
-
-def has_directory(scene: SceneFile) -> bool:
-    """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
-    directory = task_directory(scene.file_path, scene.file_name)
-    return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(scene.user_id)
 
 
 def checked_size(size: str) -> str:

@@ -17,6 +17,7 @@ from renderonline.farm.machines import AwakeClock
 from renderonline.farm.settling import RetryPolicy
 from renderonline.renderapi.attempt_files import OURS, AttemptFiles
 from renderonline.renderapi.events import Announcer, Publisher
+from renderonline.renderapi.landed import LandedFiles
 from renderonline.renderapi.machines import Machine, Machines
 from renderonline.renderapi.memory import Clock, Memory
 from renderonline.renderapi.orders import Orders
@@ -59,6 +60,7 @@ class Shared:
         self.machines = Machines(self.announcer.machine, lambda: self.now().local, pool_sandbox)
         self.files = AttemptFiles(database, self._kept)
         self.orders = Orders(database)
+        self.landed = LandedFiles(database)
         self._background: set[asyncio.Task[Any]] = set()
 
     def wake(self) -> None:

@@ -51,11 +51,12 @@ def shown(row: Any, **more: Any) -> dict[str, Any]:
 
 
 def task(view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A task. `rendering`: of each chunk that runs now, how many frames' worth (or which part) of it is done; `latest`:
-    the file that landed last, where it was looked for."""
+    """A task, of whose files `integrity` is not known here. `rendering`: of each chunk that runs now, how many frames'
+    worth (or which part) of it is done; `latest`: the file that landed last, where it was looked for."""
     progress = round(_progress(view, sum(rendering)), 4)
     missing = view.facts.get("missing_inputs", [])
-    return shown(view, frames=view.frames or None, progress=progress, latest=latest, missing_inputs=missing)
+    more = {"latest": latest, "integrity": None, "missing_inputs": missing}
+    return shown(view, frames=view.frames or None, progress=progress, **more)
 
 
 def _progress(view: TaskView, rendering: float) -> float:
@@ -114,7 +115,7 @@ def shapes() -> dict[str, Any]:
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
     slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
     at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
-    result: Any = shape("Result", ResultView, preview=bool)
+    result: Any = shape("Result", ResultView, preview=bool, integrity=str)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=list[tuple[int, int]] | None)
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
     address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
@@ -124,7 +125,9 @@ def shapes() -> dict[str, Any]:
         shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
         shape("ArgType", ArgType),
         shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
-        shape("Task", TaskView, frames=text, progress=float, latest=result | None, missing_inputs=texts),
+        shape(
+            "Task", TaskView, frames=text, progress=float, latest=result | None, integrity=text, missing_inputs=texts
+        ),
         shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
         shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
         result,

@@ -18,81 +18,49 @@ from datetime import datetime
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import orjson
 
-from renderonline.farm.errors import RenderOnlineError
+from renderonline.farm.tasks import LandedFacts
+from renderonline.storage.landed import PIECE_BYTES, Compared, Member, file_pieces
 
-PIECE_BYTES: Final = 1024 * 1024
 UNFINISHED: Final = ".landing-"
 """What the names of files begin with that are still being copied to their place (`storage.landing`)."""
-_REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _BIG: Final = 0xFFFFFFFF
 _UTF8: Final = 0x800
 _DESCRIPTOR: Final = 0x8
 _UNIX: Final = 0x031E
 
 
-class Changed(RenderOnlineError):
-    """A file is not what it was when the archive was laid out; what was sent so far must not be completed."""
-
-    code = "changed"
-    status = 409
+_UNKNOWN: Final[LandedFacts] = (-1, None, None, "")
 
 
-class Member(NamedTuple):
-    """One file of an archive: its name there (with `/`), where it lies, what is known of it."""
-
-    name: str
-    path: Path | str
-    size: int
-    modified_ns: int
-    crc32: int | None = None
-
-    @staticmethod
-    def of(name: str, path: Path) -> "Member":
-        """The member for a regular file; `OSError` for everything else, also for a symbolic link. Blocking."""
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a regular file")
-        return Member(name, path, status.st_size, status.st_mtime_ns)
-
-
-Landed = tuple[int, int, int | None]
-"""What is known of a file since it landed: its size, its CRC-32, its `modified_ns` (None: nobody wrote that down)."""
-_UNKNOWN: Final[Landed] = (-1, 0, None)
-
-
-def members_of(directory: Path, known: Mapping[str, Landed], *, doubted: bool = False) -> tuple[Member, ...]:
+def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Member, ...]:
     """Every regular file below `directory`, by name; symbolic links and special files are left out.
 
-    Of a file that is `known` (by name) that is believed without a look at it, which takes longer than all else, when
-    the first one in its directory is as it was: if it is not, `Changed` will tell whoever reads it. `doubted`: nothing
-    is believed. Blocking.
+    A file that is `known` (by name) is in it as it should be, without a look at it, which takes longer than all else:
+    whoever reads it finds out. Blocking.
     """
     members: list[Member] = []
     waiting = [(str(directory), "")]
     while waiting:
         folder, prefix = waiting.pop()
-        believed = False if doubted else None
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for entry in os.listdir(handle):
-                size, crc32, modified_ns = known.get(prefix + entry, _UNKNOWN)
+                size, crc32, modified_ns, digest = known.get(prefix + entry, _UNKNOWN)
                 path = f"{folder}/{entry}"
-                if believed and modified_ns is not None:
-                    members.append(Member(prefix + entry, path, size, modified_ns, crc32))
+                if digest and modified_ns is not None:
+                    members.append(Member(prefix + entry, path, size, modified_ns, crc32, digest))
                     continue
                 status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
-                as_landed = status.st_size == size and modified_ns in (None, status.st_mtime_ns)
-                if believed is None and modified_ns is not None:
-                    believed = as_landed
                 name = prefix + _shown(entry)
                 if stat.S_ISDIR(status.st_mode):
                     waiting.append((path, f"{name}/"))
                 elif stat.S_ISREG(status.st_mode) and not entry.startswith(UNFINISHED):
-                    members.append(Member(name, path, status.st_size, status.st_mtime_ns, crc32 if as_landed else None))
+                    found = Member(name, path, status.st_size, status.st_mtime_ns)
+                    members.append(found._replace(size=size, crc32=crc32, digest=digest) if digest else found)
         finally:
             os.close(handle)
     return tuple(sorted(members, key=itemgetter(0)))
@@ -110,13 +78,14 @@ _Read = Callable[[int, int], Iterable[bytes]]
 class StoredArchive:
     """The layout of one archive. `size` and `etag` are known at once; `pieces` reads the files, in order."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], compared: Compared) -> None:
         self.members = tuple(members)
+        self._compared = compared
         self.etag = etag_of(self.members)
         self._found: dict[Path | str, int] = {}
         self._offsets: list[int] = []
         behind = entries = 0
-        for name, _, size, _, crc32 in self.members:
+        for name, _, size, _, crc32, _, _ in self.members:
             self._offsets.append(behind)
             length, entry = _lengths(name, size, behind, known=crc32 is not None)
             behind += length
@@ -162,7 +131,7 @@ class StoredArchive:
 
     def _file(self, member: Member, skip: int, stop: int) -> Iterator[bytes]:
         crc = 0
-        for piece in file_pieces(member, skip, stop):
+        for piece in file_pieces(member, skip, stop, self._compared):
             if member.crc32 is None:
                 crc = zlib.crc32(piece, crc)
             yield piece
@@ -188,27 +157,6 @@ class StoredArchive:
 
 def _cut(data: bytes, skip: int, stop: int) -> Iterable[bytes]:
     return (data[skip:stop],)
-
-
-def file_pieces(member: Member, skip: int, stop: int) -> Iterator[bytes]:
-    """The bytes [skip, stop) of a file. Blocking; raises `Changed` when it is not what `member` says."""
-    try:
-        handle = os.open(member.path, _REGULAR)
-    except OSError as error:
-        raise Changed(f"{member.name} can't be read any more.") from error
-    try:
-        status = os.fstat(handle)
-        then = (member.size, member.modified_ns)
-        if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != then:
-            raise Changed(f"{member.name} changed while it was being sent.")
-        while skip < stop:
-            piece = os.pread(handle, min(PIECE_BYTES, stop - skip), skip)
-            if not piece:
-                raise Changed(f"{member.name} became shorter while it was being sent.")
-            skip += len(piece)
-            yield piece
-    finally:
-        os.close(handle)
 
 
 def _flags(member: Member) -> int:
@@ -272,5 +220,5 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 def etag_of(members: Iterable[Member]) -> str:
     """What changes whenever a member does, as an HTTP header has it."""
     # A file's time may be one that 64 bits can't hold.
-    facts = orjson.dumps([(name, size, modified_ns % 2**64, crc32) for name, _, size, modified_ns, crc32 in members])
-    return f'"{hashlib.blake2b(facts, digest_size=16).hexdigest()}"'
+    facts = [(name, size, modified_ns % 2**64, crc32) for name, _, size, modified_ns, crc32, _, _ in members]
+    return f'"{hashlib.blake2b(orjson.dumps(facts), digest_size=16).hexdigest()}"'

@@ -56,7 +56,8 @@ class Placing:
     """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `target` (the task's).
 
     `key` is unique while the result lands: temporary copies, where there must be one, begin with it.
-    `replaces`: the digest of a file whose name and place it takes, in one step ("": it replaces nothing).
+    `replaces`: the digest of a result whose name and place it takes, in one step, whatever became of that result's
+    file ("": it replaces nothing).
     `may_change`: the engine may still write into it, so its bytes are copied and compared instead of linked.
     """
 
@@ -142,7 +143,7 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         facts = os.fstat(file)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != placing.size:
             return Placed.MISSING
-        replacing = bool(placing.replaces) and _digest_there(placing) == placing.replaces
+        replacing = bool(placing.replaces) and _digest_there(placing) != placing.digest
         if replacing or placing.may_change:
             return _copy(placing, name, file, target, replacing=replacing)
         os.fsync(file)

@@ -165,14 +165,15 @@ async def test_chunks_attempts_and_results_come_in_pages(database: Database, use
 async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: int) -> None:
     (task_id,) = await add_tasks(database, user_id, 1)
     await database.write(lambda c: _fill(c, task_id, 1))
-    found = await database.read(lambda c: reading.get_result(c, task_id, "frame_0001.png"))
+    found = await database.read(lambda c: reading.landed_file(c, task_id, "frame_0001.png"))
     assert found.size == 9
     for name in ("FRAME_0001.PNG", "frame_0002.png", "../x", ""):
         with pytest.raises(NotFound):
-            await database.read(lambda c, name=name: reading.get_result(c, task_id, name))
+            await database.read(lambda c, name=name: reading.landed_file(c, task_id, name))
     files = await database.read(lambda c: reading.landed_files(c, task_id))
-    assert files == {found.name: (found.size, found.crc32, 5)}
-    assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {found.name: found.frame}
+    assert files == {"frame_0001.png": found}
+    assert found.modified_ns == 5
+    assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {"frame_0001.png": 1}
 
 
 @pytest.mark.sqlite

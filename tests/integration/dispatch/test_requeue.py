@@ -216,6 +216,20 @@ async def test_requeueing_an_ended_task_counts_against_the_queue_limit(rig: Rig)
     await rig.assert_sound()
 
 
+async def test_frame_that_somebody_altered_is_replaced_by_the_next_one(rig: Rig) -> None:
+    machine = await joined(rig)
+    task_id, folder = await done(rig, machine, "1-2")
+    before = await shown(rig, task_id)
+    put(folder / "frame_0001.png", b"forged")
+    machine.works = True
+    await rig.control.requeue(task_id, frames="1", user_id=rig.user_id)
+    row = await rig.ended(task_id)
+    assert (row.is_success, row.frames_done) == (1, 2)
+    assert (folder / "frame_0001.png").read_bytes() != b"forged"
+    assert await shown(rig, task_id) == before
+    await rig.assert_sound()
+
+
 async def test_engine_that_names_no_files_renders_the_whole_chunk_again(rig: Rig) -> None:
     machine = await joined(rig)
     plain = "update engines set definition = replace(definition, '[outputs]\npattern = \"frame_####.png\"\n', '')"

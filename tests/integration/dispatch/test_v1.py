@@ -1,11 +1,15 @@
 """v1 machines beside linked ones: whole tasks, files that are landed for them, a cut task made whole (R7.4, R4)."""
 
+import asyncio
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from renderonline.database.schema import results
 from tests.support.dispatching import Rig, joined, until
 from tests.support.existing_node import ExistingNode
 
@@ -141,4 +145,32 @@ async def test_task_that_was_inserted_by_hand_is_rendered(rig: Rig, node: Existi
     assert (await rig.ended(77)).is_success == 1
     assert (tmp_path / "frame_0002.png").exists()
     assert node.starts[0].body["arguments"] == arguments.removeprefix("fake ")
+    await rig.assert_sound()
+
+
+async def test_files_beside_the_scene_get_a_digest_when_a_v1_task_succeeds(rig: Rig, node: ExistingNode) -> None:
+    """Nobody names them and nobody lands them; what is known of them goes when they are rendered again (R15)."""
+    folder = rig.files / str(rig.user_id) / "638000000000000077"
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    (folder / "a.scene").write_text("scene")
+    words = ("$RENDERONLINE:@uploaded_file", "-s", "1", "-e", "2", "-o", str(folder))
+    await rig.database.write(lambda c: c.exec_driver_sql("update engines set definition = null"))
+    task_id = await rig.submit(file_path=str(folder / "a.scene"), template=json.dumps(words))
+
+    async def digests() -> dict[str, str]:
+        return {one.name: one.digest for one in await rig.rows(results, task_id=task_id)}
+
+    await rig.add_v1(node.port)
+    assert (await rig.ended(task_id)).is_success == 1
+    await until(digests, "digests")
+    expected = {
+        f"frame_000{frame}.png": hashlib.blake2b(f"picture {frame}".encode(), digest_size=32).hexdigest()
+        for frame in (1, 2)
+    }
+    assert await digests() == expected
+    await rig.control.requeue(task_id, user_id=rig.user_id)
+    assert await digests() == {}
+    assert (await rig.ended(task_id)).is_success == 1
+    await until(digests, "digests")
+    assert await digests() == expected
     await rig.assert_sound()

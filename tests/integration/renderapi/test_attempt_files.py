@@ -91,6 +91,18 @@ async def test_assignment_is_kept_while_its_files_move_and_taken_back_when_nothi
         await wait_until(taken_back)
 
 
+async def test_scene_that_somebody_altered_is_sent_to_no_machine(held: Held) -> None:
+    (path,) = held.api.settings.files.glob("*/*/a.scene")
+    written = path.stat().st_mtime_ns
+    await asyncio.to_thread(path.write_bytes, SCENE.swapcase())
+    os.utime(path, ns=(written, written))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await held.call("GET", "inputs/a.scene")
+    reply = await held.call("GET", "inputs/a.scene")
+    assert (reply.status, reply.json()["code"]) == (422, "altered")
+    assert "a.scene" in reply.json()["detail"]
+
+
 async def test_nothing_is_told_without_the_attempts_token(held: Held) -> None:
     before = held.api.tree()
     for headers in (

@@ -23,6 +23,7 @@ MANY = 65_600
 SIZE = 2**32 + 4096
 CRC_OF_ZEROS = 0xB875D37F
 """`zlib.crc32(bytes(SIZE))`."""
+DIGEST_OF_ZEROS = "b9b07edbb3f9f47f33720f2f5d24f3870305627b56b8280b45a359590177aa91"
 EDGE = 1 << 20
 
 
@@ -33,15 +34,20 @@ async def _api(tmp_path: Path) -> AsyncIterator[Running]:
         yield running
 
 
-def landed(api: Running, files: Iterable[tuple[str, int, int]]) -> None:
-    """Results as the dispatcher leaves them: names, sizes, CRCs."""
-    about = {"task_id": 1, "chunk_id": 1, "attempt_id": 1, "state": "landed", "digest": "d" * 64, "landed_us": 1}
+def landed(api: Running, files: Iterable[tuple[str, int, int, str]]) -> None:
+    """Results as the dispatcher leaves them: names, sizes, CRCs, digests."""
+    about = {"task_id": 1, "chunk_id": 1, "attempt_id": 1, "state": "landed", "landed_us": 1}
+    names = ("name", "size", "crc32", "digest")
     rows = [
-        {**about, "name_hash": hashlib.sha256(name.encode()).hexdigest(), "name": name, "size": size, "crc32": crc}
-        for name, size, crc in files
+        {**about, "name_hash": hashlib.sha256(one[0].encode()).hexdigest(), **dict(zip(names, one, strict=True))}
+        for one in files
     ]
     with Database.open(api.settings.database) as database:
         database.write_now(lambda connection: connection.execute(tables.results.insert(), rows))
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
 def directory_of(api: Running) -> Path:
@@ -79,7 +85,8 @@ async def test_more_than_65535_results_arrive_and_are_read_by_others(api: Runnin
                 (directory / name).write_bytes(contents[number])
             else:
                 os.link(directory / names[number % 2], directory / name)
-        landed(api, [(name, 100, zlib.crc32(contents[number % 2])) for number, name in enumerate(names)])
+        sums = [(zlib.crc32(content), digest_of(content)) for content in contents]
+        landed(api, [(name, 100, *sums[number % 2]) for number, name in enumerate(names)])
 
     await asyncio.to_thread(make)
     content, _ = await asyncio.to_thread(fetch, api)
@@ -132,7 +139,9 @@ async def test_results_of_more_than_4_gib_arrive_and_are_read_by_others(
     (directory / "big.exr").touch()
     os.truncate(directory / "big.exr", SIZE)
     (directory / "later.png").write_bytes(b"begins after 4 GiB")
-    landed(api, [("big.exr", SIZE, CRC_OF_ZEROS)] if known else [("later.png", 18, zlib.crc32(b"begins after 4 GiB"))])
+    later = b"begins after 4 GiB"
+    of_later = ("later.png", len(later), zlib.crc32(later), digest_of(later))
+    landed(api, [("big.exr", SIZE, CRC_OF_ZEROS, DIGEST_OF_ZEROS)] if known else [of_later])
     begin, headers = await asyncio.to_thread(fetch, api, 0, EDGE - 1)
     size = int(headers["Content-Range"].rpartition("/")[2])
     assert size > SIZE

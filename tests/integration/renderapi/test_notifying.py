@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -16,6 +17,7 @@ from renderonline.database.machines import bench_machine
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi import notifying
 from renderonline.renderapi.notifying import Channel, Message, Notifier, tame
+from renderonline.storage.landed import Member
 from tests.support.dispatching import Machine, Recorder, Rig, joined, opened_rig, until
 from tests.support.machines import png
 from tests.support.renderapi import renderapi
@@ -162,7 +164,7 @@ def test_what_fails_is_tried_again_the_last_time_without_the_picture_and_logged_
     picture.write_bytes(png())
     with structlog.testing.capture_logs() as logs, Webhook(500, 413) as hook:
         channel = Channel("Notify[9]", hook.url, pause_s=0.01)
-        channel.tell(Message("A title", "Some text", good=True, picture=picture))
+        channel.tell(Message("A title", "Some text", good=True, picture=as_landed(picture, png())))
         wait_for(lambda: hook.got, "message")
         assert (hook.calls, attached(hook.got[0])) == (3, [])
         hook.answers += [401, 401, 401]
@@ -177,15 +179,24 @@ def test_what_fails_is_tried_again_the_last_time_without_the_picture_and_logged_
     assert "s3cret-word" not in str(logs)
 
 
-@pytest.mark.parametrize("name", ["large.png", "text.png", "link.png", "gone.png"])
-def test_only_small_pictures_are_attached(tmp_path: Path, name: str) -> None:
-    (tmp_path / "large.png").write_bytes(png() + bytes(notifying.LARGEST_PICTURE))
-    (tmp_path / "text.png").write_text("secret")
+def as_landed(path: Path, content: bytes) -> Member:
+    """A result that landed with this content."""
+    return Member(path.name, path, len(content), 0, None, hashlib.blake2b(content, digest_size=32).hexdigest())
+
+
+@pytest.mark.parametrize("name", ["large.png", "text.png", "link.png", "gone.png", "altered.png"])
+def test_only_small_pictures_as_they_landed_are_attached(tmp_path: Path, name: str) -> None:
+    contents = {"large.png": png() + bytes(notifying.LARGEST_PICTURE), "text.png": b"secret"}
+    for its_name, content in contents.items():
+        (tmp_path / its_name).write_bytes(content)
+    (tmp_path / "altered.png").write_bytes(png().swapcase())
     (tmp_path / "real.png").write_bytes(png())
     (tmp_path / "link.png").symlink_to("real.png")
     with Webhook() as hook:
         channel = Channel("Notify[0]", hook.url, pause_s=0.01)
-        channel.tell(Message("A title", "Some text", good=True, picture=tmp_path / name))
+        channel.tell(
+            Message("A title", "Some text", good=True, picture=as_landed(tmp_path / name, contents.get(name, png())))
+        )
         wait_for(lambda: channel.idle, "end")
         assert not attached(hook.got[0])
 

@@ -122,6 +122,7 @@ EXPECTED: Final[dict[str, tuple[frozenset[str], dict[str, Any]]]] = {
     "GET v2/tasks/{task_id}/previews/{name}": (OWNER, {}),
     "GET v2/attempts/{attempt_id}/log": (OWNER, {}),
     "PATCH v2/tasks/{task_id}": (OWNER, {"json": {"priority": 51}}),
+    "POST v2/tasks/{task_id}/accept": (OPERATORS, {}),
     "POST v2/tasks/{task_id}/film": (OWNER, {}),
     "POST v2/tasks/{task_id}/pause": (OWNER, {}),
     "POST v2/tasks/{task_id}/resume": (OWNER, {}),

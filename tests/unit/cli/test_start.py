@@ -40,7 +40,7 @@ def every_command() -> list[tuple[str, ...]]:
 def test_all_commands_of_the_design_are_there() -> None:
     top = {path[0] for path in every_command()}
     wanted = "demo up api node submit tasks watch logs explain download cancel pause resume retry delete login"
-    groups = "requeue film change desktop engine user machine subscription db"
+    groups = "requeue accept film change desktop engine user machine subscription db"
     assert {*wanted.split(), *groups.split()} == top
 
 

@@ -132,10 +132,15 @@ def test_try_beside_another_places_nothing_of_the_others(
     assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
 
 
-def test_other_file_than_the_named_one_is_not_replaced(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "frame.png").write_bytes(b"someone's")
-    assert place((replace(placing(folders), replaces=digest(b"old")),)) == (Placed.TAKEN,)
-    assert (folders[1] / "frame.png").read_bytes() == b"someone's"
+@pytest.mark.parametrize("altered", ["file", "link"])
+def test_file_that_is_replaced_may_have_been_altered(folders: tuple[Path, Path], altered: str) -> None:
+    if altered == "file":
+        (folders[1] / "frame.png").write_bytes(b"someone's")
+    else:
+        (folders[1] / "frame.png").symlink_to(folders[1] / "other")
+    assert place((replace(placing(folders), replaces=digest(b"old")),)) == (Placed.LANDED,)
+    assert (folders[1] / "frame.png").read_bytes() == DATA
+    assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
 
 
 def no_link(source: str, target: str, *, real: object = os.link, **options: object) -> None:

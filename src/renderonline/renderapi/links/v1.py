@@ -291,6 +291,8 @@ class V1Machine:
         if order is not None:
             offers = await asyncio.to_thread(written_offers, order)
             await self._finish(job, Ending(Outcome.SUCCEEDED, exit_code=0), offers)
+            if not order.wanted and not order.uses_directory:
+                _ = self._shared.spawn(self._shared.landed.settle(order.assign.task))
 
     async def _order(self, job: _Job) -> Order | None:
         """None when the attempt is gone, or over because its order can't be written any more."""

@@ -103,6 +103,12 @@ class Requeue(_Sent):
     frames: str = Field(default="", max_length=65_536)
 
 
+class Accept(_Sent):
+    names: list[Annotated[str, Field(max_length=1000)]] = Field(
+        default=[], max_length=10_000, description="Only these; none: all that were found altered or have no digest."
+    )
+
+
 class Credentials(_Sent):
     email: str = Field(max_length=1_000)
     token: str = Field(max_length=1_000)

@@ -22,7 +22,17 @@ from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
 from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2, Door
-from renderonline.renderapi.routes.models import Cursor, FilmRequest, Id, Limit, LogOffset, Requeue, Size, TaskChange
+from renderonline.renderapi.routes.models import (
+    Accept,
+    Cursor,
+    FilmRequest,
+    Id,
+    Limit,
+    LogOffset,
+    Requeue,
+    Size,
+    TaskChange,
+)
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 
@@ -145,6 +155,13 @@ async def pause(caller: Caller, center: Center, task_id: Id, *, now: bool = Fals
 async def requeue(caller: Caller, center: Center, task_id: Id, body: Requeue | None = None) -> Json:
     """Render a task again, or only some chunks (ids) and frames (a range); what there is stays until it is replaced."""
     await center.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=caller.tasks_of)
+    return await center.reading.task(caller, task_id)
+
+
+@router.call("POST", "/tasks/{task_id}/accept", "Task", needs=Permission.ALL_TASKS)
+async def accept(caller: Caller, center: Center, task_id: Id, body: Accept | None = None) -> Json:
+    """Take a task's files as they lie on the server from now on, although they are not those that landed."""
+    await center.reading.accept(caller, task_id, body.names if body else ())
     return await center.reading.task(caller, task_id)
 
 

@@ -143,6 +143,11 @@ class Client:
         """Render the task again, or only some frames (a range) and chunks; old results stay until they are replaced."""
         return self._act(task_id, "requeue", {"frames": frames, "chunks": list(chunks)})
 
+    def accept(self, task_id: int, names: Sequence[str] = ()) -> Task:
+        """Take files that somebody changed on the server, or that have no digest, as they are: these, or all
+        (operators)."""
+        return self._act(task_id, "accept", {"names": list(names)})
+
     def film(self, task_id: int, film: str = "mp4") -> Task:
         """Have a film (`mp4`, `webm@25`) made of the frames that are there, and another one when the task has ended."""
         return self._act(task_id, "film", {"film": film})

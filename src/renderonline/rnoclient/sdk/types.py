@@ -36,6 +36,9 @@ class Task(TypedDict):
     progress: float
     latest: dict[str, Any] | None
     """The file that landed last; null in lists."""
+    integrity: str | None
+    """`compared`, `altered` (somebody changed results on the server) or `not_compared` (they have no digest); null in
+    lists."""
     facts: dict[str, Any]
     """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
     missing_inputs: list[str]

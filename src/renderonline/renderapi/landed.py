@@ -1,0 +1,193 @@
+"""What is served is what landed (R15): who asks for a file gets the bytes whose digest is known, or is told its name.
+
+A file that is not what it was is found when its bytes are read: the answer is cut off then, and refused from there on,
+until the file is right again, its frames are rendered again, or an operator accepts it as it is.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from renderonline.database import tasks
+from renderonline.database.door import Connection, Database
+from renderonline.database.submissions import list_inputs
+from renderonline.database.work_landing import InPlace, take_in_place
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.tasks import Landed, LandedFacts
+from renderonline.renderapi.downloads import Content, archive_of, content_of
+from renderonline.storage.archive import members_of
+from renderonline.storage.digests import digest_file
+from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, is_as_known
+from renderonline.storage.names import task_directory
+
+_log = structlog.get_logger(__name__)
+
+_TASKS: Final = 1000
+_FILES: Final = 1000
+"""Files that are remembered as altered, of each of so many tasks; others are found again."""
+_NAMED: Final = 5
+
+COMPARED: Final = "compared"
+NOT_COMPARED: Final = "not_compared"
+ALTERED: Final = "altered"
+
+
+class LandedFiles:
+    """One for each dispatcher. `compared` is for whoever reads files of tasks."""
+
+    def __init__(self, database: Database) -> None:
+        self.compared = Compared()
+        self._database = database
+        self._altered: OrderedDict[int, dict[str, str]] = OrderedDict()
+
+    def integrity(self, task_id: int, name: str, digest: str) -> str:
+        """What is known of a result: `compared` with its digest whenever it is sent, `not_compared` for want of one, or
+        found `altered`."""
+        if not digest:
+            return NOT_COMPARED
+        return ALTERED if self._altered.get(task_id, {}).get(name) == digest else COMPARED
+
+    def altered(self, task_id: int) -> Collection[str]:
+        """The names of the files of a task that were found altered."""
+        return tuple(self._altered.get(task_id, ()))
+
+    async def archive(self, task_id: int, find: Callable[[], Sequence[Member]], name: str) -> Content:
+        """The ZIP of a task's files that `find` (which may block) finds. `Conflict` (`altered`) when one of them was
+        found altered and still is, `NotFound` when they are not there."""
+
+        def checked() -> Sequence[Member]:
+            members = find()
+            self.check(task_id, members)
+            return members
+
+        return self._watched(task_id, await archive_of(checked, name, self.compared))
+
+    async def file(
+        self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any] = RESULT_SUMS
+    ) -> Content:
+        """The file `name` of a task, which lies at `path`; errors as of `archive`."""
+        try:
+            member = await asyncio.to_thread(self._member, task_id, path, name, known, sums)
+        except OSError as error:
+            raise NotFound(f"The file {path.name} is not on the server any more.", code="files_gone") from error
+        return self._watched(task_id, content_of(member, path.name, self.compared))
+
+    def _member(self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any]) -> Member:
+        there = Member.of(name, path)
+        if not known.digest:
+            return there
+        size, crc32, modified_ns, digest = known
+        when = there.modified_ns if modified_ns is None else modified_ns
+        member = Member(name, path, size, when, crc32, digest, sums)
+        if there.size != size:
+            self._note(task_id, member)
+        self.check(task_id, (member,))
+        return member
+
+    def check(self, task_id: int, members: Sequence[Member]) -> None:
+        """Look again at those that were found altered; `Conflict` (`altered`) when they still are. Blocks."""
+        suspects = self._altered.get(task_id)
+        if not suspects:
+            return
+        found: list[str] = []
+        for member in members:
+            if member.name not in suspects:
+                continue
+            if suspects[member.name] == member.digest and not is_as_known(member, self.compared):
+                found.append(member.name)
+                if len(found) > _NAMED:
+                    break
+            else:
+                suspects.pop(member.name, None)
+        if found:
+            raise _refusal(task_id, found)
+
+    def _watched(self, task_id: int, content: Content) -> Content:
+        def pieces(start: int, end: int) -> Iterator[bytes]:
+            try:
+                yield from content.pieces(start, end)
+            except Altered as error:
+                self._note(task_id, error.member)
+                raise
+
+        return replace(content, pieces=pieces)
+
+    def _note(self, task_id: int, member: Member) -> None:
+        _log.warning("A file of a task is not what it was", task=task_id, name=member.name)
+        suspects = self._altered.setdefault(task_id, {})
+        if len(suspects) < _FILES:
+            suspects[member.name] = member.digest
+        if len(self._altered) > _TASKS:
+            self._altered.popitem(last=False)
+
+    async def accept(self, task_id: int, names: Collection[str] = ()) -> None:
+        """Take files of a task as they lie there from now on: these, or all that were found altered or have no digest.
+        `NotFound` when one is not there, or is what the task was submitted with; `Conflict` when there is nothing to
+        accept."""
+        wanted = set(names) or {*self.altered(task_id)}
+        taken = await self._take(task_id, wanted, unknown=not names)
+        if missing := sorted(set(names) - taken):
+            raise NotFound(f"Task {task_id} has no file {missing[0]} that can be accepted.")
+        if not taken:
+            raise Conflict(f"No file of task {task_id} was found altered, and all have a digest: nothing to accept.")
+
+    async def settle(self, task_id: int) -> None:
+        """Files that an existing node wrote beside the scene have no digest; now that they are whole they get one."""
+        await self._take(task_id, (), unknown=True)
+
+    async def _take(self, task_id: int, wanted: Collection[str], *, unknown: bool) -> set[str]:
+        def read(connection: Connection) -> tuple[tasks.SceneFile, dict[str, LandedFacts], frozenset[str]]:
+            inputs = frozenset(one.name for one in list_inputs(connection, task_id))
+            return tasks.scene_file(connection, task_id), tasks.landed_files(connection, task_id), inputs
+
+        scene, known, inputs = await self._database.read(read)
+        if not has_directory(scene):
+            return set()
+        directory = task_directory(scene.file_path, scene.file_name)
+        kept = inputs or {Path(scene.file_path).relative_to(directory).as_posix()}
+
+        def chosen(name: str) -> bool:
+            return name not in kept and (
+                name in wanted or (unknown and (name not in known or not Landed(*known[name]).digest))
+            )
+
+        found = await asyncio.to_thread(_found, directory, chosen)
+        take = partial(take_in_place, task_id=task_id, files=found, now_us=time.time_ns() // 1000)
+        await self._database.write(take)
+        suspects = self._altered.get(task_id, {})
+        for one in found:
+            suspects.pop(one.name, None)
+        return {one.name for one in found}
+
+
+def has_directory(scene: tasks.SceneFile) -> bool:
+    """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
+    directory = task_directory(scene.file_path, scene.file_name)
+    return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(scene.user_id)
+
+
+def _found(directory: Path, chosen: Callable[[str], bool]) -> list[InPlace]:
+    found = []
+    for member in members_of(directory, {}) if directory.is_dir() else ():
+        if chosen(member.name):
+            try:
+                now = digest_file(Path(member.path))
+            except (OSError, InvalidRequest):  # it went, or somebody still writes
+                continue
+            modified_ns = member.modified_ns if -(2**63) <= member.modified_ns < 2**63 else None
+            found.append(InPlace(member.name, now.size, now.digest, now.crc32, modified_ns))
+    return found
+
+
+def _refusal(task_id: int, names: Sequence[str]) -> Conflict:
+    told = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    ways = f"Render the frames again (renderonline requeue {task_id} --frames …), or have an operator accept the files"
+    message = f"Not as it landed: {told}. Somebody has changed it on the server. {ways} as they are"
+    return Conflict(f"{message} (renderonline accept {task_id}).", code=ALTERED, names=names[:_NAMED])
