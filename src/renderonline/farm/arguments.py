@@ -2,7 +2,7 @@
 
 A template is split into words first and filled in word by word, so that a value can never become a second word;
 what was filled in is not looked at again, so that it can never become a placeholder; and a word that the value
-begins may not look like a flag.
+begins may not look like a flag (`fill`, and for texts that look like numbers `check_options`).
 """
 
 import re
@@ -26,6 +26,7 @@ TYPES: Final[Mapping[str, str]] = {
     "real": r"-?\d+(\.\d+)?",
 }
 """The built-in types and their rules."""
+_TEXTS: Final = TYPES.keys() - {"natural", "integer", "real"}
 
 UPLOADED_FILE: Final = "@uploaded_file"
 OUTPUT_DIRECTORY: Final = "@output_directory"
@@ -90,11 +91,25 @@ def _fill_word(word: str, values: Mapping[str, str]) -> str:
         raise InvalidRequest("A value holds a NUL character.", code="invalid_value")
     from_template = word.startswith(_FLAG_STARTS)
     if not from_template and filled.startswith(_FLAG_STARTS) and not _NUMBER.fullmatch(filled):
-        raise InvalidRequest(
-            f"Value {filled[:MAX_VALUE]} begins like an option of the renderer. Choose one that begins differently.",
-            code="invalid_value",
-        )
+        raise _option(filled)
     return filled
+
+
+def check_options(words: Iterable[str], values: Mapping[str, str], argtypes: Mapping[str, ArgType]) -> None:
+    """Raise `InvalidRequest` when a text would be a word that a renderer may take for an option. A number may begin
+    with its sign; the sentence `-9` may not, unless it stands behind something in its word."""
+    texts = {name for name in values if name in argtypes and argtypes[name].type in _TEXTS}
+    for word in words:
+        names = placeholders((word,))
+        if names & texts and names <= values.keys() and not word.startswith(_FLAG_STARTS):
+            filled = _fill_word(word, values)
+            if filled.startswith(_FLAG_STARTS):
+                raise _option(filled)
+
+
+def _option(filled: str) -> InvalidRequest:
+    told = f"Value {filled[:MAX_VALUE]} begins like an option of the renderer. Choose one that begins differently."
+    return InvalidRequest(told, code="invalid_value")
 
 
 def strip_program(words: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, TypeVar
 from renderonline.database.engines import EngineRow
 from renderonline.engines import commands
 from renderonline.engines.definition import EngineDefinition
-from renderonline.farm.arguments import ArgType, check_value, strip_program
+from renderonline.farm.arguments import ArgType, check_options, check_value, strip_program
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.films import Film
@@ -174,6 +174,7 @@ def prepare(
         raise InvalidRequest(f"Engine {engine.name} gives no frames of which a film could be made.", code="no_frames")
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
     prepared = Prepared(request, engine, definition, scene, words, values, frames, ranges, size, needs)
+    check_options(words, values, argtypes)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine
     return prepared
 

@@ -10,6 +10,7 @@ from renderonline.farm.arguments import (
     MAX_VALUE,
     TYPES,
     ArgType,
+    check_options,
     check_value,
     fill,
     placeholders,
@@ -141,6 +142,18 @@ def test_numbers_paths_and_the_templates_own_flags_are_no_smuggled_flags() -> No
     assert fill(("$RENDERONLINE:e",), values) == ("",)
     with pytest.raises(InvalidRequest):  # the flag begins behind an empty value
         fill(("$RENDERONLINE:e$RENDERONLINE:d",), values)
+
+
+@pytest.mark.parametrize("value", ["-0", "-9", "-1.5"])
+@pytest.mark.parametrize(("type_name", "regex"), [("sentence", ""), ("file", ""), ("sentence", r"[0-9a-z.-]+")])
+def test_a_text_is_no_flag_even_where_it_looks_like_a_number(type_name: str, regex: str, value: str) -> None:
+    argtypes = {"a": ArgType("a", type_name, regex), "n": ArgType("n", "real"), "own": ArgType("own", "ours", ".*")}
+    values = {"a": value, "n": value, "own": value}
+    check_options(("x$RENDERONLINE:a", "-$RENDERONLINE:a", "$RENDERONLINE:n", "$RENDERONLINE:own"), values, argtypes)
+    check_options(("$RENDERONLINE:@uploaded_file",), values, argtypes)
+    for word in ("$RENDERONLINE:a", "$RENDERONLINE:a$RENDERONLINE:n"):
+        with pytest.raises(InvalidRequest, match="begins like an option"):
+            check_options((word,), values, argtypes)
 
 
 def test_a_value_with_nul_can_not_be_an_argument() -> None:

@@ -110,6 +110,14 @@ def test_the_engines_extension_is_taken_in_any_case(name: str) -> None:
     assert prepared(file_name=name).engine.engine_id == 1
 
 
+def test_sentence_that_looks_like_an_option_is_refused() -> None:
+    sentence = (ArgType("words", "sentence"),)
+    asked: dict[str, Any] = {"file_name": "a.ma", "argtypes": sentence, "arguments": {"words": "-9"}}
+    assert prepared(None, template="maya -say=$RENDERONLINE:words", **asked)
+    with pytest.raises(InvalidRequest, match="begins like an option"):
+        prepared(None, template="maya $RENDERONLINE:words", **asked)
+
+
 def test_frames_for_an_engine_without_frames_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="no frames"):
         prepared(None, template="maya x", file_name="a.ma", frames="1-5")
