@@ -11,6 +11,7 @@ from renderonline.cli.supervise import Interrupts, Program, Supervisor
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login
+from tests.support.renderapi import first_login
 
 DEADLINE_S = 120.0
 """Whatever is waited for is there within seconds, unless the computer has a lot to do."""
@@ -60,7 +61,7 @@ class RealFarm:
         self.renderapi = self.supervisor.start("RenderAPI", words, self.directory / "renderapi.log")
         self.supervisor.wait_for(self.renderapi, ready.exists, DEADLINE_S)
         self.url = str(json.loads(ready.read_text())["url"])
-        first = json.loads((self.data / "first-login.json").read_text())
+        first = first_login(self.data)
         self.login = Login(url=self.url, email=first["email"], token=first["token"])
         self.client = self._exits.enter_context(contextlib.closing(Client(self.login)))
         return self.renderapi

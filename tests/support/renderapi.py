@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,15 @@ class Reply:
         return json.loads(self.body)
 
 
+def first_login(data: Path) -> dict[str, str]:
+    """The administrator's login, also after its file has gone because somebody used it on the page."""
+    first, noted = data / "first-login.json", data / "noted-login.json"
+    if first.exists():
+        shutil.copy2(first, noted)
+    login: dict[str, str] = json.loads(noted.read_text())
+    return login
+
+
 @contextlib.asynccontextmanager
 async def renderapi(directory: Path, *, reads_scenes: bool = False, **flags: Any) -> AsyncIterator[Running]:
     """RenderAPI with its data in `directory`; `flags` are settings.
@@ -143,7 +153,7 @@ async def _renderapi(directory: Path, **flags: Any) -> AsyncIterator[Running]:
                 await server
             await asyncio.sleep(0.005)
         url = json.loads(ready.read_text())["url"]
-        login = json.loads((directory / "first-login.json").read_text())
+        login = first_login(directory)
         who = {"email": login["email"], "token": login["token"]}
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as http:
             yield Running(url, settings, who, http)

@@ -8,7 +8,7 @@ from pathlib import Path
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.rnoclient.chunking import means
 from renderonline.rnoclient.sdk import Client, Login
-from renderonline.serving.directories import config_directory, private_write
+from renderonline.serving.directories import config_directory, private_read, private_write
 
 FIELDS = tuple(field.name for field in fields(Login))
 
@@ -19,10 +19,10 @@ def config_file() -> Path:
 
 
 def saved() -> Login | None:
-    """The login of `renderonline login`; None when there is none."""
+    """The login of `renderonline login`; None when there is none. `InvalidRequest` for a file that others may read."""
     path = config_file()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(private_read(path))
         return Login(**{name: found[name] for name in FIELDS if found.get(name)})
     except FileNotFoundError:
         return None

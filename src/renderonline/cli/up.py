@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,9 @@ def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
             farm = LocalFarm(supervisor, directory)
             farm.wait_for_api(farm.start_api("--host", host, "--port", str(port)))
             first = farm.first_login()
-            if first is not None and logins.saved() is None:
-                logins.save(first)
             known_at = str(read(farm.home_of(NAME) / "machine.json").get("url", "")).casefold()
-            code = None if known_at == farm.node_url.casefold() else farm.invite(logins.saved())
+            saved = _saved(farm, first, known_at)
+            code = None if known_at == farm.node_url.casefold() else farm.invite(saved)
             farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
             known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
             show.answer((known, lambda: show.say(_introduction(farm, first))), as_json=as_json)
@@ -135,15 +134,31 @@ def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
         return INTERRUPTED if interrupt.signal == signal.SIGINT else 0
 
 
+def _saved(farm: LocalFarm, first: Login | None, known_at: str) -> Login | None:
+    """The login of the other commands: the first one when there is no other; the address that it is for follows this
+    very farm, which was at `known_at` when its HPCServer joined."""
+    saved = logins.saved()
+    if saved is None and first is not None:
+        saved = first
+        logins.save(first)
+    elif saved is not None and known_at and as_node(saved.url) == known_at != as_node(farm.url):
+        saved = replace(saved, url=farm.url)
+        logins.save(saved)
+    return saved
+
+
+def as_node(url: str) -> str:
+    """An address in the form in which HPCServers here know it."""
+    return url.rstrip("/").replace("://localhost:", "://127.0.0.1:").casefold()
+
+
 def _introduction(farm: LocalFarm, login: Login | None) -> str:
     lines = [f"The farm is up: {farm.url}   (open it in a browser; API: {farm.url}/docs)"]
     if "://localhost:" in farm.url:
         lines.append(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
     if login is not None:
         lines.append(f"First login:    {login.email}   token {login.token}")
-        lines.append(
-            f"                (kept in {farm.directory / 'first-login.json'}; delete it when you have noted it)"
-        )
+        lines.append(f"                (kept in {farm.directory / 'first-login.json'} until it is used on the page)")
     lines.append(f"Data and logs:  {farm.directory}")
     if not any(engine["name"] == "blender" for engine in engines_here()):
         lines.append("No Blender yet: renderonline engine install blender, then start this again.")

@@ -23,7 +23,7 @@ import structlog
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.protocol.codec import encode, from_wire
 from renderonline.protocol.link import LINK_PATH
-from renderonline.serving.directories import private_write
+from renderonline.serving.directories import private_read, private_write
 from renderonline.serving.web import is_loopback
 
 log = structlog.get_logger(__name__)
@@ -86,12 +86,15 @@ class Identity:
 
 
 def kept(home: Path) -> Identity | None:
-    """What an earlier enrolment left; None without one. `InvalidRequest` for a broken file."""
+    """What an earlier enrolment left; None without one. `InvalidRequest` for a file that is broken, or that others may
+    read."""
     path = home / FILE
     try:
-        return from_wire(Identity, json.loads(path.read_text(encoding="utf-8")))
+        text = private_read(path)
     except FileNotFoundError:
         return None
+    try:
+        return from_wire(Identity, json.loads(text))
     except (OSError, ValueError, InvalidRequest) as error:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
 

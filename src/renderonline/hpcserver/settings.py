@@ -11,7 +11,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
 from renderonline.serving.directories import data_directory
-from renderonline.serving.settings import merge, read_file
+from renderonline.serving.settings import check_exposed, merge, read_file
 
 PREFIX: Final = "HPCSERVER_"
 _RANGES: Final = {
@@ -48,6 +48,8 @@ class Settings:
     tags: tuple[str, ...] = ()
     data_directory: Path | None = None
     """Outbox, secret, logs and scratch space. One directory serves one HPCServer at a time."""
+    strict_files: bool = False
+    """Refuse a settings file that everybody on this computer may read; else there is a warning."""
     allow: tuple[str, ...] = ()
     """v1 role: addresses or networks that may call; () is everybody who reaches `host`."""
     stop_grace: float = 10.0
@@ -85,6 +87,7 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
     that names the setting."""
     content = read_file(file) if file is not None else {}
     settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
+    check_exposed(file, strict=settings.strict_files)
     for name, (least, most) in _RANGES.items():
         if not least <= getattr(settings, name) <= most:
             raise InvalidRequest(f"{name.title()} must be between {least} and {most}, not {getattr(settings, name)}.")

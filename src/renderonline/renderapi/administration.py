@@ -1,5 +1,6 @@
 """The use cases of operators and administrators: accounts, engines, argument types, machines; and the first start."""
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -24,7 +25,7 @@ from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
 from renderonline.renderapi.guessing import Guesses
-from renderonline.serving.directories import private_write
+from renderonline.serving.directories import private_read, private_write
 
 log = structlog.get_logger(__name__)
 
@@ -109,9 +110,16 @@ class Administration:
     """Runs the use cases; `changed` makes what was changed count at once instead of within 5 s."""
 
     def __init__(
-        self, database: Database, files: Path, changed: Callable[[], Awaitable[None]], guesses: Guesses
+        self,
+        database: Database,
+        changed: Callable[[], Awaitable[None]],
+        guesses: Guesses,
+        *,
+        files: Path,
+        data_directory: Path,
     ) -> None:
-        self._database, self._files, self._changed, self._guesses = database, files, changed, guesses
+        self._database, self._changed, self._guesses = database, changed, guesses
+        self._files, self._data_directory = files, data_directory
 
     async def rows(self, kind: Kept) -> tuple[Any, ...]:
         return await self._database.read(kind.rows)
@@ -150,6 +158,11 @@ class Administration:
         token = secrets.token_urlsafe(32)
         await self._write(accounts.set_token, user_id, hash_token(token))
         return token
+
+    async def used_on_the_page(self, token: str) -> None:
+        """Somebody logged in on the page with this token. The file of the first login goes when it is that one: who
+        typed it has it."""
+        await asyncio.to_thread(_forget_login, self._data_directory / FIRST_LOGIN, token)
 
     async def log_out(self, user_id: int) -> None:
         """End an account's token and all its sessions. It has none that anybody knows until somebody makes one."""
@@ -212,7 +225,10 @@ def _check_argtype(argtype: ArgType) -> None:
 
 
 def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: int) -> None:
-    """Make what is missing: a subscription, an administrator, and on a new farm the shipped engines. Blocks."""
+    """Make what is missing: a subscription, an administrator, and on a new farm the shipped engines. Blocks.
+    `InvalidRequest` when others may read the first login."""
+    with contextlib.suppress(FileNotFoundError):
+        private_read(data_directory / FIRST_LOGIN)
     files.mkdir(parents=True, exist_ok=True)
     if not database.read_now(engines.list_engines) and not database.read_now(accounts.list_users):
         for toml in shipped().values():
@@ -249,3 +265,11 @@ def announce_login(data_directory: Path, url: str) -> None:
         return
     if login.get("url") != url:
         private_write(path, json.dumps({**login, "url": url}))
+
+
+def _forget_login(path: Path, token: str) -> None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        first = str(json.loads(path.read_text(encoding="utf-8"))["token"])
+        if secrets.compare_digest(first.encode(), token.encode("utf-8", "surrogatepass")):
+            path.unlink()
+            log.info("first login was used on the page; its file is removed", file=str(path))

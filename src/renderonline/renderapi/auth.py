@@ -32,7 +32,7 @@ from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
 from renderonline.renderapi.guessing import Guesses
-from renderonline.serving.directories import private_write
+from renderonline.serving.directories import private_read, private_write
 from renderonline.serving.proxies import client_of
 
 log = structlog.get_logger(__name__)
@@ -156,7 +156,7 @@ class Sessions:
         self._turn = asyncio.Lock()
         self._open: dict[str, Session] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = json.loads(private_read(file))
             self._open = {key: replace(Session(**one), seen=time.time()) for key, one in kept.items()}
 
     async def log_in(self, connection: HTTPConnection, email: str, token: str) -> tuple[Principal, str]:

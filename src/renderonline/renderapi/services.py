@@ -60,7 +60,9 @@ class Services:
         self.submissions = Submissions(database, ids, self.dispatcher, settings)
         self.reading = Reading(database, self.dispatcher)
         self.control = Control(database, self.dispatcher)
-        self.administration = Administration(database, settings.files, self._changed, self.guesses)
+        self.administration = Administration(
+            database, self._changed, self.guesses, files=settings.files, data_directory=settings.data_directory
+        )
         self.transfers = AttemptTransfers(self.dispatcher, self.submissions.places)
 
     async def _changed(self) -> None:

@@ -37,6 +37,8 @@ class Settings:
     """Addresses and networks of proxies whose `X-Forwarded-For`, `-Proto` and `-Host` count."""
     data_directory: Path = field(default_factory=data_directory)
     """For the embedded database, logs of attempts, the first login and the ready file."""
+    strict_files: bool = False
+    """Refuse a settings file or a key that everybody on this computer may read; else there is a warning."""
     download_path: Path | None = None
     """Where uploads and results of the shipped engines go; by default `files` in the data directory."""
     log_level: str = "info"
@@ -121,10 +123,13 @@ def load_settings(
     file: Path | None = None, *, flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
 ) -> Settings:
     """Settings from a file (if one is named), the environment and flags; `InvalidRequest` names what is wrong."""
-    return sources.merge(
+    settings = sources.merge(
         Settings,
         file=sources.read_file(file) if file is not None else {},
         environment=os.environ if environment is None else environment,
         prefix=ENVIRONMENT_PREFIX,
         flags=flags or {},
     )
+    key = settings.certificate.priv_pem_path if settings.certificate is not None else None
+    sources.check_exposed(file, key, strict=settings.strict_files)
+    return settings

@@ -1,10 +1,15 @@
-"""Where a program keeps its data and its settings, and how private files are written."""
+"""Where a program keeps its data and its settings, and how private files are written and read."""
 
 import os
+import shlex
+import stat
+import sys
 import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path, user_data_path
+
+from renderonline.farm.errors import InvalidRequest
 
 
 def data_directory() -> Path:
@@ -40,3 +45,26 @@ def private_write(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def private_read(path: Path) -> str:
+    """The text of a file that `private_write` wrote. `InvalidRequest` when others than its owner may read it by now."""
+    if sys.platform != "win32" and stat.S_IMODE(path.stat().st_mode) & (stat.S_IRGRP | stat.S_IROTH):
+        raise InvalidRequest(f"Others may read {path}, which holds a secret. {_mended_by(path)}")
+    return path.read_text(encoding="utf-8")
+
+
+def exposed(path: Path) -> str:
+    """What to tell about a file of the operator's that everybody on this computer may read; "" when they may not, or
+    when it is not there. A group may read it: keys are often shared so."""
+    if sys.platform == "win32":
+        return ""
+    try:
+        is_open = path.stat().st_mode & stat.S_IROTH
+    except OSError:  # whoever opens it says why
+        return ""
+    return f"Everybody on this computer may read {path}, which may hold secrets. {_mended_by(path)}" if is_open else ""
+
+
+def _mended_by(path: Path) -> str:
+    return f"Type: chmod 600 {shlex.quote(str(path))}"

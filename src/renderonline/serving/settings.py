@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hi
 import structlog
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.serving.directories import exposed
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -75,6 +76,14 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidRequest(f"Settings file {path} must hold one JSON object.")
     return content
+
+
+def check_exposed(*files: Path | None, strict: bool) -> None:
+    """Warn of settings files and keys that everybody on this computer may read; `InvalidRequest` when `strict`."""
+    for told in filter(None, (exposed(file) for file in files if file is not None)):
+        if strict:
+            raise InvalidRequest(told)
+        log.warning(told)
 
 
 def _key(name: str) -> str:

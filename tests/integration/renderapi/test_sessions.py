@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi import events
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
@@ -142,6 +143,32 @@ async def test_administrator_logs_an_account_out_everywhere(tmp_path: Path, monk
         assert (await farm.call("POST", f"/users/{mine}/logout", who=other)).status == 409
         assert (await farm.call("POST", "/users/999/logout")).status == 404
         assert (await farm.call("GET", "/me", who=other)).status == 200
+
+
+async def test_first_login_s_file_goes_when_it_was_used_on_the_page(tmp_path: Path) -> None:
+    async with renderapi(tmp_path) as farm:
+        first = tmp_path / "first-login.json"
+        assert (await log_in(farm, await farm.new_user("ada@example.org"))).status == 201
+        assert (await log_in(farm, {**farm.who, "token": "wrong"})).status == 401
+        assert first.exists()
+        assert (await log_in(farm)).status == 201
+        assert not first.exists()
+    async with renderapi(tmp_path) as farm:  # and no other one is made
+        assert not first.exists()
+        assert (await farm.call("GET", "/me")).status == 200
+
+
+@pytest.mark.parametrize("name", ["sessions.json", "first-login.json"])
+async def test_secret_that_others_may_read_stops_the_start(tmp_path: Path, name: str) -> None:
+    async with renderapi(tmp_path) as farm:
+        await log_in(farm, await farm.new_user("ada@example.org"))
+    (tmp_path / name).chmod(0o644)
+    with pytest.raises(InvalidRequest, match=f"chmod 600 .*{name}"):
+        async with renderapi(tmp_path):
+            raise AssertionError
+    (tmp_path / name).chmod(0o600)
+    async with renderapi(tmp_path):
+        pass
 
 
 async def test_sessions_of_one_account_are_bounded(tmp_path: Path) -> None:

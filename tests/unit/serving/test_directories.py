@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from renderonline.farm.errors import InvalidRequest
 from renderonline.serving import directories
 
 
@@ -43,3 +44,15 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         directories.private_write(path, "two")
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_private_file_that_others_may_read_is_refused_with_the_line_that_mends_it(tmp_path: Path) -> None:
+    path = tmp_path / "a secret.json"
+    directories.private_write(path, "one")
+    assert directories.private_read(path) == "one"
+    for mode in (0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(InvalidRequest, match=f"chmod 600 '{path}'"):
+            directories.private_read(path)
+    with pytest.raises(FileNotFoundError):
+        directories.private_read(tmp_path / "nothing")

@@ -82,6 +82,7 @@ def routes(directory: Path) -> list[BaseRoute]:
 async def log_in(request: Request, center: Center, body: Credentials) -> Response:
     """Begin a session of the web page: the answer sets its cookie."""
     principal, name = await center.sessions.log_in(request, body.email, body.token)
+    await center.administration.used_on_the_page(body.token)
     response = json_answer(views.me(principal), 201)
     center.sessions.set_cookie(request, response, name)
     return response
