@@ -19,7 +19,7 @@ from renderonline.rnoclient.scenes import external_files
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.rnoclient.sdk.transfers import safe_path
 
-MOST_FILES = 50_000
+MOST_FILES = 100_000
 commands = group("Submitting.")
 
 

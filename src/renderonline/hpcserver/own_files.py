@@ -38,7 +38,7 @@ FETCHES: Final = 4
 """Files of one task that are fetched at once."""
 HURRY_S: Final = 20.0
 """An attempt that is handed back tries so long to send what it has."""
-MAX_FILES: Final = 50_000
+MAX_FILES: Final = 100_000
 WAIT_S: Final = 0.2
 Fetch = Callable[[int, set[int]], None]
 """Writes the file to a handle; the numbers of the parts that are there, to be added to."""

@@ -34,9 +34,9 @@ class Looks:
     """One kind of slow look. Each runs in a thread of its own, so that short work never stands behind it. `modest`:
     those who wait for something else come first."""
 
-    def __init__(self, kind: str, *, modest: bool = False) -> None:
-        self._turns = Turns[asyncio.Future[None]](AT_ONCE)
-        self._threads = ThreadPoolExecutor(AT_ONCE, kind, step_back if modest else None)
+    def __init__(self, kind: str, at_once: int = AT_ONCE, *, modest: bool = False) -> None:
+        self._turns = Turns[asyncio.Future[None]](at_once)
+        self._threads = ThreadPoolExecutor(at_once, kind, step_back if modest else None)
 
     async def look(self, user_id: int, work: Callable[[threading.Event], T], gone: Gone) -> T:
         """What `work` returns, called in the user's turn. When the asker has gone (`ClientDisconnect`), or the caller

@@ -5,67 +5,46 @@ user's files already. What nobody touched for a week is removed.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import re
 import secrets
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import orjson
 from starlette.requests import Request
 
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, Unfit
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
-from renderonline.protocol.codec import from_wire, read_json
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
-from renderonline.renderapi.looks import Gone, Looks
+from renderonline.renderapi.looks import Gone, Looks, client_of
 from renderonline.serving.sink import Body, receive_body
 from renderonline.serving.web import step_back
 from renderonline.storage import manifests, names, staging, unpacking
-from renderonline.storage.staging import Announced, Stage
+from renderonline.storage.announcing import SHORT_BYTES, Announcement
+from renderonline.storage.staging import Stage, is_lacking
 from renderonline.storage.uploads import disk_errors, too_large
 
 MOST_OPEN: Final = 32
 """Of one user; a further one takes the place of the one that was not touched for longest."""
 MOST_LOADED: Final = 64
+MOST_LOADED_FILES: Final = 200_000
+"""Of all uploads in memory."""
+_AT_ONCE: Final = 500
+"""Of so many files an answer is written in one go."""
 ASIDE_THREADS: Final = 2
 """They add up and copy gigabytes: in the threads of everybody else short work would stand behind that."""
 T = TypeVar("T")
 _disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
-
-
-@dataclass(frozen=True, slots=True)
-class SentFile:
-    """A file that is to come. `chunks`: base64 of one record a chunk, 32 bytes of BLAKE3 and the length (u32, little
-    endian); `digest`: BLAKE3 of the file in hex."""
-
-    name: str
-    size: int
-    chunks: str | None = None
-    digest: str = ""
-
-    def announced(self) -> Announced:
-        """The same, decoded; `Unfit` when it can't be."""
-        try:
-            chunks = None if self.chunks is None else base64.b64decode(self.chunks, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise Unfit(f"The chunks of {self.name[:100]!r} are not base64.", code="bad_manifest") from error
-        return Announced(self.name, self.size, self.digest, chunks)
-
-
-@dataclass(frozen=True, slots=True)
-class NewUpload:
-    """What a client announces."""
-
-    files: tuple[SentFile, ...]
 
 
 @dataclass(slots=True)
@@ -113,7 +92,13 @@ class Session:
 
     def view(self) -> dict[str, Any]:
         """What clients are told. Blocks."""
-        return {"upload_id": self.upload_id, **self.stage.describe()}
+        written, complete = list[bytes](), True
+        described = self.stage.described()
+        while some := list(islice(described, _AT_ONCE)):
+            complete = complete and not any(map(is_lacking, some))
+            written.append(orjson.dumps(some)[1:-1])
+        files = orjson.Fragment(b"[" + b",".join(written) + b"]")
+        return {"upload_id": self.upload_id, "files": files, "complete": complete}
 
 
 class Uploads:
@@ -123,35 +108,58 @@ class Uploads:
         self._places = places
         self._housekeeping = housekeeping
         self._sessions: dict[tuple[int, str], Session] = {}
+        self._announcing: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._large = Looks("uploads", at_once=2)
         self._unpacking = Looks("unpacking", modest=True)
         self._aside = ThreadPoolExecutor(ASIDE_THREADS, "aside", step_back)
 
-    async def create(self, user_id: int, body: bytes) -> dict[str, Any]:
-        """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`."""
-        files = await asyncio.to_thread(_read, body)
-        size = sum(file.size for file in files)
+    async def create(self, user_id: int, request: Request, length: int) -> dict[str, Any]:
+        """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`, `ClientDisconnect`."""
+        root, upload_id = await self._places.staging(), secrets.token_hex(16)
+        directory = root / names.INCOMING / f"{user_id}-{upload_id}"
+        await self._places.check_disk(root, 3 * length)
+        announcement = Announcement(directory.with_name(f"{upload_id}.part"))
+        long = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
+        try:
+            async with long:
+                with _disk_errors(), Body(request, length or None) as body:
+                    await body.read(announcement.take)
+            await asyncio.to_thread(names.incoming_directory, root)
+            with _disk_errors():
+                stage = await self._in_turn(
+                    user_id, client_of(request), partial(announcement.stage, directory), large=announcement.is_long
+                )
+            await self._admit(user_id, root, sum(file.size for file in stage.files))
+            session = await self._opened(user_id, upload_id, stage)
+        except BaseException:
+            await asyncio.to_thread(staging.remove, directory)
+            raise
+        finally:
+            announcement.close()
+        return await self._viewed(user_id, session, client_of(request))
+
+    async def _admit(self, user_id: int, root: Path, size: int) -> None:
+        """Refuse so many bytes, or make room for them."""
         if size > self._places.limit:
             raise too_large(self._places.limit)
         await self._housekeeping.surplus(user_id, size)
-        root = await self._places.staging()
         await asyncio.to_thread(_make_room, root, user_id)
         await self._places.check_length(size)
-        upload_id = secrets.token_hex(16)
-        with _disk_errors():
-            directory = names.incoming_directory(root) / f"{user_id}-{upload_id}"
-            try:
-                stage = await asyncio.to_thread(Stage.create, directory, files)
-            except BaseException:
-                staging.remove(directory)
-                raise
-        session = await self._opened(user_id, upload_id, stage)
-        return await asyncio.to_thread(session.view)
 
-    async def describe(self, user_id: int, upload_id: str) -> dict[str, Any]:
+    async def describe(self, user_id: int, upload_id: str, gone: Gone) -> dict[str, Any]:
         """What is there and what is to be sent."""
         session = await self.find(user_id, upload_id)
+        return await self._viewed(user_id, session, gone)
+
+    async def _viewed(self, user_id: int, session: Session, gone: Gone) -> dict[str, Any]:
         with _disk_errors():
-            return await asyncio.to_thread(session.view)
+            return await self._in_turn(user_id, gone, lambda _: session.view(), large=session.stage.is_large)
+
+    async def _in_turn(self, user_id: int, gone: Gone, work: Callable[[threading.Event], T], *, large: bool) -> T:
+        """What is much work waits for the user's turn."""
+        if large:
+            return await self._large.look(user_id, work, gone)
+        return await asyncio.to_thread(work, threading.Event())
 
     async def append(self, user_id: int, upload_id: str, index: int, offset: int, request: Request, length: int) -> int:
         """Append `length` bytes of a body to a file that comes from its beginning on; its new offset."""
@@ -259,34 +267,35 @@ class Uploads:
         stage.promise(found)
         if found:
             session.fill(found)
-        for key in [key for key, one in self._sessions.items() if not one.busy][: -MOST_LOADED or None]:
-            del self._sessions[key]
         self._sessions[user_id, upload_id] = session
+        self._unload()
         return session
+
+    def _unload(self) -> None:
+        """Keep the newest in memory; the others are on the disk."""
+        files = 0
+        for place, (key, one) in enumerate(reversed(list(self._sessions.items()))):
+            files += len(one.stage.files)
+            if place and (place >= MOST_LOADED or files > MOST_LOADED_FILES) and not one.busy:
+                del self._sessions[key]
 
     async def _look_up(self, user_id: int, stage: Stage) -> dict[int, staging.Place]:
         """Where the chunks that are missing lie already among the user's files."""
         roots = await self._places.roots()
 
         def look() -> dict[int, staging.Place]:
-            wanted = dict(stage.wanted())
-            if not wanted:
+            if not manifests.any_of(roots, user_id):
                 return {}
-            called = {file.name for file in stage.files}
-            places = manifests.look_up(roots, user_id, set(wanted.values()), called)
-            return {number: places[digest] for number, digest in wanted.items() if digest in places}
+            wanted = {digest for _, digest in stage.wanted()}
+            called = {file.name for file in stage.files} if wanted else set()
+            places = manifests.look_up(roots, user_id, wanted, called) if wanted else {}
+            return {number: places[digest] for number, digest in stage.wanted() if digest in places} if places else {}
 
         return await asyncio.to_thread(look)
 
 
 class WrongOffset(Conflict):
     code = "wrong_offset"
-
-
-def _read(body: bytes) -> list[Announced]:
-    files = [file.announced() for file in from_wire(NewUpload, read_json(body)).files]
-    staging.checked(files)
-    return files
 
 
 def _make_room(root: Path, user_id: int) -> None:

@@ -20,7 +20,7 @@ from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.machines import Machine, Machines
 from renderonline.renderapi.task_requests import SubmitRequest, UploadRequest
-from renderonline.renderapi.uploads import NewUpload
+from renderonline.storage.announcing import NewUpload
 
 log = structlog.get_logger(__name__)
 

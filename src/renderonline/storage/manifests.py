@@ -105,6 +105,11 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
         temporary.rename(path)
 
 
+def any_of(roots: Iterable[Path], user_id: int) -> bool:
+    """Whether anything is known of a user's files."""
+    return any(True for root in roots for _ in (root / DIRECTORY).glob(f"{user_id}-*"))
+
+
 def look_up(
     roots: Iterable[Path], user_id: int, wanted: Collection[bytes], names: Collection[str]
 ) -> dict[bytes, Place]:

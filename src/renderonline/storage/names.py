@@ -24,7 +24,8 @@ def clean_file_name(name: str) -> str:
     is left becomes `file`.
     """
     last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
-    odd = {char for char in last if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
+    seldom = () if last.isascii() else set(last)
+    odd = {char for char in seldom if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
     cleaned = "".join("_" if char in odd else char for char in _UNFIT.sub("_", last)).strip().rstrip(". ")
     if not cleaned:
         return "file"

@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from blake3 import blake3
@@ -26,12 +27,14 @@ from renderonline.storage.archive import UNFINISHED
 from renderonline.storage.digests import InputSums
 from renderonline.storage.names import clean_file_name
 
-MOST_FILES: Final = 50_000
+MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
 LONGEST_NAME: Final = 1000
 DIGEST_BYTES: Final = 32
 SENT_CHUNK: Final = struct.Struct("<32sI")
 """A chunk as clients announce it: BLAKE3 and length."""
+LARGE: Final = 1000
+"""Going through more files than these is much work."""
 MANY: Final = 64
 """So many files are made durable one by one; more of them with everything else that is on its way to the disks."""
 _PLACED: Final = struct.Struct("<32sIQ")
@@ -79,11 +82,14 @@ def checked(files: Sequence[Announced]) -> None:
     folders: set[str] = set()
     seen: set[str] = set()
     for file in files:
-        _check_name(file.name)
+        folder, _, base = file.name.rpartition("/")
+        _check_name(file.name, base if folder in folders else file.name)
         if file.name in seen:
             raise Unfit(f"Two files are called {file.name}.", code="bad_name")
         seen.add(file.name)
-        folders.update(str(parent) for parent in PurePosixPath(file.name).parents)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
         if not 0 <= file.size < 2**62 or not re.fullmatch(r"([0-9a-f]{64})?", file.digest):
             raise Unfit(f"The size or the digest of {file.name} can't be.")
         if file.chunks is not None:
@@ -92,8 +98,9 @@ def checked(files: Sequence[Announced]) -> None:
         raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
 
 
-def _check_name(name: str) -> None:
-    parts = name.split("/")
+def _check_name(name: str, new: str) -> None:
+    """`new`: what of the name was not looked at before."""
+    parts = new.split("/")
     if len(name.encode(errors="replace")) > LONGEST_NAME or any(clean_file_name(part) != part for part in parts):
         message = f"{name[:100]!r} is no name for a file: relative, with / between folders, and fit for every system."
         raise Unfit(message, code="bad_name")
@@ -113,7 +120,8 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.files = tuple(_File(*row) for row in json.loads((directory / _FACTS).read_bytes()))
+        self._data = str(directory / "data")
+        self.files = tuple(_File(*row) for row in _rows(directory / _FACTS))
         self._state = bytearray((directory / "have").read_bytes())
         self._lock = threading.Lock()
         self._sums: dict[int, InputSums] = {}
@@ -123,14 +131,14 @@ class Stage:
     def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
         """A new upload, in a directory that must not be there yet; the files are `checked`."""
         directory.mkdir()
-        rows, table = [], bytearray()
+        rows, table = list[str](), bytearray()
         for file in files:
             first = len(table) // _PLACED.size
-            rows.append((file.name, file.size, file.digest, first, _lay_out(file.chunks, table)))
+            rows.append(json.dumps((file.name, file.size, file.digest, first, _lay_out(file.chunks, table))))
         (directory / "chunks").write_bytes(table)
         (directory / "have").write_bytes(bytes(len(table) // _PLACED.size))
         (directory / "data").mkdir()
-        (directory / f"{_FACTS}.new").write_bytes(json.dumps(rows).encode())
+        (directory / f"{_FACTS}.new").write_text("[\n" + ",\n".join(rows) + "\n]")
         (directory / f"{_FACTS}.new").rename(directory / _FACTS)
         return cls(directory)
 
@@ -143,7 +151,7 @@ class Stage:
         file = self.files[index]
         if file.count is None:
             try:
-                return self.path(index).stat().st_size
+                return os.stat(f"{self._data}/{index}").st_size
             except FileNotFoundError:
                 return 0
         gap = re.compile(rb"[^\x01]").search(self._state, file.first, file.first + file.count)
@@ -157,15 +165,17 @@ class Stage:
         runs = re.compile(b"\0+").finditer(self._state, file.first, file.first + file.count)
         return [(run.start() - file.first, run.end() - run.start()) for run in runs]
 
-    def describe(self) -> dict[str, Any]:
-        """What is there of each file, and whether nothing is to be sent any more."""
-        described, complete = [], True
+    @property
+    def is_large(self) -> bool:
+        """Whether going through all its files is much work."""
+        return len(self.files) > LARGE
+
+    def described(self) -> Iterator[dict[str, Any]]:
+        """What is there of each file."""
         for index, file in enumerate(self.files):
             missing, offset = self.missing(index), self.offset(index)
-            complete = complete and (offset == file.size if missing is None else not missing)
             one: dict[str, Any] = {"name": file.name, "size": file.size, "offset": offset}
-            described.append(one if missing is None else one | {"missing": missing})
-        return {"files": described, "complete": complete}
+            yield one if missing is None else one | {"missing": missing}
 
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[int]:
@@ -240,9 +250,7 @@ class Stage:
     def finish(self) -> tuple[InputFile, ...]:
         """Every file as it is, all of them whole. `Incomplete` when something is missing; `Unfit` (`wrong_digest`) for
         a file that is not what was announced: it is to be sent again."""
-        described = self.describe()
-        if not described["complete"]:
-            lacking = [file for file in described["files"] if file.get("missing", file["offset"] < file["size"])]
+        if lacking := list(islice(filter(is_lacking, self.described()), LARGE)):
             raise Incomplete("The upload is not complete. Send what is missing, then submit again.", files=lacking)
         return tuple(self._finished(index) for index in range(len(self.files)))
 
@@ -297,16 +305,16 @@ class Stage:
         return {file.name: self._state_of(index) for index, file in enumerate(self.files)}
 
     def _state_of(self, index: int) -> tuple[str, str]:
-        file, path = self.files[index], self.path(index)
+        file, path = self.files[index], f"{self._data}/{index}"
         if not self.has(index):
             return "", ""
         sums = self._sums.get(index)
         if sums is not None and sums.size == file.size:
-            return str(path), sums.digest.hexdigest()
+            return path, sums.digest.hexdigest()
         if not file.size:
-            return str(path), "empty"
-        status = path.stat()
-        return str(path), f"{status.st_ino} {status.st_ctime_ns}"
+            return path, "empty"
+        status = os.stat(path)
+        return path, f"{status.st_ino} {status.st_ctime_ns}"
 
     def has(self, index: int) -> bool:
         """Whether a file is there wholly."""
@@ -314,7 +322,7 @@ class Stage:
 
     def path(self, index: int) -> Path:
         """Where the bytes of a file lie while it is staged."""
-        return self.directory / "data" / str(index)
+        return Path(self._data, str(index))
 
     def _number(self, index: int, chunk: int) -> int:
         if index < len(self.files) and chunk < (self.files[index].count or 0):
@@ -397,6 +405,20 @@ def sweep(incoming: Path, keep_s: float) -> int:
     for path in old:
         remove(path)
     return len(old)
+
+
+def is_lacking(described: Mapping[str, Any]) -> bool:
+    """Whether something of a file is still to be sent."""
+    return bool(described.get("missing", described["offset"] != described["size"]))
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    """Line by line: reading all at once would hold everybody up."""
+    text = path.read_bytes()
+    lines = text.splitlines()
+    if len(lines) < 3:  # as an older version wrote it
+        return iter(json.loads(text))
+    return (json.loads(line.rstrip(b",")) for line in lines[1:-1])
 
 
 def _lay_out(chunks: bytes | None, table: bytearray) -> int | None:

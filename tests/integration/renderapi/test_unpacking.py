@@ -91,7 +91,7 @@ async def test_a_zip_that_means_harm_is_refused_and_leaves_nothing(api: Running,
 
 
 async def test_too_many_files_are_refused(api: Running) -> None:
-    many = zipped(*((f"{number}.txt", b"") for number in range(50_001)), compression=zipfile.ZIP_STORED)
+    many = zipped(*((f"{number}.txt", b"") for number in range(100_001)), compression=zipfile.ZIP_STORED)
     mine = Uploader(api)
     assert (await mine.submit(await sent(mine, many), unpack=True)).status == 422
 

@@ -1,7 +1,5 @@
 """`/renderapi/v2/attempts/{id}`: what machines without the farm's directory fetch and send, by the attempt's token."""
 
-from dataclasses import asdict
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +17,7 @@ router = Part("attempts")
 async def list_inputs(center: Center, held: Held) -> Json:
     """The files that the attempt's task was submitted with. For its machine: `Authorization: Attempt <token>`."""
     scene, files = await center.transfers.inputs(held)
-    return {"scene": scene, "files": [asdict(one) for one in files]}
+    return {"scene": scene, "files": list(files)}
 
 
 @router.call("GET", "/attempts/{attempt_id}/inputs/{name:path}", "application/octet-stream", needs=Door.ATTEMPT)

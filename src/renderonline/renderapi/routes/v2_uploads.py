@@ -10,16 +10,12 @@ from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
-from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.models import FileIndex, UploadOffset
 from renderonline.renderapi.submissions import content_length
 
 router = Part("uploads")
 
 OWN: Final = Permission.OWN_TASKS
-
-MAX_ANNOUNCED: Final = 32 * 1024 * 1024
-"""Bytes of the JSON that announces files: the chunks of some 150 GB."""
 
 _BYTES: Final[Json] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY: Final[Json] = {"requestBody": {"required": True, "content": _BYTES}}
@@ -34,14 +30,13 @@ _NEW: Final[Json] = {
 @router.call("POST", "/uploads", "Upload", 201, needs=OWN, openapi_extra=_NEW)
 async def create(request: Request, caller: Caller, center: Center) -> Json:
     """Announce files; the answer says what is to be sent of each."""
-    body = await Request(request.scope, bounded(request, request.receive, MAX_ANNOUNCED)).body()
-    return await center.submissions.uploads.create(caller.user_id, body)
+    return await center.submissions.uploads.create(caller.user_id, request, content_length(request.headers))
 
 
 @router.call("GET", "/uploads/{upload_id}", "Upload", needs=OWN)
-async def describe(caller: Caller, center: Center, upload_id: str) -> Json:
+async def describe(request: Request, caller: Caller, center: Center, upload_id: str) -> Json:
     """What is there of each file, and what is to be sent."""
-    return await center.submissions.uploads.describe(caller.user_id, upload_id)
+    return await center.submissions.uploads.describe(caller.user_id, upload_id, client_of(request))
 
 
 @router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts", needs=OWN)
