@@ -34,6 +34,8 @@ _log = structlog.get_logger(__name__)
 EVERY_S: Final = 600.0
 KEEP_UPLOADS_S: Final = 7 * 24 * 3600.0
 """An upload that nobody touched for so long is removed."""
+_NAMED: Final = 3
+"""Open uploads that an error names."""
 EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
 """Bodies larger than this are compared with the free disk before their first byte is read."""
 
@@ -115,33 +117,45 @@ class Housekeeping:
         """How many bytes a user's tasks may take; 0: any."""
         return self._shared.machines.policy.users.get(user_id, Allowance()).keep_mib << 20
 
-    async def surplus(self, user_id: int, size: int, spared: Collection[int] = ()) -> list[int]:
-        """Which ended tasks must go to make room for so many bytes, oldest first, but none that are `spared`.
-        `TooLarge` (`over_quota`) when that is not enough."""
+    async def surplus(
+        self, user_id: int, size: int, spared: Collection[int] = (), upload_id: str | None = None
+    ) -> list[int]:
+        """Which ended tasks must go to make room for so many bytes, oldest first, but none that are `spared`. Open
+        uploads count with all that was announced, but for that of which these bytes are (`upload_id`). `TooLarge`
+        (`over_quota`) when that is not enough."""
         limit = self.limit(user_id)
         if not limit or not size:
             return []
         tasks = await self._database.read(partial(retention.kept, user_id=user_id))
-        taken = sum(task.size for task in tasks)
-        over, going = taken + size - limit, []
+        roots = await self._places.roots()
+        opened = await asyncio.to_thread(_opened, roots, user_id, upload_id)
+        taken, coming = sum(task.size for task in tasks), sum(opened.values())
+        over, going = taken + coming + size - limit, []
         for task in tasks:
             if over > 0 and task.size and task.may_go and task.task_id not in spared:
                 going.append(task.task_id)
                 over -= task.size
         if over > 0:
+            uploads, finish = "", ""
+            if coming:
+                named = ", ".join(list(opened)[:_NAMED]) + (" …" if len(opened) > _NAMED else "")
+                uploads = f", your open uploads {_mib(coming)} ({named})"
+                finish = "finish or delete open uploads (DELETE /renderapi/v2/uploads/ID), "
             raise TooLarge(
-                f"Your subscription holds {_mib(limit)}. Your tasks take {_mib(taken)}, and this is {_mib(size)} more; "
-                "tasks that have ended make room by themselves, but that is not enough. Wait until others have ended, "
-                "delete some, or ask an administrator for more.",
+                f"Your subscription holds {_mib(limit)}. Your tasks take {_mib(taken)}{uploads}, and this is "
+                f"{_mib(size)} more; tasks that have ended make room by themselves, but that is not enough. Wait until "
+                f"others have ended, delete some, {finish}or ask an administrator for more.",
                 code="over_quota",
             )
         return going
 
     @contextlib.asynccontextmanager
-    async def room(self, user_id: int, size: int, spared: Collection[int]) -> AsyncIterator[None]:
+    async def room(
+        self, user_id: int, size: int, spared: Collection[int], upload_id: str | None = None
+    ) -> AsyncIterator[None]:
         """Commit so many bytes of a user's inside of this: the `surplus` is gone then."""
         async with self._locks[user_id] if self.limit(user_id) else contextlib.nullcontext():
-            while going := await self.surplus(user_id, size, spared):
+            while going := await self.surplus(user_id, size, spared, upload_id):
                 for task_id in going:
                     await self._remove(task_id, "its place is needed")
             yield
@@ -179,6 +193,13 @@ async def _tried(work: Callable[[], Awaitable[None]]) -> None:
         await work()
     except (RenderOnlineError, OSError) as error:
         _log.warning("housekeeping goes on later", reason=str(error))
+
+
+def _opened(roots: Collection[Path], user_id: int, but: str | None) -> dict[str, int]:
+    """The open uploads of a user but one: id -> bytes."""
+    found = [one for root in roots for one in staging.staged(root / names.INCOMING, user_id)]
+    ids = {one.name.partition("-")[2]: one for one in found}
+    return {upload_id: staging.announced_bytes(one) for upload_id, one in ids.items() if upload_id != but}
 
 
 def _mib(size: int) -> str:

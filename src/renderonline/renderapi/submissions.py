@@ -180,7 +180,8 @@ class Submissions:
         if self.housekeeping.limit(new.user_id) and await self._known(new.user_id, new.client_key) is not None:
             size = 0  # it is there already
         try:
-            async with self.housekeeping.room(new.user_id, size, new.waits_for):
+            upload_id = upload.session.upload_id if isinstance(upload, _Taken) else None
+            async with self.housekeeping.room(new.user_id, size, new.waits_for, upload_id):
                 submitted = await self._dispatcher.submit(new, engine)
         except NotAvailable:
             settling = asyncio.create_task(self._settle(new))

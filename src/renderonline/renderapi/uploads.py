@@ -129,7 +129,7 @@ class Uploads:
                 stage = await self._in_turn(
                     user_id, client_of(request), partial(announcement.stage, directory), large=announcement.is_long
                 )
-            await self._admit(user_id, root, sum(file.size for file in stage.files))
+            await self._admit(user_id, upload_id, root, sum(file.size for file in stage.files))
             session = await self._opened(user_id, upload_id, stage)
         except BaseException:
             await asyncio.to_thread(staging.remove, directory)
@@ -138,11 +138,11 @@ class Uploads:
             announcement.close()
         return await self._viewed(user_id, session, client_of(request))
 
-    async def _admit(self, user_id: int, root: Path, size: int) -> None:
+    async def _admit(self, user_id: int, upload_id: str, root: Path, size: int) -> None:
         """Refuse so many bytes, or make room for them."""
         if size > self._places.limit:
             raise too_large(self._places.limit)
-        await self._housekeeping.surplus(user_id, size)
+        await self._housekeeping.surplus(user_id, size, upload_id=upload_id)
         await asyncio.to_thread(_make_room, root, user_id)
         await self._places.check_length(size)
 
@@ -239,6 +239,7 @@ class Uploads:
             raise InvalidRequest("Only an upload that is one ZIP can be unpacked.", code="broken_archive")
         await session.finished(session.stage)
         archive, most = session.stage.path(0), await self._places.room(session.stage.directory)
+        most = min(most, self._housekeeping.limit(user_id) or most)
 
         def unpack(stopped: threading.Event) -> Stage:
             staging.remove(directory)
@@ -301,7 +302,7 @@ class WrongOffset(Conflict):
 def _make_room(root: Path, user_id: int) -> None:
     incoming = names.incoming_directory(root)
     staging.sweep(incoming, KEEP_UPLOADS_S)
-    for old in staging.staged(incoming, user_id)[: -MOST_OPEN + 1]:
+    for old in staging.staged(incoming, user_id)[:-MOST_OPEN]:
         staging.remove(old)
 
 

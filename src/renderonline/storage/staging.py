@@ -41,6 +41,7 @@ _PLACED: Final = struct.Struct("<32sIQ")
 _RECORD: Final = struct.Struct("<II")
 _PIECE: Final = 1024 * 1024
 _FACTS: Final = "upload.json"
+_BYTES: Final = "bytes"
 _MISSING, _THERE, _PROMISED = 0, 1, 2
 
 
@@ -138,6 +139,7 @@ class Stage:
         (directory / "chunks").write_bytes(table)
         (directory / "have").write_bytes(bytes(len(table) // _PLACED.size))
         (directory / "data").mkdir()
+        (directory / _BYTES).write_text(str(sum(file.size for file in files)))
         (directory / f"{_FACTS}.new").write_text("[\n" + ",\n".join(rows) + "\n]")
         (directory / f"{_FACTS}.new").rename(directory / _FACTS)
         return cls(directory)
@@ -389,6 +391,16 @@ def staged(incoming: Path, user_id: int | None = None) -> list[Path]:
     whose = r"\d+" if user_id is None else str(user_id)
     found = [path for path in incoming.glob("*-*") if re.fullmatch(rf"{whose}-[0-9a-f]{{32}}", path.name)]
     return sorted(found, key=touched)
+
+
+def announced_bytes(directory: Path) -> int:
+    """How many bytes an upload has when it is complete; 0: it is not there."""
+    try:
+        return int((directory / _BYTES).read_bytes())
+    except (OSError, ValueError):  # of an older version, or gone
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return sum(row[1] for row in _rows(directory / _FACTS))
+    return 0
 
 
 def touched(directory: Path) -> float:

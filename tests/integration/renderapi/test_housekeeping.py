@@ -104,6 +104,28 @@ async def test_a_task_that_the_new_one_waits_for_stays(mine: Uploader) -> None:
     assert {first, third} <= set(await there(mine))
 
 
+async def test_open_uploads_count_with_what_was_announced(api: Running, mine: Uploader) -> None:
+    first = await mine.announce(announced("a.txt", os.urandom(6 * MIB), chunked=False))
+    before = api.tree()
+    for refused in (
+        await mine.call("POST", "/uploads", {"files": [{"name": "a.txt", "size": 5 * MIB}]}),
+        await multipart(mine, 5),
+    ):
+        assert (refused.status, refused.json()["code"]) == (413, "over_quota")
+        told = f"holds 10 MiB. Your tasks take 0 MiB, your open uploads 6 MiB ({first['upload_id']}), and this is 5 MiB"
+        assert told in refused.json()["detail"]
+        assert "finish or delete open uploads" in refused.json()["detail"]
+    assert [name for name in api.tree() if name not in before and name != ".manifests"] == []
+    assert (await mine.call("DELETE", f"/uploads/{first['upload_id']}")).status == 204
+    assert (await multipart(mine, 5)).status == 201
+
+
+async def test_an_upload_of_which_a_task_is_made_does_not_count_twice(mine: Uploader) -> None:
+    ended = await task_of(mine, 3)
+    task = await task_of(mine, 7)
+    assert await there(mine) == [ended, task]
+
+
 async def test_body_without_a_length_that_has_no_room_leaves_nothing(api: Running, mine: Uploader) -> None:
     kept = await task_of(mine, 8, ended=False)
     before = api.tree()
