@@ -101,7 +101,7 @@ def read(path: str, name: str = "", left: _Left | None = None) -> dict[str, Any]
             raise
         except EOFError as error:
             raise BrokenScene(_TRUNCATED) from error
-        except (struct.error, zlib.error, zstandard.ZstdError, OSError, LookupError, ValueError) as error:
+        except (struct.error, zlib.error, zstandard.ZstdError, OSError, LookupError, TypeError, ValueError) as error:
             raise BrokenScene(_DAMAGED) from error
 
 
