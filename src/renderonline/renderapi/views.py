@@ -107,7 +107,7 @@ def shapes() -> dict[str, Any]:
     def shape(called: str, row: type | None = None, /, **more: Any) -> Any:
         hints = {key: hint for key, hint in get_type_hints(row).items() if key not in _HIDDEN} if row else {}
         members = {_name(key): str | None if key.endswith("_us") else hint for key, hint in hints.items()} | more
-        given: dict[str, Any] = {key: (hint, ...) for key, hint in members.items()}
+        given: dict[str, Any] = {key: hint if isinstance(hint, tuple) else (hint, ...) for key, hint in members.items()}
         return create_model(called, **given)
 
     text, texts = str | None, list[str]
@@ -116,7 +116,7 @@ def shapes() -> dict[str, Any]:
     slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
     at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
     result: Any = shape("Result", ResultView, preview=bool, integrity=str)
-    part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=list[tuple[int, int]] | None)
+    part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
     address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
     one = [
