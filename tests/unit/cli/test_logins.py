@@ -8,6 +8,7 @@ import pytest
 from renderonline.cli import logins
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.rnoclient.sdk import Login
+from renderonline.serving.directories import private_write
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,6 @@ def test_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"email": "a"}'])
 def test_broken_file_is_told_with_the_way_out(text: str) -> None:
-    logins.config_file().parent.mkdir(parents=True)
-    logins.config_file().write_text(text)
+    private_write(logins.config_file(), text)
     with pytest.raises(InvalidRequest, match="renderonline login"):
         logins.current(None)
