@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from renderonline.farm.machines import MOST_SLOTS
+
 SCENE = """
 #version 3.7;
 global_settings { assumed_gamma 1.0 }
@@ -95,7 +97,7 @@ def test_farm_renders_what_is_submitted_and_is_there_again_the_next_time(home: H
         assert (home.directory / "all.zip").stat().st_size > 1000
         assert home.type("logs", str(task["task_id"]))
         machines = home.type("machine", "list")
-        assert [machine["name"] for machine in machines] == ["this-computer"]
+        assert [(machine["name"], machine["slots_allowed"]) for machine in machines] == [("this-computer", MOST_SLOTS)]
         assert home.type("tasks", "999", code=4) is None
         port = int(said["url"].rpartition(":")[2])
     finally:

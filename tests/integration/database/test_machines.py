@@ -55,7 +55,7 @@ async def test_an_address_is_there_once(database: Database) -> None:
     await database.write(lambda c: machines.add_v1(c, "192.0.2.1", 5001, now_us=NOW_US))
     with pytest.raises(Conflict):
         await database.write(lambda c: machines.add_v1(c, "192.0.2.1", 5001, now_us=NOW_US))
-    for address, port in (("", 5001), ("x" * 46, 5001), ("192.0.2.1", 0), ("192.0.2.1", 65536)):
+    for address, port in (("", 5001), ("x" * 46, 5001), ("host/path?q=", 5001), ("192.0.2.1", 0), ("192.0.2.1", 65536)):
         with pytest.raises(InvalidRequest):
             await database.write(lambda c, a=address, p=port: machines.add_v1(c, a, p, now_us=NOW_US))
 

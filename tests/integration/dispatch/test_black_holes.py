@@ -62,9 +62,13 @@ async def test_machine_that_dials_again_and_again_gains_no_time(rig: Rig) -> Non
     hole = await joined(rig, works=False)
     task_id = await rig.submit("1")
     await hole.given()
-    while not (await outcomes(rig, task_id))[0][0]:
+
+    async def dialled_again() -> bool:
         await hole.hang_up()
         await hole.dial()
+        return (await outcomes(rig, task_id))[0][0] is not None
+
+    await until(dialled_again, "end of the assignment")
     assert (await outcomes(rig, task_id))[0] == ("canceled", "not_started")
 
 
