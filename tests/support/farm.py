@@ -78,13 +78,15 @@ class RealFarm:
         """Invite a machine, start its HPCServer and wait until it may take chunks."""
         code = self.client.admin.invite(slots=MOST_SLOTS)["code"]
         words = ["node", "--join", self.url, "--name", name, "--data-directory", str(self.directory / name), *flags]
+        # Engines for tests write down beside their own files what they were asked for.
+        opened = {"HPCSERVER_SANDBOX_WRITE": str(self.directory.parent)} if engines else {}
         for engine, path in (engines or {}).items():
             words += ["--engine", f"{engine}={path}"]
         program = self.supervisor.start(
             f"HPCServer {name}",
             words,
             self.directory / f"{name}.log",
-            {"RENDERONLINE_JOIN_CODE": code, **(environment or {})},
+            {"RENDERONLINE_JOIN_CODE": code, **opened, **(environment or {})},
         )
         if wait:
             self.supervisor.wait_for(program, lambda: self.machine(name).get("status") in {"idle", "busy"}, DEADLINE_S)

@@ -40,13 +40,14 @@ except RenderOnlineError as error:
 class Node:
     """A linked HPCServer that has joined already: engine `sh` is /bin/sh, `python` this Python."""
 
-    def __init__(self, home: Path, url: str, **flags: Any) -> None:
-        self.home = home
+    def __init__(self, home: Path, url: str, *, path: str = "/usr/bin:/bin", **flags: Any) -> None:
+        self.home, self.path = home, path
         self.url = url
         self.flags = {
             "data_directory": str(home),
             "name": home.name,
             "stop_grace": 1.0,
+            "sandbox_write": [str(home.parent)],  # the shell is told to look for files beside its own
             "rendering_engines": [
                 {"EngineId": "Sh", "ExecutablePath": "/bin/sh"},
                 {"EngineId": "python", "ExecutablePath": sys.executable},
@@ -66,7 +67,7 @@ class Node:
         """Start the program; `run` are arguments of `run_linked`."""
         given = json.dumps({"flags": self.flags, "run": {"url": self.url, **run}})
         environment = {
-            "PATH": "/usr/bin:/bin",
+            "PATH": self.path,
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(ROOT / "src"),
             "RENDERONLINE_DATA": str(self.home.parent / "data"),
@@ -88,8 +89,8 @@ class Node:
         return process_table.mark((self.home / "identity").read_text())
 
     def engines(self) -> frozenset[int]:
-        """Its engines' processes, wherever they are in the table."""
-        return process_table.marked(self.mark)
+        """Its engines' processes, wherever they are in the table, without those of the boxes around them."""
+        return frozenset(pid for pid in process_table.marked(self.mark) if b"bwrap" not in _command_line(pid))
 
     def spawner(self) -> int:
         """The process id of its spawner."""

@@ -1,5 +1,6 @@
 """`renderonline engine …`: engines of the farm, and programs installed on this computer."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,13 @@ def add(
     download_path: str | None = option("DIRECTORY", "Where RenderAPI keeps its tasks' files."),
 ) -> Output:
     """Add an engine to the farm, from its definition (administrators)."""
-    made = client.admin.add_engine(_read(file), download_path)
+    from renderonline.engines.loading import doubts, parse_definition
+
+    text = _read(file)
+    made = client.admin.add_engine(text, download_path)
+    with suppress(InvalidRequest):  # the farm, which may be newer, took it
+        for doubt in doubts(parse_definition(text)):
+            show.note(f"Warning: {doubt}")
     return made, f"Engine {made['engine_id']} {made['name']} added."
 
 

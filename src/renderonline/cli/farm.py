@@ -146,6 +146,7 @@ def node(
     leash()
     from renderonline.hpcserver import main
     from renderonline.hpcserver.settings import load
+    from renderonline.sandbox.privacy import taken_from_environment
     from renderonline.serving import logs
 
     flags: dict[str, Any] = {"name": name, "slots": slots, "tags": tag or None, "host": host, "port": port}
@@ -159,9 +160,10 @@ def node(
         return show_findings(found, as_json=json)
     if not join:
         return main.run_v1(settings)
-    from_environment = os.environ.pop(JOIN_CODE, None)  # popped: engines must not inherit it
-    given = code or from_environment
-    return main.run_linked(settings, url=",".join(join), code=given, fingerprint=fingerprint, idle_exit_s=idle_exit)
+    given = taken_from_environment(JOIN_CODE)  # engines must neither inherit it nor find it
+    return main.run_linked(
+        settings, url=",".join(join), code=code or given or None, fingerprint=fingerprint, idle_exit_s=idle_exit
+    )
 
 
 def without_code(argv: Sequence[str]) -> list[str]:

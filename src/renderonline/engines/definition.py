@@ -109,6 +109,7 @@ class EngineDefinition:
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
     any it is only what the machine's own settings name. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
+    `network`, `sandbox_read`, `sandbox_write`: what is open to it in its box besides its task's files.
     """
 
     name: str
@@ -130,4 +131,7 @@ class EngineDefinition:
     time_s: float = 0.0
     frame_time_s: float = 0.0
     memory_mib: int = 0
+    network: bool = False
+    sandbox_read: tuple[str, ...] = ()
+    sandbox_write: tuple[str, ...] = ()
     requirements: Needs = NOTHING

@@ -7,7 +7,7 @@ ignored would be found out on the farm.
 import dataclasses
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Any, Final, get_args, get_type_hints
 
@@ -24,11 +24,15 @@ from renderonline.engines.definition import (
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.codec import from_wire
+from renderonline.sandbox.box import is_plain_directory
 
 LONGEST_DEFINITION: Final = 64 * 1024
 SPLITS: Final = ("frames", "none")
 CONSTANTS: Final = ("fail", "warn")
 STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
+REFUSED_VARIABLES: Final = frozenset({"LD_PRELOAD", "LD_AUDIT", "PYTHONSTARTUP"})
+LOADERS: Final = ("LD_", "PYTHON")
+"""What the variables of the system's loader and of Python begin with."""
 FAILURE_CLASS: Final = "[a-z_]{1,40}"
 
 
@@ -98,8 +102,28 @@ def _check(definition: EngineDefinition) -> None:
     if definition.outputs is not None:
         _check_outputs(definition, definition.outputs)
     _check_reading(definition.reading)
+    _check_environment(definition.environment)
+    for field in ("sandbox_read", "sandbox_write"):
+        for path in getattr(definition, field):
+            plain = "holds absolute directories without .. and placeholders, for instance /mnt/nas/tex"
+            _must(is_plain_directory(path), field, plain)
     for field in ("stall_s", "time_s", "frame_time_s", "memory_mib", "chunk_size"):
         _must(getattr(definition, field) >= 0, field, "must not be negative")
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """What decides which code a program loads is not a definition's, and still less a task's, to say."""
+    for name, value in environment.items():
+        where = f"environment.{name}"
+        _must(name.upper() not in REFUSED_VARIABLES, where, "makes programs load code of its choice and is refused")
+        given = placeholders((value,)) and name.upper().startswith(LOADERS)
+        _must(not given, where, "decides what code is loaded, so it must not hold a placeholder")
+
+
+def doubts(definition: EngineDefinition) -> tuple[str, ...]:
+    """What is taken but may be a mistake, a sentence each."""
+    names = [name for name in definition.environment if name.upper().startswith(LOADERS)]
+    return tuple(f"{name} in its environment decides what code the engine loads; is it needed?" for name in names)
 
 
 def _check_arguments(definition: EngineDefinition) -> None:

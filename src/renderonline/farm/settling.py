@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from renderonline.farm.tasks import ChunkState, Outcome
 from renderonline.farm.watching import OVERTIME
 
-FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film"})
+FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film", "too_many_processes"})
 """Failure classes that every other machine would see as well: no second try."""
 OUT_OF_MEMORY: Final = "out_of_memory"
 LOST_PROCESS: Final = "lost_process"
@@ -29,6 +29,7 @@ _WORDS: Final[Mapping[str, str]] = {
     OUT_OF_MEMORY: "The engine ran out of memory",
     "missing_output": "The engine ended without writing every file",
     "bad_output": "The engine wrote a file that can't be read",
+    "too_many_processes": "The engine started too many processes",
     "no_engine": "The machine does not have the engine",
     "no_input": "The machine can't read the scene file",
     "no_space": "The machine's disk is full",

@@ -7,6 +7,7 @@ sent) as they are saved -> process tree gone -> the other expected files checked
 import asyncio
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +19,21 @@ import structlog
 
 from renderonline.database.outbox import Held
 from renderonline.engines.definition import ReadingRules
+from renderonline.engines.loading import REFUSED_VARIABLES
 from renderonline.engines.reading import OutputReader, Reading
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
+from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
+from renderonline.hpcserver.outside import Outside
 from renderonline.hpcserver.own_files import HURRY_S, InputCache, OwnFiles, Parcel
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
 from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.spawner import MOST_PROCESSES
 from renderonline.hpcserver.surroundings import Scratch, clean_environment, shares_files
 from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
 from renderonline.hpcserver.transfers import PreviewSender, Transfers
@@ -49,6 +54,11 @@ BUSY_SHARE: Final = 0.01
 """A tree that uses less of one core than this, and writes nothing, is standing still."""
 MAX_GRACE_S: Final = 300.0
 MAX_MESSAGE: Final = 200
+RESERVE: Final = 256 << 20
+"""Bytes of the disk that no engine's file may take, as at RenderAPI (`ReserveMib`)."""
+LEAST_FILE: Final = 1 << 20
+FULL: Final = 2 * RESERVE
+"""With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
 APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
 
 
@@ -62,11 +72,13 @@ class Workshop:
     processes: Processes
     journal: Journal
     transfers: Transfers
+    boxes: Boxes
 
     def __post_init__(self) -> None:
         slots = self.settings.slots
         self.slots = asyncio.Semaphore(slots)
-        self.checkers = Checkers([ImageChecker() for _ in range(min(slots, MOST_CHECKERS))])
+        found = self.boxes.found
+        self.checkers = Checkers([ImageChecker(found=found) for _ in range(min(slots, MOST_CHECKERS))])
         self.scratch = Scratch(self.settings.home / "scratch")
         self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
         self.previews = PreviewSender(self.transfers)
@@ -109,7 +121,9 @@ class Attempt:
         self._ended = Ended(None)
         self._used = Usage(0.0, 0)
         self._seen_at = self._active_at = 0.0
-        self._peak_bytes = self._oom_kills = 0
+        self._peak_bytes = self._oom_kills = self._file_bytes = 0
+        self._newest = ""
+        self._outside = Outside()
 
     def end(self, ending: Ending, grace_s: float | None = None) -> None:
         """End it for this reason; the first reason counts, a later call can only shorten the grace (seconds)."""
@@ -179,6 +193,8 @@ class Attempt:
             if (ending := self._verdict or ending) is not None:
                 return ending
             self._ended = await self._run_engine()
+            if not self._ended.began and self._verdict is None:
+                return failed("no_engine", f"The engine can't be started in its box: {self._newest}")
             return await self._judge(self._ended)
         except CantStart as error:
             return self._verdict or failed("no_engine", f"The engine can't be started: {error}")
@@ -204,6 +220,8 @@ class Attempt:
         assign = self.assign
         if assign.engine.casefold() not in self._workshop.engines:
             return failed("no_engine", f"This machine has no engine {assign.engine}.")
+        if refused := REFUSED_VARIABLES & {name.upper() for name in assign.environment}:
+            return failed("command", f"The engine's definition sets {min(refused)}, which is refused.")
         if not self._root.is_absolute() or ".." in self._root.parts:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
@@ -220,6 +238,7 @@ class Attempt:
                 self._root.mkdir(parents=True)
             except FileExistsError:
                 self._before = outputs.stamps(self._root)
+            self._file_bytes = max(LEAST_FILE, shutil.disk_usage(self._root).free - RESERVE)
         except (InvalidRequest, ValueError) as error:
             return failed("machine", f"The assignment can't be carried out: {error}")
         except OSError as error:
@@ -231,6 +250,8 @@ class Attempt:
         workshop, assign, settings = self._workshop, self.assign, self._workshop.settings
         place = workshop.scratch.place(self.name)
         self._active_at = self._seen_at = time.monotonic()
+        box = workshop.boxes.of(assign, place)
+        self._outside = Outside(box)
         self.process = process = await workshop.processes.start(
             self.name,
             [*workshop.engines[assign.engine.casefold()], *assign.argv],
@@ -238,6 +259,8 @@ class Attempt:
             environment=clean_environment(os.environ, assign.environment, place, also=settings.pass_environment),
             on_lines=self._read,
             nice=settings.nice,
+            box=box,
+            file_bytes=self._file_bytes,
         )
         workshop.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
         self._oom_kills = kernel_oom_kills()
@@ -262,6 +285,9 @@ class Attempt:
         if limits.memory_mib and used.memory_bytes > limits.memory_mib << 20:
             reason = f"It used {used.memory_bytes >> 20} MiB, more than the {limits.memory_mib} MiB it may."
             self.end(failed("out_of_memory", reason), grace_s=0.0)
+        elif used.threads > MOST_PROCESSES:
+            reason = f"It had {used.threads} processes and threads, more than the {MOST_PROCESSES} that an engine may."
+            self.end(failed("too_many_processes", reason), grace_s=0.0)
         elif limits.stall_s and now - self._active_at > limits.stall_s:
             reason = f"It wrote nothing and used no CPU time for {limits.stall_s:g} s."
             self.end(Ending(Outcome.STALLED, "stalled", reason))
@@ -270,6 +296,8 @@ class Attempt:
         self._active_at = time.monotonic()
         self._write_log(lines)
         newest: Reading | None = None
+        self._newest = lines[-1] if lines else self._newest
+        self._outside.take(lines)
         for line in lines:
             reading = self._reader.line(line)
             self._failure = self._failure or reading.failure
@@ -311,7 +339,13 @@ class Attempt:
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
-        return decide(code=ended.code, rules=self._rules, failure=self._failure, bad=bad, out_of_memory=oom)
+        outside = await self._workshop.in_thread(self._outside.found)
+        self._write_log([f"RenderOnline: warning: {sentence}" for sentence in outside])
+        full = await self._workshop.in_thread(lambda: shutil.disk_usage(self._root).free < FULL)
+        ending = decide(
+            code=ended.code, rules=self._rules, failure=self._failure, bad=bad, out_of_memory=oom, disk_full=full
+        )
+        return ending if ending.outcome == Outcome.SUCCEEDED else ending.because(outside)
 
     async def _check_expected(self) -> list[Bad]:
         """Check what was not reported yet, and that nothing reported has changed since."""

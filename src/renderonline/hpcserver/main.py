@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
 from collections.abc import Awaitable, Sequence
@@ -17,6 +16,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import checking, enrolment, telemetry
 from renderonline.hpcserver.attempts import Workshop
+from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
 from renderonline.hpcserver.home import Home, locked
@@ -28,6 +28,9 @@ from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.transfers import Transfers
 from renderonline.hpcserver.v1 import serve_v1
 from renderonline.protocol.link import PROTOCOL, EngineOffer, Hello
+from renderonline.sandbox import probing
+from renderonline.sandbox.box import BoxKind, Found
+from renderonline.sandbox.privacy import keep_private, taken_from_environment
 from renderonline.serving.directories import data_directory
 from renderonline.serving.web import run
 
@@ -52,7 +55,8 @@ def run_linked(
     """Join the farm at `url` (once, with a code) and work for it until SIGTERM, SIGINT or `idle_exit_s` idle seconds.
     Gives 0; raises a `RenderOnlineError` that says what to do when the machine can't join or is refused for good. The
     code may also stand in the environment as `RENDERONLINE_JOIN_CODE`."""
-    code = code or os.environ.get(JOIN_CODE) or None
+    keep_private()
+    code = code or taken_from_environment(JOIN_CODE) or None
     with locked(settings.home) as home:
         identity = enrolment.stored(settings.home, url)
         if identity is not None:
@@ -76,11 +80,12 @@ def run_linked(
 
 def run_v1(settings: Settings) -> int:
     """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Gives 0."""
+    keep_private()
     # The configured engines as they are spelled; only without any, those that are found.
     engines = {name: (program,) for name, program in settings.engines.items()}
     with locked(settings.home) as home:
         found = () if engines else _find_engines(settings)
-        run(serve_v1(settings, home, engines or {engine.name: engine.prefix for engine in found}))
+        run(serve_v1(settings, home, engines or {engine.name: engine.prefix for engine in found}, found_box(settings)))
     return 0
 
 
@@ -104,8 +109,9 @@ class _Machine:
     async def live(self, identity: Identity) -> None:
         """Everything up, work, everything down."""
         settings = self._settings
-        found, hello = await asyncio.to_thread(_about, settings, identity)
-        processes = Processes(self._home.name)
+        box = await asyncio.to_thread(found_box, settings)
+        found, hello = await asyncio.to_thread(_about, settings, identity, box)
+        processes = Processes(self._home.name, box)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
             await processes.open()  # what an earlier run left is dead after this
@@ -113,7 +119,8 @@ class _Machine:
             transfers = Transfers(identity)
             down.callback(transfers.close)
             prefixes = {engine.name.casefold(): engine.prefix for engine in found}
-            runner = Runner(Workshop(settings, prefixes, processes, journal, transfers))
+            boxes = Boxes(box, settings, prefixes)
+            runner = Runner(Workshop(settings, prefixes, processes, journal, transfers, boxes))
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
@@ -200,7 +207,24 @@ def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
     return found
 
 
-def _about(settings: Settings, identity: Identity) -> tuple[Sequence[FoundEngine], Hello]:
+def found_box(settings: Settings) -> Found:
+    """The box around engines that the settings ask for. Raises `NoBox` when there is none and they ask for one."""
+    found = probing.probe(settings.sandbox)
+    if found.kind == BoxKind.NONE:
+        hint = found.advice or "this system has no such thing"
+        log.warning(
+            "NO BOX AROUND ENGINES: any scene can read and write what this account can, the other users' frames and"
+            " this machine's secret among it",
+            advice=hint,
+        )
+    else:
+        log.info("engines run in a box", box=found.version, better=found.advice)
+    if checking.account().level != checking.Level.OK:
+        log.warning("HPCServer runs as root, and so do engines; make an account for renderers")
+    return found
+
+
+def _about(settings: Settings, identity: Identity, box: Found) -> tuple[Sequence[FoundEngine], Hello]:
     """What this machine can run, and what it says of itself, all but what changes while it runs."""
     film = film_engine()
     found = (*_find_engines(settings), *([film] if film is not None else []))
@@ -215,5 +239,7 @@ def _about(settings: Settings, identity: Identity) -> tuple[Sequence[FoundEngine
         engines=tuple(EngineOffer(engine.name, engine.version) for engine in found),
         disk_free_mib=telemetry.load(settings.home).disk_free_mib,
         tags=settings.tags,
+        sandbox=box.kind,
+        sandbox_advice=box.advice,
         **telemetry.computer(),
     )

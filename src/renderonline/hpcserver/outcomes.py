@@ -13,6 +13,9 @@ from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver.outputs import Bad
 from renderonline.protocol.link import Exited
 
+MACHINES_FAILURES: Final = frozenset({"machine", "no_engine", "no_input", "no_space", "lost_process"})
+"""Classes that blame the machine."""
+SIGXFSZ: Final = 25
 MAX_REASON: Final = 1_000
 
 
@@ -22,6 +25,10 @@ class Ending(NamedTuple):
     outcome: Outcome
     failure: str = ""
     reason: str = ""
+
+    def because(self, sentences: Sequence[str]) -> "Ending":
+        """The same with what explains it."""
+        return self._replace(reason=" ".join((self.reason, *sentences))[:MAX_REASON])
 
     def report(self, attempt: int, token: str, *, exit_code: int | None = None, peak_memory_mib: int = 0) -> Exited:
         at_us = time.time_ns() // 1000
@@ -47,12 +54,19 @@ def decide(
     failure: tuple[str, str] | None,
     bad: Sequence[Bad],
     out_of_memory: bool = False,
+    disk_full: bool = True,
 ) -> Ending:
     """The ending of a process that ended by itself. `code` None: it was lost. `failure` is the first line that matched
     a failure pattern, with its class; `bad` the expected files that are no results; `out_of_memory`: the kernel ended
-    processes for want of memory meanwhile."""
+    processes for want of memory meanwhile; `disk_full`: whether the disk has so little room that it may have been full.
+    What an engine prints, its scene may have printed: only what the machine itself sees is its failure."""
     if code is None:
         return LOST
+    if failure is not None and failure[0] in MACHINES_FAILURES and not (failure[0] == "no_space" and disk_full):
+        failure = ("error", failure[1])
+    if code == -SIGXFSZ:
+        kind = "no_space" if disk_full else "bad_output"
+        return failed(kind, "The engine wrote a file larger than what its disk has free.")
     if code != 0:
         how = f"The engine was ended by signal {-code}" if code < 0 else f"The engine ended with exit code {code}"
         kind, line = failure or (failure_of_exit(rules, code), "")

@@ -60,11 +60,11 @@ class Checkers:
         for checker in checkers:
             self._free.put(checker)
 
-    def check(self, path: Path) -> ImageCheck:
-        """Decode a picture, as soon as a checker is free, and make its previews."""
+    def check(self, path: Path, root: Path) -> ImageCheck:
+        """Decode a picture in the attempt's directory `root`, as soon as a checker is free, and make its previews."""
         checker = self._free.get()
         try:
-            return checker.check(path, previews=True)
+            return checker.check(path, previews=True, within=_of_all_attempts(root))
         finally:
             self._free.put(checker)
 
@@ -92,7 +92,7 @@ def check_file(
         digest = digest_file(path)
         if os.lstat(path).st_nlink > 1:
             return Bad(name, f"{name} is a hard link: the same file has another name, under which it can be changed.")
-        check = checkers.check(path) if checkers is not None else ImageCheck(ok=True)
+        check = checkers.check(path, root) if checkers is not None else ImageCheck(ok=True)
         if wrong := check.reason if not check.ok else _unwanted(check.facts, rules or ReadingRules()):
             return Bad(name, f"{name} is not a usable picture: {wrong}")
         if stamp_of(path) != stamp:
@@ -102,6 +102,11 @@ def check_file(
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
     return Good(name, digest, stamp, _plain_facts(check.facts), check.previews)
+
+
+def _of_all_attempts(root: Path) -> Path:
+    """The directory that all attempts' directories lie in: the farm's `.attempts`, or this machine's scratch."""
+    return root.parent.parent if root.name == "output" else root.parent
 
 
 def _unwanted(facts: Mapping[str, Any], rules: ReadingRules) -> str:

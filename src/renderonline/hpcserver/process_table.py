@@ -30,9 +30,9 @@ def become_subreaper() -> bool:
     return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
 
 
-def children() -> frozenset[int]:
-    """The direct children of this process, zombies among them."""
-    pid = os.getpid()
+def children(of: int = 0) -> frozenset[int]:
+    """The direct children of a process (0: this one), zombies among them."""
+    pid = of or os.getpid()
     words = _read(f"{pid}/task/{pid}/children")
     if words is None:  # a kernel without this file
         return frozenset(other for other in processes() if parent_of(other) == pid)

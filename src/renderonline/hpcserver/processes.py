@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ import structlog
 
 from renderonline.farm.errors import NotAvailable
 from renderonline.hpcserver.spawner import frame
+from renderonline.sandbox.box import NO_BOX, Box, Found
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class Ended:
 
     code: int | None
     peak_memory_mib: int = 0
+    began: bool = True
+    """False when the engine's box could not be made; its last output says why."""
 
 
 class EngineProcess:
@@ -82,7 +85,7 @@ class EngineProcess:
         else:
             if message["left"]:
                 log.error("processes of an attempt can't be killed", attempt=self.name, pids=message["left"])
-            _settle(self.ended, Ended(message["code"], message["peak_kib"] // 1024))
+            _settle(self.ended, Ended(message["code"], message["peak_kib"] // 1024, message["began"]))
 
     def lose(self) -> None:
         """Its spawner died, and what it left has been killed."""
@@ -92,10 +95,10 @@ class EngineProcess:
 
 class Processes:
     """Starts engines through the spawner. `home` names the data directory in the engines' mark. `spawner_pid` is the
-    spawner's process id while it runs; every engine descends from it."""
+    spawner's process id while it runs; every engine descends from it. `found`: the boxes that it makes."""
 
-    def __init__(self, home: str) -> None:
-        self.home = home
+    def __init__(self, home: str, found: Found = NO_BOX) -> None:
+        self.home, self.found = home, found
         self.spawner_pid: int | None = None
         self._engines: dict[str, EngineProcess] = {}
         self._lost: list[EngineProcess] = []
@@ -133,14 +136,18 @@ class Processes:
         environment: Mapping[str, str],
         on_lines: Callable[[Sequence[str]], None],
         nice: int = 0,
+        box: Box | None = None,
+        file_bytes: int = 0,
     ) -> EngineProcess:
-        """Start a process; `on_lines` is called with its output. Raises `CantStart` with the reason."""
+        """Start a process, in a box if one is given; `on_lines` is called with its output. `file_bytes`: of any file
+        that it writes, 0 for any. Raises `CantStart` with the reason."""
         if not self._ready.is_set():
             await asyncio.wait_for(self._ready.wait(), READY_S)
         if name in self._engines:
             raise CantStart(f"Attempt {name} runs already.")
         self._engines[name] = engine = EngineProcess(self, name, on_lines)
-        self.send(do="start", id=name, argv=list(argv), cwd=str(directory), nice=nice, env=dict(environment))
+        about = {"cwd": str(directory), "nice": nice, "env": dict(environment), "file_bytes": file_bytes}
+        self.send(do="start", id=name, argv=list(argv), box=None if box is None else asdict(box), **about)
         await asyncio.shield(engine.started)
         return engine
 
@@ -165,7 +172,7 @@ class Processes:
     async def _run_once(self) -> None:
         loop = asyncio.get_running_loop()
         spawner = subprocess.Popen(  # noqa: ASYNC220 - vfork: half a millisecond, once
-            [sys.executable, "-I", "-S", "-c", _BOOT, self.home, _SOURCE],
+            [sys.executable, "-I", "-S", "-c", _BOOT, self.home, _SOURCE, json.dumps(asdict(self.found))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
+from renderonline.sandbox.box import is_plain_directory
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file
 
@@ -69,6 +70,10 @@ class Settings:
     sandbox: str = "auto"
     """The box around every engine: `auto` (the best that this computer makes), `bwrap`, `landlock`, `off`, or
     `required` (any, but not without)."""
+    sandbox_read: tuple[Path, ...] = ()
+    """Directories that engines in a box read besides their task's, for instance textures that a studio shares."""
+    sandbox_write: tuple[Path, ...] = ()
+    """Directories that engines in a box also write."""
     log_level: str = "info"
     log_json: bool = False
 
@@ -96,5 +101,17 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
             ip_network(address, strict=False)
         except ValueError as error:
             raise InvalidRequest(f"Allow names {address}, which is neither an address nor a network.") from error
+    for path in (*settings.sandbox_read, *settings.sandbox_write):
+        _check_opened(path, settings.home)
     sandbox = probing.checked(settings.sandbox)
     return replace(settings, name=settings.name or platform.node() or "machine", sandbox=sandbox)
+
+
+def _check_opened(path: Path, home: Path) -> None:
+    if not is_plain_directory(str(path)):
+        raise InvalidRequest(f"SandboxRead and SandboxWrite name absolute directories without .., not {path}.")
+    if path.is_relative_to(home):
+        raise InvalidRequest(
+            f"SandboxRead and SandboxWrite must not name {path}: this machine's own files lie in {home}, and its"
+            " secret. Name the directories that scenes need."
+        )

@@ -3,16 +3,20 @@
 Standard library only, one thread. HPCServer speaks to it over its standard input and output in lines of JSON. When its
 input closes, HPCServer is gone and every process tree is killed.
 
-    start {id, argv, cwd, env, nice}   -> started {id, pid, at_us} | refused {id, error}
+    start {id, argv, cwd, env, nice, box, file_bytes}
+                                       -> started {id, pid, at_us} | refused {id, error}
     stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
-                                       -> output {id, lines} … exited {id, code, peak_kib, left}
+                                       -> output {id, lines} … exited {id, code, peak_kib, left, began}
 
 `exited` comes when nothing of the tree is left (or what is left could not be killed: `left`), after its last output.
+`box` holds the fields of a `sandbox.box.Box`, null starts the engine without one; `file_bytes` is the largest file that
+it may write, 0 for any. `began` false: its box could not be made, the last output says why.
 """
 
 import json
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -21,7 +25,11 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
+from renderonline.farm.boxes import BoxKind
 from renderonline.hpcserver import process_table
+from renderonline.sandbox import bubblewrap, starting
+from renderonline.sandbox.box import Box, Found
+from renderonline.sandbox.privacy import keep_private
 
 MAX_LINE: Final = 8 * 1024
 """A longer line of output is passed on in pieces."""
@@ -35,7 +43,10 @@ DRAIN_S: Final = 2.0
 CLEAR_S: Final = 30.0
 """How long an unkillable process (a dead network disk) holds up the end of its attempt."""
 TICK_S: Final = 0.01
+MOST_PROCESSES: Final = 4096
+"""Processes and threads of an attempt."""
 _BREAKS: Final = re.compile(rb"[\r\n]+")
+_FIRST: Final = re.compile(rb'"child-pid"\s*:\s*(\d+)\b(?=\W)')
 
 
 def frame(message: dict[str, Any]) -> bytes:
@@ -69,15 +80,22 @@ class Engine:
     allowance = float(OUTPUT_BURST)
     is_open = True
     listening = stopped = False
+    status = -1
+    """Where bubblewrap tells of the box, while it may still do so; what it has told."""
+    told = b""
+    first = 0
+    """The process 1 of the box; signals to its group reach the engine, and it takes none but SIGKILL itself."""
+    began = True
     kill_at: float | None = None
     ended_at: float | None = None
     code: int | None = None
     peak_kib = 0
     left: frozenset[int] = frozenset()
 
-    def __init__(self, name: str, mark: str, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, message: dict[str, Any], mark: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
-        self.name, self.mark, self.process, self.pipe = name, mark, process, process.stdout
+        self.name, self.mark, self.process, self.pipe = message["id"], mark, process, process.stdout
+        self.nice, self.file_bytes = message["nice"], message["file_bytes"]
         self.lines = Lines()
         self.allowance_at = time.monotonic()
 
@@ -89,10 +107,10 @@ class Engine:
 
 
 class Spawner:
-    """The loop. `home` names the HPCServer's data directory in the mark."""
+    """The loop. `home` names the HPCServer's data directory in the mark; `found`: which boxes there are."""
 
-    def __init__(self, home: str, commands: int, events: int) -> None:
-        self._home = home
+    def __init__(self, home: str, found: Found, commands: int, events: int) -> None:
+        self._home, self._found = home, found
         self._commands = commands
         self._events = events
         self._selector = selectors.DefaultSelector()
@@ -156,10 +174,15 @@ class Spawner:
     def _start(self, message: dict[str, Any]) -> None:
         name = message["id"]
         mark = process_table.mark(self._home, name)
+        found = self._found if message["box"] is not None else Found()
+        told, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
         try:
-            process = subprocess.Popen(
+            process = starting.start(
+                found,
+                Box(**(message["box"] or {})),
                 message["argv"],
-                cwd=message["cwd"],
+                directory=message["cwd"],
+                status=None if tell < 0 else tell,
                 env={**message["env"], process_table.MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -168,13 +191,41 @@ class Spawner:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
+            if told >= 0:
+                os.close(told)
             self._send(event="refused", id=name, error=str(error))
             return
+        finally:
+            if tell >= 0:
+                os.close(tell)
         at_us = time.time_ns() // 1000
-        self._engines[name] = engine = Engine(name, mark, process)
+        self._engines[name] = engine = Engine(message, mark, process)
+        _make_modest(process.pid, engine.nice, engine.file_bytes)
         self._send(event="started", id=name, pid=process.pid, at_us=at_us)
         os.set_blocking(engine.pipe.fileno(), False)
-        _make_modest(process.pid, message["nice"])
+        if told >= 0:
+            engine.status, engine.began = told, False
+            os.set_blocking(told, False)
+            self._selector.register(told, selectors.EVENT_READ, lambda: self._read_status(engine))
+
+    def _read_status(self, engine: Engine) -> None:
+        """Take note of what bubblewrap tells: at the start its process 1, at the end that the engine had begun."""
+        data = _read(engine.status, 1 << 16)
+        engine.told += data or b""  # it comes in pieces
+        engine.began = engine.began or b'"exit-code"' in engine.told
+        if not engine.first and (found := _FIRST.search(engine.told)) is not None:
+            engine.first = int(found[1])
+            # The limit of processes counts those of the box only because it is set after the box was made.
+            for pid in (engine.first, *process_table.children(engine.first)):
+                _make_modest(pid, engine.nice, engine.file_bytes, processes=MOST_PROCESSES)
+        if data == b"":
+            self._close_status(engine)
+
+    def _close_status(self, engine: Engine) -> None:
+        if engine.status >= 0:
+            self._selector.unregister(engine.status)
+            os.close(engine.status)
+            engine.status = -1
 
     def _stop(self, message: dict[str, Any]) -> None:
         engine = self._engines.get(message["id"])
@@ -184,8 +235,8 @@ class Spawner:
         engine.kill_at = deadline if engine.kill_at is None else min(engine.kill_at, deadline)
         if not engine.stopped:
             engine.stopped = True
-            process_table.signal_group(engine.process.pid, signal.Signals[message["signal"]])
-            process_table.signal_group(engine.process.pid, signal.SIGCONT)
+            for number in (signal.Signals[message["signal"]], signal.SIGCONT):
+                process_table.signal_group(engine.first or engine.process.pid, number)
 
     def _reap(self) -> None:
         """Take note of ended children: engines, and orphans that became ours."""
@@ -199,6 +250,10 @@ class Spawner:
                 _, status, usage = os.wait4(ended.si_pid, 0)
                 if engine is not None:
                     engine.code = engine.process.returncode = os.waitstatus_to_exitcode(status)
+                    if engine.status >= 0:
+                        self._read_status(engine)
+                    if engine.first:
+                        engine.code = bubblewrap.exit_code(engine.code)
                     engine.peak_kib = usage.ru_maxrss
                     engine.ended_at = time.monotonic()
 
@@ -252,9 +307,10 @@ class Spawner:
         if engine.is_open and now < ended_at + DRAIN_S:
             return
         self._close_output(engine)
+        self._close_status(engine)
         del self._engines[engine.name]
-        left = sorted(engine.left)
-        self._send(event="exited", id=engine.name, code=engine.code, peak_kib=engine.peak_kib, left=left)
+        about = {"code": engine.code, "peak_kib": engine.peak_kib, "left": sorted(engine.left), "began": engine.began}
+        self._send(event="exited", id=engine.name, **about)
 
     def _kill_orphans(self, engine: Engine) -> frozenset[int]:
         """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session. An
@@ -292,13 +348,17 @@ class Spawner:
         process_table.kill_marked(process_table.mark(self._home), wait_s=CLEAR_S)
 
 
-def _make_modest(pid: int, nice: int) -> None:
-    """Engines yield to HPCServer, and are what the kernel ends first when memory runs out."""
-    with suppress(OSError):
+def _make_modest(pid: int, nice: int, file_bytes: int, processes: int = 0) -> None:
+    """Engines yield to HPCServer, are what the kernel ends first when memory runs out, and have limits; 0: none."""
+    with suppress(OSError, AttributeError):  # the limits are Linux's
         if nice:
             os.setpriority(os.PRIO_PROCESS, pid, nice)
-        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
-            file.write("500")
+        if file_bytes:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        if processes:
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (processes, processes))
+    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        file.write("500")
 
 
 def _read(descriptor: int, size: int) -> bytes | None:
@@ -312,5 +372,8 @@ def _read(descriptor: int, size: int) -> bytes | None:
 
 
 def main() -> None:
-    """Run with the home's name as the first argument, standard input and output being HPCServer's pipes."""
-    Spawner(sys.argv[1], sys.stdin.fileno(), sys.stdout.fileno()).run()
+    """Run with the home's name and what is known of boxes (`Found` as JSON) as the first and the third argument,
+    standard input and output being HPCServer's pipes."""
+    keep_private()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # engines inherit it: a core holds a scene, and fills the disk
+    Spawner(sys.argv[1], Found(**json.loads(sys.argv[3])), sys.stdin.fileno(), sys.stdout.fileno()).run()

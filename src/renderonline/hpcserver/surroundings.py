@@ -86,6 +86,7 @@ def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:
         argv=tuple(map(here, assign.argv)),
         inputs=tuple(map(here, assign.inputs)),
         environment={name: here(value) for name, value in assign.environment.items()},
+        sandbox_write=tuple(map(here, assign.sandbox_write)),
         directory=str(directory),
         root=str(root),
         mark="",

@@ -26,10 +26,11 @@ MEASURE_S: Final = 2.0
 
 
 class Usage(NamedTuple):
-    """What a process tree uses: CPU seconds since it began, resident bytes now."""
+    """What a process tree uses: CPU seconds since it began, resident bytes and threads (a process has one) now."""
 
     cpu_s: float
     memory_bytes: int
+    threads: int = 0
 
 
 def computer() -> dict[str, Any]:
@@ -95,11 +96,12 @@ def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]
                 continue
             names[process.pid] = name
             with process.oneshot():
-                times, memory = process.cpu_times(), process.memory_info().rss
+                times, memory, threads = process.cpu_times(), process.memory_info().rss, process.num_threads()
         except psutil.Error:
             continue
         spent = times.user + times.system + times.children_user + times.children_system
-        totals[name] = Usage(totals[name].cpu_s + spent, totals[name].memory_bytes + memory)
+        before = totals[name]
+        totals[name] = Usage(before.cpu_s + spent, before.memory_bytes + memory, before.threads + threads)
     return totals
 
 

@@ -23,11 +23,14 @@ from renderonline.farm.arguments import strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver.attempt_log import AttemptLog
+from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.home import Home
 from renderonline.hpcserver.processes import CantStart, EngineProcess, Processes
 from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.surroundings import Scratch, clean_environment
 from renderonline.protocol import hpc
+from renderonline.sandbox.box import BoxKind, Found
+from renderonline.sandbox.probing import NoBox
 from renderonline.serving.web import is_loopback, serve
 
 log = structlog.get_logger(__name__)
@@ -60,10 +63,12 @@ class V1Node:
 
     def __init__(self, processes: Processes, settings: Settings, engines: Mapping[str, Sequence[str]]) -> None:
         self._processes = processes
+        prefixes = {name.casefold(): prefix for name, prefix in engines.items()}
+        self._boxes = Boxes(processes.found, settings, prefixes)
         self._scratch = Scratch(settings.home / "scratch")
         self._scratch.remove()
         self._engine_ids = tuple(engines)
-        self._engines = {name.casefold(): prefix for name, prefix in engines.items()}
+        self._engines = prefixes
         self._settings = settings
         self._log_directory = settings.home / "logs" / "v1"
         self._render: _Render | None = None
@@ -114,13 +119,15 @@ class V1Node:
         place = self._scratch.make(name)
         AttemptLog(self._log_directory).remove()
         output = AttemptLog(self._log_directory)
+        box = self._boxes.of_v1(request.engine_id, place)
         process = await self._processes.start(
             name,
             [*prefix, *words],
-            directory=Path.cwd(),
+            directory=Path.cwd() if box is None else place / "home",
             environment=clean_environment(os.environ, {}, place, also=self._settings.pass_environment),
             on_lines=output.append,
             nice=self._settings.nice,
+            box=box,
         )
         log.info("render started", task=request.task_id, engine=request.engine_id, pid=process.pid)
         return process
@@ -170,7 +177,7 @@ def _may_call(request: Request, networks: Sequence[ipaddress.IPv4Network | ipadd
     return any((mapped or address) in network for network in networks)
 
 
-async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequence[str]]) -> None:
+async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequence[str]], box: Found) -> None:
     """Serve until SIGTERM or SIGINT; a render that runs then is killed: the contract knows no way to hand it back."""
     warning = "no authentication: whoever reaches this port can run the configured engines"
     if not is_loopback(settings.host) and not settings.allow:
@@ -179,7 +186,17 @@ async def serve_v1(settings: Settings, home: Home, engines: Mapping[str, Sequenc
             " Set Allow to the addresses of your RenderAPI, or use `renderonline node --join`."
         )
     log.warning(warning, host=settings.host, port=settings.port)
-    processes = Processes(home.name)
+    if box.kind != BoxKind.NONE and not (settings.sandbox_read or settings.sandbox_write):
+        if settings.sandbox != "auto":
+            raise NoBox(
+                f"The setting Sandbox is {settings.sandbox}, and the files of these renders may lie anywhere. Name the"
+                " directories of your farm in SandboxRead and SandboxWrite."
+            )
+        log.warning(
+            "RENDERS RUN WITHOUT A BOX: their files may lie anywhere. Name the directories of your farm in SandboxRead"
+            " and SandboxWrite to have one."
+        )
+    processes = Processes(home.name, box)
     await processes.open()
     try:
         await serve(

@@ -115,6 +115,9 @@ class Assign:
     `root` is the task's directory on RenderAPI's computer. A machine that reads `mark_token` in the file `mark` shares
     that computer's files; another one works in a directory of its own and puts it in place of `root` and `directory`.
     Without a mark everybody shares.
+
+    Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
+    and directories besides the task's; the engine's definition says so.
     """
 
     type: ClassVar[str] = "assign"
@@ -134,6 +137,9 @@ class Assign:
     root: str = ""
     mark: str = ""
     mark_token: str = ""
+    network: bool = False
+    sandbox_read: tuple[str, ...] = ()
+    sandbox_write: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

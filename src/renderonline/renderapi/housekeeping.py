@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from renderonline.renderapi.attempt_files import OURS
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.settings import Settings
+from renderonline.sandbox.probing import probe
 from renderonline.storage import manifests, names, staging
 from renderonline.storage.uploads import disk_errors, too_large
 
@@ -41,9 +42,11 @@ EARLY_CHECK_BYTES: Final = 16 * 1024 * 1024
 
 
 class Places:
-    """The directories of a farm. `limit`: bytes of the largest upload."""
+    """The directories of a farm. `limit`: bytes of the largest upload. `box`: for what reads users' files; it is
+    tried out, which blocks, when it is first asked for."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
+        self.box = cache(partial(probe, settings.sandbox))
         self.limit = settings.max_upload_bytes
         self._database = database
         self._files = settings.files

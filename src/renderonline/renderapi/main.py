@@ -12,6 +12,9 @@ import structlog
 from renderonline.renderapi.administration import announce_login
 from renderonline.renderapi.app import Standby, create_app
 from renderonline.renderapi.settings import Settings
+from renderonline.sandbox.box import BoxKind
+from renderonline.sandbox.privacy import keep_private
+from renderonline.sandbox.probing import probe
 from renderonline.serving import logs, web
 from renderonline.serving.admission import raise_descriptors
 from renderonline.serving.directories import private_write
@@ -27,6 +30,10 @@ def run(settings: Settings, web_page: Path | None = None) -> None:
     it can't start."""
     logs.configure(json_lines=settings.log_json, level=settings.log_level)
     raise_descriptors()
+    keep_private()
+    box = probe(settings.sandbox)
+    if box.kind == BoxKind.NONE:
+        log.warning("NO BOX around what reads users' scenes and ZIPs", advice=box.advice)
     web.run(serve(settings, web_page))
 
 

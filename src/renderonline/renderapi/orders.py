@@ -138,6 +138,9 @@ class Orders:
         command = whole = known.film() if attempt.film else known.command(attempt.frames, attempt.directory)
         if missing is not None:
             command = known.command(missing, attempt.directory)
+        uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
+        # A command that does not name the attempt's directory writes beside the scene, as in the existing system.
+        beside = () if uses_directory or attempt.film else (known.root,)
         place = _download_path(attempt.directory)
         mark, token = self._marks.get(place, (place, ""))
         assign = Assign(
@@ -157,8 +160,10 @@ class Orders:
             root=known.root,
             mark=mark,
             mark_token=token,
+            network=definition is not None and definition.network,
+            sandbox_read=definition.sandbox_read if definition else (),
+            sandbox_write=(*beside, *(definition.sandbox_write if definition else ())),
         )
-        uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)
 
 

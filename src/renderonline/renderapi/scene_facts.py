@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -18,6 +20,7 @@ from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.renderapi.looks import Gone, Looks
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.task_requests import Prepared, prepare
+from renderonline.sandbox.box import Found
 from renderonline.storage.confined import Confined
 
 MEMORY_BYTES: Final = 1 << 30
@@ -31,12 +34,18 @@ Files = Callable[[], Mapping[str, tuple[str, str]]]
 
 
 class SceneFacts:
-    """Reads scenes, in turn. `machines`: all of the farm."""
+    """Reads scenes, in turn. `machines`: all of the farm; `found`: the box for what reads them; `roots`: where users'
+    files lie."""
 
-    def __init__(self, machines: Callable[[], Iterable[Machine]]) -> None:
-        self._machines = machines
+    def __init__(
+        self,
+        machines: Callable[[], Iterable[Machine]],
+        found: Callable[[], Found],
+        roots: Callable[[], Awaitable[Collection[Path]]],
+    ) -> None:
+        self._machines, self._roots = machines, roots
         self._looks = Looks("facts")
-        self._readers = {name: Readers(called) for name, called in FACT_READERS.items()}
+        self._readers = {name: Readers(called, found) for name, called in FACT_READERS.items()}
         self._known = Answers()
 
     async def close(self) -> None:
@@ -48,13 +57,18 @@ class SceneFacts:
         nobody reads such scenes; `InvalidRequest` (`broken_scene`) when it is not whole; `ClientDisconnect`."""
         if not reader:
             return {}
+        roots = tuple(sorted(map(str, await self._roots())))
+        within = tuple(f"{root}/" for root in roots)
 
         def look(stopped: threading.Event) -> dict[str, Any]:
             found = files()
             key = _key(user_id, reader, scene, found)
             told = self._known.get(key)
             if told is None:
-                told = self._readers[reader].read(scene, {name: path for name, (path, _) in found.items()}, stopped)
+                paths = {name: path for name, (path, _) in found.items()}
+                # Of an engine that had another download path: the directories themselves.
+                beside = {os.path.dirname(path) for path in paths.values() if path and not path.startswith(within)}
+                told = self._readers[reader].read(scene, paths, (*roots, *sorted(beside)), stopped)
                 if "unread" not in told:
                     self._known.put(key, told)
             return told
@@ -107,8 +121,8 @@ def _offered(machine: Machine) -> Mapping[str, str]:
 class Readers:
     """The children that read scenes of one kind; one more than are at work is ready. Everything blocks."""
 
-    def __init__(self, called: str) -> None:
-        self._called = called
+    def __init__(self, called: str, found: Callable[[], Found]) -> None:
+        self._called, self._found = called, found
         self._ready: list[Confined] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -119,9 +133,12 @@ class Readers:
             for child in self._ready:
                 child.close()
 
-    def read(self, scene: str, files: Mapping[str, str], stopped: threading.Event) -> dict[str, Any]:
-        """What a child says of a scene: `facts` and `missing`, why it is `broken`, or why it was `unread`."""
-        child = self._take()
+    def read(
+        self, scene: str, files: Mapping[str, str], roots: Sequence[str], stopped: threading.Event
+    ) -> dict[str, Any]:
+        """What a child says of a scene: `facts` and `missing`, why it is `broken`, or why it was `unread`. In its
+        box it reads what lies in `roots`."""
+        child = self._take(roots)
         try:
             told: dict[str, Any] = child.call(scene, files, 0, stopped=stopped)
             return told
@@ -132,15 +149,18 @@ class Readers:
         finally:
             self._give_back(child)
 
-    def _take(self) -> Confined:
+    def _take(self, roots: Sequence[str]) -> Confined:
         with self._lock:
-            child = (
-                self._ready.pop(0) if self._ready else Confined(self._called, time_s=TIME_S, memory_bytes=MEMORY_BYTES)
-            )
+            child = self._ready.pop(0) if self._ready else self._new(roots)
+            child.open(*roots)
             if not self._ready:
-                self._ready.append(Confined(self._called, time_s=TIME_S, memory_bytes=MEMORY_BYTES))
+                self._ready.append(self._new(roots))
                 self._ready[0].start()
             return child
+
+    def _new(self, roots: Sequence[str]) -> Confined:
+        found = self._found()
+        return Confined(self._called, time_s=TIME_S, memory_bytes=MEMORY_BYTES, found=found, read=roots)
 
     def _give_back(self, child: Confined) -> None:
         """One that was ended is started again: the next who asks need not wait for it."""

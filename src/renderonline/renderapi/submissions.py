@@ -84,7 +84,7 @@ class Submissions:
         self._database = database
         self._ids = ids
         self._dispatcher = dispatcher
-        self._facts = SceneFacts(lambda: dispatcher.shared.machines)
+        self._facts = SceneFacts(lambda: dispatcher.shared.machines, self.places.box, self.places.roots)
         self._settling: set[asyncio.Task[None]] = set()
         self._sends_mail = bool(settings.notify_mail)
         self._parse = lru_cache(100)(parse_definition)

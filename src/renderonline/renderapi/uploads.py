@@ -243,7 +243,7 @@ class Uploads:
 
         def unpack(stopped: threading.Event) -> Stage:
             staging.remove(directory)
-            return unpacking.unpacked(archive, directory, most, stopped)
+            return unpacking.unpacked(archive, directory, most, stopped, self._places.box())
 
         with _disk_errors():
             return await self._unpacking.look(user_id, unpack, gone)

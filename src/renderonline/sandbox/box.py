@@ -1,10 +1,11 @@
 """What a box is, and what was found to make boxes with. Standard library only: the spawner uses it."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from renderonline.farm.boxes import BoxKind
 
-__all__ = ["Box", "BoxKind", "Found"]
+__all__ = ["NO_BOX", "Box", "BoxKind", "Found"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,12 @@ class Box:
     """Whether graphics cards are passed through."""
 
 
+def is_plain_directory(path: str) -> bool:
+    """Whether this may be opened to a box: an absolute path of something below `/`, said without `..`."""
+    parts = path.split("/")
+    return path.startswith("/") and any(parts) and not {".", ".."} & set(parts) and not {"$", "\0"} & set(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """Which boxes this computer makes (`probing.probe`). `version`: for people, for instance `bubblewrap 0.8.0`;
@@ -36,3 +43,6 @@ class Found:
     advice: str = ""
     program: str = ""
     abi: int = 0
+
+
+NO_BOX: Final = Found()

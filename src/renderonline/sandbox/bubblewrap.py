@@ -10,14 +10,15 @@ from renderonline.sandbox import system
 from renderonline.sandbox.box import Box
 
 
-def words(program: str, box: Box, directory: str, status: int | None = None) -> list[str]:
+def words(program: str, box: Box, directory: str, status: int | None = None, *, tied: bool = True) -> list[str]:
     """The words in front of a command line that run it in the box, in `directory`. `status`: a descriptor to which
     bubblewrap writes JSON, a line each: the process 1 (`child-pid`), then, only when the command could be run, how it
-    ended (`exit-code`).
+    ended (`exit-code`). `tied`: it dies with the thread that starts it, in a session of its own; else whoever starts it
+    kills its process group.
 
     Later mounts cover earlier ones, so the wide ones come first.
     """
-    argv = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    argv = [program, "--unshare-all", "--cap-drop", "ALL", *(("--die-with-parent", "--new-session") if tied else ())]
     if box.network:
         argv.append("--share-net")
     for path in system.readable(network=box.network, cards=box.devices):

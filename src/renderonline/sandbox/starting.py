@@ -11,13 +11,20 @@ from renderonline.sandbox.box import Box, Found
 
 
 def start(
-    found: Found, box: Box, argv: Sequence[str], *, directory: str, status: int | None = None, **options: Any
+    found: Found,
+    box: Box,
+    argv: Sequence[str],
+    *,
+    directory: str,
+    status: int | None = None,
+    tied: bool = True,
+    **options: Any,
 ) -> "subprocess.Popen[bytes]":
     """`subprocess.Popen(argv, cwd=directory, **options)` in a box of the kind that was `found`; without one when the
-    kind is `none`. `status`: see `bubblewrap.words`. Raises what `Popen` raises, and OSError when the kernel
+    kind is `none`. `status`, `tied`: see `bubblewrap.words`. Raises what `Popen` raises, and OSError when the kernel
     refuses."""
     if found.kind == BoxKind.BWRAP:
-        words = bubblewrap.words(found.program, box, directory, status)
+        words = bubblewrap.words(found.program, box, directory, status, tied=tied)
         passed = (*options.pop("pass_fds", ()), *(() if status is None else (status,)))
         return subprocess.Popen([*words, *argv], cwd="/", pass_fds=passed, **options)
     if found.kind == BoxKind.NONE:

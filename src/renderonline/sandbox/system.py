@@ -6,6 +6,8 @@ that runs us (a settings file with a password), and root's.
 
 import glob
 import os
+import sys
+from pathlib import Path
 from typing import Final
 
 PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
@@ -35,6 +37,12 @@ def readable(*, network: bool, cards: bool) -> tuple[str, ...]:
 def cards() -> tuple[str, ...]:
     """The graphics cards' device files that exist now: a driver may make them long after the start."""
     return tuple(path for pattern in CARDS for path in sorted(glob.glob(pattern)))
+
+
+def python_paths() -> tuple[str, ...]:
+    """What a Python program of ours reads: this Python with its packages, the real one behind it, and our source."""
+    found = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))
+    return tuple(path for path in dict.fromkeys(found) if path != "/usr")
 
 
 def link_of(path: str) -> str:

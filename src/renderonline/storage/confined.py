@@ -9,11 +9,18 @@ import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Self
+
+from renderonline.sandbox import system
+from renderonline.sandbox.box import NO_BOX, Box, BoxKind, Found
+from renderonline.sandbox.starting import start
 
 LONGEST_REPLY: Final = 1 << 20
 """Bytes of JSON."""
@@ -30,12 +37,22 @@ class Confined:
     it in a thread.
 
     `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes.
+    `found`: the box that the child runs in; there it reads what `read` and writes what `write` names, and no more.
     """
 
     def __init__(
-        self, function: str, *, time_s: float = 30.0, memory_bytes: int, file_bytes: int = LARGEST_FILE
+        self,
+        function: str,
+        *,
+        time_s: float = 30.0,
+        memory_bytes: int,
+        file_bytes: int = LARGEST_FILE,
+        found: Found = NO_BOX,
+        read: Sequence[str] = (),
+        write: Sequence[str] = (),
     ) -> None:
         self.time_s = time_s
+        self._found, self._box = found, Box((*system.python_paths(), *read), tuple(write))
         self._words = (function, str(memory_bytes), str(time_s), str(file_bytes))
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -59,8 +76,16 @@ class Confined:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self._end()
-            self._child = _start(self._words)
+            self._child = _start(self._words, self._found, self._box)
         return self._child
+
+    def open(self, *directories: str) -> None:
+        """Let later calls read what lies in these directories; a child whose box lacks one ends."""
+        with self._lock:
+            new = tuple(one for one in directories if one not in self._box.read)
+            if new and self._found.kind != BoxKind.NONE:
+                self._box = replace(self._box, read=(*self._box.read, *new))
+                self._end()
 
     def call(self, *arguments: Any, stopped: threading.Event | None = None) -> Any:
         """What the function returns. `TimeoutError` when that takes too long, or when `stopped` is set: the child is
@@ -79,18 +104,30 @@ class Confined:
         child, self._child = self._child, None
         if child is not None:
             with contextlib.suppress(OSError), child:  # leaving it closes the pipes and waits
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
 
 
-def _start(words: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def _start(words: tuple[str, ...], found: Found, box: Box) -> subprocess.Popen[bytes]:
     # -P: what lies in the directory where we were started is no module of ours.
     argv = [sys.executable, "-P", "-m", "renderonline.storage.confined", *words]
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     environment = {name: value for name, value in os.environ.items() if name in _KEPT}
     # numpy would reserve memory for as many threads as there are processors.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    # In a session of its own: a Ctrl-C meant for us must not look like a broken file.
-    return subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=nothing, env=environment, start_new_session=True)
+    # In a session of its own: a Ctrl-C meant for us must not look like a broken file. The box is not tied to the thread
+    # that starts it: others go on with the child.
+    return start(
+        found,
+        box,
+        argv,
+        directory=os.getcwd() if found.kind == BoxKind.NONE else "/",
+        tied=False,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=nothing,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: float, stopped: threading.Event) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.sandbox.box import NO_BOX, Found
 from renderonline.storage.confined import Confined
 from renderonline.storage.previews import make
 
@@ -48,16 +49,18 @@ def _bad(reason: str, facts: Mapping[str, Any] | None = None) -> ImageCheck:
 class ImageChecker(Confined):
     """Checks pictures in a child of its own, one at a time. Blocking: call it in a thread."""
 
-    def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30) -> None:
-        super().__init__(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes)
+    def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30, found: Found = NO_BOX) -> None:
+        super().__init__(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes, found=found)
 
-    def check(self, path: Path, *, previews: bool = False) -> ImageCheck:
-        """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad."""
+    def check(self, path: Path, *, previews: bool = False, within: Path | None = None) -> ImageCheck:
+        """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad. In a
+        box, the pictures below `within` can be read; one directory for all of a farm saves new children."""
+        self.open(os.fspath(within or path.parent))
         try:
             found = self.call(os.fspath(path), previews)
         except (TimeoutError, EOFError) as error:
             if previews:
-                return self.check(path)
+                return self.check(path, within=within)
             if isinstance(error, TimeoutError):
                 return _bad(f"the picture could not be decoded within {self.time_s:g} s")
             return _bad("the decoder crashed on the picture or ran out of memory")

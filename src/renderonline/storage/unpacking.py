@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
+from renderonline.sandbox.box import NO_BOX, Found
 from renderonline.storage import staging
 from renderonline.storage.confined import Confined
 from renderonline.storage.staging import Announced, Stage
@@ -21,11 +22,19 @@ SMALL_BYTES: Final = 64 * 1024 * 1024
 _PIECE: Final = 1024 * 1024
 
 
-def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading.Event) -> Stage:
+def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading.Event, found: Found = NO_BOX) -> Stage:
     """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
     ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`, or until
-    it is `stopped`."""
-    child = Confined(f"{__name__}:unpack", time_s=TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=most_bytes)
+    it is `stopped`. `found`: the box that takes it apart."""
+    child = Confined(
+        f"{__name__}:unpack",
+        time_s=TIME_S,
+        memory_bytes=MEMORY_BYTES,
+        file_bytes=most_bytes,
+        found=found,
+        read=(str(archive),),
+        write=(str(directory.parent),),
+    )
     try:
         with child:
             wrong, message = child.call(str(archive), str(directory), most_bytes, stopped=stopped)

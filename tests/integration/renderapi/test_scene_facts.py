@@ -12,6 +12,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.renderapi.scene_facts import SceneFacts
+from renderonline.sandbox.probing import probe
 from tests.support.blend_files import TINY, Blend, File, Scene
 from tests.support.renderapi import Running, renderapi
 
@@ -22,6 +23,15 @@ SCENE = Blend((Scene("Shot", start=10, end=20, step=5, fps=30, imtype=4),), (Fil
 async def api(tmp_path: Path) -> AsyncIterator[Running]:
     async with renderapi(tmp_path / "data", reads_scenes=True) as running:
         yield running
+
+
+def facts_of(machines: list[Any]) -> SceneFacts:
+    """What reads scenes, in a box, on a farm without directories of its own."""
+
+    async def nowhere() -> tuple[Path, ...]:
+        return ()
+
+    return SceneFacts(lambda: machines, lambda: probe("auto"), nowhere)
 
 
 async def submit(api: Running, scene: bytes, **request: Any) -> Any:
@@ -127,12 +137,12 @@ def machine(*offers: str) -> Any:
     ],
 )
 async def test_only_machines_that_can_open_the_scene_get_it(machines: list[Any], needs: Needs) -> None:
-    facts, definition = SceneFacts(lambda: machines), parse_definition(shipped()["blender"])
+    facts, definition = facts_of(machines), parse_definition(shipped()["blender"])
     assert facts._needs(definition, "shot.blend", "5.0") == needs
 
 
 async def test_a_scene_that_is_newer_than_every_machine_is_refused() -> None:
-    facts = SceneFacts(lambda: [machine("4.5.3"), machine("5.0.1")])
+    facts = facts_of([machine("4.5.3"), machine("5.0.1")])
     definition = parse_definition(shipped()["blender"])
     with pytest.raises(InvalidRequest, match=r"saved by Blender 5\.2; the machines have 4\.5\.3, 5\.0\.1\.") as refused:
         facts._needs(definition, "shot.blend", "5.2")
@@ -147,7 +157,7 @@ async def stays() -> None:
 async def test_a_reader_that_dies_is_started_again_and_one_that_hangs_refuses_nobody(tmp_path: Path) -> None:
     path = tmp_path / "a.blend"
     path.write_bytes(SCENE)
-    facts = SceneFacts(list)
+    facts = facts_of([])
     readers = facts._readers["blender"]
 
     async def read(state: str) -> dict[str, Any]:
@@ -170,7 +180,7 @@ async def test_a_reader_that_dies_is_started_again_and_one_that_hangs_refuses_no
 
 async def test_a_look_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
     (tmp_path / "a.blend").write_bytes(SCENE)
-    facts, path = SceneFacts(list), str(tmp_path / "a.blend")
+    facts, path = facts_of([]), str(tmp_path / "a.blend")
 
     async def missing(user_id: int, state: str, **others: str) -> Any:
         files = {name: (path, state) for name, state in {"a.blend": state, **others}.items()}

@@ -87,7 +87,7 @@ def test_picture_is_decoded_and_its_facts_are_bounded(tmp_path: Path) -> None:
     closed: list[bool] = []
 
     class Checker(ImageChecker):
-        def check(self, path: Path, *, previews: bool) -> ImageCheck:
+        def check(self, path: Path, *, previews: bool, within: Path) -> ImageCheck:
             used.append(path)
             facts = {"width": 4, **{f"k{number}": "x" * 1000 for number in range(100)}}
             return ImageCheck(ok=len(used) == 1, reason="broken", facts=facts)
@@ -113,7 +113,7 @@ def test_file_that_changes_while_it_is_checked_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 
     class Checker(ImageChecker):
-        def check(self, path: Path, *, previews: bool) -> ImageCheck:
+        def check(self, path: Path, *, previews: bool, within: Path) -> ImageCheck:
             path.write_bytes(b"changed")
             return ImageCheck(ok=True)
 
@@ -139,7 +139,7 @@ def test_a_picture_must_be_what_the_task_asks_for(
     (tmp_path / "a").write_bytes(b"abc")
 
     class Checker(ImageChecker):
-        def check(self, path: Path, *, previews: bool) -> ImageCheck:
+        def check(self, path: Path, *, previews: bool, within: Path) -> ImageCheck:
             return ImageCheck(ok=True, facts=facts)
 
     found = check_file(tmp_path, "a", None, Checkers([Checker()]), rules)
