@@ -4,6 +4,8 @@ import signal
 
 from playwright.sync_api import Locator, Page, expect
 
+from renderonline.farm.errors import NotAuthenticated
+from renderonline.rnoclient.sdk import Client, Login
 from tests.support.browsing import PaintedFarm, Visitor
 from tests.support.farm import wait_until
 from tests.support.painter import DEFINITION
@@ -97,10 +99,26 @@ def test_person_is_added_changed_and_gets_a_token(farm: PaintedFarm, visit: Visi
     dialog.get_by_role("button", name="New token").click()
     dialog.filter(has_text="The old one ends").get_by_role("button", name="New token").click()
     expect(page.get_by_role("region", name="Token")).not_to_have_text(token)
+    renewed = Login(farm.url, "grace@example.org", page.get_by_role("region", name="Token").inner_text())
     page.get_by_role("button", name="Done").click()
+    with Client(renewed) as client:
+        client.me()
+        dialog.get_by_role("button", name="Log out everywhere").click()
+        dialog.filter(has_text="end at once").get_by_role("button", name="Log out", exact=True).click()
+        expect(dialog.filter(has_text="end at once")).to_have_count(0)
+        wait_until(lambda: is_refused(client), "account that is logged out")
     dialog.get_by_label("May log in").uncheck()
     dialog.get_by_role("button", name="Save").click()
     expect(row).to_contain_text("Disabled")
+
+
+def is_refused(client: Client) -> bool:
+    """Whether the farm does not know this client's token any more."""
+    try:
+        client.me()
+    except NotAuthenticated:
+        return True
+    return False
 
 
 def test_last_administrator_stays_one(farm: PaintedFarm, visit: Visitor) -> None:

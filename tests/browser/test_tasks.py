@@ -1,10 +1,12 @@
 """The table of all tasks: live, from any client, through restarts; search, filters, actions on many."""
 
+import contextlib
 import time
 import zipfile
 
 from playwright.sync_api import Download, Page, expect
 
+from renderonline.renderapi.events import MOST_STREAMS
 from tests.support.browsing import PaintedFarm, Visitor, log_in
 from tests.support.farm import wait_until
 
@@ -50,6 +52,18 @@ def test_change_in_one_window_is_seen_in_the_other_within_a_second(farm: Painted
     expect(other.locator(f"[data-task='{task_id}']")).to_contain_text("Canceled")
     print(f"paused after {paused:.2f} s (its running parts end first), canceled after {time.monotonic() - begun:.2f} s")
     wait_until(lambda: shown(other) == truth(farm) == shown(one), "page that says what the API says")
+
+
+def test_page_for_which_no_stream_is_left_asks_now_and_then(farm: PaintedFarm, visit: Visitor) -> None:
+    visit.watched.expected += ["429"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST_STREAMS):
+            stack.enter_context(farm.real.client.connection.open("GET", "/events"))
+        page = visit.page()
+        expect(page.get_by_text("Reconnecting – as of")).to_be_visible()
+        task_id = farm.submit("Seen a little later", "1-3")
+        expect(page.locator(f"[data-task='{task_id}']")).to_have_count(1, timeout=30_000)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible(timeout=30_000)
 
 
 def test_farm_restart_says_reconnecting_and_then_everything_is_right(farm: PaintedFarm, visit: Visitor) -> None:

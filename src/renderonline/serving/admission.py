@@ -29,6 +29,7 @@ IS_KNOWN: Final = "is_known"
 MOST: Final = 16_384
 """Connections, however many descriptors there are: each takes memory as well."""
 DEFAULT_DESCRIPTORS: Final = 1024
+_OPEN_MAX: Final = 10_240
 
 
 def raise_descriptors() -> None:
@@ -37,10 +38,13 @@ def raise_descriptors() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as error:  # some systems take no limit that is not a number
-            log.warning("descriptors stay few", limit=soft, reason=str(error))
+        for limit in (hard, _OPEN_MAX):
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            except (OSError, ValueError):  # macOS calls its hard limit endless and takes no more than this
+                continue
+            return
+        log.warning("descriptors stay few", limit=soft)
 
 
 def most_connections() -> int:
