@@ -5,6 +5,7 @@ disk is full. Reports are numbered from 1 at each start, because sequence number
 Synchronous; one thread at a time.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ class Outbox:
     def __init__(self, path: Path, *, full_size: int = FULL_SIZE) -> None:
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
             try:
                 self._prepare(full_size)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from renderonline.storage import modes
+
 HEAD_BYTES: Final = 4 * 1024 * 1024
 PIECE_BYTES: Final = 2 * 1024 * 1024
 TAIL_PIECES: Final = 2
@@ -28,12 +30,12 @@ class AttemptLog:
         """Add lines. Raises OSError when the disk refuses."""
         data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         if not self._pieces:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            modes.make_private(self._directory)
         if not self._pieces or self.size - self._pieces[-1] >= (PIECE_BYTES if len(self._pieces) > 1 else HEAD_BYTES):
             self._pieces.append(self.size)
             while len(self._pieces) > TAIL_PIECES + 2:
                 self._file(self._pieces.pop(1)).unlink(missing_ok=True)
-        with self._file(self._pieces[-1]).open("ab") as file:
+        with open(self._file(self._pieces[-1]), "ab", opener=modes.private) as file:
             file.write(data)
         self.size += len(data)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from renderonline.farm.errors import Conflict, NoSpace
+from renderonline.storage import modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Home:
     def say_ready(self, **facts: object) -> None:
         """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
         temporary = self.ready.with_name(f".{self.ready.name}")
-        temporary.write_text(json.dumps({"pid": os.getpid(), **facts}), encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8", opener=modes.private) as file:
+            json.dump({"pid": os.getpid(), **facts}, file)
         temporary.replace(self.ready)
 
 
@@ -34,13 +36,14 @@ def locked(path: Path) -> Iterator[Home]:
     it, `NoSpace` when it can't be made."""
     with ExitStack() as down:
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _lock(path, down.enter_context((path / "hpcserver.lock").open("a+", encoding="ascii")))
+            modes.make_private(path)
+            _lock(path, down.enter_context(open(path / "hpcserver.lock", "a+", encoding="ascii", opener=modes.private)))
             identity = path / "identity"
             name = identity.read_text(encoding="ascii").strip() if identity.exists() else ""
             if not re.fullmatch("[0-9a-f]{16}", name):
                 name = secrets.token_hex(8)
-                identity.write_text(name, encoding="ascii")
+                with open(identity, "w", encoding="ascii", opener=modes.private) as file:
+                    file.write(name)
             home = Home(name, path / "hpcserver.json")
             home.ready.unlink(missing_ok=True)
         except OSError as error:

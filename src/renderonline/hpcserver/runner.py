@@ -13,6 +13,7 @@ from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.attempts import Attempt, Workshop
 from renderonline.hpcserver.outcomes import handed_back
 from renderonline.protocol.link import Assign, HeldAttempt
+from renderonline.storage import modes
 
 log = structlog.get_logger(__name__)
 
@@ -144,7 +145,7 @@ class Runner:
 
 def _open_logs(directory: Path, kept: set[int]) -> dict[int, AttemptLog]:
     """The logs that an earlier run left of attempts that are still held; the others are deleted."""
-    directory.mkdir(parents=True, exist_ok=True)
+    modes.make_private(directory)
     found = {place.name: AttemptLog(place) for place in directory.iterdir()}
     for name in set(found) - set(map(str, kept)):
         found.pop(name).remove()

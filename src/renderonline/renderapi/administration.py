@@ -229,7 +229,6 @@ def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: 
     `InvalidRequest` when others may read the first login."""
     with contextlib.suppress(FileNotFoundError):
         private_read(data_directory / FIRST_LOGIN)
-    files.mkdir(parents=True, exist_ok=True)
     if not database.read_now(engines.list_engines) and not database.read_now(accounts.list_users):
         for toml in shipped().values():
             database.write_now(partial(add_engine, definition=toml, download_path=str(files)))

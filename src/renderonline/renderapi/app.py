@@ -29,6 +29,7 @@ from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, 
 from renderonline.renderapi.routes.guard import V2, check_declared
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
+from renderonline.storage.modes import make_places
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +127,7 @@ async def _begin(
 
 async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> Database:
     """The database; one that is not our own file only with the schema that we need."""
-    settings.data_directory.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(make_places, settings.data_directory.absolute(), settings.files, settings.files_mode)
     database = await asyncio.to_thread(Database.open, settings.database, silence_s=settings.lease_s)
     stack.push_async_callback(database.close)
     if database.dialect != "sqlite" and not await asyncio.to_thread(migrating.is_current, database):

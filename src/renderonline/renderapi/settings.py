@@ -17,6 +17,7 @@ from renderonline.serving import settings as sources
 from renderonline.serving.directories import data_directory
 from renderonline.serving.proxies import Proxies
 from renderonline.serving.web import TlsFiles
+from renderonline.storage.modes import MODES
 
 ENVIRONMENT_PREFIX: Final = "RENDERAPI_"
 
@@ -41,6 +42,9 @@ class Settings:
     """Refuse a settings file or a key that everybody on this computer may read; else there is a warning."""
     download_path: Path | None = None
     """Where uploads and results of the shipped engines go; by default `files` in the data directory."""
+    files_mode: str = ""
+    """Who on this computer may read uploads and results: `private` (RenderAPI's account), `group`, or `shared`; ""
+    stands for private where RenderAPI makes their directory inside its own, else for what the directory is."""
     log_level: str = "info"
     log_json: bool = False
     max_upload_mib: int = 0
@@ -87,6 +91,8 @@ class Settings:
     def __post_init__(self) -> None:
         _ = self.proxies  # raises for what is no address
         probing.checked(self.sandbox)
+        if self.files_mode not in ("", *MODES):
+            raise InvalidRequest(f"FilesMode is {', '.join(MODES)} or empty, not {self.files_mode!r}.")
         positive = min(self.lease_s, self.silence_s, self.return_s, self.max_tries, self.max_kills) > 0
         if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
             names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"

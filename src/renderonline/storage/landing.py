@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.storage import manifests
+from renderonline.storage import manifests, modes
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import task_directory
 
@@ -146,6 +146,7 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         replacing = bool(placing.replaces) and _digest_there(placing) != placing.digest
         if replacing or placing.may_change:
             return _copy(placing, name, file, target, replacing=replacing)
+        modes.open_file(file, target)
         os.fsync(file)
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -167,8 +168,9 @@ def _copy(placing: Placing, name: str, file: int, target: int, *, replacing: boo
     then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
     still be copying the same result."""
     temporary = f"{_PART}{placing.key}-{secrets.token_hex(8)}"
-    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=target)
+    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.FILE, dir_fd=target)
     try:
+        modes.open_file(copy, target)
         digest = hashlib.blake2b(digest_size=32)
         with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
             while piece := content.read(1 << 20):
@@ -208,14 +210,18 @@ def _walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Ite
     with contextlib.ExitStack() as stack:
         handle: int | None = None
         for part in (str(root), *parts):
-            if make and handle is not None:
+            above, made = handle, False
+            if make and above is not None:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=handle)
+                    os.mkdir(part, dir_fd=above)
+                    made = True
             try:
-                handle = os.open(part, _DIRECTORY, dir_fd=handle)
+                handle = os.open(part, _DIRECTORY, dir_fd=above)
             except OSError:
                 handle = None
                 break
+            if made and above is not None:
+                modes.open_directory(handle, above)
             stack.callback(os.close, handle)
         yield handle
 
@@ -231,7 +237,8 @@ class Arrival:
             if folder is None:
                 raise InvalidRequest(f"{name} would not lie in a directory of the attempt.")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.handle = os.open(self._temporary, flags, 0o666, dir_fd=folder)
+            self.handle = os.open(self._temporary, flags, modes.FILE, dir_fd=folder)
+            modes.open_file(self.handle, folder)
             self._folder = os.dup(folder)
 
     def close(self, *, whole: bool) -> None:
@@ -300,7 +307,9 @@ def kept_mark(download_path: str) -> tuple[str, str]:
         if len(known) == len(token):
             return str(path), known
     begun = path.with_name(f"{_PART}{token}")
-    begun.write_text(token, encoding="ascii")
+    with open(begun, "w", encoding="ascii", opener=modes.private) as file:
+        file.write(token)
+        modes.open_file(file.fileno(), path.parent)
     begun.replace(path)
     return str(path), token
 

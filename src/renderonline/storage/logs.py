@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from renderonline.storage import modes
+
 HEAD: Final = 4 << 20
 PIECE: Final = 2 << 20
 _MOST_AT_ONCE: Final = 1 << 20
@@ -56,7 +58,7 @@ class AttemptLogs:
     def __init__(self, directory: Path, reserve: int = 0) -> None:
         self._directory = directory
         self._reserve = reserve
-        directory.mkdir(parents=True, exist_ok=True)
+        modes.make_private(directory)
 
     def append(self, attempt_id: int, offset: int, data: bytes) -> int:
         """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end.
@@ -72,10 +74,10 @@ class AttemptLogs:
         while data:
             if last is None or last.end != offset or last.size >= last.limit:
                 path = self._tail(attempt_id) / str(offset) if offset else self._head(attempt_id)
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(mode=modes.DIRECTORY, exist_ok=True)
                 last = _Piece(offset, path, 0)
             part = data[: last.limit - last.size]
-            with open(last.path, "ab") as file:
+            with open(last.path, "ab", opener=modes.private) as file:
                 file.write(part)
             last = last._replace(size=last.size + len(part))
             data, offset = data[len(part) :], offset + len(part)

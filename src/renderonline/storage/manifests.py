@@ -17,6 +17,7 @@ from typing import Any, Final
 from blake3 import blake3
 from pyfastcdc import FastCDC
 
+from renderonline.storage import modes
 from renderonline.storage.staging import DIGEST_BYTES, SENT_CHUNK, Place
 
 VERSION: Final = "cdc:v1"
@@ -101,7 +102,8 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
             rows.append((name, status.st_size, status.st_mtime_ns, None if chunks is None else len(chunks)))
         path.parent.mkdir(mode=0o700, exist_ok=True)
         head = json.dumps({"version": VERSION, "files": rows}).encode()
-        temporary.write_bytes(head + b"\n" + b"".join(chunks or b"" for chunks in files.values()))
+        with open(temporary, "wb", opener=modes.private) as file:
+            file.write(head + b"\n" + b"".join(chunks or b"" for chunks in files.values()))
         temporary.rename(path)
 
 

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from renderonline.storage import modes
+
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
 MAX_NAME_BYTES: Final = 200
@@ -71,21 +73,24 @@ def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
     incoming_directory(root)
     while True:
         directory = root / str(user_id) / str(ticks)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        if _claim(directory):
+        try:
+            modes.make_below(root, directory.parent)
+        except FileExistsError:
+            modes.open_at_least(directory.parent, root)
+        if _claim(directory, root):
             return directory
         if directory.parent.exists():  # else another upload of the user was discarded just now
             ticks += 1
 
 
-def _claim(directory: Path) -> bool:
+def _claim(directory: Path, root: Path) -> bool:
     mark = _mark(directory)
     try:
         mark.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         return False
     try:
-        directory.mkdir()
+        modes.make_below(root, directory)
     except BaseException as error:
         mark.unlink(missing_ok=True)
         if isinstance(error, (FileExistsError, FileNotFoundError)):

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.storage import modes
+
 SIZES: Final[Mapping[str, int]] = {"view": 1920, "thumb": 320}
 """Name -> the most pixels of a side; the larger first."""
 LARGEST: Final = 512 * 1024
@@ -129,10 +131,12 @@ class PreviewFiles:
     def put(self, task_id: int, name: str, size: str, jpeg: bytes) -> Path:
         """Keep a preview in the place of an older one. OSError when the disk refuses; then nothing is left of it."""
         path = self.path(task_id, name, size)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        modes.make_private(self._directory)
+        path.parent.mkdir(mode=modes.DIRECTORY, exist_ok=True)
         aside = path.with_suffix(f".{os.urandom(8).hex()}")
         try:
-            aside.write_bytes(jpeg)
+            with open(aside, "wb", opener=modes.private) as file:
+                file.write(jpeg)
             aside.replace(path)
         except OSError:
             aside.unlink(missing_ok=True)

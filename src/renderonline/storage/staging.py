@@ -23,6 +23,7 @@ from blake3 import blake3
 
 from renderonline.farm.errors import Conflict, InvalidRequest, Unfit
 from renderonline.farm.tasks import InputFile
+from renderonline.storage import modes
 from renderonline.storage.archive import UNFINISHED
 from renderonline.storage.digests import InputSums
 from renderonline.storage.names import clean_file_name
@@ -131,16 +132,18 @@ class Stage:
     @classmethod
     def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
         """A new upload, in a directory that must not be there yet; the files are `checked`."""
-        directory.mkdir()
+        directory.mkdir(mode=modes.DIRECTORY)
         rows, table = list[str](), bytearray()
         for file in files:
             first = len(table) // _PLACED.size
             rows.append(json.dumps((file.name, file.size, file.digest, first, _lay_out(file.chunks, table))))
-        (directory / "chunks").write_bytes(table)
-        (directory / "have").write_bytes(bytes(len(table) // _PLACED.size))
-        (directory / "data").mkdir()
-        (directory / _BYTES).write_text(str(sum(file.size for file in files)))
-        (directory / f"{_FACTS}.new").write_text("[\n" + ",\n".join(rows) + "\n]")
+        (directory / "data").mkdir(mode=modes.DIRECTORY)
+        have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files)
+        facts = "[\n" + ",\n".join(rows) + "\n]"
+        contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode(), f"{_FACTS}.new": facts.encode()}
+        for name, content in contents.items():
+            with open(directory / name, "wb", opener=modes.private) as made:
+                made.write(content)
         (directory / f"{_FACTS}.new").rename(directory / _FACTS)
         return cls(directory)
 
@@ -182,7 +185,7 @@ class Stage:
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[int]:
         """A handle with which a file without chunks goes on at its end; after that the upload is touched."""
-        handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
         try:
             os.lseek(handle, 0, os.SEEK_END)
             yield handle
@@ -206,7 +209,7 @@ class Stage:
                     message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
                     raise Unfit(message, code="wrong_chunk")
                 if index not in handles:
-                    handles[index] = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                    handles[index] = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
                 write_at(handles[index], data, offset)
                 self._mark(number, _THERE)
         finally:
@@ -259,7 +262,7 @@ class Stage:
     def _finished(self, index: int) -> InputFile:
         file, path = self.files[index], self.path(index)
         if not file.size:
-            path.touch(mode=0o644)
+            path.touch(mode=modes.FILE)
         self.add_up(index)
         sums = self._sums[index]
         found = sums.of(file.name)
@@ -277,9 +280,11 @@ class Stage:
         for index, file in enumerate(self.files):
             target = directory / file.name
             if target.parent not in folders:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    modes.make_below(directory, target.parent)
                 folders.update(parent for parent in target.parents if parent.is_relative_to(directory))
             _link(self.path(index), target)
+            modes.open_file(target, directory)
         if len(self.files) > MANY and hasattr(os, "sync"):
             os.sync()
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge
-from renderonline.storage import manifests, names
+from renderonline.storage import manifests, modes, names
 from renderonline.storage.digests import InputSums
 from renderonline.storage.multipart import Event, Field, FileBegins, FileData, FileEnds, MultipartReader
 from renderonline.storage.staging import sync
@@ -209,7 +209,10 @@ class _Writer:
         self.path = path
         self._sums = sums
         with disk_errors():
-            self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            self._handle = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), modes.FILE
+            )
+            modes.open_file(self._handle, path.parent)
         self._open = True
         self._batch: list[memoryview] = []
         self._batched = 0
@@ -340,6 +343,7 @@ def _move(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
             sync(target)
             source.unlink()
+        modes.open_file(target, target.parent)
         sync(*_above(target))
 
 
