@@ -27,10 +27,11 @@ from tests.support.held_attempts import Held, held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
 
 # Callers without an account. "Elsewhere" is a page of another origin, in a browser in which the artist is logged in.
-NOBODY, WRONG, EMPTY, HALF, ELSEWHERE, LURED, OTHER_MACHINE = UNKNOWN = (
+NOBODY, WRONG, EMPTY, NO_TOKEN, NO_EMAIL, ELSEWHERE, LURED, OTHER_MACHINE = UNKNOWN = (
     "nobody",
     "a wrong token",
     "an empty token",
+    "an e-mail without a token",
     "a token without an e-mail",
     "a page elsewhere",
     "a page elsewhere with our header",
@@ -184,7 +185,7 @@ class World:
         elsewhere = {**cookie, "Origin": "https://elsewhere.example"}
         self.objects["token"] = token
         self.headers |= {
-            HALF: {"token": token},
+            NO_EMAIL: {"token": token},
             ARTIST: artist,
             PAGE: {**cookie, **page},
             ELSEWHERE: elsewhere,
@@ -257,6 +258,7 @@ async def _world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             **who,
             NOBODY: {},
             WRONG: {**who[ARTIST], "token": "wrong", "Authorization": "Attempt wrong"},
+            NO_TOKEN: {"email": who[ARTIST]["email"]},
             EMPTY: {**who[ARTIST], "token": "", "Authorization": "Attempt "},
             OTHER_MACHINE: other.headers,
             MACHINE: mine.headers,
