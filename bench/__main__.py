@@ -12,6 +12,7 @@ def main() -> None:
     """Run every benchmark, or those that are named."""
     benchmarks = {
         "start": start_latency.run,
+        "box": start_latency.run_boxes,
         "plan": scheduling.run,
         "throughput": throughput.run,
         "transfers": transfers.run,

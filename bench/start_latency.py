@@ -15,6 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from renderonline.sandbox import probing
+from renderonline.sandbox.box import Box, Found
+from renderonline.sandbox.starting import start
 from tests.support.farm import RealFarm
 
 SUBMISSIONS = 100
@@ -42,6 +45,35 @@ def run() -> None:
             f" p50 {percentile(latencies, 50):.2f} ms, p99 {percentile(latencies, 99):.2f} ms"
             f" (starting the program directly: p50 {direct:.2f} ms, ratio {percentile(latencies, 50) / direct:.1f})"
         )
+
+
+def run_boxes() -> None:
+    """Print how long a program that does nothing takes from its start to its end: without a box, and in each kind that
+    this computer makes."""
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
+        places = tuple(str(Path(name, part)) for part in ("task", "output", "home", "tmp"))
+        for place in places:
+            Path(place).mkdir()
+        box = Box(places[:1], places[1:], (), places[3], devices=True)
+        alone = _ended(Found(), box)
+        print(f"a program that does nothing, start to end, {SUBMISSIONS} times: p50 {alone:.2f} ms without a box")
+        for kind in ("bwrap", "landlock"):
+            with contextlib.suppress(probing.NoBox):
+                found = probing.probe(kind)
+                taken = _ended(found, box)
+                print(f"  in {found.version}: p50 {taken:.2f} ms, {taken - alone:.2f} ms more (goal: at most 8 ms)")
+
+
+def _ended(found: Found, box: Box) -> float:
+    taken = []
+    for _ in range(SUBMISSIONS):
+        before = time.perf_counter()
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
+        process = start(found, box, [PROGRAM], directory=box.write[0], **options)
+        if process.wait() != 0:
+            raise RuntimeError(f"{PROGRAM} ended with {process.returncode} in {found.version or 'no box'}")
+        taken.append((time.perf_counter() - before) * 1000)
+    return statistics.median(taken)
 
 
 class Starts:

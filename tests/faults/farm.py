@@ -262,6 +262,7 @@ class FaultFarm:
         words = ["node", "--join", proxy.url, "--name", name, "--data-directory", str(home)]
         words += ["--slots", str(SLOTS), "--engine", f"fake={program}"]
         environment = {"RENDERONLINE_JOIN_CODE": code, engine.SOCKET: self.listener.path}
+        environment |= {"HPCSERVER_SANDBOX_WRITE": str(Path(self.listener.path).parent)}  # the engine's way to us
         environment |= {"FAULTS_APART": str(self.directory / "renderapi")} if self.apart else {}
         kept = Kept(name, words, self.directory, environment)
         self._exits.callback(self._end, kept)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from renderonline.hpcserver import process_table
+from renderonline.serving.directories import private_write
 from tests.support.fake_renderapi import FakeRenderAPI
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ class Node:
         """Be a machine of the farm without the enrolment; `certificate` (PEM) is the pinned one."""
         self.home.mkdir(parents=True, exist_ok=True)
         content = {"url": self.url, "machine_id": 1000, "secret": "secret", "certificate": certificate}
-        (self.home / "machine.json").write_text(json.dumps(content))
+        private_write(self.home / "machine.json", json.dumps(content))
 
     def start(self, **run: Any) -> None:
         """Start the program; `run` are arguments of `run_linked`."""

@@ -34,7 +34,9 @@ class Outside:
             return
         for line in lines:
             if "/" in line and _COMPLAINT.search(line):
-                self._named.update(dict.fromkeys(os.path.normpath(path) for path in _PATH.findall(line[:2000])))
+                self._named.update(
+                    dict.fromkeys(os.path.normpath(path.rstrip(".!")) for path in _PATH.findall(line[:2000]))
+                )
 
     def found(self) -> tuple[str, ...]:
         """A sentence for each directory that would have to be opened. Blocks."""

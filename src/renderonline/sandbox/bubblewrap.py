@@ -21,13 +21,13 @@ def words(program: str, box: Box, directory: str, status: int | None = None, *, 
     argv = [program, "--unshare-all", "--cap-drop", "ALL", *(("--die-with-parent", "--new-session") if tied else ())]
     if box.network:
         argv.append("--share-net")
-    for path in system.readable(network=box.network, cards=box.devices):
+    cards = system.cards() if box.devices else ()
+    for path in system.readable(network=box.network, cards=bool(cards)):
         link = system.link_of(path) if path in system.PROGRAMS else ""
         argv += ["--symlink", link, path] if link else ["--ro-bind-try", path, path]
     argv += ["--proc", "/proc", "--dev", "/dev"]
-    if box.devices:
-        for path in system.cards():
-            argv += ["--dev-bind-try", path, path]
+    for path in cards:
+        argv += ["--dev-bind-try", path, path]
     if box.temporary:
         argv += ["--bind", box.temporary, "/tmp", "--bind", box.temporary, "/dev/shm"]  # noqa: S108 - the box's own
     else:

@@ -76,12 +76,11 @@ def restrict_thread(box: Box, version: int) -> None:
     rules = struct.pack(f"={len(words)}Q", *words)
     ruleset = _checked(_call(_CREATE, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint32(0)))
     try:
-        everything = handled & ~_DEVICES
-        _allow(ruleset, system.readable(network=box.network, cards=box.devices), handled & (_READ | _EXECUTE))
+        everything, cards = handled & ~_DEVICES, system.cards() if box.devices else ()
+        _allow(ruleset, system.readable(network=box.network, cards=bool(cards)), handled & (_READ | _EXECUTE))
         _allow(ruleset, _without(box.read, box.hidden), handled & (_READ | _EXECUTE))
         _allow(ruleset, _without(box.write, box.hidden), everything)
-        devices = (*system.PLAIN_DEVICES, *(system.cards() if box.devices else ()))
-        _allow(ruleset, devices, handled & (_READ | _WRITE_FILE | _IOCTL))
+        _allow(ruleset, (*system.PLAIN_DEVICES, *cards), handled & (_READ | _WRITE_FILE | _IOCTL))
         libc = ctypes.CDLL(None, use_errno=True)
         _checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
         _checked(_call(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)))

@@ -166,3 +166,38 @@ async def test_a_box_that_cannot_be_made_is_the_machines_failure(api: FakeRender
         exited = await api.report(1, "exited")
     assert (exited["outcome"], exited["failure"]) == ("failed", "no_engine")
     assert "bwrap: no namespaces" in exited["reason"]
+
+
+async def test_a_file_outside_is_told_with_the_directory_to_open(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    texture = tmp_path / "tex" / "wood.png"
+    texture.parent.mkdir()
+    texture.write_text("wood")
+    advice = f"{texture} is outside of the box: add {texture.parent} to SandboxRead."
+    await api.assign(1, ["-c", f"cat {texture} >result || exit 4"], tmp_path / "1")
+    exited = await api.report(1, "exited")
+    assert exited["reason"].endswith(advice)
+    await api.assign(2, ["-c", f"cat {texture}; echo fine >result"], tmp_path / "2")
+    assert (await api.report(2, "exited"))["outcome"] == "succeeded"
+    await api.until(lambda: f"RenderOnline: warning: {advice}" in api.log_text(2), "warning")
+
+
+async def test_no_engine_writes_a_file_larger_than_the_disk_has_room_for(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    script = "truncate -s 10000G hole; exit $?"
+    await api.assign(1, ["-c", f"exec sh -c '{script}'"], tmp_path / "1")
+    exited = await api.report(1, "exited")
+    assert exited["outcome"] == "failed"
+    assert not (tmp_path / "1" / "hole").exists() or (tmp_path / "1" / "hole").stat().st_size == 0
+
+
+async def test_a_definition_that_preloads_code_starts_nothing(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    await api.assign(1, ["-c", "exit 0"], tmp_path / "1", environment={"LD_PRELOAD": "/tmp/x.so"})
+    exited = await api.report(1, "exited")
+    assert (exited["failure"], exited["reason"]) == (
+        "command",
+        "The engine's definition sets LD_PRELOAD, which is refused.",
+    )
+    assert not api.reports(1, "started")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.engines.definition import PROGRESS_KINDS
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.loading import doubts, parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "engines"
@@ -87,6 +87,16 @@ def test_whole_numbers_are_taken_where_seconds_are_wanted() -> None:
             changed('split = "frames"', 'split = "frames"\nenvironment = {A = 1}'),
             "environment.A of the engine definition must be text",
         ),
+        (changed('split = "frames"', 'split = "frames"\nenvironment = {ld_preload = "x"}'), "environment.ld_preload"),
+        (changed('split = "frames"', 'split = "frames"\nenvironment = {PYTHONSTARTUP = "x"}'), "is refused"),
+        (
+            changed('split = "frames"', 'split = "frames"\nenvironment = {LD_LIBRARY_PATH = "/x/$RENDERONLINE:last"}'),
+            "must not hold a placeholder",
+        ),
+        (changed('split = "frames"', 'split = "frames"\nsandbox_read = ["tex"]'), "Field sandbox_read"),
+        (changed('split = "frames"', 'split = "frames"\nsandbox_write = ["/a/../b"]'), "Field sandbox_write"),
+        (changed('split = "frames"', 'split = "frames"\nsandbox_read = ["/a/$RENDERONLINE:last"]'), "placeholders"),
+        (changed('split = "frames"', 'split = "frames"\nnetwork = "yes"'), "network"),
         (changed("$RENDERONLINE:last", "$RENDERONLINE:end"), "$RENDERONLINE:end"),
         (changed("$RENDERONLINE:last", "$RENDERONLINE:@secret"), "$RENDERONLINE:@secret"),
         (changed('template = "', 'template = "small" #'), "Field template"),
@@ -117,6 +127,11 @@ def test_what_is_wrong_is_named(text: str, named: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_definition(text)
     assert named in caught.value.message
+
+
+def test_what_decides_which_code_is_loaded_is_taken_with_a_warning() -> None:
+    text = changed('split = "frames"', 'split = "frames"\nenvironment = {LD_LIBRARY_PATH = "/opt/x", A = "1"}')
+    assert [doubt.split()[0] for doubt in doubts(parse_definition(text))] == ["LD_LIBRARY_PATH"]
 
 
 def test_every_progress_kind_is_documented() -> None:

@@ -48,3 +48,22 @@ def test_sigkill_is_want_of_memory_only_when_the_kernel_says_so(*, kernel: bool,
 def test_reason_is_bounded() -> None:
     ending = decide(code=1, rules=RULES, failure=("scene", "x" * 10_000), bad=[])
     assert len(ending.reason) == MAX_REASON
+
+
+@pytest.mark.parametrize(("full", "kind"), [(True, "no_space"), (False, "error")])
+def test_a_printed_line_blames_the_disk_only_when_the_disk_agrees(*, full: bool, kind: str) -> None:
+    line = "Error: No space left on device"
+    for code in (0, 1):
+        ending = decide(code=code, rules=RULES, failure=("no_space", line), bad=[], disk_full=full)
+        assert (ending.failure, line in ending.reason) == (kind, True)
+
+
+@pytest.mark.parametrize("kind", ["machine", "no_engine", "no_input", "lost_process"])
+def test_no_printed_line_blames_the_machine(kind: str) -> None:
+    assert decide(code=0, rules=RULES, failure=(kind, "printed"), bad=[]).failure == "error"
+
+
+@pytest.mark.parametrize(("full", "kind"), [(True, "no_space"), (False, "bad_output")])
+def test_a_file_that_is_too_large_is_named_as_the_cause(*, full: bool, kind: str) -> None:
+    ending = decide(code=-25, rules=RULES, failure=None, bad=[], disk_full=full)
+    assert (ending.failure, ending.reason) == (kind, "The engine wrote a file larger than what its disk has free.")

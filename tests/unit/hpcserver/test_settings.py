@@ -28,8 +28,14 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [{"slots": 0}, {"slots": 1000}, {"port": 70000}, {"nice": 20}, {"allow": ["not an address"]}],
+    [{"slots": 0}, {"slots": 1000}, {"port": 70000}, {"nice": 20}, {"allow": ["not an address"]}, {"sandbox": "maybe"}],
 )
 def test_impossible_settings_are_refused_by_name(flags: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=f"(?i){next(iter(flags))}"):
         load(None, environment={}, flags=flags)
+
+
+@pytest.mark.parametrize("path", ["tex", "/", "/mnt/../etc", "/srv/node", "/srv/node/scratch"])
+def test_only_directories_of_others_are_opened_to_scenes(path: str) -> None:
+    with pytest.raises(InvalidRequest, match="SandboxRead"):
+        load(None, environment={"HPCSERVER_SANDBOX_READ": path}, flags={"data_directory": "/srv/node"})
