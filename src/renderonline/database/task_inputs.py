@@ -37,6 +37,9 @@ _FRAMES: Final = select(results.c.name, *(results.c[name] for name in Landed._fi
     results.c.task_id == bindparam("task"), results.c.frame.is_not(None), results.c.state != "landing"
 )
 _FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
+_LANDED_BY: Final = select(results.c.attempt_id).where(
+    results.c.task_id == bindparam("task"), results.c.name_hash == bindparam("hash"), results.c.state == "landed"
+)
 
 
 def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
@@ -64,6 +67,12 @@ def frame(connection: Connection, task_id: int, name: str) -> Landed | None:
     """The frame of this name, if it is there."""
     found = connection.execute(_FRAME, {"task": task_id, "hashes": result_keys(name)})
     return next((Landed(*facts) for its_name, *facts in found if its_name == name), None)
+
+
+def landed_by(connection: Connection, task_id: int, name: str) -> int | None:
+    """The attempt whose result of this name landed, None if there is none yet."""
+    found = connection.scalar(_LANDED_BY, {"task": task_id, "hash": result_keys(name)[0]})
+    return None if found is None else int(found)
 
 
 def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:

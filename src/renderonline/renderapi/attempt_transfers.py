@@ -18,7 +18,15 @@ from blake3 import blake3
 from starlette.requests import Request
 
 from renderonline.database.submissions import list_inputs
-from renderonline.database.task_inputs import Holder, frame, frames, load_holder, result_names, store_inputs
+from renderonline.database.task_inputs import (
+    Holder,
+    frame,
+    frames,
+    landed_by,
+    load_holder,
+    result_names,
+    store_inputs,
+)
 from renderonline.database.work import token_fits
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError, Unfit
 from renderonline.farm.tasks import InputFile, Landed
@@ -177,12 +185,16 @@ class AttemptTransfers:
             self._shared.files.forget_late(attempt_id, folder)
 
     async def receive_preview(self, attempt_id: int, holder: Holder, name: str, size: str, jpeg: bytes) -> None:
-        """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13)."""
+        """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13). `Conflict` when the
+        file of another attempt landed: its preview stays (R14)."""
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is None or check_name(name) not in order.wanted:
             raise NotFound(f"The attempt has no file {name}.")
         if not jpeg.startswith(_JPEG):
             raise InvalidRequest("A preview is a JPEG.")
+        landed = await self._shared.database.read(partial(landed_by, task_id=holder.task_id, name=name))
+        if landed not in (None, attempt_id):
+            raise Conflict(f"{name} of another attempt has landed.", code="attempt_over")
         previews = self._shared.previews
         with disk_errors():
             path = await asyncio.to_thread(previews.put, holder.task_id, name, checked_size(size), jpeg)

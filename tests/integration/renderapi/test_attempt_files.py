@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,21 @@ async def test_nothing_is_told_of_a_deleted_task(held: Held) -> None:
     assert (await held.api.call("DELETE", f"/tasks/{held.assign.task}")).status == 204
     assert (await held.call("GET", "inputs")).status == 404
     assert (await held.send("frame_0001.png", b"x")).status == 404
+
+
+async def test_preview_of_a_frame_that_another_attempt_landed_stays(held: Held) -> None:
+    """A lost attempt may still send what is missing (R5.5), and nothing else (R14)."""
+    data, assign = b"the frame", held.assign
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    assert (await held.send("frame_0001.png", data)).status == 204
+    about = (assign.attempt, assign.token, 1, "frame_0001.png", len(data), digest, zlib.crc32(data))
+    await held.report(Started(1, assign.attempt, assign.token, 1, 1), Result(2, *about, 1))
+    place, theirs = "previews/frame_0001.png?size=thumb", b"\xff\xd8\xffnot what landed"
+    assert (await held.call("PUT", place, data=b"\xff\xd8\xffits own")).status == 204
+    engine = create_engine(held.api.settings.connection_string.replace("mysql://", "mysql+pymysql://"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE results SET attempt_id = attempt_id + 1"))
+    engine.dispose()
+    assert (await held.call("PUT", place, data=theirs)).status == 409
+    seen = await held.api.call("GET", f"/tasks/{assign.task}/{place}")
+    assert seen.body == b"\xff\xd8\xffits own"
