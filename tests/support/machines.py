@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ except RenderOnlineError as error:
 class Node:
     """A linked HPCServer that has joined already: engine `sh` is /bin/sh, `python` this Python."""
 
-    def __init__(self, home: Path, url: str, *, path: str = "/usr/bin:/bin", **flags: Any) -> None:
-        self.home, self.path = home, path
+    def __init__(
+        self, home: Path, url: str, *, path: str = "/usr/bin:/bin", before: Sequence[str] = (), **flags: Any
+    ) -> None:
+        self.home, self.path, self.before = home, path, before
         self.url = url
         self.flags = {
             "data_directory": str(home),
@@ -76,7 +78,7 @@ class Node:
         }
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", LINKED, given], env=environment, stdout=output, stderr=output
+                [*self.before, sys.executable, "-c", LINKED, given], env=environment, stdout=output, stderr=output
             )
 
     @property
