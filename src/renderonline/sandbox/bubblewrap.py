@@ -26,6 +26,8 @@ def words(program: str, box: Box, directory: str, status: int | None = None, *, 
         link = system.link_of(path) if path in system.PROGRAMS else ""
         argv += ["--symlink", link, path] if link else ["--ro-bind-try", path, path]
     argv += ["--proc", "/proc", "--dev", "/dev"]
+    for path in system.KERNEL:
+        argv += ["--ro-bind-try", path, path]
     for path in cards:
         argv += ["--dev-bind-try", path, path]
     if box.temporary:

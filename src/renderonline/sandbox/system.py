@@ -25,6 +25,9 @@ FOR_CARDS: Final = (
     "/etc/OpenCL", "/etc/glvnd", "/etc/vulkan", "/etc/nvidia", "/opt/rocm", "/sys/bus", "/sys/class", "/sys/dev",
     "/sys/devices", "/sys/module",
 )  # fmt: skip
+KERNEL: Final = tuple(f"/proc/{name}" for name in ("acpi", "bus", "fs", "irq", "scsi", "sys", "sysrq-trigger"))
+"""Where the kernel is set up: writable for root without any capability, and `core_pattern` names a program that runs
+outside of every box."""
 CARDS: Final = ("/dev/dri", "/dev/kfd", "/dev/nvidia*")
 PLAIN_DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 

@@ -73,6 +73,12 @@ def test_the_task_is_read_the_output_written_and_nothing_else_is_touched(
     assert os.listdir(secret) == ["file"]
 
 
+def test_the_kernel_s_settings_can_t_be_written(found: Found, box: Box) -> None:
+    """Also by root, who needs no capability for that: the kernel runs what `core_pattern` names outside of the box."""
+    settings = "/proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger"
+    assert shell(found, box, f"for file in {settings}; do (: >>$file) 2>/dev/null && echo $file; done; true")[1] == ""
+
+
 def test_only_bubblewrap_hides_that_others_run(box: Box) -> None:
     found = probing.probe("auto")
     if found.kind != BoxKind.BWRAP:
