@@ -196,7 +196,7 @@ class Administration:
         """A machine joins with a code: its number and the secret that is its own from now on. `NotAuthenticated` for a
         code that is not valid, the later the more of them there were."""
         secret = secrets.token_urlsafe(32)
-        try:  # looked at first: whoever tries codes out does not come to the writer
+        try:  # looked at first: trying codes out does not reach the writer
             await self._database.read(partial(machines.check_code, code=code, now_us=_now_us()))
             row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:

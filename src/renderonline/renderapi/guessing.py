@@ -16,7 +16,7 @@ from renderonline.serving.admission import source_of
 log = structlog.get_logger(__name__)
 
 WINDOW_S: Final = 60.0
-"""Who sends nothing wrong for so long is forgiven."""
+"""An address or account that nothing wrong came from for this time starts again at zero."""
 FREE: Final = 5
 """Wrong secrets of an address, or for an account, that are answered at once: people mistype."""
 FIRST_S: Final = 0.1

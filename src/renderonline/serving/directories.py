@@ -61,7 +61,7 @@ def exposed(path: Path) -> str:
         return ""
     try:
         is_open = path.stat().st_mode & stat.S_IROTH
-    except OSError:  # whoever opens it says why
+    except OSError:  # who opens it says why
         return ""
     return f"Everybody on this computer may read {path}, which may hold secrets. {_mended_by(path)}" if is_open else ""
 

@@ -1,4 +1,4 @@
-"""What browsers are told with every answer, and requests that lead them astray."""
+"""What every answer tells browsers, and requests that lead them astray."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -54,7 +54,7 @@ async def test_other_proxy_is_not_believed(tmp_path: Path, capfd: pytest.Capture
         invited = await farm.call("POST", "/machines/invite", {}, headers=PROXIED)
         assert f"--join {farm.url}" in invited.json()["command"]
         for sign in (PROXIED, {"Forwarded": "for=203.0.113.5"}, {"Via": "1.1 nginx"}, {"X-Real-IP": "203.0.113.5"}):
-            assert await metrics(farm, **sign) == 401  # whoever it is, it is not this computer's own program
+            assert await metrics(farm, **sign) == 401  # not a program of this computer
         assert await metrics(farm) == 200
     out, err = capfd.readouterr()
     assert (out + err).count("name its address in TrustedProxies") == 1
