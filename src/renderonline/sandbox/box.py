@@ -36,12 +36,15 @@ def is_plain_directory(path: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Found:
     """Which boxes this computer makes (`probing.probe`). `version`: for people, for instance `bubblewrap 0.8.0`;
-    `advice`: the line that gets a better one, "" if there is none. `program`: bubblewrap's path; `abi`: Landlock's."""
+    `advice`: the line that gets a better one, "" if there is none. `program`: bubblewrap's path; `is_final`: in its box
+    no further namespaces can be made, in which a program would be root of its own (from bubblewrap 0.8 on); `abi`:
+    Landlock's."""
 
     kind: BoxKind = BoxKind.NONE
     version: str = ""
     advice: str = ""
     program: str = ""
+    is_final: bool = False
     abi: int = 0
 
 

@@ -7,10 +7,10 @@ code, or 128 + n when signal n ended it; everything below it dies with it.
 from collections.abc import Sequence
 
 from renderonline.sandbox import system
-from renderonline.sandbox.box import Box
+from renderonline.sandbox.box import Box, Found
 
 
-def words(program: str, box: Box, directory: str, status: int | None = None, *, tied: bool = True) -> list[str]:
+def words(found: Found, box: Box, directory: str, status: int | None = None, *, tied: bool = True) -> list[str]:
     """The words in front of a command line that run it in the box, in `directory`. `status`: a descriptor to which
     bubblewrap writes JSON, a line each: the process 1 (`child-pid`), then, only when the command could be run, how it
     ended (`exit-code`). `tied`: it dies with the thread that starts it, in a session of its own; else whoever starts it
@@ -18,7 +18,11 @@ def words(program: str, box: Box, directory: str, status: int | None = None, *, 
 
     Later mounts cover earlier ones, so the wide ones come first.
     """
-    argv = [program, "--unshare-all", "--cap-drop", "ALL", *(("--die-with-parent", "--new-session") if tied else ())]
+    argv = [found.program, "--unshare-all", "--cap-drop", "ALL"]
+    if tied:
+        argv += ["--die-with-parent", "--new-session"]
+    if found.is_final:
+        argv += ["--unshare-user", "--disable-userns"]
     if box.network:
         argv.append("--share-net")
     cards = system.cards() if box.devices else ()

@@ -73,8 +73,9 @@ def _bubblewrap() -> Found:
         said = subprocess.run([program, "--version"], capture_output=True, timeout=TRY_S, check=True).stdout
         numbers = re.search(rb"\d+(\.\d+)+", said)
         version = f"bubblewrap {numbers[0].decode() if numbers else ''}".strip()
-        if _works(found := Found(BoxKind.BWRAP, version, program=program)):
-            return found
+        for is_final in (True, False):
+            if _works(found := Found(BoxKind.BWRAP, version, program=program, is_final=is_final)):
+                return found
     return Found(advice=_allowing())
 
 

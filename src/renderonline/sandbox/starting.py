@@ -24,7 +24,7 @@ def start(
     kind is `none`. `status`, `tied`: see `bubblewrap.words`. Raises what `Popen` raises, and OSError when the kernel
     refuses."""
     if found.kind == BoxKind.BWRAP:
-        words = bubblewrap.words(found.program, box, directory, status, tied=tied)
+        words = bubblewrap.words(found, box, directory, status, tied=tied)
         passed = (*options.pop("pass_fds", ()), *(() if status is None else (status,)))
         return subprocess.Popen([*words, *argv], cwd="/", pass_fds=passed, **options)
     if found.kind == BoxKind.NONE:

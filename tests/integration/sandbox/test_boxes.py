@@ -79,6 +79,12 @@ def test_the_kernel_s_settings_can_t_be_written(found: Found, box: Box) -> None:
     assert shell(found, box, f"for file in {settings}; do (: >>$file) 2>/dev/null && echo $file; done; true")[1] == ""
 
 
+def test_nobody_becomes_root_of_a_namespace_of_their_own(found: Found, box: Box) -> None:
+    """There a program could mount and set up networks: much of the kernel that it needs for nothing."""
+    assert shell(found, box, "unshare --user --map-root-user true")[0] != 0
+    assert found.kind != BoxKind.BWRAP or found.is_final
+
+
 def test_only_bubblewrap_hides_that_others_run(box: Box) -> None:
     found = probing.probe("auto")
     if found.kind != BoxKind.BWRAP:

@@ -1,10 +1,12 @@
 from renderonline.sandbox import bubblewrap
-from renderonline.sandbox.box import Box
+from renderonline.sandbox.box import Box, BoxKind, Found
+
+FOUND = Found(BoxKind.BWRAP, program="bwrap")
 
 
 def test_wide_mounts_come_before_what_lies_in_them() -> None:
     box = Box(read=("/nas/farm/task", "/nas"), write=("/nas/farm/out",), hidden=("/nas/farm", "/elsewhere"))
-    argv = bubblewrap.words("bwrap", box, "/nas/farm/out")
+    argv = bubblewrap.words(FOUND, box, "/nas/farm/out")
     order = [argv.index(path) for path in ("/nas", "/nas/farm", "/nas/farm/task", "/nas/farm/out")]
     assert order == sorted(order)
     assert argv[argv.index("/nas/farm") - 1] == "--tmpfs"
@@ -12,8 +14,8 @@ def test_wide_mounts_come_before_what_lies_in_them() -> None:
 
 
 def test_the_network_is_shared_only_when_asked_for() -> None:
-    assert "--share-net" not in bubblewrap.words("bwrap", Box(), "/")
-    assert "--share-net" in bubblewrap.words("bwrap", Box(network=True), "/")
+    assert "--share-net" not in bubblewrap.words(FOUND, Box(), "/")
+    assert "--share-net" in bubblewrap.words(FOUND, Box(network=True), "/")
 
 
 def test_exit_codes_of_signals_are_told_as_subprocess_does() -> None:
