@@ -139,8 +139,8 @@ class Orders:
         if missing is not None:
             command = known.command(missing, attempt.directory)
         uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
-        # A command that does not name the attempt's directory writes beside the scene, as in the existing system.
-        beside = () if uses_directory or attempt.film else (known.root,)
+        # A command of the existing system that does not name the attempt's directory writes beside the scene.
+        beside = () if uses_directory or attempt.film or known.definition is not None else (known.root,)
         place = _download_path(attempt.directory)
         mark, token = self._marks.get(place, (place, ""))
         assign = Assign(

@@ -4,6 +4,7 @@ The program runs as a grandchild of bubblewrap, below a process 1 of its own. bu
 code, or 128 + n when signal n ended it; everything below it dies with it.
 """
 
+import os
 from collections.abc import Sequence
 
 from renderonline.sandbox import system
@@ -39,7 +40,8 @@ def words(found: Found, box: Box, directory: str, status: int | None = None, *, 
     else:
         argv += ["--tmpfs", "/tmp"]  # noqa: S108 - the box's own
     mounts = [("--ro-bind-try", path) for path in box.read] + [("--bind-try", path) for path in box.write]
-    hidden = [(None, path) for path in box.hidden if _below(path, (*box.read, *box.write))]
+    covering = [path for path in box.hidden if _below(path, (*box.read, *box.write)) and os.path.isdir(path)]
+    hidden = [(None, path) for path in covering]
     for option, path in sorted([*mounts, *hidden], key=lambda mount: mount[1].count("/")):
         argv += ["--tmpfs", path] if option is None else [option, path, path]
     argv += ["--remount-ro", "/", "--chdir", directory]

@@ -1,5 +1,8 @@
 """Starting a program in a box. Standard library only: the spawner uses it."""
 
+import errno
+import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -24,6 +27,8 @@ def start(
     kind is `none`. `status`, `tied`: see `bubblewrap.words`. Raises what `Popen` raises, and OSError when the kernel
     refuses."""
     if found.kind == BoxKind.BWRAP:
+        if shutil.which(argv[0], path=(options.get("env") or os.environ).get("PATH")) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # bubblewrap would say so later
         words = bubblewrap.words(found, box, directory, status, tied=tied)
         passed = (*options.pop("pass_fds", ()), *(() if status is None else (status,)))
         return subprocess.Popen([*words, *argv], cwd="/", pass_fds=passed, **options)

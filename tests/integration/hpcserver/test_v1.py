@@ -1,6 +1,7 @@
 """The v1 role with real processes: atomic start, children that die too, nobody else's orders (contract section 1)."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from renderonline.farm.boxes import BoxKind
 from renderonline.farm.command_line import join
 from renderonline.hpcserver import process_table
+from renderonline.sandbox import probing
 from tests.support.machines import ROOT, kill, until
 
 V1 = """
@@ -74,6 +77,8 @@ class V1Program:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    close = stop
 
 
 @pytest.fixture
@@ -197,3 +202,25 @@ async def test_sigkill_leaves_no_render(node: V1Program) -> None:
     await until(lambda: bool(node.engines()), "engine")
     kill(node.process.pid)
     await until(lambda: not node.engines(), "end of the engines", seconds=5.0)
+
+
+async def test_renders_have_a_box_when_the_farms_directories_are_named(tmp_path: Path) -> None:
+    for name in ("farm", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with contextlib.closing(V1Program(tmp_path, SandboxWrite=[str(tmp_path / "farm")])) as node:
+        await node.ready()
+        if probing.probe("auto").kind == BoxKind.NONE:
+            pytest.skip("no box here")
+        script = f"cat {tmp_path}/farm/file >{tmp_path}/farm/copy; cat {tmp_path}/other/file >{tmp_path}/farm/stolen"
+        assert node.start(script)[0] == 200
+        await until(lambda: not node.task()["IsRunning"], "end")
+        assert not node.task()["IsSuccess"]
+        assert (tmp_path / "farm" / "copy").read_text() == "farm"
+        assert (tmp_path / "farm" / "stolen").read_text() == ""
+        assert node.start("true", engine="broken")[0] == 400
+
+
+def test_a_required_box_without_the_farms_directories_starts_nothing(tmp_path: Path) -> None:
+    with contextlib.closing(V1Program(tmp_path, Sandbox="required")) as node:
+        assert node.process.wait(20) == 1

@@ -119,9 +119,9 @@ def test_hidden_directories_are_empty_but_for_what_is_named(found: Found, box: B
     assert shell(found, wide, f"cat {tmp_path}/secret/file")[0] != 0
 
 
-def test_a_program_that_does_not_exist_is_said_to_be_missing(box: Box) -> None:
-    with pytest.raises(FileNotFoundError):
-        start(probing.probe("landlock"), box, ["/nowhere/program"], directory="/")
+def test_a_program_that_does_not_exist_is_said_to_be_missing(found: Found, box: Box) -> None:
+    with pytest.raises(FileNotFoundError, match="/nowhere/program"):
+        start(found, box, ["/nowhere/program"], directory="/")
 
 
 def test_a_bubblewrap_that_may_not_make_namespaces_is_no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,21 @@
+from pathlib import Path
+
 from renderonline.sandbox import bubblewrap
 from renderonline.sandbox.box import Box, BoxKind, Found
 
 FOUND = Found(BoxKind.BWRAP, program="bwrap")
 
 
-def test_wide_mounts_come_before_what_lies_in_them() -> None:
-    box = Box(read=("/nas/farm/task", "/nas"), write=("/nas/farm/out",), hidden=("/nas/farm", "/elsewhere"))
-    argv = bubblewrap.words(FOUND, box, "/nas/farm/out")
-    order = [argv.index(path) for path in ("/nas", "/nas/farm", "/nas/farm/task", "/nas/farm/out")]
+def test_wide_mounts_come_before_what_lies_in_them(tmp_path: Path) -> None:
+    nas, farm = str(tmp_path / "nas"), str(tmp_path / "nas" / "farm")
+    Path(farm).mkdir(parents=True)
+    hidden = (farm, str(tmp_path), f"{nas}/gone")
+    argv = bubblewrap.words(FOUND, Box((f"{farm}/task", nas), (f"{farm}/out",), hidden), f"{farm}/out")
+    order = [argv.index(path) for path in (nas, farm, f"{farm}/task", f"{farm}/out")]
     assert order == sorted(order)
-    assert argv[argv.index("/nas/farm") - 1] == "--tmpfs"
-    assert "/elsewhere" not in argv  # nothing that is mounted holds it
+    assert argv[argv.index(farm) - 1] == "--tmpfs"
+    assert str(tmp_path) not in argv  # nothing that is mounted holds it
+    assert f"{nas}/gone" not in argv  # it could not be made there
 
 
 def test_the_network_is_shared_only_when_asked_for() -> None:
