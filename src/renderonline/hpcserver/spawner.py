@@ -176,6 +176,7 @@ class Spawner:
         mark = process_table.mark(self._home, name)
         found = self._found if message["box"] is not None else Found()
         told, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
+        _bound_files(message["file_bytes"])
         try:
             process = starting.start(
                 found,
@@ -346,6 +347,14 @@ class Spawner:
             self._reap()
             time.sleep(TICK_S)
         process_table.kill_marked(process_table.mark(self._home), wait_s=CLEAR_S)
+
+
+def _bound_files(file_bytes: int) -> None:
+    """How large a file what is started next may write, 0 for any. It inherits this, so that it holds from its first
+    instruction on; the spawner itself writes no file. `_make_modest` then makes it final."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes or hard, hard))
 
 
 def _make_modest(pid: int, nice: int, file_bytes: int, processes: int = 0) -> None:

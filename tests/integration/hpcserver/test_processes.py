@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,14 @@ class Shell:
         self._directory = directory
         self.lines: list[str] = []
 
-    async def start(self, script: str, name: str = "1") -> EngineProcess:
+    async def start(self, script: str, name: str = "1", **more: Any) -> EngineProcess:
         return await self._processes.start(
             name,
             ["/bin/sh", "-c", script],
             directory=self._directory,
             environment=ENVIRONMENT,
             on_lines=self.lines.extend,
+            **more,
         )
 
     async def says(self, line: str) -> None:
@@ -65,6 +67,13 @@ async def test_engine_gets_exactly_the_environment_and_the_mark(shell: Shell) ->
     names = {line.partition("=")[0] for line in shell.lines}
     assert names - {"PWD", "OLDPWD", "_", "SHLVL"} == {"PATH", process_table.MARK}
     assert f"{process_table.MARK}={HOME}/1/" in shell.lines
+
+
+async def test_bound_of_files_holds_from_the_first_instruction_on(shell: Shell) -> None:
+    for number, file_bytes in enumerate((5 << 20, 9 << 20)):  # 100 starts each: the bound comes with the process
+        starts = [await shell.start("ulimit -f", f"{number}.{one}", file_bytes=file_bytes) for one in range(100)]
+        await asyncio.gather(*(process.wait() for process in starts))
+        assert set(shell.lines[-100:]) == {str(file_bytes // 512)}
 
 
 async def test_engine_is_not_born_deaf_to_signals(shell: Shell) -> None:
