@@ -32,6 +32,7 @@ def test_machine_is_disabled_renamed_and_tagged(farm: PaintedFarm, visit: Visito
     card = page.locator("[data-machine='atelier']")
     expect(card.get_by_text("Memory")).to_be_visible()
     expect(card.locator(".engines")).to_contain_text("painter")
+    expect(card).to_contain_text("box: bubblewrap")
     card.get_by_role("button", name="Disable").click()
     expect(card).to_contain_text("Disabled")
     card.get_by_role("button", name="Enable").click()
@@ -52,11 +53,13 @@ def test_machine_is_disabled_renamed_and_tagged(farm: PaintedFarm, visit: Visito
     expect(card.locator(".tag")).to_have_count(0)
 
 
-def test_machine_that_vanishes_is_offline(farm: PaintedFarm, visit: Visitor) -> None:
-    program = farm.real.add_machine("guest")
+def test_machine_without_a_box_says_so_and_one_that_vanishes_is_offline(farm: PaintedFarm, visit: Visitor) -> None:
+    program = farm.real.add_machine("guest", environment={"HPCSERVER_SANDBOX": "off"})
     page = visit.page("/farm")
     card = page.locator("[data-machine='guest']")
     expect(card).to_contain_text("Idle")
+    expect(card.locator(".reason")).to_contain_text("No box around its engines")
+    expect(card.locator(".reason")).to_contain_text("Better: set Sandbox to auto")
     farm.real.supervisor.forget(program)
     program.process.send_signal(signal.SIGTERM)
     program.process.wait()

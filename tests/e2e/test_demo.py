@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
 class Demo:
     """A running `renderonline demo`: its lines as they come, and everything it started."""
 
-    def __init__(self, directory: Path, *, data: Path | None = None) -> None:
+    def __init__(self, directory: Path, *, data: Path | None = None, path: str | None = None) -> None:
         self.temporary = directory / "tmp"
         self.temporary.mkdir()
         self.output = directory / "demo-output"
@@ -35,6 +35,8 @@ class Demo:
         environment |= {"RENDERAPI_CONNECTION_STRING": "sqlite:////not/the/demos/farm", "HPCSERVER_SLOTS": "7"}
         if data is not None:
             environment["RENDERONLINE_DATA"] = str(data)
+        if path is not None:
+            environment["PATH"] = path
         self.process = subprocess.Popen(
             [sys.executable, "-m", "renderonline.cli", "demo", "--output", str(self.output)],
             env=environment,
@@ -121,15 +123,18 @@ def commands(demo: Demo) -> list[str]:
     return words
 
 
+def blenders(demo: Demo) -> list[str]:
+    """The command lines of Blender itself, without those of the boxes around it."""
+    return [words for words in commands(demo) if "launcher.py" in words and "bwrap" not in words.partition(" ")[0]]
+
+
 def test_demo_keeps_its_promises_and_shows_its_processes(tmp_path: Path) -> None:
     with Demo(tmp_path) as demo:
         demo.wait_for(r"Rendered \d+ of 24")
         running = commands(demo)
         assert sum(" renderonline.cli api " in words for words in running) == 1
         assert sum(" renderonline.cli node " in words for words in running) == 2
-        wait_until(
-            lambda: sum("launcher.py" in words for words in commands(demo)) == 2, 60, "Blender does not run twice"
-        )
+        wait_until(lambda: len(blenders(demo)) == 2, 60, "Blender does not run twice")
         assert demo.end() == 0, demo.text
         demo.assert_nothing_is_left()
     frames = sorted(demo.output.glob("*.png"))
@@ -167,6 +172,16 @@ def test_second_demo_takes_less_than_a_minute_and_replaces_only_its_own_files(tm
     assert (output / "mine.txt").read_text() == "keep"
     assert len(list(output.glob("*.png"))) == 24
     assert clock.seconds_alone < 60
+
+
+def test_demo_without_bubblewrap_renders_in_landlock_and_says_what_is_better(tmp_path: Path) -> None:
+    with Demo(tmp_path, path="/nowhere") as demo:
+        demo.wait_for(r"Sandbox: +Landlock ABI \d+: ")
+        demo.wait_for(r"Better: apt-get install bubblewrap")
+        demo.wait_for(r"Rendered \d+ of 24")
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.end(60) == 130, demo.text
+        demo.assert_nothing_is_left()
 
 
 def test_demo_survives_the_death_of_a_machine(tmp_path: Path) -> None:

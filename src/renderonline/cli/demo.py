@@ -16,7 +16,7 @@ from typing import Final
 from renderonline.cli import show
 from renderonline.cli.engines import install_blender
 from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
-from renderonline.cli.up import LocalFarm
+from renderonline.cli.up import LocalFarm, sandbox_lines
 from renderonline.engines import blender
 from renderonline.engines.children import child
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
@@ -70,6 +70,8 @@ class Demo:
     killed: set[str] = field(default_factory=set)
     """Machines that somebody killed meanwhile: they owe no share."""
     kept: Path | None = None
+    sandbox: str = ""
+    """The box around the machines' engines."""
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -108,13 +110,15 @@ class Demo:
             farm.wait_for_api(api)
             code = farm.invite(uses=len(MACHINES))
             nodes = {name: farm.start_node(name, code) for name in MACHINES}
-            names = {farm.wait_for_node(name, program): name for name, program in nodes.items()}
+            known = {name: farm.wait_for_node(name, program) for name, program in nodes.items()}
+            names = {int(node["machine_id"]): name for name, node in known.items()}
+            self.sandbox = known[MACHINES[0]]["sandbox"]
         login = farm.first_login()
         assert login is not None
         if not self.quiet:
             programs = {"RenderAPI": api, **nodes}.items()
             shown = ", ".join(f"{name} (pid {program.process.pid})" for name, program in programs)
-            show.note(f"The farm is up at {farm.url}: {shown}")
+            show.note("\n".join([f"The farm is up at {farm.url}: {shown}", *sandbox_lines(known[MACHINES[0]])]))
         with Client(login) as client:
             with self.step("submit"), show.bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
                 threads = str(max(1, (os.cpu_count() or 2) // len(MACHINES)))
@@ -175,7 +179,7 @@ class Demo:
         """What happened, for programs."""
         seconds = {name: round(value, 2) for name, value in self.seconds.items()}
         known = {"ok": not self.problems, "problems": self.problems, "output": str(output.absolute())}
-        return {**known, "seconds": seconds, "frames": self.frames}
+        return {**known, "seconds": seconds, "frames": self.frames, "sandbox": self.sandbox}
 
     def summary(self, output: Path) -> None:
         """What happened, for people."""

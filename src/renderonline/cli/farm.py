@@ -190,7 +190,7 @@ def show_findings(findings: "Sequence[Finding]", *, as_json: bool) -> int:
     from renderonline.hpcserver.checking import Level
 
     data = {"findings": [finding._asdict() for finding in findings]}
-    width = max(len(finding.text) for finding in findings)
+    width = min(100, max(len(finding.text) for finding in findings))
     lines = [f"{subject:<8}  {text:<{width}}  {level}" for subject, text, level in findings]
     show.answer((data, "\n".join(lines)), as_json=as_json)
     levels = {finding.level for finding in findings}

@@ -13,6 +13,7 @@ from typing import Any
 from renderonline.cli import logins, show
 from renderonline.cli.engines import engines_here
 from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
+from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk import Client, Login
@@ -76,9 +77,9 @@ class LocalFarm:
             "HPCServer", [*words, "--data-directory", str(home)], home.with_suffix(".log"), environment
         )
 
-    def wait_for_node(self, name: str, program: Program) -> int:
-        """Wait until RenderAPI has welcomed this HPCServer; its machine id."""
-        return int(self._once_ready(program, self.home_of(name) / "hpcserver.json")["machine_id"])
+    def wait_for_node(self, name: str, program: Program) -> dict[str, Any]:
+        """Wait until RenderAPI has welcomed this HPCServer; its `machine_id`, and what it says of its sandbox."""
+        return self._once_ready(program, self.home_of(name) / "hpcserver.json")
 
     def _once_ready(self, program: Program, told: Path) -> dict[str, Any]:
         """What a program writes into this file when it is ready."""
@@ -88,6 +89,13 @@ class LocalFarm:
     def home_of(self, name: str) -> Path:
         """The data directory of an HPCServer."""
         return self.directory / "machines" / name
+
+
+def sandbox_lines(node: dict[str, Any]) -> list[str]:
+    """Which box is around a machine's engines, and what gets a better one, for people."""
+    warning = "   WARNING" if node["sandbox"] == BoxKind.NONE else ""
+    better = [f"                Better: {node['sandbox_advice']}"] if node["sandbox_advice"] else []
+    return [f"Sandbox:        {node['sandbox_told']}{warning}", *better]
 
 
 def address_in_use(directory: Path) -> str:
@@ -122,9 +130,10 @@ def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
             known_at = str(read(farm.home_of(NAME) / "machine.json").get("url", "")).casefold()
             saved = _saved(farm, first, known_at)
             code = None if known_at == farm.node_url.casefold() else farm.invite(saved)
-            farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
+            node = farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
             known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
-            show.answer((known, lambda: show.say(_introduction(farm, first))), as_json=as_json)
+            known["sandbox"] = node["sandbox"]
+            show.answer((known, lambda: show.say(_introduction(farm, first, node))), as_json=as_json)
             while True:
                 supervisor.check()
                 time.sleep(0.5)
@@ -152,14 +161,14 @@ def as_node(url: str) -> str:
     return url.rstrip("/").replace("://localhost:", "://127.0.0.1:").casefold()
 
 
-def _introduction(farm: LocalFarm, login: Login | None) -> str:
+def _introduction(farm: LocalFarm, login: Login | None, node: dict[str, Any]) -> str:
     lines = [f"The farm is up: {farm.url}   (open it in a browser; API: {farm.url}/docs)"]
     if "://localhost:" in farm.url:
         lines.append(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
     if login is not None:
         lines.append(f"First login:    {login.email}   token {login.token}")
         lines.append(f"                (kept in {farm.directory / 'first-login.json'} until it is used on the page)")
-    lines.append(f"Data and logs:  {farm.directory}")
+    lines += [f"Data and logs:  {farm.directory}", *sandbox_lines(node)]
     if not any(engine["name"] == "blender" for engine in engines_here()):
         lines.append("No Blender yet: renderonline engine install blender, then start this again.")
     lines.append("In another terminal: renderonline submit FILE.blend --frames 1-24 --wait --download frames")

@@ -23,7 +23,8 @@ from renderonline.sandbox.probing import NoBox, probe
 
 LITTLE_BYTES: Final = 1_000_000_000
 """Less free space than this is worth a warning."""
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+"""What `serving.directories.private_read` refuses."""
 
 
 class Level(StrEnum):
@@ -96,7 +97,7 @@ def _secrets(home: Path, found: Found) -> Finding:
         return Finding("secrets", f"{path} can't be read: {error.strerror}", Level.ERROR)
     name = f"{path.name} {stat.S_IMODE(mode):04o}"
     if mode & _OTHERS:
-        return Finding("secrets", f"{name}, others can read it: chmod 600 {path}", Level.WARNING)
+        return Finding("secrets", f"{name}, others can read it: chmod 600 {path}", Level.ERROR)
     if found.kind == BoxKind.NONE:
         return Finding("secrets", f"{name}, but engines can read it: they have no box", Level.WARNING)
     return Finding("secrets", f"{name}, not visible to engines")
@@ -116,7 +117,7 @@ def _engines(settings: Settings, engines: Sequence[FoundEngine]) -> Iterator[Fin
 
 
 def _disk(home: Path) -> Finding:
-    place = next(path for path in (home, *home.parents) if path.exists())
+    place = next(path for path in (home, *home.parents) if os.path.exists(path))
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:

@@ -93,9 +93,11 @@ def kept(home: Path) -> Identity | None:
         text = private_read(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from error
     try:
         return from_wire(Identity, json.loads(text))
-    except (OSError, ValueError, InvalidRequest) as error:
+    except (ValueError, InvalidRequest) as error:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
 
 

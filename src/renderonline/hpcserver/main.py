@@ -111,6 +111,8 @@ class _Machine:
         settings = self._settings
         box = await asyncio.to_thread(found_box, settings)
         found, hello = await asyncio.to_thread(_about, settings, identity, box)
+        known = {"machine_id": identity.machine_id, "name": settings.name, "sandbox": box.kind.value}
+        known |= {"sandbox_told": checking.told(box), "sandbox_advice": box.advice}
         processes = Processes(self._home.name, box)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
@@ -130,7 +132,7 @@ class _Machine:
                 hello=lambda: replace(hello, held=runner.held()),
                 load=lambda: telemetry.load(settings.home, runner.full or desk.why()),
                 runner=runner,
-                on_welcome=lambda: self._home.say_ready(machine_id=identity.machine_id, name=settings.name),
+                on_welcome=lambda: self._home.say_ready(**known),
                 heartbeat_s=settings.heartbeat_s,
             )
             loop = asyncio.get_running_loop()

@@ -98,6 +98,7 @@ def test_farm_renders_what_is_submitted_and_is_there_again_the_next_time(home: H
         assert home.type("logs", str(task["task_id"]))
         machines = home.type("machine", "list")
         assert [(machine["name"], machine["slots_allowed"]) for machine in machines] == [("this-computer", MOST_SLOTS)]
+        assert said["sandbox"] == machines[0]["sandbox"] == "bwrap"
         assert home.type("tasks", "999", code=4) is None
         port = int(said["url"].rpartition(":")[2])
     finally:
@@ -110,6 +111,17 @@ def test_farm_renders_what_is_submitted_and_is_there_again_the_next_time(home: H
         assert len(home.type("machine", "list")) == 1
     finally:
         assert stop(process, signal.SIGINT) == 130
+
+
+def test_farm_without_a_box_says_so_and_what_gets_one(home: Home) -> None:
+    home.environment["HPCSERVER_SANDBOX"] = "off"
+    with home.start("up", "--port", "0") as process:
+        assert process.stdout is not None
+        lines = [line.rstrip() for line in iter(process.stdout.readline, "Ctrl-C stops everything.\n")]
+        stop(process)
+    at = next(number for number, line in enumerate(lines) if line.startswith("Sandbox:"))
+    assert lines[at].endswith("none: any scene can read and write what this account can   WARNING")
+    assert lines[at + 1].strip() == "Better: set Sandbox to auto"
 
 
 def test_second_farm_on_the_same_data_is_refused_with_the_address_of_the_first(home: Home) -> None:

@@ -73,7 +73,7 @@ def test_box_that_the_settings_ask_for_and_that_is_not_there_is_an_error(tmp_pat
 def test_secret_that_others_can_read_is_told_with_the_line_that_hides_it(tmp_path: Path) -> None:
     joined(tmp_path / "home", 0o644)
     told = found(tmp_path / "home")["secrets"]
-    assert told.level is Level.WARNING
+    assert told.level is Level.ERROR  # it would not start
     assert told.text == f"machine.json 0644, others can read it: chmod 600 {tmp_path}/home/machine.json"
 
 

@@ -42,6 +42,7 @@ async def test_hello_says_what_the_machine_is(api: FakeRenderAPI, node: Node) ->
     assert hello["cpu_count"] >= 1
     assert hello["memory_mib"] > 100
     assert len(hello["instance"]) == 16
+    assert (hello["sandbox"], hello["sandbox_advice"]) == ("bwrap", "")
     await until((node.home / "hpcserver.json").exists, "ready file")
     assert json.loads((node.home / "hpcserver.json").read_text())["pid"] == node.pid
 

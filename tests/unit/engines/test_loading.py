@@ -82,6 +82,7 @@ def test_whole_numbers_are_taken_where_seconds_are_wanted() -> None:
         (changed('split = "frames"', 'split = "tiles"'), "Field split"),
         (changed('split = "frames"', 'split = "frames"\nmemory_mib = -1'), "Field memory_mib"),
         (changed('split = "frames"', 'split = "frames"\nmemory_mib = true'), "must be a whole number"),
+        (changed('split = "frames"', 'split = "frames"\nrequirements = {sandbox = "jail"}'), "landlock or bwrap"),
         (changed('split = "frames"', 'split = "frames"\nversion_regex = "["'), "Field version_regex"),
         (
             changed('split = "frames"', 'split = "frames"\nenvironment = {A = 1}'),
