@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.rows import insert, inserting, shape_of
+from renderonline.database.rows import insert, inserting, portions, shape_of
 from renderonline.database.schema import (
     chunks,
     inputs,
@@ -170,11 +170,9 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
     task_id = insert(connection, tasks, _task_row(new, render_id))
     same = {"task_id": task_id, "state": ChunkState.WAITING}
-    rows = [
-        {**same, "chunk_id": one.chunk_id, "kind": one.kind, "stage": one.stage, "place": place, **shape_of(one.frames)}
-        for place, one in enumerate(new.chunks)
-    ]
-    connection.execute(inserting(chunks), rows)
+    for places in portions(range(len(new.chunks))):
+        parts = ((place, new.chunks[place]) for place in places)
+        connection.execute(inserting(chunks), [{**same, "place": place, **_chunk_row(one)} for place, one in parts])
     connection.execute(inserting(queue), {"task_id": task_id})
     if new.waits_for:
         others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
@@ -188,8 +186,8 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
 
 def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
     """Remember the files that a task was submitted with."""
-    if files:
-        rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in files]
+    for some in portions(files):
+        rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in some]
         connection.execute(inserting(inputs), rows)
 
 
@@ -216,6 +214,10 @@ def _check_waits(connection: Connection, new: NewTask) -> None:
     theirs = select(tasks.c.task_id).where(tasks.c.task_id.in_(new.waits_for), tasks.c.user_id == new.user_id)
     if missing := sorted(set(new.waits_for) - set(connection.scalars(theirs))):
         raise InvalidRequest(f"There is no task {missing[0]} of yours to wait for.")
+
+
+def _chunk_row(one: NewChunk) -> dict[str, Any]:
+    return {"chunk_id": one.chunk_id, "kind": one.kind, "stage": one.stage, **shape_of(one.frames)}
 
 
 def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:

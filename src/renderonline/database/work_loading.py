@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, case, func, select
 
@@ -24,7 +24,7 @@ from renderonline.database.schema import (
 from renderonline.farm.films import FILM_ENGINE
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import NOTHING, Needs
-from renderonline.farm.ready import ReadyTask, Shape, Signature
+from renderonline.farm.ready import Bucket, ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import Allowance
 from renderonline.farm.tasks import SETTLED, AttemptState, ChunkKind, ChunkState, Outcome
 from renderonline.protocol.codec import from_wire
@@ -109,6 +109,17 @@ class QueuedTask(ReadyTask):
     paused: bool = False
     waits_for: frozenset[int] = frozenset()
     needs: Needs = NOTHING
+    plain: Bucket | None = None
+    """Those chunks of which nothing is to be considered, once they are `sorted_out`; `chunks` are the others then."""
+
+    def sorted_out(self) -> Self:
+        """Everything that takes long with many chunks: to be done in any thread, before the task is in memory."""
+        if self.plain is None:
+            odd = [one for one in self.chunks if one.not_before_us or one.avoid or one.film or one.held_by is not None]
+            without = {one.chunk_id for one in odd}
+            places = ((one.chunk_id, one.place) for one in self.chunks if one.chunk_id not in without)
+            self.plain, self.chunks = Bucket.of(self, places, self.signature()), odd
+        return self
 
     def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
         """What its chunks need of a machine; a film is not made by the engine, but in the same box."""

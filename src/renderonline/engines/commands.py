@@ -140,13 +140,14 @@ def build(
     task_frames: Sequence[int],
     scene: str,
     output_directory: str,
+    told: bool = True,
 ) -> Command:
     """The command that renders `chunk` (None: the whole task).
 
     `definition` is None for an engine that only has v1's template: then nothing is known of frames and files.
     `words` are the template's, without the program's name; `values` the task's, complete; `scene` and
     `output_directory` paths on the machine. `InvalidRequest` when a placeholder has no value or a value would become
-    an option.
+    an option. Without `told` nobody wants to know which files are expected, of which there may be many.
     """
     directory = posixpath.dirname(scene) or "."
     farm_values = {UPLOADED_FILE: scene, SCENE_DIRECTORY: directory, OUTPUT_DIRECTORY: output_directory}
@@ -159,7 +160,7 @@ def build(
         farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
     everything, wanted = {**values, **farm_values}, definition.environment
     environment = dict(zip(wanted, fill(tuple(wanted.values()), everything), strict=True))
-    expected = expected_outputs(definition, values, frames, task_frames or frames)
+    expected = expected_outputs(definition, values, frames, task_frames or frames) if told else ()
     return Command(fill(words, everything), expected, frames, environment)
 
 

@@ -5,9 +5,9 @@ that render people write (`1-100x5`, `1-10,20`, `1-10y3`, `10-1`, `1-10:3`).
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Final
 
 from fileseq.frameset import FrameSet
@@ -23,6 +23,9 @@ LARGEST_FRAME: Final = 2**31 - 1
 _MAX_TEXT: Final = 65_536
 _MAX_SEARCHED: Final = 100
 """Up to so many frames `covering` looks for ranges that interleave; that search is quadratic."""
+
+_FEW: Final = 20
+"""Ranges that are looked through one by one."""
 
 _PART = re.compile(r"(-?\d{1,10})(?:-(-?\d{1,10})(?:[xy:](-?\d{1,10}))?)?", re.ASCII)
 
@@ -67,11 +70,9 @@ def parse_frames(text: str) -> tuple[int, ...]:
     Takes fileseq's syntax and Blender's `1..5`. `InvalidRequest` when it can't be understood, names no frame or more
     than `MAX_FRAMES`.
     """
-    parts = _parts(text)
-    if sum(_count(part) for part in parts) > 2 * MAX_FRAMES:  # before anything of that size is made
-        raise _too_many()
+    parts = _counted(text)
     try:
-        frames = _unique(frame for part in parts for frame in _of(part))
+        frames = list(dict.fromkeys(chain.from_iterable(map(_of, parts))))
     except ValueError as error:
         raise _not_understood(text) from error
     if len(frames) > MAX_FRAMES:
@@ -79,9 +80,31 @@ def parse_frames(text: str) -> tuple[int, ...]:
     return tuple(frames)
 
 
+def is_among(text: str) -> Callable[[int | None], bool]:
+    """Whether a frame is one of those that `text` names; `InvalidRequest` as `parse_frames`. A few ranges are not
+    written out: however many frames they have, nobody waits for that."""
+    parts = _counted(text)
+    ranges = [found for part in parts[:_FEW] if isinstance(found := _of(part), range)]
+    if len(ranges) < len(parts):
+        return frozenset[int | None](parse_frames(text)).__contains__
+    return lambda frame: frame is not None and any(frame in one for one in ranges)
+
+
+def _counted(text: str) -> list[re.Match[str]]:
+    """The parts of a text that do not name too many frames; before anything of that size is made."""
+    parts = _parts(text)
+    if sum(map(_count, parts)) > 2 * MAX_FRAMES:
+        raise _too_many()
+    return parts
+
+
 def _of(part: re.Match[str]) -> Iterable[int]:
-    """A part's frames; part by part, because fileseq's time grows with the square of their number."""
-    return map(int, FrameSet(part[0]) if part[2] else [part[1]])
+    """A part's frames; part by part, because fileseq's time grows with the square of their number. What is plainly a
+    range is none of its matters: it takes a hundred times as long."""
+    first, last, step = int(part[1]), int(part[2] or part[1]), int(part[3] or 1)
+    if step < 1 or "y" in part[0] or ":" in part[0]:
+        return map(int, FrameSet(part[0]))
+    return range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
 
 
 def _parts(text: str) -> list[re.Match[str]]:

@@ -66,12 +66,22 @@ class Chunk(NamedTuple):
 class Bucket:
     """The waiting chunks of one task that share a signature, the next one last."""
 
-    __slots__ = ("age", "chunks", "signature", "task")
+    __slots__ = ("age", "by_id", "chunks", "signature", "task")
 
     def __init__(self, task: ReadyTask, signature: Signature) -> None:
         self.task, self.signature = task, signature
         self.age = (task.queued_us, task.task_id)
         self.chunks: list[Chunk] = []
+        self.by_id: dict[int, Chunk] = {}
+        """Of one that no index has yet."""
+
+    @classmethod
+    def of(cls, task: ReadyTask, places: Iterable[tuple[int, int]], signature: Signature) -> "Bucket":
+        """Chunks (chunk id, place) that nothing else knows yet; made in any thread, for there may be many."""
+        bucket = cls(task, signature)
+        bucket.chunks = sorted(Chunk(-place, -chunk_id, bucket) for chunk_id, place in places)
+        bucket.by_id = {chunk.chunk_id: chunk for chunk in bucket.chunks}
+        return bucket
 
     def add(self, places: Sequence[tuple[int, int]]) -> list[Chunk]:
         fresh = [Chunk(-place, -chunk_id, self) for chunk_id, place in places]
@@ -114,6 +124,14 @@ class ReadyIndex:
             bucket = Bucket(task, signature)
             self._link(bucket)
         self._chunks.update((chunk.chunk_id, chunk) for chunk in bucket.add(places))
+
+    def add_bucket(self, bucket: Bucket, signature: Signature) -> None:
+        """Make all chunks of a bucket ready; none of its task is."""
+        bucket.signature, bucket.age = signature, (bucket.task.queued_us, bucket.task.task_id)
+        if bucket.chunks:
+            self._link(bucket)
+            self._chunks |= bucket.by_id
+        bucket.by_id = {}
 
     def remove(self, chunk_id: int) -> bool:
         """Take a chunk out; whether it was there."""

@@ -101,7 +101,8 @@ class Control:
         """Render a task, or chunks and a range of frames of it, again, whatever came of them; what runs of them is
         stopped. Each frame that was there is shown until the next one takes its place (R6). `InvalidRequest` for chunks
         and frames that it does not have, `LimitReached` when the user's queue is full."""
-        anew = (frozenset(chunks), frozenset(parse_frames(frames) if frames else ()))
+        wanted = await asyncio.to_thread(parse_frames, frames) if frames else ()
+        anew = (frozenset(chunks), frozenset(wanted))
         for _ in range(int(_STOPPING_S / _LOOK_S)):
             acted = await self._write(partial(work.requeue_task, anew=anew), task_id, user_id)
             if not acted.landing:

@@ -27,9 +27,9 @@ from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines
 from renderonline.database.submissions import NewTask, Submitted
 from renderonline.database.work import Assigned, Lease, assign, submit_and_lease
-from renderonline.database.work_loading import QueuedChunk, QueuedTask, load_queue
+from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.farm.ready import ReadyIndex
+from renderonline.farm.ready import Bucket, ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan, reserve
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
@@ -40,7 +40,7 @@ from renderonline.renderapi.links.linked import LinkedMachines
 from renderonline.renderapi.links.v1 import V1Machines
 from renderonline.renderapi.memory import LiveAttempt
 from renderonline.renderapi.reports import Reports
-from renderonline.renderapi.shared import TICK_S, Shared
+from renderonline.renderapi.shared import TICK_S, Shared, heavy, queue_of
 from renderonline.renderapi.watching import Watching
 from renderonline.storage.landing import attempt_directory
 
@@ -48,6 +48,8 @@ _log = structlog.get_logger(__name__)
 
 REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4)."""
+MANY_CHUNKS: Final = 1000
+"""Going through more than these in one go would hold everybody up."""
 _REBUILD_PAUSE_S: Final = 1.0
 _TOKEN_BYTES: Final = 16
 
@@ -110,22 +112,13 @@ class Dispatcher:
     async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
         """Commit a task, and with it its first leases when nothing else waits. Raises what the commit raises."""
         plain = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
-        task = QueuedTask(
-            0,  # its number is made by the commit
-            new.user_id,
-            new.priority,
-            new.queue_us,
-            engine.name,
-            engine.download_path,
-            len(new.chunks),
-            [QueuedChunk(chunk.chunk_id, place) for place, chunk in enumerate(new.chunks)],
-            one_range="," not in new.frames,
-            paused=new.paused,
-            needs=new.needs,
-            running_limit=new.running_limit,
-        )
+        if len(new.chunks) > MANY_CHUNKS:
+            task = await asyncio.to_thread(heavy(_queued), new, engine)
+        else:
+            task = _queued(new, engine)
         with self._leasing.ahead(task if plain and self.shared.ready else None) as ahead:
-            operation = partial(submit_and_lease, new=new, ahead=ahead, moment=self.shared.now())
+            commit = heavy(submit_and_lease) if len(new.chunks) > MANY_CHUNKS else submit_and_lease
+            operation = partial(commit, new=new, ahead=ahead, moment=self.shared.now())
             try:
                 submitted, leases = await self.shared.database.write(operation)
             except NotAvailable:  # perhaps the leases are there
@@ -239,7 +232,7 @@ class Dispatcher:
         """Rebuild memory from the database, in the writer's turn: what is committed before is in it, and what is
         committed after it is followed."""
         await self._read_machines()
-        live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), load_queue(c)))
+        live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), queue_of(c)))
         self.memory.load(queue, live)
         for attempt in live:
             self.shared.files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
@@ -247,6 +240,26 @@ class Dispatcher:
             machine.occupied = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
             self.shared.machines.note(machine)
         self.shared.ready = not self.shared.in_doubt.is_set()
+
+
+def _queued(new: NewTask, engine: EngineRow) -> QueuedTask:
+    task = QueuedTask(
+        0,  # its number is made by the commit
+        new.user_id,
+        new.priority,
+        new.queue_us,
+        engine.name.casefold(),
+        engine.download_path,
+        len(new.chunks),
+        (),
+        one_range="," not in new.frames,
+        paused=new.paused,
+        needs=new.needs,
+        running_limit=new.running_limit,
+    )
+    places = ((chunk.chunk_id, place) for place, chunk in enumerate(new.chunks))
+    task.plain = Bucket.of(task, places, task.signature())
+    return task
 
 
 class Leasing:
@@ -315,10 +328,10 @@ class Leasing:
         in the list afterwards are free again."""
         memory, machines = self._shared.memory, self._shared.machines
         ahead: list[LiveAttempt] = []
-        if task is not None and task.may_start and not len(memory.index):
+        if task is not None and task.plain is not None and task.may_start and not len(memory.index):
             index = ReadyIndex()
-            task.engine = task.engine.casefold()
-            index.add_many(task, [(chunk.chunk_id, chunk.place) for chunk in task.chunks], task.signature())
+            first = [(chunk.chunk_id, chunk.place) for chunk in task.plain.chunks[-MANY_CHUNKS:]]
+            index.add_many(task, first, task.signature())
             planned = plan(index, machines.free_slots(), memory.usage, machines.policy)
             ahead += [self._occupy(task, assignment) for assignment in planned]
             memory.count(task.user_id, len(planned))

@@ -86,20 +86,20 @@ class Memory:
         self.forget_task(task.task_id)
         self.tasks[task.task_id] = task
         task.engine = task.engine.casefold()
-        waiting, task.chunks = task.chunks, ()
+        plain, task.plain = task.sorted_out().plain, None
+        odd, task.chunks = task.chunks, ()
         live = {attempt.chunk_id for attempt in self.attempts_of(task.task_id)}
         task.begun = task.begun or bool(live)
         for other in task.waits_for:
             self._dependents[other].add(task.task_id)
         if not task.may_start:
             return
-        plain: list[tuple[int, int]] = []
-        for chunk in waiting:
-            if chunk.not_before_us or chunk.avoid or chunk.film or chunk.held_by is not None:
-                self.chunk_back(task.task_id, chunk)
-            elif chunk.chunk_id not in live:
-                plain.append((chunk.chunk_id, chunk.place))
-        self.index.add_many(task, plain, task.signature())
+        if plain is not None:
+            self.index.add_bucket(plain, task.signature())
+        for chunk_id in live:
+            self.index.remove(chunk_id)
+        for chunk in odd:
+            self.chunk_back(task.task_id, chunk)
         self._wake()
 
     def forget_task(self, task_id: int) -> None:

@@ -19,6 +19,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.renderapi.looks import Gone, Looks
 from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, prepare
 from renderonline.sandbox.box import Found
 from renderonline.storage.confined import Confined
@@ -94,7 +95,7 @@ class SceneFacts:
         told = values_of_scene(definition, next(iter(facts.get("scenes", ())), {}))
         given = {name: value for name, value in prepared.request.arguments.items() if name in known}
         request = replace(prepared.request, arguments={**told, **given})
-        found = await asyncio.to_thread(prepare, request, prepared.engine, definition, known, scene)
+        found = await asyncio.to_thread(heavy(prepare), request, prepared.engine, definition, known, scene)
         return replace(found, needs=prepared.needs.joined(needs), facts=facts)
 
     def _needs(self, definition: EngineDefinition, scene: str, version: str) -> Needs:

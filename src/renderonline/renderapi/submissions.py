@@ -28,11 +28,12 @@ from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
 from renderonline.protocol import v1
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.renderapi.dispatch import MANY_CHUNKS, Dispatcher
 from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
 from renderonline.renderapi.looks import Gone, client_of
 from renderonline.renderapi.scene_facts import SceneFacts
 from renderonline.renderapi.settings import Settings
+from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
 from renderonline.renderapi.uploads import Session, Uploads
 from renderonline.serving.sink import Body
@@ -113,7 +114,7 @@ class Submissions:
             prepared = await self._facts.applied(user_id, gate.prepared, lambda: there, client_of(request))
             await self._ids.refill(len(prepared.ranges))
             assert received.directory is not None
-            new = self._new_task(principal, prepared, received.directory, files)
+            new = await self._new_task(principal, prepared, received.directory, files)
         except Repeated as repeated:
             await upload.discard()
             return repeated.task_id
@@ -157,7 +158,7 @@ class Submissions:
             try:
                 with disk_errors():
                     await asyncio.to_thread(stage.link_into, directory)
-                new = self._new_task(principal, prepared, directory, files)
+                new = await self._new_task(principal, prepared, directory, files)
             except BaseException:
                 await taken.discard()
                 raise
@@ -242,7 +243,7 @@ class Submissions:
             raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
         definition = None if engine.definition is None else self._parse(engine.definition)
         scene = scene_among(files, scene, engine, definition)
-        return prepare(request, engine, definition, catalog.argtypes, scene)
+        return heavy(prepare)(request, engine, definition, catalog.argtypes, scene)
 
     def forget(self) -> None:
         """Engines or argument types were changed."""
@@ -264,40 +265,48 @@ class Submissions:
 
         return await asyncio.to_thread(admit)
 
-    def _new_task(
+    async def _new_task(
         self, principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile]
     ) -> NewTask:
-        request, now = prepared.request, datetime.now(UTC)
         ids = self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
-        chunks = [NewChunk(ids[index], prepared.ranges[index]) for index in first_last_middle(len(prepared.ranges))]
-        chunks += [NewChunk(ids[-1], None, ChunkKind.FILM, stage=1)] if prepared.film else []
-        return NewTask(
-            user_id=principal.user_id,
-            engine_id=prepared.engine.engine_id,
-            file_name=prepared.scene,
-            file_path=str(directory / prepared.scene),
-            file_size=next(file.size for file in files if file.name == prepared.scene),
-            arguments=prepared.argument_line(str(directory)),
-            values=json.dumps(dict(prepared.values)),
-            template=json.dumps(list(prepared.words)),
-            queue_us=int(now.timestamp() * 1_000_000),
-            queue_time=now.astimezone().replace(tzinfo=None),
-            chunks=chunks,
-            frames=prepared.written_frames,
-            frames_total=len(prepared.frames),
-            chunk_size=prepared.chunk_size,
-            name=request.name or PurePosixPath(prepared.scene).name,
-            priority=request.priority,
-            paused=request.paused,
-            client_key=request.client_key,
-            waits_for=request.waits_for,
-            notify=request.notify,
-            needs=prepared.needs,
-            running_limit=request.running_limit,
-            inputs=files,
-            facts=json.dumps(prepared.facts) if prepared.facts else None,
-            film=prepared.film,
-        )
+        make = partial(_new_task, principal, prepared, directory, files, ids)
+        return await asyncio.to_thread(heavy(make)) if len(ids) > MANY_CHUNKS else make()
+
+
+def _new_task(
+    principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile], ids: Sequence[int]
+) -> NewTask:
+    """What there is to commit; much of it with many chunks."""
+    request, now = prepared.request, datetime.now(UTC)
+    chunks = [NewChunk(ids[index], prepared.ranges[index]) for index in first_last_middle(len(prepared.ranges))]
+    chunks += [NewChunk(ids[-1], None, ChunkKind.FILM, stage=1)] if prepared.film else []
+    return NewTask(
+        user_id=principal.user_id,
+        engine_id=prepared.engine.engine_id,
+        file_name=prepared.scene,
+        file_path=str(directory / prepared.scene),
+        file_size=next(file.size for file in files if file.name == prepared.scene),
+        arguments=prepared.argument_line(str(directory)),
+        values=json.dumps(dict(prepared.values)),
+        template=json.dumps(list(prepared.words)),
+        queue_us=int(now.timestamp() * 1_000_000),
+        queue_time=now.astimezone().replace(tzinfo=None),
+        chunks=chunks,
+        frames=prepared.written_frames,
+        frames_total=len(prepared.frames),
+        chunk_size=prepared.chunk_size,
+        name=request.name or PurePosixPath(prepared.scene).name,
+        priority=request.priority,
+        paused=request.paused,
+        client_key=request.client_key,
+        waits_for=request.waits_for,
+        notify=request.notify,
+        needs=prepared.needs,
+        running_limit=request.running_limit,
+        inputs=files,
+        facts=json.dumps(prepared.facts) if prepared.facts else None,
+        film=prepared.film,
+    )
 
 
 @dataclass(slots=True)

@@ -105,8 +105,16 @@ class Prepared:
 
     def command(self, words: tuple[str, ...], scene: str, directory: str) -> commands.Command:
         """The command of the whole task. `InvalidRequest` when a value is missing or would become an option."""
-        where = {"scene": scene, "output_directory": directory}
-        return commands.build(self.definition, words, self.values, chunk=None, task_frames=self.frames, **where)
+        return commands.build(
+            self.definition,
+            words,
+            self.values,
+            chunk=None,
+            task_frames=self.frames,
+            scene=scene,
+            output_directory=directory,
+            told=False,
+        )
 
 
 def read_v1(part: bytes | None, client_key: str) -> SubmitRequest:

@@ -30,6 +30,9 @@ from renderonline.storage.names import clean_file_name
 
 MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
+SMALL_CHUNK: Final = 1024
+"""All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
+FEW_CHUNKS: Final = 64
 LONGEST_NAME: Final = 1000
 DIGEST_BYTES: Final = 32
 SENT_CHUNK: Final = struct.Struct("<32sI")
@@ -115,6 +118,8 @@ def _check_chunks(file: Announced, chunks: bytes) -> None:
     lengths = [length for _, length in SENT_CHUNK.iter_unpack(chunks)] if whole else [0]
     if not all(0 < length <= LARGEST_CHUNK for length in lengths) or sum(lengths) != file.size:
         raise Unfit(f"The chunks of {file.name} don't add up to its size.", code="bad_manifest")
+    if len(lengths) > file.size // SMALL_CHUNK + FEW_CHUNKS:
+        raise Unfit(f"{file.name} is cut too finely: chunks have 64 KiB or more.", code="bad_manifest")
 
 
 class Stage:

@@ -8,18 +8,21 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import zstandard
 
 from tests.support.blend_files import Blend, File
-from tests.support.neighbours import spared, waits
+from tests.support.neighbours import p99, spared, waits
 from tests.support.renderapi import Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced
 
 pytestmark = pytest.mark.xdist_group("neighbours")
 
+TRIES = 3
+"""A machine with two processors may be busy with something else for a moment."""
 SCENE = Blend().write()
 SEQUENCES = Blend(files=[File(f"//f/x{number % 9}_0001.png", source=2) for number in range(500)]).write()
 LIBRARY = zstandard.compress(Blend(ballast=900 << 20).write())
@@ -141,6 +144,44 @@ async def test_an_archive_that_takes_long_holds_up_nobody_and_is_given_up_with_i
     await wait_until(ended)
     assert spared(before, during) == ""
     assert len((await eve.call("GET", "/tasks")).json()["items"]) < len(slow)
+
+
+async def test_a_task_of_a_hundred_thousand_chunks_holds_up_nobody(api: Running) -> None:
+    request = {"engine": "blender", "frames": "1-100000", "chunk_size": 1, "paused": True}
+    for _ in range(TRIES):
+        before = await waits(lambda: me(api), 100)
+        submitting = asyncio.create_task(api.submit(request, ("shot.blend", SCENE), version=2))
+        during = await waits_until(submitting, api)
+        assert (await submitting).json()["chunks"]["waiting"] == 100_000
+        if not (told := spared(before, during, p99)):
+            break
+    assert told == ""
+
+
+async def test_ranges_of_many_frames_hold_up_nobody(api: Running) -> None:
+    await submitted(api)
+    for path in ("/tasks/1/download?frames=1-100000,1-100000", "/tasks/1/requeue"):
+        for _ in range(TRIES):
+            before = await waits(lambda: me(api), 50)
+            method, body = ("POST", {"frames": "1-100000,1-100000"}) if path.endswith("requeue") else ("GET", None)
+            asking = asyncio.gather(*(api.call(method, path, body) for _ in range(20)))
+            during = await waits_until(asking, api)
+            assert {reply.status for reply in await asking} <= {200, 400, 404, 409}
+            if not (told := spared(before, during)):
+                break
+        assert told == ""
+
+
+async def me(api: Running) -> None:
+    assert (await api.call("GET", "/me")).status == 200
+
+
+async def waits_until(ended: asyncio.Future[Any], api: Running) -> list[float]:
+    """How long a neighbour waits, again and again until something has ended."""
+    during = await waits(lambda: me(api), 2)
+    while not ended.done():
+        during += await waits(lambda: me(api), 1)
+    return during
 
 
 def archived(content: bytes, compression: int) -> bytes:

@@ -275,6 +275,7 @@ NO_FILES: list[Any] = [
     [{"name": "a", "size": 5, "chunks": "AAAA"}],
     [{"name": "a", "size": 2 * MIB, "chunks": manifest([bytes(2 * MIB)])}],
     [{"name": "a", "size": 0, "chunks": manifest([b""])}],
+    [{"name": "a", "size": 99, "chunks": manifest([b"x"] * 99)}],
     "a",
     [{"name": 5, "size": 1}],
 ]

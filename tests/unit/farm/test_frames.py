@@ -13,6 +13,7 @@ from renderonline.farm.frames import (
     cut,
     first_last_middle,
     format_frames,
+    is_among,
     parse_frames,
 )
 
@@ -179,3 +180,18 @@ def test_the_middle_comes_third_and_then_the_middles_of_what_is_left() -> None:
 
 def test_ten_thousand_parts_are_read_part_by_part() -> None:
     assert parse_frames(",".join(str(frame) for frame in range(0, 20_000, 2))) == tuple(range(0, 20_000, 2))
+
+
+@pytest.mark.parametrize(
+    "text", ["7", "1-10,-3", "10-1x-3", "1-20x5,100", "1-10y3", "1-10:3", ",".join(map(str, range(99)))]
+)
+def test_a_frame_is_among_those_that_are_named(text: str) -> None:
+    named = parse_frames(text)
+    assert [frame for frame in range(-20, 120) if is_among(text)(frame)] == sorted(named)
+    assert not is_among(text)(None)
+
+
+def test_ranges_are_asked_without_writing_them_out() -> None:
+    with pytest.raises(InvalidRequest, match="at most 100000 frames"):
+        is_among("1-100000,1-100000,1")
+    assert is_among("1-100000,1-100000")(100_000)

@@ -1,5 +1,6 @@
 """`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -191,7 +192,7 @@ async def download(
     request: Request, caller: Caller, center: Center, task_id: Id, frames: Frames = "", name: Names = ()
 ) -> Response:
     """The task's scene and results as a ZIP, or only some of them; ranges are answered."""
-    chosen = chooser(frames, name) if frames or name else None
+    chosen = await asyncio.to_thread(chooser, frames, name) if frames or name else None
     content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip", chosen)
     return downloads.answer(content, request.headers)
 
