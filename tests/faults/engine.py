@@ -97,7 +97,7 @@ class Renderer:
 
     def say(self, what: str, frame: int = 0) -> None:
         """Tell the injector; nobody may listen."""
-        words = {"what": what, "attempt": self.attempt, "frame": frame, "pid": os.getpid(), "odd": self.oddity}
+        words = {"what": what, "attempt": self.attempt, "frame": frame, "odd": self.oddity}
         try:
             self.voice.sendto(json.dumps(words).encode(), socket.MSG_DONTWAIT, os.environ.get(SOCKET, ""))
         except OSError:

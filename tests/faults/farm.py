@@ -153,6 +153,10 @@ class Said:
     at: float
 
 
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group, as the kernel adds them to a message."""
+
+
 @dataclass
 class Listener:
     """Hears the engines. `pids`: attempt -> process of those that began."""
@@ -163,6 +167,8 @@ class Listener:
 
     def __post_init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # The kernel says who speaks: in a box a process has another number than here.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(self.path)
         self._news = threading.Condition()
         self._latest: list[Said] = []
@@ -171,10 +177,12 @@ class Listener:
     def _listen(self) -> None:
         while True:
             try:
-                words = json.loads(self._socket.recv(4096))
+                text, about, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+                words = json.loads(text)
             except (OSError, ValueError):
                 return
-            said = Said(words["what"], words["attempt"], words["frame"], words["pid"], time.monotonic())
+            pid = _CREDENTIALS.unpack(about[0][2])[0]
+            said = Said(words["what"], words["attempt"], words["frame"], pid, time.monotonic())
             with self._news:
                 if said.what == "began":
                     self.pids[said.attempt] = said.pid
