@@ -108,6 +108,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "frames_done": 0,
         "chunk_size": 2,
         "chunks": {"waiting": 3, "assigned": 0, "running": 0, "succeeded": 0, "failed": 0, "canceled": 0},
+        "integrity": "compared",
         "queued": task["queued"],
         "started": None,
         "ended": None,
