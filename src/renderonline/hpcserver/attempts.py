@@ -5,6 +5,7 @@ sent) as they are saved -> process tree gone -> the other expected files checked
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -118,6 +119,8 @@ class Attempt:
         self._expected = {output.name: output.frame for output in assign.expected}
         self._good: dict[str, Good] = {}
         self._checking: dict[str, asyncio.Task[Bad | None]] = {}
+        self._one_picture = asyncio.Lock()
+        """Pictures that take long to decode keep no checker from the other attempts."""
         self._ended = Ended(None)
         self._used = Usage(0.0, 0)
         self._seen_at = self._active_at = 0.0
@@ -373,7 +376,8 @@ class Attempt:
         workshop, assign = self._workshop, self.assign
         checkers = workshop.checkers if self._expected and self._rules.decode else None
         about = (self._root, name, self._before.get(name), checkers, self._rules)
-        found = await workshop.in_thread(outputs.check_file, *about)
+        async with self._one_picture if checkers is not None else contextlib.nullcontext():
+            found = await workshop.in_thread(outputs.check_file, *about)
         if isinstance(found, Bad):
             return found
         if found.facts.get("constant"):

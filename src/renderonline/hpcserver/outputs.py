@@ -60,11 +60,11 @@ class Checkers:
         for checker in checkers:
             self._free.put(checker)
 
-    def check(self, path: Path, root: Path) -> ImageCheck:
+    def check(self, path: Path, root: Path, size: tuple[int, int]) -> ImageCheck:
         """Decode a picture in the attempt's directory `root`, as soon as a checker is free, and make its previews."""
         checker = self._free.get()
         try:
-            return checker.check(path, previews=True, within=_of_all_attempts(root))
+            return checker.check(path, previews=True, within=_of_all_attempts(root), size=size)
         finally:
             self._free.put(checker)
 
@@ -92,8 +92,10 @@ def check_file(
         digest = digest_file(path)
         if os.lstat(path).st_nlink > 1:
             return Bad(name, f"{name} is a hard link: the same file has another name, under which it can be changed.")
-        check = checkers.check(path, root) if checkers is not None else ImageCheck(ok=True)
-        if wrong := check.reason if not check.ok else _unwanted(check.facts, rules or ReadingRules()):
+        rules = rules or ReadingRules()
+        size = (rules.width, rules.height)
+        check = checkers.check(path, root, size) if checkers is not None else ImageCheck(ok=True)
+        if wrong := check.reason if not check.ok else _unwanted(check.facts, rules):
             return Bad(name, f"{name} is not a usable picture: {wrong}")
         if stamp_of(path) != stamp:
             return Bad(name, f"{name} changed while it was checked.")
@@ -111,9 +113,6 @@ def _of_all_attempts(root: Path) -> Path:
 
 def _unwanted(facts: Mapping[str, Any], rules: ReadingRules) -> str:
     """Why a whole picture is not the one that was asked for, or ""."""
-    found, wanted = (facts.get("width"), facts.get("height")), (rules.width, rules.height)
-    if all(wanted) and all(found) and found != wanted:
-        return f"it has {found[0]} x {found[1]} pixels, the task asks for {wanted[0]} x {wanted[1]}"
     return ONE_COLOUR if facts.get("constant") and rules.constant == "fail" else ""
 
 

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ LARGEST_PICTURE_BYTES: Final = 1 << 30
 MOST_PARTS: Final = 64
 """Parts of a multi-part picture that are looked at."""
 LONGEST_FACT: Final = 200
+_FOR_PREVIEWS: Final = 1 / 3
+"""Pictures that take longer than this part of a check's time to decode have no previews."""
 DEPTHS: Final = frozenset({"z", "zback", "depth"})
 """Channels that hold distances."""
 NO_NUMBERS: Final = "are not numbers (NaN or infinite); often a material or a compositing node divides by zero"
@@ -52,15 +55,18 @@ class ImageChecker(Confined):
     def __init__(self, *, time_s: float = 30.0, memory_bytes: int = 4 << 30, found: Found = NO_BOX) -> None:
         super().__init__(f"{__name__}:checked", time_s=time_s, memory_bytes=memory_bytes, found=found)
 
-    def check(self, path: Path, *, previews: bool = False, within: Path | None = None) -> ImageCheck:
+    def check(
+        self, path: Path, *, previews: bool = False, within: Path | None = None, size: tuple[int, int] = (0, 0)
+    ) -> ImageCheck:
         """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad. In a
-        box, the pictures below `within` can be read; one directory for all of a farm saves new children."""
+        box, the pictures below `within` can be read; one directory for all of a farm saves new children. A picture
+        that is not of `size` (width, height; zeros: any) is bad, and is not decoded."""
         self.open(os.fspath(within or path.parent))
         try:
-            found = self.call(os.fspath(path), previews)
+            found = self.call(os.fspath(path), self.time_s * _FOR_PREVIEWS if previews else 0, *size)
         except (TimeoutError, EOFError) as error:
             if previews:
-                return self.check(path, within=within)
+                return self.check(path, within=within, size=size)
             if isinstance(error, TimeoutError):
                 return _bad(f"the picture could not be decoded within {self.time_s:g} s")
             return _bad("the decoder crashed on the picture or ran out of memory")
@@ -68,29 +74,33 @@ class ImageChecker(Confined):
         return ImageCheck(**found, previews=made)
 
 
-def checked(path: str, previews: bool) -> dict[str, Any]:  # noqa: FBT001
-    """An `ImageCheck` as JSON. Only for the child: the parent never imports OpenImageIO."""
+def checked(path: str, previews_s: float, width: int, height: int) -> dict[str, Any]:
+    """An `ImageCheck` as JSON, of a picture that was decoded within `previews_s` seconds with its previews. Only for
+    the child: the parent never imports OpenImageIO."""
     import OpenImageIO as oiio  # noqa: N813
 
     oiio.attribute("threads", 1)
+    begun = time.monotonic()
     try:
         picture = oiio.ImageBuf(path) if os.path.isfile(path) else None
-        check = _examined(oiio, path, picture)
+        check = _examined(oiio, path, picture, (width, height))
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
         picture, check = None, _bad(f"the picture could not be decoded: {type(error).__name__}")
     made: dict[str, bytes] = {}
-    if previews and check.ok:
+    if check.ok and time.monotonic() - begun < previews_s:
         with contextlib.suppress(Exception):
             made = make(oiio, picture)
     return asdict(check) | {"previews": {size: base64.b64encode(jpeg).decode() for size, jpeg in made.items()}}
 
 
-def _examined(oiio: Any, path: str, picture: Any) -> ImageCheck:
+def _examined(oiio: Any, path: str, picture: Any, size: tuple[int, int]) -> ImageCheck:
     """Decode the file at `path`, of which `picture` is the first part."""
     if picture is None:
         return _bad("there is no such file")
     if os.path.getsize(path) == 0:
         return _bad("the file is empty")
+    if wrong := _of_another_size(picture, size):
+        return _bad(wrong)
     if unreadable := _unreadable(picture, 0):
         return _bad(unreadable)
     if picture.file_format_name == "jpeg" and not _ends_as_jpeg(path):
@@ -102,6 +112,15 @@ def _examined(oiio: Any, path: str, picture: Any) -> ImageCheck:
         wrong = _unreadable(other, part) or _not_numbers(oiio, other)
         wrong, part = wrong and f"in part {part}: {wrong}", part + 1
     return _bad(wrong, facts) if wrong else ImageCheck(ok=True, facts=facts)
+
+
+def _of_another_size(picture: Any, wanted: tuple[int, int]) -> str:
+    """Seen before anything is decoded: a small file can say that it is very large."""
+    spec = picture.spec()
+    found = (spec.full_width or spec.width, spec.full_height or spec.height)
+    if not all(wanted) or not all(found) or found == wanted:
+        return ""
+    return f"it has {found[0]} x {found[1]} pixels, the task asks for {wanted[0]} x {wanted[1]}"
 
 
 def _unreadable(picture: Any, part: int) -> str:

@@ -107,3 +107,14 @@ async def test_machine_joins_with_a_code_once(api: Running) -> None:
     assert (changed.json()["wish"], changed.json()["reason"], changed.json()["name"]) == ("disabled", "too loud", "r1")
     assert (await api.call("DELETE", "/machines/1000")).status == 204
     assert (await api.call("GET", "/machines")).json()["items"] == []
+
+
+async def test_artists_do_not_see_where_the_farm_keeps_its_files(api: Running) -> None:
+    files = str(api.settings.files)
+    for role, seen in (("artist", ""), ("operator", files), ("admin", files)):
+        who = await api.new_user(f"{role}@example.org", role)
+        engines = (await api.call("GET", "/engines", who=who)).json()["items"]
+        assert {one["download_path"] for one in engines} == {seen}
+        one = await api.call("GET", f"/engines/{engines[0]['engine_id']}", who=who)
+        assert one.json()["download_path"] == seen
+        assert (files in json.dumps(one.json())) is bool(seen)

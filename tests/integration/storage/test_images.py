@@ -45,6 +45,20 @@ def test_a_whole_picture_is_good_and_says_what_it_is(checker: ImageChecker, tmp_
     assert check.facts["constant"] is False
 
 
+def test_picture_of_another_size_is_not_decoded(checker: ImageChecker, tmp_path: Path) -> None:
+    """A small file can say that it is so large that decoding takes a minute; this one could not be decoded at all."""
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    check = checker.check(path, size=(64, 36))
+    assert (check.ok, check.reason) == (False, "it has 30000 x 30000 pixels, the task asks for 64 x 36")
+    assert checker.check(write(tmp_path / "b.png"), size=(64, 36)).ok
+
+
 @pytest.mark.parametrize("part", [0.3, 0.9, 0.99])
 @pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != "tga"])
 def test_a_truncated_picture_is_not_good(checker: ImageChecker, tmp_path: Path, suffix: str, part: float) -> None:

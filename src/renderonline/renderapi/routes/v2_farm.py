@@ -12,6 +12,7 @@ from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict
 from renderonline.renderapi import administration, views
 from renderonline.renderapi.administration import Kept
+from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.routes import models
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.guard import Door, Needs
@@ -32,6 +33,13 @@ def _engine(_center: Services, row: Any) -> Json:
     return views.engine(row)
 
 
+def _for(caller: Principal, engine: Json) -> Json:
+    """Where the farm keeps its files is no artist's business."""
+    if "download_path" in engine and not caller.may(Permission.MACHINES):
+        return engine | {"download_path": ""}
+    return engine
+
+
 def _machine(center: Services, row: Any) -> Json:
     return views.machine(row, center.dispatcher.shared.machines)
 
@@ -50,8 +58,9 @@ def _keep(
     alias = f"{shape.lower()}_id"
     row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, ge=0, le=LARGEST)]
 
-    async def rows(center: Center) -> Json:
-        return {"items": [show(center, row) for row in await center.administration.rows(kind)], "next": None}
+    async def rows(caller: Caller, center: Center) -> Json:
+        found = [show(center, row) for row in await center.administration.rows(kind)]
+        return {"items": [_for(caller, one) for one in found], "next": None}
 
     rows.__name__ = f"list_{name}"
     router.call("GET", f"/{name}", f"{shape}s", needs=look or needs, description=f"All {name}.", tags=[name])(rows)
@@ -128,9 +137,9 @@ async def add_engine(center: Center, body: models.NewEngine) -> Json:
 
 
 @router.call("GET", "/engines/{engine_id}", "Engine", needs=EVERYBODY, tags=["engines"])
-async def get_engine(center: Center, engine_id: Id) -> Json:
+async def get_engine(caller: Caller, center: Center, engine_id: Id) -> Json:
     """One engine."""
-    return views.engine(await center.administration.row(administration.ENGINES, engine_id))
+    return _for(caller, views.engine(await center.administration.row(administration.ENGINES, engine_id)))
 
 
 @router.call("PUT", "/argtypes/{argtype_id}", "ArgType", needs=ENGINES, tags=["argtypes"])
