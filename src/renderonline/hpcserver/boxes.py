@@ -77,7 +77,11 @@ def _places(word: str, private: Sequence[str]) -> Iterator[str]:
         directory = os.path.dirname(path)
         # A program in bin has its libraries beside it; a virtual environment is such a directory too.
         wider = os.path.dirname(directory) if os.path.basename(directory) == "bin" else directory
-        yield next((one for one in (wider, directory) if not any(is_below(secret, (one,)) for secret in private)), path)
+        yield next((one for one in (wider, directory) if not _holds(one, private)), path)
+
+
+def _holds(directory: str, private: Sequence[str]) -> bool:
+    return any(is_below(os.path.realpath(secret), (os.path.realpath(directory),)) for secret in private)
 
 
 def _interpreter(script: str) -> list[str]:

@@ -110,7 +110,7 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
 def _check_opened(path: Path, home: Path) -> None:
     if not is_plain_directory(str(path)):
         raise InvalidRequest(f"SandboxRead and SandboxWrite name absolute directories without .., not {path}.")
-    if path.is_relative_to(home):
+    if path.resolve().is_relative_to(home.resolve()):
         raise InvalidRequest(
             f"SandboxRead and SandboxWrite must not name {path}: this machine's own files lie in {home}, and its"
             " secret. Name the directories that scenes need."

@@ -5,7 +5,6 @@ the account that runs HPCServer reaches a scene's scripts.
 """
 
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 
 from renderonline.hpcserver.process_table import MARK
 from renderonline.protocol.link import Assign
+from renderonline.storage.removing import remove_tree
 
 INHERITED: Final = frozenset(
     {
@@ -56,7 +56,7 @@ class Scratch:
 
     def remove(self, name: str = "") -> None:
         """Delete an attempt's place, or all that earlier runs left; links in it are not followed."""
-        shutil.rmtree(self.place(name), ignore_errors=True)
+        remove_tree(self.place(name))
 
 
 def shares_files(assign: Assign) -> bool:

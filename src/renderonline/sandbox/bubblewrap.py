@@ -39,12 +39,7 @@ def words(found: Found, box: Box, directory: str, status: int | None = None, *, 
         argv += ["--bind", box.temporary, "/tmp", "--bind", box.temporary, "/dev/shm"]  # noqa: S108 - the box's own
     else:
         argv += ["--tmpfs", "/tmp"]  # noqa: S108 - the box's own
-    mounts = [("--ro-bind-try", path) for path in box.read] + [("--bind-try", path) for path in box.write]
-    covering = [path for path in box.hidden if _below(path, (*box.read, *box.write)) and os.path.isdir(path)]
-    hidden = [(None, path) for path in covering]
-    for option, path in sorted([*mounts, *hidden], key=lambda mount: mount[1].count("/")):
-        argv += ["--tmpfs", path] if option is None else [option, path, path]
-    argv += ["--remount-ro", "/", "--chdir", directory]
+    argv += [*_mounts(box), "--chdir", directory]
     if status is not None:
         argv += ["--json-status-fd", str(status)]
     return [*argv, "--"]
@@ -55,5 +50,21 @@ def exit_code(code: int) -> int:
     return 128 - code if 128 < code <= 128 + 64 else code
 
 
-def _below(path: str, roots: Sequence[str]) -> bool:
-    return any(path.startswith(f"{root.rstrip('/')}/") for root in roots)
+def _mounts(box: Box) -> list[str]:
+    mounts = [("--ro-bind-try", path, path) for path in box.read] + [("--bind-try", path, path) for path in box.write]
+    covering = _places(box.hidden, (*box.read, *box.write))
+    every = sorted([*mounts, *(("--tmpfs", path) for path in covering)], key=lambda mount: mount[1].count("/"))
+    # What is written into these would be memory that no limit counts.
+    every += [("--remount-ro", path) for path in ("/", "/dev", *covering)]
+    return [word for mount in every for word in mount]
+
+
+def _places(hidden: Sequence[str], roots: Sequence[str]) -> list[str]:
+    """Where hidden directories would show in the box: below each root that really holds them, by whatever name."""
+    found: dict[str, None] = {}
+    for path in filter(os.path.isdir, hidden):
+        for root in roots:
+            real, holder = os.path.realpath(path), os.path.realpath(root).rstrip("/")
+            if real.startswith(f"{holder}/"):
+                found[root.rstrip("/") + real[len(holder) :]] = None
+    return list(found)

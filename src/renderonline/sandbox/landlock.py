@@ -2,9 +2,10 @@
 
 Needs no package and no rights. A thread restricts itself for good and starts the program, which inherits that; then the
 thread ends, and the process that it belonged to stays free. `/proc` is closed to the program; it can see that other
-processes exist, and from ABI 6 on it can't signal them. Standard library only.
+processes exist, and from ABI 6 on it can't signal them. It has no capability, not even root's. Standard library only.
 
-Sources: Linux `Documentation/userspace-api/landlock.rst` (structures, rights by ABI), `seccomp_filter.rst`.
+Sources: Linux `Documentation/userspace-api/landlock.rst` (structures, rights by ABI), `seccomp_filter.rst`;
+`capabilities(7)`; the calls' numbers: `arch/x86/entry/syscalls/syscall_64.tbl`, `scripts/syscall.tbl`.
 """
 
 import ctypes
@@ -34,27 +35,52 @@ _OTHERS: Final = 0b11
 """Scope: abstract sockets and signals end at the box."""
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
-_EPERM: Final = 1
+_EPERM, _ENOSYS = 1, 38
+_CAPABILITIES: Final = 64
+"""More than there are."""
+_DROP_FROM_BOUNDS: Final = 24
+_CAPABILITY_VERSION: Final = 0x20080522
+_NAMESPACES: Final = 0x7E020000
+"""The flags of `clone` that make a namespace."""
 
 
 class _Calls(NamedTuple):
-    """What the filter has to know of a kind of computer: its number, the call `socket`, and the refused calls, which
-    Landlock does not look at: change of mode, owner, times and attributes of files, io_uring (it makes sockets), and
-    the memory and queues that all programs of an account share."""
+    """What the filter has to know of a kind of computer: its number, some calls, and the refused calls, which Landlock
+    does not look at: change of mode, owner, times and attributes of files, io_uring (it makes sockets), the memory,
+    queues and keys that all programs of an account share, and other namespaces."""
 
     architecture: int
     socket: int
+    clone: int
+    prlimit: int
     refused: tuple[int, ...]
 
 
 _NEW: Final = (425, 452, 463, 466)
+_CLONE3: Final = 435
 _CALLS: Final = {
     "x86_64": _Calls(
         0xC000003E,
         41,
-        (90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 29, 64, 68, 240, *_NEW),
+        56,
+        302,
+        (
+            *(90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
+            *(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 240, 241, 248, 249, 250, 272, 308),
+            *_NEW,
+        ),
     ),
-    "aarch64": _Calls(0xC00000B7, 198, (52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 194, 190, 186, 180, *_NEW)),
+    "aarch64": _Calls(
+        0xC00000B7,
+        198,
+        220,
+        261,
+        (
+            *(52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16),
+            *(194, 195, 196, 190, 191, 192, 193, 186, 187, 188, 189, 180, 181, 217, 218, 219, 97, 268),
+            *_NEW,
+        ),
+    ),
 }
 
 
@@ -78,19 +104,28 @@ def restrict_thread(box: Box, version: int) -> None:
     try:
         everything, cards = handled & ~_DEVICES, system.cards() if box.devices else ()
         _allow(ruleset, system.readable(network=box.network, cards=bool(cards)), handled & (_READ | _EXECUTE))
-        _allow(ruleset, _without(box.read, box.hidden), handled & (_READ | _EXECUTE))
-        _allow(ruleset, _without(box.write, box.hidden), everything)
+        _allow(ruleset, _without(_real(box.read), _real(box.hidden)), handled & (_READ | _EXECUTE))
+        _allow(ruleset, _without(_real(box.write), _real(box.hidden)), everything)
         _allow(ruleset, (*system.PLAIN_DEVICES, *cards), handled & (_READ | _WRITE_FILE | _IOCTL))
         libc = ctypes.CDLL(None, use_errno=True)
         _checked(libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
         _checked(_call(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)))
     finally:
         os.close(ruleset)
+    _drop_capabilities(libc)
     program = _filter(_CALLS[platform.machine()], network=box.network)
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of instructions (8 bytes each), padded, and their address.
     packed = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     _checked(libc.prctl(_SET_SECCOMP, _FILTER, ctypes.c_char_p(packed), 0, 0))
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Take all capabilities from this thread, and from what it starts: root's modules, hostname, restart."""
+    for number in range(_CAPABILITIES):
+        libc.prctl(_DROP_FROM_BOUNDS, number, 0, 0, 0)  # refused to who has none
+    header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
+    _checked(libc.capset(header, none))
 
 
 def _allow(ruleset: int, paths: Sequence[str], rights: int) -> None:
@@ -107,30 +142,41 @@ def _allow(ruleset: int, paths: Sequence[str], rights: int) -> None:
 
 
 def _without(roots: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """The roots; of one that holds something hidden everything but that. What is named below something hidden has its
-    own root."""
+    """The roots; of one that holds something hidden everything but that, and no links: one could lead there. What is
+    named below something hidden has its own root."""
     found: list[str] = []
     for root in roots:
         if any(f"{path}/".startswith(f"{root.rstrip('/')}/") and path != root for path in hidden):
             with suppress(OSError):
                 inner = [os.path.join(root, name) for name in os.listdir(root)]
-                found += _without([path for path in inner if path not in hidden], hidden)
+                found += _without([path for path in inner if path not in hidden and not os.path.islink(path)], hidden)
         else:
             found.append(root)
     return found
 
 
+def _real(paths: Sequence[str]) -> list[str]:
+    return [os.path.realpath(path) for path in paths]
+
+
 def _filter(calls: _Calls, *, network: bool) -> bytes:
-    """A filter (classic BPF) that answers EPERM to the refused calls, to sockets, and to all calls of another kind of
-    program. Sockets lead to services of this computer (a bus, a container engine) that do what a box must not; with
-    `network` those of the internet are let through."""
-    load, jump_equal, jump_greater, answer = 0x20, 0x15, 0x35, 0x06
+    """A filter (classic BPF) that answers EPERM to the refused calls, to new namespaces, to limits of other programs,
+    to sockets, and to all calls of another kind of program. Sockets lead to services of this computer (a bus, a
+    container engine) that do what a box must not; with `network` those of the internet are let through."""
+    load, jump_equal, jump_greater, jump_set, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000 | _EPERM
-    # Every test is followed by its own answer, so that no jump is longer than one.
+    # Every test is followed by its own answer, so that jumps are short.
     code = [(load, 0, 0, 4), (jump_equal, 1, 0, calls.architecture), (answer, 0, 0, refuse), (load, 0, 0, 0)]
     code += [(jump_greater, 0, 1, 0x40000000), (answer, 0, 0, refuse)]
     for number in calls.refused:
         code += [(jump_equal, 0, 1, number), (answer, 0, 0, refuse)]
+    # Its flags lie in memory, where a filter can't look; C libraries then use the older call.
+    code += [(jump_equal, 0, 1, _CLONE3), (answer, 0, 0, 0x00050000 | _ENOSYS)]
+    code += [(jump_equal, 0, 4, calls.clone), (load, 0, 0, 16), (jump_set, 0, 1, _NAMESPACES)]
+    code += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
+    # A limit of processor time ends another program as a signal does; 0 is the caller itself.
+    code += [(jump_equal, 0, 4, calls.prlimit), (load, 0, 0, 16), (jump_equal, 1, 0, 0)]
+    code += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
     code += [(jump_equal, 1, 0, calls.socket), (answer, 0, 0, allow), (load, 0, 0, 16)]
     for family in (_INET, _INET6, _NETLINK) if network else ():
         code += [(jump_equal, 0, 1, family), (answer, 0, 0, allow)]

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.storage import manifests, modes
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import task_directory
+from renderonline.storage.removing import remove_tree
 
 ATTEMPTS: Final = ".attempts"
 _LONGEST_NAME: Final = 1000
@@ -292,7 +292,7 @@ def remove_task(scene: str, file_name: str, user_id: int) -> bool:
 
 def _remove_tree(path: Path) -> bool:
     for _ in range(3):  # something may still be landing in it
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
         if not path.exists():
             return True
     return False

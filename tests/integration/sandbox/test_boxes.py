@@ -1,5 +1,6 @@
 """The boxes themselves: what a program in one can do, of each kind that this computer makes."""
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -117,6 +118,65 @@ def test_hidden_directories_are_empty_but_for_what_is_named(found: Found, box: B
     wide = Box((str(tmp_path), *box.read), box.write, (str(tmp_path / "secret"),), box.temporary)
     assert shell(found, wide, f"cat {tmp_path}/task/file")[0] == 0
     assert shell(found, wide, f"cat {tmp_path}/secret/file")[0] != 0
+
+
+def test_hidden_directories_are_empty_by_whatever_name_they_are_reached(found: Found, tmp_path: Path) -> None:
+    nas, named = tmp_path / "nas", tmp_path / "named"
+    (nas / "farm").mkdir(parents=True)
+    (nas / "farm" / "file").write_text("secret")
+    (nas / "current").symlink_to(nas / "farm")
+    named.symlink_to(nas)
+    for root, hidden in ((named, nas / "farm"), (nas, named / "farm"), (nas, nas / "farm")):
+        box = Box((str(root),), (), (str(hidden),), str(tmp_path))
+        for name in ("farm", "current"):
+            assert "secret" not in shell(found, box, f"cat {root}/{name}/file {nas}/{name}/file")[1], (root, name)
+
+
+def test_nothing_is_written_into_memory_that_no_limit_counts(found: Found, box: Box, tmp_path: Path) -> None:
+    wide = Box((str(tmp_path), *box.read), box.write, (str(tmp_path / "secret"),), box.temporary)
+    for place in ("/dev", "/", tmp_path / "secret"):
+        assert shell(found, wide, f"echo x >{place}/zz_test")[0] != 0, place
+    assert shell(found, wide, "echo x >/dev/null && dd if=/dev/zero of=/dev/null count=1")[0] == 0
+
+
+CALLS = """
+import ctypes, os, resource, sys
+libc = ctypes.CDLL(None, use_errno=True)
+parent = os.getppid()
+def say(name, answer):
+    if answer >= 0:
+        print("OPEN", name)
+def tried(name, call):
+    try:
+        call()
+    except OSError:
+        return
+    print("OPEN", name)
+say("shared memory", libc.shmat(int(sys.argv[1]), None, 0))
+say("name of the computer", libc.sethostname(os.uname().nodename.encode(), len(os.uname().nodename)))
+say("accounting", libc.acct(None))
+say("user namespace", libc.unshare(0x10000000))
+say("new process in a namespace", libc.clone(ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0), ctypes.c_void_p(
+    ctypes.addressof(stack := ctypes.create_string_buffer(1 << 16)) + 65520), 0x10000000 | 17, None))
+tried("limits of others", lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import threading
+(thread := threading.Thread(target=print, args=("a thread",))).start()
+thread.join()
+"""
+
+
+def test_calls_that_reach_beyond_the_box_are_refused(found: Found, box: Box) -> None:
+    """Also to root: memory that programs of an account share, the computer's name, namespaces, limits of others."""
+    libc = ctypes.CDLL(None)
+    memory = libc.shmget(0, 4096, 0o600 | 0o1000)
+    opened = Box((sys.prefix, sys.base_prefix), (), temporary=box.temporary)
+    try:
+        code, said = ran(found, opened, sys.executable, "-I", "-S", "-c", CALLS, str(memory))
+    finally:
+        libc.shmctl(memory, 0, None)
+    limits = "OPEN limits of others\n" if found.kind == BoxKind.BWRAP else ""  # of bubblewrap's own process
+    assert (code, said) == (0, f"{limits}a thread\n")
 
 
 def test_a_program_that_does_not_exist_is_said_to_be_missing(found: Found, box: Box) -> None:
