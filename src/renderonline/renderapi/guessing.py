@@ -25,6 +25,8 @@ MOST_WAITING: Final = 32
 """Answers that wait at the same time; more are given at once, because each holds a connection."""
 MOST_WAITING_OF_ONE: Final = 4
 MAX_REMEMBERED: Final = 10_000
+LONGEST_ACCOUNT: Final = 255
+"""Characters of an account's name that are remembered; a header holds 60,000."""
 LINES: Final = 30
 """Lines of the log in a window."""
 
@@ -43,7 +45,8 @@ class Guesses:
         hear so: after at most `LONGEST_S`."""
         address = source_of(client)
         here = self._count(f"address {address}")
-        counted = max(here, self._count(f"account {account.casefold()}") if account else 0)
+        named = account[:LONGEST_ACCOUNT].casefold()
+        counted = max(here, self._count(f"account {named}") if named else 0)
         self._tell(what, here, client, account)
         wait_s = self.delay_s(counted)
         full = self._waiting.total() >= MOST_WAITING or self._waiting[address] >= MOST_WAITING_OF_ONE

@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -71,9 +71,14 @@ class Session:
         """Copy what lies here already, in the background."""
         self.filling = asyncio.create_task(self._quietly(partial(self.stage.fill, found)))
 
-    def add_up(self, index: int) -> None:
-        """Add up what came of a file, in the background."""
-        task = asyncio.create_task(self._quietly(partial(self.stage.add_up, index)))
+    def add_up(self, indexes: Collection[int]) -> None:
+        """Add up what came of files, in the background."""
+
+        def add_all() -> None:
+            for index in indexes:
+                self.stage.add_up(index)
+
+        task = asyncio.create_task(self._quietly(add_all))
         self.adding.add(task)
         task.add_done_callback(self.adding.discard)
 
@@ -183,7 +188,7 @@ class Uploads:
                 return there + length
         finally:
             session.appending.discard(index)
-            session.add_up(index)
+            session.add_up((index,))
 
     async def put_pack(self, user_id: int, upload_id: str, request: Request, length: int) -> None:
         """Store a body of chunks: each one that is whole and what was announced, up to the first that is not."""
@@ -201,8 +206,7 @@ class Uploads:
                 await asyncio.to_thread(session.stage.touch)
         finally:
             session.putting -= 1
-            for index in reader.touched:
-                session.add_up(index)
+            session.add_up(reader.touched)
 
     async def delete(self, user_id: int, upload_id: str) -> None:
         """Remove an upload."""

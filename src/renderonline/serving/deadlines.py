@@ -52,6 +52,14 @@ LINGER_S: Final = 2.0
 and a client that listens only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """So much of a body that was asked for, or that somebody sends who is known, is meanwhile read and thrown away."""
+FRAMES_BYTES: Final = 2048
+"""Of a WebSocket so much is looked at in one go: it may be hundreds of frames."""
+MOST_FRAMES: Final = 100
+"""Frames of a WebSocket that are no whole message, in a row; before we know who sends it: all frames."""
+HELLO_BYTES: Final = 256 * 1024
+"""So much of a WebSocket is read before we know who sends it."""
+STRANGER_S: Final = 30.0
+"""For so long a WebSocket may be open before we know who sends it; the application answers earlier."""
 DIRECT: Final = "renderonline.direct"
 """The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
 
@@ -79,8 +87,7 @@ class PatientProtocol(HttpToolsProtocol):
     _body_bytes = 0
     _delivered = False
     _lingering: int | None = None
-    _buffered = 0
-    _buffered_since = 0.0
+    _reader: "_Reader"
     loan: "Loan | None" = None
 
     def __init__(self, threads: ThreadPoolExecutor, admission: Admission, guest: Guest, **more: Any) -> None:
@@ -93,7 +100,8 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._guest.is_busy, self._guest.end = self._is_busy, transport.abort
         now = self.loop.time()
-        self._in_headers_since = self._window_started = self._buffered_since = now
+        self._in_headers_since = self._window_started = now
+        self._reader = _Reader(transport, now)
         self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -270,7 +278,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _look(self) -> None:
         now = self.loop.time()
         headers_late = self._in_headers_since is not None and now - self._in_headers_since > HEADER_S
-        if headers_late or self._body_is_late(now) or self._reader_is_late(now):
+        if headers_late or self._body_is_late(now) or self._reader.is_late(now):
             self.transport.abort()
         else:
             self._watch = self.loop.call_later(WATCH_S, self._look)
@@ -284,11 +292,20 @@ class PatientProtocol(HttpToolsProtocol):
         self._window_started, self.window_bytes = now, 0
         return late
 
-    def _reader_is_late(self, now: float) -> bool:
-        buffered = self.transport.get_write_buffer_size()
+
+class _Reader:
+    """Who is to take what we have written."""
+
+    def __init__(self, transport: asyncio.Transport, now: float) -> None:
+        self._transport = transport
+        self._buffered, self._since = 0, now
+
+    def is_late(self, now: float) -> bool:
+        """Whether they took nothing for too long."""
+        buffered = self._transport.get_write_buffer_size()
         if buffered == 0 or buffered != self._buffered:
-            self._buffered, self._buffered_since = buffered, now
-        return now - self._buffered_since > READER_S
+            self._buffered, self._since = buffered, now
+        return now - self._since > READER_S
 
 
 class _Door(asyncio.BufferedProtocol):
@@ -321,12 +338,57 @@ class _Door(asyncio.BufferedProtocol):
 
 
 class LinkProtocol(WebSocketsSansIOProtocol):
-    """A WebSocket that is counted like every connection."""
+    """A WebSocket that is counted like every connection, and closed when it talks without saying anything, when nobody
+    has said who they are, or when they don't read."""
+
+    _watch: asyncio.TimerHandle
+    _reader: _Reader
+    _opened = 0.0
+    _bytes = 0
+    _frames = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._opened = self.loop.time()
+        self._reader = _Reader(transport, self._opened)
+        self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
         admission, guest = self.app_state[GUEST]
         admission.leave(guest)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        for begin in range(0, len(data), FRAMES_BYTES):
+            piece = data[begin : begin + FRAMES_BYTES]
+            self._bytes += len(piece)
+            super().data_received(piece)
+            if self.transport.is_closing():
+                return
+            if self._frames > MOST_FRAMES or (not self._is_known and self._bytes > HELLO_BYTES):
+                self.transport.abort()
+                return
+
+    def handle_events(self) -> None:
+        self._frames += len(self.conn.events)
+        super().handle_events()
+
+    def send_receive_event_to_app(self) -> None:
+        if self._is_known:
+            self._frames = 0
+        super().send_receive_event_to_app()
+
+    @property
+    def _is_known(self) -> bool:
+        return self.handshake_initiated and IS_KNOWN in self.scope["state"]
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if self._reader.is_late(now) or (not self._is_known and now - self._opened > STRANGER_S):
+            self.transport.abort()
+        else:
+            self._watch = self.loop.call_later(WATCH_S, self._look)
 
 
 class _ClosesGently:

@@ -44,6 +44,8 @@ MANY: Final = 64
 _PLACED: Final = struct.Struct("<32sIQ")
 _RECORD: Final = struct.Struct("<II")
 _PIECE: Final = 1024 * 1024
+MOST_SUMS: Final = 1000
+"""Files of which a part is added up, at the same time; each takes 2 KB. Others are read again in the end."""
 _FACTS: Final = "upload.json"
 _BYTES: Final = "bytes"
 _MISSING, _THERE, _PROMISED = 0, 1, 2
@@ -132,6 +134,7 @@ class Stage:
         self._state = bytearray((directory / "have").read_bytes())
         self._lock = threading.Lock()
         self._sums: dict[int, InputSums] = {}
+        self._added: dict[int, InputFile] = {}
         self._summing = threading.Lock()
 
     @classmethod
@@ -205,21 +208,19 @@ class Stage:
     def put(self, chunks: Iterable[tuple[int, int, bytes]]) -> None:
         """Store chunks (file, chunk, bytes). `Unfit` (`wrong_chunk`) at the first whose digest is another: those
         before it are there."""
-        handles: dict[int, int] = {}
-        try:
-            for index, chunk, data in chunks:
-                number = self._number(index, chunk)
-                digest, length, offset = self._chunk(number)
-                if len(data) != length or blake3(data).digest() != digest:
-                    message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
-                    raise Unfit(message, code="wrong_chunk")
-                if index not in handles:
-                    handles[index] = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
-                write_at(handles[index], data, offset)
-                self._mark(number, _THERE)
-        finally:
-            for handle in handles.values():
+        for index, chunk, data in chunks:
+            number = self._number(index, chunk)
+            digest, length, offset = self._chunk(number)
+            if len(data) != length or blake3(data).digest() != digest:
+                message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
+                raise Unfit(message, code="wrong_chunk")
+            # One file open at a time: a megabyte can hold chunks of more files than there are descriptors.
+            handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
+            try:
+                write_at(handle, data, offset)
+            finally:
                 os.close(handle)
+            self._mark(number, _THERE)
 
     def wanted(self) -> Iterator[tuple[int, bytes]]:
         """Number and digest of each chunk that is not there."""
@@ -249,13 +250,20 @@ class Stage:
     def add_up(self, index: int) -> None:
         """Go on adding up a file as far as it is there, so that little is left to do in the end."""
         with self._summing:
-            sums, end = self._sums.setdefault(index, InputSums()), self.offset(index)
-            if sums.size >= end:
+            if index in self._added:
                 return
-            with self.path(index).open("rb", buffering=0) as file:
-                file.seek(sums.size)
-                while sums.size < end and (piece := file.read(min(_PIECE, end - sums.size))):
-                    sums.update(piece)
+            sums, end = self._sums.pop(index, None) or InputSums(), self.offset(index)
+            if sums.size < end:
+                with self.path(index).open("rb", buffering=0) as file:
+                    file.seek(sums.size)
+                    while sums.size < end and (piece := file.read(min(_PIECE, end - sums.size))):
+                        sums.update(piece)
+            if sums.size == self.files[index].size:
+                self._added[index] = sums.of(self.files[index].name)
+                return
+            self._sums[index] = sums
+            if len(self._sums) > MOST_SUMS:
+                del self._sums[next(iter(self._sums))]
 
     def finish(self) -> tuple[InputFile, ...]:
         """Every file as it is, all of them whole. `Incomplete` when something is missing; `Unfit` (`wrong_digest`) for
@@ -269,10 +277,10 @@ class Stage:
         if not file.size:
             path.touch(mode=modes.FILE)
         self.add_up(index)
-        sums = self._sums[index]
-        found = sums.of(file.name)
-        if found.size != file.size or path.stat().st_size != file.size or file.digest not in ("", found.digest):
-            del self._sums[index]
+        found = self._added.get(index)
+        if found is None or path.stat().st_size != file.size or file.digest not in ("", found.digest):
+            self._added.pop(index, None)
+            self._sums.pop(index, None)
             path.unlink(missing_ok=True)
             for number in range(file.first, file.first + (file.count or 0)):
                 self._mark(number, _MISSING)
@@ -320,9 +328,8 @@ class Stage:
         file, path = self.files[index], f"{self._data}/{index}"
         if not self.has(index):
             return "", ""
-        sums = self._sums.get(index)
-        if sums is not None and sums.size == file.size:
-            return path, sums.digest.hexdigest()
+        if (added := self._added.get(index)) is not None:
+            return path, added.digest
         if not file.size:
             return path, "empty"
         status = os.stat(path)

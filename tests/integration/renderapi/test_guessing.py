@@ -124,6 +124,12 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(guesses._counts) == 10
 
 
+async def test_no_long_name_is_remembered() -> None:
+    guesses = Guesses()
+    await guesses.wrong("token", "10.0.0.1", "ß" * 60_000)
+    assert max(map(len, guesses._counts)) < 1000
+
+
 async def _many(guesses: Guesses) -> None:
     for number in range(100):
         await guesses.wrong("token", f"10.0.0.{number}", f"user {number}")

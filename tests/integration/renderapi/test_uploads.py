@@ -223,6 +223,27 @@ async def test_adding_up_large_files_holds_up_nobody(
     assert (await mine.submit(upload["upload_id"])).status == 201
 
 
+async def test_a_pack_of_many_small_files_is_one_piece_of_work_afterwards(
+    mine: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, add_up, count = threading.Event(), Stage.add_up, 300
+
+    def slowly(stage: Stage, index: int) -> None:
+        go_on.wait()
+        add_up(stage, index)
+
+    monkeypatch.setattr(Stage, "add_up", slowly)
+    upload = await mine.announce(*(announced(f"{number}.txt", b"x") for number in range(count)))
+    try:
+        before = len(asyncio.all_tasks())
+        reply = await mine.put(upload["upload_id"], b"".join(record(number, 0, b"x") for number in range(count)))
+        assert reply.status == 204
+        assert len(asyncio.all_tasks()) < before + count // 10
+    finally:
+        go_on.set()
+    assert (await mine.look(upload["upload_id"]))["complete"]
+
+
 async def test_a_chunk_that_is_something_else_is_not_stored(mine: Uploader) -> None:
     scene = noise(3 * MIB)
     chunks = pieces(scene)

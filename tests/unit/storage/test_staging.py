@@ -1,5 +1,6 @@
 """Uploads in pieces, on the disk: whatever order and however often they are cut, the files are what was announced."""
 
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -149,3 +150,30 @@ def test_the_manifest_of_a_directory_that_is_gone_is_forgotten(tmp_path: Path) -
     directory.rmdir()
     assert manifests.look_up([tmp_path], 1, {bytes(32)}, ()) == {}
     assert not manifests.path_of(directory).exists()
+
+
+def test_a_pack_of_many_small_files_has_one_of_them_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, write_at, most = 200, staging.write_at, 0
+    stage = Stage.create(tmp_path / "u", [announced(f"{number}", [b"x"]) for number in range(count)])
+
+    def counted(handle: int, data: bytes | memoryview, offset: int) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir("/dev/fd")))
+        write_at(handle, data, offset)
+
+    monkeypatch.setattr(staging, "write_at", counted)
+    before = len(os.listdir("/dev/fd"))
+    PackReader(stage).take(memoryview(b"".join(record(number, 0, b"x") for number in range(count))))
+    assert most <= before + 5
+    assert len(stage.finish()) == count
+
+
+def test_few_files_are_being_added_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "MOST_SUMS", 3)
+    stage = Stage.create(tmp_path / "u", [announced(f"{number}", CHUNKS[:2]) for number in range(10)])
+    for chunk, most in ((0, 3), (1, 0)):
+        for index in range(10):
+            stage.put([(index, chunk, CHUNKS[chunk])])
+            stage.add_up(index)
+        assert len(stage._sums) == most
+    assert {one.digest for one in stage.finish()} == {stage.files[0].digest}

@@ -1,0 +1,105 @@
+"""WebSockets as a hostile client uses them: nobody keeps the server busy, or its memory, by one."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+from websockets.asyncio.client import connect
+
+from renderonline.serving import deadlines
+from renderonline.serving.admission import let_in
+from renderonline.serving.deadlines import HELLO_BYTES, MOST_FRAMES
+from tests.integration.serving.test_web import serving
+
+EMPTY_PING, EMPTY_TEXT = b"\x89\x80\0\0\0\0", b"\x81\x80\0\0\0\0"
+FRAGMENTS = b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 1000
+PART = b"\x01\xff" + (HELLO_BYTES + 1024).to_bytes(8) + bytes(4) + b"x" * (HELLO_BYTES + 512)
+
+
+async def link(socket: WebSocket) -> None:
+    """Lets in who says hello, then says back what is sent; `much` is answered with more than anybody reads."""
+    await socket.accept()
+    if await socket.receive_text() != "hello":
+        await asyncio.Event().wait()
+    let_in(socket, "machine 1", is_link=True)
+    async for text in socket.iter_text():
+        for _ in range(1000 if text == "much" else 1):
+            await socket.send_text(text if text != "much" else "x" * 100_000)
+
+
+@pytest.fixture(name="url")
+async def _url() -> AsyncIterator[str]:
+    async with serving(Starlette(routes=[WebSocketRoute("/link", link)]), grace_s=0.1) as url:
+        yield url
+
+
+async def opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A WebSocket that was accepted, as its bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]), limit=2**20)
+    key = base64.b64encode(bytes(16)).decode()
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    writer.write(f"GET /link HTTP/1.1\r\nHost: localhost\r\n{upgrade}Sec-WebSocket-Key: {key}\r\n\r\n".encode())
+    assert b"101" in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    """Whether the server closes the connection, sooner or later."""
+    try:
+        async with asyncio.timeout(10):
+            while await reader.read(2**16):
+                pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("flood", [EMPTY_PING * 1000, EMPTY_TEXT * 1000, FRAGMENTS, PART])
+async def test_who_talks_much_and_says_nothing_is_cut(url: str, flood: bytes) -> None:
+    reader, writer = await opened(url)
+    writer.write(flood)
+    assert await is_cut(reader)
+    writer.close()
+
+
+async def test_a_stranger_is_cut_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
+    monkeypatch.setattr(deadlines, "STRANGER_S", 0.2)
+    reader, writer = await opened(url)
+    assert await is_cut(reader)
+    writer.close()
+
+
+async def test_who_does_not_read_is_cut(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
+    monkeypatch.setattr(deadlines, "READER_S", 0.3)
+    closed, lost = asyncio.Event(), deadlines.LinkProtocol.connection_lost
+
+    def noticed(protocol: deadlines.LinkProtocol, error: Exception | None) -> None:
+        closed.set()
+        lost(protocol, error)
+
+    monkeypatch.setattr(deadlines.LinkProtocol, "connection_lost", noticed)
+    about = {"compression": None, "max_queue": 1, "close_timeout": 0.1}
+    async with connect(url.replace("http", "ws") + "/link", **about) as machine:  # type: ignore[arg-type]
+        await machine.send("hello")
+        await machine.send("much")
+        async with asyncio.timeout(10):
+            await closed.wait()
+
+
+async def test_a_machine_may_say_much_and_ping_beside_it(url: str) -> None:
+    async with connect(url.replace("http", "ws") + "/link", compression=None, max_size=None) as machine:
+        await machine.send("hello")
+        await machine.send("x" * (2 * HELLO_BYTES))
+        assert len(await machine.recv()) == 2 * HELLO_BYTES
+        for number in range(2 * MOST_FRAMES):
+            await machine.ping()
+            await machine.send(str(number))
+            assert await machine.recv() == str(number)
