@@ -94,7 +94,7 @@ class Proxy:
                 patience = 0.002 if waiting else LOOK_S
                 if ended:
                     time.sleep(patience)
-                elif select.select([source], [], [], patience)[0]:
+                elif select.select([source], [], [], patience)[0] and not self.stalled:
                     data = source.recv(PIECE)
                     ended = not data
                     waiting.append((time.monotonic() + self.delay_s, data))
