@@ -119,7 +119,8 @@ class _Streamed(Response):
                 async for piece in pieces:
                     if gone.done():
                         return False
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    if piece:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         finally:
             gone.cancel()
         return True

@@ -67,7 +67,8 @@ async def receive_body(
 async def send_pieces(scope: Scope, pieces: Iterator[bytes]) -> bool:
     """Send an answer's bytes past the event loop; whether that can be. Its head has been sent and says how many.
 
-    Raises what `pieces` raises (they block and are asked for in a thread), and `ClientDisconnect`.
+    Raises what `pieces` raises (they block and are asked for in a thread; an empty one says that more will come), and
+    `ClientDisconnect`.
     """
     direct = scope.get("extensions", {}).get(DIRECT)
     loan: Loan | None = direct["lend_out"]() if direct is not None else None
@@ -111,10 +112,15 @@ class _Outlet:
         full.register(self._loan.socket, select.POLLOUT)
         while time.monotonic() < until:
             if not self._rest:
-                self._rest = memoryview(next(self._pieces, b""))
-                self.ended = not self._rest
-                if self.ended:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    self.ended = True
                     return
+                self._rest = memoryview(piece)
+            if not self._rest:
+                if any(event & (select.POLLHUP | select.POLLERR) for _, event in full.poll(0)):
+                    raise ConnectionResetError
+                continue
             try:
                 count = self._loan.socket.send(self._rest)
             except BlockingIOError:

@@ -7,7 +7,6 @@ today.
 """
 
 import bisect
-import collections
 import hashlib
 import os
 import stat
@@ -100,6 +99,9 @@ class StoredArchive:
         waiting: list[bytes] = []
         size = 0
         for piece in self._between(start, end):
+            if not piece:
+                yield piece  # reading goes on
+                continue
             waiting.append(piece)
             size += len(piece)
             if size >= PIECE_BYTES:
@@ -138,21 +140,26 @@ class StoredArchive:
         if member.crc32 is None and stop - skip == member.size:
             self._found[member.path] = crc
 
-    def _descriptor(self, member: Member, skip: int, stop: int) -> Iterable[bytes]:
-        return _cut(_descriptor(member, self._crc(member)), skip, stop)
+    def _descriptor(self, member: Member, skip: int, stop: int) -> Iterator[bytes]:
+        yield from self._read((member,))
+        yield from _cut(_descriptor(member, self._crc(member)), skip, stop)
 
-    def _directory(self, skip: int, stop: int) -> Iterable[bytes]:
+    def _directory(self, skip: int, stop: int) -> Iterator[bytes]:
+        yield from self._read(self.members)
         placed = zip(self.members, self._offsets, strict=True)
         entries = b"".join(_entry(member, offset, self._crc(member)) for member, offset in placed)
-        return _cut(entries + _closing(len(self.members), len(entries), self._begins), skip, stop)
+        yield from _cut(entries + _closing(len(self.members), len(entries), self._begins), skip, stop)
+
+    def _read(self, members: Iterable[Member]) -> Iterator[bytes]:
+        """Read those whose CRC nobody knows, because a range began behind their first byte; empty pieces."""
+        for member in members:
+            if member.crc32 is None and member.path not in self._found:
+                for _ in self._file(member, 0, member.size):
+                    yield b""
 
     def _crc(self, member: Member) -> int:
-        """The CRC of a member, read now if nobody knows it and a range began behind its first byte."""
-        if member.crc32 is not None:
-            return member.crc32
-        if member.path not in self._found:
-            collections.deque(self._file(member, 0, member.size), maxlen=0)
-        return self._found[member.path]
+        """The CRC of a member that was read."""
+        return self._found[member.path] if member.crc32 is None else member.crc32
 
 
 def _cut(data: bytes, skip: int, stop: int) -> Iterable[bytes]:

@@ -104,7 +104,8 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
     """The bytes [skip, stop) of a file in pieces of 1 MiB. Blocking; raises `Changed` when it isn't what `member` says.
 
     A whole file that must be compared is sent meanwhile, but for its last piece; of a part nothing leaves before the
-    whole was compared.
+    whole was compared. While nothing leaves, empty pieces say that reading goes on: who asks can give up, and lets
+    others have their turn.
     """
     try:
         handle = os.open(member.path, _REGULAR)
@@ -124,7 +125,8 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
             yield from _comparing(handle, member, skip, stop, compared)
             return
         if same is None:
-            deque(_comparing(handle, member, 0, member.size, compared), maxlen=0)
+            for _ in _comparing(handle, member, 0, member.size, compared):
+                yield b""
             same = compared.known(member.digest, status)
         if same is None:  # it can change again without another ctime
             yield from _comparing(handle, member, skip, stop, compared)
@@ -159,7 +161,9 @@ def _comparing(handle: int, member: Member, skip: int, stop: int, compared: Comp
         sums.update(piece)
         part = piece[max(skip - at, 0) : max(stop - at, 0)]
         at += len(piece)
-        if part and held:
+        if at < member.size:
+            yield held if part else b""
+        elif part and held:
             yield held
         held = part or held
     same = sums.hexdigest() == member.digest

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import io
+import os
 import random
 import time
 import zipfile
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -170,6 +172,34 @@ async def test_ranges_of_many_frames_hold_up_nobody(api: Running) -> None:
             if not (told := spared(before, during)):
                 break
         assert told == ""
+
+
+@pytest.mark.parametrize("asked", ["bytes=-1", "bytes=-4000000"])
+async def test_ranges_of_a_large_file_hold_up_nobody_and_end_with_their_client(api: Running, asked: str) -> None:
+    await submitted(api)
+    (scene,) = api.settings.files.rglob("shot.blend")
+    os.truncate(scene, 64 << 30)  # takes no room, and a minute to read
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    headers = "".join(f"{name}: {value}\r\n" for name, value in {**api.who, "Range": asked, "Host": "x"}.items())
+    clients = [await asyncio.open_connection("127.0.0.1", urlsplit(api.url).port) for _ in range(8)]
+    for reader, writer in clients:
+        writer.write(f"GET /renderapi/v2/tasks/1/download HTTP/1.1\r\n{headers}\r\n".encode())
+        assert b"206" in await reader.readline()
+
+    async def read() -> bool:
+        handles = (Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        return any(handle.is_symlink() and os.readlink(handle) == str(scene) for handle in handles)
+
+    await wait_until(read)
+    async with asyncio.timeout(10):
+        await submitted(api)
+    for _, writer in clients:
+        writer.close()
+
+    async def ended() -> bool:
+        return not await read()
+
+    await wait_until(ended, 10)
 
 
 async def me(api: Running) -> None:

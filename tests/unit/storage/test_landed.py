@@ -109,7 +109,7 @@ def test_no_byte_of_a_part_is_sent_before_the_whole_was_compared(
     assert b"".join(file_pieces(member, skip, stop, Compared(clock))) == CONTENT[skip:stop]
     forge(member)
     with pytest.raises(Altered):
-        next(file_pieces(member, skip, stop, Compared(clock)))
+        next(filter(None, file_pieces(member, skip, stop, Compared(clock))))
 
 
 def test_file_that_is_touched_while_it_is_sent_is_cut_off(member: Member) -> None:
