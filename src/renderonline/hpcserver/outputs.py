@@ -6,6 +6,7 @@ Everything here blocks; attempts call it in threads.
 import os
 import queue
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from renderonline.engines.definition import ReadingRules
 from renderonline.farm.errors import InvalidRequest
 from renderonline.storage.digests import FileDigest, digest_file
 from renderonline.storage.images import ImageCheck, ImageChecker
+from renderonline.storage.landing import walked
 
 MAX_FILES: Final = 10_000
 """So many results an attempt without named outputs may have."""
@@ -24,6 +26,10 @@ MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
 LARGEST_FACT: Final = 2**53
 """Numbers beyond it (and those that are none) are left out: not every reader of JSON takes them."""
+
+CHANGED: Final = "changed while it was checked"
+_TICK_S: Final = 0.01
+"""A file that was touched within this may be touched again and show the same time."""
 
 ONE_COLOUR: Final = "all its pixels have the same colour (is the camera right, do lights and objects render?)"
 
@@ -89,21 +95,53 @@ def check_file(
             return Bad(name, f"{name} was not written.", missing=True)
         if stamp == before:
             return Bad(name, f"{name} was there before and was not written anew.", missing=True)
-        digest = digest_file(path)
-        if os.lstat(path).st_nlink > 1:
-            return Bad(name, f"{name} is a hard link: the same file has another name, under which it can be changed.")
-        rules = rules or ReadingRules()
-        size = (rules.width, rules.height)
-        check = checkers.check(path, root, size) if checkers is not None else ImageCheck(ok=True)
-        if wrong := check.reason if not check.ok else _unwanted(check.facts, rules):
-            return Bad(name, f"{name} is not a usable picture: {wrong}")
+        digest, check = _read(root, name, checkers, rules or ReadingRules())
         if stamp_of(path) != stamp:
-            return Bad(name, f"{name} changed while it was checked.")
+            return Bad(name, f"{name} {CHANGED}.")
     except InvalidRequest as error:
         return Bad(name, str(error))
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
     return Good(name, digest, stamp, _plain_facts(check.facts), check.previews)
+
+
+def _read(root: Path, name: str, checkers: Checkers | None, rules: ReadingRules) -> tuple[FileDigest, ImageCheck]:
+    """What a file's bytes are and show. `InvalidRequest` when that makes it no result, or when its name may have led
+    to another file meanwhile: the engine may still run, and the decoder reads by name."""
+    *folders, last = PurePosixPath(name).parts
+    with walked(root, folders) as folder:
+        if folder is None:
+            raise InvalidRequest(f"{name} lies behind a link.")
+        found = _settled(last, folder) if checkers is not None else _entry(last, folder)
+        digest = digest_file(Path(last), folder)
+        if found.st_nlink > 1:
+            raise InvalidRequest(
+                f"{name} is a hard link: the same file has another name, under which it can be changed."
+            )
+        check = ImageCheck(ok=True)
+        if checkers is not None:
+            check = checkers.check(root / name, root, (rules.width, rules.height))
+            now = _entry(last, folder)
+            # Who renames, links or replaces a file changes its ctime, and nobody sets that back.
+            if (now.st_ino, now.st_ctime_ns) != (found.st_ino, found.st_ctime_ns):
+                raise InvalidRequest(f"{name} {CHANGED}.")
+    if wrong := check.reason if not check.ok else _unwanted(check.facts, rules):
+        raise InvalidRequest(f"{name} is not a usable picture: {wrong}")
+    return digest, check
+
+
+def _entry(name: str, folder: int) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _settled(name: str, folder: int) -> os.stat_result:
+    """A file's entry, of which each further change shows. `InvalidRequest` when it is being changed."""
+    for _ in range(2):
+        found = _entry(name, folder)
+        if not 0 <= time.time_ns() - found.st_ctime_ns < _TICK_S * 1e9:
+            return found
+        time.sleep(_TICK_S)
+    raise InvalidRequest(f"{name} {CHANGED}.")
 
 
 def _of_all_attempts(root: Path) -> Path:

@@ -44,10 +44,12 @@ class InputSums:
         return InputFile(name, self.size, self.crc32, self.digest.hexdigest())
 
 
-def digest_file(path: Path) -> FileDigest:
-    """Read a regular file to its end; OSError when it can't be read, `InvalidRequest` for anything but a regular file
-    (links and pipes are never followed or waited for) and for one that changes while it is read."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+def digest_file(path: Path, folder: int | None = None) -> FileDigest:
+    """Read a regular file (in an open directory, if one is given) to its end; OSError when it can't be read,
+    `InvalidRequest` for anything but a regular file (links and pipes are never followed or waited for) and for one that
+    changes while it is read."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, flags, dir_fd=folder)
     with open(handle, "rb", buffering=0) as file:
         before = os.fstat(handle)
         if not stat.S_ISREG(before.st_mode):

@@ -59,11 +59,14 @@ class ImageChecker(Confined):
         self, path: Path, *, previews: bool = False, within: Path | None = None, size: tuple[int, int] = (0, 0)
     ) -> ImageCheck:
         """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad. In a
-        box, the pictures below `within` can be read; one directory for all of a farm saves new children. A picture
-        that is not of `size` (width, height; zeros: any) is bad, and is not decoded."""
-        self.open(os.fspath(within or path.parent))
+        box, the pictures below `within` can be read; one directory for all of a farm saves new children. No directory
+        on the way from there may be a link. A picture that is not of `size` (width, height; zeros: any) is bad, and is
+        not decoded."""
+        root = within or path.parent
+        where, previews_s = (str(root), str(path.relative_to(root))), self.time_s * _FOR_PREVIEWS if previews else 0
+        self.open(str(root))
         try:
-            found = self.call(os.fspath(path), self.time_s * _FOR_PREVIEWS if previews else 0, *size)
+            found = self.call(*where, previews_s, *size)
         except (TimeoutError, EOFError) as error:
             if previews:
                 return self.check(path, within=within, size=size)
@@ -74,14 +77,16 @@ class ImageChecker(Confined):
         return ImageCheck(**found, previews=made)
 
 
-def checked(path: str, previews_s: float, width: int, height: int) -> dict[str, Any]:
+def checked(root: str, name: str, previews_s: float, width: int, height: int) -> dict[str, Any]:
     """An `ImageCheck` as JSON, of a picture that was decoded within `previews_s` seconds with its previews. Only for
-    the child: the parent never imports OpenImageIO."""
+    the child: the parent never imports OpenImageIO. Works in the directory that holds the picture: who renames it, or
+    puts a link in its place, leads to no other one."""
     import OpenImageIO as oiio  # noqa: N813
 
     oiio.attribute("threads", 1)
     begun = time.monotonic()
     try:
+        path = _entered(root, name)
         picture = oiio.ImageBuf(path) if os.path.isfile(path) else None
         check = _examined(oiio, path, picture, (width, height))
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
@@ -91,6 +96,19 @@ def checked(path: str, previews_s: float, width: int, height: int) -> dict[str, 
         with contextlib.suppress(Exception):
             made = make(oiio, picture)
     return asdict(check) | {"previews": {size: base64.b64encode(jpeg).decode() for size, jpeg in made.items()}}
+
+
+def _entered(root: str, name: str) -> str:
+    """Make the directory of a file below `root` the current one; the file's name in it. OSError behind a link."""
+    *folders, last = name.split("/")
+    os.chdir(root)
+    for folder in folders:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            os.fchdir(handle)
+        finally:
+            os.close(handle)
+    return last
 
 
 def _examined(oiio: Any, path: str, picture: Any, size: tuple[int, int]) -> ImageCheck:

@@ -93,7 +93,7 @@ def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
         if outcome is Placed.LANDED
     }
     for directory in touched:
-        with _walked(directory) as handle:
+        with walked(directory) as handle:
             if handle is not None:
                 os.fsync(handle)
     return outcomes
@@ -117,7 +117,7 @@ def remove_copies(placings: Sequence[Placing]) -> None:
     """Remove the temporary copies that interrupted tries of these left behind. Blocks."""
     keys = {str(placing.key) for placing in placings}
     for root, parent in {(placing.target, PurePosixPath(placing.name).parent) for placing in placings}:
-        with _walked(root, parent.parts) as folder, contextlib.suppress(OSError):
+        with walked(root, parent.parts) as folder, contextlib.suppress(OSError):
             for name in os.listdir(folder) if folder is not None else ():
                 if name.startswith(_PART) and name.removeprefix(_PART).partition("-")[0] in keys:
                     os.unlink(name, dir_fd=folder)
@@ -125,10 +125,10 @@ def remove_copies(placings: Sequence[Placing]) -> None:
 
 def _place(placing: Placing) -> Placed:
     *folders, name = PurePosixPath(placing.name).parts
-    with _walked(placing.target) as root:
+    with walked(placing.target) as root:
         if root is None:
             return Placed.GONE
-    with _walked(placing.source, folders) as source, _walked(placing.target, folders, make=True) as target:
+    with walked(placing.source, folders) as source, walked(placing.target, folders, make=True) as target:
         if source is None:
             return Placed.MISSING
         return Placed.TAKEN if target is None else _link(placing, name, source, target)
@@ -205,8 +205,9 @@ def _digest_there(placing: Placing) -> str | None:
 
 
 @contextlib.contextmanager
-def _walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
-    """The directory below `root`, opened without following a link; None where that leads nowhere."""
+def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
+    """The directory below `root`, opened without following a link; None where that leads nowhere. `make`: those that
+    are not there are made."""
     with contextlib.ExitStack() as stack:
         handle: int | None = None
         for part in (str(root), *parts):
@@ -233,7 +234,7 @@ class Arrival:
     def __init__(self, directory: str, name: str) -> None:
         path, (*folders, self._name) = Path(directory), check_name(name).split("/")
         self._temporary = f"{_PART}{secrets.token_hex(8)}"
-        with _walked(path.parent.parent, (path.parent.name, path.name, *folders), make=True) as folder:
+        with walked(path.parent.parent, (path.parent.name, path.name, *folders), make=True) as folder:
             if folder is None:
                 raise InvalidRequest(f"{name} would not lie in a directory of the attempt.")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -214,6 +214,16 @@ def test_what_is_no_file_is_not_good(checker: ImageChecker, tmp_path: Path, name
     assert checker.check(tmp_path / name).reason == "there is no such file"
 
 
+def test_no_picture_is_decoded_behind_a_link_to_a_directory(checker: ImageChecker, tmp_path: Path) -> None:
+    for directory, pixel_type in (("1", "uint8"), ("2", "uint16")):  # the same name, and another picture
+        (tmp_path / directory).mkdir()
+        write(tmp_path / directory / "a.png", pixel_type=pixel_type)
+        found = checker.check(tmp_path / directory / "a.png", within=tmp_path)
+        assert (found.ok, found.facts["pixel_type"]) == (True, pixel_type)
+    (tmp_path / "1" / "link").symlink_to("../2")
+    assert not checker.check(tmp_path / "1" / "link" / "a.png", within=tmp_path).ok
+
+
 def test_a_pipe_in_the_directory_holds_up_nobody(checker: ImageChecker, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     assert checker.check(tmp_path / "a.png").reason == "there is no such file"

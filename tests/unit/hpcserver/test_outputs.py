@@ -122,6 +122,22 @@ def test_file_that_changes_while_it_is_checked_is_bad(tmp_path: Path) -> None:
     assert "changed" in found.reason
 
 
+def test_a_name_that_leads_to_another_file_while_it_is_decoded_is_bad(tmp_path: Path) -> None:
+    """The decoder may read all attempts' frames: the other one's previews would be sent as this one's."""
+    (tmp_path / "a").write_bytes(b"abc")
+
+    class Checker(ImageChecker):
+        def check(self, path: Path, *, previews: bool, within: Path, size: tuple[int, int]) -> ImageCheck:
+            path.rename(tmp_path / "aside")
+            path.symlink_to("/somewhere/else")
+            (tmp_path / "aside").rename(path)
+            return ImageCheck(ok=True, facts={"width": 4}, previews={"s": b"of another"})
+
+    found = check_file(tmp_path, "a", before=None, checkers=Checkers([Checker()]))
+    assert isinstance(found, Bad)
+    assert "changed" in found.reason
+
+
 @pytest.mark.parametrize(
     ("rules", "facts", "reason"),
     [
