@@ -1,7 +1,8 @@
 """Which processes exist, whose they are, and how to end them (R8). Standard library only: the spawner uses it.
 
 The mark is the environment variable `RENDERONLINE_ATTEMPT=<home>/<attempt>/`; `home` names one HPCServer's data
-directory, so that two HPCServers on one computer leave each other's engines alone. The process table is read from
+directory, so that two HPCServers on one computer leave each other's engines alone. The key is the variable
+`RENDERONLINE_ENGINE`: random, so that in a box nobody can carry another engine's. The process table is read from
 Linux's `/proc`; elsewhere nothing is found and only process groups are killed (untested there).
 """
 
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 MARK: Final = "RENDERONLINE_ATTEMPT"
+KEY: Final = "RENDERONLINE_ENGINE"
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
@@ -59,11 +61,12 @@ def is_running(pid: int) -> bool:
 
 def mark_of(pid: int) -> str:
     """The mark that a process was started with, "" when it has none or it can't be read."""
-    for entry in (_read(f"{pid}/environ") or b"").split(b"\0"):
-        name, _, value = entry.partition(b"=")
-        if name == MARK.encode():
-            return value.decode(errors="replace")
-    return ""
+    return _variable(pid, MARK)
+
+
+def key_of(pid: int) -> str:
+    """The key of the engine that a process descends from, "" when it has none or it can't be read."""
+    return _variable(pid, KEY)
 
 
 def marked(prefix: str) -> frozenset[int]:
@@ -99,6 +102,14 @@ def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
             kill(pid, prefix)
         time.sleep(0.01)
     return left
+
+
+def _variable(pid: int, wanted: str) -> str:
+    for entry in (_read(f"{pid}/environ") or b"").split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == wanted.encode():
+            return value.decode(errors="replace")
+    return ""
 
 
 def _read(name: str) -> bytes | None:

@@ -50,6 +50,8 @@ class EngineProcess:
     """A running engine. `at_us` is when it was started, in microseconds since 1970."""
 
     pid = at_us = 0
+    key = ""
+    """What the processes of its tree carry."""
 
     def __init__(self, owner: "Processes", name: str, on_lines: Callable[[Sequence[str]], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -78,7 +80,7 @@ class EngineProcess:
             except Exception:
                 log.exception("output could not be read")
         elif message["event"] == "started":
-            self.pid, self.at_us = message["pid"], message["at_us"]
+            self.pid, self.at_us, self.key = message["pid"], message["at_us"], message["key"]
             _settle(self.started, None)
         elif message["event"] == "refused":
             _settle(self.started, CantStart(message["error"]))

@@ -129,11 +129,12 @@ class Runner:
         while True:
             await asyncio.sleep(WATCH_S)
             running = [(attempt.process, attempt.name) for attempt in self.attempts.values()]
-            roots = {process.pid: name for process, name in running if process is not None and process.is_running}
+            live = [(process, name) for process, name in running if process is not None and process.is_running]
+            roots, keys = {one.pid: name for one, name in live}, {one.key: name for one, name in live}
             if not roots or processes.spawner_pid is None:
                 continue
             try:
-                used = await self._workshop.in_thread(telemetry.usage, processes.spawner_pid, roots, processes.home)
+                used = await self._workshop.in_thread(telemetry.usage, processes.spawner_pid, roots, keys)
             except Exception:  # the limits must go on being watched
                 log.exception("the process table can't be read")
                 continue

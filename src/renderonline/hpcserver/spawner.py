@@ -4,7 +4,7 @@ Standard library only, one thread. HPCServer speaks to it over its standard inpu
 input closes, HPCServer is gone and every process tree is killed.
 
     start {id, argv, cwd, env, nice, box, file_bytes}
-                                       -> started {id, pid, at_us} | refused {id, error}
+                                       -> started {id, pid, at_us, key} | refused {id, error}
     stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
                                        -> output {id, lines} … exited {id, code, peak_kib, left, began}
 
@@ -43,6 +43,10 @@ DRAIN_S: Final = 2.0
 CLEAR_S: Final = 30.0
 """How long an unkillable process (a dead network disk) holds up the end of its attempt."""
 TICK_S: Final = 0.01
+MOST_REAPED: Final = 256
+"""Ended processes that are taken note of before everything else is looked at again."""
+ROUNDS: Final = 20
+"""Looks for what an ended engine left, between two looks at everything else."""
 MOST_PROCESSES: Final = 4096
 """Processes and threads of an attempt."""
 _BREAKS: Final = re.compile(rb"[\r\n]+")
@@ -92,8 +96,9 @@ class Engine:
     peak_kib = 0
     left: frozenset[int] = frozenset()
 
-    def __init__(self, message: dict[str, Any], mark: str, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, message: dict[str, Any], mark: str, key: str, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
+        self.key = key
         self.name, self.mark, self.process, self.pipe = message["id"], mark, process, process.stdout
         self.nice, self.file_bytes = message["nice"], message["file_bytes"]
         self.lines = Lines()
@@ -117,7 +122,7 @@ class Spawner:
         self._engines: dict[str, Engine] = {}
         self._received = b""
         self._unsent = bytearray()
-        self._sending = self._gone = False
+        self._sending = self._gone = self._unreaped = False
         self._subreaper = process_table.become_subreaper()
 
     def run(self) -> None:
@@ -173,7 +178,7 @@ class Spawner:
 
     def _start(self, message: dict[str, Any]) -> None:
         name = message["id"]
-        mark = process_table.mark(self._home, name)
+        mark, key = process_table.mark(self._home, name), os.urandom(16).hex()
         found = self._found if message["box"] is not None else Found()
         told, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
         _bound_files(message["file_bytes"])
@@ -184,7 +189,7 @@ class Spawner:
                 message["argv"],
                 directory=message["cwd"],
                 status=None if tell < 0 else tell,
-                env={**message["env"], process_table.MARK: mark},
+                env={**message["env"], process_table.MARK: mark, process_table.KEY: key},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -200,9 +205,9 @@ class Spawner:
             if tell >= 0:
                 os.close(tell)
         at_us = time.time_ns() // 1000
-        self._engines[name] = engine = Engine(message, mark, process)
+        self._engines[name] = engine = Engine(message, mark, key, process)
         _make_modest(process.pid, engine.nice, engine.file_bytes)
-        self._send(event="started", id=name, pid=process.pid, at_us=at_us)
+        self._send(event="started", id=name, pid=process.pid, at_us=at_us, key=key)
         os.set_blocking(engine.pipe.fileno(), False)
         if told >= 0:
             engine.status, engine.began = told, False
@@ -242,8 +247,12 @@ class Spawner:
     def _reap(self) -> None:
         """Take note of ended children: engines, and orphans that became ours."""
         by_pid = {engine.process.pid: engine for engine in self._engines.values() if engine.ended_at is None}
+        ended = None
         with suppress(ChildProcessError):
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            for _ in range(MOST_REAPED):  # they may end as fast as we look
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    break
                 engine = by_pid.get(ended.si_pid)
                 if engine is not None:
                     # Before it is reaped: afterwards the id could be somebody else's.
@@ -257,6 +266,7 @@ class Spawner:
                         engine.code = bubblewrap.exit_code(engine.code)
                     engine.peak_kib = usage.ru_maxrss
                     engine.ended_at = time.monotonic()
+        self._unreaped = ended is not None
 
     def _turn(self, now: float) -> None:
         for engine in list(self._engines.values()):
@@ -315,19 +325,33 @@ class Spawner:
 
     def _kill_orphans(self, engine: Engine) -> frozenset[int]:
         """Kill what the ended engine left; a descendant without a live parent is our child, whatever its session. An
-        orphan that carries no mark of a living engine has no business here either."""
-        alive = {other.mark: other.process.pid for other in self._engines.values() if other.ended_at is None}
-        orphans = process_table.children() - set(alive.values()) if self._subreaper else frozenset()
-        left = {pid for pid in orphans if process_table.is_running(pid) and process_table.mark_of(pid) not in alive}
+        orphan that carries no key of a living engine has no business here either."""
+        left = self._orphans()
+        for _ in range(ROUNDS if left else 0):  # without a pause: some start others as fast as they are ended
+            for pid in left:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)  # our child: its id is its own until it is reaped
+            self._reap()
+            left = self._orphans()
         if engine.stopped or not self._subreaper:
-            left |= process_table.marked(engine.mark)
-        for pid in left:
-            process_table.kill(pid)
-        return frozenset(left)
+            for pid in (marked := process_table.marked(engine.mark)):
+                process_table.kill(pid)
+            left |= marked
+        return frozenset(pid for pid in left if process_table.is_running(pid))
+
+    def _orphans(self) -> frozenset[int]:
+        """Our children that belong to no living engine, zombies among them."""
+        if not self._subreaper:
+            return frozenset()
+        alive = {other.key: other.process.pid for other in self._engines.values() if other.ended_at is None}
+        others = process_table.children() - set(alive.values())
+        return frozenset(pid for pid in others if process_table.key_of(pid) not in alive)
 
     def _patience(self) -> float | None:
         """Seconds until something must be looked at without an event."""
         engines = self._engines.values()
+        if self._unreaped:
+            return 0.0
         if any(engine.ended_at is not None for engine in engines):
             return TICK_S
         now = time.monotonic()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from renderonline.hpcserver.process_table import MARK
+from renderonline.hpcserver.process_table import KEY, MARK
 from renderonline.protocol.link import Assign
 from renderonline.storage.removing import remove_tree
 
@@ -22,7 +22,7 @@ INHERITED: Final = frozenset(
         "SYSTEMROOT", "COMSPEC", "PATHEXT", "PROGRAMFILES", "PROGRAMDATA", "NUMBER_OF_PROCESSORS",
     }
 )  # fmt: skip
-OURS: Final = frozenset({"HOME", "TMPDIR", "TMP", "TEMP", "USERPROFILE", "XDG_RUNTIME_DIR", MARK})
+OURS: Final = frozenset({"HOME", "TMPDIR", "TMP", "TEMP", "USERPROFILE", "XDG_RUNTIME_DIR", MARK, KEY})
 """Names that an assignment can't set."""
 
 

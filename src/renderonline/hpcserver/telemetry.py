@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 
-from renderonline.hpcserver.process_table import mark, mark_of
+from renderonline.hpcserver.process_table import key_of
 from renderonline.protocol.link import Heartbeat
 
 GPU_PROBE_S: Final = 5.0
@@ -79,9 +79,9 @@ def kernel_oom_kills() -> int:
         return 0
 
 
-def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]:
-    """What each engine's tree uses: `roots` maps the engines' process ids to their names. An orphan (its parent is the
-    spawner again) belongs to the engine whose mark it carries."""
+def usage(spawner: int, roots: Mapping[int, str], keys: Mapping[str, str]) -> dict[str, Usage]:
+    """What each engine's tree uses: `roots` maps the engines' process ids to their names, `keys` their keys. An
+    orphan (its parent is the spawner again) belongs to the engine whose key it carries."""
     totals = dict.fromkeys(roots.values(), Usage(0.0, 0))
     names = dict(roots)
     try:
@@ -91,7 +91,7 @@ def usage(spawner: int, roots: Mapping[int, str], home: str) -> dict[str, Usage]
     for process in descendants:
         try:
             marked = names.get(process.pid) or names.get(process.ppid())
-            name = marked or mark_of(process.pid).removeprefix(mark(home)).rstrip("/")
+            name = marked or keys.get(key_of(process.pid), "")
             if name not in totals:
                 continue
             names[process.pid] = name

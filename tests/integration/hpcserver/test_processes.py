@@ -65,7 +65,7 @@ async def test_exit_code_and_output_arrive_in_order(shell: Shell) -> None:
 async def test_engine_gets_exactly_the_environment_and_the_mark(shell: Shell) -> None:
     await (await shell.start("env")).wait()
     names = {line.partition("=")[0] for line in shell.lines}
-    assert names - {"PWD", "OLDPWD", "_", "SHLVL"} == {"PATH", process_table.MARK}
+    assert names - {"PWD", "OLDPWD", "_", "SHLVL"} == {"PATH", process_table.MARK, process_table.KEY}
     assert f"{process_table.MARK}={HOME}/1/" in shell.lines
 
 
@@ -159,6 +159,19 @@ async def test_end_of_one_engine_leaves_the_other_ones_orphans_alone(shell: Shel
     other.stop("SIGKILL", 0.0)
     await other.wait()
     assert not process_table.marked(mark)
+
+
+async def test_nobody_outlives_an_engine_by_another_ones_mark(shell: Shell) -> None:
+    other = await shell.start("echo ready; sleep 600", name="2")
+    await shell.says("ready")
+    forged = f"{process_table.MARK}={process_table.mark(HOME, '2')} {process_table.KEY}=guessed"
+    engine = await shell.start(f"({forged} setsid sh -c 'echo $$; echo stray; exec sleep 600' &); sleep 600")
+    await shell.says("stray")
+    stray = int(shell.lines[shell.lines.index("stray") - 1])
+    engine.stop("SIGKILL", 0.0)
+    await engine.wait()
+    assert not process_table.is_running(stray)
+    assert other.is_running
 
 
 async def test_flood_of_output_is_slowed_down_not_dropped(shell: Shell) -> None:

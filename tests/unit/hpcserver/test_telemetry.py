@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from renderonline.hpcserver import telemetry
-from renderonline.hpcserver.process_table import MARK, mark
+from renderonline.hpcserver.process_table import KEY
 
-HOME = "f" * 16
 BUSY = """
 import time
 x = bytearray(64 << 20)
@@ -38,13 +37,13 @@ def test_this_computer_has_a_processor_memory_and_a_boot() -> None:
 
 def test_usage_adds_up_the_tree_of_each_engine() -> None:
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"
-    environment = {**os.environ, MARK: mark(HOME, "7")}
+    environment = {**os.environ, KEY: "key"}
     with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            used = telemetry.usage(os.getpid(), {process.pid: "7"}, HOME)["7"]
-            orphans = telemetry.usage(os.getpid(), {1: "7"}, HOME)["7"]  # found by their mark alone
+            used = telemetry.usage(os.getpid(), {process.pid: "7"}, {"key": "7"})["7"]
+            orphans = telemetry.usage(os.getpid(), {1: "7"}, {"key": "7"})["7"]  # found by their key alone
         finally:
             telemetry.psutil.Process(process.pid).children()[0].kill()
             process.kill()
@@ -54,7 +53,7 @@ def test_usage_adds_up_the_tree_of_each_engine() -> None:
 
 
 def test_usage_of_what_is_gone_is_nothing() -> None:
-    assert telemetry.usage(2**22 - 1, {1: "7"}, HOME) == {"7": telemetry.Usage(0.0, 0)}
+    assert telemetry.usage(2**22 - 1, {1: "7"}, {}) == {"7": telemetry.Usage(0.0, 0)}
 
 
 def test_cpu_time_of_ended_children_still_counts() -> None:
@@ -62,6 +61,6 @@ def test_cpu_time_of_ended_children_still_counts() -> None:
         try:
             assert process.stdout is not None
             process.stdout.readline()
-            assert telemetry.usage(os.getpid(), {process.pid: "1"}, HOME)["1"].cpu_s > 0.1
+            assert telemetry.usage(os.getpid(), {process.pid: "1"}, {})["1"].cpu_s > 0.1
         finally:
             process.kill()
