@@ -14,13 +14,15 @@ from typing import Any, Final
 
 from renderonline.engines.definition import ReadingRules
 from renderonline.farm.errors import InvalidRequest
-from renderonline.storage.digests import FileDigest, digest_file
+from renderonline.storage.digests import FileDigest, bytes_on_disk, digest_file, hardly_written
 from renderonline.storage.images import ImageCheck, ImageChecker
 from renderonline.storage.landing import walked
 
 MAX_FILES: Final = 10_000
 """So many results an attempt without named outputs may have."""
 MAX_DEPTH: Final = 16
+LARGE: Final = 64 << 30
+"""Bytes of all results together of which at least some part must have been written."""
 MAX_FACTS: Final = 32
 MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
@@ -182,8 +184,9 @@ def stamps(root: Path) -> dict[str, Stamp]:
 
 def list_files(root: Path) -> list[str]:
     """All regular files below `root`, sorted; links and special files are left out and never followed. `InvalidRequest`
-    when there are too many, too deep, or with names that are not text."""
+    when there are too many, too deep, with names that are not text, or made of holes."""
     found: list[str] = []
+    size = on_disk = 0
     waiting: list[tuple[Path, str, int]] = [(root, "", 0)]
     while waiting:
         directory, prefix, depth = waiting.pop()
@@ -191,13 +194,19 @@ def list_files(root: Path) -> list[str]:
             raise InvalidRequest(f"The engine wrote directories more than {MAX_DEPTH} levels deep.")
         with os.scandir(directory) as entries:
             for entry in entries:
-                kind = entry.stat(follow_symlinks=False).st_mode
+                status = entry.stat(follow_symlinks=False)
+                kind = status.st_mode
                 if stat.S_ISDIR(kind):
                     waiting.append((directory / entry.name, f"{prefix}{entry.name}/", depth + 1))
                 elif stat.S_ISREG(kind):
                     found.append(prefix + entry.name)
+                    size, on_disk = size + status.st_size, on_disk + bytes_on_disk(status)
         if len(found) + len(waiting) > MAX_FILES:
             raise InvalidRequest(f"The engine wrote more than {MAX_FILES} files.")
+    if hardly_written(size, on_disk, LARGE):
+        raise InvalidRequest(
+            f"The engine wrote files that consist of holes: {size >> 20} MiB, hardly any of it written."
+        )
     try:
         "".join(found).encode()
     except UnicodeEncodeError as error:

@@ -14,6 +14,9 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import InputFile
 
 _PIECE: Final = 1 << 20
+_LARGE: Final = 1 << 30
+_MOST_RATIO: Final = 16
+"""Disks that compress make files smaller as well, large ones never by so much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,18 @@ class InputSums:
 
 def digest_file(path: Path, folder: int | None = None) -> FileDigest:
     """Read a regular file (in an open directory, if one is given) to its end; OSError when it can't be read,
-    `InvalidRequest` for anything but a regular file (links and pipes are never followed or waited for) and for one that
-    changes while it is read."""
+    `InvalidRequest` for anything but a regular file (links and pipes are never followed or waited for), for a large one
+    that was hardly written, and for one that changes while it is read."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, flags, dir_fd=folder)
     with open(handle, "rb", buffering=0) as file:
         before = os.fstat(handle)
         if not stat.S_ISREG(before.st_mode):
             raise InvalidRequest(f"{path.name} is not a regular file.")
+        if hardly_written(before.st_size, bytes_on_disk(before), _LARGE):
+            raise InvalidRequest(
+                f"{path.name} consists of holes: hardly any of its {before.st_size >> 20} MiB was written."
+            )
         digest, crc32, size = hashlib.blake2b(digest_size=32), 0, 0
         # Not further than it was long: somebody may still be writing, as fast as we read.
         while piece := file.read(min(_PIECE, before.st_size + 1 - size)):
@@ -64,3 +71,13 @@ def digest_file(path: Path, folder: int | None = None) -> FileDigest:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
         raise InvalidRequest(f"{path.name} changed while it was read.")
     return FileDigest(size, digest.hexdigest(), crc32)
+
+
+def hardly_written(size: int, on_disk: int, large: int) -> bool:
+    """Whether of more than `large` bytes only a small part takes room: reading holes takes time, making them none."""
+    return size > large and on_disk < size // _MOST_RATIO
+
+
+def bytes_on_disk(found: os.stat_result) -> int:
+    """What a file takes of its disk, in bytes; its size where the system doesn't say."""
+    return getattr(found, "st_blocks", -(-found.st_size // 512)) * 512

@@ -75,6 +75,22 @@ def test_bounds_on_what_an_engine_may_leave(tmp_path: Path, monkeypatch: pytest.
         list_files(deep)
 
 
+def test_files_of_holes_are_no_results(tmp_path: Path) -> None:
+    """They take no time to make, and hours to read: all that look after files would wait."""
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 2 << 30)
+    found = check_file(tmp_path, "a", before=None, checkers=None)
+    assert isinstance(found, Bad)
+    assert "holes" in found.reason
+    assert list_files(tmp_path) == ["a", "b"]
+    for number in range(40):
+        (tmp_path / str(number)).touch()
+        os.truncate(tmp_path / str(number), 2 << 30)
+    with pytest.raises(InvalidRequest, match="holes"):
+        list_files(tmp_path)
+
+
 def test_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
     with pytest.raises(InvalidRequest, match="not text"):
