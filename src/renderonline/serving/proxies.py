@@ -24,6 +24,8 @@ FORWARDED: Final = "is_forwarded"
 _SIGNS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-real-ip", "via")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?", re.ASCII)
 _MOST_WARNINGS: Final = 8
+MOST_HOPS: Final = 32
+"""Addresses of `X-Forwarded-For` that are looked at; a header holds thousands."""
 
 
 class Proxies:
@@ -62,7 +64,7 @@ class Proxies:
         """What the proxies say of a request. The proxy next to the client counts: those nearer to us are trusted, and
         what stands further left somebody else may have written."""
         place, found = 0, ""
-        for number, hop in enumerate(reversed(_listed(headers, "x-forwarded-for"))):
+        for number, hop in enumerate(reversed(_listed(headers, "x-forwarded-for")[-MOST_HOPS:])):
             if (address := _address(hop)) is None:
                 break
             place, found = number, str(address)
