@@ -171,7 +171,8 @@ class AttemptTransfers:
                 self._shared.moved(holder.machine_id)
 
             try:
-                await receive_body(request, arrival.handle, length=length, update=look)
+                watched = self._places.watched(Path(holder.directory), look)
+                await receive_body(request, arrival.handle, length=length, update=watched)
                 if found.hexdigest() != digest:
                     raise InvalidRequest(f"The bytes of {name} are not what was announced.", code="wrong_digest")
                 whole = True

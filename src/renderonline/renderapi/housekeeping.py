@@ -27,6 +27,7 @@ from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
+from renderonline.serving.sink import Take
 from renderonline.storage import manifests, names, staging
 from renderonline.storage.uploads import disk_errors, too_large
 
@@ -72,6 +73,16 @@ class Places:
     async def check_disk(self, directory: Path, length: int) -> None:
         """Raise `NoSpace` when so many bytes more have no room where `directory` is."""
         self.check_room(await asyncio.to_thread(_free_bytes, directory), length)
+
+    def watched(self, directory: Path, take: Take) -> Take:
+        """`take`, with a look at the disk before each piece: what had room when it began may have lost it to what
+        others send meanwhile. `NoSpace` then."""
+
+        def look(piece: memoryview) -> object:
+            self.check_room(_free_bytes(directory), len(piece))
+            return take(piece)
+
+        return look
 
     async def room(self, directory: Path) -> int:
         """How many bytes may still be stored where `directory` is."""

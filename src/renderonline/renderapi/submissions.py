@@ -36,7 +36,7 @@ from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
 from renderonline.renderapi.uploads import Session, Uploads
-from renderonline.serving.sink import Body
+from renderonline.serving.sink import Body, Take
 from renderonline.storage import manifests, names
 from renderonline.storage.staging import Stage
 from renderonline.storage.uploads import Received, Upload, disk_errors
@@ -105,10 +105,15 @@ class Submissions:
         key, length = checked_key(headers.get("idempotency-key", "")), content_length(headers)
         upload = Upload(headers.get("content-type", ""), limit=self.places.limit)
         gate = _Gate(self, user_id, key, length, read_request)
+        staging = await self.places.staging()
         try:
             with Body(request, length or None) as body:
+
+                async def read(take: Take) -> bool:
+                    return await body.read(self.places.watched(upload.received.directory or staging, take))
+
                 await self._check_early(user_id, key, headers, body)
-                received = await upload.receive(aiter(body), gate, body.read if length >= SMALL_BYTES else None)
+                received = await upload.receive(aiter(body), gate, read if length >= SMALL_BYTES else None)
             files = (received.sums.of(gate.prepared.scene),)
             there = {file.name: (str(received.path), file.digest) for file in files}
             prepared = await self._facts.applied(user_id, gate.prepared, lambda: there, client_of(request))

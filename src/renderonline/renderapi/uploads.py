@@ -184,7 +184,8 @@ class Uploads:
                     raise InvalidRequest("This is more than was announced of the file.", code="too_long")
                 await self._places.check_disk(stage.directory, length)
                 async with _in_threads(stage.opened(index)) as handle:
-                    await receive_body(request, handle, length=length)
+                    watched = self._places.watched(stage.directory, len)
+                    await receive_body(request, handle, length=length, update=watched)
                 return there + length
         finally:
             session.appending.discard(index)
@@ -201,7 +202,7 @@ class Uploads:
         try:
             with _disk_errors():
                 with Body(request, length) as body:
-                    await body.read(reader.take)
+                    await body.read(self._places.watched(session.stage.directory, reader.take))
                 reader.finish()
                 await asyncio.to_thread(session.stage.touch)
         finally:

@@ -399,3 +399,21 @@ async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_ta
     (task,) = (await api.call("GET", "/tasks")).json()["items"] or (None,)
     assert (task is not None) is committed
     assert [path.endswith(SCENE[0]) for path in api.tree()].count(True) == int(committed)
+
+
+async def test_files_that_come_at_the_same_time_leave_the_reserve_of_the_disk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib, files = 2**20, tmp_path / "data" / "files"
+
+    def free(_root: Path) -> int:
+        return 130 * mib - sum(one.stat().st_size for one in files.rglob("*") if one.is_file())
+
+    async with renderapi(tmp_path / "data", reserve_mib=100) as api:
+        monkeypatch.setattr(housekeeping, "_free_bytes", free)
+        mine = Uploader(api)
+        uploads = [await mine.announce({"name": "a.txt", "size": 25 * mib}) for _ in range(4)]
+        sent = [mine.append(upload["upload_id"], 0, 0, bytes(25 * mib)) for upload in uploads]
+        sent += [api.submit({"engine": "blender"}, ("a.blend", bytes(25 * mib)), version=2) for _ in range(2)]
+        assert 507 in {reply.status for reply in await asyncio.gather(*sent)}
+        assert free(files) >= 100 * mib - 8 * mib  # a piece for each that came at this moment
