@@ -216,6 +216,11 @@ class _Bench:
         """As if a machine were at work on it."""
         with self._database() as connection:
             connection.execute(
+                "INSERT OR IGNORE INTO machines (machine_id, ip_address, port, wish, secret_hash)"
+                " VALUES (?, '', 0, 'disabled', 'bench')",
+                (MACHINE,),
+            )
+            connection.execute(
                 "INSERT INTO attempts (attempt_id, chunk_id, task_id, machine_id, token, state, assigned_us,"
                 " peak_memory_mib, directory) SELECT ?, chunk_id, task_id, ?, ?, 'running', 1, 0, '' FROM chunks"
                 " WHERE task_id = ?",
