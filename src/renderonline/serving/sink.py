@@ -120,7 +120,7 @@ class _Outlet:
             if not self._rest:
                 if any(event & (select.POLLHUP | select.POLLERR) for _, event in full.poll(0)):
                     raise ConnectionResetError
-                continue
+                return
             try:
                 count = self._loan.socket.send(self._rest)
             except BlockingIOError:

@@ -21,8 +21,11 @@ from renderonline.farm.errors import RenderOnlineError
 PIECE_BYTES: Final = 1024 * 1024
 MOST: Final = 100_000
 """Files that are remembered; about 40 MB."""
-_FRESH_NS: Final = 2_000_000_000
-"""A ctime younger than this may stay the same for a further change: clocks of file systems are coarse."""
+_FINE_NS, _COARSE_NS = 100_000_000, 2_000_000_000
+"""A ctime younger than this may stay the same for a further change: clocks of file systems tick every few hundredths of
+a second, those of some (and no other has a ctime without a fraction of a second) every second or two."""
+_WAIT_S: Final = 0.002
+_PIECES_A_TURN: Final = 16
 _REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 RESULT_SUMS: Final[Callable[[], Any]] = partial(hashlib.blake2b, digest_size=32)
 
@@ -66,12 +69,16 @@ class Member(NamedTuple):
         return Member(name, path, status.st_size, status.st_mtime_ns)
 
 
+_Identity = tuple[str, int, int, int, int]
+
+
 class Compared:
     """Which files were compared with their digests, and how that ended. For threads. `now_ns`: the time of day."""
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns = now_ns
-        self._found: OrderedDict[tuple[str, int, int, int, int], bool] = OrderedDict()
+        self._found: OrderedDict[_Identity, bool] = OrderedDict()
+        self._comparing: set[_Identity] = set()
         self._lock = threading.Lock()
 
     def known(self, digest: str, status: os.stat_result) -> bool | None:
@@ -80,13 +87,31 @@ class Compared:
 
     def lasts(self, handle: int, status: os.stat_result) -> bool:
         """Before an open file is read: whether what is found can be remembered."""
-        if not 0 <= status.st_ctime_ns < self._now_ns() - _FRESH_NS:
+        if status.st_ctime_ns < 0 or self._age_ns(status) < _tick_ns(status):
             return False
         # A page that somebody has mapped and written to can be written again without another ctime until it is on disk.
         with contextlib.suppress(OSError):
             os.fsync(handle)
             return True
         return False
+
+    def will_last(self, status: os.stat_result) -> bool:
+        """Whether it can be remembered in a moment, if nobody touches it again."""
+        return 0 <= self._age_ns(status) < _tick_ns(status)
+
+    def begin(self, digest: str, status: os.stat_result) -> bool:
+        """Whether the caller is the only one who compares this file now, and has to call `end`."""
+        with self._lock:
+            before = len(self._comparing)
+            self._comparing.add(_identity(digest, status))
+            return len(self._comparing) > before
+
+    def end(self, digest: str, status: os.stat_result) -> None:
+        with self._lock:
+            self._comparing.discard(_identity(digest, status))
+
+    def _age_ns(self, status: os.stat_result) -> int:
+        return self._now_ns() - status.st_ctime_ns
 
     def keep(self, digest: str, status: os.stat_result, *, same: bool) -> None:
         """Remember how a comparison ended of a file that `lasts`."""
@@ -96,8 +121,12 @@ class Compared:
                 self._found.popitem(last=False)
 
 
-def _identity(digest: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
+def _identity(digest: str, status: os.stat_result) -> _Identity:
     return digest, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _tick_ns(status: os.stat_result) -> int:
+    return _FINE_NS if status.st_ctime_ns % 1_000_000_000 else _COARSE_NS
 
 
 def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Iterator[bytes]:
@@ -125,8 +154,7 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
             yield from _comparing(handle, member, skip, stop, compared)
             return
         if same is None:
-            for _ in _comparing(handle, member, 0, member.size, compared):
-                yield b""
+            yield from _look(handle, member, status, compared)
             same = compared.known(member.digest, status)
         if same is None:  # it can change again without another ctime
             yield from _comparing(handle, member, skip, stop, compared)
@@ -136,6 +164,21 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
             raise Altered(member)
     finally:
         os.close(handle)
+
+
+def _look(handle: int, member: Member, status: os.stat_result, compared: Compared) -> Iterator[bytes]:
+    """Compare the whole for those who ask for parts of it, as a machine does for many at a time: one of them reads it
+    while the others wait, and not before the outcome can be remembered."""
+    while compared.will_last(status) or not compared.begin(member.digest, status):
+        time.sleep(_WAIT_S)
+        yield b""
+    try:
+        if compared.known(member.digest, status) is None:
+            for number, _ in enumerate(_comparing(handle, member, 0, member.size, compared), 1):
+                if number % _PIECES_A_TURN == 0:
+                    yield b""
+    finally:
+        compared.end(member.digest, status)
 
 
 def is_as_known(member: Member, compared: Compared) -> bool:

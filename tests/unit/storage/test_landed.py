@@ -5,6 +5,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,19 @@ def test_file_is_compared_once_for_as_long_as_nobody_touches_it(member: Member, 
 
 
 def test_file_that_was_changed_a_moment_ago_is_not_remembered(member: Member, sums: Sums) -> None:
-    compared = Compared()
+    compared = Compared(lambda: os.stat(member.path).st_ctime_ns + 50_000_000)
     assert [whole(member, compared) == CONTENT for _ in range(2)] == [True] * 2
     assert sums.begun == 2
+
+
+def test_parts_that_are_asked_for_at_the_same_time_cost_one_comparison(member: Member, sums: Sums) -> None:
+    """A machine asks for several parts of a scene at a time, as soon as it was submitted."""
+    os.utime(member.path)
+    compared, parts = Compared(), [(at, at + 200_000) for at in range(0, 1_600_000, 200_000)]
+    with ThreadPoolExecutor(len(parts)) as threads:
+        read = threads.map(lambda part: b"".join(file_pieces(member, *part, compared)), parts)
+        assert list(read) == [CONTENT[skip:stop] for skip, stop in parts]
+    assert sums.begun == 1
 
 
 @pytest.mark.parametrize(
