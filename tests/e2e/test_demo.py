@@ -125,7 +125,9 @@ def commands(demo: Demo) -> list[str]:
 
 def blenders(demo: Demo) -> list[str]:
     """The command lines of Blender itself, without those of the boxes around it."""
-    return [words for words in commands(demo) if "launcher.py" in words and "bwrap" not in words.partition(" ")[0]]
+    return [
+        words for words in commands(demo) if "/blender/launcher " in words and "bwrap" not in words.partition(" ")[0]
+    ]
 
 
 def test_demo_keeps_its_promises_and_shows_its_processes(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class Build:
 BUILDS: Final = (Build("3.13", "5.2.*"), Build("3.11", "5.0.1"))
 """The best first. Blender supports exactly one Python per version."""
 
-LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+LAUNCHER: Final = Path(__file__).with_name("launcher")
+"""A package, run as a directory."""
 WRITTEN_BYTES: Final = 937_000_000
 """What an installation writes; the download is 374 MB, packed."""
 NEEDED_BYTES: Final = 1_500_000_000
