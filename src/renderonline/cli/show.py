@@ -70,7 +70,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         grid.add_column(column.removeprefix(">"), justify="right" if number else "left", overflow="fold")
     for row in rows:
         cells = [plain("" if cell is None else cell) for cell in row]
-        grid.add_row(*(Text(cell, style=COLORS.get(cell, "")) for cell in cells))
+        grid.add_row(*(Text(cell, style=COLORS.get(cell.partition(",")[0], "")) for cell in cells))
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
 
 

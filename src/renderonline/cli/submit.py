@@ -12,9 +12,8 @@ from tempfile import TemporaryDirectory
 
 from renderonline.cli import show
 from renderonline.cli.commands import argument, command, flag, group, option, pairs
-from renderonline.cli.tasks import fetch_results, follow
+from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.tasks import missing_told
 from renderonline.rnoclient.scenes import external_files
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.rnoclient.sdk.transfers import safe_path
@@ -100,8 +99,7 @@ def submit(
             progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
-    for text in (*task.get("facts", {}).get("warnings", ()), *missing_told(task.get("missing_inputs", ()))):
-        show.note(f"Warning: {text}")
+    tell_warnings(task)
     follow_it = "" if stays else f" Follow it: renderonline watch {number}"
     show.answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0

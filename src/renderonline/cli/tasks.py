@@ -11,7 +11,6 @@ from renderonline.cli import show
 from renderonline.cli.commands import TASK, TASKS, YES, Output, argument, command, confirm, flag, group, option
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.selecting import chooser
-from renderonline.farm.tasks import missing_told
 from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
 
 commands = group("Tasks.")
@@ -66,6 +65,8 @@ def follow(client: Client, task_id: int, *, as_json: bool) -> int:
             if as_json:
                 print(json_text.dumps(task), flush=True)
             step(task["progress"] or 0.0, 1.0, describe(task))
+    if task is not None and not as_json:
+        tell_warnings(task)
     if task is not None and task["status"] == "succeeded":
         return 0
     if task is not None and not as_json:
@@ -275,12 +276,24 @@ def describe(task: Task) -> str:
     """One line about a task."""
     frames = f", {task['frames_done']} of {task['frames_total']} frames" if task["frames_total"] else ""
     reason = f": {task['reason']}" if task["reason"] else ""
-    return f"task {task['task_id']} {task['status']}{frames}{reason}"
+    return f"task {task['task_id']} {task['status']}{_warned(task)}{frames}{reason}"
+
+
+def tell_warnings(task: Task) -> None:
+    """Say what a person must know of its pictures (R16)."""
+    for text in task.get("warnings", ()):  # an older RenderAPI has none
+        show.note(f"Warning: {text}")
+
+
+def _warned(task: Task) -> str:
+    count = len(task.get("warnings", ()))
+    return f", {count} warning{'s' * (count > 1)}" if count else ""
 
 
 def _row(task: Task) -> list[object]:
     frames = f"{task['frames_done']}/{task['frames_total']}" if task["frames_total"] else ""
     shown = "paused" if task["paused"] and task["status"] not in ENDED else task["status"]
+    shown += _warned(task)
     done = show.percent(task["progress"])
     name = task["name"] or task["file_name"]
     return [task["task_id"], name, task["engine"], shown, frames, done, show.when(task["queued"]), task["email"]]
@@ -296,7 +309,7 @@ def _show_one(task: Task) -> None:
     scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
     told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
-    shown["warnings"] = [*facts.get("warnings", ()), *missing_told(task.get("missing_inputs", ())), *told]
+    shown["warnings"] = [*task.get("warnings", ()), *told]
     names = "task_id name status reason engine file_name file_size scene warnings arguments frames frames_done progress"
     more = "latest chunks priority running_limit queued started ended deletes_at"
     show.fields(shown, [*names.split(), *more.split()])

@@ -3,15 +3,16 @@
 `apply` is the one function that writes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.rows import updating
+from renderonline.database.rows import json_texts, texts_json, updating
 from renderonline.database.schema import queue, tasks
+from renderonline.farm import telling
 from renderonline.farm.tasks import ChunkState, Counters, TaskStatus, task_status
 
 ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELED})
@@ -48,12 +49,14 @@ class TaskState:
     frames_total: int
     frames_done: int
     reason: str | None
+    warnings: tuple[str, ...]
     counters: Counters
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "TaskState":
         """From the values of `COLUMNS`."""
-        return cls(*(*values[: -len(_COUNTERS)], Counters(*values[-len(_COUNTERS) :])))
+        *plain, warnings = values[: -len(_COUNTERS)]
+        return cls(*(*plain, json_texts(warnings), Counters(*values[-len(_COUNTERS) :])))
 
     def count(self, state: ChunkState, by: int) -> None:
         """So many more of its chunks are in this state."""
@@ -61,6 +64,10 @@ class TaskState:
         if number < 0:
             raise AssertionError(f"Task {self.task_id} would count {number} chunks that are {state}.")
         self.counters = replace(self.counters, **{state.value: number})
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Something more that a person must know of its pictures (R16)."""
+        self.warnings = telling.joined(self.warnings, texts)
 
     @property
     def status(self) -> TaskStatus:
@@ -79,7 +86,7 @@ COLUMNS: Final = tuple(
 _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
 _KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
-_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason")
+_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason", "warnings")
 _WRITE: Final = updating(tasks, _WRITTEN)
 _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
@@ -106,5 +113,6 @@ def apply(connection: Connection, task: TaskState, moment: Moment) -> TaskState:
     values = {name: getattr(task, name) for name in _KEPT}
     values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
     values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
-    connection.execute(_WRITE, {"key": task.task_id, "reason": task.reason or None, **values})
+    values |= {"reason": task.reason or None, "warnings": texts_json(task.warnings)}
+    connection.execute(_WRITE, {"key": task.task_id, **values})
     return task

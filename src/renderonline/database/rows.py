@@ -37,6 +37,17 @@ def json_object(text: str | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def json_texts(text: str | None) -> tuple[str, ...]:
+    """The texts of a JSON list in a column; none when there is no list."""
+    value = json.loads(text) if text else None
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def texts_json(texts: Sequence[str]) -> str | None:
+    """A column's JSON list of texts; null for none."""
+    return json.dumps(texts, ensure_ascii=False) if texts else None
+
+
 def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
     """A chunk's frames from its columns, `FRAMES`."""
     return None if first is None or last is None else FrameRange(first, last, step or 1)

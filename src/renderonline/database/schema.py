@@ -125,6 +125,7 @@ tasks = _table(
     *_count("running_limit"),  # chunks that run at once; 0: no limit
     *required(Flag, "notify", default="0"),  # mail to its user when it ends
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
+    *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
     Index("ix_tasks_end", "end_us", "task_id"),

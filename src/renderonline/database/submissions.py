@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from renderonline.database.rows import insert, inserting, portions, shape_of
+from renderonline.database.rows import insert, inserting, portions, shape_of, texts_json
 from renderonline.database.schema import (
     chunks,
     inputs,
@@ -76,6 +76,7 @@ class NewTask:
     inputs: Sequence[InputFile] = ()
     facts: str | None = None
     film: str = ""
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
         "notify": int(new.notify),
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
+        "warnings": texts_json(new.warnings),
         "chunks_waiting": len(new.chunks),
     }
 

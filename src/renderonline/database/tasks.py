@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from renderonline.database.retention import DAY_US, KEEP_DAYS
-from renderonline.database.rows import AnyRow, from_row, json_object, the_row
+from renderonline.database.rows import AnyRow, from_row, json_object, json_texts, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import AttemptState, Counters, Landed, LandedFacts, TaskStatus, task_status
@@ -92,6 +92,7 @@ class TaskView:
     notify: bool
     needs: Mapping[str, Any]
     film: str
+    warnings: tuple[str, ...]
     facts: Mapping[str, Any]
 
 
@@ -394,6 +395,7 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         paused=bool(row.paused),
         notify=bool(row.notify),
         needs=json_object(row.needs),
+        warnings=json_texts(row.warnings),
         facts=json_object(getattr(row, "facts", None)),
         arguments=json_object(row.values_json),
         frames=row.frames or "",

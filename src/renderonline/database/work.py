@@ -153,7 +153,7 @@ class LandedStep:
 @dataclass(frozen=True, slots=True)
 class EndedStep:
     """An attempt is over. `token` None: RenderAPI itself decided it. `wanted`: the names that the chunk needs (empty:
-    the engine names none)."""
+    the engine names none); `warnings`: what a person must know of what it made."""
 
     attempt_id: int
     token: str | None
@@ -161,6 +161,7 @@ class EndedStep:
     wanted: Collection[str]
     at_us: int
     peak_memory_mib: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 Step = StartedStep | LandedStep | EndedStep
@@ -320,6 +321,8 @@ class _Applier:
             before=[Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in tried],
         )
         attempt.exit_code, attempt.peak_memory_mib = step.ending.exit_code, step.peak_memory_mib
+        if step.warnings:
+            sheet.task(attempt.task_id).warn(step.warnings)
         self.done.ended.append(self._end(attempt, verdict, _past(step.at_us, sheet.moment)))
         if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
             sheet.task(chunk.task_id).frames_done += len(chunk.frames)

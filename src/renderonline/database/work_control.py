@@ -19,6 +19,7 @@ from renderonline.database.schema import attempts, chunks, inputs, queue, render
 from renderonline.database.submissions import check_limit
 from renderonline.database.work_loading import BLOCKED
 from renderonline.database.work_sheet import MAKE_STALE
+from renderonline.farm import telling
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.films import Film
 from renderonline.farm.frames import format_frames
@@ -208,6 +209,8 @@ def requeue_task(
         task.count(ChunkState.WAITING, number)
     task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
     task.canceled = task.paused = 0
+    if anew is not None and not any(anew):  # all of it is made again: what was said of its pictures was of others
+        task.warnings = telling.of_scene(_facts(connection, task))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
     return Acted(apply(connection, task, moment), stopped, any(one.state == "landing" for one in dropped))
@@ -308,13 +311,11 @@ def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What `explain` tells of a task: where it stands, the reasons of its chunks, the tasks that it waits for, and the
-    files that its scene lacks."""
+    """What `explain` tells of a task: where it stands, the reasons of its chunks, and the tasks that it waits for."""
 
     state: TaskState
     reasons: tuple[str, ...]
     blocked_by: tuple[int, ...]
-    missing: tuple[str, ...]
 
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
@@ -323,5 +324,4 @@ def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> 
     told = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
     reasons = connection.scalars(told.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
-    missing = _facts(connection, task).get("missing_inputs", ())
-    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked), tuple(missing))
+    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked))

@@ -68,7 +68,8 @@ frame; `memory` is what the engine says that it uses; `saved` is the path of a f
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A regular expression on a line of the engine's output. `kind` of a progress pattern is one of `PROGRESS_KINDS`;
-    a failure has the failure class (scene, crash, out_of_memory, …), a warning has ""."""
+    a failure has the failure class (scene, crash, out_of_memory, …), a warning has "". What a warning says is its first
+    group, or without groups the line."""
 
     regex: str
     kind: str = ""
@@ -94,7 +95,10 @@ class ReadingRules:
 
 
 FILM_READING: Final = ReadingRules(
-    progress=(Pattern(r"^Frame (\d+)/(\d+)$", "samples"),), failures=(Pattern("^Error: ", "film"),), decode=False
+    progress=(Pattern(r"^Frame (\d+)/(\d+)$", "samples"),),
+    warnings=(Pattern("^Warning: (.+)$"),),
+    failures=(Pattern("^Error: ", "film"),),
+    decode=False,
 )
 """How the farm's own means of making films speaks."""
 

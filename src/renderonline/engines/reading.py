@@ -65,8 +65,8 @@ class OutputReader:
         failure = _first(self._failures, text)
         if failure is not None:
             return Reading(failure=(failure, text), message=text)
-        if _first(self._warnings, text) is not None:
-            return Reading(warning=text, message=text)
+        if (warning := _told(self._warnings, text)) is not None:
+            return Reading(warning=warning, message=text)
         told = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
         return self._advance(told, text) if told else Reading()
 
@@ -145,6 +145,12 @@ def _number(text: str | None) -> float | None:
 
 def _compiled(patterns: Sequence[Pattern]) -> Compiled:
     return tuple((re.compile(pattern.regex), pattern.kind) for pattern in patterns)
+
+
+def _told(patterns: Compiled, text: str) -> str | None:
+    """What the first pattern that matches tells: its first group, or without groups the line."""
+    found = next((match for regex, _ in patterns if (match := regex.search(text))), None)
+    return None if found is None else found[1] or text if found.re.groups else text
 
 
 def _first(patterns: Compiled, text: str) -> str | None:

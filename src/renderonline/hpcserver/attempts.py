@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -22,6 +23,7 @@ from renderonline.database.outbox import Held
 from renderonline.engines.definition import ReadingRules
 from renderonline.engines.loading import REFUSED_VARIABLES
 from renderonline.engines.reading import OutputReader, Reading
+from renderonline.farm import telling
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
@@ -55,6 +57,8 @@ BUSY_SHARE: Final = 0.01
 """A tree that uses less of one core than this, and writes nothing, is standing still."""
 MAX_GRACE_S: Final = 300.0
 MAX_MESSAGE: Final = 200
+MOST_WARNINGS: Final = 100
+"""Of one attempt that are kept until its end."""
 RESERVE: Final = 256 << 20
 """Bytes of the disk that no engine's file may take, as at RenderAPI (`ReserveMib`)."""
 LEAST_FILE: Final = 1 << 20
@@ -115,6 +119,7 @@ class Attempt:
         self._queueing: asyncio.Task[bool] | None = None
         self._verdict: Ending | None = None
         self._failure: tuple[str, str] | None = None
+        self._warnings: dict[str, None] = {}
         self._before: Mapping[str, Stamp] = {}
         self._expected = {output.name: output.frame for output in assign.expected}
         self._good: dict[str, Good] = {}
@@ -167,7 +172,8 @@ class Attempt:
         except NoSpace as error:
             ending = handed_back(str(error))
         code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
-        workshop.journal.report(ending.report(assign.attempt, assign.token, exit_code=code, peak_memory_mib=peak))
+        report = partial(ending.report, assign.attempt, assign.token, warnings=self._warnings)
+        workshop.journal.report(report(exit_code=code, peak_memory_mib=peak))
         log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
             check.cancel()
@@ -304,6 +310,8 @@ class Attempt:
         for line in lines:
             reading = self._reader.line(line)
             self._failure = self._failure or reading.failure
+            if reading.warning is not None:
+                self._warn(reading.warning)
             if reading.saved is not None:
                 self._saved(reading.saved)
             if reading.progress:
@@ -313,6 +321,11 @@ class Attempt:
             progress = Progress(number, fraction, newest.frame, newest.remaining_s, message)
             self._workshop.progress[number] = progress
             self._workshop.journal.news.set()
+
+    def _warn(self, text: str) -> None:
+        """Keep what a person must know of the pictures, until the end."""
+        if len(self._warnings) < MOST_WARNINGS:
+            self._warnings[telling.cleaned(text)] = None
 
     def _write_log(self, lines: Sequence[str]) -> None:
         try:

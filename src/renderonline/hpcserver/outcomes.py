@@ -4,11 +4,12 @@ An exit code alone is never believed: six engines return 0 on failure.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from renderonline.engines.definition import ReadingRules
 from renderonline.engines.reading import failure_of_exit
+from renderonline.farm import telling
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver.outputs import Bad
 from renderonline.protocol.link import Exited
@@ -30,9 +31,18 @@ class Ending(NamedTuple):
         """The same with what explains it."""
         return self._replace(reason=" ".join((self.reason, *sentences))[:MAX_REASON])
 
-    def report(self, attempt: int, token: str, *, exit_code: int | None = None, peak_memory_mib: int = 0) -> Exited:
-        at_us = time.time_ns() // 1000
-        return Exited(0, attempt, token, at_us, self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
+    def report(
+        self,
+        attempt: int,
+        token: str,
+        *,
+        exit_code: int | None = None,
+        peak_memory_mib: int = 0,
+        warnings: Iterable[str] = (),
+    ) -> Exited:
+        known = (self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
+        told = telling.joined((), warnings, telling.MOST_OF_ATTEMPT)
+        return Exited(0, attempt, token, time.time_ns() // 1000, *known, told)
 
 
 def failed(failure: str, reason: str) -> Ending:

@@ -203,7 +203,7 @@ class Result(_Report):
 class Exited(_Report):
     """Report: the attempt is over; no further report of it follows. `outcome` is an `Outcome` other than `lost`;
     `failure` a class of the engine's definition (`scene`, `crash`, `out_of_memory`, `missing_output`, `bad_output`,
-    `no_engine`, `no_input`, `no_space`, …) or ""."""
+    `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: what the engine said that a person must know (R16)."""
 
     type: ClassVar[str] = "exited"
     outcome: str
@@ -211,6 +211,7 @@ class Exited(_Report):
     failure: str = ""
     reason: str = ""
     peak_memory_mib: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

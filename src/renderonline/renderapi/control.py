@@ -22,7 +22,7 @@ from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
 from renderonline.farm.ready import Signature
 from renderonline.farm.scheduling import Allowance
-from renderonline.farm.tasks import TaskStatus, missing_told
+from renderonline.farm.tasks import TaskStatus
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.shared import Shared
@@ -175,7 +175,7 @@ def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
     """Why a task is where it is, the most important first: the plan's twin, which says what the plan does not see in it
     (R9)."""
     state = story.state
-    yield from missing_told(story.missing)
+    yield from state.warnings
     if state.ended:
         yield _ENDED[state.status]
         if state.status is TaskStatus.FAILED:

@@ -171,7 +171,8 @@ class Announcer:
             self._now_and_then(key, partial(self._task, state))
 
     def _task(self, state: TaskState) -> None:
-        data = {name: getattr(state, name) for name in ("task_id", "status", "frames_total", "frames_done", "reason")}
+        told = ("task_id", "status", "frames_total", "frames_done", "reason", "warnings")
+        data = {name: getattr(state, name) for name in told}
         data["chunks"] = {one.value: getattr(state.counters, one.value) for one in ChunkState}
         self._events.publish("task", data, user_id=state.user_id)
 

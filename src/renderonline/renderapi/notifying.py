@@ -36,6 +36,8 @@ CLOSE_S: Final = 3.0
 """How long what waits may still be sent when RenderAPI stops."""
 LARGEST_PICTURE: Final = 2 << 20
 PICTURES: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+MOST_WARNINGS: Final = 5
+"""Of a task that a message names."""
 TOLD: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED})
 ADVICE: Final = "try it with: apprise -v -b test ADDRESS"
 
@@ -224,10 +226,12 @@ def _of(view: TaskView, url: str, picture: Member | None) -> Message:
         f"{tame(view.file_name)} ({tame(view.engine)}), submitted by {tame(view.email)}",
         f"Frames: {view.frames_done} of {view.frames_total} ({view.frames[:100]})" if view.frames_total else "",
         f"Reason: {tame(view.reason)}" if view.reason else "",
+        *(f"Warning: {tame(text)}" for text in view.warnings[:MOST_WARNINGS]),
+        f"and {len(view.warnings) - MOST_WARNINGS} more warnings" if len(view.warnings) > MOST_WARNINGS else "",
         f"Fetch it: renderonline download {number}" if good else f"See why: renderonline logs {number}",
         url,
     )
-    title = f"Task {number} {tame(view.name)[:100]}: {view.status.value}"
+    title = f"Task {number} {tame(view.name)[:100]}: {view.status.value}{', with warnings' if view.warnings else ''}"
     return Message(title, "\n".join(filter(None, lines)), good, picture)
 
 

@@ -16,6 +16,7 @@ from renderonline.database.projection import TaskState
 from renderonline.database.work import Applied, Ended, EndedStep, Mark, StartedStep, Step, apply_steps, token_fits
 from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk, load_tokens
+from renderonline.farm import telling
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import Wish
@@ -285,7 +286,8 @@ def _step(report: Report, landings: Landed, wanted: Wanted | None) -> Step | Non
         return landed_step(landing, late)
     ending = Ending(Outcome.FAILED, "crash", "its engine was changed") if wanted is None else _ending(report)
     memory_mib = max(0, min(report.peak_memory_mib, 2**31 - 1))
-    return EndedStep(report.attempt, report.token, ending, wanted or {}, report.at_us, memory_mib)
+    warnings = report.warnings[: telling.MOST_OF_ATTEMPT]
+    return EndedStep(report.attempt, report.token, ending, wanted or {}, report.at_us, memory_mib, warnings)
 
 
 def _ending(report: Exited) -> Ending:

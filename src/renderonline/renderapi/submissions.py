@@ -23,6 +23,7 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
+from renderonline.farm import telling
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
@@ -311,6 +312,7 @@ def _new_task(
         inputs=files,
         facts=json.dumps(prepared.facts) if prepared.facts else None,
         film=prepared.film,
+        warnings=telling.of_scene(prepared.facts),
     )
 
 

@@ -64,6 +64,19 @@ async def test_attempt_is_started_its_files_reported_and_its_end(
     assert api.log_text(1) == "done\n"
 
 
+async def test_what_the_engine_warns_of_is_reported_with_its_end(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    script = "echo Warning: a is missing; echo Warning: a is missing; echo odd b; "
+    script += "for i in $(seq 200); do echo odd $i; done"
+    reading = {"warnings": [{"regex": "^Warning: (.+)$"}, {"regex": "^odd "}]}
+    await api.assign(1, ["-c", script], tmp_path / "1", reading=reading)
+    exited = await api.report(1, "exited")
+    assert exited["warnings"][:3] == ["a is missing", "odd b", "odd 1"]
+    assert exited["warnings"][9:] == ["and at least 91 more: the log has them"]
+
+
 async def test_engine_sees_no_secret_and_has_its_own_home(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
     await api.linked()
     environment = {"FLAVOUR": "vanilla", "HOME": "/root", "RENDERONLINE_ATTEMPT": "forged"}

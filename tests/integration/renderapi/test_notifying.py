@@ -111,6 +111,21 @@ async def test_a_failed_task_is_told_once_with_its_reason_and_mail_only_to_who_a
         assert not mails.got
 
 
+async def test_a_message_of_a_success_names_what_was_missing(database: Database, tmp_path: Path) -> None:
+    with Webhook() as hook:
+        async with farm(database, tmp_path, hook.url) as rig:
+            machine = await joined(rig, works=False)
+            task_id = await rig.submit("1")
+            (assign,) = await machine.given()
+            await machine.start(assign.attempt)
+            await machine.write(assign.attempt, "frame_0001.png")
+            await machine.exit(assign.attempt, warnings=[f"{one}.png is missing @everyone" for one in range(7)])
+            await rig.ended(task_id)
+            await until(lambda: hook.got, "message")
+    assert hook.got[0]["title"].endswith(": succeeded, with warnings")
+    assert "Warning: 4.png is missing @\u200beveryone\nand 2 more warnings\n" in hook.got[0]["message"]
+
+
 async def test_a_machine_that_the_farm_benches_is_told(database: Database, tmp_path: Path) -> None:
     with Webhook() as hook:
         async with farm(database, tmp_path, hook.url) as rig:

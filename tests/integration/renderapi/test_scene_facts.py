@@ -59,7 +59,8 @@ async def test_v1_clients_get_the_frames_of_the_scene_too(api: Running) -> None:
     request = {"EngineId": 1, "Arguments": [{"ArgTypeId": "format", "Value": "PNG"}]}
     reply = await api.submit(request, ("shot.blend", SCENE))
     assert reply.status == 200, reply.body
-    assert (await api.call("GET", "/tasks/1")).json()["frames"] == "10-20x5"
+    task = (await api.call("GET", "/tasks/1")).json()
+    assert (task["frames"], task["warnings"]) == ("10-20x5", ["tex/wood.png is not there: submit with --with tex"])
 
 
 async def test_files_that_are_missing_are_told_everywhere(api: Running) -> None:
@@ -67,6 +68,9 @@ async def test_files_that_are_missing_are_told_everywhere(api: Running) -> None:
     assert task["missing_inputs"] == ["tex/wood.png"]
     reasons = (await api.call("GET", f"/tasks/{task['task_id']}/explain")).json()["reasons"]
     assert reasons[0] == "tex/wood.png is not there: submit with --with tex"
+    assert task["warnings"] == ["tex/wood.png is not there: submit with --with tex"]
+    listed = (await api.call("GET", "/tasks")).json()["items"]
+    assert listed[0]["warnings"] == task["warnings"]
 
 
 @pytest.mark.parametrize("version", [1, 2])

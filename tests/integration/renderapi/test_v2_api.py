@@ -120,6 +120,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "film": "",
         "facts": {},
         "missing_inputs": [],
+        "warnings": [],
         "progress": 0.0,
         "latest": None,
     }

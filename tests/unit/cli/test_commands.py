@@ -319,6 +319,19 @@ def test_failed_task_makes_watch_fail(
     assert "renderonline logs 7" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["tasks"], ["tasks", "7"], ["watch", "7"], ["submit", "shot.blend", "--wait"]])
+def test_a_task_with_warnings_never_shows_plain_success(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setitem(TASK, "warnings", ["a.png is not there", "b\x1b[31m"])
+    assert run(words) == 0
+    said = capsys.readouterr()
+    listed = words == ["tasks"]
+    assert ("succeeded, 2 warnings" in said.out) != (words == ["tasks", "7"])
+    assert ("a.png is not there" in said.out + said.err) != listed
+    assert "\x1b" not in said.out + said.err
+
+
 def test_deleting_asks_first(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 

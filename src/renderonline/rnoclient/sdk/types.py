@@ -41,6 +41,8 @@ class Task(TypedDict):
     lists."""
     facts: dict[str, Any]
     """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
+    warnings: list[str]
+    """What a person must know of its pictures although nothing failed, such as files that were missing; at most 20."""
     missing_inputs: list[str]
     """Files that the scene needs and that were not submitted with it."""
 

@@ -1,0 +1,42 @@
+"""Warnings of a task: what a person must know of its pictures, although nothing failed (R16).
+
+They are short texts, each once, in a bounded number, and stay with the task wherever its success is shown. What engines
+print comes from scenes of strangers: it is cut and made plain here.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from renderonline.farm.tasks import missing_told
+
+MOST_OF_TASK: Final = 20
+MOST_OF_ATTEMPT: Final = 10
+"""Warnings that one attempt reports."""
+LONGEST: Final = 300
+"""Characters of one."""
+_MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
+
+
+def cleaned(text: str) -> str:
+    """A warning as it is kept: on one line, printable, not too long; "" when nothing is left of it."""
+    words = " ".join("".join(one if one.isprintable() else " " for one in text[: 4 * LONGEST]).split())
+    return words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"
+
+
+def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) -> tuple[str, ...]:
+    """The warnings that were `known` and `more`, each once and cleaned. Beyond `most` the last one says how many there
+    were at least: those that are not kept can't be told apart later."""
+    texts = dict.fromkeys(filter(None, map(cleaned, (*known, *more))))
+    counted = [int(found[1]) for text in texts if (found := _MORE.fullmatch(text))]
+    plain = [text for text in texts if not _MORE.fullmatch(text)]
+    if not counted and len(plain) <= most:
+        return tuple(plain)
+    left = max(0, len(plain) - (most - 1))
+    return (*plain[: most - 1], f"and at least {max(left, *counted, 1)} more: the log has them")
+
+
+def of_scene(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The warnings that a task has because of what its scene says of itself, when it is submitted and whenever all of
+    it is rendered again."""
+    return joined((), (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ()))))

@@ -1,0 +1,43 @@
+"""Warnings of a task: short, plain, each once, in a bounded number."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from renderonline.farm.telling import LONGEST, MOST_OF_TASK, cleaned, joined, of_scene
+
+
+def test_a_warning_is_kept_once() -> None:
+    assert joined(("a is missing",), ("b is missing", "a is missing")) == ("a is missing", "b is missing")
+
+
+def test_beyond_the_bound_the_last_one_says_how_many_more_there_were() -> None:
+    told = joined((), map(str, range(30)))
+    assert told == (*map(str, range(19)), "and at least 11 more: the log has them")
+    assert joined(told, ["new"]) == told
+    assert joined(told, map(str, range(100, 150)))[-1] == "and at least 50 more: the log has them"
+
+
+def test_what_a_scene_prints_becomes_one_plain_line() -> None:
+    assert cleaned("  a\tb\x1b[31m\r\n\u202ec\ud800 ") == "a b [31m c"
+
+
+@given(st.lists(st.text()), st.lists(st.text()))
+def test_whatever_is_told_is_bounded(known: list[str], more: list[str]) -> None:
+    told = joined(joined((), known), more)
+    assert len(told) <= MOST_OF_TASK
+    assert len(set(told)) == len(told)
+    assert all(0 < len(text) <= LONGEST and text.isprintable() for text in told)
+    assert joined(told, more) == told or len(told) == MOST_OF_TASK
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({}, ()),
+        ({"warnings": ["its scene S has no camera"], "missing_inputs": []}, ("its scene S has no camera",)),
+        ({"missing_inputs": ["tex/a.png"]}, ("tex/a.png is not there: submit with --with tex",)),
+    ],
+)
+def test_what_a_scene_lacks_is_said_when_it_is_submitted(facts: dict[str, list[str]], told: tuple[str, ...]) -> None:
+    assert of_scene(facts) == told
