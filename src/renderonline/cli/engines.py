@@ -176,16 +176,27 @@ def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine
 
 def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict[str, Any]:
     """What a definition makes of a task's first chunk; `InvalidRequest` for what is wrong with it."""
-    from renderonline.engines.commands import argtypes, build, complete, template_words, values_of_frames
+    from renderonline.engines.commands import (
+        argtypes,
+        build,
+        check_frames,
+        complete,
+        template_words,
+        values_of_frames,
+        without_frames,
+    )
     from renderonline.engines.loading import parse_definition
     from renderonline.farm.arguments import check_value
     from renderonline.farm.frames import cut, parse_frames
 
     definition = parse_definition(text)
     wanted = parse_frames(frames) if definition.split == "frames" else ()
+    check_frames(definition, wanted)
     filled = complete(definition, values_of_frames(definition, values, wanted) if wanted else values)
+    checked = without_frames(definition, filled) if wanted else filled
     for argtype in argtypes(definition):
-        check_value(argtype, filled[argtype.argtype_id])
+        if argtype.argtype_id in checked:
+            check_value(argtype, checked[argtype.argtype_id])
     command = build(
         definition,
         template_words(definition),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from renderonline.cli import show
 from renderonline.cli.commands import YES, Output, argument, choose, command, confirm, given, group, option
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.hours import told
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
@@ -183,7 +184,10 @@ def _change(client: Client, who: str, **changes: object) -> Output:
     if "slots_allowed" in changes:
         said["slots"] = machine["slots_allowed"]
     words = [machine["wish"], *(f"{name} {value}" for name, value in said.items() if value)]
-    return machine, f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
+    text = f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
+    if "hours" in changes:
+        text += f"\nIt takes work: {told(str(machine.get('hours') or ''))} (the farm's local time)."
+    return machine, text
 
 
 def _row(machine: Item) -> list[object]:

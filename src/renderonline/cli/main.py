@@ -57,6 +57,7 @@ for name, commands in (
 
 def main() -> None:
     """The program's entry."""
+    show.replace_letters()
     sys.exit(run(sys.argv[1:]))
 
 

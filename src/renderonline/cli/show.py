@@ -4,6 +4,7 @@ Progress is a bar on a terminal, plain lines elsewhere, nothing for programs.
 """
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +39,17 @@ def answer(output: Output, *, as_json: bool) -> None:
         shown()
 
 
+def replace_letters() -> None:
+    """From now on a letter that the terminal or file does not have becomes `?`; else it would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def emit(data: object) -> None:
-    """Print one JSON document."""
-    print(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None), flush=True)
+    """Print one JSON document; where not every letter can be written, with escapes for those beyond ASCII."""
+    plain_letters = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(data, ensure_ascii=plain_letters, indent=2 if sys.stdout.isatty() else None), flush=True)
 
 
 def say(text: str = "") -> None:

@@ -7,6 +7,7 @@ import typer
 
 from renderonline.cli import logins, show
 from renderonline.cli.commands import Output, argument, choose, command, given, group, option
+from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item, Login
 
 own = group("One's own account.")
@@ -174,8 +175,11 @@ def _row(user: Item) -> list[object]:
 
 def _read_token(file: Path | None) -> str:
     if file is None:
-        return str(typer.prompt("Token", hide_input=True)).strip()
-    return (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")).strip()
+        return str(typer.prompt("Token", hide_input=True))
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{file} is no text with a token. Copy the token into it again.") from None
 
 
 def _number(client: Client, who: str) -> int:

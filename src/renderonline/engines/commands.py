@@ -73,6 +73,13 @@ def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -
     return {argument.id: value for argument, value in told.items() if value in (argument.choices or (value,))}
 
 
+def without_frames(definition: EngineDefinition, values: Mapping[str, str]) -> dict[str, str]:
+    """The values of all arguments but those that are the frame range."""
+    names = definition.frames
+    frames = {names.first, names.last, names.step} if names else set()
+    return {name: value for name, value in values.items() if name not in frames}
+
+
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
     """The frames that complete `values` ask for, () for an engine without frames. `InvalidRequest` when they are no
     frame range or more than a task may have (R4)."""
@@ -84,6 +91,22 @@ def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[
     if len(asked) > MAX_FRAMES:
         raise InvalidRequest(f"A task has at most {MAX_FRAMES} frames; {asked} are {len(asked)}. Split it.")
     return tuple(asked.frames())
+
+
+def check_frames(definition: EngineDefinition, frames: Sequence[int]) -> None:
+    """Raise `InvalidRequest` for a frame that this engine can't render: below or above what its definition says, or
+    below 0 where the type of its frame argument has no negative numbers."""
+    names = definition.frames
+    if names is None or not frames:
+        return
+    natural = any(argument.id == names.first and argument.type == "natural" for argument in definition.arguments)
+    smallest, largest = names.smallest, LARGEST_FRAME if names.largest is None else names.largest
+    if smallest is None:
+        smallest = 0 if natural else -LARGEST_FRAME
+    wrong = min(frames) if min(frames) < smallest else max(frames)
+    if not smallest <= wrong <= largest:
+        words = f"{definition.label} renders frames from {smallest} to {largest}, not frame {wrong}."
+        raise InvalidRequest(words, code="invalid_value")
 
 
 def reading_of(definition: EngineDefinition, values: Mapping[str, str]) -> ReadingRules:

@@ -32,11 +32,14 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class FrameArguments:
-    """Which arguments are the frame range; each chunk gets its own values for them. "" where there is none."""
+    """Which arguments are the frame range; each chunk gets its own values for them. "" where there is none.
+    `smallest` and `largest`: the frames that the engine can render; None: what the types of the arguments say."""
 
     first: str
     last: str
     step: str = ""
+    smallest: int | None = None
+    largest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

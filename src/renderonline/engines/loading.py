@@ -149,6 +149,8 @@ def _check_frames(definition: EngineDefinition, frames: FrameArguments) -> None:
     for field, name in names.items():
         _must(name in types, field, f"names {name!r}, which is not one of the arguments")
         _must(types[name] in {"natural", "integer"}, field, "must be an argument of type natural or integer")
+    low, high = frames.smallest, frames.largest
+    _must(low is None or high is None or low <= high, "frames.largest", "must not be less than frames.smallest")
 
 
 def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:

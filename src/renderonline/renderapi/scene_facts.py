@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 from blake3 import blake3
 
-from renderonline.engines.commands import argtypes, values_of_scene
+from renderonline.engines.commands import argtypes, values_of_scene, without_frames
 from renderonline.engines.definition import FACT_READERS, EngineDefinition
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs
@@ -93,6 +93,8 @@ class SceneFacts:
         needs = self._needs(definition, scene, facts.get("version", ""))
         known = {one.argtype_id: one for one in argtypes(definition)}
         told = values_of_scene(definition, next(iter(facts.get("scenes", ())), {}))
+        if prepared.request.frames:
+            told = without_frames(definition, told)
         given = {name: value for name, value in prepared.request.arguments.items() if name in known}
         request = replace(prepared.request, arguments={**told, **given})
         found = await asyncio.to_thread(heavy(prepare), request, prepared.engine, definition, known, scene)

@@ -1,5 +1,6 @@
 """What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it."""
 
+import contextlib
 import hashlib
 import secrets
 import ssl
@@ -105,10 +106,18 @@ def names_somebody(connection: HTTPConnection) -> bool:
     return not {"email", "token"}.isdisjoint(connection.headers)
 
 
+def _identity(connection: HTTPConnection) -> tuple[str, str]:
+    """The headers email and token. The bytes of an e-mail beyond ASCII are UTF-8; those that are not are Latin-1, in
+    which a client of v1 may send it."""
+    email, token = (connection.headers.get(name, "") for name in ("email", "token"))
+    with contextlib.suppress(UnicodeError):
+        email = email.encode("latin-1").decode()
+    return email, token
+
+
 async def by_headers(connection: HTTPConnection) -> Principal | None:
     """Who is asking, by the headers email and token alone; None after a while for a wrong token."""
-    services, headers = services_of(connection), connection.headers
-    email, token = headers.get("email", ""), headers.get("token", "")
+    services, (email, token) = services_of(connection), _identity(connection)
     found = await services.authenticator.find(email, token)
     if found is not None:
         let_in(connection, f"user {found.user_id}")
@@ -119,10 +128,10 @@ async def by_headers(connection: HTTPConnection) -> Principal | None:
 
 async def may_stay(connection: HTTPConnection, caller: Principal) -> bool:
     """Whether who was let in with this request would be let in again, with the same rights; keeps no session open."""
-    services, headers = services_of(connection), connection.headers
+    services = services_of(connection)
     try:
         if names_somebody(connection):
-            found = await services.authenticator.find(headers.get("email", ""), headers.get("token", ""))
+            found = await services.authenticator.find(*_identity(connection))
         else:
             found = await services.sessions.principal(connection, keeps_open=False)
     except NotAvailable:  # the database is away: nobody's rights have changed

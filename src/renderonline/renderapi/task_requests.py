@@ -220,10 +220,20 @@ def _values(
         _check_values(values, argtypes)
         return values
     if request.strict:
+        _refuse_two_ranges(request, definition)
         commands.complete(definition, values)  # names the engine's own arguments before the database's rules
     _check_values(values, argtypes)
     known = {argument.id for argument in definition.arguments}
     return commands.complete(definition, {name: value for name, value in values.items() if name in known})
+
+
+def _refuse_two_ranges(request: SubmitRequest, definition: EngineDefinition) -> None:
+    twice = request.arguments.keys() - commands.without_frames(definition, request.arguments)
+    if request.frames and twice:
+        told = (
+            f"The frames are {request.frames[:60]}: argument {min(twice)} would say them again. Leave one of them out."
+        )
+        raise InvalidRequest(told, code="invalid_value")
 
 
 def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType]) -> None:
@@ -236,7 +246,11 @@ def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType]) ->
 
 def _frames(request: SubmitRequest, definition: EngineDefinition | None, values: Mapping[str, str]) -> tuple[int, ...]:
     if not request.frames:
-        return commands.frames_of(definition, values) if definition is not None else ()
-    if definition is None or definition.frames is None:
+        frames = commands.frames_of(definition, values) if definition is not None else ()
+    elif definition is None or definition.frames is None:
         raise InvalidRequest("This engine has no frames of its own; leave frames out.", code="no_frames")
-    return parse_frames(request.frames)
+    else:
+        frames = parse_frames(request.frames)
+    if definition is not None and request.strict:  # to clients of v1 no rule is new
+        commands.check_frames(definition, frames)
+    return frames

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.hours import checked_hours, is_open
+from renderonline.farm.hours import checked_hours, is_open, told
 
 MONDAY = datetime(2026, 3, 2)
+WEEKNIGHTS = "Mon, Tue, Wed and Thu 18:00 to 08:00 of the next day"
 NIGHTS = "Mon-Fri 18:00-08:00, Sat, Sun"
 
 
@@ -37,6 +38,15 @@ def at(day: int, hour: int, minute: int = 0) -> datetime:
         ("Fri-Mon", at(0, 23), True),
         ("Fri-Mon", at(1, 0), False),
         ("Mon 8:00-0:00", at(0, 23, 59), True),
+        ("Mon,Tue,Wed 09:00-17:00", at(0, 12), True),
+        ("Mon,Tue,Wed 09:00-17:00", at(0, 8), False),
+        ("Mon, Tue, Wed 09:00-17:00", at(1, 18), False),
+        ("Mon, Tue, Wed 09:00-17:00", at(2, 16, 59), True),
+        (NIGHTS, at(5, 7, 59), True),  # Friday's night
+        ("Mon-Fri 18:00-08:00", at(5, 7, 59), True),
+        ("Mon-Fri 18:00-08:00", at(5, 8), False),
+        ("Mon-Sun 18:00-08:00, Sat, Sun", at(0, 7, 59), True),  # Sunday's night
+        ("Mon-Fri 18:00-08:00, Sat, Sun 10:00-12:00", at(5, 13), False),
     ],
 )
 def test_machine_takes_work_within_its_hours(hours: str, when: datetime, expected: bool) -> None:
@@ -55,6 +65,10 @@ def test_machine_takes_work_within_its_hours(hours: str, when: datetime, expecte
         "Mon,,Tue",
         "Mon 8:00",
         ",",
+        "Mon 09:00-12:00, 14:00-18:00",
+        "18:00-08:00, Sat, Sun",
+        "Sat, Sun, Mon-Fri 18:00-08:00",
+        "Mon-Wed, Fri 18:00-08:00",
     ],
 )
 def test_hours_that_mean_nothing_are_refused(hours: str) -> None:
@@ -62,10 +76,42 @@ def test_hours_that_mean_nothing_are_refused(hours: str) -> None:
         checked_hours(hours)
 
 
-@given(st.text(max_size=40))
+def test_hours_with_two_meanings_are_refused_with_both_written_out() -> None:
+    whole, shared = "Mon-Fri 18:00-08:00, Sat, Sun", "Sat 18:00-08:00, Sun 18:00-08:00, Mon-Fri 18:00-08:00"
+    with pytest.raises(InvalidRequest, match="can mean two things") as refused:
+        checked_hours("Sat, Sun, Mon-Fri 18:00-08:00")
+    assert f"Whole days come last: {whole}." in refused.value.message
+    assert f"each have them: {shared}." in refused.value.message
+    assert not is_open(whole, at(0, 3))
+    assert not is_open(shared, at(5, 12))
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        ("", "always"),
+        ("Mon-Sun", "always"),
+        ("8:00-8:00", "always"),
+        ("Mon,Tue,Wed 9:00-17:00", "Mon, Tue and Wed 09:00 to 17:00"),
+        ("Sat", "Sat 00:00 to 24:00"),
+        ("Sun 22:00-06:00", "Sun 22:00 to 06:00 of Mon"),
+        (NIGHTS, f"{WEEKNIGHTS}; Fri 18:00 to 24:00 of Sun"),
+        ("Mon-Sun 18:00-08:00, Sat, Sun", f"{WEEKNIGHTS}; Fri 18:00 to 08:00 of Mon"),
+        ("sat, sun", "Sat 00:00 to 24:00 of Sun"),
+    ],
+)
+def test_hours_are_told_in_words(hours: str, words: str) -> None:
+    assert told(hours) == words
+
+
+PARTS = st.sampled_from(("Mon", "Sun-Tue", "Fri 18:00-2:00", "9:00-9:00", "Wed 7:00-8:00"))
+
+
+@given(st.text(max_size=40) | st.lists(PARTS).map(", ".join))
 def test_hours_never_fail_otherwise(text: str) -> None:
     try:
         checked_hours(text)
     except InvalidRequest:
         return
     is_open(text, MONDAY)
+    assert told(text)

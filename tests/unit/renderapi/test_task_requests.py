@@ -49,11 +49,43 @@ def test_frames_of_the_arguments_are_cut_into_chunks() -> None:
     assert task.values["format"] == "PNG"
 
 
-def test_frames_that_are_named_replace_the_arguments() -> None:
-    task = prepared(frames="1-4,9", arguments={"start_frame": "7"}, chunk_size=2)
+def test_frames_that_are_named_are_cut_into_chunks() -> None:
+    task = prepared(frames="1-4,9", chunk_size=2)
     assert task.written_frames == "1-4,9"
     assert (task.values["start_frame"], task.values["end_frame"]) == ("1", "9")
     assert [str(one) for one in task.ranges] == ["1-2", "3-4", "9"]
+
+
+@pytest.mark.parametrize("argument", ["start_frame", "end_frame", "frame_step"])
+def test_frames_that_are_said_twice_are_refused(argument: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"The frames are 1-4: argument {argument} would say them again"):
+        prepared(frames="1-4", arguments={argument: "7"})
+
+
+@pytest.mark.parametrize("frames", ["-5--1", "-1048574", "1048574", "-3-3x2"])
+def test_blender_gets_negative_frames_and_all_that_it_can_render(frames: str) -> None:
+    assert prepared(frames=frames).written_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("definition", "frames", "told"),
+    [
+        (BLENDER, "1-2,1048575", "Blender renders frames from -1048574 to 1048574, not frame 1048575"),
+        (BLENDER, "-1048575-0x1000", "not frame -1048575"),
+        (POVRAY, "-5--1", "POV-Ray renders frames from 0 to 2147483645, not frame -5"),
+        (POVRAY, "2147483646", "not frame 2147483646"),
+    ],
+)
+def test_frames_that_the_engine_cant_render_are_refused(definition: EngineDefinition, frames: str, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        prepared(definition, file_name=f"a{definition.extensions[0]}", frames=frames)
+
+
+def test_frames_in_the_arguments_are_held_to_the_same_limit_but_for_v1() -> None:
+    asked = {"start_frame": "1048575", "end_frame": "1048575"}
+    with pytest.raises(InvalidRequest, match="not frame 1048575"):
+        prepared(arguments=asked)
+    assert prepared(arguments=asked, strict=False).written_frames == "1048575"
 
 
 def test_submitter_adds_needs_to_those_of_the_engine() -> None:

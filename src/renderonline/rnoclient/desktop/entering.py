@@ -10,7 +10,7 @@ from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtNetwork import QNetworkCookie
 from PySide6.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFormLayout, QLabel, QLineEdit
 
-from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.rnoclient.sdk import Login
 from renderonline.rnoclient.sdk.connection import Connection
 
@@ -101,7 +101,11 @@ class LoginDialog(QDialog):
         url, email, token = (field.text().strip() for field in (self._url, self._email, self._token))
         url = url.rstrip("/") if "://" in url else f"https://{url.rstrip('/')}"
         if (url, email, token) != (self.login.url, self.login.email, self.login.token):
-            self.login = Login(url, email, token)
+            try:
+                self.login = Login(url, email, token)
+            except InvalidRequest as error:
+                self._say(error.message)
+                return
         self._asked = asked = Future[Session]()
         Thread(target=_settle, args=(asked, self.login), name="login", daemon=True).start()
         self._say(f"Asking {url} …")

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 import keyring
 from keyring.errors import KeyringError
 
+from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk.connection import Login
 
 _SERVICE, _ENTRY = "renderonline", "desktop"
@@ -17,7 +18,7 @@ def remembered() -> Login | None:
     try:
         found = json.loads(keyring.get_password(_SERVICE, _ENTRY) or "null")
         return Login(**{name: found[name] for name in _FIELDS if found.get(name)})
-    except (KeyringError, ValueError, TypeError, AttributeError):
+    except (KeyringError, ValueError, TypeError, AttributeError, InvalidRequest):
         return None
 
 

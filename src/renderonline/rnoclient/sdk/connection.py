@@ -51,6 +51,9 @@ class Login:
     `url` may name several, separated by commas, of which one dispatches while the others stand by (R10).
     `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed) trusts
     exactly the certificate with that digest and no other, whoever signed it.
+
+    Spaces and line ends around the e-mail and the token are dropped. `InvalidRequest` when they can't be sent; what the
+    token is, is never said.
     """
 
     url: str
@@ -58,6 +61,20 @@ class Login:
     token: str = field(default="", repr=False)
     ca_file: str | None = None
     fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("email", "token"):
+            object.__setattr__(self, name, getattr(self, name).strip())
+        if not self.email.isprintable():
+            raise errors.InvalidRequest(
+                "The e-mail holds a line break or another sign that can't be seen. Type it again."
+            )
+        odd = next((place for place, sign in enumerate(self.token, 1) if not "\x20" <= sign <= "\x7e"), 0)
+        if odd:
+            raise errors.InvalidRequest(
+                f"The token can't be right: character {odd} of {len(self.token)} is no ASCII letter, digit or "
+                "sign. Perhaps a program put curly quotes or a line break there. Copy it again."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +188,7 @@ class Connection:
         Raises the class of `farm.errors` that the answer names; `NotAvailable` with code `unreachable` for faults
         of the network, also for those that happen while the answer is read.
         """
-        identity = {"email": self.login.email, "token": self.login.token}
+        identity = {"email": self.login.email.encode(), "token": self.login.token.encode()}
         known = {name: value for name, value in identity.items() if value} | dict(headers or {})
         connection, response = self._ask(method, path, body, known, timeout_s, keep=keep)
         try:
@@ -186,7 +203,7 @@ class Connection:
                 connection.close()
 
     def _ask(
-        self, method: str, path: str, body: Body, headers: Mapping[str, str], timeout_s: float, *, keep: bool
+        self, method: str, path: str, body: Body, headers: Mapping[str, str | bytes], timeout_s: float, *, keep: bool
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """The answer of the RenderAPI that dispatches, and its connection."""
         others = len(self._addresses)
@@ -227,7 +244,12 @@ class Connection:
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Body, headers: Mapping[str, str]
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str | bytes],
     ) -> http.client.HTTPResponse:
         # when sending fails, the answer that explains it may already be here; if not, reading it fails in the same way
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
