@@ -53,7 +53,7 @@ def test_scene_alone_says_what_is_missing_beside_it(project: Path, visit: Visito
     expect(facts).to_contain_text("12 fps")
     expect(page.get_by_label("Frames", exact=True)).to_have_value("3-8")
     expect(page.get_by_label("Format")).to_have_value("OPEN_EXR")
-    expect(page.locator(".missing")).to_contain_text("textures/wood.png")
+    expect(page.locator(".alarm")).to_contain_text("textures/wood.png")
     look(page, "submit-facts")
 
 
@@ -62,7 +62,7 @@ def test_folder_becomes_frames_and_a_film(farm: PaintedFarm, project: Path, visi
     page = visit.page("/submit")
     page.get_by_label("Folder with the scene").set_input_files(project)
     expect(page.locator(".facts")).to_contain_text("frames 3–8")
-    expect(page.locator(".missing")).to_have_count(0)
+    expect(page.locator(".alarm")).to_have_count(0)
     page.get_by_label("Film").select_option("mp4")
     expect(page.get_by_label("Frames per second")).to_have_value("12")
     page.get_by_role("button", name="Submit 6 frames").click()

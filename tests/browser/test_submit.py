@@ -5,11 +5,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from renderonline.farm.arguments import TYPES
 from renderonline.farm.frames import parse_frames
+from tests.support.blend_files import Blend, Scene
 from tests.support.browsing import PaintedFarm, Visitor, log_in
+from tests.support.farm import wait_until
 
 
 def test_scene_from_the_picker_becomes_frames_and_a_download(farm: PaintedFarm, visit: Visitor, tmp_path: Path) -> None:
@@ -31,6 +33,29 @@ def test_scene_from_the_picker_becomes_frames_and_a_download(farm: PaintedFarm, 
     assert archive.testzip() is None
     names = {name for name in archive.namelist() if name.endswith(".png")}
     assert names == {f"frame_{frame:04d}.png" for frame in (1, 3, 5, 9)}
+
+
+def test_submission_before_the_upload_has_ended_takes_all_frames_of_the_scene(
+    farm: PaintedFarm, visit: Visitor
+) -> None:
+    scene = farm.directory / "early.blend"
+    scene.write_bytes(Blend(scenes=(Scene(start=1, end=120, imtype=23),)).write())
+    page = visit.page("/submit")
+    held: list[Route] = []
+    page.route("**/files/0", lambda route: held.append(route))
+    page.get_by_label("Scene file").set_input_files(scene)
+    expect(page.locator(".frames-count")).to_have_text("= all frames of the scene")
+    page.get_by_label("Don't start yet").check()
+    page.get_by_role("button", name="Submit all frames of the scene when the upload ends").click()
+    expect(page.get_by_text("The task begins as soon as everything is there.")).to_be_visible()
+    wait_until(lambda: page.evaluate("1") and held, "request that sends the scene")
+    held[0].continue_()
+    page.get_by_role("heading", name="early.blend").wait_for()
+    task = farm.real.client.task(int(page.url.rpartition("/")[2]))
+    assert (task["frames"], task["frames_total"]) == ("1-120", 120)
+    assert task["arguments"]["format"] == "OPEN_EXR"
+    page.close()
+    farm.real.client.delete(task["task_id"])
 
 
 def test_keyboard_alone_submits_and_downloads(farm: PaintedFarm, visit: Visitor) -> None:
@@ -184,7 +209,7 @@ def test_page_and_farm_have_the_same_rules_for_values(visit: Visitor) -> None:
     page.get_by_label("Scene file").wait_for(state="attached")
     rules = page.evaluate(
         """async () => {
-          const source = performance.getEntriesByType('resource').find((one) => one.name.endsWith('/submit.js')).name;
+          const source = performance.getEntriesByType('resource').find((one) => one.name.endsWith('/rules.js')).name;
           const { TYPES } = await import(source);
           return Object.fromEntries(Object.entries(TYPES).map(([name, rule]) => [name, rule.source]));
         }"""

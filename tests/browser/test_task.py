@@ -112,6 +112,63 @@ def test_five_thousand_frames_scroll_in_a_small_document(farm: PaintedFarm, visi
     farm.real.client.delete(task_id)
 
 
+def finish(farm: PaintedFarm, frames: int, lacks: int) -> int:
+    """A task that has ended, with all its frames but one as rows in the database, of files that no browser shows."""
+    task_id = farm.submit(f"All {frames}", f"1-{frames}", paused=True)
+    with contextlib.closing(sqlite3.connect(next(farm.real.data.glob("*.sqlite")), timeout=30)) as database, database:
+        (chunk_id,) = database.execute("SELECT min(chunk_id) FROM chunks WHERE task_id = ?", (task_id,)).fetchone()
+        database.executemany(
+            "INSERT INTO results (task_id, chunk_id, attempt_id, name, name_hash, frame, size, digest, crc32, state,"
+            " landed_us) VALUES (?, ?, 1, ?, ?, ?, 1, ?, 1, 'landed', 1)",
+            (
+                (task_id, chunk_id, name, (digest := hashlib.sha256(name.encode()).hexdigest()), frame, digest)
+                for frame in range(1, frames + 1)
+                if frame != lacks and (name := f"frame_{frame:05d}.exr")
+            ),
+        )
+        database.execute("DELETE FROM queue WHERE task_id = ?", (task_id,))
+        database.execute("UPDATE chunks SET state = 'succeeded' WHERE task_id = ?", (task_id,))
+        database.execute(
+            "UPDATE tasks SET chunks_succeeded = chunks_waiting, chunks_waiting = 0, frames_done = ? WHERE task_id = ?",
+            (frames - 1, task_id),
+        )
+    return task_id
+
+
+FLASHES = """
+  window.flashes = new Set();
+  new MutationObserver(() => {
+    for (const one of document.querySelectorAll('.cell.missing button')) flashes.add(one.getAttribute('aria-label'));
+    for (const one of document.querySelectorAll('.chips button')) {
+      if (one.textContent.includes('Missing')) flashes.add(one.textContent.replaceAll(/\\s+/g, ' ').trim());
+    }
+  }).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+"""
+
+
+@pytest.mark.parametrize(("frames", "latency_ms"), [(240, 150), (10_000, 0)])
+def test_only_frames_that_are_missing_are_called_so(
+    farm: PaintedFarm, visit: Visitor, frames: int, latency_ms: int
+) -> None:
+    task_id = finish(farm, frames, lacks=3)
+    page = visit.page("/")
+    page.add_init_script(FLASHES)
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    slow = {"offline": False, "latency": latency_ms, "downloadThroughput": -1, "uploadThroughput": -1}
+    network.send("Network.emulateNetworkConditions", slow)
+    page.goto(f"/tasks/{task_id}")
+    expect(page.get_by_role("button", name="Frame 3, Missing")).to_be_visible()
+    assert set(page.evaluate("[...flashes]")) == {"Frame 3, Missing", "Missing 1"}
+    shape = page.locator(".cell.missing .blank").bounding_box()
+    assert shape is not None
+    assert shape["height"] > 60
+    if latency_ms:
+        look(page, "task-missing")
+    page.goto("/")
+    farm.real.client.delete(task_id)
+
+
 def test_viewer_with_the_keyboard(farm: PaintedFarm, visit: Visitor) -> None:
     task_id = farm.rendered("Viewed", "1-6")
     page = visit.page(f"/tasks/{task_id}")

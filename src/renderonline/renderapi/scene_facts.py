@@ -91,6 +91,7 @@ class SceneFacts:
         if not facts:
             return prepared
         needs = self._needs(definition, scene, facts.get("version", ""))
+        _check_frames(prepared, facts)
         known = {one.argtype_id: one for one in argtypes(definition)}
         told = values_of_scene(definition, next(iter(facts.get("scenes", ())), {}))
         if prepared.request.frames:
@@ -112,6 +113,18 @@ class SceneFacts:
             )
             raise InvalidRequest(f"{message} Save it with such a version, or update a machine.", code="scene_too_new")
         return needs
+
+
+def _check_frames(prepared: Prepared, facts: Mapping[str, Any]) -> None:
+    """`InvalidRequest` (`frames_unknown`) when the scene was to say which frames and could not be read: the engine's
+    own default would be a few of them, called a success (R16). Who speaks v1 names them, or means the default."""
+    request, definition = prepared.request, prepared.definition
+    asked = {one.id for one in definition.arguments if one.fact in ("start", "end")} if definition else set()
+    if request.strict and "scenes" not in facts and not request.frames and asked - set(request.arguments):
+        raise InvalidRequest(
+            f"Which frames? {prepared.scene} could not be read for them: name the frames, such as 1-250.",
+            code="frames_unknown",
+        )
 
 
 def _offered(machine: Machine) -> Mapping[str, str]:

@@ -88,7 +88,7 @@ class Submissions:
         self._dispatcher = dispatcher
         self._facts = SceneFacts(lambda: dispatcher.shared.machines, self.places.box, self.places.roots)
         self._settling: set[asyncio.Task[None]] = set()
-        self._sends_mail = bool(settings.notify_mail)
+        self.sends_mail = bool(settings.notify_mail)
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
 
@@ -245,7 +245,7 @@ class Submissions:
 
     def _checked(self, request: SubmitRequest, catalog: _Catalog, files: Collection[str], scene: str = "") -> Prepared:
         engine = _engine(catalog.engines, request)
-        if request.notify and not self._sends_mail:
+        if request.notify and not self.sends_mail:
             raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
         definition = None if engine.definition is None else self._parse(engine.definition)
         scene = scene_among(files, scene, engine, definition)

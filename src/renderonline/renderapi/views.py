@@ -118,6 +118,7 @@ def shapes() -> dict[str, Any]:
     result: Any = shape("Result", ResultView, preview=bool, integrity=str)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
+    limits = {"queue_limit": int, "keep_mib": int, "kept_bytes": int}
     address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
     one = [
         shape("User", User),
@@ -139,7 +140,7 @@ def shapes() -> dict[str, Any]:
         ),
         shape("Upload", None, upload_id=str, files=list[part], complete=bool),
         shape("Me", User, role=Role, permissions=texts),
-        shape("Account", User, role=Role, permissions=texts, queue_limit=int, keep_mib=int, kept_bytes=int),
+        shape("Account", User, role=Role, permissions=texts, sends_mail=bool, **limits),
         shape("UserWithToken", User, token=str),
         shape("Token", token=str),
         shape("Ticket", url=str),

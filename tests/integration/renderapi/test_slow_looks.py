@@ -107,7 +107,10 @@ async def test_what_was_not_looked_at_for_lack_of_time_stays_with_the_task(
     slow = await uploaded(eve, LIBRARIES, {f"{number}.blend": LIBRARY for number in range(190)})
     monkeypatch.setattr("renderonline.renderapi.scene_facts.TIME_S", 1.0)
     warning = "not looked at: frames of a.blend and files that it needs (it could not be read within 1 s)"
-    reply = await eve.call("POST", "/tasks", {"engine": "blender", "upload": slow, "scene": "a.blend", "frames": "1"})
+    asked = {"engine": "blender", "upload": slow, "scene": "a.blend"}
+    refused = await eve.call("POST", "/tasks", asked)
+    assert (refused.status, refused.json()["code"]) == (400, "frames_unknown")  # never the engine's one frame
+    reply = await eve.call("POST", "/tasks", {**asked, "frames": "1"})
     assert reply.status == 201, reply.body
     assert reply.json()["facts"]["warnings"] == [warning]
     task = (await eve.call("GET", f"/tasks/{reply.json()['task_id']}")).json()

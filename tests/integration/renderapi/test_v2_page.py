@@ -10,7 +10,8 @@ async def test_everybody_learns_how_many_tasks_they_may_have_in_the_queue(api: R
     subscription = added.json()
     assert (added.status, subscription["keep_days"], subscription["keep_mib"]) == (201, 30, 0)
     await api.call("PATCH", "/users/2", {"subscription_id": subscription["subscription_id"]})
-    assert (await api.call("GET", "/me", who=artist)).json()["queue_limit"] == 7
+    me = (await api.call("GET", "/me", who=artist)).json()
+    assert (me["queue_limit"], me["sends_mail"]) == (7, False)
 
     path = f"/subscriptions/{subscription['subscription_id']}"
     assert (await api.call("PATCH", path, {"keep_mib": 5000})).json()["keep_mib"] == 5000

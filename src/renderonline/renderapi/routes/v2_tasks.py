@@ -67,8 +67,10 @@ _UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
 
 @router.call("GET", "/me", "Account", needs=Door.ACCOUNT)
 async def me(caller: Caller, center: Center) -> Json:
-    """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take."""
-    return views.me(caller) | await center.administration.limits(caller.user)
+    """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take; and
+    whether this farm sends mail to those who ask for it."""
+    farm = {"sends_mail": center.submissions.sends_mail}
+    return views.me(caller) | await center.administration.limits(caller.user) | farm
 
 
 @router.call("GET", "/tasks", "Tasks", needs=OWN)

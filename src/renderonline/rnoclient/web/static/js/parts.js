@@ -74,6 +74,7 @@ const PATHS = {
   fit: 'M6 2.5H2.5V6M10 2.5h3.5V6M6 13.5H2.5V10M10 13.5h3.5V10',
   out: 'M9.5 3h-6v10h6M7 8h6.5M11 5.5 13.5 8 11 10.5',
   loop: 'M4 6.5h8.5L10 4M12 9.5H3.5L6 12',
+  warning: 'M8 2.2 14.4 13.2H1.6zM8 6.4v3.2M8 11.4h.01',
   key: 'M10 3a3 3 0 1 1-2.6 4.5L3 12v1.5h2V12h1.5v-1.5L8.4 8.6',
 };
 Object.assign(PATHS, { busy: PATHS.running, disabled: PATHS.canceled, waiting: PATHS.queued, assigned: PATHS.running });
@@ -85,7 +86,7 @@ export const icon = (name, label = '') => html`<svg class="icon ${name}" viewBox
 /** The farm's mark: a grid of frames that fills. */
 export const mark = () => html`<svg class="mark" viewBox="0 0 24 24" aria-hidden="true"><rect x="2" y="2" width="6" height="6" rx="1.6" opacity="1"/><rect x="9" y="2" width="6" height="6" rx="1.6" opacity="1"/><rect x="16" y="2" width="6" height="6" rx="1.6" opacity="1"/><rect x="2" y="9" width="6" height="6" rx="1.6" opacity="1"/><rect x="9" y="9" width="6" height="6" rx="1.6" opacity="0.62"/><rect x="16" y="9" width="6" height="6" rx="1.6" opacity="0.34"/><rect x="2" y="16" width="6" height="6" rx="1.6" opacity="0.62"/><rect x="9" y="16" width="6" height="6" rx="1.6" opacity="0.34"/><rect x="16" y="16" width="6" height="6" rx="1.6" opacity="0.16"/></svg>`;
 
-const WORDS = { queued: 'Waiting', succeeded: 'Done', canceled: 'Canceled', timed_out: 'Timed out', assigned: 'Starting' };
+const WORDS = { queued: 'Waiting', succeeded: 'Done', canceled: 'Canceled', timed_out: 'Timed out', assigned: 'Starting', unknown: 'Loading' };
 export const word = (state) => WORDS[state] ?? state.charAt(0).toUpperCase() + state.slice(1);
 
 /** A state as icon and word: never by colour alone. */

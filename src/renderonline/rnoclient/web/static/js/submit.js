@@ -1,78 +1,28 @@
 // A new task: the scene, which travels while one fills in a form that is drawn from what the engine's definition says.
 
 import { get } from './api.js';
+import * as fields from './fields.js';
 import { ENDED, Part, ago, attempt, bar, define, dialog, duration, empty, html, icon, kept, note, nothing, number, percent, plural, size, unready } from './parts.js';
 import { tasks } from './store.js';
+import { ORDERS, PLAIN, WISHES, framesOf, wished, wrongWith } from './rules.js';
 import { picked, uploads } from './uploads.js';
 
-/** The built-in types' rules, as the farm checks them (`farm.arguments.TYPES`). */
-export const TYPES = {
-  file: /^[a-zA-Z0-9_-]+\.[a-zA-Z0-9]{1,4}$/,
-  path: /^(\/[a-zA-Z0-9_-]+)+\/?$/,
-  extension: /^\.[a-zA-Z0-9]{1,4}$/,
-  word: /^[A-Za-z0-9_]+$/,
-  sentence: /^[a-zA-Z0-9\s,.!?'-]+$/,
-  natural: /^\d+$/,
-  integer: /^-?\d+$/,
-  real: /^-?\d+(\.\d+)?$/,
-};
-const EXAMPLES = { file: 'a file name like scene.blend', path: 'a path like /textures/wood', extension: 'an extension like .png', word: 'one word of letters, digits and _', sentence: 'plain text', natural: 'a whole number, 0 or more', integer: 'a whole number', real: 'a number like 0.5' };
-const MOST_FRAMES = 100_000;
-const PART = /^(-?\d{1,10})(?:-(-?\d{1,10})(?:([xy:])(-?\d{1,10}))?)?$/;
-
-/** How many frames a range names: a number, or what is wrong with it. */
-export function framesOf(text) {
-  const found = new Set();
-  const parts = text.split(',').map((part) => part.replaceAll(' ', '').replaceAll('..', '-')).filter(Boolean);
-  if (!parts.length) return 'Which frames? Like 1-250, 1-100x5 or 1,5,9.';
-  for (const part of parts) {
-    const match = PART.exec(part);
-    if (!match) return `“${part}” is no range. Write 1-250, 1-100x5 (every fifth) or 1,5,9.`;
-    const [first, last, way, by] = [Number(match[1]), Number(match[2] ?? match[1]), match[3], Number(match[4] ?? 1)];
-    if (by === 0) return 'The step must not be 0.';
-    if (Math.abs(last - first) > 2 * MOST_FRAMES) return `A task has at most ${MOST_FRAMES} frames.`;
-    const sign = last < first ? -1 : 1;
-    const step = Math.abs(by);
-    const every = [];
-    for (let frame = first; sign * frame <= sign * last; frame += sign) every.push(frame);
-    if (way === 'y') every.filter((_, at) => at % step).forEach((frame) => found.add(frame));
-    else if (way === ':') for (let stride = step; stride >= 1; stride--) every.filter((_, at) => at % stride === 0).forEach((frame) => found.add(frame));
-    else every.filter((_, at) => at % step === 0).forEach((frame) => found.add(frame));
-  }
-  return found.size > MOST_FRAMES ? `A task has at most ${MOST_FRAMES} frames.` : found.size;
-}
-
-/** What is wrong with a value, "" when nothing is. */
-export function wrongWith(argument, value) {
-  if (argument.choices.length) return argument.choices.includes(value) ? '' : `One of ${argument.choices.join(', ')}.`;
-  if (value === '' && argument.default === null) return 'This is needed.';
-  const rule = argument.regex ? pattern(argument.regex) : TYPES[argument.type];
-  const fits = !rule || (rule.test(value) && /^[\0-\x7f]*$/.test(value) && !/[\n\r]$/.test(value) && value.length <= 4096);
-  return fits ? '' : argument.help && argument.regex ? argument.help : `It must be ${EXAMPLES[argument.type] ?? argument.type}.`;
-}
-
-function pattern(regex) {
-  try { return new RegExp(`^(?:${regex})$`); } catch { return null; } // Python's own syntax: the farm checks it
-}
-
-/** How the frames of a plain range follow each other. */
-const ORDERS = {
-  forward: ['First to last', (first, last) => `${first}-${last}`],
-  coarse: ['Every eighth first, then those between', (first, last) => `${first}-${last}:8`],
-  backward: ['Last to first', (first, last) => `${last}-${first}`],
-};
-const PLAIN = /^\s*(-?\d+)\s*-\s*(-?\d+)\s*$/;
 const PRESETS = 'renderonline-presets';
 const SHOWN_FILES = 100;
 /** What there is to a new task beside the engine's arguments. */
-const FORM = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false, order: 'forward', film: '', fps: '' };
+const FORM = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false, order: 'forward', film: '', fps: '', ...Object.fromEntries(Object.entries(WISHES).map(([name, [first]]) => [name, first])) };
+/** What belongs to one task only, and to no preset. */
+const OWN = new Set(['name', 'frames', 'paused', 'waits_for']);
+/** An engine with more arguments than this has only its first ones in sight. */
+const MOST_ARGUMENTS = 9;
+const FIRST_ARGUMENTS = 6;
 
 function presets() {
   try { return JSON.parse(localStorage.getItem(PRESETS) ?? '{}'); } catch { return {}; }
 }
 
 class Submit extends Part {
-  static properties = { me: {}, files: {}, engines: { state: true }, problem: { state: true }, refused: { state: true }, facts: { state: true }, earlier: { state: true }, limit: { state: true } };
+  static properties = { me: {}, files: {}, engines: { state: true }, problem: { state: true }, refused: { state: true }, facts: { state: true }, earlier: { state: true }, limit: { state: true }, mails: { state: true } };
   #values = {};
   #engine = null;
   #form = { ...FORM };
@@ -121,7 +71,9 @@ class Submit extends Part {
     } catch (error) { this.problem = error; return; }
     if (this.files) this.#take(this.files);
     else if (this.#upload) this.#show();
-    this.limit = (await get('/me').catch(() => this.me)).queue_limit ?? null;
+    const account = await get('/me').catch(() => this.me);
+    this.limit = account.queue_limit ?? null;
+    this.mails = account.sends_mail ?? false;
     this.earlier = await uploads.unfinished(this.me.email).catch(() => []);
   }
 
@@ -203,7 +155,7 @@ class Submit extends Part {
     this.#engine = engine;
     this.#touched.clear();
     this.#values = this.#defaults(engine);
-    this.#form.frames = engine?.frames ? this.#range() : '';
+    this.#form.frames = this.#range();
     this.#apply();
     this.requestUpdate();
   }
@@ -223,7 +175,7 @@ class Submit extends Part {
   }
 
   /** The scene that is rendered of those in the file. */
-  get #within() { return this.facts?.scenes?.[0]; }
+  get #within() { return this.facts?.scenes?.find((one) => one.name === this.#values.scene) ?? this.facts?.scenes?.[0]; }
 
   /** What the engine, or else its definition, says of an argument's value. */
   #default(one) {
@@ -236,16 +188,26 @@ class Submit extends Part {
   #apply() {
     const engine = this.#engine;
     if (!this.#within || !engine) return;
-    for (const one of engine.arguments) if (!this.#touched.has(one.id) && !this.#preset) this.#values[one.id] = this.#default(one);
-    if (engine.frames && !this.#touched.has('frames')) this.#form.frames = this.#range();
+    for (const one of engine.arguments) if (!this.#touched.has(one.id)) this.#values[one.id] = this.#default(one);
+    if (!this.#touched.has('frames')) this.#form.frames = this.#range();
     if (!this.#touched.has('fps') && this.#within.fps) this.#form.fps = String(this.#within.fps);
     this.requestUpdate();
   }
 
+  /** The frames that the scene, or else the engine, has; "" as long as the scene has not said them. */
   #range() {
+    if (!this.#engine?.frames || (this.#engine.facts && !this.#within)) return '';
     const { first, last, step } = this.#engine.frames;
     const [from, to, by] = [first, last, step].map((id) => this.#values[id] ?? '');
     return from === '' ? '1' : from === to || to === '' ? from : `${from}-${to}${Number(by) > 1 ? `x${by}` : ''}`;
+  }
+
+  /** How many frames there will be: a number, what is wrong with what one typed, or null: all that the scene has. */
+  #count() {
+    const typed = this.#form.frames.trim();
+    if (typed || !this.#engine.facts) return framesOf(this.#form.frames);
+    if (this.#within) return framesOf(this.#range());
+    return this.facts ? 'Nobody could read which frames the scene has. Which ones? Like 1-250, 1-100x5 or 1,5,9.' : null;
   }
 
   #arguments() {
@@ -256,19 +218,23 @@ class Submit extends Part {
 
   #wrong() {
     const wrong = this.#arguments().map((one) => [one.id, wrongWith(one, this.#values[one.id])]).filter(([, text]) => text);
-    const frames = this.#engine.frames ? framesOf(this.#form.frames) : 0;
+    const frames = this.#engine.frames ? this.#count() : 0;
     if (typeof frames === 'string') wrong.unshift(['frames', frames]);
     if (this.#form.film && !(Number(this.#form.fps || 24) > 0 && Number(this.#form.fps || 24) <= 240)) wrong.push(['fps', 'More than 0 and at most 240.']);
+    for (const [name, [, check]] of Object.entries(WISHES)) if (check(this.#form[name])) wrong.push([name, check(this.#form[name])]);
     return new Map(wrong);
   }
 
+  /** What nobody has touched is not in it: the scene or the engine says it, also when its facts are not here yet. */
   #request() {
-    const values = this.#arguments().filter((one) => this.#values[one.id] !== (this.#within ? this.#default(one) : one.default)).map((one) => [one.id, this.#values[one.id]]);
-    const { frames, order, film, fps, ...form } = this.#form;
+    const chosen = this.#arguments().filter((one) => this.#touched.has(one.id) && !(one.default === '' && this.#values[one.id] === ''));
+    const { name, priority, chunk_size, paused, frames, order, film, fps } = this.#form;
     const [, first, last] = PLAIN.exec(frames) ?? [];
+    const said = frames.trim() && (this.#touched.has('frames') || (first && order !== 'forward'));
     /** @type {any} */
-    const request = { engine: this.#engine.name, arguments: Object.fromEntries(values), ...form, frames: this.#engine.frames ? (first ? ORDERS[order][1](first, last) : frames) : null };
-    if (film && this.#engine.frames) request.film = film + (fps ? `@${fps}` : '');
+    const request = { engine: this.#engine.name, arguments: Object.fromEntries(chosen.map((one) => [one.id, this.#values[one.id]])), name, priority, chunk_size, paused, ...wished(this.#form) };
+    if (this.#engine.frames && said) request.frames = first ? ORDERS[order][1](first, last) : frames;
+    if (film && this.#engine.frames) request.film = film + (fps && this.#touched.has('fps') ? `@${fps}` : '');
     if (this.#packed) request.unpack = true;
     else if (this.#upload.files.length > 1) request.scene = this.#scene;
     return request;
@@ -312,12 +278,13 @@ class Submit extends Part {
   async #savePreset() {
     let name = '';
     const said = await dialog('Save as preset', (box) => html`<form @submit=${(event) => { event.preventDefault(); name = event.target.elements.name.value.trim(); box.close('saved'); }}>
-      <label>Name <input name="name" required maxlength="60" autofocus .value=${this.#preset}></label><p class="help">Kept in this browser: the engine's values, priority, order, parts and film. Not the frames.</p>
+      <label>Name <input name="name" required maxlength="60" autofocus .value=${this.#preset}></label><p class="help">Kept in this browser: the values that you changed, priority, order, parts, film and what machines must have. Not the frames.</p>
       <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Save</button></div></form>`);
     if (said !== 'saved' || !name) return;
-    const { priority, chunk_size, order, film, fps } = this.#form;
     const all = presets();
-    all[this.#engine.name] = { ...all[this.#engine.name], [name]: { values: this.#values, form: { priority, chunk_size, order, film, fps } } };
+    const values = Object.fromEntries(Object.entries(this.#values).filter(([id]) => this.#touched.has(id)));
+    const form = Object.fromEntries(Object.entries(this.#form).filter(([id]) => !OWN.has(id) && (id !== 'fps' || this.#touched.has('fps'))));
+    all[this.#engine.name] = { ...all[this.#engine.name], [name]: { values, form } };
     if (await attempt(() => localStorage.setItem(PRESETS, JSON.stringify(all)), 'Saved.')) this.#preset = name;
     this.requestUpdate();
   }
@@ -326,9 +293,12 @@ class Submit extends Part {
     this.#preset = name;
     const preset = presets()[this.#engine.name]?.[name];
     const known = this.#defaults(this.#engine);
-    this.#values = { ...known, ...Object.fromEntries(Object.entries(preset?.values ?? {}).filter(([id]) => id in known)) };
-    const { name: called, frames, paused } = this.#form;
-    this.#form = { ...FORM, ...preset?.form, name: called, frames, paused };
+    const values = Object.fromEntries(Object.entries(preset?.values ?? {}).filter(([id]) => id in known));
+    const own = Object.fromEntries([...OWN].map((id) => [id, this.#form[id]]));
+    this.#values = { ...known, ...values };
+    this.#touched = new Set([...[...this.#touched].filter((id) => OWN.has(id)), ...Object.keys(values), ...(preset?.form?.fps ? ['fps'] : [])]);
+    this.#form = { ...FORM, ...preset?.form, ...own };
+    this.#apply();
     this.#edited();
   }
 
@@ -389,19 +359,26 @@ class Submit extends Part {
         <button type="button" class="plain" @click=${() => upload.stop()}>Stop</button></div></div>`;
   }
 
-  /** The scene's facts in a line, and what is missing beside it. */
+  /** The scene's facts in a line, and what one must know before one submits it. */
   #told() {
     const facts = this.facts;
     if (!facts) return nothing;
     const of = this.#within;
     const [width, height] = of ? [of.width, of.height].map((one) => Math.round((one * (of.percent ?? 100)) / 100)) : [];
     const said = [facts.version ? `${this.#engine.label} ${facts.version}` : '', of ? `frames ${of.start}–${of.end}` : '', width ? `${width} × ${height}` : '', of?.fps ? `${Math.round(of.fps * 100) / 100} fps` : '', of?.engine ?? '', of?.format ?? ''].filter(Boolean);
-    const missing = facts.missing_inputs ?? [];
-    const warnings = facts.warnings ?? [];
-    return html`<p class="facts" aria-label="What the scene says">${said.map((one) => html`<span>${one}</span>`)}</p>
-      ${missing.length ? html`<div class="missing" role="alert">${icon('info')}<div><p>The scene names files that are not here. Without them it may look wrong: choose them together with it, or its whole folder.</p>
-        <ul>${missing.slice(0, 10).map((one) => html`<li><code>${one}</code></li>`)}${missing.length > 10 ? html`<li>and ${missing.length - 10} more</li>` : nothing}</ul></div></div>` : nothing}
-      ${warnings.map((one) => html`<p class="help">${one}</p>`)}`;
+    return html`<p class="facts" aria-label="What the scene says">${said.map((one) => html`<span>${one}</span>`)}</p>${this.#trouble ? this.#warned(facts) : nothing}`;
+  }
+
+  /** How many things are wrong with the scene as it is here. */
+  get #trouble() { return (this.facts?.missing_inputs?.length ?? 0) + (this.facts?.warnings?.length ?? 0); }
+
+  #warned({ missing_inputs: missing = [], warnings = [], unbaked = [] }) {
+    const once = () => { this.#form.chunk_size = 100_000; this.#touched.add('chunk_size'); this.#edited(); };
+    return html`<div class="alarm" role="alert">${icon('warning')}<div><strong>This scene may not look as you mean it.</strong>
+      ${warnings.map((one) => html`<p>${one.charAt(0).toUpperCase()}${one.slice(1).replace(/[^.!?]$/, '$&.')}</p>`)}
+      ${unbaked.length && this.#engine.split === 'frames' ? html`<p><button type="button" ?disabled=${this.#form.chunk_size === 100_000} @click=${once}>Render it in one part</button></p>` : nothing}
+      ${missing.length ? html`<p>It names files that are not here: choose them together with it, or its whole folder.</p>
+        <ul>${missing.slice(0, 10).map((one) => html`<li><code>${one}</code></li>`)}${missing.length > 10 ? html`<li>and ${missing.length - 10} more</li>` : nothing}</ul>` : nothing}</div></div>`;
   }
 
   #waiting(upload) {
@@ -414,49 +391,66 @@ class Submit extends Part {
     const fitting = this.#fitting();
     const wrong = this.#wrong();
     const form = this.#form;
-    const frames = engine.frames ? framesOf(form.frames) : null;
+    const bad = (name) => (this.#touched.has(name) ? (wrong.get(name) ?? '') : '');
     const set = (name, read = (input) => input.value) => (event) => { form[name] = read(event.target); this.#touched.add(name); this.#edited(); };
-    const used = [...tasks.all.values()].filter((task) => task.email === this.me.email && !ENDED.has(task.status)).length;
     const saved = Object.keys(presets()[engine.name] ?? {});
-    const bad = (name) => (wrong.has(name) && this.#touched.has(name) ? 'true' : nothing);
+    const all = this.#arguments();
+    const [shown, folded] = all.length > MOST_ARGUMENTS ? [all.slice(0, FIRST_ARGUMENTS), all.slice(FIRST_ARGUMENTS)] : [all, []];
     return html`${this.refused ? html`<p class="problem" role="alert">${icon('failed')}${this.refused}</p>` : nothing}
       <section class="card"><h2>What to render</h2><div class="fields">
         ${fitting.length > 1 ? html`<label>Engine <select @change=${(event) => { this.#choose(fitting[event.target.selectedIndex]); this.#edited(); }}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select></label>` : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
-        ${engine.frames ? this.#field('frames', 'Frames', this.#within && !this.#touched.has('frames') ? 'As the scene says. Like 1-250, 1-100x5 (every fifth) or 1,5,9.' : 'Like 1-250, 1-100x5 (every fifth) or 1,5,9.', wrong, html`<input id="frames" .value=${kept(form.frames)} @input=${set('frames')} inputmode="text" autocomplete="off" aria-describedby="frames-help" aria-invalid=${bad('frames')}>`, typeof frames === 'number' ? html`<output class="frames-count">= ${plural(frames, 'frame')}</output>` : nothing) : nothing}
-        ${engine.frames ? html`<label>Order <select ?disabled=${!PLAIN.test(form.frames)} @change=${set('order')}>${Object.entries(ORDERS).map(([key, [told]]) => html`<option value=${key} ?selected=${key === form.order}>${told}</option>`)}</select></label>
-          <label>Film <select @change=${set('film')}>${[['', 'None'], ['mp4', 'MP4 (H.264)'], ['webm', 'WebM (VP9)']].map(([key, told]) => html`<option value=${key} ?selected=${key === form.film}>${told}</option>`)}</select><span class="help">Made of the frames when they are there.</span></label>
-          ${form.film ? this.#field('fps', 'Frames per second', this.#within?.fps && !this.#touched.has('fps') ? 'As the scene says.' : 'Empty: as the scene says, or 24.', wrong, html`<input id="fps" inputmode="decimal" .value=${kept(form.fps)} @input=${set('fps', (input) => input.value.trim())} aria-describedby="fps-help" aria-invalid=${bad('fps')}>`) : nothing}` : nothing}
+        ${engine.frames ? this.#frames(bad, set) : nothing}
       </div></section>
-      ${this.#arguments().length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
+      ${all.length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
         ${saved.length ? html`<label class="inline"><span>Preset</span><select @change=${(event) => this.#usePreset(event.target.value)}><option value="" ?selected=${!this.#preset}>As the engine has it</option>${saved.map((one) => html`<option ?selected=${one === this.#preset}>${one}</option>`)}</select></label>` : nothing}
         ${this.#preset ? html`<button type="button" class="plain" aria-label="Forget the preset ${this.#preset}" @click=${this.#forgetPreset}>${icon('remove')}</button>` : nothing}
-        <button type="button" @click=${this.#savePreset}>Save as preset</button></div><div class="fields">${this.#arguments().map((one) => this.#argument(one, wrong))}</div></section>` : nothing}
+        <button type="button" @click=${this.#savePreset}>Save as preset</button></div><div class="fields">${shown.map((one) => this.#argument(one, bad))}</div>
+        ${this.#folded(`More of ${engine.label}`, folded.map((one) => one.id), html`<div class="fields">${folded.map((one) => this.#argument(one, bad))}</div>`)}</section>` : nothing}
       <section class="card"><h2>In the queue</h2><div class="fields">
         <label>Name <input maxlength="255" .value=${kept(form.name)} placeholder=${this.#scene} @input=${set('name')}></label>
         <div><label for="priority">Priority</label><div class="slider"><input id="priority" type="range" min="0" max="100" step="5" .value=${kept(String(form.priority))} @input=${set('priority', (input) => Number(input.value))}><output for="priority">${form.priority}</output></div><p class="help">Higher is rendered first.</p></div>
         ${engine.split === 'frames' ? html`<label>Frames in a part <input type="number" min="0" max="100000" .value=${kept(String(form.chunk_size))} @input=${set('chunk_size', (input) => Math.max(0, Math.trunc(Number(input.value) || 0)))}><span class="help">One machine renders a part at a time. 0: the farm decides.</span></label>` : nothing}
-        <label class="check"><input type="checkbox" .checked=${kept(form.paused)} @change=${set('paused', (input) => input.checked)}> Don't start yet</label>
-      </div></section>
-      <div class="buttons"><button class="primary large">${icon('upload')}Submit${typeof frames === 'number' ? ` ${plural(frames, 'frame')}` : ''}${upload.state === 'complete' ? '' : ' when the upload ends'}</button>
-        ${this.limit ? html`<span class="soft ${used >= this.limit ? 'bad' : ''}">Queue: ${number(used)} of ${number(this.limit)} used</span>` : nothing}</div>`;
+        <label class="check"><input type="checkbox" .checked=${kept(form.paused)} @change=${set('paused', (input) => input.checked)}> Don't start yet</label></div>
+        ${this.#folded('More: which machines, when', Object.keys(WISHES), html`<h3>Machines</h3><div class="fields">${fields.machines(form, bad, set)}</div><h3>Order</h3><div class="fields">${fields.order(form, bad, set, this.mails)}</div>`)}</section>
+      ${this.#ending(upload)}`;
   }
 
-  /** @param {any} more */
-  #field(id, label, help, wrong, input, more = nothing) {
-    const said = wrong.has(id) && this.#touched.has(id) ? wrong.get(id) : '';
-    return html`<div><label for=${id}>${label}</label><div class="with">${input}${more}</div>
-      ${said ? html`<span class="wrong" id="${id}-help" role="alert">${said}</span>` : html`<span class="help" id="${id}-help">${help}</span>`}</div>`;
+  #frames(bad, set) {
+    const form = this.#form;
+    const frames = this.#count();
+    const typing = (event) => { form.frames = event.target.value; this.#touched[form.frames.trim() || !this.#engine.facts ? 'add' : 'delete']('frames'); this.#edited(); };
+    const like = 'Like 1-250, 1-100x5 (every fifth) or 1,5,9.';
+    const counted = typeof frames === 'string' ? nothing : html`<output class="frames-count">= ${frames === null ? 'all frames of the scene' : plural(frames, 'frame')}</output>`;
+    const fps = this.#within?.fps && !this.#touched.has('fps') ? 'As the scene says.' : 'Empty: as the scene says, or 24.';
+    return html`${fields.text('frames', 'Frames', this.#engine.facts && !this.#touched.has('frames') ? `As the scene says. ${like}` : like, bad('frames'), form.frames, typing, { hint: this.#engine.facts ? this.#range() || 'As the scene says' : '', more: counted })}
+      <label>Order <select ?disabled=${!PLAIN.test(form.frames)} @change=${set('order')}>${Object.entries(ORDERS).map(([key, [told]]) => html`<option value=${key} ?selected=${key === form.order}>${told}</option>`)}</select></label>
+      <label>Film <select @change=${set('film')}>${[['', 'None'], ['mp4', 'MP4 (H.264)'], ['webm', 'WebM (VP9)']].map(([key, told]) => html`<option value=${key} ?selected=${key === form.film}>${told}</option>`)}</select><span class="help">Made of the frames when they are there.</span></label>
+      ${form.film ? fields.text('fps', 'Frames per second', fps, bad('fps'), form.fps, set('fps', (input) => input.value.trim()), { kind: 'decimal' }) : nothing}`;
   }
 
-  #argument(one, wrong) {
-    const change = (event) => { this.#values[one.id] = event.target.value; this.#touched.add(one.id); this.#edited(); };
-    const invalid = wrong.has(one.id) && this.#touched.has(one.id) ? 'true' : nothing;
-    const described = `${one.id}-help`;
-    const value = this.#values[one.id];
-    const input = one.choices.length
-      ? html`<select id=${one.id} aria-describedby=${described} @change=${change}>${one.choices.map((choice) => html`<option ?selected=${choice === value}>${choice}</option>`)}</select>`
-      : html`<input id=${one.id} aria-describedby=${described} aria-invalid=${invalid} .value=${kept(value)} inputmode=${one.type === 'natural' ? 'numeric' : one.type === 'real' ? 'decimal' : 'text'} autocomplete="off" @input=${change}>`;
-    return this.#field(one.id, one.label || one.id, one.help, wrong, input);
+  #argument(one, bad) {
+    const change = (event) => {
+      this.#values[one.id] = event.target.value;
+      this.#touched.add(one.id);
+      if (one.id === 'scene') this.#apply(); // another scene of the file has frames and cameras of its own
+      this.#edited();
+    };
+    return fields.argument(one, this.#values[one.id], bad(one.id), change, this.facts, this.#within);
+  }
+
+  /** What few people need; it is open when something in it was chosen or is wrong. */
+  #folded(title, names, content) {
+    const chosen = names.filter((name) => this.#touched.has(name)).length;
+    return names.length ? html`<details class="more" ?open=${chosen > 0}><summary>${title}</summary>${content}</details>` : nothing;
+  }
+
+  /** The button, which is loud only when nothing is wrong with the scene. */
+  #ending(upload) {
+    const frames = this.#engine.frames ? this.#count() : 0;
+    const what = frames === null ? ' all frames of the scene' : frames && typeof frames === 'number' ? ` ${plural(frames, 'frame')}` : '';
+    const used = [...tasks.all.values()].filter((task) => task.email === this.me.email && !ENDED.has(task.status)).length;
+    return html`<div class="buttons"><button class="large ${this.#trouble ? '' : 'primary'}">${icon(this.#trouble ? 'warning' : 'upload')}Submit${what}${this.#trouble ? ' anyway' : ''}${upload.state === 'complete' ? '' : ' when the upload ends'}</button>
+      ${this.limit ? html`<span class="soft ${used >= this.limit ? 'bad' : ''}">Queue: ${number(used)} of ${number(this.limit)} used</span>` : nothing}</div>`;
   }
 }
 

@@ -25,6 +25,8 @@ class Task extends Part {
   #chunks = new Map();
   #results = new Map();
   #rendering = new Map();
+  /** Parts that were known to be done when a look for results began that is over: what such a part lacks is missing. */
+  #looked = new Set();
   #cells = [];
   #dirty = true;
   #known = '';
@@ -64,6 +66,7 @@ class Task extends Part {
     if (!changed.has('taskId')) return;
     this.#chunks.clear();
     this.#results.clear();
+    this.#looked.clear();
     this.problem = null;
     this.load();
   }
@@ -76,6 +79,7 @@ class Task extends Part {
     try {
       tasks.put(await get(`/tasks/${this.taskId}`, { signal }));
       await Promise.all([this.#readParts(signal), this.#readResults(signal), this.#why(signal)]);
+      if (this.cells().some((cell) => cell.state === 'unknown')) await this.#readResults(signal);
       this.problem = null;
     } catch (error) {
       if (error.name !== 'AbortError') this.problem = error;
@@ -84,7 +88,13 @@ class Task extends Part {
 
   async #readParts(signal) {
     const attempts = [];
-    await everyPage(`/tasks/${this.taskId}/chunks`, (items) => { for (const one of items) this.#chunks.set(one.chunk_id, one); this.#redraw(); }, signal);
+    await everyPage(`/tasks/${this.taskId}/chunks`, (items) => {
+      for (const one of items) {
+        this.#chunks.set(one.chunk_id, one);
+        if (one.state !== 'succeeded') this.#looked.delete(one.chunk_id);
+      }
+      this.#redraw();
+    }, signal);
     try {
       await everyPage(`/tasks/${this.taskId}/attempts`, (items) => { attempts.push(...items); if (attempts.length >= MOST_ATTEMPTS) throw new RangeError('enough'); }, signal);
     } catch (error) { if (!(error instanceof RangeError)) throw error; }
@@ -96,8 +106,11 @@ class Task extends Part {
   async #readResults(signal) {
     // What lands while the list is on its way is told by an event and stands in no answer.
     const gone = new Set(this.#results.keys());
+    const done = [...this.#chunks.values()].filter((one) => one.state === 'succeeded').map((one) => one.chunk_id);
     await everyPage(`/tasks/${this.taskId}/results`, (items) => { for (const one of items) { gone.delete(one.name); this.#results.set(one.name, one); } this.#redraw(); }, signal);
     for (const name of gone) this.#results.delete(name);
+    for (const chunkId of done) this.#looked.add(chunkId);
+    this.#redraw();
   }
 
   async #why(signal) {
@@ -119,6 +132,7 @@ class Task extends Part {
   async #again() {
     try {
       await Promise.all([this.#readParts(), this.#why(), ...(ENDED.has(this.task?.status) ? [this.#readResults()] : [])]);
+      if (this.cells().some((cell) => cell.state === 'unknown')) await this.#readResults();
     } catch { /* the next change asks again */ }
   }
 
@@ -144,10 +158,13 @@ class Task extends Part {
     const files = new Map();
     for (const result of this.#results.values()) if (result.frame !== null && !files.has(result.frame)) files.set(result.frame, result);
     const found = new Map();
+    const unnumbered = !files.size && this.#results.size > 0; // files of which nobody knows which frame they are
     for (const chunk of this.#chunks.values()) {
-      for (const frame of chunk.frames === null ? [] : expand(chunk.frames)) {
+      if (chunk.frames === null || (unnumbered && chunk.state === 'succeeded')) continue;
+      const lacking = this.#looked.has(chunk.chunk_id) ? 'missing' : 'unknown';
+      for (const frame of expand(chunk.frames)) {
         const state = chunk.state === 'running' || chunk.state === 'assigned' ? (this.#rendering.has(frame) ? 'running' : 'assigned') : chunk.state;
-        found.set(frame, { frame, label: String(frame), state: state === 'succeeded' ? 'missing' : state, reason: chunk.reason, result: null });
+        found.set(frame, { frame, label: String(frame), state: state === 'succeeded' ? lacking : state, reason: chunk.reason, result: null });
       }
     }
     for (const [frame, result] of files) found.set(frame, { frame, label: String(frame), state: 'succeeded', result });
