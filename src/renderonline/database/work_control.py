@@ -311,11 +311,13 @@ def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What `explain` tells of a task: where it stands, the reasons of its chunks, and the tasks that it waits for."""
+    """What `explain` tells of a task: where it stands, the reasons of its chunks, the tasks that it waits for, and how
+    the newest of its attempts that failed did ("": none did, or it ended otherwise)."""
 
     state: TaskState
     reasons: tuple[str, ...]
     blocked_by: tuple[int, ...]
+    failure: str
 
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
@@ -324,4 +326,7 @@ def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> 
     told = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
     reasons = connection.scalars(told.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
-    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked))
+    failed = select(attempts.c.failure).where(attempts.c.task_id == task_id, attempts.c.failure != "")
+    newest = connection.scalar(failed.order_by(attempts.c.attempt_id.desc()).limit(1))
+    failure = newest if newest and task.status is TaskStatus.FAILED else ""
+    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked), failure)

@@ -71,8 +71,8 @@ frame; `memory` is what the engine says that it uses; `saved` is the path of a f
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A regular expression on a line of the engine's output. `kind` of a progress pattern is one of `PROGRESS_KINDS`;
-    a failure has the failure class (scene, crash, out_of_memory, …), a warning has "". What a warning says is its first
-    group, or without groups the line."""
+    a failure has the failure class (scene, crash, out_of_memory, …), a warning or reason has "". What those two say is
+    the first group, or without groups the line."""
 
     regex: str
     kind: str = ""
@@ -87,6 +87,9 @@ class ReadingRules:
     progress: tuple[Pattern, ...] = ()
     warnings: tuple[Pattern, ...] = ()
     failures: tuple[Pattern, ...] = ()
+    reasons: tuple[Pattern, ...] = ()
+    """Lines in which the engine itself says why it ends: the last one is what people read of a failure, and makes
+    none by itself."""
     exit_codes: Mapping[str, str] = field(default_factory=dict)
     stop_signal: str = "SIGTERM"
     decode: bool = True

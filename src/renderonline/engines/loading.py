@@ -177,7 +177,7 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
 
 def _check_reading(reading: ReadingRules) -> None:
     kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(PROGRESS_KINDS.items()))
-    for field in ("progress", "warnings", "failures"):
+    for field in ("progress", "warnings", "failures", "reasons"):
         for index, pattern in enumerate(getattr(reading, field)):
             where = f"reading.{field}[{index}]"
             groups = _check_regex(f"{where}.regex", pattern.regex)

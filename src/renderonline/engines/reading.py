@@ -26,7 +26,8 @@ Told = dict[str, tuple[str, ...]]
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What one line told; None and "" where it told nothing. `fraction` is of the whole attempt (0-1), `remaining_s` of
-    the frame that is being rendered, in seconds; `failure` is the failure class and the line."""
+    the frame that is being rendered, in seconds; `failure` is the failure class and the line, `reason` why the engine
+    says that it ends."""
 
     fraction: float | None = None
     frame: int | None = None
@@ -34,6 +35,7 @@ class Reading:
     saved: str | None = None
     warning: str | None = None
     failure: tuple[str, str] | None = None
+    reason: str | None = None
     message: str = ""
 
     @property
@@ -49,6 +51,7 @@ class OutputReader:
         self._progress = _compiled(rules.progress)
         self._warnings = _compiled(rules.warnings)
         self._failures = _compiled(rules.failures)
+        self._reasons = _compiled(rules.reasons)
         self._frames = tuple(frames)
         self._place: dict[float | None, int] = {frame: place for place, frame in enumerate(frames)}
         self._index = 0
@@ -62,9 +65,9 @@ class OutputReader:
         text = _ESCAPES.sub("", text[:LONGEST_LINE]).strip()
         if not text:
             return Reading()
-        failure = _first(self._failures, text)
-        if failure is not None:
-            return Reading(failure=(failure, text), message=text)
+        failure, reason = _first(self._failures, text), _told(self._reasons, text)
+        if failure is not None or reason is not None:
+            return Reading(failure=None if failure is None else (failure, text), reason=reason, message=text)
         if (warning := _told(self._warnings, text)) is not None:
             return Reading(warning=warning, message=text)
         told = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}

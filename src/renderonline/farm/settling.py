@@ -35,6 +35,16 @@ _WORDS: Final[Mapping[str, str]] = {
     "no_space": "The machine's disk is full",
     OVERTIME: "The machine did not end it at its time limit",
 }
+_ADVICE: Final[Mapping[str, str]] = {
+    "scene": "Correct the scene and submit it again.",
+    "arguments": "Correct the arguments and submit it again.",
+    "command": "An administrator has to correct the engine's definition: renderonline engine.",
+}
+"""Of failures that another try does not help."""
+EXIT_WORDS: Final = "The engine ended with exit code"
+"""How a machine says it where the engine said nothing."""
+_SPEAKS: Final = frozenset({"scene", "arguments"})
+"""Classes in which a whole sentence of the engine is all that people need to read."""
 _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
     Outcome.FAILED: "The engine failed",
     Outcome.TIMED_OUT: "The time limit was reached",
@@ -153,11 +163,22 @@ def settle(
 
 
 def plain_reason(ending: Ending) -> str:
-    """One sentence without a full stop that says what went wrong."""
+    """What went wrong, in one sentence without a full stop: the engine's own where it said one, such as "The scene has
+    no camera"."""
+    reason = ending.reason.removeprefix("Error: ")
+    if ending.failure in _SPEAKS and reason[:1].isupper() and not reason.startswith(EXIT_WORDS):
+        return reason.rstrip(".")
     words = _WORDS.get(ending.failure) or _OUTCOME_WORDS.get(ending.outcome, "The attempt ended")
     if ending.outcome is Outcome.FAILED and not ending.failure and ending.exit_code is not None:
         words = f"{words} with exit code {ending.exit_code}"
-    return f"{words}: {ending.reason}" if ending.reason else words
+    return f"{words}: {reason}" if reason else words
+
+
+def advice(failure: str, task_id: int) -> str:
+    """What helps a task that failed for good; `failure`: the class of the attempt that decided it, "" if none did."""
+    again = f"Try it again with: renderonline retry {task_id}"
+    what = _ADVICE.get(failure)
+    return f"{what} What the engine wrote: renderonline logs {task_id}" if what else f"{again}."
 
 
 def _listed(names: Sequence[str]) -> str:

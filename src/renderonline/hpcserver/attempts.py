@@ -119,6 +119,7 @@ class Attempt:
         self._queueing: asyncio.Task[bool] | None = None
         self._verdict: Ending | None = None
         self._failure: tuple[str, str] | None = None
+        self._reason = ""
         self._warnings: dict[str, None] = {}
         self._before: Mapping[str, Stamp] = {}
         self._expected = {output.name: output.frame for output in assign.expected}
@@ -310,6 +311,7 @@ class Attempt:
         for line in lines:
             reading = self._reader.line(line)
             self._failure = self._failure or reading.failure
+            self._reason = reading.reason or self._reason
             if reading.warning is not None:
                 self._warn(reading.warning)
             if reading.saved is not None:
@@ -357,10 +359,11 @@ class Attempt:
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
         outside = await self._workshop.in_thread(self._outside.found)
         self._write_log([f"RenderOnline: warning: {sentence}" for sentence in outside])
+        for sentence in outside:
+            self._warn(sentence)
         full = await self._workshop.in_thread(lambda: shutil.disk_usage(self._root).free < FULL)
-        ending = decide(
-            code=ended.code, rules=self._rules, failure=self._failure, bad=bad, out_of_memory=oom, disk_full=full
-        )
+        said = partial(decide, failure=self._failure, reason=self._reason, bad=bad)
+        ending = said(code=ended.code, rules=self._rules, out_of_memory=oom, disk_full=full)
         return ending if ending.outcome == Outcome.SUCCEEDED else ending.because(outside)
 
     async def _check_expected(self) -> list[Bad]:

@@ -22,6 +22,7 @@ from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
 from renderonline.farm.ready import Signature
 from renderonline.farm.scheduling import Allowance
+from renderonline.farm.settling import advice
 from renderonline.farm.tasks import TaskStatus
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.machines import Machine
@@ -38,8 +39,8 @@ _LOOK_S: Final = 0.05
 _AGAIN_S: Final = 1.0
 _ENDED: Final = {
     TaskStatus.SUCCEEDED: "It succeeded.",
-    TaskStatus.FAILED: "It failed. Try it again with: renderonline retry.",
-    TaskStatus.CANCELED: "It was canceled. Try it again with: renderonline retry.",
+    TaskStatus.FAILED: "It failed.",
+    TaskStatus.CANCELED: "It was canceled.",
 }
 _BUSY: Final = "it is busy"
 _NAMED: Final = 5
@@ -177,7 +178,8 @@ def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
     state = story.state
     yield from state.warnings
     if state.ended:
-        yield _ENDED[state.status]
+        again = "" if state.status is TaskStatus.SUCCEEDED else f" {advice(story.failure, state.task_id)}"
+        yield f"{_ENDED[state.status]}{again}"
         if state.status is TaskStatus.FAILED:
             yield from dict.fromkeys(filter(None, (state.reason, *story.reasons)))
         return
@@ -210,7 +212,8 @@ def _why_not_now(shared: Shared, task: QueuedTask) -> Iterable[str]:
     users = shared.machines.policy.users
     limit, running = users.get(task.user_id, Allowance()).running_limit, len(shared.memory.attempts_of(task.task_id))
     if task.running_limit and running >= task.running_limit:
-        yield f"So many of its parts may run at once: {task.running_limit}. Allow more: renderonline change --limit."
+        more = f"Allow more: renderonline change {task.task_id} --limit NUMBER"
+        yield f"So many of its parts may run at once: {task.running_limit}. {more}"
     elif limit and shared.memory.usage.users.get(task.user_id, 0) >= limit:
         yield f"{limit} parts of its user's tasks are being rendered; the subscription allows no more at once."
     elif not any(machine.reachable for machine in shared.machines):

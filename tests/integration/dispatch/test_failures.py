@@ -16,6 +16,8 @@ async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: R
     row = await rig.ended(task_id)
     assert (row.is_success, row.chunks_failed, row.chunks_waiting) == (0, 1, 0)
     assert row.reason == "The engine crashed: signal 11 (tried 3 times)"
+    reasons = await rig.control.explain(task_id, user_id=None)
+    assert reasons[0] == f"It failed. Try it again with: renderonline retry {task_id}."
     assert not await rig.in_queue(task_id)
     attempts = await rig.attempts(task_id)
     assert [one.outcome for one in attempts] == ["failed"] * 3
@@ -30,6 +32,9 @@ async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
     row = await rig.ended(task_id)
     assert row.reason == "The scene can't be rendered: no camera"
     assert len(await rig.attempts(task_id)) == 1
+    advice, *why = await rig.control.explain(task_id, user_id=None)
+    logs = f"What the engine wrote: renderonline logs {task_id}"
+    assert (advice, why) == (f"It failed. Correct the scene and submit it again. {logs}", [row.reason])
 
 
 async def test_success_without_the_expected_files_is_a_failure(rig: Rig) -> None:

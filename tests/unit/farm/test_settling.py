@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.settling import (
+    EXIT_WORDS,
     MOST_LOST_PROCESSES,
     Ending,
     RetryPolicy,
@@ -52,6 +53,21 @@ def test_failure_that_every_machine_would_see_is_final(failure: str) -> None:
 def test_nothing_is_rendered_again_when_every_file_has_landed(outcome: Outcome) -> None:
     verdict = settle(Ending(outcome), tries=0, named=True, missing=(), fraction=0.5)
     assert (verdict.chunk, verdict.outcome, verdict.counts) == (ChunkState.SUCCEEDED, outcome, False)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said", "read"),
+    [
+        ("scene", "The scene has no camera", "The scene has no camera"),
+        ("scene", "Error: Cannot render, no camera", "Cannot render, no camera"),
+        ("scene", "no camera", "The scene can't be rendered: no camera"),
+        ("arguments", "option -Q is not known", "The engine does not take these arguments: option -Q is not known"),
+        ("arguments", f"{EXIT_WORDS} 2.", f"The engine does not take these arguments: {EXIT_WORDS} 2."),
+        ("crash", "The disk burns", "The engine crashed: The disk burns"),
+    ],
+)
+def test_people_read_what_the_engine_says_of_its_end(failure: str, said: str, read: str) -> None:
+    assert plain_reason(Ending(Outcome.FAILED, failure, said, 1)) == read
 
 
 def test_engine_that_names_no_files_is_judged_by_its_end() -> None:

@@ -18,7 +18,7 @@ BROKEN = Bad("g.png", "g.png is not a whole picture: x")
         (None, None, [], "lost_process", "ended"),
         (3, None, [], "scene", "exit code 3."),
         (1, None, [], "error", "exit code 1."),
-        (1, ("scene", "Error: no camera"), [], "scene", "exit code 1: Error: no camera"),
+        (1, ("scene", "Error: no camera"), [], "scene", "Error: no camera"),
         (-11, None, [], "crash", "signal 11."),
         (139, None, [], "crash", "exit code 139."),
         (-9, None, [], "license", "signal 9."),
@@ -33,6 +33,18 @@ def test_failures_are_classified_and_say_why(
     ending = decide(code=code, rules=RULES, failure=failure, bad=bad)
     assert (ending.outcome, ending.failure) == (Outcome.FAILED, kind)
     assert reason in ending.reason
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, "error"), (3, "scene")])
+def test_what_the_engine_says_of_its_end_is_the_reason(code: int, kind: str) -> None:
+    told = decide(code=code, rules=RULES, failure=None, bad=[], reason="The scene has no camera")
+    assert (told.failure, told.reason) == (kind, "The scene has no camera")
+    told = decide(
+        code=code, rules=RULES, failure=("scene", "Error: Cannot render, no camera"), bad=[], reason="So it is"
+    )
+    assert (told.failure, told.reason) == ("scene", "So it is")
+    assert decide(code=0, rules=RULES, failure=None, bad=[], reason="Never mind").outcome == Outcome.SUCCEEDED
+    assert decide(code=-11, rules=RULES, failure=None, bad=[], reason="Never mind").reason.endswith("signal 11.")
 
 
 def test_success_needs_everything() -> None:
