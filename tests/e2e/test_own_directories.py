@@ -4,7 +4,9 @@ import json
 import os
 import sys
 import urllib.request
+import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,66 @@ def test_machine_without_the_farms_directory_renders(farm: RealFarm, tmp_path: P
     machine = farm.machine("far")
     assert (machine["input_downloads"], machine["input_bytes"]) == (1, scene.stat().st_size)
     wait_until(lambda: not os.listdir(tmp_path / "far" / "scratch"), "empty scratch directory")
+
+
+MORE = COPIER.replace("[reading]", "[outputs.more]\ntake = ['*']\nleave = ['cache_*']\nfiles = 5\n\n[reading]")
+READER = f"""#!{sys.executable} -IS
+import os, sys
+scene, out, frame = sys.argv[1], sys.argv[2].removeprefix("--out="), int(sys.argv[3])
+before = open(os.path.join(os.path.dirname(scene), f"frame_{{frame:04}}.txt")).read()
+for name, text in (
+    (f"passes/mask_{{frame:04}}.txt", before.upper()),
+    (f"frame_{{frame:04}}.txt", before + " again"),
+    (f"frame_{{3 - frame:04}}.txt", "not mine"),
+    ("a.mp4", "no film"),
+    ("same.txt", "the same"),
+    ("cache_x/data.txt", "left"),
+    ("report.txt", f"of frame {{frame}}"),
+    ("z_too_many.txt", "beyond the bound"),
+):
+    os.makedirs(os.path.dirname(out + name), exist_ok=True)
+    open(out + name, "w").write(text)
+"""
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shared", "own"])
+def test_results_never_meet_inputs_and_more_files_come_home(farm: RealFarm, tmp_path: Path, shares: bool) -> None:
+    farm.client.admin.add_engine(MORE)
+    program = tmp_path / "copier"
+    program.write_text(READER)
+    program.chmod(0o755)
+    (farm.add_machine if shares else partial(add_apart, farm))("m", engines={"copier": str(program)})
+    scene, inputs = tmp_path / "a.scene", {}
+    scene.write_text("scene")
+    for frame in (1, 2):
+        inputs[f"frame_{frame:04}.txt"] = tmp_path / f"in_{frame}"
+        inputs[f"frame_{frame:04}.txt"].write_text(f"frame {frame}")
+    task_id = farm.client.submit(scene, engine="copier", frames="1-2", scene="a.scene", inputs=inputs)["task_id"]
+    task = farm.wait_for_status(task_id, "succeeded", "failed")
+    assert (task["status"], task["frames_done"]) == ("succeeded", 2), task["reason"]
+    found = {str(one["name"]): one for one in farm.client.results(task_id)}
+    assert {name: (one["frame"], one["of_frame"]) for name, one in found.items()} == {
+        "frame_0001.txt": (1, None),
+        "frame_0002.txt": (2, None),
+        "passes/mask_0001.txt": (None, 1),
+        "passes/mask_0002.txt": (None, 2),
+        "report.txt": (None, None),
+        "same.txt": (None, None),
+    }
+    assert fetched(farm, task_id, "frame_0001.txt") == b"frame 1 again"
+    assert fetched(farm, task_id, "passes/mask_0002.txt") == b"FRAME 2"
+    with zipfile.ZipFile(farm.client.download_zip(task_id, tmp_path / "all.zip")) as archive:
+        submitted = {f"submitted/{name}" for name in ("a.scene", *inputs)}
+        assert set(archive.namelist()) == {*found, *submitted}
+        assert archive.read("submitted/frame_0001.txt") == b"frame 1"
+    some = farm.client.download_zip(task_id, tmp_path / "some.zip", frames="2")
+    assert set(zipfile.ZipFile(some).namelist()) == {"frame_0002.txt", "passes/mask_0002.txt"}
+    told = farm.client.task(task_id)["warnings"]
+    assert "z_too_many.txt stayed behind: besides the frames at most 5 files an attempt come home." in told
+    assert "Two parts of the task wrote report.txt with different bytes: the first that came is kept." in told
+    refused = ("a.mp4", "frame_0001.txt", "frame_0002.txt")
+    assert [name for name in refused if f"{name} is not a file" not in str(told)] == []
+    assert "same.txt" not in str(told)
 
 
 PARTS = """

@@ -126,6 +126,7 @@ tasks = _table(
     *required(Flag, "notify", default="0"),  # mail to its user when it ends
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
     *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
+    *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
     Index("ix_tasks_end", "end_us", "task_id"),
@@ -183,7 +184,8 @@ results = _table(
     *required(String(64), "name_hash"),  # SHA-256 of name: one length for every index; stale: s and its tail
     *required(Text, "name"),
     *required(String(10), "state"),  # landing | landed (R6) | stale: its file stays until another has landed
-    *optional(Integer, "frame"),
+    *optional(Integer, "frame", "of_frame"),  # of_frame: the frame that a file besides the frames belongs to
+    *_text(String(100), "folder"),  # of the task's directory, in which it lies; "": beside the scene
     *required(BigInteger, "size", "crc32"),
     *required(String(64), "digest"),
     *optional(Long, "facts"),

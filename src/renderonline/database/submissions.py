@@ -48,7 +48,8 @@ class NewTask:
 
     `arguments`: the engine's argument line for v1 readers. `values`, `template`: JSON (object, list of words).
     `frames`: canonical range, "" without frames. `queue_time` is local (R1.2). `client_key`: "" without one.
-    `chunks` are in the order in which they shall be rendered.
+    `chunks` are in the order in which they shall be rendered; `results_in` is the folder of the task's directory in
+    which its results land ("": beside the scene).
     """
 
     user_id: int
@@ -77,6 +78,7 @@ class NewTask:
     facts: str | None = None
     film: str = ""
     warnings: Sequence[str] = ()
+    results_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,9 @@ _BEFORE: Final = select(
 _NEWEST: Final = select(func.max(tasks.c.task_id))
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
-_OF_TASK: Final = ("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film")
+_OF_TASK: Final = (
+    *("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film", "results_in"),
+)
 _OF_INPUT: Final = ("name", "size", "crc32", "digest")
 _INPUTS: Final = (
     select(*(inputs.c[name] for name in _OF_INPUT))

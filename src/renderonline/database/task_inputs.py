@@ -14,7 +14,8 @@ from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Landed, 
 
 class Holder(NamedTuple):
     """An attempt, to one who knows its token. `over`: nothing of it is wanted any more; `scene`: the path of the
-    task's uploaded file, whose name is `file_name`; `film`: it makes a film, for which the frames are what goes in."""
+    task's uploaded file, whose name is `file_name`; `results_in`: the folder that holds its results; `film`: it makes a
+    film, for which the frames are what goes in."""
 
     token: str
     task_id: int
@@ -22,6 +23,7 @@ class Holder(NamedTuple):
     directory: str
     scene: str
     file_name: str
+    results_in: str
     over: bool
     film: bool = False
 
@@ -49,7 +51,7 @@ def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
     if row is None:
         return None
     over = row.state == AttemptState.ENDED.value and bool(row.outcome != Outcome.LOST.value or row.canceled)
-    about = (row.token, row.task_id, row.machine_id, row.directory, row.file_path, row.file_name)
+    about = (row.token, row.task_id, row.machine_id, row.directory, row.file_path, row.file_name, row.results_in)
     return Holder(*about, over, film=row.kind == ChunkKind.FILM)
 
 

@@ -140,10 +140,13 @@ class AttemptView:
 @dataclass(frozen=True, slots=True)
 class ResultView:
     """A landed file, perhaps one that is to be made again. `facts`: what the picture says of itself; `machine_id` null
-    when the attempt is gone."""
+    when the attempt is gone; `of_frame`: the frame to which a file besides the frames belongs; `folder`: of the task's
+    directory, in which it lies."""
 
     name: str
+    folder: str
     frame: int | None
+    of_frame: int | None
     size: int
     digest: str
     crc32: int
@@ -154,11 +157,12 @@ class ResultView:
 
 
 class SceneFile(NamedTuple):
-    """The file that a task was submitted with, and whose it is."""
+    """The file that a task was submitted with, whose it is, and the folder in which results land ("": beside it)."""
 
     user_id: int
     file_path: str
     file_name: str
+    results_in: str
 
 
 def _present(table: Table, *names: str) -> list[ColumnElement[Any]]:
@@ -191,7 +195,7 @@ _TASK: Final = select(
 _THIS: Final = tasks.c.task_id == bindparam("task_id")
 _ONE_TASK: Final = _TASK.add_columns(renders.c.facts).where(_THIS)
 _SCENE_FILE: Final = (
-    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"))
+    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"), tasks.c.results_in)
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .where(_THIS)
 )
@@ -209,8 +213,10 @@ _RESULT: Final = (
     .where(results.c.state.in_(("landed", "stale")))
 )
 _LANDED: Final = and_(results.c.task_id == bindparam("task_id"), results.c.state != "landing")
-_LANDED_FILES: Final = select(results.c.name, *(results.c[name] for name in Landed._fields)).where(_LANDED)
-_LANDED_FRAMES: Final = select(results.c.name, results.c.frame).where(_LANDED)
+_LANDED_FILES: Final = select(results.c.name, results.c.folder, *(results.c[name] for name in Landed._fields)).where(
+    _LANDED
+)
+_LANDED_FRAMES: Final = select(results.c.name, func.coalesce(results.c.frame, results.c.of_frame)).where(_LANDED)
 
 
 def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
@@ -290,23 +296,24 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
 
 
 def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFacts]:
-    """What is known of all landed files of a task, by name."""
+    """What is known of all landed files of a task, by where they lie in its directory."""
     rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
-    return {row[0]: row[1:] for row in rows}  # of what `Landed` is made: a ZIP waits for thousands
+    # Of what `Landed` is made: a ZIP waits for thousands.
+    return {f"{row[1]}/{row[0]}" if row[1] else row[0]: row[2:] for row in rows}
 
 
-def landed_file(connection: Connection, task_id: int, name: str) -> Landed:
-    """What is known of one, or `NotFound`."""
+def landed_file(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
+    """Where the one of this name lies in the task's directory, and what is known of it; or `NotFound`."""
     found = connection.execute(_LANDED_FILES.where(results.c.name == name), {"task_id": task_id})
-    for its_name, *facts in found:
+    for its_name, folder, *facts in found:
         if its_name == name:  # MySQL compares without regard to letter case
-            return Landed(*facts)
+            return f"{folder}/{name}" if folder else name, Landed(*facts)
     raise NotFound(f"Task {task_id} has no result {name}.")
 
 
 def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:
-    """The frame of each of those files by name."""
-    return {row.name: row.frame for row in connection.execute(_LANDED_FRAMES, {"task_id": task_id})}
+    """The frame of each of those files by name, also of those besides the frames that belong to one."""
+    return {row.name: row[1] for row in connection.execute(_LANDED_FRAMES, {"task_id": task_id})}
 
 
 def _page(

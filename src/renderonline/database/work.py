@@ -164,7 +164,15 @@ class EndedStep:
     warnings: tuple[str, ...] = ()
 
 
-Step = StartedStep | LandedStep | EndedStep
+@dataclass(frozen=True, slots=True)
+class WarnedStep:
+    """RenderAPI itself has something to say of what an attempt made (R16)."""
+
+    attempt_id: int
+    texts: tuple[str, ...]
+
+
+Step = StartedStep | LandedStep | EndedStep | WarnedStep
 
 
 class Mark(NamedTuple):
@@ -257,6 +265,9 @@ class _Applier:
     def apply(self, step: Step, attempt: AttemptRow) -> bool:
         if isinstance(step, LandedStep):
             return self._landed(step, attempt)
+        if isinstance(step, WarnedStep):
+            self._sheet.task(attempt.task_id).warn(step.texts)
+            return True
         if attempt.state is AttemptState.ENDED or not token_fits(step.token, attempt.token):
             return False
         return self._started(step, attempt) if isinstance(step, StartedStep) else self._ended(step, attempt)

@@ -30,7 +30,7 @@ CONDEMNED: Final = 2
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
 _BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
 _FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
-_MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "state"))).where(
+_MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "of_frame", "state"))).where(
     results.c.state.in_(("landing", "landed"))
 )
 _A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
@@ -243,7 +243,7 @@ def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tup
         whole = chunk.chunk_id in chunk_ids or bool(found and chunk.stage > found[0][0].stage)
         whole = whole or not (any(anew) or _is_film(chunk))
         if not whole and any(one.frame is not None for one in theirs):
-            theirs = [one for one in theirs if one.frame in frames]
+            theirs = [one for one in theirs if one.frame in frames or one.of_frame in frames]
         if whole or (frames and (theirs or chunk.state not in LIVE)):
             found.append((chunk, theirs))
     if unknown:

@@ -20,7 +20,7 @@ from renderonline.farm.tasks import AttemptState, Outcome
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A result that an attempt has, name and frame checked. `token` None: RenderAPI itself found it. `facts` is
-    JSON."""
+    JSON. `more`: it is none of those that the attempt has to write; `of_frame`: the frame to which it belongs."""
 
     attempt_id: int
     token: str | None
@@ -30,12 +30,16 @@ class Offer:
     digest: str
     crc32: int
     facts: str = "{}"
+    of_frame: int | None = None
+    more: bool = False
 
 
 class InPlace(NamedTuple):
-    """A file in a task's directory as it is: by its name there, with BLAKE2b-256 in hex."""
+    """A file in a `folder` of a task's directory ("": in the directory itself) as it is: by its name there, with
+    BLAKE2b-256 in hex."""
 
     name: str
+    folder: str
     size: int
     digest: str
     crc32: int
@@ -52,8 +56,9 @@ class Stale(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Landing:
     """An offer whose row is there: do the file steps. `source` is the attempt's directory, `scene` the path of the
-    task's uploaded file ("" when the task is gone), `file_name` its name, perhaps with folders; `late`: its attempt is
-    over; `stale`: what it replaces; `modified_ns`: of its file, when that lies under the final name."""
+    task's uploaded file ("" when the task is gone), `file_name` its name, perhaps with folders, `folder` the one of the
+    task's directory in which the result is to lie; `late`: its attempt is over; `stale`: what it replaces;
+    `modified_ns`: of its file, when that lies under the final name."""
 
     result_id: int
     offer: Offer
@@ -63,13 +68,14 @@ class Landing:
     source: str
     scene: str
     file_name: str
+    folder: str
     late: bool
     stale: Stale
     modified_ns: int | None = None
 
 
 ATTEMPTS: Final = (
-    select(attempts, tasks.c.user_id, tasks.c.canceled, renders.c.file_path, renders.c.file_name)
+    select(attempts, tasks.c.user_id, tasks.c.canceled, tasks.c.results_in, renders.c.file_path, renders.c.file_name)
     .join(tasks, tasks.c.task_id == attempts.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
 )
@@ -79,6 +85,9 @@ _KNOWN: Final = (
     select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
     .where(results.c.task_id == bindparam("task_id"), results.c.name_hash.in_(bindparam("hashes", expanding=True)))
     .with_for_update()
+)
+_NAMED: Final = select(results.c.chunk_id, results.c.digest).where(
+    results.c.task_id == bindparam("task_id"), results.c.name_hash == bindparam("hash")
 )
 _REPLACED: Final = results.alias("replaced")
 _OPEN: Final = (
@@ -91,7 +100,7 @@ _OPEN: Final = (
     .where(results.c.state == literal_column("'landing'"))  # as its index says it
     .order_by(results.c.result_id)
 )
-_STORED: Final = ("attempt_id", "name", "frame", "size", "digest", "crc32", "facts")
+_STORED: Final = ("attempt_id", "name", "frame", "of_frame", "size", "digest", "crc32", "facts")
 
 
 def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
@@ -102,6 +111,19 @@ def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: i
     rows = {row.attempt_id: row for row in found if row.machine_id == machine_id and not row.canceled}
     begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]
     return tuple(landing for landing in begun if landing is not None)
+
+
+def differing(connection: Connection, offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Those offers of files besides an attempt's own under whose name another chunk of their task has landed, or lands,
+    other bytes."""
+    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
+    rows = {row.attempt_id: row for row in found}
+    return tuple(one for one in offers if one.attempt_id in rows and _differs(connection, one, rows[one.attempt_id]))
+
+
+def _differs(connection: Connection, offer: Offer, row: Any) -> bool:
+    known = connection.execute(_NAMED, {"task_id": row.task_id, "hash": result_keys(offer.name)[0]}).first()
+    return known is not None and known.chunk_id != row.chunk_id and known.digest != offer.digest
 
 
 def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
@@ -123,8 +145,9 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         update(connection, results, result_id, values)
     else:
         about = {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
+        about |= {"folder": row.results_in}
         result_id = insert(connection, results, {**about, **values})
-    whose = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name)
+    whose = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name, row.results_in)
     return Landing(result_id, offer, *whose, late, stale)
 
 
@@ -164,5 +187,5 @@ def _left_behind(row: Any) -> Landing:
     stale = Stale(row.stale_id or 0, row.stale_digest or "")
     offer = Offer(row.attempt_id, None, row.name, row.frame, row.size, row.digest, row.crc32)
     about = (row.task_id, row.user_id or 0, row.machine_id or 0)
-    where = (row.directory or "", row.file_path or "", row.file_name or "")
+    where = (row.directory or "", row.file_path or "", row.file_name or "", row.folder)
     return Landing(row.result_id, offer, *about, *where, late=False, stale=stale)

@@ -39,7 +39,8 @@ _RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id)
 class TaskFacts:
     """What is needed to write a task's command. `values` and `template` are None for renders of the existing system,
     whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: what is
-    made of its frames (`farm.films.Film`), "": none."""
+    made of its frames (`farm.films.Film`), "": none. `results_in`: the folder that holds its results, "": beside the
+    scene."""
 
     task_id: int
     engine: str
@@ -49,6 +50,7 @@ class TaskFacts:
     frames: str
     file_name: str
     film: str
+    results_in: str
     values: Mapping[str, str] | None
     template: tuple[str, ...] | None
 
@@ -57,6 +59,7 @@ _FACTS: Final = (
     select(
         *(tasks.c.task_id, engines.c.name.label("engine"), engines.c.definition, renders.c.file_path.label("scene")),
         *(renders.c.arguments, func.coalesce(tasks.c.frames, "").label("frames"), renders.c.file_name, tasks.c.film),
+        tasks.c.results_in,
         *(renders.c["values"].label("given"), renders.c.template.label("words")),
     )
     .select_from(_RENDERED)

@@ -82,11 +82,12 @@ _CANCEL_WAITING: Final = (
 )
 _RESHAPE: Final = updating(chunks, (*FRAMES, "place"))
 _WRITE_ATTEMPT: Final = updating(attempts, _OF_ATTEMPT)
+_ITS_FRAME: Final = func.coalesce(results.c.frame, results.c.of_frame)
 _GIVE_RESULTS: Final = (
     results.update()
     .where(results.c.task_id == bindparam("key"))
-    .where(results.c.frame.between(bindparam("first_frame"), bindparam("last_frame")))
-    .where((results.c.frame - bindparam("first_frame")) % bindparam("frame_step") == 0)
+    .where(_ITS_FRAME.between(bindparam("first_frame"), bindparam("last_frame")))
+    .where((_ITS_FRAME - bindparam("first_frame")) % bindparam("frame_step") == 0)
     .values(chunk_id=bindparam("to"))
 )
 

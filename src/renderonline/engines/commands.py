@@ -223,6 +223,15 @@ def name_of_frame(pattern: str, frame: int) -> str:
     return re.sub("#+", lambda run: padded(frame, len(run[0])), pattern, count=1)
 
 
+def frame_of_name(pattern: str, name: str) -> int | None:
+    """The frame whose file is called so by `frames_pattern`; None for every other name."""
+    before, run, after = re.split("(#+)", pattern, maxsplit=1) if "#" in pattern else (pattern, "", "")
+    number = name.removeprefix(before).removesuffix(after)
+    if not run or not re.fullmatch(r"-?\d{1,10}", number, re.ASCII):
+        return None
+    return int(number) if name_of_frame(pattern, int(number)) == name else None
+
+
 def padded(frame: int, width: int) -> str:
     """A frame number with at least `width` digits; the sign of a negative one comes in front, as Blender writes it."""
     return f"-{-frame:0{width}d}" if frame < 0 else f"{frame:0{width}d}"

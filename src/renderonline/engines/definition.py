@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from renderonline.farm.more_results import NOTHING_MORE, MoreResults
 from renderonline.farm.needs import NOTHING, Needs
 
 FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.scene_facts:survey"}
@@ -56,6 +57,8 @@ class Outputs:
     height_argument: str = ""
     pad_like_last_frame: bool = False
     """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
+    more: MoreResults = NOTHING_MORE
+    """What the engine writes besides, and is a result too."""
 
 
 _ONE_GROUP = ("frame", "frame_index", "fraction", "percent", "remaining", "memory", "saved")

@@ -23,6 +23,7 @@ from renderonline.engines.definition import (
 )
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.more_results import MoreResults
 from renderonline.protocol.codec import from_wire
 from renderonline.sandbox.box import is_plain_directory
 
@@ -33,6 +34,8 @@ STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
 REFUSED_VARIABLES: Final = frozenset({"LD_PRELOAD", "LD_AUDIT", "PYTHONSTARTUP"})
 LOADERS: Final = ("LD_", "PYTHON")
 """What the variables of the system's loader and of Python begin with."""
+MOST_MORE_FILES: Final = 10_000
+MOST_MORE_MIB: Final = 1 << 20
 FAILURE_CLASS: Final = "[a-z_]{1,40}"
 
 
@@ -159,6 +162,7 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
     known = {"", *(argument.id for argument in definition.arguments)}
     _must_be_one_of(known, outputs.width_argument, "outputs.width_argument")
     _must_be_one_of(known, outputs.height_argument, "outputs.height_argument")
+    _check_more(outputs.more)
     bare = outputs.pattern.replace("{extension}", "x", 1)
     plain_file = "must be a plain file name of letters, digits, _ . - and #"
     _must_match(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare, "outputs.pattern", plain_file)
@@ -173,6 +177,15 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
     for where, extension in extensions.items():
         without_dot = "must be an extension without the dot, for instance png"
         _must_match(r"[a-zA-Z0-9]{1,16}", extension, f"outputs.{where}", without_dot)
+
+
+def _check_more(more: MoreResults) -> None:
+    for field in ("take", "leave"):
+        for pattern in getattr(more, field):
+            plain = f"holds {pattern[:50]!r}; it must be a file name's pattern of at most 100 characters, such as *.svg"
+            _must_match(r"[^\\\x00-\x1f]{1,100}", pattern, f"outputs.more.{field}", plain)
+    for field, most in (("files", MOST_MORE_FILES), ("mib", MOST_MORE_MIB)):
+        _must(0 < getattr(more, field) <= most, f"outputs.more.{field}", f"must be from 1 to {most}")
 
 
 def _check_reading(reading: ReadingRules) -> None:

@@ -30,6 +30,7 @@ from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.journal import Journal
+from renderonline.hpcserver.more_outputs import MoreOutputs, is_picture
 from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
 from renderonline.hpcserver.outside import Outside
@@ -123,6 +124,7 @@ class Attempt:
         self._warnings: dict[str, None] = {}
         self._before: Mapping[str, Stamp] = {}
         self._expected = {output.name: output.frame for output in assign.expected}
+        self._more = MoreOutputs(assign.more, self._expected)
         self._good: dict[str, Good] = {}
         self._checking: dict[str, asyncio.Task[Bad | None]] = {}
         self._one_picture = asyncio.Lock()
@@ -340,8 +342,14 @@ class Attempt:
     def _saved(self, path: str) -> None:
         """The engine says that a file is complete: check and report it now. What is bad now may be good in the end."""
         name = os.path.relpath(os.path.normpath(self._root / path), self._root)
-        if name in self._expected and name not in self._good and name not in self._checking:
-            self._checking[name] = asyncio.create_task(self._check(name))
+        taken = name in self._expected or self._more.wants(name)
+        if taken and name not in self._good and name not in self._checking:
+            self._checking[name] = asyncio.create_task(self._check_saved(name))
+
+    async def _check_saved(self, name: str) -> Bad | None:
+        if self._more.wants(name) and not await self._workshop.in_thread(self._admitted, name):
+            return None
+        return await self._check(name)
 
     async def _judge(self, ended: Ended) -> Ending:
         for check in self._checking.values():
@@ -354,6 +362,8 @@ class Attempt:
         # Without decoding nothing tells a half-written file from a whole one but the engine's success.
         if succeeded or (self._expected and self._rules.decode):
             bad = await (self._check_expected() if self._expected else self._report_all_files())
+        if self._more:
+            await self._report_more(succeeded=succeeded)
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
@@ -368,11 +378,38 @@ class Attempt:
 
     async def _check_expected(self) -> list[Bad]:
         """Check what was not reported yet, and that nothing reported has changed since."""
-        good = list(self._good.values())
-        stamps = await self._workshop.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
-        changed = [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
+        changed = await self._changed([one for name, one in self._good.items() if name in self._expected])
         bad = [Bad(name, f"{name} was changed after the engine said that it was complete.") for name in changed]
         return bad + await self._check_all([name for name in self._expected if name not in self._good])
+
+    async def _changed(self, good: Sequence[Good]) -> list[str]:
+        stamps = await self._workshop.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
+        return [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
+
+    async def _report_more(self, *, succeeded: bool) -> None:
+        """Take what the engine wrote besides. When it failed, only what can be seen to be whole."""
+        more = self._more
+        for name in await self._changed([one for name, one in self._good.items() if name not in self._expected]):
+            more.refuse(name, f"{name} was written more than once by one attempt; its first version came home.")
+        try:
+            there = await self._workshop.in_thread(outputs.list_files, self._root, len(self._expected))
+        except (InvalidRequest, OSError) as error:
+            more.refuse("", f"What the engine wrote besides its frames did not come home. {error}")
+            there = []
+        decodes = self._rules.decode
+        new = [name for name in there if more.wants(name) and name not in self._good]
+        wanted = [name for name in new if succeeded or (decodes and is_picture(name))]
+        admitted = await self._workshop.in_thread(lambda: list(filter(self._admitted, wanted)))
+        for bad in await self._check_all(admitted):
+            if not bad.missing:  # what was there before is no result
+                more.refuse(bad.name, bad.reason)
+        for sentence in more.warnings():
+            self._warn(sentence)
+            self._write_log([f"RenderOnline: warning: {sentence}"])
+
+    def _admitted(self, name: str) -> bool:
+        stamp = outputs.stamp_of(self._root / name)
+        return stamp is None or stamp == self._before.get(name) or self._more.admit(name, stamp[1])
 
     async def _report_all_files(self) -> list[Bad]:
         try:
@@ -389,14 +426,15 @@ class Attempt:
 
     async def _check(self, name: str) -> Bad | None:
         """Check one file and report it if it is good."""
-        workshop, assign = self._workshop, self.assign
-        checkers = workshop.checkers if self._expected and self._rules.decode else None
-        about = (self._root, name, self._before.get(name), checkers, self._rules)
+        workshop, assign, is_more = self._workshop, self.assign, self._more.wants(name)
+        decodes = self._expected and self._rules.decode and (not is_more or is_picture(name))
+        checkers, rules = workshop.checkers if decodes else None, ReadingRules() if is_more else self._rules
+        about = (self._root, name, self._before.get(name), checkers, rules)
         async with self._one_picture if checkers is not None else contextlib.nullcontext():
             found = await workshop.in_thread(outputs.check_file, *about)
         if isinstance(found, Bad):
             return found
-        if found.facts.get("constant"):
+        if found.facts.get("constant") and not is_more:
             self._write_log([f"RenderOnline: warning: {name}: {outputs.ONE_COLOUR}"])
         if self._parcel is not None and (wrong := await self._parcel.send(found)) is not None:
             if isinstance(wrong, Bad):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from renderonline.farm.more_results import NOTHING_MORE, MoreResults
+
 PROTOCOL: Final = 1
 """The number of this protocol; RenderAPI takes this one and the one before."""
 
@@ -116,6 +118,8 @@ class Assign:
     that computer's files; another one works in a directory of its own and puts it in place of `root` and `directory`.
     Without a mark everybody shares.
 
+    `more`: which other new files in `directory` are results too; only where `expected` is not empty.
+
     Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
     and directories besides the task's; the engine's definition says so.
     """
@@ -140,6 +144,7 @@ class Assign:
     network: bool = False
     sandbox_read: tuple[str, ...] = ()
     sandbox_write: tuple[str, ...] = ()
+    more: MoreResults = NOTHING_MORE
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from renderonline.storage.archive import members_of
 from renderonline.storage.digests import InputSums
 from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, file_pieces
 from renderonline.storage.landing import Arrival, check_name
-from renderonline.storage.names import task_directory
+from renderonline.storage.names import results_directory, task_directory
 from renderonline.storage.uploads import disk_error, disk_errors
 
 __all__ = ["AttemptTransfers", "Holder"]
@@ -91,11 +91,16 @@ class AttemptTransfers:
 
     async def _look(self, holder: Holder) -> tuple[InputFile, ...]:
         database, task_id = self._shared.database, holder.task_id
-        directory = task_directory(holder.scene, holder.file_name)
+        directory = _source(holder)
         known = await database.read(partial(frames, task_id=task_id)) if holder.film else {}
         made = known.keys() if holder.film else await database.read(partial(result_names, task_id=task_id))
         compared = self._shared.landed.compared
-        read = partial(_read_all, directory, known, lambda name: (name in made) is holder.film, compared)
+        results = f"{holder.results_in}/" if holder.results_in and not holder.film else "/"
+
+        def goes_in(name: str) -> bool:
+            return (name in made) is holder.film and not name.startswith(results)
+
+        read = partial(_read_all, directory, known, goes_in, compared)
         try:
             found = await asyncio.to_thread(read)
         except OSError as error:
@@ -116,7 +121,7 @@ class AttemptTransfers:
             known = (await self._files_of(task_id)).get(name)
         if known is None:
             raise NotFound(f"The task has no file {name}.")
-        path = task_directory(holder.scene, holder.file_name) / name
+        path = _source(holder) / name
         try:
             content = await self._shared.landed.file(task_id, path, name, known, sums)
         except Conflict as error:
@@ -155,7 +160,7 @@ class AttemptTransfers:
         """Take a result into the attempt's directory, from where it lands when it is reported (R6)."""
         length, digest = _announced(request)
         order = await self._dispatcher.reports.order_of(attempt_id)
-        if order is not None and order.wanted and name not in order.wanted:
+        if order is not None and not order.takes(name):
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
         folder = Folder(holder.directory, holder.machine_id, holder.token)
         self._shared.files.receives(attempt_id, folder)
@@ -189,7 +194,7 @@ class AttemptTransfers:
         """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13). `Conflict` when the
         file of another attempt landed: its preview stays (R14)."""
         order = await self._dispatcher.reports.order_of(attempt_id)
-        if order is None or check_name(name) not in order.wanted:
+        if order is None or not order.wanted or not order.takes(check_name(name)):
             raise NotFound(f"The attempt has no file {name}.")
         if not jpeg.startswith(_JPEG):
             raise InvalidRequest("A preview is a JPEG.")
@@ -201,6 +206,13 @@ class AttemptTransfers:
             path = await asyncio.to_thread(previews.put, holder.task_id, name, checked_size(size), jpeg)
         if await self._shared.database.read(partial(load_holder, attempt_id=attempt_id)) is None:  # deleted meanwhile
             await asyncio.to_thread(previews.take_back, path)
+
+
+def _source(holder: Holder) -> Path:
+    """Where that lies which goes into an attempt: the task's files, or for a film its results."""
+    if holder.film:
+        return results_directory(holder.scene, holder.file_name, holder.results_in)
+    return task_directory(holder.scene, holder.file_name)
 
 
 def _announced(request: Request) -> tuple[int, str]:

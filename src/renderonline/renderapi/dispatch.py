@@ -132,8 +132,9 @@ class Dispatcher:
                 return submitted
             values, template = json.loads(new.values), tuple(json.loads(new.template))
             facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
+            more = (new.file_name, new.film, new.results_in)
             with contextlib.suppress(InvalidRequest):  # told when it is leased
-                self.shared.orders.learn(loading.TaskFacts(*facts, new.file_name, new.film, values, template))
+                self.shared.orders.learn(loading.TaskFacts(*facts, *more, values, template))
             if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
                 self.memory.add_task(task)
             self._leasing.follow(ahead, task.task_id, leases)

@@ -152,13 +152,15 @@ class LandedFiles:
             return set()
         directory = task_directory(scene.file_path, scene.file_name)
         kept = inputs or {Path(scene.file_path).relative_to(directory).as_posix()}
+        folder = f"{scene.results_in}/" if scene.results_in else ""
 
-        def chosen(name: str) -> bool:
-            return name not in kept and (
-                name in wanted or (unknown and (name not in known or not Landed(*known[name]).digest))
+        def chosen(place: str) -> bool:
+            name = place.removeprefix(folder)
+            return place not in kept and (
+                name in wanted or (unknown and (place not in known or not Landed(*known[place]).digest))
             )
 
-        found = await asyncio.to_thread(_found, directory, chosen)
+        found = await asyncio.to_thread(_found, directory, scene.results_in, chosen)
         take = partial(take_in_place, task_id=task_id, files=found, now_us=time.time_ns() // 1000)
         await self._database.write(take)
         suspects = self._altered.get(task_id, {})
@@ -173,8 +175,10 @@ def has_directory(scene: tasks.SceneFile) -> bool:
     return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(scene.user_id)
 
 
-def _found(directory: Path, chosen: Callable[[str], bool]) -> list[InPlace]:
-    found = []
+def _found(directory: Path, folder: str, chosen: Callable[[str], bool]) -> list[InPlace]:
+    """Those files of a task's directory that are `chosen` by their place in it; of two of one name the one in the
+    results' `folder`."""
+    found: dict[str, InPlace] = {}
     for member in members_of(directory, {}) if directory.is_dir() else ():
         if chosen(member.name):
             try:
@@ -182,8 +186,11 @@ def _found(directory: Path, chosen: Callable[[str], bool]) -> list[InPlace]:
             except (OSError, InvalidRequest):  # it went, or somebody still writes
                 continue
             modified_ns = member.modified_ns if -(2**63) <= member.modified_ns < 2**63 else None
-            found.append(InPlace(member.name, now.size, now.digest, now.crc32, modified_ns))
-    return found
+            apart = bool(folder) and member.name.startswith(f"{folder}/")
+            name = member.name.removeprefix(f"{folder}/") if apart else member.name
+            if apart or name not in found:
+                found[name] = InPlace(name, folder if apart else "", now.size, now.digest, now.crc32, modified_ns)
+    return list(found.values())
 
 
 def _refusal(task_id: int, names: Sequence[str]) -> Conflict:

@@ -1,7 +1,7 @@
 """Landing results (R6): a row first, then the file, then the row again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,13 +13,14 @@ import structlog
 
 from renderonline.database.door import Database
 from renderonline.database.projection import Moment
-from renderonline.database.work import LandedStep, apply_steps
-from renderonline.database.work_landing import Landing, Offer, begin_landing, drop_landing, open_landings
+from renderonline.database.work import LandedStep, WarnedStep, apply_steps
+from renderonline.database.work_landing import Landing, Offer, begin_landing, differing, drop_landing, open_landings
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.more_results import Bounds, frame_in
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Result
 from renderonline.renderapi.orders import Order
-from renderonline.storage.digests import digest_file
+from renderonline.storage.digests import FileDigest, digest_file
 from renderonline.storage.landing import (
     Placed,
     Placing,
@@ -37,6 +38,8 @@ _log = structlog.get_logger(__name__)
 _LARGEST_FACTS: Final = 16 * 1024
 _TRIES: Final = 3
 _PAUSE_S: Final = 1.0
+OTHER_BYTES: Final = "Two parts of the task wrote {name} with different bytes: the first that came is kept."
+NAME_TAKEN: Final = "{name} could not be kept: another file of the task's directory has this name."
 _HEX: Final = frozenset("0123456789abcdef")
 
 
@@ -71,11 +74,30 @@ class Landings:
             yield
 
 
-def offer_of(result: Result, wanted: Mapping[str, int | None]) -> Offer:
+class Besides:
+    """What live attempts gave besides their own files, held to the bounds of their engine's definition here too: a
+    machine's word is no limit (R14). A restart begins to count again."""
+
+    def __init__(self) -> None:
+        self._bounds: dict[int, Bounds] = {}
+
+    def admit(self, order: Order, name: str, size: int) -> None:
+        """Count a file; `InvalidRequest` when it is beyond the bounds."""
+        bounds = self._bounds.setdefault(order.assign.attempt, Bounds(order.assign.more))
+        if bound := bounds.met_by(name, size):
+            raise InvalidRequest(f"{name} is beyond the {bound} of an attempt.")
+
+    def forget(self, attempt_ids: Collection[int]) -> None:
+        """These attempts are over."""
+        for attempt_id in attempt_ids:
+            self._bounds.pop(attempt_id, None)
+
+
+def offer_of(result: Result, order: Order) -> Offer:
     """What a machine says it has, checked; `InvalidRequest` when it can't be a result of this attempt. Where the engine
-    names its outputs, only those are results and the frame is ours to say."""
+    names its outputs, only those are results, and what its definition takes besides; the frame is ours to say."""
     name = check_name(result.name)
-    if wanted and name not in wanted:
+    if not order.takes(name):
         raise InvalidRequest(f"{name} is not a file that this attempt has to write.")
     if not 0 <= result.size < 2**63 or not 0 <= result.crc32 < 2**32:
         raise InvalidRequest("Size or CRC-32 of a result can't be right.")
@@ -83,35 +105,48 @@ def offer_of(result: Result, wanted: Mapping[str, int | None]) -> Offer:
         raise InvalidRequest("The digest of a result is not BLAKE2b-256 in hex.")
     facts = orjson.dumps(dict(result.facts))
     told = facts.decode() if len(facts) <= _LARGEST_FACTS else "{}"
-    about = (result.attempt, result.token, name, wanted.get(name))
-    return Offer(*about, result.size, result.digest, result.crc32, told)
+    return _offer(order, result.token, name, FileDigest(result.size, result.digest, result.crc32), told)
+
+
+def _offer(order: Order, token: str | None, name: str, file: FileDigest, facts: str = "{}") -> Offer:
+    more = bool(order.wanted) and name not in order.wanted
+    of_frame = frame_in(name, order.assign.frames) if more else None
+    about = (order.assign.attempt, token, name, order.wanted.get(name))
+    return Offer(*about, file.size, file.digest, file.crc32, facts, of_frame, more)
 
 
 def written_offers(order: Order) -> tuple[Offer, ...]:
-    """What an attempt of a v1 machine wrote: the files that its engine names, or whatever lies in its directory, if
-    its command names that. Blocks; missing and unreadable files are left out."""
-    assign = order.assign
-    directory = Path(assign.directory)
+    """What an attempt of a v1 machine wrote: the files that its engine names, and what its definition takes besides, or
+    else whatever lies in its directory, if its command names that. Blocks; missing and unreadable files are left
+    out."""
+    directory = Path(order.assign.directory)
     offers = []
-    for name in tuple(order.wanted) or (found_outputs(directory) if order.uses_directory else ()):
+    there = found_outputs(directory) if order.uses_directory else ()
+    for name in (*order.wanted, *(one for one in there if one not in order.wanted and order.takes(one))):
         try:
             found = digest_file(directory / check_name(name))
         except (OSError, InvalidRequest):
             continue
-        about = (assign.attempt, None, name, order.wanted.get(name))
-        offers.append(Offer(*about, found.size, found.digest, found.crc32))
+        offers.append(_offer(order, None, name, found))
     return tuple(offers)
 
 
 async def land(
     database: Database, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
-) -> tuple[Landing, ...]:
-    """Steps (a) and (b); gives the landings of which (c) is to be written, in the order of the offers. `closed`: the
-    attempts of which nothing is written any more, and whose files were whole at the end."""
+) -> tuple[tuple[Landing, ...], tuple[WarnedStep, ...]]:
+    """Steps (a) and (b); gives the landings of which (c) is to be written, in the order of the offers, and what is to
+    be said of the others. `closed`: the attempts of which nothing is written any more, and whose files were whole at
+    the end."""
     if not offers:
-        return ()
+        return (), ()
     begun = await database.write(partial(begin_landing, offers=offers, machine_id=machine_id))
-    return await _placed(database, begun, place, closed)
+    landed, taken = await _placed(database, begun, place, closed)
+    ours = {(one.offer.attempt_id, one.offer.name) for one in begun}
+    dropped = [one for one in offers if one.more and (one.attempt_id, one.name) not in ours]
+    differ = await database.read(partial(differing, offers=dropped)) if dropped else ()
+    said = [(one.attempt_id, OTHER_BYTES.format(name=one.name)) for one in differ]
+    said += [(one.offer.attempt_id, NAME_TAKEN.format(name=one.offer.name)) for one in taken]
+    return landed, tuple(WarnedStep(attempt_id, (text,)) for attempt_id, text in said)
 
 
 def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
@@ -123,7 +158,7 @@ def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
     """Settle every landing that a stop, or a write that was given up, left half-way (R6); while nothing else lands."""
     rows = await database.read(open_landings)
-    landed = await _placed(database, rows, _settle_all, ())
+    landed, _ = await _placed(database, rows, _settle_all, ())
     steps = [landed_step(landing) for landing in landed]
     if rows:
         _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
@@ -135,9 +170,9 @@ async def _placed(
     landings: Sequence[Landing],
     step: Callable[[Sequence[Placing]], Sequence[Placed]],
     closed: Collection[int],
-) -> tuple[Landing, ...]:
-    """Do the file step; what could not be landed frees its name. A disk that refuses is given a moment, then the
-    results are given up."""
+) -> tuple[tuple[Landing, ...], tuple[Landing, ...]]:
+    """Do the file step; what could not be landed frees its name, and those for which another file had it are told
+    apart. A disk that refuses is given a moment, then the results are given up."""
     there = [landing for landing in landings if landing.scene]
     outcomes: Sequence[tuple[Placed, int | None]] = [(Placed.MISSING, None) for _ in there]
     for left in reversed(range(_TRIES)):
@@ -147,13 +182,13 @@ async def _placed(
         except OSError as error:
             _log.warning("The disk refuses results", error=str(error), tries_left=left)
             await asyncio.sleep(_PAUSE_S if left else 0)
-    placed = zip(there, outcomes, strict=True)
+    placed = list(zip(there, outcomes, strict=True))
     landed = tuple(replace(one, modified_ns=when) for one, (outcome, when) in placed if outcome is Placed.LANDED)
     lost = sorted({one.result_id for one in landings} - {one.result_id for one in landed})
     if lost:
         _log.warning("Results could not be landed", results=lost[:5], why=sorted({outcome for outcome, _ in outcomes}))
         await database.write(partial(drop_landing, result_ids=lost))
-    return landed
+    return landed, tuple(one for one, (outcome, _) in placed if outcome is Placed.TAKEN)
 
 
 def _timed(
@@ -180,4 +215,5 @@ def _settled(placing: Placing) -> Placed:
 def _placing(one: Landing, closed: Collection[int]) -> Placing:
     offer = one.offer
     about = (offer.name, Path(one.source), task_directory(one.scene, one.file_name), offer.size, offer.digest)
-    return Placing(one.result_id, *about, one.stale.digest, may_change=offer.attempt_id not in closed)
+    may_change = offer.attempt_id not in closed
+    return Placing(one.result_id, *about, one.stale.digest, may_change=may_change, folder=one.folder)

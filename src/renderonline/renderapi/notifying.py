@@ -207,7 +207,8 @@ class Notifier:
         directory = task_directory(view.file_path, view.file_name)
         picture = None
         if latest is not None:
-            picture = Member(latest.name, directory / latest.name, latest.size, 0, latest.crc32, latest.digest)
+            place = directory / latest.folder / latest.name
+            picture = Member(latest.name, place, latest.size, 0, latest.crc32, latest.digest)
         message = _of(view, self._url, picture)
         self._tell(message)
         if view.notify and self._mail is not None:

@@ -4,21 +4,22 @@ import asyncio
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final
 
 from renderonline.database.door import Database
 from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
-from renderonline.engines.commands import Command, build, frames_pattern, reading_of
+from renderonline.engines.commands import Command, build, frame_of_name, frames_pattern, reading_of
 from renderonline.engines.definition import FILM_READING, EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.films import FILM_ENGINE, Film
+from renderonline.farm.films import FILM_ENGINE, FORMATS, Film
 from renderonline.farm.frames import FrameRange, parse_frames
+from renderonline.farm.more_results import NOTHING_MORE
 from renderonline.protocol.codec import to_wire
 from renderonline.protocol.link import Assign, ExpectedOutput, Limits
 from renderonline.storage.landing import kept_mark
@@ -32,11 +33,18 @@ _definition = lru_cache(_KEPT)(parse_definition)
 class Order:
     """An attempt's order. `wanted`: the files that the whole chunk needs (name -> frame; empty: the engine names
     none), also when only some are still to be rendered. `uses_directory`: the command names the attempt's directory,
-    so that what appears in it are results."""
+    so that what appears in it are results. `of_others`: which names are for other chunks' results."""
 
     assign: Assign
     wanted: Mapping[str, int | None]
     uses_directory: bool
+    of_others: Callable[[str], bool] = lambda _name: False
+
+    def takes(self, name: str) -> bool:
+        """Whether a file of this name, relative to the attempt's directory, can be one of its results."""
+        if not self.wanted or name in self.wanted:
+            return True
+        return self.assign.more.takes(name) and not self.of_others(name.partition("/")[0])
 
 
 class _Known:
@@ -53,6 +61,14 @@ class _Known:
         self.values = {**defaults, **(facts.values or {})}
         self.frames = parse_frames(facts.frames) if facts.frames else ()
         self.root = str(task_directory(facts.scene, facts.file_name))
+        self.results = os.path.join(self.root, facts.results_in) if facts.results_in else self.root
+        self.pattern = frames_pattern(definition, self.values, self.frames) if definition else ""
+        self._frames = frozenset(self.frames)
+
+    def expects(self, name: str) -> bool:
+        """Whether a file of this name is a frame of the task, or is called as a film of it is."""
+        films = (Film(kind).file_name(self.facts.file_name) for kind in FORMATS)
+        return frame_of_name(self.pattern, name) in self._frames or name in films
 
     def command(self, frames: FrameRange | None, directory: str) -> Command:
         if self.facts.template is None:  # a render of the existing system: its arguments are complete
@@ -73,12 +89,11 @@ class _Known:
 
     def film(self) -> Command:
         """The film of what has landed; `InvalidRequest` when nobody knows the names of the frames."""
-        film, definition = Film.parse(self.facts.film), self.definition
-        pattern = frames_pattern(definition, self.values, self.frames) if definition else ""
-        if not pattern:
+        film = Film.parse(self.facts.film)
+        if not self.pattern:
             raise InvalidRequest(f"Nobody knows which files of engine {self.facts.engine} are frames.")
         name = film.file_name(self.facts.file_name)
-        return Command((self.root, pattern, self.facts.frames, str(film), name), (ExpectedOutput(name),))
+        return Command((self.results, self.pattern, self.facts.frames, str(film), name), (ExpectedOutput(name),))
 
 
 class Orders:
@@ -157,14 +172,15 @@ class Orders:
             environment=dict(command.environment),
             limits=limits_of(definition, len(command.frames)) if definition else Limits(),
             reading=known.reading(film=attempt.film),
-            root=known.root,
+            root=known.results if attempt.film else known.root,
             mark=mark,
             mark_token=token,
             network=definition is not None and definition.network,
             sandbox_read=definition.sandbox_read if definition else (),
             sandbox_write=(*beside, *(definition.sandbox_write if definition else ())),
+            more=definition.outputs.more if definition and definition.outputs else NOTHING_MORE,
         )
-        return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory)
+        return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory, known.expects)
 
 
 def limits_of(definition: EngineDefinition, frames: int) -> Limits:

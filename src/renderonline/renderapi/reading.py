@@ -20,7 +20,7 @@ from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content
 from renderonline.renderapi.landed import ALTERED, COMPARED, NOT_COMPARED, LandedFiles, has_directory
-from renderonline.storage.archive import members_of
+from renderonline.storage.archive import members_of, results_first
 from renderonline.storage.landed import Member
 from renderonline.storage.logs import AttemptLogs
 from renderonline.storage.names import task_directory
@@ -105,7 +105,8 @@ class Reading:
         return _page(rows, self._attempt)
 
     async def archive(self, task_id: int, user_id: int | None, name: str, chosen: Chosen | None = None) -> Content:
-        """The directory of a task as a ZIP called `name`; an adopted file that lies elsewhere is alone in it.
+        """The directory of a task as a ZIP called `name`, with the results as they are called (`results_first`); an
+        adopted file that lies elsewhere is alone in it.
 
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
@@ -122,6 +123,7 @@ class Reading:
                 path = Path(scene.file_path)
                 return (Member.of(path.name, path),)
             members = members_of(task_directory(scene.file_path, scene.file_name), landed)
+            members = results_first(members, scene.results_in)
             if chosen is None:
                 return members
             found = [member for member in members if chosen(member.name, frames.get(member.name))]
@@ -133,8 +135,8 @@ class Reading:
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
-        known = await self.database.read(partial(tasks.landed_file, task_id=task_id, name=name))
-        path = task_directory(scene.file_path, scene.file_name) / name
+        place, known = await self.database.read(partial(tasks.landed_file, task_id=task_id, name=name))
+        path = task_directory(scene.file_path, scene.file_name) / place
         content = await self._landed.file(task_id, path, name, known)
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 

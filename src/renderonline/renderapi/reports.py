@@ -13,7 +13,17 @@ import structlog
 
 from renderonline.database.machines import bench_machine
 from renderonline.database.projection import TaskState
-from renderonline.database.work import Applied, Ended, EndedStep, Mark, StartedStep, Step, apply_steps, token_fits
+from renderonline.database.work import (
+    Applied,
+    Ended,
+    EndedStep,
+    Mark,
+    StartedStep,
+    Step,
+    WarnedStep,
+    apply_steps,
+    token_fits,
+)
 from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk, load_tokens
 from renderonline.farm import telling
@@ -24,7 +34,7 @@ from renderonline.farm.settling import FINAL_FAILURES, Ending
 from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.farm.watching import NOT_STARTED
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
-from renderonline.renderapi.landings import Landings, land, landed_step, offer_of, settle_interrupted
+from renderonline.renderapi.landings import Besides, Landings, land, landed_step, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.shared import Shared
@@ -47,6 +57,7 @@ class Reports:
         self.benching = Benching(shared)
         self.dropped = 0
         self._landings = Landings()
+        self._besides = Besides()
 
     async def settle_landings(self) -> None:
         """Before anything else at start, and after a write that was given up (R6)."""
@@ -63,15 +74,18 @@ class Reports:
         if any(released):
             shared.wake()
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
-        wanted = {attempt_id: await self.wanted(attempt_id) for attempt_id in attempts}
-        offers = [self._offer(one, wanted[one.attempt], machine_id) for one in reports if isinstance(one, Result)]
+        orders = {attempt_id: await self._known(attempt_id) for attempt_id in attempts}
+        wanted = {attempt_id: None if one is None else one.wanted for attempt_id, one in orders.items()}
+        offered = [self._offer(one, orders[one.attempt], machine_id) for one in reports if isinstance(one, Result)]
+        offers = [one for one in offered if isinstance(one, Offer)]
         whole = {one.attempt for one in reports if isinstance(one, Exited) and one.outcome == Outcome.SUCCEEDED}
         async with self._landings.beside_others():
-            landed = await self._land([offer for offer in offers if offer is not None], machine_id, whole)
+            landed, said = await self._land(offers, machine_id, whole)
             steps = [_step(report, landed, wanted.get(report.attempt)) for report in reports]
-            known = [step for step in steps if step is not None]
+            known = [step for step in (*steps, *offered, *said) if step is not None and not isinstance(step, Offer)]
             await self._write(known, landed.values(), machine_id=machine_id, mark=mark)
         shared.files.remove(machine_id, over)
+        self._besides.forget(over)
 
     async def genuine(self, machine: Machine, claims: Sequence[C]) -> list[C]:
         """Those that name an attempt of this machine and have its token. What the others say has no effect at all,
@@ -101,10 +115,10 @@ class Reports:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
         wanted = await self.wanted(attempt_id) or {}
         async with self._landings.beside_others():
-            landed = await self._land(offers, machine.machine_id, {attempt_id})
+            landed, said = await self._land(offers, machine.machine_id, {attempt_id})
             self._shared.machines.release(machine.machine_id, attempt_id)
             ended = EndedStep(attempt_id, None, end, wanted, self._shared.now().us)
-            steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), ended]
+            steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), *said, ended]
             await self._write(steps, landed.values(), machine_id=machine.machine_id)
         self._shared.files.remove(machine.machine_id, (attempt_id,))
         self._shared.wake()
@@ -124,28 +138,39 @@ class Reports:
 
     async def wanted(self, attempt_id: int) -> Wanted | None:
         """The files that an attempt's chunk needs; None when nothing of it can be taken any more."""
+        order = await self._known(attempt_id)
+        return None if order is None else order.wanted
+
+    async def _known(self, attempt_id: int) -> Order | None:
         try:
-            order = await self.order_of(attempt_id)
+            return await self.order_of(attempt_id)
         except InvalidRequest as error:
             _log.warning("An attempt's order can't be written any more", attempt=attempt_id, error=error.message)
             return None
-        return None if order is None else order.wanted
 
-    def _offer(self, report: Result, wanted: Wanted | None, machine_id: int) -> Offer | None:
-        if wanted is not None:
+    def _offer(self, report: Result, order: Order | None, machine_id: int) -> Offer | WarnedStep | None:
+        if order is not None:
             try:
-                return offer_of(report, wanted)
+                offer = offer_of(report, order)
+                if offer.more:
+                    self._besides.admit(order, offer.name, offer.size)
+                return offer
             except InvalidRequest as error:
                 _log.warning("A result was dropped", machine_id=machine_id, error=error.message)
+                if order.assign.more.takes(report.name):
+                    self.dropped += 1
+                    return WarnedStep(report.attempt, (f"A file besides the frames was not kept. {error.message}",))
         self.dropped += 1
         return None
 
-    async def _land(self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]) -> Landed:
-        landed = await land(self._shared.database, offers, machine_id, closed)
+    async def _land(
+        self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
+    ) -> tuple[Landed, Sequence[Step]]:
+        landed, said = await land(self._shared.database, offers, machine_id, closed)
         if len(landed) < len(offers):
             _log.info("Results were not landed", machine_id=machine_id, offered=len(offers), landed=len(landed))
             self.dropped += len(offers) - len(landed)
-        return {(landing.offer.attempt_id, landing.offer.name): landing for landing in landed}
+        return {(landing.offer.attempt_id, landing.offer.name): landing for landing in landed}, said
 
     async def _write(
         self,

@@ -313,6 +313,7 @@ def _new_task(
         facts=json.dumps(prepared.facts) if prepared.facts else None,
         film=prepared.film,
         warnings=telling.of_scene(prepared.facts),
+        results_in=names.unused_folder(names.RESULTS, (one.name for one in files)),
     )
 
 

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 _TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended", "delete_us": "deletes_at"}
 _OF_DEFINITION: Final = ("label", "extensions", "split", "frames", "arguments", "facts")
-_HIDDEN: Final = frozenset({"file_path", "first_frame", "last_frame", "frame_step"})
+_HIDDEN: Final = frozenset({"file_path", "folder", "first_frame", "last_frame", "frame_step"})
 
 
 def moment(us: int | None) -> str | None:

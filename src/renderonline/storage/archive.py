@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import orjson
 
 from renderonline.farm.tasks import LandedFacts
 from renderonline.storage.landed import PIECE_BYTES, Compared, Member, file_pieces
+from renderonline.storage.names import unused_folder
 
+SUBMITTED: Final = "submitted"
+"""The folder in an archive for what a task was submitted with, where that has the name of a result."""
 UNFINISHED: Final = ".landing-"
 """What the names of files begin with that are still being copied to their place (`storage.landing`)."""
 _BIG: Final = 0xFFFFFFFF
@@ -63,6 +66,28 @@ def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Membe
         finally:
             os.close(handle)
     return tuple(sorted(members, key=itemgetter(0)))
+
+
+def results_first(members: Sequence[Member], folder: str) -> tuple[Member, ...]:
+    """The members of a task's directory as people know them: results, which lie in a `folder` ("": beside the rest),
+    are called without it. Where anything else has the name of one, all of that is in a folder of its own."""
+    if not folder:
+        return tuple(members)
+    below = f"{folder}/"
+    results = [one._replace(name=one.name.removeprefix(below)) for one in members if one.name.startswith(below)]
+    others = [one for one in members if not one.name.startswith(below)]
+    taken, above = _places(results)
+    used, over = _places(others)
+    if taken & (used | over) or used & above:
+        apart = unused_folder(SUBMITTED, (one.name for one in results))
+        others = [one._replace(name=f"{apart}/{one.name}") for one in others]
+    return tuple(sorted((*results, *others), key=itemgetter(0)))
+
+
+def _places(members: Iterable[Member]) -> tuple[set[str], set[str]]:
+    """The names of files and of the folders that they lie in, without regard to letter case."""
+    names = {one.name.casefold() for one in members}
+    return names, {str(folder) for name in names if "/" in name for folder in PurePosixPath(name).parents}
 
 
 def _shown(name: str) -> str:

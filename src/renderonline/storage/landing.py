@@ -53,7 +53,8 @@ def _is_part(part: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `target` (the task's).
+    """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `folder` ("": none) of
+    `target` (the task's directory).
 
     `key` is unique while the result lands: temporary copies, where there must be one, begin with it.
     `replaces`: the digest of a result whose name and place it takes, in one step, whatever became of that result's
@@ -69,6 +70,12 @@ class Placing:
     digest: str
     replaces: str = ""
     may_change: bool = False
+    folder: str = ""
+
+    @property
+    def place(self) -> Path:
+        """Where its file lies in the end."""
+        return self.target / self.folder / self.name
 
 
 class Placed(StrEnum):
@@ -87,11 +94,8 @@ class Placed(StrEnum):
 def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
     """Do step (b) for each; it can be repeated. Blocks: for a thread. OSError (a full disk) is for the caller."""
     outcomes = tuple(_place(placing) for placing in placings)
-    touched = {
-        placing.target / PurePosixPath(placing.name).parent
-        for placing, outcome in zip(placings, outcomes, strict=True)
-        if outcome is Placed.LANDED
-    }
+    landed = [one for one, outcome in zip(placings, outcomes, strict=True) if outcome is Placed.LANDED]
+    touched = {one.place.parent for one in landed}
     for directory in touched:
         with walked(directory) as handle:
             if handle is not None:
@@ -103,7 +107,7 @@ def modified_ns(placing: Placing) -> int | None:
     """When the file that has the final name was last written to, in ns; None when that can't be said, or is no time
     that 64 bits can hold (an engine may give a file any). Blocks."""
     with contextlib.suppress(OSError):
-        found = (placing.target / placing.name).lstat().st_mtime_ns
+        found = placing.place.lstat().st_mtime_ns
         return found if -(2**63) <= found < 2**63 else None
     return None
 
@@ -116,8 +120,8 @@ def settle(placing: Placing) -> Placed:
 def remove_copies(placings: Sequence[Placing]) -> None:
     """Remove the temporary copies that interrupted tries of these left behind. Blocks."""
     keys = {str(placing.key) for placing in placings}
-    for root, parent in {(placing.target, PurePosixPath(placing.name).parent) for placing in placings}:
-        with walked(root, parent.parts) as folder, contextlib.suppress(OSError):
+    for root, parent in {(placing.target, placing.place.parent) for placing in placings}:
+        with walked(root, parent.relative_to(root).parts) as folder, contextlib.suppress(OSError):
             for name in os.listdir(folder) if folder is not None else ():
                 if name.startswith(_PART) and name.removeprefix(_PART).partition("-")[0] in keys:
                     os.unlink(name, dir_fd=folder)
@@ -128,7 +132,8 @@ def _place(placing: Placing) -> Placed:
     with walked(placing.target) as root:
         if root is None:
             return Placed.GONE
-    with walked(placing.source, folders) as source, walked(placing.target, folders, make=True) as target:
+    below = placing.place.parent.relative_to(placing.target).parts
+    with walked(placing.source, folders) as source, walked(placing.target, below, make=True) as target:
         if source is None:
             return Placed.MISSING
         return Placed.TAKEN if target is None else _link(placing, name, source, target)
@@ -200,14 +205,14 @@ def _known(placing: Placing) -> Placed:
 def _digest_there(placing: Placing) -> str | None:
     """The digest of the file that has the final name; None when there is none that can be read."""
     with contextlib.suppress(OSError, InvalidRequest):
-        return digest_file(placing.target / placing.name).digest
+        return digest_file(placing.place).digest
     return None
 
 
 @contextlib.contextmanager
 def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
     """The directory below `root`, opened without following a link; None where that leads nowhere. `make`: those that
-    are not there are made."""
+    are not there are made, durably."""
     with contextlib.ExitStack() as stack:
         handle: int | None = None
         for part in (str(root), *parts):
@@ -223,6 +228,7 @@ def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iter
                 break
             if made and above is not None:
                 modes.open_directory(handle, above)
+                os.fsync(above)  # what lands in it is durable only with the directory itself
             stack.callback(os.close, handle)
         yield handle
 

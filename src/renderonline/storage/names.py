@@ -4,7 +4,9 @@ import contextlib
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -12,6 +14,7 @@ from renderonline.storage import modes
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
+RESULTS: Final = "results"
 MAX_NAME_BYTES: Final = 200
 
 _UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
@@ -62,6 +65,19 @@ def task_directory(scene: str, file_name: str) -> Path:
     path, parts = Path(scene), PurePosixPath(file_name).parts
     nested = 0 < len(parts) < len(path.parts) and ".." not in parts and path.parts[-len(parts) :] == parts
     return path.parents[len(parts) - 1] if nested else path.parent
+
+
+def results_directory(scene: str, file_name: str, results_in: str) -> Path:
+    """Where a task's results lie: in the folder `results_in` of its directory, or in the directory itself ("")."""
+    directory = task_directory(scene, file_name)
+    return directory / results_in if results_in else directory
+
+
+def unused_folder(wanted: str, others: Iterable[str]) -> str:
+    """A name for a folder, `wanted` or one like it, in which none of the `others` lies and that none is called, on any
+    system. Names are relative, with `/`."""
+    taken = {name.split("/", 1)[0].casefold() for name in others}
+    return next(name for name in chain([wanted], (f"{wanted}_{n}" for n in count(2))) if name not in taken)
 
 
 def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:

@@ -13,6 +13,7 @@ from renderonline.engines.commands import (
     chunks_of,
     complete,
     expected_outputs,
+    frame_of_name,
     frames_of,
     padded,
     reading_of,
@@ -233,3 +234,12 @@ def test_no_value_adds_a_word_or_is_looked_into(scene: str, values: dict[str, st
     assert command.argv[command.argv.index("-F") + 1] == values["format"]
     assert len(command.expected) == count
     assert len({output.name for output in command.expected}) == count
+
+
+def test_the_frame_of_a_file_is_found_by_its_name() -> None:
+    named = [frame_of_name("frame_####.png", name) for name in ("frame_0012.png", "frame_-0005.png", "frame_12345.png")]
+    assert named == [12, -5, 12345]
+    others = ("frame_12.png", "frame_0012_L.png", "frame_0012.jpg", "frame_.png", "frame_####.png", "mask_0012.png")
+    assert {frame_of_name("frame_####.png", name) for name in others} == {None}
+    assert frame_of_name("", "frame_0001.png") is None
+    assert frame_of_name("film.mp4", "film.mp4") is None

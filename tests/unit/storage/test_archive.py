@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from renderonline.farm.tasks import Landed
 from renderonline.storage import archive
-from renderonline.storage.archive import StoredArchive, members_of
+from renderonline.storage.archive import StoredArchive, members_of, results_first
 from renderonline.storage.landed import Changed, Compared, Member
 
 
@@ -207,3 +207,23 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     os.truncate(tmp_path / "big", 64 * archive.PIECE_BYTES)
     made = _archive(tmp_path)
     assert max(len(piece) for piece in made.pieces()) <= 2 * archive.PIECE_BYTES
+
+
+def _named(*names: str) -> list[Member]:
+    return [Member(name, f"/task/{name}", 1, 0) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (["a.blend", "results/f_1.png"], ["a.blend", "f_1.png"]),
+        (["a.blend", "f_2.png", "results/f_1.png"], ["a.blend", "f_1.png", "f_2.png"]),
+        (["a.blend", "f_1.png", "results/f_1.png"], ["f_1.png", "submitted/a.blend", "submitted/f_1.png"]),
+        (["a.blend", "F_1.png", "results/f_1.png"], ["f_1.png", "submitted/F_1.png", "submitted/a.blend"]),
+        (["a.blend", "tex", "results/tex/1.png"], ["submitted/a.blend", "submitted/tex", "tex/1.png"]),
+        (["a.blend", "tex/1.png", "results/tex"], ["submitted/a.blend", "submitted/tex/1.png", "tex"]),
+    ],
+)
+def test_results_have_their_own_names_in_an_archive(files: list[str], shown: list[str]) -> None:
+    assert [one.name for one in results_first(_named(*files), "results")] == shown
+    assert [one.name for one in results_first(_named(*files), "")] == files

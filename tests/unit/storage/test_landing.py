@@ -277,3 +277,23 @@ def test_found_outputs_are_regular_files_below_the_directory(folders: tuple[Path
     (folders[0] / "link.png").symlink_to(folders[0] / "frame.png")
     (folders[0] / "up").symlink_to(tmp_path)
     assert landing.found_outputs(folders[0]) == ("frame.png", "sub/deep.exr")
+
+
+def test_result_lands_in_its_folder_and_leaves_an_input_of_its_name_alone(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "frame.png").write_bytes(b"an input")
+    apart = replace(placing(folders), folder="results")
+    for _ in range(2):
+        assert place((apart,)) == (Placed.LANDED,)
+    assert (folders[1] / "results" / "frame.png").read_bytes() == DATA
+    assert (folders[1] / "frame.png").read_bytes() == b"an input"
+    assert modified_ns(apart) == (folders[0] / "frame.png").stat().st_mtime_ns
+    (folders[1] / "results" / ".landing-1-ab12").touch()
+    remove_copies((apart,))
+    assert [path.name for path in (folders[1] / "results").iterdir()] == ["frame.png"]
+
+
+def test_folder_that_is_a_link_takes_no_result(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folders[1] / "results").symlink_to(tmp_path / "elsewhere")
+    assert place((replace(placing(folders), folder="results"),)) == (Placed.TAKEN,)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -100,3 +100,8 @@ def test_sweep_removes_staged_files_and_leaves_marks(tmp_path: Path) -> None:
     (names.incoming_directory(tmp_path) / "abc.part").write_bytes(b"x")
     assert names.sweep_incoming(tmp_path) == 1
     assert names.marked(tmp_path) == (directory,)
+
+
+def test_folder_for_results_is_one_that_no_input_uses() -> None:
+    assert names.unused_folder("results", ["a.blend", "tex/results/x.png"]) == "results"
+    assert names.unused_folder("results", ["a.blend", "Results/x.png", "results_2"]) == "results_3"
