@@ -39,7 +39,7 @@ class SceneFiles:
     "renderonline submit comp.blend --frames 1-24 --after 12 --json",
     "renderonline submit big.blend --memory 32000 --tag gpu --engine-version 5.0 --limit 4",
     "renderonline submit shot.blend --with textures --with lib/chairs.blend",
-    "renderonline submit film/shots/s1.blend --folder film",
+    "renderonline submit film/shots/s1.blend --folder film --strict",
 )
 def submit(
     client: Client,
@@ -65,6 +65,7 @@ def submit(
     sandbox: str = option("BOX", "Only where engines run in a box: bwrap, or at least landlock.", default=""),
     limit: int = option("NUMBER", "So many chunks at once; 0: any number.", default=0, min=0),
     film: str = option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …", default=""),
+    strict: bool = flag("--strict", "Refuse it, or fail it later, when a file that it needs is missing."),
     notify: bool = flag("--notify", "Have a mail sent to you when it ends."),
     wait: bool = flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w"),
     download: Path | None = option("DIR", "Wait, then download the results here.", "--download", "-d"),
@@ -96,6 +97,7 @@ def submit(
             needs=needs,
             running_limit=limit,
             film=film,
+            strict=strict,
             progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None

@@ -124,6 +124,7 @@ tasks = _table(
     *optional(Long, "needs"),  # JSON of farm.needs.Needs; null: nothing but the engine
     *_count("running_limit"),  # chunks that run at once; 0: no limit
     *required(Flag, "notify", default="0"),  # mail to its user when it ends
+    *required(Flag, "strict", default="0"),  # a file that is missing while it renders is a failure
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
     *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
     *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene

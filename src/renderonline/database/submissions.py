@@ -79,6 +79,7 @@ class NewTask:
     film: str = ""
     warnings: Sequence[str] = ()
     results_in: str = ""
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +234,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
         "render_id": render_id,
         "paused": int(new.paused),
         "notify": int(new.notify),
+        "strict": int(new.strict),
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
         "warnings": texts_json(new.warnings),

@@ -210,7 +210,7 @@ def requeue_task(
     task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
     task.canceled = task.paused = 0
     if anew is not None and not any(anew):  # all of it is made again: what was said of its pictures was of others
-        task.warnings = telling.of_scene(_facts(connection, task))
+        task.warnings = telling.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
     return Acted(apply(connection, task, moment), stopped, any(one.state == "landing" for one in dropped))

@@ -40,7 +40,7 @@ class TaskFacts:
     """What is needed to write a task's command. `values` and `template` are None for renders of the existing system,
     whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: what is
     made of its frames (`farm.films.Film`), "": none. `results_in`: the folder that holds its results, "": beside the
-    scene."""
+    scene; `strict`: a file that is missing is a failure, not a warning."""
 
     task_id: int
     engine: str
@@ -51,6 +51,7 @@ class TaskFacts:
     file_name: str
     film: str
     results_in: str
+    strict: int
     values: Mapping[str, str] | None
     template: tuple[str, ...] | None
 
@@ -59,7 +60,7 @@ _FACTS: Final = (
     select(
         *(tasks.c.task_id, engines.c.name.label("engine"), engines.c.definition, renders.c.file_path.label("scene")),
         *(renders.c.arguments, func.coalesce(tasks.c.frames, "").label("frames"), renders.c.file_name, tasks.c.film),
-        tasks.c.results_in,
+        *(tasks.c.results_in, tasks.c.strict),
         *(renders.c["values"].label("given"), renders.c.template.label("words")),
     )
     .select_from(_RENDERED)

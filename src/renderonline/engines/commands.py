@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from renderonline.engines.definition import EngineDefinition, Outputs, ReadingRules
+from renderonline.engines.definition import MISSING, EngineDefinition, Outputs, ReadingRules
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
@@ -109,13 +109,17 @@ def check_frames(definition: EngineDefinition, frames: Sequence[int]) -> None:
         raise InvalidRequest(words, code="invalid_value")
 
 
-def reading_of(definition: EngineDefinition, values: Mapping[str, str]) -> ReadingRules:
-    """The definition's rules for reading, with the pictures' size where complete `values` ask for one."""
-    outputs = definition.outputs or Outputs("")
+def reading_of(definition: EngineDefinition, values: Mapping[str, str], *, strict: bool = False) -> ReadingRules:
+    """The definition's rules for reading, with the pictures' size where complete `values` ask for one. `strict`: what
+    is a warning of a missing file otherwise is a failure."""
+    outputs, rules = definition.outputs or Outputs(""), definition.reading
+    if strict:
+        missing = (replace(one, kind="scene") for one in rules.warnings if one.kind == MISSING)
+        rules = replace(rules, failures=(*rules.failures, *missing))
     width, height = values.get(outputs.width_argument, ""), values.get(outputs.height_argument, "")
     if not (_PIXELS.fullmatch(width) and _PIXELS.fullmatch(height)):
-        return definition.reading
-    return replace(definition.reading, width=int(width), height=int(height))
+        return rules
+    return replace(rules, width=int(width), height=int(height))
 
 
 def _number(values: Mapping[str, str], name: str) -> int:

@@ -71,11 +71,15 @@ frame; `memory` is what the engine says that it uses; `saved` is the path of a f
 """
 
 
+MISSING: Final = "missing"
+"""The kind of a warning that says: a file that the scene needs is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A regular expression on a line of the engine's output. `kind` of a progress pattern is one of `PROGRESS_KINDS`;
-    a failure has the failure class (scene, crash, out_of_memory, …), a warning or reason has "". What those two say is
-    the first group, or without groups the line."""
+    a failure has the failure class (scene, crash, out_of_memory, …), a warning has `MISSING` or "", a reason "". What
+    those two say is the first group, or without groups the line."""
 
     regex: str
     kind: str = ""

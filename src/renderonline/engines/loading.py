@@ -14,6 +14,7 @@ from typing import Any, Final, get_args, get_type_hints
 from renderonline.engines.commands import FARM_VALUES, template_words
 from renderonline.engines.definition import (
     FACT_READERS,
+    MISSING,
     PROGRESS_KINDS,
     SCENE_FACTS,
     EngineDefinition,
@@ -197,6 +198,8 @@ def _check_reading(reading: ReadingRules) -> None:
             if field == "progress":
                 fits = PROGRESS_KINDS.get(pattern.kind, groups + 1) <= groups
                 _must(fits, f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
+            elif field == "warnings":
+                _must_be_one_of(("", MISSING), pattern.kind, f"{where}.kind")
             elif field == "failures":
                 _must_match(
                     FAILURE_CLASS, pattern.kind, f"{where}.kind", "must name the failure class, for instance scene"

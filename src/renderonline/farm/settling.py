@@ -165,7 +165,7 @@ def settle(
 def plain_reason(ending: Ending) -> str:
     """What went wrong, in one sentence without a full stop: the engine's own where it said one, such as "The scene has
     no camera"."""
-    reason = ending.reason.removeprefix("Error: ")
+    reason = ending.reason.removeprefix("Error: ").removeprefix("Warning: ")
     if ending.failure in _SPEAKS and reason[:1].isupper() and not reason.startswith(EXIT_WORDS):
         return reason.rstrip(".")
     words = _WORDS.get(ending.failure) or _OUTCOME_WORDS.get(ending.outcome, "The attempt ended")

@@ -5,9 +5,10 @@ print comes from scenes of strangers: it is cut and made plain here.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from renderonline.farm.frames import MAX_FRAMES
 from renderonline.farm.tasks import missing_told
 
 MOST_OF_TASK: Final = 20
@@ -36,7 +37,17 @@ def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) 
     return (*plain[: most - 1], f"and at least {max(left, *counted, 1)} more: the log has them")
 
 
-def of_scene(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """The warnings that a task has because of what its scene says of itself, when it is submitted and whenever all of
-    it is rendered again."""
-    return joined((), (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ()))))
+def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:
+    """The warnings that a task of so many parts has because of what its scene says of itself, when it is submitted and
+    whenever all of it is rendered again."""
+    unbaked = [name for name in facts.get("unbaked", ()) if isinstance(name, str)] if parts > 1 else []
+    told = (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ())), *_unbaked_told(unbaked))
+    return joined((), told)
+
+
+def _unbaked_told(names: Sequence[str]) -> list[str]:
+    """What to do about simulations that each part of a task would begin anew."""
+    if not names:
+        return []
+    are = f"{', '.join(names[:5])}{' …' * (len(names) > 5)} {'are' if names[1:] else 'is'}"
+    return [f"{are} not baked and begins anew in each part: bake, or render in one part with --chunk {MAX_FRAMES}"]

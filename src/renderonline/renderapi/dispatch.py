@@ -132,7 +132,7 @@ class Dispatcher:
                 return submitted
             values, template = json.loads(new.values), tuple(json.loads(new.template))
             facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
-            more = (new.file_name, new.film, new.results_in)
+            more = (new.file_name, new.film, new.results_in, int(new.strict))
             with contextlib.suppress(InvalidRequest):  # told when it is leased
                 self.shared.orders.learn(loading.TaskFacts(*facts, *more, values, template))
             if task.task_id not in self.memory.tasks:  # it may have been found in the queue already

@@ -84,7 +84,11 @@ class _Known:
         )
 
     def reading(self, *, film: bool) -> Mapping[str, Any]:
-        rules = FILM_READING if film else self.definition and reading_of(self.definition, self.values)
+        rules = (
+            FILM_READING
+            if film
+            else self.definition and reading_of(self.definition, self.values, strict=bool(self.facts.strict))
+        )
         return to_wire(rules) if rules else {}
 
     def film(self) -> Command:

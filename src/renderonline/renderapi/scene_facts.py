@@ -120,7 +120,7 @@ def _check_frames(prepared: Prepared, facts: Mapping[str, Any]) -> None:
     own default would be a few of them, called a success (R16). Who speaks v1 names them, or means the default."""
     request, definition = prepared.request, prepared.definition
     asked = {one.id for one in definition.arguments if one.fact in ("start", "end")} if definition else set()
-    if request.strict and "scenes" not in facts and not request.frames and asked - set(request.arguments):
+    if request.exact and "scenes" not in facts and not request.frames and asked - set(request.arguments):
         raise InvalidRequest(
             f"Which frames? {prepared.scene} could not be read for them: name the frames, such as 1-250.",
             code="frames_unknown",

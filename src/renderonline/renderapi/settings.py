@@ -40,6 +40,8 @@ class Settings:
     """For the embedded database, logs of attempts, the first login and the ready file."""
     strict_files: bool = False
     """Refuse a settings file or a key that everybody on this computer may read; else there is a warning."""
+    strict_scenes: bool = False
+    """Refuse every submission of v2 that would have a warning, such as of a file that is missing."""
     download_path: Path | None = None
     """Where uploads and results of the shipped engines go; by default `files` in the data directory."""
     files_mode: str = ""

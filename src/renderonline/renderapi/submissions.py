@@ -23,7 +23,6 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.submissions import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
-from renderonline.farm import telling
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
@@ -32,7 +31,7 @@ from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.dispatch import MANY_CHUNKS, Dispatcher
 from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
 from renderonline.renderapi.looks import Gone, client_of
-from renderonline.renderapi.scene_facts import SceneFacts
+from renderonline.renderapi.scene_facts import Files, SceneFacts
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
@@ -88,7 +87,7 @@ class Submissions:
         self._dispatcher = dispatcher
         self._facts = SceneFacts(lambda: dispatcher.shared.machines, self.places.box, self.places.roots)
         self._settling: set[asyncio.Task[None]] = set()
-        self.sends_mail = bool(settings.notify_mail)
+        self.sends_mail, self._strict = bool(settings.notify_mail), settings.strict_scenes
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
 
@@ -117,7 +116,7 @@ class Submissions:
                 received = await upload.receive(aiter(body), gate, read if length >= SMALL_BYTES else None)
             files = (received.sums.of(gate.prepared.scene),)
             there = {file.name: (str(received.path), file.digest) for file in files}
-            prepared = await self._facts.applied(user_id, gate.prepared, lambda: there, client_of(request))
+            prepared = await self._read_scene(user_id, gate.prepared, lambda: there, client_of(request))
             await self._ids.refill(len(prepared.ranges))
             assert received.directory is not None
             new = await self._new_task(principal, prepared, received.directory, files)
@@ -157,7 +156,7 @@ class Submissions:
             except Repeated as repeated:
                 return repeated.task_id
             files = await session.finished(stage)
-            prepared = await self._facts.applied(user_id, prepared, stage.states, gone)
+            prepared = await self._read_scene(user_id, prepared, stage.states, gone)
             await self._ids.refill(len(prepared.ranges))
             directory = await asyncio.to_thread(self.places.make_directory, prepared.engine, user_id, 0)
             taken = _Taken(self.uploads, user_id, session, stage, directory)
@@ -169,6 +168,11 @@ class Submissions:
                 await taken.discard()
                 raise
             return await asyncio.shield(asyncio.create_task(self._commit(new, prepared.engine, taken)))
+
+    async def _read_scene(self, user_id: int, prepared: Prepared, files: Files, gone: Gone) -> Prepared:
+        """A request with what its scene says of itself, if that is good enough."""
+        prepared = await self._facts.applied(user_id, prepared, files, gone)
+        return prepared.strictly(everybody=self._strict)
 
     async def scene_facts(self, user_id: int, upload_id: str, name: str, gone: Gone) -> dict[str, Any]:
         """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
@@ -312,7 +316,8 @@ def _new_task(
         inputs=files,
         facts=json.dumps(prepared.facts) if prepared.facts else None,
         film=prepared.film,
-        warnings=telling.of_scene(prepared.facts),
+        warnings=prepared.warnings,
+        strict=request.strict,
         results_in=names.unused_folder(names.RESULTS, (one.name for one in files)),
     )
 
@@ -388,7 +393,7 @@ def _engine(rows: Iterable[EngineRow], request: SubmitRequest) -> EngineRow:
     """The engine of a request: v1 names its number, v2 its name or number. To v1 a missing one is a bad request."""
     wanted = str(request.engine)
     for row in rows:
-        named = request.strict and row.name.casefold() == wanted.casefold()
+        named = request.exact and row.name.casefold() == wanted.casefold()
         if row.is_enabled and (named or str(row.engine_id) == wanted.strip()):
             return row
     raise InvalidRequest(v1.engine_not_found(wanted), code="engine_not_found")

@@ -11,6 +11,7 @@ from typing import ClassVar, Final, TypeVar
 from renderonline.database.engines import EngineRow
 from renderonline.engines import commands
 from renderonline.engines.definition import EngineDefinition
+from renderonline.farm import telling
 from renderonline.farm.arguments import ArgType, check_options, check_value, strip_program
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
@@ -31,9 +32,10 @@ MAX_SCENE: Final = 255
 @dataclass(frozen=True, slots=True)
 class SubmitRequest:
     """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
-    None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`."""
+    None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`; `strict`:
+    refuse it, or fail it later, where otherwise the task would have a warning of something that is missing."""
 
-    strict: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     """Arguments that the engine does not have are refused, and `engine` may be its name."""
     engine: str | int
     arguments: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class SubmitRequest:
     needs: Needs = NOTHING
     running_limit: int = 0
     film: str = ""
+    strict: bool = False
     client_key: str = ""
 
 
@@ -54,7 +57,7 @@ class SubmitRequest:
 class V1Request(SubmitRequest):
     """A request of v1, whose clients may send more than the engine needs."""
 
-    strict: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,21 @@ class Prepared:
     def film(self) -> str:
         """The film with its speed, "" for none."""
         return str(Film.parse(self.request.film).of_scene(self.facts)) if self.request.film else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person must know before anything is rendered (R16)."""
+        return telling.of_scene(self.facts, len(self.ranges))
+
+    def strictly(self, *, everybody: bool) -> "Prepared":
+        """The same, its request strict if it is, or if `everybody` is to be and it is none of v1's. `InvalidRequest`
+        (`strict`) when it is and something is missing."""
+        strict = self.request.exact and (self.request.strict or everybody)
+        if strict and self.warnings:
+            whose = "the farm takes only complete scenes" if not self.request.strict else "it was to be strict"
+            told = "; ".join(self.warnings)
+            raise InvalidRequest(f"{self.scene} is not submitted, because {whose}: {told}", code="strict")
+        return replace(self, request=replace(self.request, strict=strict))
 
     @property
     def written_frames(self) -> str:
@@ -219,7 +237,7 @@ def _values(
     if definition is None:
         _check_values(values, argtypes)
         return values
-    if request.strict:
+    if request.exact:
         _refuse_two_ranges(request, definition)
         commands.complete(definition, values)  # names the engine's own arguments before the database's rules
     _check_values(values, argtypes)
@@ -251,6 +269,6 @@ def _frames(request: SubmitRequest, definition: EngineDefinition | None, values:
         raise InvalidRequest("This engine has no frames of its own; leave frames out.", code="no_frames")
     else:
         frames = parse_frames(request.frames)
-    if definition is not None and request.strict:  # to clients of v1 no rule is new
+    if definition is not None and request.exact:  # to clients of v1 no rule is new
         commands.check_frames(definition, frames)
     return frames

@@ -73,6 +73,25 @@ async def test_files_that_are_missing_are_told_everywhere(api: Running) -> None:
     assert listed[0]["warnings"] == task["warnings"]
 
 
+@pytest.mark.parametrize("setting", [False, True])
+async def test_a_strict_submission_of_an_incomplete_scene_is_refused_and_leaves_nothing(
+    tmp_path: Path, *, setting: bool
+) -> None:
+    async with renderapi(tmp_path / "data", reads_scenes=True, strict_scenes=setting) as api:
+        before = api.tree()
+        request = {"engine": "blender", **({} if setting else {"strict": True})}
+        reply = await api.submit(request, ("shot.blend", SCENE), version=2)
+        assert (reply.status, reply.json()["code"]) == (400, "strict")
+        assert "tex/wood.png is not there: submit with --with tex" in reply.json()["detail"]
+        assert api.tree() == before
+        whole = await api.submit(request, ("shot.blend", TINY), version=2)
+        assert (whole.status, whole.json()["warnings"]) == (201, [])
+        reply = await api.submit({"EngineId": "1", "Arguments": []}, ("shot.blend", SCENE))
+        assert reply.status == 200, reply.body
+        task = (await api.call("GET", f"/tasks/{reply.json()['TaskId']}")).json()
+        assert len(task["warnings"]) == 1
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("scene", [SCENE[:-50], b"no scene at all", b"", TINY[:200]])
 async def test_a_broken_scene_is_refused_and_leaves_nothing(api: Running, scene: bytes, version: int) -> None:

@@ -23,6 +23,7 @@ from renderonline.engines.commands import (
 )
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.reading import OutputReader
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange
@@ -243,3 +244,12 @@ def test_the_frame_of_a_file_is_found_by_its_name() -> None:
     assert {frame_of_name("frame_####.png", name) for name in others} == {None}
     assert frame_of_name("", "frame_0001.png") is None
     assert frame_of_name("film.mp4", "film.mp4") is None
+
+
+def test_a_strict_task_fails_where_a_file_is_missing() -> None:
+    line = "Warning: tex/wood.png is not there"
+    reader = OutputReader(reading_of(BLENDER, {}), ())
+    assert (reader.line(line).warning, reader.line(line).failure) == ("tex/wood.png is not there", None)
+    strict = OutputReader(reading_of(BLENDER, {}, strict=True), ())
+    assert strict.line(line).failure == ("scene", line)
+    assert strict.line("Warning: the picture is dark").warning == "the picture is dark"

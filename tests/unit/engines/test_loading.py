@@ -117,6 +117,7 @@ def test_whole_numbers_are_taken_where_seconds_are_wanted() -> None:
         (SMALL + '[reading]\nfailures = [{regex = "x"}]', "reading.failures[0].kind"),
         (SMALL + '[reading]\nwarnings = [{regex = "*"}]', "reading.warnings[0].regex"),
         (SMALL + '[reading]\nwarnings = ["x"]', "must be a table"),
+        (SMALL + '[reading]\nwarnings = [{kind = "scene", regex = "x"}]', "reading.warnings[0].kind"),
         (SMALL + '[reading]\nstop_signal = "SIGUSR1"', "reading.stop_signal"),
         (SMALL + '[reading]\nconstant = "maybe"', "reading.constant"),
         (SMALL + 'width_argument = "wide"', "outputs.width_argument"),

@@ -40,4 +40,10 @@ def test_whatever_is_told_is_bounded(known: list[str], more: list[str]) -> None:
     ],
 )
 def test_what_a_scene_lacks_is_said_when_it_is_submitted(facts: dict[str, list[str]], told: tuple[str, ...]) -> None:
-    assert of_scene(facts) == told
+    assert of_scene(facts, 1) == told
+
+
+def test_what_is_not_baked_is_told_when_it_would_begin_anew_in_each_part() -> None:
+    assert of_scene({"unbaked": ["Cloth"]}, 1) == ()
+    (told,) = of_scene({"unbaked": ["Cloth"]}, 2)
+    assert told == "Cloth is not baked and begins anew in each part: bake, or render in one part with --chunk 100000"

@@ -65,6 +65,7 @@ class Client:
         needs: Mapping[str, object] | None = None,
         running_limit: int = 0,
         film: str = "",
+        strict: bool = False,
         progress: transfers.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
@@ -74,12 +75,14 @@ class Client:
         `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
         asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
         memory_mib, gpus, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`: what is made of
-        the frames at the end, such as `mp4` or `webm@25`.
+        the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a file that the
+        scene needs is missing, or for anything else that would be a warning; what turns out later is a failure.
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
         request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
         request |= {"needs": dict(needs or {}), "running_limit": running_limit, **({"film": film} if film else {})}
+        request |= {"strict": True} if strict else {}
         path = Path(file)
         main = scene or path.name
         files = {main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
