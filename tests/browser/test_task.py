@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 import zipfile
 from datetime import datetime, timedelta
@@ -253,11 +254,39 @@ def test_waiting_task_says_why_and_leads_to_the_machines(farm: PaintedFarm, visi
     nobody = DEFINITION.replace('"painter"', '"etcher"').replace('"Painter"', '"Etcher"')
     farm.real.client.admin.add_engine(nobody.replace(".paint", ".etch"))
     task_id = farm.real.client.submit(farm.scene("lake.etch"), engine="etcher", frames="1-2")["task_id"]
-    page = visit.page(f"/tasks/{task_id}")
-    expect(page.locator(".because")).to_contain_text("No machine")
-    page.locator(".because").get_by_role("link", name="Machines").click()
+    page = visit.page("/?q=lake.etch")
+    row = page.locator(f"[data-task='{task_id}']")
+    expect(row).to_contain_text("Can't start")
+    row.get_by_role("link").click()
+    reason = page.locator(".because")
+    expect(reason).to_contain_text("No machine has the engine etcher.")
+    expect(reason.locator("code")).to_have_text("renderonline engine list --here")
+    expect(reason).not_to_contain_text("Not on")
+    look(page, "task-stuck")
+    reason.get_by_role("link", name="Machines").click()
     expect(page.locator("[data-machine='atelier']")).to_be_visible()
     farm.real.client.cancel(task_id)
+
+
+def test_warnings_stay_where_success_is_shown(farm: PaintedFarm, visit: Visitor) -> None:
+    task_id = farm.rendered("Warned", "1-3", film="mp4")
+    told = ["textures/wood.png is not there", *(f"light {number} has no power" for number in range(6))]
+    with contextlib.closing(sqlite3.connect(next(farm.real.data.glob("*.sqlite")), timeout=30)) as database, database:
+        database.execute("UPDATE tasks SET warnings = ? WHERE task_id = ?", (json.dumps(told), task_id))
+    page = visit.page("/?q=Warned")
+    row = page.locator(f"[data-task='{task_id}']")
+    expect(row.locator(".chip")).to_have_text("7 warnings")
+    expect(row.locator(".state.warned")).to_have_text("Done")
+    look(page, "tasks-warned")
+    row.get_by_role("link").click()
+    banner = page.get_by_role("status", name="Warnings")
+    expect(banner).to_contain_text("textures/wood.png is not there")
+    expect(banner.locator("summary")).to_have_text("2 more")
+    look(page, "task-warned")
+    page.get_by_role("button", name="Play the film").click()
+    expect(page.locator("dialog.viewer .alarm")).to_contain_text("wood.png is not there and 6 more warnings")
+    expect(page.locator("dialog.viewer video")).to_be_visible()
+    look(page, "film-warned")
 
 
 def test_paused_task_gets_another_priority_and_goes_on(farm: PaintedFarm, visit: Visitor) -> None:

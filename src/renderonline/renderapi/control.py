@@ -20,12 +20,14 @@ from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
 from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
+from renderonline.farm.needs import Needs
 from renderonline.farm.ready import Signature
 from renderonline.farm.scheduling import Allowance
 from renderonline.farm.settling import advice
 from renderonline.farm.tasks import TaskStatus
+from renderonline.farm.unmet import unmet
 from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.machines import Machine, offered
 from renderonline.renderapi.shared import Shared
 from renderonline.storage.landing import remove_attempt, remove_task
 
@@ -216,26 +218,67 @@ def _why_not_now(shared: Shared, task: QueuedTask) -> Iterable[str]:
         yield f"So many of its parts may run at once: {task.running_limit}. {more}"
     elif limit and shared.memory.usage.users.get(task.user_id, 0) >= limit:
         yield f"{limit} parts of its user's tasks are being rendered; the subscription allows no more at once."
-    elif not any(machine.reachable for machine in shared.machines):
-        yield "No machine is connected. Add one: renderonline machine invite."
     else:
         yield from _why_no_machine(shared, task)
 
 
 def _why_no_machine(shared: Shared, task: QueuedTask) -> Iterable[str]:
+    if hopeless := stuck(shared, task.task_id, {}):
+        yield hopeless
     signatures = shared.memory.index.signatures_of(task.task_id) or (task.signature(),)
     told: dict[str, list[str]] = defaultdict(list)
     for machine in shared.machines:
-        told[min(_hindrance(shared, machine, one) for one in signatures)].append(machine.name)
+        able = [one for one in signatures if not machine.ability.lacks(one.engine, one.needs)]
+        if able or (hopeless and task.engine.casefold() in offered(machine)):  # of the others nobody needs to hear
+            told[min(_hindrance(shared, machine, one) for one in able or signatures)].append(machine.name)
     told.pop("", None)
-    if told.keys() == {f"no engine {task.engine}"}:
-        yield f"No machine has the engine {task.engine}."
-        return
     if busy := told.pop(_BUSY, None):
-        yield f"All machines that can take it are busy ({len(busy)}); it is in the queue."
+        yield f"All machines that can take it are busy ({len(busy)}); {_place(shared, task)}."
     for reason, names in sorted(told.items(), key=lambda item: -len(item[1])):
-        more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
-        yield f"Not on {', '.join(names[:_NAMED])}{more}: {reason}."
+        yield f"Not on {_listed(names)}: {reason}."
+
+
+def stuck(shared: Shared, task_id: int, known: dict[tuple[str, Needs], str]) -> str:
+    """Why nothing of a task that waits can start, whatever becomes free, and what helps; "" when something can. `known`
+    keeps what was found out about needs, for several tasks."""
+    task, signatures = shared.memory.tasks.get(task_id), shared.memory.index.signatures_of(task_id)
+    if task is None or not task.may_start or not signatures:
+        return ""
+    found = ""
+    for one in signatures:
+        key = (one.engine, one.needs)
+        if key not in known:
+            known[key] = _nobody(shared, *key)
+        if not (found := known[key]):
+            return ""
+    return found
+
+
+def _nobody(shared: Shared, engine: str, needs: Needs) -> str:
+    machines = list(shared.machines)
+    if not any(machine.reachable for machine in machines):
+        return "No machine is connected. Add one: renderonline machine invite."
+    able = [machine for machine in machines if not machine.known_ability.lacks(engine, needs)]
+    if able and not any(machine.reachable for machine in able):
+        return f"What can take it is not connected: {_listed([machine.name for machine in able])}."
+    return unmet([machine.known_ability for machine in machines], engine, needs)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def _place(shared: Shared, task: QueuedTask) -> str:
+    """Where a task stands in the queue by priority and age; who has used less of the farm may still come first."""
+    memory, own = shared.memory, (-task.priority, task.queued_us, task.task_id)
+    before = sum(
+        (-one.priority, one.queued_us, one.task_id) < own and bool(memory.index.signatures_of(one.task_id))
+        for one in memory.tasks.values()
+    )
+    if not before:
+        return "it is the first in the queue"
+    return f"{before} {'task is' if before == 1 else 'tasks are'} before it in the queue"
 
 
 def _hindrance(shared: Shared, machine: Machine, signature: Signature) -> str:

@@ -155,6 +155,11 @@ class Machine:
             box_of(self.facts.get("sandbox", "") if self.row.is_linked else ""),
         )
 
+    @property
+    def known_ability(self) -> Ability:
+        """What it can take, also while it is away."""
+        return self.ability if self.offers else self.ability._replace(engines=tuple(sorted(offered(self).items())))
+
     def offer(self, engines: Mapping[str, str], slots: int) -> None:
         """What it says it can do: engine name -> version, and how many attempts at once."""
         self.offers = engines
@@ -188,6 +193,13 @@ class Machine:
             "input_bytes": self.fetched_bytes,
             **{name: known.get(name, unknown) for name, unknown in _SHOWN.items()},
         }
+
+
+def offered(machine: Machine) -> Mapping[str, str]:
+    """Its engines (case-folded) and their versions; of one that is away what it said last."""
+    said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
+    offers = machine.offers or {str(one.get("name")): str(one.get("version", "")) for one in said}
+    return {name.casefold(): version for name, version in offers.items()}
 
 
 class Machines:

@@ -13,10 +13,12 @@ from renderonline.database.door import Connection, Database
 from renderonline.database.tasks import AttemptView, Page, ResultView, SceneFile, TaskView, Wanted
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS
+from renderonline.farm.needs import Needs
 from renderonline.farm.tasks import LandedFacts, TaskStatus
 from renderonline.protocol.v1 import Info, UserInfo
 from renderonline.renderapi import views
 from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.control import stuck
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content
 from renderonline.renderapi.landed import ALTERED, COMPARED, NOT_COMPARED, LandedFiles, has_directory
@@ -72,7 +74,8 @@ class Reading:
         whose = principal.tasks_of if everybody else principal.user_id
         wanted = Wanted(whose, TaskStatus(status) if status else None, engine, search)
         rows = await self.database.read(partial(tasks.list_tasks, wanted=wanted, **page))
-        return _page(rows, self._task)
+        known: dict[tuple[str, Needs], str] = {}
+        return _page(rows, lambda view: self._task(view, stuck=stuck(self.dispatcher.shared, view.task_id, known)))
 
     async def task(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """One task, with the file that landed last."""
@@ -82,7 +85,7 @@ class Reading:
             latest = await self.database.read(partial(tasks.latest_result, task_id=task_id))
         nothing_known = latest is None and view.chunks.succeeded
         integrity = NOT_COMPARED if nothing_known else ALTERED if self._landed.altered(task_id) else COMPARED
-        return self._task(view, latest) | {"integrity": integrity}
+        return self._task(view, latest, stuck(self.dispatcher.shared, task_id, {})) | {"integrity": integrity}
 
     async def submitted(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """A task that was just submitted, read when its first leases are on their way: they go before the answer."""
@@ -177,11 +180,12 @@ class Reading:
     async def _scene_file(self, principal: Principal, task_id: int) -> SceneFile:
         return await self.database.read(partial(tasks.scene_file, task_id=task_id, user_id=principal.tasks_of))
 
-    def _task(self, view: TaskView, latest: ResultView | None = None) -> dict[str, Any]:
+    def _task(self, view: TaskView, latest: ResultView | None = None, stuck: str = "") -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
         rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
-        return views.task(view, rendering, None if latest is None else self._result(view.task_id, latest))
+        newest = None if latest is None else self._result(view.task_id, latest)
+        return views.task(view, rendering, newest, stuck)
 
     def _result(self, task_id: int, view: ResultView) -> dict[str, Any]:
         integrity = self._landed.integrity(task_id, view.name, view.digest)

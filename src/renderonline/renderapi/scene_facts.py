@@ -18,7 +18,7 @@ from renderonline.engines.definition import FACT_READERS, EngineDefinition
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.renderapi.looks import Gone, Looks
-from renderonline.renderapi.machines import Machine
+from renderonline.renderapi.machines import Machine, offered
 from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, prepare
 from renderonline.sandbox.box import Found
@@ -104,12 +104,12 @@ class SceneFacts:
     def _needs(self, definition: EngineDefinition, scene: str, version: str) -> Needs:
         """An engine that is not older than the scene; nothing where machines don't say what they have."""
         name, needs = definition.name.casefold(), Needs(engine_version=version)
-        offered = {there for one in self._machines() if (there := _offered(one).get(name)) is not None}
-        if not (version and offered and all(offered)):
+        versions = {there for one in self._machines() if (there := offered(one).get(name)) is not None}
+        if not (version and versions and all(versions)):
             return NOTHING
-        if all(Ability(0, ((name, one),)).lacks(name, needs) for one in offered):
+        if all(Ability(0, ((name, one),)).lacks(name, needs) for one in versions):
             message = (
-                f"{scene} was saved by {definition.label} {version}; the machines have {', '.join(sorted(offered))}."
+                f"{scene} was saved by {definition.label} {version}; the machines have {', '.join(sorted(versions))}."
             )
             raise InvalidRequest(f"{message} Save it with such a version, or update a machine.", code="scene_too_new")
         return needs
@@ -125,13 +125,6 @@ def _check_frames(prepared: Prepared, facts: Mapping[str, Any]) -> None:
             f"Which frames? {prepared.scene} could not be read for them: name the frames, such as 1-250.",
             code="frames_unknown",
         )
-
-
-def _offered(machine: Machine) -> Mapping[str, str]:
-    """Its engines (case-folded) and their versions; of one that is away what it said last."""
-    said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
-    offers = machine.offers or {str(one.get("name")): str(one.get("version", "")) for one in said}
-    return {name.casefold(): version for name, version in offers.items()}
 
 
 class Readers:

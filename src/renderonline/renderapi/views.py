@@ -50,12 +50,15 @@ def shown(row: Any, **more: Any) -> dict[str, Any]:
     return {_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
 
 
-def task(view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None) -> dict[str, Any]:
+def task(
+    view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None, stuck: str = ""
+) -> dict[str, Any]:
     """A task, of whose files `integrity` is not known here. `rendering`: of each chunk that runs now, how many frames'
-    worth (or which part) of it is done; `latest`: the file that landed last, where it was looked for."""
+    worth (or which part) of it is done; `latest`: the file that landed last, where it was looked for; `stuck`: why
+    nothing of it can start."""
     progress = round(_progress(view, sum(rendering)), 4)
     missing = view.facts.get("missing_inputs", [])
-    more = {"latest": latest, "integrity": None, "missing_inputs": missing}
+    more = {"latest": latest, "integrity": None, "missing_inputs": missing, "stuck": stuck or None}
     return shown(view, frames=view.frames or None, progress=progress, **more)
 
 
@@ -127,7 +130,14 @@ def shapes() -> dict[str, Any]:
         shape("ArgType", ArgType),
         shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
         shape(
-            "Task", TaskView, frames=text, progress=float, latest=result | None, integrity=text, missing_inputs=texts
+            "Task",
+            TaskView,
+            frames=text,
+            progress=float,
+            latest=result | None,
+            integrity=text,
+            missing_inputs=texts,
+            stuck=text,
         ),
         shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
         shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),

@@ -45,6 +45,8 @@ class Task(TypedDict):
     """What a person must know of its pictures although nothing failed, such as files that were missing; at most 20."""
     missing_inputs: list[str]
     """Files that the scene needs and that were not submitted with it."""
+    stuck: str | None
+    """Why nothing of it can start whatever becomes free, and what helps; null when something can."""
 
 
 Item = Mapping[str, Any]

@@ -92,6 +92,17 @@ export const word = (state) => WORDS[state] ?? state.charAt(0).toUpperCase() + s
 /** A state as icon and word: never by colour alone. */
 export const stateOf = (state, said = word(state)) => html`<span class="state ${state}">${icon(state)}<span>${said}</span></span>`;
 
+/** What succeeded with warnings does not look like what simply succeeded. */
+const warned = (task) => task.status === 'succeeded' && task.warnings?.length > 0;
+export const statusOf = (task) => (warned(task) ? html`<span class="state succeeded warned">${icon('warning')}<span>${word(task.status)}</span></span>` : stateOf(task.status));
+export const progressOf = (task, label) => bar(task.progress, label, warned(task) ? 'warned' : task.status);
+
+/** What people must know of a task without opening it: that nothing of it can start, what is wrong with its pictures. */
+export const chipsOf = (task) => html`${task.stuck ? html`<span class="chip" title=${task.stuck}>${icon('offline')}Can't start</span>` : nothing}${task.warnings?.length ? html`<span class="chip" title=${task.warnings.join('\n')}>${icon('warning')}${plural(task.warnings.length, 'warning')}</span>` : nothing}`;
+
+/** A sentence in which lines to type look like it. */
+export const told = (text) => text.split(/(renderonline [a-z][^.:;]*[^.:;\s])/).map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
+
 /** A bar that says its value in its name. */
 export const bar = (value, label, state = '') => html`<progress class=${state} max="1" .value=${value ?? 0} aria-label=${label}></progress>`;
 

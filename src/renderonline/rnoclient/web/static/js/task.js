@@ -5,12 +5,13 @@ import './frames.js';
 import './log.js';
 import { FILMS } from './viewer.js';
 import './timeline.js';
-import { ENDED, Part, ago, attempt, bar, define, dialog, duration, empty, html, icon, nothing, number, percent, plural, remaining, size, stateOf, unready, when, word } from './parts.js';
+import { ENDED, Part, ago, attempt, define, dialog, duration, empty, html, icon, nothing, number, percent, plural, progressOf, remaining, size, stateOf, statusOf, told, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
 import { ACTIONS, act } from './tasks.js';
 
 const TABS = [['frames', 'Frames'], ['log', 'Log'], ['parts', 'Parts'], ['facts', 'Details']];
 const MOST_ATTEMPTS = 5000;
+const MOST_WARNINGS = 5;
 const RANGE = /^(-?\d+)(?:-(-?\d+)(?:x(\d+))?)?$/;
 
 function expand(text) {
@@ -51,7 +52,7 @@ class Task extends Part {
     this.follow('progress', (told) => { if (told.task_id === this.taskId) this.#progress(told); });
     this.follow('task', (told) => { if (told.task_id === this.taskId && told.status === 'deleted') this.#gone(); });
     this.follow('resync', () => this.load());
-    this.every(5000, () => this.requestUpdate());
+    this.every(5000, () => { if (this.task?.stuck) this.#unstuck(); this.requestUpdate(); });
   }
 
   disconnectedCallback() {
@@ -136,6 +137,12 @@ class Task extends Part {
     } catch { /* the next change asks again */ }
   }
 
+  /** Whether it can start by now: no event of its own tells that a machine has come. */
+  async #unstuck() {
+    tasks.refresh(this.taskId);
+    await this.#why().catch(() => {});
+  }
+
   #gone() { this.dispatchEvent(new CustomEvent('ro-go', { bubbles: true, detail: { to: '/', replace: true } })); }
 
   #progress({ chunk_id: chunkId, frame, fraction }) {
@@ -200,13 +207,13 @@ class Task extends Part {
     const running = this.attempts?.filter((one) => !one.outcome) ?? [];
     const tab = this.#tab();
     return html`${back}<div class="head task-head"><h1>${task.name}</h1><div class="buttons">${this.#buttons(task)}</div></div>
-      <section class="card summary"><div class="line">${stateOf(task.status)}
+      <section class="card summary"><div class="line">${statusOf(task)}
         <span>${task.frames_total ? `${number(task.frames_done)} of ${plural(task.frames_total, 'frame')}` : percent(task.progress)}</span>
         ${left === null ? nothing : html`<span>${duration(left)} left</span>`}
         ${running.length ? html`<span>on ${[...new Set(running.map((one) => one.machine))].join(', ')}</span>` : nothing}
         ${ENDED.has(task.status) && task.started && task.ended ? html`<span>took ${duration((Date.parse(task.ended) - Date.parse(task.started)) / 1000)}</span>` : nothing}
         <span class="soft">${task.email} · ${ago(task.queued)}</span></div>
-        ${bar(task.progress, 'Progress', task.status)}${this.#because(task)}</section>
+        ${progressOf(task, 'Progress')}${this.#warned(task)}${this.#because(task)}</section>
       <div class="tabs" role="tablist" aria-label="About this task" @keydown=${this.#tabKey}>${TABS.map(([name, title]) => html`<button type="button" role="tab" id="tab-${name}" aria-selected=${tab === name}
         aria-controls="panel" tabindex=${tab === name ? 0 : -1} @click=${() => this.#show({ tab: name === 'frames' ? '' : name })}>${title}</button>`)}</div>
       <div id="panel" role="tabpanel" aria-labelledby="tab-${tab}">${this.#panel(tab, task)}</div>`;
@@ -239,16 +246,25 @@ class Task extends Part {
       <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Make it</button></div></form>`);
   }
 
+  /** What is wrong with its pictures, although nothing failed. */
+  #warned({ warnings = [] }) {
+    if (!warnings.length) return nothing;
+    const line = (one) => html`<p>${one}</p>`;
+    return html`<div class="alarm" role="status" aria-label="Warnings">${icon('warning')}<div>${warnings.length > 1 ? html`<strong>${plural(warnings.length, 'warning')}</strong>` : nothing}${warnings.slice(0, MOST_WARNINGS).map(line)}
+      ${warnings.length > MOST_WARNINGS ? html`<details><summary>${plural(warnings.length - MOST_WARNINGS, 'more', 'more')}</summary>${warnings.slice(MOST_WARNINGS).map(line)}</details>` : nothing}</div></div>`;
+  }
+
   #because(task) {
-    const reasons = this.reasons ?? [];
+    const reasons = (this.reasons ?? []).filter((one) => !task.warnings?.includes(one));
     if (task.status === 'succeeded' || !reasons.length) return nothing;
     // What the state, the bar and the buttons say already is not said again.
-    const told = reasons.filter((one) => !/^(?:It (?:failed|was canceled)\b|\d+ of its parts are being rendered|All machines that can take it are busy)/.test(one) || (task.status === 'queued' && one.startsWith('All'))).map((one) => one.replace(/ (?:Add one|Allow more): renderonline .*$/, ''));
-    if (!told.length) return nothing;
+    const said = reasons.filter((one) => !/^(?:It (?:failed|was canceled)\b|\d+ of its parts are being rendered|All machines that can take it are busy)/.test(one) || (task.status === 'queued' && one.startsWith('All')));
+    if (!said.length) return nothing;
+    const stuck = task.stuck && said[0] === task.stuck;
     const helping = [];
-    if (reasons.some((one) => one.startsWith('No machine')) && this.me?.permissions.includes('machines')) helping.push(html`<a class="button" href="/farm">${icon('farm')}Machines</a>`);
+    if (stuck && this.me?.permissions.includes('machines')) helping.push(html`<a class="button" href="/farm">${icon('farm')}Machines</a>`);
     if (task.chunks.failed) helping.push(html`<button type="button" @click=${() => this.#show({ tab: 'log' })}>Look at the log</button>`);
-    return html`<div class="because ${task.status}">${icon(task.status === 'failed' ? 'failed' : 'info')}<div>${told.map((one) => html`<p>${one}</p>`)}</div>${helping}</div>`;
+    return html`<div class=${stuck ? 'because alarm' : `because ${task.status}`}>${icon(stuck ? 'offline' : task.status === 'failed' ? 'failed' : 'info')}<div>${stuck ? html`<strong>It can't start as things are.</strong>` : nothing}${said.map((one) => html`<p>${told(one)}</p>`)}</div>${helping}</div>`;
   }
 
   #panel(tab, task) {

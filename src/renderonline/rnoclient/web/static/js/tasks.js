@@ -1,7 +1,7 @@
 // All tasks: a live table with search, filters in the address, and actions on many at once.
 
 import { call, download } from './api.js';
-import { ENDED, Part, attempt, bar, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, remaining, size, stateOf, sure, unready, when, word } from './parts.js';
+import { ENDED, Part, attempt, bar, chipsOf, classMap, ago, define, duration, empty, html, icon, kept, note, nothing, number, percent, plural, progressOf, remaining, size, statusOf, sure, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
 import { uploads } from './uploads.js';
 
@@ -25,6 +25,9 @@ export const ACTIONS = [
 const DONE = { pause: 'Paused', resume: 'Resumed', retry: 'Started again', cancel: 'Canceled' };
 /** On a phone rows are cards. */
 const PHONE = matchMedia('(max-width: 760px)');
+/** Tasks that can't start are asked for again: no event of theirs tells that a machine has come. */
+const STUCK_MS = 15_000;
+const MOST_STUCK = 20;
 /** So long one may change one's mind about deleting. */
 const UNDO_MS = 8000;
 
@@ -102,6 +105,7 @@ class TasksPage extends Part {
     PHONE.addEventListener('change', this.#changed);
     uploads.addEventListener('change', this.#sending);
     this.every(5000, () => this.requestUpdate());
+    this.every(STUCK_MS, () => { for (const task of this.#shown.filter((one) => one.stuck).slice(0, MOST_STUCK)) tasks.refresh(task.task_id); });
     if (tasks.loaded === null) tasks.load();
   }
 
@@ -207,9 +211,9 @@ class TasksPage extends Part {
     const failed = task.chunks.failed;
     return html`<div role="row" aria-rowindex=${index + 2} class=${classMap({ chosen: this.#chosen.has(task.task_id) })} data-task=${task.task_id}>
       <span role="cell" class="tick"><input type="checkbox" aria-label="Select ${task.name}" .checked=${kept(this.#chosen.has(task.task_id))} @click=${(event) => this.#choose(task, event)}></span>
-      <span role="cell" class="status">${stateOf(task.status)}</span>
-      <span role="cell" class="name"><a href="/tasks/${task.task_id}">${task.name}</a><small>${task.engine}${task.frames ? ` · frames ${task.frames}` : ''}${task.name === task.file_name ? '' : ` · ${task.file_name}`}</small></span>
-      <span role="cell" class="progress">${bar(task.progress, `Progress of ${task.name}`, task.status)}<small>${total ? `${number(task.frames_done)} of ${number(total)}` : percent(task.progress)}${failed ? html` · <b class="bad">${plural(failed, 'part')} failed</b>` : nothing}</small></span>
+      <span role="cell" class="status">${statusOf(task)}</span>
+      <span role="cell" class="name"><a href="/tasks/${task.task_id}">${task.name}</a><small>${chipsOf(task)}${task.engine}${task.frames ? ` · frames ${task.frames}` : ''}${task.name === task.file_name ? '' : ` · ${task.file_name}`}</small></span>
+      <span role="cell" class="progress">${progressOf(task, `Progress of ${task.name}`)}<small>${total ? `${number(task.frames_done)} of ${number(total)}` : percent(task.progress)}${failed ? html` · <b class="bad">${plural(failed, 'part')} failed</b>` : nothing}</small></span>
       <span role="cell" class="remaining">${left === null ? (ENDED.has(task.status) && task.started && task.ended ? html`<small>took ${duration((Date.parse(task.ended) - Date.parse(task.started)) / 1000)}</small>` : html`<small>–</small>`) : `${duration(left)}`}</span>
       <span role="cell" class="email">${task.email}</span>
       <span role="cell" class="queued" title=${when(task.queued)}>${ago(task.queued)}</span></div>`;

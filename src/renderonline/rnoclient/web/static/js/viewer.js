@@ -1,7 +1,7 @@
 // The viewer: one frame after the other, zoomed, two compared, all of them as a flipbook, and the film.
 
 import { call, download, fetched, V2 } from './api.js';
-import { Part, attempt, define, html, icon, nothing, size, word } from './parts.js';
+import { Part, attempt, define, html, icon, nothing, plural, size, word } from './parts.js';
 
 /** What browsers show. */
 export const PICTURES = /\.(png|jpe?g|webp|gif|avif|bmp)$/i;
@@ -260,6 +260,7 @@ class Viewer extends Part {
         ${result ? html`<button type="button" class="plain" aria-label="Download" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
         ${cell.frame === null ? nothing : html`<button type="button" class="plain" aria-label="Render again" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
         ${button('close', 'Close', () => this.box.close())}</header>
+      ${this.task.warnings?.length ? html`<p class="alarm" role="note">${icon('warning')}<span>${this.task.warnings[0]}${this.task.warnings.length > 1 ? html` <b>and ${plural(this.task.warnings.length - 1, 'more warning')}</b>` : ''}</span></p>` : nothing}
       <div class="stage ${this.zoom ? 'zoomed' : ''}" tabindex="-1" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
         <canvas role="img" aria-label="Picture of ${cell.frame === null ? cell.label : `frame ${cell.label}`}${this.beside ? `, beside frame ${this.beside}` : ''}" ?hidden=${Boolean(this.film)}></canvas>
         ${this.film ? html`<video src=${this.film} controls autoplay loop muted playsinline aria-label="Film ${cell.label}"></video>` : this.problem || !result || !this.#source(result) ? html`<p>${this.problem || (result ? `A browser can’t show ${result.name.split('.').pop().toUpperCase()} files. Download it to look at it.` : cell.reason || word(cell.state))}</p>` : nothing}

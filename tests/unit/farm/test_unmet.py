@@ -1,0 +1,40 @@
+"""What no machine can take, and the line that helps."""
+
+import pytest
+
+from renderonline.farm.boxes import BoxKind
+from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.unmet import unmet
+
+PLAIN = Ability(1, (("blender", "5.0.1"),), memory_mib=16_000, sandbox=BoxKind.LANDLOCK)
+CARDS = Ability(2, (("blender", "4.2"),), tags=frozenset({"gpu"}), memory_mib=8_000, gpus=1)
+POOLED = Ability(3, (("povray", "3.7"),), pool="film")
+
+
+@pytest.mark.parametrize(
+    ("engine", "needs", "told"),
+    [
+        ("blender", Needs(), ""),
+        ("blender", Needs(tags=("gpu",), gpus=1, memory_mib=8_000), ""),
+        ("mitsuba", Needs(), "No machine has the engine mitsuba. Install its program on one; what is found"),
+        (
+            "blender",
+            Needs(tags=("gpu", "lake")),
+            "has the tag lake. Give it to one: renderonline machine set NAME --tags",
+        ),
+        ("blender", Needs(pool="film"), "is in the pool film. Put one in: renderonline machine set NAME --pool film."),
+        ("povray", Needs(), "is free of a pool. Name a pool when you submit, or free one"),
+        ("blender", Needs(engine_version="5.1"), "is of version 5.1 or newer. Update it on one."),
+        ("blender", Needs(sandbox="bwrap"), "has the box bwrap or a better one."),
+        ("blender", Needs(memory_mib=16_001), "has 16001 MiB of memory; the most is 16000. Submit it with less."),
+        ("blender", Needs(gpus=2), "has the graphics cards that it needs; the most is 1. Ask for fewer."),
+        ("blender", Needs(gpus=1, memory_mib=9_000), "Every machine with blender lacks something of it."),
+    ],
+)
+def test_what_no_machine_has_is_told_with_the_line_that_helps(engine: str, needs: Needs, told: str) -> None:
+    found = unmet((PLAIN, CARDS, POOLED), engine, needs)
+    assert found == told or (told and told in found)
+
+
+def test_engine_that_we_can_install_is_told_so() -> None:
+    assert unmet((POOLED,), "blender", Needs()).endswith("renderonline engine install blender.")
