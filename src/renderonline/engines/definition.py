@@ -89,7 +89,8 @@ class Pattern:
 class ReadingRules:
     """What the machine needs to understand the engine's output; travels as JSON in `Assign.reading`. A line that
     matches one of `failures` makes the attempt a failure of that class, even with exit code 0; `exit_codes` maps an
-    exit code (as text) to a failure class; `decode`: the results are pictures that must decode wholly."""
+    exit code (as text) to a failure class; `decode`: the results are pictures that must decode wholly; `wrapped`: the
+    columns after which the engine breaks its lines, 0: it does not."""
 
     progress: tuple[Pattern, ...] = ()
     warnings: tuple[Pattern, ...] = ()
@@ -105,6 +106,7 @@ class ReadingRules:
     width: int = 0
     """The pixels that a picture must have; 0: the scene decides."""
     height: int = 0
+    wrapped: int = 0
 
 
 FILM_READING: Final = ReadingRules(
@@ -126,6 +128,7 @@ class EngineDefinition:
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
     any it is only what the machine's own settings name. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
+    `ascii_paths`: it opens no paths with other letters, nor with double quotes.
     `network`, `sandbox_read`, `sandbox_write`: what is open to it in its box besides its task's files.
     """
 
@@ -148,6 +151,7 @@ class EngineDefinition:
     time_s: float = 0.0
     frame_time_s: float = 0.0
     memory_mib: int = 0
+    ascii_paths: bool = False
     network: bool = False
     sandbox_read: tuple[str, ...] = ()
     sandbox_write: tuple[str, ...] = ()

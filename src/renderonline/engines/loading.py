@@ -22,6 +22,7 @@ from renderonline.engines.definition import (
     Outputs,
     ReadingRules,
 )
+from renderonline.engines.reading import LONGEST_LINE
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.more_results import MoreResults
@@ -204,6 +205,7 @@ def _check_reading(reading: ReadingRules) -> None:
                 _must_match(
                     FAILURE_CLASS, pattern.kind, f"{where}.kind", "must name the failure class, for instance scene"
                 )
+    _must(0 <= reading.wrapped <= LONGEST_LINE, "reading.wrapped", f"must be from 0 to {LONGEST_LINE} columns")
     _must_be_one_of(CONSTANTS, reading.constant, "reading.constant")
     _must_be_one_of(STOP_SIGNALS, reading.stop_signal, "reading.stop_signal")
     for code, kind in reading.exit_codes.items():

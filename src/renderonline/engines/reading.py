@@ -6,7 +6,7 @@ bounded, and progress never goes back.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,9 +59,39 @@ class OutputReader:
         self._within = 0.0
         """How much of that frame is done."""
         self._fraction = 0.0
+        self._width = rules.wrapped
+        self._held = self._tail = ""
+        """A line that may go on in the next one, and the last piece of it."""
+
+    def lines(self, texts: Iterable[str]) -> Iterator[Reading]:
+        """What the next lines tell. Those that the engine broke at its width are one; a long line is held until the
+        next one, or `rest`, says that it is whole."""
+        for text in texts:
+            piece = _ESCAPES.sub("", text[:LONGEST_LINE]) if self._width else text
+            if self._held and self._goes_on(piece):
+                self._held, self._tail = (self._held + piece)[:LONGEST_LINE], piece
+                continue
+            yield from self.rest()
+            if self._width and len(piece) > self._width // 2:
+                self._held = self._tail = piece
+            else:
+                yield self.line(piece)
+
+    def rest(self) -> Iterator[Reading]:
+        """What the line tells that was held: nothing follows it."""
+        held, self._held = self._held, ""
+        if held:
+            yield self.line(held)
+
+    def _goes_on(self, piece: str) -> bool:
+        """Whether this piece belongs to the line before: a word that is too long is cut at the width (POV-Ray 3.7 may
+        lose a letter there); otherwise the line is broken before a space, where the next word has no room."""
+        word = re.match(r" [^ ]+", piece)
+        room = self._width - len(self._tail)
+        return room <= 1 or (word is not None and len(word[0]) > room)
 
     def line(self, text: str) -> Reading:
-        """What `text` (one line, without its end) tells."""
+        """What `text` (one whole line, without its end) tells."""
         text = _ESCAPES.sub("", text[:LONGEST_LINE]).strip()
         if not text:
             return Reading()

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +38,7 @@ from renderonline.hpcserver.own_files import HURRY_S, InputCache, OwnFiles, Parc
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
 from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.spawner import MOST_PROCESSES
-from renderonline.hpcserver.surroundings import Scratch, clean_environment, shares_files
+from renderonline.hpcserver.surroundings import Scratch, clean_environment, in_ascii, link, shares_files, unlink
 from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
 from renderonline.hpcserver.transfers import PreviewSender, Transfers
 from renderonline.protocol.codec import from_wire
@@ -262,11 +262,13 @@ class Attempt:
         workshop, assign, settings = self._workshop, self.assign, self._workshop.settings
         place = workshop.scratch.place(self.name)
         self._active_at = self._seen_at = time.monotonic()
+        argv, links = in_ascii(assign)
+        await workshop.in_thread(link, self._root, links)
         box = workshop.boxes.of(assign, place)
         self._outside = Outside(box)
         self.process = process = await workshop.processes.start(
             self.name,
-            [*workshop.engines[assign.engine.casefold()], *assign.argv],
+            [*workshop.engines[assign.engine.casefold()], *argv],
             directory=self._root,
             environment=clean_environment(os.environ, assign.environment, place, also=settings.pass_environment),
             on_lines=self._read,
@@ -286,6 +288,8 @@ class Attempt:
         finally:
             if timer is not None:
                 timer.cancel()
+            self._take(self._reader.rest())
+            await workshop.in_thread(unlink, self._root, links)
 
     def observe(self, used: Usage, now: float) -> None:
         """Take note of what the process tree uses and hold it to its limits."""
@@ -307,11 +311,19 @@ class Attempt:
     def _read(self, lines: Sequence[str]) -> None:
         self._active_at = time.monotonic()
         self._write_log(lines)
-        newest: Reading | None = None
         self._newest = lines[-1] if lines else self._newest
         self._outside.take(lines)
-        for line in lines:
-            reading = self._reader.line(line)
+        newest = self._take(self._reader.lines(lines))
+        if newest is not None:
+            number, fraction, message = self.assign.attempt, newest.fraction or 0.0, newest.message[:MAX_MESSAGE]
+            progress = Progress(number, fraction, newest.frame, newest.remaining_s, message)
+            self._workshop.progress[number] = progress
+            self._workshop.journal.news.set()
+
+    def _take(self, readings: Iterable[Reading]) -> Reading | None:
+        """Act on what lines told; the newest that is about progress."""
+        newest: Reading | None = None
+        for reading in readings:
             self._failure = self._failure or reading.failure
             self._reason = reading.reason or self._reason
             if reading.warning is not None:
@@ -320,11 +332,7 @@ class Attempt:
                 self._saved(reading.saved)
             if reading.progress:
                 newest = reading
-        if newest is not None:
-            number, fraction, message = self.assign.attempt, newest.fraction or 0.0, newest.message[:MAX_MESSAGE]
-            progress = Progress(number, fraction, newest.frame, newest.remaining_s, message)
-            self._workshop.progress[number] = progress
-            self._workshop.journal.news.set()
+        return newest
 
     def _warn(self, text: str) -> None:
         """Keep what a person must know of the pictures, until the end."""

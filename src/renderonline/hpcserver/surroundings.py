@@ -4,8 +4,10 @@ Nothing is inherited but what an engine needs to find its libraries, its languag
 the account that runs HPCServer reaches a scene's scripts.
 """
 
+import contextlib
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -91,6 +93,36 @@ def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:
         root=str(root),
         mark="",
     )
+
+
+def in_ascii(assign: Assign) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The words of an assignment for an engine with `ascii_paths`, and the links that they need in its directory, where
+    the process starts: name -> where it leads. Paths that the engine can open are left as they are."""
+    if not assign.ascii_paths or not assign.inputs:
+        return assign.argv, {}
+    scene = assign.inputs[0]
+    folder = os.path.dirname(scene)
+    names = {scene: f"scene{os.path.splitext(scene)[1]}", folder: "scene_files", assign.directory.rstrip("/"): "."}
+    odd = [path for path in names if path and not (path.isascii() and path.isprintable() and '"' not in path)]
+    if not odd:
+        return assign.argv, {}
+    found = re.compile("|".join(re.escape(path) + r"(?![\w.-])" for path in sorted(odd, key=len, reverse=True)))
+    argv = tuple(found.sub(lambda match: names[match[0]], word) for word in assign.argv)
+    return argv, {names[path]: path for path in odd if names[path] != "."}
+
+
+def link(directory: Path, links: Mapping[str, str]) -> None:
+    """Make links in an attempt's directory, which may have them from an earlier process. Blocks."""
+    unlink(directory, links)
+    for name, target in links.items():
+        (directory / name).symlink_to(target)
+
+
+def unlink(directory: Path, links: Iterable[str]) -> None:
+    """Remove links: they are no results. Blocks."""
+    for name in links:
+        with contextlib.suppress(OSError):
+            (directory / name).unlink()
 
 
 def clean_environment(

@@ -122,6 +122,8 @@ class Assign:
 
     Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
     and directories besides the task's; the engine's definition says so.
+
+    `ascii_paths`: the engine opens no paths with letters beyond ASCII or double quotes; the machine gives it others.
     """
 
     type: ClassVar[str] = "assign"
@@ -145,6 +147,7 @@ class Assign:
     sandbox_read: tuple[str, ...] = ()
     sandbox_write: tuple[str, ...] = ()
     more: MoreResults = NOTHING_MORE
+    ascii_paths: bool = False
 
 
 @dataclass(frozen=True, slots=True)

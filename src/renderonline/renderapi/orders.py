@@ -180,6 +180,7 @@ class Orders:
             mark=mark,
             mark_token=token,
             network=definition is not None and definition.network,
+            ascii_paths=definition is not None and definition.ascii_paths,
             sandbox_read=definition.sandbox_read if definition else (),
             sandbox_write=(*beside, *(definition.sandbox_write if definition else ())),
             more=definition.outputs.more if definition and definition.outputs else NOTHING_MORE,

@@ -18,7 +18,9 @@ EMAIL = "日本@例え.jp"
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
-    with RealFarm(tmp_path_factory.mktemp("farm")) as farm:
+    directory = tmp_path_factory.mktemp("farm") / 'Häuser "春"'
+    directory.mkdir()
+    with RealFarm(directory) as farm:
         yield farm
 
 
@@ -80,6 +82,37 @@ def test_every_terminal_shows_every_task(farm: RealFarm, tmp_path: Path, termina
                 assert "Frühling 春 🎬" in {one["name"] for one in (known if isinstance(known, list) else [known])}
     finally:
         farm.client.delete(task)
+
+
+def test_povray_renders_scenes_and_includes_of_any_name_and_says_the_whole_reason(
+    farm: RealFarm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "käse"
+    folder.mkdir()
+    (folder / "ball.inc").write_text("#declare Ball = sphere { 0 1 pigment { rgb 1 } }")
+    scene = folder / 'grün "1".pov'
+    scene.write_text('#include "ball.inc" camera { location -3*z look_at 0 } light_source { 5*y-5*z rgb 1 } Ball')
+    node = farm.add_machine("box")
+    try:
+        inputs = {"käse/ball.inc": folder / "ball.inc"}
+        sizes = {"width": "32", "height": "18"}
+        task = farm.client.submit(
+            scene, scene="käse/grün.pov", inputs=inputs, engine="povray", frames="1-2", arguments=sizes
+        )
+        done = farm.wait_for_status(task["task_id"], "succeeded", "failed")
+        assert done["status"] == "succeeded", done
+        names = [result["name"] for result in farm.client.results(task["task_id"])]
+        assert sorted(names) == ["frame_1.png", "frame_2.png"]
+        missing = f"{'abcdefghij' * 12}.inc"
+        scene.write_text(f'#include "{missing}"')
+        failed = farm.client.submit(scene, scene="grün.pov", engine="povray", frames="1-2", arguments=sizes)
+        farm.wait_for_status(failed["task_id"], "failed")
+        told = command(farm, "explain", str(failed["task_id"])).stdout.decode()
+        assert f"Cannot open include file {missing}" in told
+    finally:
+        node.process.terminate()
+        node.process.wait(60)
+        farm.supervisor.forget(node)
 
 
 def test_hours_that_were_understood_are_told_in_words(

@@ -117,6 +117,54 @@ Parse Warning: assumed_gamma not specified
     assert readings[7].warning is not None
 
 
+WRAPPED = """
+File 't.pov' line 1: Possible Parse Error: Non-ASCII character has been replaced
+ by space character.
+File 't.pov' line 1: Possible Parse Error: Cannot find file 'abcdefghijabcdefghi
+jabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghi
+j.inc', even after trying to append file type extension.
+File 't.pov' line 1: Parse Error: Cannot open include file two  spaces here and 
+ there in   the name of a very long file  with   many spaces.inc.
+Fatal error in parser: Cannot parse input.
+Rendered 1 of 4 pixels (25%)
+"""  # noqa: W291 (as POV-Ray 3.7 prints it)
+
+
+def test_lines_that_povray_wraps_are_whole_in_the_reason() -> None:
+    reader = OutputReader(POVRAY, (1,))
+    readings = [*reader.lines(WRAPPED.strip().splitlines()), *reader.rest()]
+    failures = [reading.message for reading in readings if reading.failure]
+    assert failures[0].endswith(
+        "file two  spaces here and  there in   the name of a very long file  with   many spaces.inc."
+    )
+    assert failures[1] == "Fatal error in parser: Cannot parse input."
+    warnings = [reading.warning for reading in readings if reading.warning]
+    assert (
+        warnings[0]
+        == "File 't.pov' line 1: Possible Parse Error: Non-ASCII character has been replaced by space character."
+    )
+    assert str(warnings[1]).endswith("bcdefghij.inc', even after trying to append file type extension.")
+    assert readings[-1].fraction == 0.25
+
+
+def test_a_line_that_may_go_on_is_held_and_a_short_one_told_at_once() -> None:
+    reader = OutputReader(POVRAY, (1,))
+    long = "File 't.pov' line 1: Parse Error: Expected 'object', undeclared identifier found"
+    assert next(reader.lines(["Rendered 2 of 4 pixels (50%)"])).fraction == 0.5
+    assert not [*reader.lines([long])]
+    assert [reading.failure for reading in reader.rest()] == [("scene", long)]
+    assert not [*reader.rest()]
+    assert [*OutputReader(BLENDER, (1,)).lines([long])]
+
+
+@given(st.lists(st.text(alphabet="ab c", max_size=170)))
+def test_joined_lines_are_bounded_and_lose_nothing(lines: list[str]) -> None:
+    reader = OutputReader(ReadingRules(warnings=(Pattern("(.*)"),), wrapped=80), (1,))
+    told = [reading.warning or "" for reading in (*reader.lines(lines), *reader.rest())]
+    assert "".join("".join(told).split()) == "".join("".join(lines).split())[: sum(map(len, told))]
+    assert all(len(one) <= 2_000 for one in told)
+
+
 def test_colours_of_a_terminal_are_not_part_of_the_line() -> None:
     (reading,) = read(POVRAY, (1,), "\x1b[34m\x1b[40m\x1b(BRendered 1 of 4 pixels (25%)\x1b[0m")
     assert reading.fraction == 0.25

@@ -11,8 +11,11 @@ from renderonline.hpcserver.surroundings import (
     INHERITED,
     Scratch,
     clean_environment,
+    in_ascii,
     in_own_directories,
+    link,
     shares_files,
+    unlink,
 )
 from renderonline.protocol.link import Assign
 
@@ -98,3 +101,36 @@ def test_only_the_very_token_tells_that_files_are_shared(tmp_path: Path) -> None
         assert shares_files(assign) is shares
     assert not shares_files(replace(assign, mark=str(tmp_path), mark_token=""))
     assert shares_files(replace(assign, mark="")), "a RenderAPI without marks shares its files with everybody"
+
+
+def words(scene: str, directory: str) -> tuple[str, ...]:
+    return (f'+I"{scene}"', f'+L"{scene.rpartition("/")[0]}"', f'+O"{directory}/frame_.png"')
+
+
+def test_engine_that_opens_ascii_alone_gets_links_in_place_of_other_paths() -> None:
+    def of(scene: str, directory: str, *, ascii_paths: bool = True) -> tuple[tuple[str, ...], dict[str, str]]:
+        argv = words(scene, directory)
+        return in_ascii(Assign(1, "t", 1, 1, "povray", argv, directory, inputs=(scene,), ascii_paths=ascii_paths))
+
+    plain = ("/f/1/2/my scene.pov", "/f/.attempts/7")
+    assert of(*plain) == (words(*plain), {})
+    odd = ('/ö/1/2/a "b".pov', "/ö/.attempts/7")
+    assert of(*odd, ascii_paths=False) == (words(*odd), {})
+    assert of(*odd) == (
+        ('+I"scene.pov"', '+L"scene_files"', '+O"./frame_.png"'),
+        {"scene.pov": odd[0], "scene_files": "/ö/1/2"},
+    )
+    named = ("/f/1/2/grün.pov", "/f/.attempts/7")
+    assert of(*named) == (
+        ('+I"scene.pov"', '+L"/f/1/2"', '+O"/f/.attempts/7/frame_.png"'),
+        {"scene.pov": named[0]},
+    )
+
+
+def test_links_replace_older_ones_and_go_alone(tmp_path: Path) -> None:
+    (tmp_path / "grün.pov").write_text("x")
+    for _ in range(2):
+        link(tmp_path, {"scene.pov": str(tmp_path / "grün.pov")})
+        assert (tmp_path / "scene.pov").read_text() == "x"
+    unlink(tmp_path, ["scene.pov", "never made"])
+    assert [path.name for path in tmp_path.iterdir()] == ["grün.pov"]
