@@ -69,3 +69,30 @@ def write_small_scene(path: Path, changes: str = "") -> Path:
     """A scene of 64 x 36 pixels, ten frames, a fraction of a second each; `changes` is Python run before saving."""
     run_python(SMALL_SCENE, str(path), changes)
     return path
+
+
+def everything_at_once(away: str) -> str:
+    """Changes to the small scene: frames 1 to 4 whose brightness is the frame's share of the scene's last one, from
+    another camera from frame 4 on, with motion blur; one node writes a second `//frame_####`, another into `away`."""
+    return f"""
+scene.frame_end = 4
+material = bpy.data.materials.new("glow"); material.use_nodes = True; tree = material.node_tree; tree.nodes.clear()
+shine = tree.nodes.new("ShaderNodeEmission"); target = tree.nodes.new("ShaderNodeOutputMaterial")
+tree.links.new(shine.outputs[0], target.inputs[0]); monkey.data.materials.append(material)
+driver = shine.inputs["Strength"].driver_add("default_value").driver
+last = driver.variables.new(); last.name, last.type = "last", "SINGLE_PROP"
+last.targets[0].id_type, last.targets[0].id, last.targets[0].data_path = "SCENE", scene, "frame_end"
+driver.expression = "frame / last"
+scene.render.use_motion_blur = True
+far = bpy.data.objects.new("far", scene.camera.data); far.location = (0, -9, 0); far.rotation_euler = (1.5708, 0, 0)
+scene.collection.objects.link(far)
+scene.timeline_markers.new("a", frame=1).camera = scene.camera; scene.timeline_markers.new("b", frame=4).camera = far
+tree = scene.compositing_node_group = bpy.data.node_groups.new("comp", "CompositorNodeTree")
+tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
+layer = tree.nodes.new("CompositorNodeRLayers"); layer.scene = scene
+tree.links.new(layer.outputs["Image"], tree.nodes.new("NodeGroupOutput").inputs[0])
+for folder, name in (("//", "frame_####"), ({away!r}, "z_")):
+    node = tree.nodes.new("CompositorNodeOutputFile"); node.directory, node.file_name = folder, name
+    node.file_output_items.new("RGBA", ""); node.format.media_type = "IMAGE"; node.format.file_format = "PNG"
+    tree.links.new(layer.outputs["Image"], node.inputs[0])
+"""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from renderonline.engines.definition import MISSING, EngineDefinition, Outputs, ReadingRules
-from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, strip_program
+from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, placeholders, strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import LARGEST_FRAME, MAX_FRAMES, FrameRange, cut
@@ -68,8 +68,10 @@ def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[st
 
 
 def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -> dict[str, str]:
-    """What a scene says of itself (`definition.SCENE_FACTS`) as values; what an argument can't take is left out."""
-    told = {argument: str(scene[argument.fact]) for argument in definition.arguments if argument.fact in scene}
+    """What a scene says of itself (`definition.SCENE_FACTS`) as values; what an argument can't take is left out, and so
+    is one whose default is "": the engine then does what the scene says."""
+    asked = [argument for argument in definition.arguments if argument.default != ""]
+    told = {argument: str(scene[argument.fact]) for argument in asked if argument.fact in scene}
     return {argument.id: value for argument, value in told.items() if value in (argument.choices or (value,))}
 
 
@@ -78,6 +80,15 @@ def without_frames(definition: EngineDefinition, values: Mapping[str, str]) -> d
     names = definition.frames
     frames = {names.first, names.last, names.step} if names else set()
     return {name: value for name, value in values.items() if name not in frames}
+
+
+def beyond_command_line(definition: EngineDefinition, values: Mapping[str, str]) -> frozenset[str]:
+    """The arguments whose values reach the engine only through its environment, as far as something else is asked for
+    than their default. v1 machines set no environment."""
+    shown = placeholders(template_words(definition))
+    hidden = placeholders(definition.environment.values()) - shown
+    defaults = {argument.id: argument.default for argument in definition.arguments}
+    return frozenset(name for name in hidden & defaults.keys() if values.get(name, "") != (defaults[name] or ""))
 
 
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:

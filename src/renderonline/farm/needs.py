@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from renderonline.farm.boxes import BoxKind
@@ -20,7 +20,8 @@ _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 class Needs:
     """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
     ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
-    around its engines (a `BoxKind`; "": none is needed)."""
+    around its engines (a `BoxKind`; "": none is needed). `linked`: a machine of ours, not a v1 machine: only those get
+    the variables that an engine's definition sets."""
 
     engine_version: str = ""
     tags: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class Needs:
     memory_mib: int = 0
     gpus: int = 0
     sandbox: str = ""
+    linked: bool = False
 
     @property
     def is_large(self) -> bool:
@@ -42,7 +44,7 @@ class Needs:
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidRequest(f"{name} is a number from 0 to {most:,}.")
         tags, pool = checked_tags(self.tags), checked_pool(self.pool)
-        return Needs(self.engine_version, tags, pool, self.memory_mib, self.gpus, checked_box(self.sandbox))
+        return replace(self, tags=tags, pool=pool, sandbox=checked_box(self.sandbox))
 
     def joined(self, more: "Needs") -> "Needs":
         """What satisfies both; the pool of `more` counts when it names one. Both are checked."""
@@ -53,6 +55,7 @@ class Needs:
             max(self.memory_mib, more.memory_mib),
             max(self.gpus, more.gpus),
             max(self.sandbox, more.sandbox, key=box_of),
+            self.linked or more.linked,
         )
 
 
@@ -79,6 +82,8 @@ class Ability(NamedTuple):
             return f"no engine {engine}"
         if needs.engine_version and _parts(version) < _parts(needs.engine_version):
             return f"{engine} {version or 'of a version that is not known'}, not {needs.engine_version} or newer"
+        if needs.linked and not self.linked:
+            return "a v1 machine, which gets only what stands on the engine's command line"
         if missing := sorted(set(needs.tags) - self.tags):
             return f"no tag {', '.join(missing)}"
         if self.pool != needs.pool:

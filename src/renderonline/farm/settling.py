@@ -12,6 +12,8 @@ from renderonline.farm.watching import OVERTIME
 FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film", "too_many_processes"})
 """Failure classes that every other machine would see as well: no second try."""
 OUT_OF_MEMORY: Final = "out_of_memory"
+NO_RENDER_ENGINE: Final = "no_render_engine"
+"""The engine lacks the add-on that the scene renders with; another machine's may have it, and none is to blame."""
 LOST_PROCESS: Final = "lost_process"
 """HPCServer ended, and the engine with it: nobody's failure, until it happens again and again."""
 MOST_LOST_PROCESSES: Final = 10
@@ -31,6 +33,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "bad_output": "The engine wrote a file that can't be read",
     "too_many_processes": "The engine started too many processes",
     "no_engine": "The machine does not have the engine",
+    NO_RENDER_ENGINE: "The machine's Blender lacks what the scene renders with",
     "no_input": "The machine can't read the scene file",
     "no_space": "The machine's disk is full",
     OVERTIME: "The machine did not end it at its time limit",

@@ -30,7 +30,7 @@ from renderonline.farm import telling
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import Wish
-from renderonline.farm.settling import FINAL_FAILURES, Ending
+from renderonline.farm.settling import FINAL_FAILURES, NO_RENDER_ENGINE, Ending
 from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
 from renderonline.farm.watching import NOT_STARTED
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
@@ -254,7 +254,7 @@ class Benching:
         """These ends are committed."""
         for attempt, chunk, verdict in ended:
             machine_id = attempt.machine_id
-            if verdict.counts and verdict.failure not in FINAL_FAILURES:
+            if verdict.counts and verdict.failure not in {*FINAL_FAILURES, NO_RENDER_ENGINE}:
                 self._bench(machine_id, self._blame.failed(machine_id, chunk.task_id, chunk.chunk_id))
             elif verdict.failure == NOT_STARTED:
                 self._bench(machine_id, self._blame.not_started(machine_id, chunk.task_id))

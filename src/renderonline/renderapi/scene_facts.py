@@ -93,7 +93,9 @@ class SceneFacts:
         needs = self._needs(definition, scene, facts.get("version", ""))
         _check_frames(prepared, facts)
         known = {one.argtype_id: one for one in argtypes(definition)}
-        told = values_of_scene(definition, next(iter(facts.get("scenes", ())), {}))
+        scenes = facts.get("scenes", ())
+        named = (one for one in scenes if one.get("name") == prepared.request.arguments.get("scene"))
+        told = values_of_scene(definition, next(named, next(iter(scenes), {})))
         if prepared.request.frames:
             told = without_frames(definition, told)
         given = {name: value for name, value in prepared.request.arguments.items() if name in known}

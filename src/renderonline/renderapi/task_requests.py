@@ -199,6 +199,8 @@ def prepare(
     if request.film and not (definition and commands.frames_pattern(definition, values, frames) and frames):
         raise InvalidRequest(f"Engine {engine.name} gives no frames of which a film could be made.", code="no_frames")
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
+    if definition is not None and commands.beyond_command_line(definition, values):
+        needs = replace(needs, linked=True)
     prepared = Prepared(request, engine, definition, scene, words, values, frames, ranges, size, needs)
     check_options(words, values, argtypes)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine

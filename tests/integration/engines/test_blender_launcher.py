@@ -14,7 +14,14 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader
 from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
-from tests.support.blender import blender_prefix, run_blender, run_python, write_sample, write_small_scene
+from tests.support.blender import (
+    blender_prefix,
+    everything_at_once,
+    run_blender,
+    run_python,
+    write_sample,
+    write_small_scene,
+)
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
 
@@ -79,7 +86,7 @@ def test_the_render_time_is_stamped_even_where_the_scene_switched_it_off(tmp_pat
         (["-F", "OPEN_EXR_MULTILAYER", "-f", "2,4..5"], ["f_02.exr", "f_04.exr", "f_05.exr"]),
         (["-F", "TGA", "-s", "9", "-e", "10", "-a"], ["f_09.tga", "f_10.tga"]),
         (["-F", "JPEG", "-x", "0", "-f", "+1"], ["f_02"]),
-        (["-t", "0", "-F", "PNG", "-x", "1", "-f", "-1"], ["f_10.png"]),
+        (["-t", "0", "-F", "WEBP", "-x", "1", "-s", "-2", "-e", "-1", "-a"], ["f_-01.webp", "f_-02.webp"]),
         (
             ["-S", "Scene", "-E", "CYCLES", "-s", "1", "-e", "10", "-j", "9", "--python-exit-code", "9", "-a"],
             ["f_01.png", "f_10.png"],
@@ -145,6 +152,75 @@ def test_broken_scenes_end_with_1_and_a_line_that_the_definition_knows(scenes: P
         assert failures, done.stderr
         assert failures[0] is not None
         assert failures[0][0] == "scene"
+
+
+def test_a_chunk_shows_what_one_process_would_show_and_brings_every_output_home(tmp_path: Path) -> None:
+    """A driver reads the scene's last frame, a marker changes the camera, the shutter is open, nodes write besides."""
+    scene, home = tmp_path / "shot" / "all.blend", tmp_path / "{blend_name}#"
+    scene.parent.mkdir()
+    write_small_scene(scene, everything_at_once(str(tmp_path / "away")))
+    own = "import bpy, sys; bpy.ops.wm.open_mainfile(filepath=sys.argv[1]); r = bpy.context.scene.render;"
+    own += "r.filepath = sys.argv[2]; bpy.ops.render.render(animation=True)"
+    run_python(own, str(scene), str(tmp_path / "own" / "frame_####"))
+    away = {path: path.read_bytes() for path in (tmp_path / "away").iterdir()}
+    done = run_blender("-b", str(scene), "-o", f"{home}/frame_####", "-F", "PNG", "-s", "3", "-e", "4", "-j", "1", "-a")
+    assert done.returncode == 0, done.stderr
+    root = str(tmp_path / "away").lstrip("/")
+    names = {f"{name}{frame:04d}.png" for name in ("frame_", "File Output/frame_", f"{root}/z_") for frame in (3, 4)}
+    assert {str(path.relative_to(home)) for path in home.rglob("*.png")} == names
+    saved = {OutputReader(DEFINITION.reading, (3, 4)).line(line).saved for line in done.stdout.splitlines()}
+    assert saved - {None} == {f"{home}/{name}" for name in names}
+    assert {path: path.read_bytes() for path in (tmp_path / "away").iterdir()} == away
+    for frame in (3, 4):
+        for ours, theirs in ((home, tmp_path / "own"), (home / "File Output", scene.parent)):
+            pictures = [ImageBuf(str(folder / f"frame_{frame:04d}.png")).get_pixels() for folder in (ours, theirs)]
+            assert (pictures[0] == pictures[1]).all()
+    assert (home / "frame_0003.png").read_bytes() != (home / "frame_0004.png").read_bytes()
+
+
+def test_what_a_task_asks_of_its_scene_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = """
+scene.name = "red room"; other = scene.copy(); other.name, other.use_fake_user = "blue room", True
+near = bpy.data.objects.new("near", scene.camera.data); near.location = (0, -3, 0); near.rotation_euler = (1.5708, 0, 0)
+other.collection.objects.link(near); other.timeline_markers.new("m", frame=1).camera = scene.camera
+other.view_layers.new("second"); scene.render.engine = "CYCLES"
+class Octane(bpy.types.RenderEngine):
+    bl_idname, bl_label = "OCTANE", "Octane"
+bpy.utils.register_class(Octane); scene.render.engine = other.render.engine = "OCTANE"
+"""
+    scene = write_small_scene(tmp_path / "rooms.blend", changes)
+    words = ("-b", str(scene), "-o", str(tmp_path / "f_#"), "-f", "1")
+    lacks = run_blender(*words)
+    assert (lacks.returncode, "this Blender has no render engine OCTANE" in lacks.stderr) == (3, True), lacks.stderr
+    asked = {"SCENE": "blue room", "CAMERA": "near", "VIEW_LAYER": "second", "SAMPLES": "2", "WIDTH": "40"}
+    asked |= {"HEIGHT": "20", "PERCENT": "50", "TRANSPARENT": "yes", "ENGINE": "CYCLES"}
+    for name, value in asked.items():
+        monkeypatch.setenv(f"RENDERONLINE_BLENDER_{name}", value)
+    done = run_blender(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Sample 2/2" in done.stdout
+    with ImageChecker() as checker:
+        facts = checker.check(tmp_path / "f_1.png").facts
+    assert (facts["width"], facts["height"], facts["channels"]) == (20, 10, 4)
+    assert (facts["camera"], facts["scene"]) == ("near", "blue room")
+    monkeypatch.setenv("RENDERONLINE_BLENDER_CAMERA", "far")
+    wrong = run_blender(*words)
+    assert (wrong.returncode, "has no camera 'far'; it has: Camera, near" in wrong.stderr) == (1, True), wrong.stderr
+
+
+def test_a_stereo_scene_gives_a_file_for_each_eye_and_blocked_python_is_told(tmp_path: Path) -> None:
+    changes = """
+scene.render.use_multiview = True; scene.render.image_settings.views_format = "INDIVIDUAL"
+bpy.data.texts.new("rig.py").use_module = True
+driver = bpy.data.objects["Suzanne"].driver_add("location", 0).driver
+driver.expression = "bpy.context.scene.frame_current"
+"""
+    scene = write_small_scene(tmp_path / "stereo.blend", changes)
+    done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-F", "PNG", "-f", "1..2")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("f_*")} == {"f_1_L.png", "f_1_R.png", "f_2_L.png", "f_2_R.png"}
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("Warning: ")]
+    assert [("rig.py" in line, "bpy.context" in line) for line in warnings] == [(True, False), (False, True)]
 
 
 HOSTILE = """

@@ -16,7 +16,15 @@ async def test_task_shows_what_it_needs(api: Running) -> None:
     request = {"engine": "blender", "needs": wanted, "running_limit": 4}
     reply = await api.submit(request, SCENE, version=2)
     assert reply.status == 201, reply.body
-    needs = {"engine_version": "", "tags": ["gpu"], "pool": "", "memory_mib": 9, "gpus": 0, "sandbox": "bwrap"}
+    needs = {
+        "engine_version": "",
+        "tags": ["gpu"],
+        "pool": "",
+        "memory_mib": 9,
+        "gpus": 0,
+        "sandbox": "bwrap",
+        "linked": False,
+    }
     for task in (reply.json(), (await api.call("GET", "/tasks/1")).json()):
         assert (task["needs"], task["running_limit"]) == (needs, 4)
     plain = (await api.submit({"engine": "blender"}, SCENE, version=2)).json()

@@ -65,7 +65,7 @@ def test_every_choice_of_blenders_format_has_an_extension() -> None:
     formats = next(argument for argument in BLENDER.arguments if argument.id == "format").choices
     for choice in formats:
         (output,) = expected_outputs(BLENDER, {"format": choice}, (1,), (1,))
-        assert re.fullmatch(r"frame_0001\.[a-z]{3}", output.name)
+        assert re.fullmatch(r"frame_0001\.[a-z0-9]{3,4}", output.name)
 
 
 def test_povray_keeps_the_tasks_clock_and_pads_like_the_tasks_last_frame() -> None:
@@ -227,7 +227,7 @@ def test_no_value_adds_a_word_or_is_looked_into(scene: str, values: dict[str, st
     chunk = FrameRange(first, first + count - 1)
     words = template_words(BLENDER)
     command = build(
-        BLENDER, words, {**values, "frame_step": "1"},
+        BLENDER, words, {**complete(BLENDER, {}), **values},
         chunk=chunk, task_frames=tuple(chunk.frames()), scene=scene, output_directory="/o",
     )  # fmt: skip
     assert len(command.argv) == len(words)

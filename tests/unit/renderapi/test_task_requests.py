@@ -14,7 +14,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.needs import Needs
+from renderonline.farm.needs import Ability, Needs
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, V1Request, prepare, read_v1, read_v2
 
 BLENDER = parse_definition(shipped()["blender"])
@@ -47,6 +47,14 @@ def test_frames_of_the_arguments_are_cut_into_chunks() -> None:
     assert [str(one) for one in task.ranges] == ["1-4", "5-8", "9-10"]
     assert task.chunk_size == 4
     assert task.values["format"] == "PNG"
+
+
+@pytest.mark.parametrize(("value", "linked"), [("", False), ("close up", True)])
+def test_what_a_command_line_can_not_say_keeps_a_task_from_v1_machines(value: str, linked: bool) -> None:
+    task = prepared(arguments={"camera": value})
+    assert task.needs.linked is linked
+    told = Ability(1, (("blender", "5.0"),), linked=False).lacks("blender", task.needs)
+    assert told.startswith("a v1 machine") is linked
 
 
 def test_frames_that_are_named_are_cut_into_chunks() -> None:

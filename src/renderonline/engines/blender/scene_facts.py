@@ -39,7 +39,7 @@ _MANY: Final = {2: "sequence", 6: "tiles"}
 _FORMATS: Final[Mapping[int, str]] = (
     {0: "TGA", 1: "IRIS", 4: "JPEG", 14: "TGA", 15: "AVI_RAW", 16: "AVI_JPEG", 17: "PNG", 20: "BMP", 21: "HDR"}
     | {22: "TIFF", 23: "OPEN_EXR", 24: "FFMPEG", 26: "CINEON", 27: "DPX", 28: "OPEN_EXR_MULTILAYER"}
-    | {30: "JPEG2000", 35: "WEBP", 36: "AVIF"}
+    | {30: "JP2", 35: "WEBP", 36: "AVIF"}
 )
 _READS: Final = {"int": "i", "short": "h", "float": "f", "char": "b", "int8_t": "b", "uchar": "B"}
 _SHOWN: Final = 5

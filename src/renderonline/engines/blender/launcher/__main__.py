@@ -21,4 +21,6 @@ def become_package() -> None:
 
 if __name__ == "__main__":
     become_package()
-    importlib.import_module(f"{NAME}.command").run(sys.argv[1:])
+    # Blender the program has its own words in front of ours.
+    words = sys.argv[sys.argv.index("--") + 1 :] if "bpy" in sys.modules else sys.argv[1:]
+    importlib.import_module(f"{NAME}.command").run(words)

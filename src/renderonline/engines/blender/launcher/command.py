@@ -5,7 +5,7 @@ Only the options that a render needs exist here. Scripts that a scene brings alo
     blender -b FILE -o PATH -F FORMAT -x 1 -t THREADS -s FIRST -e LAST -j STEP -a
 
 Exit codes: 0 every frame was written; 1 the scene or a frame failed, `Error: …` on stderr says why; 2 an option is
-not allowed or not understood.
+not allowed or not understood; 3 this Blender does not have the scene's render engine.
 """
 
 import os
@@ -15,10 +15,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .module import default_signals, import_bpy
+from .module import begin_again, default_signals, import_bpy, is_module
 from .options import USAGE, parse, threads_of
 from .session import Session
 from .speech import Failed, say
+from .wishes import Wishes
 
 
 def run(words: Sequence[str]) -> NoReturn:
@@ -45,13 +46,15 @@ def main(words: Sequence[str]) -> None:
     if words[0] in ("-v", "--version"):
         say(f"Blender {import_bpy().app.version_string}")
         return
-    steps = parse(words)
+    steps, wishes = parse(words), Wishes(os.environ)
     bpy = import_bpy(threads_of(steps))
-    session = Session(bpy)
+    if not is_module(bpy):
+        begin_again(bpy, threads_of(steps))
+    session = Session(bpy, wishes)
     handlers = bpy.app.handlers
-    # Persistent: loading a file clears the others.
-    handlers.render_stats.append(handlers.persistent(lambda *given: session.on_stats(*given)))
-    handlers.render_write.append(handlers.persistent(lambda *given: session.on_write(*given)))
+    if is_module(bpy):  # the program prints its progress itself
+        # Persistent: loading a file clears the others.
+        handlers.render_stats.append(handlers.persistent(lambda *given: session.on_stats(*given)))
     for do, value in steps:
         do(session, value)
     say("\nBlender quit")

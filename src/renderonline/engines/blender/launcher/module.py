@@ -1,7 +1,9 @@
 """Blender as a Python module: made for so many threads, ended by a signal at once."""
 
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,12 +11,30 @@ from typing import Any
 
 def import_bpy(threads: int = 0) -> Any:
     """Blender's module, made for so many threads (0: all processors)."""
+    if "bpy" in sys.modules:
+        return sys.modules["bpy"]
     # A person's own settings and add-ons have no place in a render.
     os.environ["BLENDER_USER_RESOURCES"] = os.path.join(os.sep, "nonexistent")
     with _few_processors(threads):
         import bpy
     default_signals()  # in case the module changed them
     return bpy
+
+
+def is_module(bpy: Any) -> bool:
+    """Whether Blender is a module of this Python, not the program that runs us."""
+    return bool(getattr(bpy.app, "module", False))
+
+
+def begin_again(bpy: Any, threads: int) -> None:
+    """Start Blender the program again as this process, with so many threads: it makes them before it runs us. Nothing
+    where it has them."""
+    own = sys.argv.index("--")
+    if not 0 < threads < (os.cpu_count() or 1) or "-t" in sys.argv[:own]:
+        return
+    shutil.rmtree(bpy.app.tempdir, ignore_errors=True)
+    words = [bpy.app.binary_path, "-t", str(threads), *sys.argv[1:]]
+    os.execv(words[0], words)  # noqa: S606 - the program that runs us
 
 
 @contextmanager

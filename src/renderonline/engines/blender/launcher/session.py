@@ -1,4 +1,4 @@
-"""One run of the launcher: the loaded file, what the options change in it, and its frames."""
+"""One run of the launcher: the loaded file, what the options say of it, and its frames."""
 
 import os
 import re
@@ -6,7 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from .speech import Failed, Refused, say
+from .blocked_python import Blocked
+from .companions import Companions, escaped, takes_variables
+from .engine_names import EngineNames
+from .speech import Failed, NoEngine, Refused, say, warn
+from .wishes import Wishes
 
 LARGEST_FRAME: Final = 1_048_574
 MOST_FRAMES: Final = 100_000
@@ -19,12 +23,21 @@ FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AV
 
 
 class Session:
-    """One run: the loaded file, the scene that options are about, and the frame that is being rendered."""
+    """One run: the loaded file, the scene that options are about, and the frame that is being rendered.
 
-    def __init__(self, bpy: Any) -> None:
+    The scene's own range of frames is never changed: drivers and modifiers may read it.
+    """
+
+    def __init__(self, bpy: Any, wishes: Wishes) -> None:
         self.bpy = bpy
+        self.wishes = wishes
+        self.engines = EngineNames(bpy)
         self.loaded = False
         self.scene = bpy.context.scene
+        self.directory = ""
+        """Where everything that the scene writes goes; "" without `-o`: where the scene says."""
+        self.range: dict[str, int] = {}
+        """What the options say of the first and last frame and the step."""
         self.frame = 0
         self.said = 0.0
         """When the last progress line was printed."""
@@ -38,7 +51,7 @@ class Session:
         except RuntimeError as error:
             raise Failed(error) from None
         self.loaded = True
-        self.scene = self.bpy.context.scene
+        self.scene = self.wishes.scene_of(self.bpy)
         say(f'Read blend: "{path}"')
 
     def select_scene(self, name: str) -> None:
@@ -48,12 +61,14 @@ class Session:
 
     def select_engine(self, name: str) -> None:
         try:
-            self.scene.render.engine = name
-        except TypeError:
+            self.engines.choose(self.scene, name)
+        except NoEngine:
             raise Failed(f"engine not found '{name}'") from None
 
     def set_output(self, path: str) -> None:
-        self.scene.render.filepath = path
+        render = self.scene.render
+        render.filepath = escaped(path) if takes_variables(render) else path
+        self.directory = os.path.dirname(self.path_of(0))
 
     def set_format(self, name: str) -> None:
         if name in FILMS:
@@ -64,28 +79,30 @@ class Session:
                 image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
             image.file_format = FORMATS.get(name, name)
         except TypeError:
-            raise Refused(f"format not found '{name}'") from None
+            raise Refused(f"format not found '{name}': this Blender can't write it") from None
 
     def set_extension(self, value: str) -> None:
         self.scene.render.use_file_extension = value.lower() not in ("0", "false")
 
     def set_threads(self, value: str) -> None:
-        threads = _whole_number("-t", value, 0, MOST_THREADS)
+        threads = whole_number("-t", value, 0, MOST_THREADS)
         self.scene.render.threads_mode = "FIXED" if threads else "AUTO"
         if threads:
             self.scene.render.threads = threads
 
     def set_first(self, value: str) -> None:
-        self.scene.frame_start = self._frame("-s", value)
+        self.range["first"] = self._frame("-s", value)
 
     def set_last(self, value: str) -> None:
-        self.scene.frame_end = self._frame("-e", value)
+        self.range["last"] = self._frame("-e", value)
 
     def set_step(self, value: str) -> None:
-        self.scene.frame_step = _whole_number("-j", value, 1, LARGEST_FRAME)
+        self.range["step"] = whole_number("-j", value, 1, LARGEST_FRAME)
 
     def render_animation(self, _: str) -> None:
-        self.render(range(self.scene.frame_start, self.scene.frame_end + 1, self.scene.frame_step))
+        scene, told = self.scene, self.range
+        first, last = told.get("first", scene.frame_start), told.get("last", scene.frame_end)
+        self.render(range(first, last + 1, told.get("step", scene.frame_step)))
 
     def render_frames(self, text: str) -> None:
         self.render(list(self._named(text)))
@@ -101,13 +118,14 @@ class Session:
             yield from range(start, end + 1)
 
     def _frame(self, option: str, text: str) -> int:
-        """A frame number; `+N` and `-N` count from the scene's first and last."""
+        """A frame number. `+N` counts from the scene's first; `-N` is a frame below zero, never counted from the end:
+        scenes have such frames."""
         match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
         if match is None or int(match[2]) > LARGEST_FRAME:
             raise Refused(f"{option} {text} is not a frame number")
-        if match[1] == "-":
-            return int(self.scene.frame_end) - int(match[2]) + 1
-        return int(match[2]) + (int(self.scene.frame_start) if match[1] == "+" else 0)
+        if match[1] == "+":
+            return int(match[2]) + int(self.scene.frame_start)
+        return int(text)
 
     def render(self, frames: Sequence[int]) -> None:
         """Render frames one by one, so that the first that is not written ends the run."""
@@ -118,33 +136,52 @@ class Session:
         render = self.scene.render
         if render.image_settings.file_format in FILMS:
             raise Refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
+        self.wishes.apply(self.scene, self.engines)
+        companions = Companions(self.bpy, self.scene, self.directory)
+        self.engines.check(companions.scenes)
+        companions.take_home()
         # The scene's meshes and acceleration structures are kept from frame to frame: up to three times faster.
         render.use_persistent_data = True
+        render.use_overwrite, render.use_placeholder = True, False  # which frames are rendered is the farm's to say
         if not render.use_stamp:  # else the time would be painted into the picture
             render.use_stamp_render_time = render.use_stamp_memory = True
+        blocked = Blocked(self.bpy)
         for frame in frames:
-            self._render_frame(frame)
+            self._render_frame(frame, companions)
+            for sentence in blocked.found():
+                warn(sentence)
 
-    def _render_frame(self, frame: int) -> None:
-        scene = self.scene
+    def _render_frame(self, frame: int, companions: Companions) -> None:
         self.frame = frame
-        began = time.time()
-        start, end, step = scene.frame_start, scene.frame_end, scene.frame_step
-        scene.frame_start = scene.frame_end = frame
+        path, views = self.path_of(frame), [self.path_of(frame, view) for view in companions.views]
+        before = companions.stamps(path, *views)
         try:
-            result = self.bpy.ops.render.render(animation=True, scene=scene.name)
+            result = self._draw(frame)
         except RuntimeError as error:
             raise Failed(error) from None
-        finally:
-            # The end first: Blender keeps the start from passing it.
-            scene.frame_end, scene.frame_start, scene.frame_step = end, start, step
-        path = self.path_of(frame)
-        written = "CANCELLED" not in result and os.path.isfile(path) and os.stat(path).st_mtime >= began - 2
-        if not written and not scene.render.use_multiview:
+        # What tells a new file from an old one is its stamp, never a clock: that of a network disk may differ.
+        now = companions.stamps(path, *views)
+        written = {name for name, stamp in now.items() if stamp != before.get(name)}
+        for name in sorted(written):
+            say(f"Saved: '{name}'")
+        whole = path in written or (views and written.issuperset(views))
+        if "CANCELLED" in result or not whole:
             raise Failed(f"frame {frame} was not written: {path}")
 
-    def path_of(self, frame: int) -> str:
-        return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame)))
+    def _draw(self, frame: int) -> set[str]:
+        """Render one frame to its file and leave the scene's range alone."""
+        scene, render, operator = self.scene, self.scene.render, self.bpy.ops.render.render
+        if "frame_start" in operator.get_rna_type().properties:  # since Blender 5.0
+            return set(operator(animation=True, scene=scene.name, frame_start=frame, frame_end=frame))
+        scene.frame_set(frame)
+        pattern, render.filepath = render.filepath, self.path_of(frame)
+        try:
+            return set(operator(write_still=True, scene=scene.name))
+        finally:
+            render.filepath = pattern
+
+    def path_of(self, frame: int, view: str = "") -> str:
+        return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame, view=view)))
 
     def on_stats(self, *words: object) -> None:
         """Blender's progress line; as a module it only hands it over."""
@@ -154,11 +191,9 @@ class Session:
             self.said = time.monotonic()
             say(text if text.startswith("Fra:") else f"Fra:{self.frame} {text}")
 
-    def on_write(self, *_: object) -> None:
-        say(f"Saved: '{self.path_of(self.frame)}'")
 
-
-def _whole_number(option: str, text: str, smallest: int, largest: int) -> int:
+def whole_number(option: str, text: str, smallest: int, largest: int) -> int:
+    """The number that an option's word is; `Refused` when it is none from `smallest` to `largest`."""
     number = int(text) if re.fullmatch(r"\d{1,7}", text, re.ASCII) else -1
     if not smallest <= number <= largest:
         raise Refused(f"{option} {text} must be a number from {smallest} to {largest}")

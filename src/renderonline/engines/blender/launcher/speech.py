@@ -10,13 +10,23 @@ class Failed(Exception):
     code = 1
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()).removeprefix("Error: "))
+        super().__init__(one_line(message).removeprefix("Error: "))
 
 
 class Refused(Failed):
     """An option is not allowed or not understood."""
 
     code = 2
+
+
+class NoEngine(Failed):
+    """This Blender does not have the render engine: another machine's may."""
+
+    code = 3
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def say(text: str) -> None:
@@ -26,3 +36,13 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads any more
         os._exit(1)
+
+
+def warn(sentence: object) -> None:
+    """Something that a person must know of the picture: it stays with the task as a warning."""
+    say(f"Warning: {one_line(sentence)}")
+
+
+def several(names: list[str], most: int = 5) -> str:
+    """Names for a sentence, a few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

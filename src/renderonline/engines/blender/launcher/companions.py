@@ -1,0 +1,241 @@
+"""What a scene writes besides its frames: it comes home below the output directory, at names that the scene gave.
+
+A path in the scene's own folder keeps its place there (`//passes/` becomes `passes/`), an absolute one loses its root,
+and nothing leads out. Two outputs never share a file: the second one gets the folder of its node's name.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from .speech import Failed, warn
+
+MOST_FILES: Final = 20_000
+"""Files below the output directory of which the new ones are looked for."""
+MOST_FOLDERS: Final = 8
+"""Of an absolute path, counted from its end."""
+RENDER_LAYERS: Final = "CompositorNodeRLayers"
+FILE_OUTPUT: Final = "CompositorNodeOutputFile"
+_HASH: Final = "\ue000"
+"""Stands for `#` while Blender fills in the variables of a path."""
+_SAME_FILES: Final = {"OPEN_EXR_MULTILAYER": "OPEN_EXR", "TARGA_RAW": "TARGA"}
+
+Stamp = tuple[int, int, int]
+"""Modification time (ns), size and inode."""
+
+
+class Companions:
+    """The files that a scene writes into `directory`; "" leaves them where the scene says."""
+
+    def __init__(self, bpy: Any, scene: Any, directory: str) -> None:
+        self._bpy = bpy
+        self._scene = scene
+        self._directory = directory
+        self._folder = os.path.dirname(bpy.data.filepath)
+        self._variables = takes_variables(scene.render)
+        self._trees: set[int] = set()
+        self._used: set[tuple[str, str]] = set()
+        self.scenes = tuple(_rendered(scene))
+        """The scenes of which something is rendered, the main one first."""
+
+    @property
+    def views(self) -> list[str]:
+        """The views of a stereo scene whose frame is a file for each; none otherwise."""
+        render = self._scene.render
+        if not render.use_multiview or render.image_settings.views_format != "INDIVIDUAL":
+            return []
+        views = render.stereo_views if render.views_format == "STEREO_3D" else render.views
+        return [view.name for view in views if view.use]
+
+    def stamps(self, *also: str) -> dict[str, Stamp]:
+        """The files that are there: those named, and all below the output directory."""
+        found: dict[str, Stamp] = {}
+        for path in (*also, *_below(self._directory)):
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return found
+
+    def take_home(self) -> None:
+        """Point the scenes' File Output nodes below the output directory."""
+        if not self._directory:
+            return
+        render = self._scene.render
+        frames = os.path.basename(render.filepath)
+        self._used.add(_key(frames, render.image_settings.file_format))
+        for scene in self.scenes:
+            if scene.render.use_compositing and (tree := _compositing(scene)) is not None:
+                self._take_tree(tree, scene)
+
+    def _take_tree(self, tree: Any, scene: Any) -> None:
+        self._trees.add(tree.as_pointer())
+        for node in tree.nodes:
+            if node.mute:
+                continue
+            inner = getattr(node, "node_tree", None)
+            if node.bl_idname == FILE_OUTPUT:
+                self._take_node(node, scene)
+            elif inner is not None:
+                if inner.as_pointer() in self._trees:  # used twice it would write the same files twice
+                    node.node_tree = inner = inner.copy()
+                self._take_tree(inner, scene)
+
+    def _take_node(self, node: Any, scene: Any) -> None:
+        if hasattr(node, "file_output_items"):  # since Blender 5.0
+            self._take_items(node, scene)
+        else:
+            self._take_slots(node, scene)
+
+    def _take_items(self, node: Any, scene: Any) -> None:
+        items, name = list(node.file_output_items), node.file_name
+        for item in items:
+            if {"/", "\\"} & set(item.name):
+                item.name = below(item.name, "") or "image"
+        target = self.home(os.path.join(node.directory, name), scene, node, keep_end=True)
+        if node.format.media_type == "MULTI_LAYER_IMAGE":
+            keys = [_key(target, node.format.file_format)]
+        else:
+            formats = [item.format if item.override_node_format else node.format for item in items]
+            keys = [_key(target + item.name, one.file_format) for item, one in zip(items, formats, strict=True)]
+        target = self._free(target, keys, node)
+        folder, last = os.path.split(os.path.join(self._directory, target))
+        node.directory, node.file_name = self._escaped(f"{folder}/"), self._escaped(last)
+
+    def _take_slots(self, node: Any, scene: Any) -> None:
+        slots = list(node.file_slots)
+        if node.format.file_format == "OPEN_EXR_MULTILAYER":
+            base = self.home(node.base_path, scene, node, keep_end=True)
+            base = self._free(base, [_key(base, "OPEN_EXR")], node)
+        else:
+            base = self.home(node.base_path, scene, node)
+            keys = []
+            for slot in slots:
+                slot.path = below(slot.path, "") + ("/" if slot.path.endswith("/") else "")
+                form = node.format if slot.use_node_format else slot.format
+                keys.append(_key(os.path.join(base, slot.path), form.file_format))
+            base = self._free(base, keys, node, whole=False)
+        node.base_path = self._escaped(os.path.join(self._directory, base))
+
+    def _free(self, target: str, keys: list[tuple[str, str]], node: Any, *, whole: bool = True) -> str:
+        """Where the files of the keys can go without being another's: `target`, or in a folder named for the node.
+        `whole`: the target ends in a file's name."""
+        folder, last = os.path.split(target) if whole else (target, "")
+        moved, number = "", 1
+        while (taken := {(os.path.join(moved.casefold(), name), form) for name, form in keys}) & self._used:
+            called = below(node.name.replace("/", "-"), "") or "File Output"
+            moved, number = called + (f" {number}" if number > 1 else ""), number + 1
+        if len(set(keys)) < len(keys):
+            warn(f"Several inputs of the node {node.name!r} write the same file: the last one's is there.")
+        self._used |= taken
+        if not moved:
+            return target
+        warn(f"The node {node.name!r} would write over other files of this scene: its files are in {moved}/.")
+        return os.path.join(moved, folder, last)
+
+    def home(self, path: str, scene: Any, node: Any, *, keep_end: bool = False) -> str:
+        """A path of a node, relative to the output directory. `keep_end`: it ends in a file's name, perhaps ""."""
+        path = self._filled(path.replace("{node_name}", node.name), scene)
+        known = self._directory if path.startswith(f"{self._directory}/") else self._folder  # of a tree that was copied
+        home = below(path, known)
+        return f"{home}/" if keep_end and home and path.replace("\\", "/").endswith("/") else home
+
+    def _filled(self, path: str, scene: Any) -> str:
+        """The path with the values of its variables (since Blender 5.0: `{blend_name}`)."""
+        render = scene.render
+        if "{" not in path or not self._variables:
+            return path
+        kept = render.filepath, render.use_file_extension
+        try:
+            render.filepath, render.use_file_extension = path.replace("#", _HASH) + _HASH, False
+            filled = str(render.frame_path(frame=0))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise Failed(f"the path {path} of a File Output node can't be understood: {error}") from None
+        finally:
+            render.filepath, render.use_file_extension = kept
+        return filled.rpartition(_HASH)[0].replace(_HASH, "#") or path
+
+    def _escaped(self, path: str) -> str:
+        return escaped(path) if self._variables else path
+
+
+def takes_variables(render: Any) -> bool:
+    """Whether this Blender fills in variables in braces (`{blend_name}`) where a path has them, as since Blender 5."""
+    kept, render.filepath = render.filepath, "{{"
+    try:
+        return "{{" not in render.frame_path(frame=0)
+    finally:
+        render.filepath = kept
+
+
+def escaped(path: str) -> str:
+    """A path whose braces mean themselves, where others are variables."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
+def below(path: str, folder: str) -> str:
+    """Where a scene's path comes home: relative, with `/`, without what leads out. `folder` is the scene's."""
+    text = path.replace("\\", "/")
+    inside = folder and text.startswith(folder.replace("\\", "/").rstrip("/") + "/")
+    relative = text.startswith("//") or not (text.startswith("/") or re.match("[A-Za-z]:", text)) or inside
+    text = text[len(folder.rstrip("/\\")) :] if inside else re.sub("^[A-Za-z]:", "", text)
+    parts: list[str] = []
+    for part in re.sub(r"[\x00-\x1f\x7f]", "_", text).split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts if relative else parts[-MOST_FOLDERS:])
+
+
+def _key(name: str, form: str) -> tuple[str, str]:
+    """What two outputs that write the same file have in common. Without `#` the frame's number is at the end."""
+    folder, last = os.path.split(name)
+    last = re.sub("#+", "#", last if "#" in last else f"{last}#")
+    return os.path.join(folder, last).casefold(), _SAME_FILES.get(form, form)
+
+
+def _compositing(scene: Any) -> Any:
+    """A scene's compositor tree, None when it has none that is used."""
+    if hasattr(scene, "compositing_node_group"):
+        return scene.compositing_node_group
+    return scene.node_tree if scene.use_nodes else None
+
+
+def _rendered(scene: Any) -> Iterator[Any]:
+    """The scene and those that its compositor and sequencer render."""
+    waiting, seen = [scene], set()
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one.as_pointer() in seen:
+            continue
+        seen.add(one.as_pointer())
+        yield one
+        if one.render.use_compositing:
+            waiting += [node.scene for node in _nodes(_compositing(one), set()) if node.bl_idname == RENDER_LAYERS]
+        editor = one.sequence_editor if one.render.use_sequencer else None
+        strips = getattr(editor, "strips_all", None) or getattr(editor, "sequences_all", None) or ()
+        waiting += [strip.scene for strip in strips if strip.type == "SCENE" and not strip.mute]
+
+
+def _nodes(tree: Any, seen: set[int]) -> Iterator[Any]:
+    if tree is None or tree.as_pointer() in seen:
+        return
+    seen.add(tree.as_pointer())
+    for node in tree.nodes:
+        if not node.mute:
+            yield node
+            yield from _nodes(getattr(node, "node_tree", None), seen)
+
+
+def _below(directory: str) -> Iterator[str]:
+    """The files below a directory, not through links and at most so many."""
+    left = MOST_FILES
+    for folder, _, names in os.walk(directory) if directory else ():
+        for name in names[:left]:
+            yield os.path.join(folder, name)
+        left -= len(names)
+        if left <= 0:
+            return
