@@ -65,6 +65,8 @@ RESERVE: Final = 256 << 20
 LEAST_FILE: Final = 1 << 20
 FULL: Final = 2 * RESERVE
 """With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
+INPUTS: Final = "RENDERONLINE_INPUTS"
+"""The variable that tells an engine where its task's files lie."""
 APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
 
 
@@ -270,7 +272,9 @@ class Attempt:
             self.name,
             [*workshop.engines[assign.engine.casefold()], *argv],
             directory=self._root,
-            environment=clean_environment(os.environ, assign.environment, place, also=settings.pass_environment),
+            environment=clean_environment(
+                os.environ, {**assign.environment, INPUTS: assign.root}, place, also=settings.pass_environment
+            ),
             on_lines=self._read,
             nice=settings.nice,
             box=box,

@@ -9,6 +9,8 @@ from renderonline.engines.definition import FACT_READERS
 from renderonline.storage.confined import Confined
 
 MEMORY_BYTES: Final = 1 << 30
+REPLY_BYTES: Final = 64 << 20
+"""Enough for the names of as many files as a task may have."""
 
 
 def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
@@ -20,7 +22,7 @@ def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
         return []
     root = (folder or scene.parent).absolute()
     name = os.path.relpath(scene.absolute(), root).replace(os.sep, "/")
-    child = Confined(FACT_READERS["blender"], memory_bytes=MEMORY_BYTES)
+    child = Confined(FACT_READERS["blender"], memory_bytes=MEMORY_BYTES, reply_bytes=REPLY_BYTES)
     with contextlib.closing(child), contextlib.suppress(EOFError, TimeoutError):
         return [root / one for one in child.call(name, str(root)).get("inputs", ())]
     return []

@@ -36,7 +36,8 @@ class Confined:
     """Calls `function` (`module:name`; it takes and gives JSON values) in a child, one call at a time. Blocking: call
     it in a thread.
 
-    `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes.
+    `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes;
+    `reply_bytes`: of JSON that it may answer.
     `found`: the box that the child runs in; there it reads what `read` and writes what `write` names, and no more.
     """
 
@@ -47,11 +48,12 @@ class Confined:
         time_s: float = 30.0,
         memory_bytes: int,
         file_bytes: int = LARGEST_FILE,
+        reply_bytes: int = LONGEST_REPLY,
         found: Found = NO_BOX,
         read: Sequence[str] = (),
         write: Sequence[str] = (),
     ) -> None:
-        self.time_s = time_s
+        self.time_s, self._reply_bytes = time_s, reply_bytes
         self._found, self._box = found, Box((*system.python_paths(), *read), tuple(write))
         self._words = (function, str(memory_bytes), str(time_s), str(file_bytes))
         self._child: subprocess.Popen[bytes] | None = None
@@ -92,7 +94,8 @@ class Confined:
         ended then. `EOFError` when it raised something, crashed, or ran out of memory."""
         with self._lock:
             try:
-                return _ask(self._started(), arguments, time.monotonic() + self.time_s, stopped or threading.Event())
+                deadline = time.monotonic() + self.time_s
+                return _ask(self._started(), arguments, deadline, self._reply_bytes, stopped or threading.Event())
             except TimeoutError:
                 self._end()
                 raise
@@ -130,14 +133,20 @@ def _start(words: tuple[str, ...], found: Found, box: Box) -> subprocess.Popen[b
     )
 
 
-def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: float, stopped: threading.Event) -> Any:
+def _ask(
+    child: subprocess.Popen[bytes],
+    arguments: tuple[Any, ...],
+    deadline: float,
+    most: int,
+    stopped: threading.Event,
+) -> Any:
     """The child's reply; `TimeoutError` past the deadline (monotonic seconds) or when `stopped`, `OSError` or
     `EOFError` when it died."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(json.dumps(arguments).encode() + b"\n")
     child.stdin.flush()
-    line = b""
+    line = bytearray()
     while not line.endswith(b"\n"):
         left = deadline - time.monotonic()
         if left <= 0 or stopped.is_set():
@@ -145,7 +154,7 @@ def _ask(child: subprocess.Popen[bytes], arguments: tuple[Any, ...], deadline: f
         if not select.select([child.stdout], [], [], min(left, STOP_S))[0]:
             continue
         piece = os.read(child.stdout.fileno(), LONGEST_REPLY)
-        if not piece or len(line) > LONGEST_REPLY:
+        if not piece or len(line) > most:
             raise EOFError
         line += piece
     return json.loads(line)

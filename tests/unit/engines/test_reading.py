@@ -64,6 +64,11 @@ def test_blenders_failures_are_seen_even_when_it_ends_with_0(line: str, kind: st
     assert reading.failure == (kind, line)
 
 
+def test_a_size_that_no_computer_has_is_a_fault_of_blender_and_no_lack_of_memory() -> None:
+    line = "Calloc returns null: len=13655892609372 in imb_addrectImBuf, total 43655968"
+    assert [one.failure for one in read(BLENDER, (1,), line)] == [None]
+
+
 @pytest.mark.parametrize(
     "line",
     [

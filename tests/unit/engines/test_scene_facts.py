@@ -14,8 +14,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from renderonline.engines.blender import scene_facts
-from renderonline.engines.blender.scene_facts import BrokenScene, read, survey
+from renderonline.engines.blender import blend_file, needed_files, scene_facts
+from renderonline.engines.blender.blend_file import BrokenScene
+from renderonline.engines.blender.scene_facts import read, survey
 from tests.support.blend_files import TINY, Blend, File, Scene, packed
 
 WRITTEN = [("<", 8, 0), (">", 8, 0), ("<", 4, 0), ("<", 8, 1)]
@@ -80,8 +81,6 @@ def test_absurd_sizes_are_refused_at_once(tmp_path: Path) -> None:
         assert broken(tmp_path / "a.blend", b"BLENDER17-01v0500" + block + bytes(99))
     strings = b"SDNANAME" + struct.pack("<i", 2**31 - 1) + b"x\0" * 1000
     assert broken(tmp_path / "a.blend", head + struct.pack("<4siQii", b"DNA1", len(strings), 1, 0, 1) + strings)
-    many = Blend(more=[(b"SC\0\0", bytes(8))] * 20_001).write()
-    assert "more than 20000" in broken(tmp_path / "a.blend", many)
     assert time.monotonic() - began < 20
 
 
@@ -216,10 +215,10 @@ def unseen(told: Mapping[str, Any]) -> str:
 def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [File(f"//{number}.png") for number in range(503)]
     told = looked_at(tmp_path, many, ())
-    assert unseen(told) == "not looked at: //500.png, //501.png, //502.png (of 503 external files of a.blend)"
-    assert len(told["missing"]) == 500
+    assert told["facts"]["warnings"] == ["not there either: 500.png, 501.png, 502.png"]
+    assert (len(told["missing"]), told["facts"]["external_count"]) == (500, 503)
 
-    monkeypatch.setattr(scene_facts, "MOST_LIBRARIES", 2)
+    monkeypatch.setattr(needed_files, "MOST_LIBRARIES", 2)
     libraries = {f"{number}.blend": str(tmp_path / "lib") for number in range(10)}
     (tmp_path / "lib").write_bytes(TINY)
     scene = Blend(files=[File(f"//{name}", "LI", "Library") for name in libraries])
@@ -227,10 +226,10 @@ def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytes
     told = survey("b.blend", {"b.blend": str(tmp_path / "b.blend"), **libraries})
     assert unseen(told).startswith("not looked at: 2.blend, 3.blend, 4.blend, 5.blend, 6.blend and 3 more (")
 
-    monkeypatch.setattr(scene_facts, "_Left", partial(scene_facts._Left, blocks=100, compared=100))
-    tiles = [File("//<UDIM>.png", source=6), File("//x/<UDIM>.png", source=6)]
+    monkeypatch.setattr(scene_facts, "Left", partial(scene_facts.Left, blocks=100, compared=100))
+    tiles = [File("//<UDIM>.png", source=6), File("//<UDIM>.jpg", source=6)]
     told = looked_at(tmp_path, tiles, [f"{number}.png" for number in range(1000, 1200)])
-    assert unseen(told).startswith("not looked at: <UDIM>.png, x/<UDIM>.png (")
+    assert unseen(told).startswith("not looked at: <UDIM>.png, <UDIM>.jpg (")
     assert told["missing"] == []
 
     empty = struct.pack("<4siQii", b"DATA", 0, 1, 0, 1) * 100
@@ -238,3 +237,15 @@ def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytes
     told = survey("a.blend", str(tmp_path))
     assert unseen(told).startswith("not looked at: scenes and external files of a.blend (")
     assert (told["facts"]["version"], told["facts"]["scenes"]) == ("4.5", [])
+
+
+def test_every_texture_of_many_is_looked_for(tmp_path: Path) -> None:
+    names = [f"tex/{number}.png" for number in range(3000)]
+    told = looked_at(tmp_path, [File(f"//{name}") for name in names], names)
+    assert (told["inputs"], told["missing"], told["facts"]["warnings"]) == (names, [], [])
+
+
+def test_what_is_not_kept_for_lack_of_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blend_file, "MOST_KEPT", 10)
+    told = looked_at(tmp_path, [File(f"//{number}.png") for number in range(20)], ())
+    assert unseen(told).startswith("not looked at: a part of a.blend (more than 10 blocks")

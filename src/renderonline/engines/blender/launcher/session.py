@@ -9,7 +9,8 @@ from typing import Any, Final
 from .blocked_python import Blocked
 from .companions import Companions, escaped, takes_variables
 from .engine_names import EngineNames
-from .speech import Failed, NoEngine, Refused, say, warn
+from .files import MISSING_LIBRARIES, find_files
+from .speech import Failed, NoEngine, Refused, held_back, say, warn
 from .wishes import Wishes
 
 LARGEST_FRAME: Final = 1_048_574
@@ -47,12 +48,14 @@ class Session:
         if not os.path.isfile(path):
             raise Failed(f"Cannot read file '{path}': No such file or directory")
         try:
-            self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
+            with held_back(MISSING_LIBRARIES):
+                self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
         except RuntimeError as error:
             raise Failed(error) from None
         self.loaded = True
         self.scene = self.wishes.scene_of(self.bpy)
         say(f'Read blend: "{path}"')
+        find_files(self.bpy, os.environ.get("RENDERONLINE_INPUTS", ""))
 
     def select_scene(self, name: str) -> None:
         self.scene = self.bpy.data.scenes.get(name)

@@ -1,7 +1,11 @@
 """What the launcher says, and what ends it."""
 
+import contextlib
 import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
 
 
 class Failed(Exception):
@@ -46,3 +50,23 @@ def warn(sentence: object) -> None:
 def several(names: list[str], most: int = 5) -> str:
     """Names for a sentence, a few of many."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextlib.contextmanager
+def held_back(pattern: str) -> Iterator[None]:
+    """What Blender writes meanwhile is written afterwards, without the lines that fit: what they say may not be the
+    last word."""
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as file:
+        out = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(out, 1)
+            os.close(out)
+            file.seek(0)
+            for line in file.read().decode("utf-8", "replace").splitlines():
+                if not re.match(pattern, line):
+                    say(line)

@@ -325,7 +325,7 @@ class Task extends Part {
     const of = facts.scenes?.[0];
     const missing = facts.missing_inputs ?? [];
     const rows = [['Saved by', facts.version], ...(of ? [['Scene', of.name], ['Frames', `${of.start}–${of.end}${of.step > 1 ? `, every ${of.step}th` : ''}`], ['Size', `${Math.round((of.width * of.percent) / 100)} × ${Math.round((of.height * of.percent) / 100)}`], ['Frames per second', of.fps], ['Renderer', of.engine], ['Format', of.format]] : []),
-      ['External files', facts.external?.length ? number(facts.external.length) : 'none'], ['Missing', missing.join(', ')]];
+      ['External files', facts.external?.length ? number(facts.external_count ?? facts.external.length) : 'none'], ['Missing', missing.join(', ')]];
     return html`<section class="card"><h2>What the scene says</h2><dl>${rows.filter(([, value]) => value).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl></section>`;
   }
 }

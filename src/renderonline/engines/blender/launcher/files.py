@@ -1,0 +1,289 @@
+"""What a loaded scene names on the disk: found among the files that were sent, and told when it is not there."""
+
+import os
+import re
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from .inputs import Inputs, pattern_of
+from .speech import warn
+
+MOST_TOLD: Final = 20
+"""Missing files that are named; then their number."""
+MISSING_LIBRARIES: Final = r"(?:.*\| )?(?:Warning: )?(?:Unable to open '|\d+ libraries and \d+ linked|Cannot find lib )"
+"""What Blender says of libraries that it does not find: here they are looked for once more."""
+MOST_PIXELS: Final = 16_384
+"""Along one side, of a picture that a strip shows."""
+MISSING_MEDIA: Final = (217, 0, 191)
+"""What Blender's sequencer shows for a missing picture."""
+_IMPORTS: Final = "GeometryNodeImport"
+
+
+class Place(NamedTuple):
+    """Where a scene names a file. `write` gives it another path; `library`: what a relative path is seen from."""
+
+    path: str
+    library: Any
+    write: Callable[[str], None]
+    folder: bool = False
+    sequence: bool = False
+    needed: bool = True
+
+
+def find_files(bpy: Any, root: str = "") -> None:
+    """Point everything that the scene names at the files that were sent, below `root` (the folder of the scene if it
+    is empty), and print a warning for each that is nowhere."""
+    scene = os.path.dirname(bpy.data.filepath)
+    inputs = Inputs(root if root and _inside(scene, root) else scene)
+    missing: dict[str, None] = {}
+    # Libraries first: what they bring along is looked for next.
+    for find in (_libraries, _everything):
+        for place in find(bpy):
+            if place.path and (told := _settle(bpy, place, inputs)):
+                missing[told] = None
+    _fill_strips(bpy)
+    for told in list(missing)[:MOST_TOLD]:
+        warn(told)
+    if len(missing) > MOST_TOLD:
+        warn(f"{len(missing) - MOST_TOLD} more files are not there")
+
+
+def _inside(path: str, root: str) -> bool:
+    return os.path.abspath(path) == os.path.abspath(root) or path.startswith(os.path.abspath(root) + os.sep)
+
+
+def _settle(bpy: Any, place: Place, inputs: Inputs) -> str:
+    """Give a place the file that was sent; what is wrong, when there is none."""
+    is_server = place.path.startswith("\\\\")
+    path = place.path if is_server else str(bpy.path.abspath(place.path, library=place.library))
+    path = path.replace("\\", "/") if not is_server else path
+    path = os.path.normpath(path) if path.startswith("/") else path
+    there = _is_there(path, place)
+    if there and inputs.holds(path):
+        return ""
+    found = inputs.find(path, folder=place.folder, sequence=place.sequence)
+    if len(found) > 1:
+        return f"{_shown(place)} is unclear: it may be {' or '.join(found[:3])}" if place.needed else ""
+    if found:
+        try:
+            place.write(found[0])
+        except (AttributeError, RuntimeError, TypeError) as error:
+            return f"{_shown(place)} can't be given its file: {error}"
+        return ""
+    return "" if there or not place.needed else f"{_shown(place)} is not there: it was not sent with the scene"
+
+
+def _shown(place: Place) -> str:
+    return re.sub(r"[\x00-\x1f\x7f]", "_", place.path)[-200:]
+
+
+def _is_there(path: str, place: Place) -> bool:
+    if place.folder:
+        return os.path.isdir(path)
+    if os.path.isfile(path):
+        return True
+    folder, base = os.path.split(path)
+    if not place.sequence and "<U" not in base:
+        return False
+    fits = re.compile(pattern_of(base)).fullmatch
+    try:
+        return any(fits(name) for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _set(owner: Any, name: str) -> Callable[[str], None]:
+    return lambda path: setattr(owner, name, path)
+
+
+def _libraries(bpy: Any) -> Iterator[Place]:
+    def point(library: Any) -> Callable[[str], None]:
+        def write(path: str) -> None:
+            library.filepath = path
+            library.reload()
+
+        return write
+
+    for library in list(bpy.data.libraries):
+        if not getattr(library, "packed_file", None) and not getattr(library, "is_archive", False):
+            yield Place(library.filepath, getattr(library, "parent", None), point(library))
+
+
+def _everything(bpy: Any) -> Iterator[Place]:
+    yield from _datablocks(bpy)
+    for scene in bpy.data.scenes:
+        yield from _strips(scene)
+        world = scene.rigidbody_world
+        if world is not None:
+            yield from _point_cache(bpy, world, scene)
+    for thing in bpy.data.objects:
+        yield from _modifiers(bpy, thing)
+        for system in thing.particle_systems:
+            yield from _point_cache(bpy, system, thing)
+    for tree, owner in _trees(bpy):
+        yield from _nodes(tree, owner)
+
+
+def _datablocks(bpy: Any) -> Iterator[Place]:
+    for image in bpy.data.images:
+        if image.source in ("FILE", "SEQUENCE", "MOVIE", "TILED") and not image.packed_files:
+            yield Place(image.filepath, image.library, _set(image, "filepath"), sequence=image.source == "SEQUENCE")
+    for clip in bpy.data.movieclips:
+        yield Place(clip.filepath, clip.library, _set(clip, "filepath"), sequence=clip.source == "SEQUENCE")
+    for kind in ("sounds", "fonts", "volumes"):
+        for one in getattr(bpy.data, kind):
+            is_own = one.packed_file is None and one.filepath != "<builtin>"
+            if is_own:
+                in_turn = getattr(one, "is_sequence", False)
+                yield Place(one.filepath, one.library, _set(one, "filepath"), sequence=in_turn)
+    yield from _caches_and_texts(bpy)
+
+
+def _caches_and_texts(bpy: Any) -> Iterator[Place]:
+    for cache in bpy.data.cache_files:
+        yield Place(cache.filepath, cache.library, _set(cache, "filepath"), sequence=cache.is_sequence)
+        for layer in getattr(cache, "layers", ()):
+            yield Place(layer.filepath, cache.library, _set(layer, "filepath"))
+    for text in bpy.data.texts:
+        yield Place(text.filepath, text.library, _set(text, "filepath"), needed=False)
+    for camera in bpy.data.cameras:
+        if getattr(camera, "custom_mode", "") == "EXTERNAL" and camera.type == "CUSTOM":
+            yield Place(camera.custom_filepath, camera.library, _set(camera, "custom_filepath"))
+
+
+def _strips(scene: Any) -> Iterator[Place]:
+    editor = scene.sequence_editor
+    if editor is None:
+        return
+    for strip in _all_strips(editor):
+        if strip.type == "MOVIE":
+            yield Place(strip.filepath, scene.library, _set(strip, "filepath"), needed=not strip.mute)
+        elif strip.type == "IMAGE":
+            for element in strip.elements:
+                path = os.path.join(strip.directory, element.filename)
+                yield Place(path, scene.library, _picture(strip, element), needed=not strip.mute)
+
+
+def _all_strips(editor: Any) -> list[Any]:
+    return list(editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all)
+
+
+def _picture(strip: Any, element: Any) -> Callable[[str], None]:
+    """Pictures of a strip lie in one folder; one that lies elsewhere is named from there."""
+
+    def write(path: str) -> None:
+        folder = os.path.dirname(path)
+        if strip.elements[0] == element or not os.path.isabs(strip.directory):
+            strip.directory = folder + os.sep
+        element.filename = os.path.relpath(path, strip.directory)
+
+    return write
+
+
+def _modifiers(bpy: Any, thing: Any) -> Iterator[Place]:
+    for modifier in thing.modifiers:
+        if modifier.type == "MESH_CACHE":
+            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"))
+        elif modifier.type == "OCEAN" and modifier.is_cached:
+            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"), folder=True)
+        elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
+            domain = modifier.domain_settings
+            baked = any(getattr(domain, f"has_cache_baked_{kind}", False) for kind in ("data", "mesh", "particles"))
+            path = domain.cache_directory
+            yield Place(path, thing.library, _set(domain, "cache_directory"), folder=True, needed=baked)
+        elif modifier.type == "MULTIRES" and modifier.is_external:
+            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"))
+        elif modifier.type in ("CLOTH", "SOFT_BODY"):
+            yield from _point_cache(bpy, modifier, thing)
+        elif modifier.type == "DYNAMIC_PAINT" and modifier.canvas_settings is not None:
+            for surface in modifier.canvas_settings.canvas_surfaces:
+                yield from _point_cache(bpy, surface, thing)
+        elif modifier.type == "NODES":
+            yield from _geometry_nodes(modifier, thing)
+
+
+def _point_cache(bpy: Any, owner: Any, thing: Any) -> Iterator[Place]:
+    cache = owner.point_cache
+    if cache is not None and cache.use_external:
+        yield Place(cache.filepath, thing.library, _set(cache, "filepath"), folder=True)
+    elif cache is not None and cache.use_disk_cache and cache.is_baked:
+        blend = thing.library.filepath if thing.library else bpy.data.filepath
+        path = f"//blendcache_{os.path.splitext(os.path.basename(blend))[0]}"
+        yield Place(path, thing.library, lambda _path: None, folder=True)
+
+
+def _geometry_nodes(modifier: Any, thing: Any) -> Iterator[Place]:
+    whole = getattr(modifier, "bake_directory", "") or getattr(modifier, "simulation_bake_directory", "")
+    name = "bake_directory" if hasattr(modifier, "bake_directory") else "simulation_bake_directory"
+    yield Place(whole, thing.library, _set(modifier, name), folder=True, needed=False)
+    for bake in getattr(modifier, "bakes", ()):
+        if getattr(bake, "use_custom_path", False) and getattr(bake, "bake_target", "DISK") != "PACKED":
+            yield Place(bake.directory, thing.library, _set(bake, "directory"), folder=True, needed=False)
+    for key in list(modifier.keys()):
+        value = modifier[key]
+        if isinstance(value, str) and re.match(r"//|/|[A-Za-z]:[\\/]|\\\\", value):
+            yield Place(value, thing.library, _item(modifier, key), needed=False)
+
+
+def _item(owner: Any, key: str) -> Callable[[str], None]:
+    def write(path: str) -> None:
+        owner[key] = path
+
+    return write
+
+
+def _trees(bpy: Any) -> Iterator[tuple[Any, Any]]:
+    for group in bpy.data.node_groups:
+        yield group, group
+    for kind in ("materials", "worlds", "lights", "linestyles", "textures", "scenes"):
+        for one in getattr(bpy.data, kind):
+            tree = getattr(one, "node_tree", None)
+            if tree is not None:
+                yield tree, one
+
+
+def _nodes(tree: Any, owner: Any) -> Iterator[Place]:
+    for node in tree.nodes:
+        if node.bl_idname in ("ShaderNodeTexIES", "ShaderNodeScript") and node.mode == "EXTERNAL":
+            yield Place(node.filepath, owner.library, _set(node, "filepath"))
+        elif node.bl_idname == "FunctionNodeInputString":
+            yield Place(node.string, owner.library, _set(node, "string"), needed=False)
+        elif node.bl_idname.startswith(_IMPORTS):
+            for socket in node.inputs:
+                if not socket.is_linked and isinstance(getattr(socket, "default_value", None), str):
+                    yield Place(socket.default_value, owner.library, _set(socket, "default_value"))
+
+
+def _fill_strips(bpy: Any) -> None:
+    """Show Blender's colour where a picture of a strip is missing. Blender itself takes the size that stands beside the
+    picture's name; strips that a script made have whatever was in memory there, and Blender crashes or shows that."""
+    for scene in bpy.data.scenes:
+        for strip in _all_strips(scene.sequence_editor) if scene.sequence_editor else ():
+            if strip.type != "IMAGE":
+                continue
+            folder = str(bpy.path.abspath(strip.directory, library=scene.library))
+            for element in strip.elements:
+                if not os.path.isfile(os.path.join(folder, element.filename)):
+                    strip.directory = os.path.join(os.path.abspath(folder), "")
+                    element.filename = os.path.relpath(_stand_in(strip.elements[0]), strip.directory)
+
+
+def _stand_in(first: Any) -> str:
+    """A picture of one colour, as large as the strip's first."""
+    sides = (first.orig_width, first.orig_height)
+    width, height = sides if all(0 < side <= MOST_PIXELS for side in sides) else (64, 64)
+    path = os.path.join(tempfile.gettempdir(), f"missing-{width}x{height}.png")
+    if not os.path.isfile(path):
+        row = b"\0" + bytes(MISSING_MEDIA) * width
+
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        head, packer = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compressobj()
+        rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+        with open(path, "wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path

@@ -1,0 +1,323 @@
+"""Which files a scene needs: those of the names that it gives, found as Blender would find them, or a person would.
+
+A name counts as it is written. Where there is no such file, the only one counts that differs in letter case and
+Unicode form alone (names from Windows and from Macs). Whole paths count when they lead into the folder that was
+submitted, on whatever computer that was.
+"""
+
+import os
+import posixpath
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Final
+
+from renderonline.engines.blender.blend_file import MOST_COMPARED, Left
+from renderonline.engines.blender.scene_paths import CACHES, Named
+
+MOST_INPUTS, MOST_LIBRARIES, MOST_OPTIONAL = 100_000, 2_000, 20_000
+"""MOST_OPTIONAL: texts of a scene that may be names of files."""
+FOLDER: Final = "_renderonline_folder.txt"
+"""Among the files: the whole path of the folder from which a client sent them."""
+OUTSIDE: Final = "_outside"
+"""The folder of files from outside of that folder; below it stands where they were, in full."""
+LONGEST_PATH: Final = 4096
+_SHORTEST_TAIL: Final = 2
+"""Of a whole path from elsewhere, so many parts must be the end of a file's name for the file to be meant."""
+
+
+def fold(name: str) -> str:
+    """A name without letter case and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_whole(path: str) -> bool:
+    """Whether a path names a place on a computer, not one that is seen from the scene."""
+    return path.startswith("\\\\") or (path.startswith("/") and not path.startswith("//")) or path[1:3] == ":/"
+
+
+class Needed:
+    """The files that a scene needs: `there` (as they are called), `missing`, `outside` and `unclear` (as they are
+    named)."""
+
+    def __init__(self, files: str | Mapping[str, str], left: Left) -> None:
+        self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
+        self.unclear = dict[str, Sequence[str]]()
+        self.guessed = dict[str, str]()
+        self._tree: _Tree = _Listed(files) if isinstance(files, Mapping) else _OnDisk(files)
+        self._root = os.path.abspath(files) if isinstance(files, str) else _sent_from(files.get(FOLDER, ""))
+        self._left = left
+        self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(self._tree.names(folder), left))
+        self._asked: dict[tuple[str, str], Sequence[str] | None] = {}
+        self._optional = MOST_OPTIONAL
+
+    def look(self, user: str, named: Iterable[Named]) -> Iterator[str]:
+        """Look for the files that `user` (a scene or a library) names; yields its libraries."""
+        for one in named:
+            if not one.needed:
+                self._optional -= 1
+                if self._optional < 0:
+                    self._left.skip(f"more than {MOST_OPTIONAL:,} texts that may be paths", one.path)
+                    continue
+            name = self._within(one, user)
+            if name is None:
+                if one.needed:
+                    self.outside[one.path] = None
+                continue
+            found = self._find(name, one, user)
+            if found and one.kind == "library":
+                yield found[0]
+
+    def _within(self, one: Named, user: str) -> str | None:
+        """The name, seen from the root, of what lies there; None for what lies elsewhere."""
+        if not is_whole(one.path):
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(user), one.path.removeprefix("//")))
+            if name != ".." and not name.startswith(("../", "/")):
+                return name
+            whole = posixpath.normpath(posixpath.join(self._root, name)) if self._root else ""
+            return self._packed(whole, one)
+        plain = posixpath.normpath(one.path.replace("\\", "/"))
+        if self._root and (inside := _part_below(plain, self._root)) is not None:
+            return inside
+        if found := self._packed(plain, one):
+            return found
+        parts = plain.split("/")
+        for first in range(1, len(parts) - (_SHORTEST_TAIL if self._root else 1) + 1):
+            tail = "/".join(parts[first:])
+            if self._is_there(tail, one):
+                if first == len(parts) - 1 and one.needed:
+                    self.guessed[one.path] = tail
+                return tail
+        return None
+
+    def _packed(self, whole: str, one: Named) -> str | None:
+        name = f"{OUTSIDE}/{whole.replace(':', '_').strip('/')}"
+        return name if whole and self._is_there(name, one) else None
+
+    def _is_there(self, name: str, one: Named) -> bool:
+        if one.many == "folder":
+            return self._tree.is_folder(name) or bool(self._tree.alike(name))
+        parent, base = posixpath.split(name)
+        return any(self._folder(folder).alike(base, one.many, again=True) for folder in self._tree.alike(parent))
+
+    def _find(self, name: str, one: Named, user: str) -> Sequence[str]:
+        """The files that are meant."""
+        key = (name, one.many)
+        if key not in self._asked:
+            self._asked[key] = self._matching(name, one.many, user)
+        found = self._asked[key]
+        if found is None:
+            self._left.skip(f"more than {MOST_COMPARED:,} comparisons with tiles", name)
+            return ()
+        self.there.update(dict.fromkeys(found))
+        if not found and one.needed and name not in self.unclear:
+            self.missing[name] = None
+        return found
+
+    def _matching(self, name: str, many: str, user: str) -> Sequence[str] | None:
+        if many == "folder":
+            return self._below(name, user)
+        parent, base = posixpath.split(name)
+        exact: Sequence[str] | None = ()
+        if self._tree.is_folder(parent):
+            exact = self._folder(parent).matching(name, many)
+            if exact is None or exact:
+                return exact
+        alike = [one for folder in self._tree.alike(parent) for one in self._folder(folder).alike(base, many)]
+        if len(alike) > 1 and not many:
+            self.unclear[name] = alike
+            return ()
+        return alike
+
+    def _below(self, name: str, user: str) -> Sequence[str]:
+        """Everything in a folder; of one that holds the scene itself only what caches are made of."""
+        folders = [name] if self._tree.is_folder(name) else self._tree.alike(name)
+        if len(folders) > 1:
+            self.unclear[name] = folders
+            return ()
+        most = MOST_INPUTS + 1
+        found = [one for folder in folders for one in islice(self._tree.below(folder), most)]
+        if len(found) == most:
+            self._left.skip(f"more than {MOST_INPUTS:,} files in {name}", found.pop())
+        if name == "." or user.startswith(f"{name}/"):
+            found = [one for one in found if one.casefold().endswith(CACHES)]
+        return found
+
+    def warnings(self) -> list[str]:
+        """What is unclear."""
+        return [
+            f"{name} may be {' or '.join(map(repr, found[:3]))}: rename one of them, or write the name as it is"
+            for name, found in self.unclear.items()
+        ] + [
+            f"{path} is named by its whole path, and taken to be {name} beside the scene: in Blender, "
+            "File > External Data > Make Paths Relative makes it sure"
+            for path, name in self.guessed.items()
+        ]
+
+
+def _sent_from(path: str) -> str:
+    """The folder from which files were sent; "" when nobody says so."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            said = file.read(LONGEST_PATH).strip().replace("\\", "/")
+    except OSError:
+        return ""
+    return posixpath.normpath(said) if is_whole(said) else ""
+
+
+def _part_below(path: str, root: str) -> str | None:
+    """The part of a path that lies below `root`; on Windows letter case says nothing."""
+    begin = root.rstrip("/") + "/"
+    same = path.casefold().startswith(begin.casefold()) if path[1:2] == ":" else path.startswith(begin)
+    return path[len(begin) :] if same and len(path) > len(begin) else None
+
+
+class _Tree:
+    """The files among which those of a scene are; names are seen from the root, "" is the root."""
+
+    def names(self, folder: str) -> Collection[str]:
+        """The files of one folder."""
+        raise NotImplementedError
+
+    def folders(self, folder: str) -> Collection[str]:
+        """The folders of one folder."""
+        raise NotImplementedError
+
+    def is_folder(self, name: str) -> bool:
+        raise NotImplementedError
+
+    def below(self, folder: str) -> Iterator[str]:
+        """All files of a folder and of those in it, without those that are hidden."""
+        folder = "" if folder == "." else folder
+        yield from sorted(one for one in self.names(folder) if not posixpath.basename(one).startswith("."))
+        for inner in sorted(self.folders(folder)):
+            if not posixpath.basename(inner).startswith("."):
+                yield from self.below(inner)
+
+    def alike(self, folder: str) -> list[str]:
+        """The folders that are called so but for letter case and Unicode form."""
+        if folder in ("", "."):
+            return [""]
+        parent, base = posixpath.split(folder)
+        found = {one for at in self.alike(parent) for one in self.folders(at)}
+        return sorted([folder] if folder in found else [o for o in found if fold(posixpath.basename(o)) == fold(base)])
+
+
+class _OnDisk(_Tree):
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._entries = lru_cache(maxsize=None)(self._scanned)
+
+    def _scanned(self, folder: str) -> tuple[set[str], set[str]]:
+        names, folders = set[str](), set[str]()
+        try:
+            with os.scandir(posixpath.join(self._root, folder)) as entries:
+                for entry in entries:
+                    found = names if entry.is_file() else folders if entry.is_dir() else set()
+                    found.add(posixpath.join(folder, entry.name))
+        except OSError:
+            pass
+        return names, folders
+
+    def names(self, folder: str) -> Collection[str]:
+        return self._entries(folder)[0]
+
+    def folders(self, folder: str) -> Collection[str]:
+        return self._entries(folder)[1]
+
+    def is_folder(self, name: str) -> bool:
+        return os.path.isdir(posixpath.join(self._root, name))
+
+
+class _Listed(_Tree):
+    def __init__(self, files: Collection[str]) -> None:
+        self._names: dict[str, set[str]] = {"": set()}
+        self._folders: dict[str, set[str]] = {}
+        for name in files:
+            folder = posixpath.dirname(name)
+            new = folder not in self._names
+            self._names.setdefault(folder, set()).add(name)
+            while new and folder:
+                above = posixpath.dirname(folder)
+                new = above not in self._folders
+                self._folders.setdefault(above, set()).add(folder)
+                self._names.setdefault(above, set())
+                folder = above
+
+    def names(self, folder: str) -> Collection[str]:
+        return self._names.get(folder, ())
+
+    def folders(self, folder: str) -> Collection[str]:
+        return self._folders.get(folder, ())
+
+    def is_folder(self, name: str) -> bool:
+        return name in self._names or name == "."
+
+
+class _Folder:
+    """The names of the files of one folder, found without going through all of them each time."""
+
+    def __init__(self, names: Collection[str], left: Left) -> None:
+        self._names, self._left = names, left
+        self._sequences: dict[tuple[str, str, str], list[str]] | None = None
+        self._sorted: list[str] | None = None
+        self._told: set[tuple[str, str, str]] = set()
+        self._alike: dict[str, list[str]] | None = None
+        self._folded: _Folder
+
+    def matching(self, name: str, many: str, *, again: bool = False) -> Sequence[str] | None:
+        """Which files a name stands for: itself, or every picture of its sequence, every tile (sorted); of a sequence
+        that was asked for before (or will be asked for `again`) one is enough. None: it was not looked at."""
+        if many == "tiles":
+            return self._tiles(name)
+        shape = _shape(name) if many else None
+        if shape is None:
+            return [name] if name in self._names else []
+        if self._sequences is None:
+            self._sequences = {}
+            for one in sorted(self._names):
+                if (key := _shape(one)) is not None:
+                    self._sequences.setdefault(key, []).append(one)
+        found = self._sequences.get(shape, [])
+        if again or shape in self._told:
+            return found[:1]
+        self._told.add(shape)
+        return found
+
+    def alike(self, base: str, many: str, *, again: bool = False) -> list[str]:
+        """Those that differ in letter case and Unicode form alone."""
+        if self._alike is None:
+            self._alike = {}
+            for one in sorted(self._names):
+                self._alike.setdefault(fold(posixpath.basename(one)), []).append(one)
+            self._folded = _Folder(self._alike, self._left)
+        marks = {"<udim>": "<UDIM>", "<uvtile>": "<UVTILE>"}
+        name = re.sub("<udim>|<uvtile>", lambda found: marks[found[0]], fold(base))
+        found = self._folded.matching(name, many, again=again) if many else [name]
+        return [one for key in found or () for one in self._alike.get(key, ())]
+
+    def _tiles(self, name: str) -> Sequence[str] | None:
+        if self._sorted is None:
+            self._sorted = sorted(self._names)
+        stem, extension = posixpath.splitext(name)
+        begin, *_ = re.split("<UDIM>|<UVTILE>", stem)
+        first = bisect_left(self._sorted, begin)
+        last = bisect_left(self._sorted, begin + chr(0x10FFFF), first)
+        self._left.compared -= last - first
+        if self._left.compared < 0:
+            return None
+        written = re.escape(stem).replace("<UDIM>", r"\d{4}").replace("<UVTILE>", r"u\d+_v\d+")
+        fits = re.compile(written + re.escape(extension)).fullmatch
+        return [one for one in self._sorted[first:last] if fits(one)]
+
+
+def _shape(name: str) -> tuple[str, str, str] | None:
+    """What the pictures of one sequence have in common: what stands before and after the last number of the stem."""
+    stem, extension = posixpath.splitext(name)
+    number = None
+    for number in re.finditer(r"\d+", stem):  # noqa: B007 (the last one counts)
+        pass
+    return (stem[: number.start()], stem[number.end() :], extension) if number is not None else None
