@@ -66,6 +66,9 @@ def submit(
     limit: int = option("NUMBER", "So many chunks at once; 0: any number.", default=0, min=0),
     film: str = option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …", default=""),
     strict: bool = flag("--strict", "Refuse it, or fail it later, when a file that it needs is missing."),
+    names: str = option(
+        "TEMPLATE", "What results are called that leave the farm: {scene}/{name}_{frame:04} …", default=""
+    ),
     notify: bool = flag("--notify", "Have a mail sent to you when it ends."),
     wait: bool = flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w"),
     download: Path | None = option("DIR", "Wait, then download the results here.", "--download", "-d"),
@@ -98,6 +101,7 @@ def submit(
             running_limit=limit,
             film=film,
             strict=strict,
+            names=names,
             progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None

@@ -127,15 +127,18 @@ def download(
     as_zip: bool = flag("--zip", "One ZIP file with the scene and all results."),
     frames: str = option("RANGE", "Only these frames …", "--frames", "-f", default=""),
     only: list[str] | None = option("NAME", "… and files called so (* and ? stand for anything); can be given again."),
+    overwrite: bool = flag("--overwrite", "Replace files of other tasks, and those that were changed."),
     json: bool,
 ) -> Output:
     """Download a task's results.
 
-    What is there already is not sent again; what was cut goes on.
+    What is there already is not sent again; what was cut goes on. Files that are there and were not downloaded from
+    this task are not replaced without --overwrite.
     """
     names = only or []
     if not as_zip:
-        return fetch_results(client, task, output or Path(f"task-{task}"), frames, names, quiet=json)
+        target = output or Path(f"task-{task}")
+        return fetch_results(client, task, target, frames, names, overwrite=overwrite, quiet=json)
     with show.bar("Downloading", "bytes", quiet=json) as step:
         target = output or Path(f"task-{task}.zip")
         path = client.download_zip(task, target, frames=frames, names=names, progress=step)
@@ -143,15 +146,26 @@ def download(
 
 
 def fetch_results(
-    client: Client, task_id: int, directory: Path, frames: str = "", names: Sequence[str] = (), *, quiet: bool
+    client: Client,
+    task_id: int,
+    directory: Path,
+    frames: str = "",
+    names: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    quiet: bool,
 ) -> Output:
     """Download the results, or those of these frames and names, with a bar."""
     wanted = chooser(frames, names)
     with show.bar("Downloading", "count", quiet=quiet) as step:
-        paths = client.download_results(
-            task_id, directory, wanted=lambda one: wanted(one["name"], one["frame"]), progress=step
-        )
+        chosen = partial(_is_chosen, wanted)
+        paths = client.download_results(task_id, directory, wanted=chosen, overwrite=overwrite, progress=step)
     return {"files": [str(path) for path in paths]}, f"{directory}  ({len(paths)} file{'s' * (len(paths) != 1)})"
+
+
+def _is_chosen(wanted: Callable[[str, int | None], bool], one: Item) -> bool:
+    frame = one.get("of_frame") if one["frame"] is None else one["frame"]
+    return wanted(one["name"], frame) or wanted(one.get("called", one["name"]), frame)
 
 
 def _each(task_ids: list[int], act: Callable[[int], Task], *, as_json: bool) -> Output:

@@ -18,6 +18,7 @@ TEXT = option("TEXT")
 ROLE = "artist, operator or admin."
 KEEP_DAYS = "A task is deleted so many days after its end; 0: never."
 KEEP_MIB = "MiB that a user's tasks may take on the farm's disk; 0: any."
+NAMES = "What results are called that leave the farm, for instance {scene}/{name}_{frame:04}; empty: as they are."
 SUBSCRIPTION = option("NUMBER", "The subscription's number.", min=1)
 
 
@@ -125,9 +126,9 @@ def enable(client: Client, *, user: str = USER) -> Output:
 def list_subscriptions(client: Client) -> Output:
     """List the subscriptions."""
     found = client.admin.subscriptions()
-    columns = [">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT", ">KEEP DAYS", ">KEEP MIB"]
-    names = ("subscription_id", "name", "queue_limit", "share", "running_limit", "keep_days", "keep_mib")
-    rows = [[item[name] for name in names] for item in found]
+    columns = [">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT", ">KEEP DAYS", ">KEEP MIB", "NAMES"]
+    names = ("subscription_id", "name", "queue_limit", "share", "running_limit", "keep_days", "keep_mib", "names")
+    rows = [[item.get(name, "") for name in names] for item in found]
     return found, lambda: show.table(columns, rows)
 
 
@@ -141,10 +142,11 @@ def add_subscription(
     running_limit: int = option("NUMBER", "Chunks of a user that run at once; 0: any.", default=0, min=0),
     keep_days: int = option("NUMBER", KEEP_DAYS, default=0, min=0),
     keep_mib: int = option("NUMBER", KEEP_MIB, default=0, min=0),
+    names: str = option("TEMPLATE", NAMES, default=""),
 ) -> Output:
     """Add a subscription."""
     limits = {"queue_limit": queue_limit, "running_limit": running_limit, "keep_days": keep_days, "keep_mib": keep_mib}
-    made = client.admin.add_subscription(name=name, share=share, **limits)
+    made = client.admin.add_subscription(name=name, share=share, **limits, **({"names": names} if names else {}))
     return made, f"Subscription {made['subscription_id']} added."
 
 
@@ -159,9 +161,10 @@ def change_subscription(
     running_limit: int | None = option("NUMBER", "Chunks of a user that run at once.", min=0),
     keep_days: int | None = option("NUMBER", KEEP_DAYS, min=0),
     keep_mib: int | None = option("NUMBER", KEEP_MIB, min=0),
+    names: str | None = option("TEMPLATE", NAMES),
 ) -> Output:
     """Change a subscription."""
-    kept = {"keep_days": keep_days, "keep_mib": keep_mib}
+    kept = {"keep_days": keep_days, "keep_mib": keep_mib, "names": names}
     wanted = given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit, **kept)
     found = choose(client.admin.subscriptions(), "subscription_id", "name", subscription)
     changed = client.admin.change_subscription(found["subscription_id"], **wanted)

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from renderonline.database.rows import AnyRow, from_row, insert, refuse_unknown, the_row, update
 from renderonline.database.schema import farm, subscriptions, users
+from renderonline.farm import result_names
 from renderonline.farm.accounts import TOKEN_PREFIX, Role, Subscription, User, hash_token, token_matches
 from renderonline.farm.errors import Conflict, InvalidRequest
 
@@ -124,9 +125,9 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows)
 
 
-def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int) -> Subscription:
+def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int | str) -> Subscription:
     """Add a subscription; `more` are the other fields of `Subscription`."""
-    values = {"name": name, "queue_limit": queue_limit, "share": 1, **more}
+    values: dict[str, Any] = {"name": name, "queue_limit": queue_limit, "share": 1, **more}
     _check_subscription(values)
     return _subscription(connection, insert(connection, subscriptions, values))
 
@@ -167,7 +168,8 @@ def _check(connection: Connection, values: Mapping[str, Any]) -> None:
 
 
 def _check_subscription(values: Mapping[str, Any]) -> None:
-    refuse_unknown(values, {"name", *_LIMITS}, "a subscription")
+    refuse_unknown(values, {"name", "names", *_LIMITS}, "a subscription")
+    result_names.check(values.get("names", ""), frames=2 if values.get("names") else 1)
     if len(values.get("name", "-")) not in range(1, 51):
         raise InvalidRequest("The name of a subscription has 1 to 50 characters.")
     for name, least in _LIMITS.items():

@@ -48,6 +48,7 @@ subscriptions = _table(
     *required(Integer, "share", default="1"),
     *_count("running_limit"),  # chunks of one user that run at once; 0: no limit
     *_count("keep_days", "keep_mib"),  # how long a task stays after its end, how much a user may have; 0: no limit
+    *_text(String(200), "names"),  # what results are called that leave the farm (farm.result_names); "": as they are
 )
 
 engines = _table(
@@ -127,6 +128,7 @@ tasks = _table(
     *required(Flag, "strict", default="0"),  # a file that is missing while it renders is a failure
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
     *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
+    *optional(Text, "names"),  # what its results are called that leave the farm; null: as they are
     *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),

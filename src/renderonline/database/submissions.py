@@ -80,6 +80,7 @@ class NewTask:
     warnings: Sequence[str] = ()
     results_in: str = ""
     strict: bool = False
+    names: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
         "strict": int(new.strict),
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
+        "names": new.names or None,
         "warnings": texts_json(new.warnings),
         "chunks_waiting": len(new.chunks),
     }

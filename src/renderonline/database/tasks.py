@@ -92,6 +92,7 @@ class TaskView:
     notify: bool
     needs: Mapping[str, Any]
     film: str
+    names: str
     warnings: tuple[str, ...]
     facts: Mapping[str, Any]
 
@@ -157,12 +158,14 @@ class ResultView:
 
 
 class SceneFile(NamedTuple):
-    """The file that a task was submitted with, whose it is, and the folder in which results land ("": beside it)."""
+    """The file that a task was submitted with, whose it is, the folder in which results land ("": beside it), and what
+    results are called that leave the farm (`farm.result_names`)."""
 
     user_id: int
     file_path: str
     file_name: str
     results_in: str
+    names: str | None
 
 
 def _present(table: Table, *names: str) -> list[ColumnElement[Any]]:
@@ -195,7 +198,7 @@ _TASK: Final = select(
 _THIS: Final = tasks.c.task_id == bindparam("task_id")
 _ONE_TASK: Final = _TASK.add_columns(renders.c.facts).where(_THIS)
 _SCENE_FILE: Final = (
-    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"), tasks.c.results_in)
+    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"), tasks.c.results_in, tasks.c.names)
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .where(_THIS)
 )
@@ -401,6 +404,7 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
         paused=bool(row.paused),
         notify=bool(row.notify),
+        names=row.names or "",
         needs=json_object(row.needs),
         warnings=json_texts(row.warnings),
         facts=json_object(getattr(row, "facts", None)),

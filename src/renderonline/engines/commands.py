@@ -14,6 +14,7 @@ from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import LARGEST_FRAME, MAX_FRAMES, FrameRange, cut
+from renderonline.farm.result_names import padded
 from renderonline.protocol.link import ExpectedOutput
 
 SCENE_DIRECTORY: Final = "@scene_directory"
@@ -245,8 +246,3 @@ def frame_of_name(pattern: str, name: str) -> int | None:
     if not run or not re.fullmatch(r"-?\d{1,10}", number, re.ASCII):
         return None
     return int(number) if name_of_frame(pattern, int(number)) == name else None
-
-
-def padded(frame: int, width: int) -> str:
-    """A frame number with at least `width` digits; the sign of a negative one comes in front, as Blender writes it."""
-    return f"-{-frame:0{width}d}" if frame < 0 else f"{frame:0{width}d}"

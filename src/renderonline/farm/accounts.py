@@ -54,7 +54,9 @@ class User:
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """What a user may use: tasks waiting or running at once, the share inside a priority class (R9), and chunks that
-    run at once; how many days a task stays after its end, and how much its files may take together (0: no limit)."""
+    run at once; how many days a task stays after its end, and how much its files may take together (0: no limit).
+    `names`: what results of its tasks are called when they leave the farm (`farm.result_names`), if the task does not
+    say it."""
 
     subscription_id: int
     name: str
@@ -63,6 +65,7 @@ class Subscription:
     running_limit: int = 0
     keep_days: int = 0
     keep_mib: int = 0
+    names: str = ""
 
 
 TOKEN_PREFIX: Final = "$rno1$"  # noqa: S105 (a mark, no password)

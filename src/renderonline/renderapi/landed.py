@@ -7,10 +7,11 @@ until the file is right again, its frames are rendered again, or an operator acc
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -58,16 +59,20 @@ class LandedFiles:
         """The names of the files of a task that were found altered."""
         return tuple(self._altered.get(task_id, ()))
 
-    async def archive(self, task_id: int, find: Callable[[], Sequence[Member]], name: str) -> Content:
-        """The ZIP of a task's files that `find` (which may block) finds. `Conflict` (`altered`) when one of them was
-        found altered and still is, `NotFound` when they are not there."""
+    async def archive(
+        self, task_id: int, find: Callable[[], Sequence[Member]], name: str, own: Mapping[str, str]
+    ) -> Content:
+        """The ZIP of a task's files that `find` (which may block) finds; `own` has the names of those results that are
+        called otherwise in it. `Conflict` (`altered`) when one of them was found altered and still is, `NotFound` when
+        they are not there."""
 
         def checked() -> Sequence[Member]:
             members = find()
-            self.check(task_id, members)
+            if self._altered.get(task_id):
+                self.check(task_id, [one._replace(name=own.get(one.name, one.name)) for one in members])
             return members
 
-        return self._watched(task_id, await archive_of(checked, name, self.compared))
+        return self._watched(task_id, await archive_of(checked, name, self.compared), own)
 
     async def file(
         self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any] = RESULT_SUMS
@@ -109,12 +114,13 @@ class LandedFiles:
         if found:
             raise _refusal(task_id, found)
 
-    def _watched(self, task_id: int, content: Content) -> Content:
+    def _watched(self, task_id: int, content: Content, own: Mapping[str, str] = MappingProxyType({})) -> Content:
         def pieces(start: int, end: int) -> Iterator[bytes]:
             try:
                 yield from content.pieces(start, end)
             except Altered as error:
-                self._note(task_id, error.member)
+                name = error.member.name
+                self._note(task_id, error.member._replace(name=own.get(name, name)))
                 raise
 
         return replace(content, pieces=pieces)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final
 from renderonline.database import accounts, tasks
 from renderonline.database.door import Connection, Database
 from renderonline.database.tasks import AttemptView, Page, ResultView, SceneFile, TaskView, Wanted
+from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS
 from renderonline.farm.needs import Needs
@@ -96,10 +97,10 @@ class Reading:
         self, principal: Principal, task_id: int, what: str, limit: int, cursor: str | None
     ) -> dict[str, Any]:
         """A page of a task's `chunks`, `attempts` (newest first) or `results`."""
-        await self._view(principal, task_id)
+        view = await self._view(principal, task_id)
         rows = await self.database.read(lambda connection: _PARTS[what](connection, task_id, limit, cursor))
         show: dict[str, Show] = {"chunks": views.shown, "attempts": self._attempt}
-        show["results"] = partial(self._result, task_id)
+        show["results"] = partial(self._result, view)
         return _page(rows, show[what])
 
     async def attempts(self, limit: int, cursor: str | None) -> dict[str, Any]:
@@ -117,30 +118,38 @@ class Reading:
         def read(connection: Connection) -> tuple[SceneFile, dict[str, LandedFacts], dict[str, int | None]]:
             scene = tasks.scene_file(connection, task_id, user_id=user_id)
             landed = tasks.landed_files(connection, task_id) if has_directory(scene) else {}
-            return scene, landed, tasks.landed_frames(connection, task_id) if chosen is not None else {}
+            wanted = chosen is not None or scene.names
+            return scene, landed, tasks.landed_frames(connection, task_id) if wanted else {}
 
         scene, landed, frames = await self.database.read(read)
+        called = _called(task_id, scene.names, frames)
+        own = {shown: name for name, shown in called.items()}
 
         def find() -> Sequence[Member]:
             if not has_directory(scene):
                 path = Path(scene.file_path)
                 return (Member.of(path.name, path),)
             members = members_of(task_directory(scene.file_path, scene.file_name), landed)
-            members = results_first(members, scene.results_in)
+            members = results_first(members, scene.results_in, called)
             if chosen is None:
                 return members
-            found = [member for member in members if chosen(member.name, frames.get(member.name))]
+            names = ((one, own.get(one.name, one.name)) for one in members)
+            found = [one for one, its in names if chosen(one.name, frames.get(its)) or chosen(its, frames.get(its))]
             if not found:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found
 
-        return await self._landed.archive(task_id, find, name)
+        return await self._landed.archive(task_id, find, name, own)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
         place, known = await self.database.read(partial(tasks.landed_file, task_id=task_id, name=name))
         path = task_directory(scene.file_path, scene.file_name) / place
         content = await self._landed.file(task_id, path, name, known)
+        if scene.names:
+            frames = await self.database.read(partial(tasks.landed_frames, task_id=task_id))
+            shown = result_names.called(scene.names, task_id, name, frames.get(name))
+            content = replace(content, file_name=shown.rpartition("/")[2])
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
 
     async def accept(self, principal: Principal, task_id: int, names: Collection[str] = ()) -> None:
@@ -184,16 +193,29 @@ class Reading:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
         rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
-        newest = None if latest is None else self._result(view.task_id, latest)
+        newest = None if latest is None else self._result(view, latest)
         return views.task(view, rendering, newest, stuck)
 
-    def _result(self, task_id: int, view: ResultView) -> dict[str, Any]:
-        integrity = self._landed.integrity(task_id, view.name, view.digest)
-        return views.shown(view, preview=self.dispatcher.shared.previews.there(task_id, view.name), integrity=integrity)
+    def _result(self, task: TaskView, view: ResultView) -> dict[str, Any]:
+        task_id, frame = task.task_id, view.of_frame if view.frame is None else view.frame
+        more = {
+            "preview": self.dispatcher.shared.previews.there(task_id, view.name),
+            "integrity": self._landed.integrity(task_id, view.name, view.digest),
+            "called": result_names.called(task.names, task_id, view.name, frame),
+        }
+        return views.shown(view, **more)
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         live = self.dispatcher.memory.attempts.get(view.attempt_id)
         return views.attempt(view, live.progress.fraction if live is not None and live.progress else None)
+
+
+def _called(task_id: int, template: str | None, frames: Mapping[str, int | None]) -> dict[str, str]:
+    """What each result of a task is called when it leaves the farm, by its own name; {} where all keep theirs."""
+    if not template:
+        return {}
+    ordered = sorted(frames, key=lambda name: (frames[name] is None, name))
+    return result_names.distinct((name, result_names.called(template, task_id, name, frames[name])) for name in ordered)
 
 
 def _page(rows: Page[Any], show: Show) -> dict[str, Any]:

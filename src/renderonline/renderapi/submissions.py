@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 from starlette.requests import Request
 
-from renderonline.database import engines, submissions
+from renderonline.database import accounts, engines, submissions
 from renderonline.database.door import Connection, Database
 from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
@@ -67,11 +67,12 @@ class Repeated(RenderOnlineError):
 
 
 class _Catalog:
-    """Engines and argument types as they were read at `at` (monotonic)."""
+    """Engines, argument types and the names of subscriptions' results as they were read at `at` (monotonic)."""
 
     def __init__(self, connection: Connection) -> None:
         self.argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
         self.engines = engines.list_engines(connection)
+        self.names = {one.subscription_id: one.names for one in accounts.list_subscriptions(connection)}
         self.at = time.monotonic()
 
 
@@ -259,12 +260,16 @@ class Submissions:
         """Engines or argument types were changed."""
         self._catalog = None
 
-    async def admitted(self, request: SubmitRequest, user_id: int, name: str) -> tuple[Prepared, Path] | None:
-        """A small submission, checked by what is known of engines, and its directory; None when it can't be admitted
-        in this way: then `prepared` finds the rule to name."""
+    async def _known_catalog(self) -> _Catalog:
         catalog = self._catalog
         if catalog is None or time.monotonic() - catalog.at > CATALOG_S:
             self._catalog = catalog = await self._database.read(_Catalog)
+        return catalog
+
+    async def admitted(self, request: SubmitRequest, user_id: int, name: str) -> tuple[Prepared, Path] | None:
+        """A small submission, checked by what is known of engines, and its directory; None when it can't be admitted
+        in this way: then `prepared` finds the rule to name."""
+        catalog = await self._known_catalog()
 
         def admit() -> tuple[Prepared, Path] | None:
             try:
@@ -279,12 +284,18 @@ class Submissions:
         self, principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile]
     ) -> NewTask:
         ids = self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
-        make = partial(_new_task, principal, prepared, directory, files, ids)
+        default = (await self._known_catalog()).names.get(principal.user.subscription_id, "")
+        make = partial(_new_task, principal, prepared, directory, files, ids, default)
         return await asyncio.to_thread(heavy(make)) if len(ids) > MANY_CHUNKS else make()
 
 
 def _new_task(
-    principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile], ids: Sequence[int]
+    principal: Principal,
+    prepared: Prepared,
+    directory: Path,
+    files: Sequence[InputFile],
+    ids: Sequence[int],
+    default_names: str,
 ) -> NewTask:
     """What there is to commit; much of it with many chunks."""
     request, now = prepared.request, datetime.now(UTC)
@@ -318,6 +329,7 @@ def _new_task(
         film=prepared.film,
         warnings=prepared.warnings,
         strict=request.strict,
+        names=prepared.names(default_names, now.date().isoformat()),
         results_in=names.unused_folder(names.RESULTS, (one.name for one in files)),
     )
 

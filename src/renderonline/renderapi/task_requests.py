@@ -4,14 +4,16 @@ Pure: no database, no disk. v1 and v2 differ only in how a request is read.
 """
 
 import posixpath
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Final, TypeVar
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Final, TypeVar
 
 from renderonline.database.engines import EngineRow
 from renderonline.engines import commands
 from renderonline.engines.definition import EngineDefinition
-from renderonline.farm import telling
+from renderonline.farm import result_names, telling
 from renderonline.farm.arguments import ArgType, check_options, check_value, strip_program
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
@@ -20,7 +22,7 @@ from renderonline.farm.frames import MAX_FRAMES, FrameRange, format_frames, pars
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.protocol import v1
 from renderonline.protocol.codec import from_wire, read_json
-from renderonline.storage.names import extension_of
+from renderonline.storage.names import clean_file_name, extension_of, may_be_name
 
 CHUNK_SIZE: Final = 4
 """Frames a chunk when neither the user nor the engine says otherwise."""
@@ -33,7 +35,8 @@ MAX_SCENE: Final = 255
 class SubmitRequest:
     """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
     None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`; `strict`:
-    refuse it, or fail it later, where otherwise the task would have a warning of something that is missing."""
+    refuse it, or fail it later, where otherwise the task would have a warning of something that is missing; `names`:
+    what results are called when they leave the farm (`farm.result_names`), "": as the subscription says."""
 
     exact: ClassVar[bool] = True
     """Arguments that the engine does not have are refused, and `engine` may be its name."""
@@ -50,6 +53,7 @@ class SubmitRequest:
     running_limit: int = 0
     film: str = ""
     strict: bool = False
+    names: str = ""
     client_key: str = ""
 
 
@@ -96,6 +100,33 @@ class Prepared:
         """The film with its speed, "" for none."""
         return str(Film.parse(self.request.film).of_scene(self.facts)) if self.request.film else ""
 
+    def names(self, default: str, day: str) -> str:
+        """The template of its results' names, with all that is the same for the task filled in; `default` is what its
+        user's subscription says, `day` that of the submission. `InvalidRequest` when it was asked for and gives no name
+        that a file may have; without being asked, results keep their names then."""
+        template = self.request.names or default
+        if not template:
+            return ""
+        scene: Any = next(iter(self.facts.get("scenes", ())), {})  # type: ignore[call-overload]  # JSON
+        stem = PurePosixPath(self.scene).stem
+        values = {
+            "title": self.request.name or stem,
+            "file": stem,
+            "engine": self.engine.name,
+            "date": day,
+            "scene": self.values.get("scene") or scene.get("name") or stem,
+            "camera": self.values.get("camera") or _only(scene.get("cameras"), "camera"),
+            "layer": self.values.get("view_layer") or _only(scene.get("view_layers"), "layer"),
+        }
+        plain = {field: re.sub("[{}]", "_", clean_file_name(str(value))) for field, value in values.items()}
+        found = result_names.filled(template, plain)
+        example = result_names.called(found, 1, "frame_0001.png", 1)
+        if may_be_name(example):
+            return found
+        if self.request.names:
+            raise InvalidRequest(f"Results can't be called {example[:100]!r}: no file may.", code="bad_names")
+        return ""
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person must know before anything is rendered (R16)."""
@@ -135,6 +166,11 @@ class Prepared:
         )
 
 
+def _only(names: Any, otherwise: str) -> str:
+    """The one name of a list that the scene tells of, if there is only one."""
+    return str(names[0]) if isinstance(names, list) and len(names) == 1 else otherwise
+
+
 def read_v1(part: bytes | None, client_key: str) -> SubmitRequest:
     """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
     sent = v1.parse_enqueue(part)
@@ -162,6 +198,7 @@ def _checked(sent: R, client_key: str) -> R:
             raise InvalidRequest(f"{name} is a number from 0 to {most}.")
     if sent.film:
         Film.parse(sent.film)
+    result_names.check(sent.names)
     if len(sent.waits_for) > MAX_WAITS:
         raise InvalidRequest(f"A task waits for at most {MAX_WAITS} others.")
     return replace(sent, engine=str(sent.engine), client_key=checked_key(client_key or sent.client_key))
@@ -196,6 +233,8 @@ def prepare(
         words = commands.template_words(definition)
         if frames:
             ranges = commands.chunks_of(definition, frames, size)
+    if request.names:
+        result_names.check(request.names, frames=len(frames))
     if request.film and not (definition and commands.frames_pattern(definition, values, frames) and frames):
         raise InvalidRequest(f"Engine {engine.name} gives no frames of which a film could be made.", code="no_frames")
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())

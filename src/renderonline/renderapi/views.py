@@ -118,7 +118,7 @@ def shapes() -> dict[str, Any]:
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
     slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
     at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
-    result: Any = shape("Result", ResultView, preview=bool, integrity=str)
+    result: Any = shape("Result", ResultView, preview=bool, integrity=str, called=str)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
     of_scene["external_count"] = int

@@ -68,14 +68,19 @@ def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Membe
     return tuple(sorted(members, key=itemgetter(0)))
 
 
-def results_first(members: Sequence[Member], folder: str) -> tuple[Member, ...]:
+def results_first(members: Sequence[Member], folder: str, called: Mapping[str, str] = {}) -> tuple[Member, ...]:
     """The members of a task's directory as people know them: results, which lie in a `folder` ("": beside the rest),
-    are called without it. Where anything else has the name of one, all of that is in a folder of its own."""
-    if not folder:
+    are called without it, and as `called` says (own name -> what it is called). Where anything else has the name of
+    one, all of that is in a folder of its own."""
+    if not folder and not called:
         return tuple(members)
-    below = f"{folder}/"
-    results = [one._replace(name=one.name.removeprefix(below)) for one in members if one.name.startswith(below)]
-    others = [one for one in members if not one.name.startswith(below)]
+    results, others = [], []
+    for one in members:
+        own = one.name[len(folder) + 1 :] if folder and one.name.startswith(f"{folder}/") else one.name
+        if own != one.name or own in called:
+            results.append(one._replace(name=called.get(own, own)))
+        else:
+            others.append(one)
     taken, above = _places(results)
     used, over = _places(others)
     if taken & (used | over) or used & above:

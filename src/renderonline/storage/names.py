@@ -16,6 +16,7 @@ INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
 RESULTS: Final = "results"
 MAX_NAME_BYTES: Final = 200
+DEEPEST: Final = 8
 
 _UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -37,6 +38,12 @@ def clean_file_name(name: str) -> str:
     if cleaned.startswith("-") or _RESERVED.fullmatch(cleaned):
         cleaned = f"_{cleaned}"
     return _shorten(cleaned)
+
+
+def may_be_name(name: str) -> bool:
+    """Whether a relative name with `/` between folders is fit for files of every system, as it is."""
+    parts = name.split("/")
+    return len(parts) <= DEEPEST and all(clean_file_name(part) == part for part in parts)
 
 
 def extension_of(name: str) -> str:

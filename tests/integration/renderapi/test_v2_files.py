@@ -2,8 +2,13 @@
 
 import asyncio
 import hashlib
+import io
+import zipfile
 import zlib
 from functools import partial
+
+import pytest
+from aiohttp import ClientPayloadError
 
 from renderonline.database import schema as tables
 from renderonline.database.door import Database
@@ -98,3 +103,30 @@ async def test_files_that_are_gone_are_told(api: Running) -> None:
 async def test_log_of_no_attempt_is_not_there(api: Running) -> None:
     assert (await api.call("GET", "/attempts/5/log")).status == 404
     assert (await api.call("GET", "/attempts/5/log?offset=x")).status == 400
+
+
+async def test_results_leave_under_the_names_that_were_asked_for(api: Running, migrated_url: str) -> None:
+    task = await api.new_task(frames="1-2", names="{file}/{name}_{frame:06}")
+    assert task["names"] == "a/{name}_{frame:06}"
+    await landed(api, migrated_url, "frame_0001.png", b"png")
+    (listed,) = (await api.call("GET", "/tasks/1/results")).json()["items"]
+    assert (listed["name"], listed["called"]) == ("frame_0001.png", "a/frame_000001.png")
+    reply = await api.call("GET", "/tasks/1/results/frame_0001.png")
+    assert (reply.body, 'filename="frame_000001.png"' in reply.headers["Content-Disposition"]) == (b"png", True)
+    for query, names in (("", ["a.blend", "a/frame_000001.png"]), ("?name=frame_0001.png", ["a/frame_000001.png"])):
+        whole = (await api.call("GET", f"/tasks/1/download{query}")).body
+        assert zipfile.ZipFile(io.BytesIO(whole)).namelist() == names
+    directory = api.settings.files / api.tree()[1]
+    await asyncio.to_thread((directory / "frame_0001.png").write_bytes, b"gnp")
+    with pytest.raises(ClientPayloadError):
+        await api.call("GET", "/tasks/1/download")
+    assert (await api.call("GET", "/tasks/1/results")).json()["items"][0]["integrity"] == "altered"
+
+
+async def test_a_subscription_names_the_results_of_its_tasks(api: Running) -> None:
+    refused = await api.call("PATCH", "/subscriptions/1", {"names": "{name}"})
+    assert (refused.status, refused.json()["code"]) == (400, "bad_names")
+    assert (await api.call("PATCH", "/subscriptions/1", {"names": "{engine}/{frame:04}"})).status == 200
+    assert (await api.new_task())["names"] == "blender/{frame:04}"
+    sent = await api.submit({"engine": "blender", "frames": "1-2", "names": "{file}"}, ("b.blend", b"x"), version=2)
+    assert sent.json()["code"] == "bad_names"

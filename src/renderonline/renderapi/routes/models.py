@@ -50,6 +50,7 @@ class SubscriptionChange(_Sent):
     running_limit: int = Field(0, ge=0, le=1_000_000)
     keep_days: int = Field(0, ge=0, le=1_000_000)
     keep_mib: int = Field(0, ge=0, le=1_000_000)
+    names: str = Field("", max_length=200, description="What results are called, such as {scene}/{name}_{frame:04}.")
 
 
 class NewSubscription(SubscriptionChange):

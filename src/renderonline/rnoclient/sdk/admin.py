@@ -38,7 +38,7 @@ class Admin:
         return self._list("/subscriptions")
 
     def add_subscription(self, **fields: object) -> Item:
-        """A new subscription: name, queue_limit, share, running_limit, keep_days, keep_mib."""
+        """A new subscription: name, queue_limit, share, running_limit, keep_days, keep_mib, names."""
         return self._send("POST", "/subscriptions", fields)
 
     def change_subscription(self, subscription_id: int, **fields: object) -> Item:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
+from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.rnoclient.sdk import events, transfers, uploads
 from renderonline.rnoclient.sdk.admin import Admin
 from renderonline.rnoclient.sdk.connection import Connection, Login
+from renderonline.rnoclient.sdk.owners import Owners
 from renderonline.rnoclient.sdk.types import ENDED, Item, Task
 
 PAGE: Final = 200
@@ -66,6 +68,7 @@ class Client:
         running_limit: int = 0,
         film: str = "",
         strict: bool = False,
+        names: str = "",
         progress: transfers.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
@@ -77,12 +80,14 @@ class Client:
         memory_mib, gpus, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`: what is made of
         the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a file that the
         scene needs is missing, or for anything else that would be a warning; what turns out later is a failure.
+        `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`.
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
         request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
         request |= {"needs": dict(needs or {}), "running_limit": running_limit, **({"film": film} if film else {})}
         request |= {"strict": True} if strict else {}
+        request |= {"names": names} if names else {}
         path = Path(file)
         main = scene or path.name
         files = {main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
@@ -216,28 +221,39 @@ class Client:
         directory: str | Path,
         *,
         wanted: Callable[[Item], bool] = lambda _result: True,
+        overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Path]:
         """The results as files below `directory`; those that are there already (same digest) are not sent again.
 
-        Only those that are `wanted`. `progress` is called with the files done and the files in all.
+        Only those that are `wanted`. `progress` is called with the files done and the files in all. `Conflict` when
+        files are there that were not downloaded from this task; nothing is fetched then, unless `overwrite` is set.
         """
-        paths: list[Path] = []
         everything = list(self.results(task_id))
         if not everything:
             raise NotFound(f"Task {task_id} has no results yet; watch it with `renderonline watch {task_id}`.")
         found = [result for result in everything if wanted(result)]
         if not found:
             raise NotFound(f"None of the {len(everything)} results of task {task_id} is among the wanted ones.")
-        for result in found:
-            target = transfers.safe_path(Path(directory), result["name"])
-            if not transfers.is_complete(target, result["size"], result["digest"]):
-                path = f"/tasks/{task_id:d}/results/{quote(result['name'])}"
-                transfers.fetch(self.connection, path, target, digest=result["digest"])
-            paths.append(target)
-            if progress is not None:
-                progress(len(paths), len(found))
-        return paths
+        root, called = Path(directory), _called(everything)
+        targets = {one["name"]: transfers.safe_path(root, called[one["name"]]) for one in found}
+        digests = {name: transfers.digest_of(target) for name, target in targets.items()}
+        left = {one["name"] for one in found if digests[one["name"]] != one["digest"]}
+        owners, owner = Owners(root), f"task {task_id} of {self.connection.login.url}"
+        if not overwrite:
+            owners.refuse_others([(called[name], digests[name]) for name in left if digests[name]], owner)
+        fetched = []
+        try:
+            for number, result in enumerate(found, 1):
+                if result["name"] in left:
+                    path = f"/tasks/{task_id:d}/results/{quote(result['name'])}"
+                    transfers.fetch(self.connection, path, targets[result["name"]], digest=result["digest"])
+                    fetched.append((called[result["name"]], result["digest"]))
+                if progress is not None:
+                    progress(number, len(found))
+        finally:
+            owners.remember(fetched, owner)
+        return list(targets.values())
 
     def _act(self, task_id: int, what: str, data: object = None) -> Task:
         return cast("Task", self.connection.call("POST", f"/tasks/{task_id:d}/{what}", data=data).json())
@@ -250,3 +266,10 @@ class Client:
             cursor = page.get("next")
             if not cursor or not page["items"]:
                 return
+
+
+def _called(results: Sequence[Item]) -> dict[str, str]:
+    """What each result is called here, by its name on the farm; no two alike."""
+    frames = {one["name"]: one.get("of_frame") if one.get("frame") is None else one["frame"] for one in results}
+    ordered = sorted(results, key=lambda one: (frames[one["name"]] is None, one["name"]))
+    return result_names.distinct((one["name"], one.get("called") or one["name"]) for one in ordered)
