@@ -11,7 +11,7 @@ import json
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.protocol import tunnels
 from renderonline.protocol.codec import encode, from_wire
 from renderonline.protocol.link import LINK_PATH
 from renderonline.serving.directories import private_read, private_write
@@ -74,10 +75,7 @@ class Identity:
 
     def connection(self, timeout_s: float, **about: Any) -> http.client.HTTPConnection:
         """A connection to the address, to be made when it is used; `check_peer` is left to the caller."""
-        parts, tls = urlsplit(self.url), self.tls()
-        if tls is None:
-            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s, **about)
-        return http.client.HTTPSConnection(parts.hostname or "", parts.port, context=tls, timeout=timeout_s, **about)
+        return tunnels.connection(urlsplit(self.url), timeout_s, self.tls(), **about)
 
     def check_peer(self, peer: bytes | None) -> None:
         """Raise `NotAvailable` unless `peer` (DER) is the pinned certificate, if there is one."""
@@ -186,12 +184,21 @@ def fetch_certificate(url: str, fingerprint: str) -> str:
     wanted = fingerprint.strip().lower().removeprefix("sha256:").replace(":", "")
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         raise InvalidRequest(f"{fingerprint} is not a fingerprint. It looks like sha256: and 64 hexadecimal digits.")
-    try:
-        certificate = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=TIMEOUT_S)
-    except OSError as error:
-        raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
-    _compare(ssl.PEM_cert_to_DER_cert(certificate), wanted)
-    return certificate
+    anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE  # only the certificate is wanted
+    with closing(tunnels.connection(parts, TIMEOUT_S, anybody)) as connection:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _silent(url, error) from error
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        certificate = connection.sock.getpeercert(binary_form=True) or b""
+    _compare(certificate, wanted)
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+def _silent(url: str, error: Exception) -> NotAvailable:
+    return NotAvailable(f"RenderAPI at {url}{tunnels.told(url)} does not answer: {error}.")
 
 
 def _compare(peer: bytes | None, wanted: str) -> None:
@@ -217,6 +224,6 @@ def _ask(asking: Identity, method: str, path: str, content: dict[str, str] | Non
             code="wrong_certificate",
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise NotAvailable(f"RenderAPI at {url} does not answer: {error}.") from error
+        raise _silent(url, error) from error
     finally:
         connection.close()

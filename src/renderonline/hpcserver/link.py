@@ -15,18 +15,19 @@ from typing import Any, Final
 import orjson
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import InvalidHandshake, ProxyError, WebSocketException
 
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.runner import Runner
 from renderonline.protocol import link as wire
 from renderonline.protocol.codec import decode, encode
+from renderonline.protocol.tunnels import proxy_of, told
 
 log = structlog.get_logger(__name__)
 
 CONNECTION: Final[dict[str, Any]] = {
-    "max_size": 16 * 1024 * 1024, "compression": None, "proxy": None,
+    "max_size": 16 * 1024 * 1024, "compression": None,
     "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
 }  # fmt: skip
 WELCOME_S: Final = 30.0
@@ -79,12 +80,14 @@ class Link:
             except TimeoutError:
                 reason = "RenderAPI does not answer"
             except (OSError, WebSocketException, NotAvailable) as error:
-                refused = "RenderAPI refused the connection: " if isinstance(error, InvalidHandshake) else ""
+                by_renderapi = isinstance(error, InvalidHandshake) and not isinstance(error, ProxyError)
+                refused = "RenderAPI refused the connection: " if by_renderapi else ""
                 reason = refused + (str(error) or type(error).__name__)
             delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
             delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
-            log.warning("not linked, dialling again", url=identity.url, reason=reason, seconds=round(delay, 1))
+            where = identity.url + told(identity.link_url)
+            log.warning("not linked, dialling again", url=where, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
     def nudge(self) -> None:
@@ -93,8 +96,9 @@ class Link:
         self.runner.journal.news.set()
 
     async def _serve(self, identity: Identity) -> None:
-        tls = identity.tls()
-        async with connect(identity.link_url, ssl=tls, **CONNECTION) as socket:
+        tls, proxy = identity.tls(), proxy_of(identity.link_url)
+        way = None if proxy is None else proxy.url
+        async with connect(identity.link_url, ssl=tls, proxy=way, **CONNECTION) as socket:
             if tls is not None:
                 identity.check_peer(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
             welcome = await self._greet(socket, identity.url)

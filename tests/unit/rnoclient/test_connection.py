@@ -12,6 +12,7 @@ import pytest
 from renderonline.farm import errors
 from renderonline.rnoclient.sdk.connection import UNREACHABLE, Connection, Login
 from tests.support.certificates import self_signed
+from tests.support.connect_proxy import ConnectProxy
 from tests.support.scripted_server import Answer, ScriptedServer, free_port, in_turn
 
 
@@ -53,6 +54,17 @@ def test_identity_travels_in_the_two_headers() -> None:
         assert server.asked[0].path == "/renderapi/v2/me"
         assert server.asked[0].headers["email"] == "ada@studio.org"
         assert server.asked[0].headers["token"] == "secret"
+
+
+def test_plain_http_goes_through_a_proxy_as_well_and_loopback_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(in_turn(Answer(), Answer())).running() as server:
+        port = int(server.url.rpartition(":")[2])
+        with ConnectProxy({f"farm.studio:{port}": ("127.0.0.1", port)}).running() as proxy:
+            monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.port}")
+            Connection(Login(f"http://farm.studio:{port}", "ada@studio.org", "secret")).call("GET", "/me")
+            assert server.asked[0].headers["host"] == f"farm.studio:{port}"
+            connect(server).call("GET", "/me")
+            assert proxy.asked == [f"farm.studio:{port}"]
 
 
 def test_token_is_not_shown_when_a_login_is_printed() -> None:

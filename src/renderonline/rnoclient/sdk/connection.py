@@ -18,6 +18,7 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from renderonline.farm import errors
+from renderonline.protocol import tunnels
 
 BASE: Final = "/renderapi/v2"
 STANDBY: Final = "standby"
@@ -238,10 +239,8 @@ class Connection:
                 kept.sock.settimeout(timeout_s)
                 return kept
             kept.close()  # an idle connection with something to say was closed by the other side
-        host, port = self._address.hostname or "", self._address.port
-        if self._context is None:
-            return http.client.HTTPConnection(host, port, timeout=timeout_s)
-        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._context)
+        context = self._context if self._address.scheme == "https" else None
+        return tunnels.connection(self._address, timeout_s, context)
 
     def _exchange(
         self,
@@ -290,7 +289,7 @@ class Connection:
             )
         why = next((text for kind, text in FAULTS if isinstance(error, kind)), str(error) or type(error).__name__)
         return errors.NotAvailable(
-            f"RenderAPI at {self.url} can't be reached: {why}. "
+            f"RenderAPI at {self.url}{tunnels.told(self.address)} can't be reached: {why}. "
             "Is it running? Start one here with `renderonline up`, or give its address with --url.",
             code=UNREACHABLE,
         )
