@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from renderonline.engines.blender.install import installed
+from renderonline.engines.blender.install import installed, launched
 from renderonline.engines.children import ask
 from renderonline.engines.definition import EngineDefinition
 
@@ -25,11 +25,17 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FoundEngine:
-    """An engine that this machine can run: `prefix` is what its command lines begin with; `version` "" if unknown."""
+    """An engine that this machine can run: `prefix` is its program; `version` "" if unknown."""
 
     name: str
     prefix: tuple[str, ...]
     version: str = ""
+
+    @property
+    def launched(self) -> tuple[str, ...]:
+        """What its command lines begin with on a linked machine. On one of the existing system that is `prefix`: there
+        a template may say all that the program itself understands."""
+        return launched(self.prefix, self.version) if self.name == "blender" else self.prefix
 
 
 def find_engines(

@@ -120,7 +120,7 @@ class _Machine:
             down.push_async_callback(journal.close)
             transfers = Transfers(identity)
             down.callback(transfers.close)
-            prefixes = {engine.name.casefold(): engine.prefix for engine in found}
+            prefixes = {engine.name.casefold(): engine.launched for engine in found}
             boxes = Boxes(box, settings, prefixes)
             runner = Runner(Workshop(settings, prefixes, processes, journal, transfers, boxes))
             down.push_async_callback(runner.close)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from OpenImageIO import ImageBuf
 
+from renderonline.engines.blender.install import launched
 from renderonline.engines.commands import build, complete, template_words
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader
@@ -221,6 +222,20 @@ driver.expression = "bpy.context.scene.frame_current"
     assert {path.name for path in tmp_path.glob("f_*")} == {"f_1_L.png", "f_1_R.png", "f_2_L.png", "f_2_R.png"}
     warnings = [line for line in done.stdout.splitlines() if line.startswith("Warning: ")]
     assert [("rig.py" in line, "bpy.context" in line) for line in warnings] == [(True, False), (False, True)]
+
+
+def test_blender_the_program_runs_the_same_launcher(scenes: Path, tmp_path: Path) -> None:
+    """Here the module stands in for the program: it takes the program's words and runs what `--python` names."""
+    program = tmp_path / "blender"
+    source = "import bpy, runpy, sys; runpy.run_path(sys.argv[sys.argv.index('--python') + 1], run_name='__main__')"
+    program.write_text(f"#!{blender_prefix()[0]} -I\n{source}\n")
+    program.chmod(0o755)
+    words = launched([str(program)], "5.0.1")
+    for chosen, code in ((("-e", "2"), 0), (("-E", "NOPE"), 1), (("-P", "x.py"), 2)):
+        argv = [*words, "-b", "--factory-startup", str(scenes / "small.blend"), "-o", str(tmp_path / "f_#"), "-s", "2"]
+        done = subprocess.run([*argv, *chosen, "-a"], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+    assert [path.name for path in tmp_path.glob("f_*")] == ["f_2.png"]
 
 
 HOSTILE = """

@@ -1,12 +1,13 @@
 """Finding engines: settings first, then what was installed, then PATH; what does not answer is no engine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from renderonline.engines import discovery
-from renderonline.engines.blender.install import prefix_of
+from renderonline.engines.blender.install import LAUNCHER, prefix_of
 from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 
@@ -43,6 +44,19 @@ def test_settings_win_whatever_their_letter_case(programs: Path, tmp_path: Path)
     found = find_engines({"Blender": str(mine)}, DEFINITIONS)
     assert found == (FoundEngine("blender", (str(mine),), "5.0.1"),)
     assert find_engines({"blender": [str(mine), "-q"]}, DEFINITIONS)[0].prefix == (str(mine), "-q")
+
+
+def test_a_system_blender_runs_our_launcher_where_its_template_is_ours(programs: Path) -> None:
+    blender = program(programs / "blender", "echo 'Blender 4.2.1 LTS'")
+    (found,) = find_engines({}, {"blender": DEFINITIONS["blender"]})
+    assert found.prefix == (str(blender),)  # on a machine of the existing system any template may come
+    assert found.launched[0] == str(blender)
+    assert found.launched[-3:] == ("--python", str(LAUNCHER / "__main__.py"), "--")
+    assert {"-b", "--factory-startup", "--disable-autoexec"} < set(found.launched)
+    for other in (replace(found, version="3.3.9"), replace(found, version=""), replace(found, name="povray")):
+        assert other.launched == found.prefix
+    ours = FoundEngine("blender", prefix_of(blender), "5.0.1")
+    assert ours.launched == ours.prefix
 
 
 def test_an_engine_of_the_settings_needs_no_definition(programs: Path) -> None:

@@ -55,6 +55,9 @@ BUILDS: Final = (Build("3.13", "5.2.*"), Build("3.11", "5.0.1"))
 
 LAUNCHER: Final = Path(__file__).with_name("launcher")
 """A package, run as a directory."""
+OLDEST_WITH_LAUNCHER: Final = [3, 4]
+_ALONE: Final = ("-b", "--factory-startup", "--disable-autoexec", "--python-exit-code", "1")
+"""Blender without a window, a person's settings and a scene's scripts; when the launcher breaks, that is a failure."""
 WRITTEN_BYTES: Final = 937_000_000
 """What an installation writes; the download is 374 MB, packed."""
 NEEDED_BYTES: Final = 1_500_000_000
@@ -100,6 +103,15 @@ def installed(directory: Path) -> Installation | None:
 def prefix_of(python: Path) -> tuple[str, ...]:
     """What a Blender command line begins with, for the environment's `python`."""
     return (str(python), "-I", "-X", "utf8", str(LAUNCHER))
+
+
+def launched(program: Sequence[str], version: str) -> tuple[str, ...]:
+    """What a command line begins with for Blender the program of this version: our launcher runs in it, so that it
+    renders and says the same as the module. A Blender that is too old for the launcher runs by itself."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
+    if numbers < OLDEST_WITH_LAUNCHER or str(LAUNCHER) in program:
+        return tuple(program)
+    return (*program, *_ALONE, "--python", str(LAUNCHER / "__main__.py"), "--")
 
 
 def install(directory: Path, progress: Progress, *, builds: Sequence[Build] = BUILDS) -> tuple[str, ...]:
