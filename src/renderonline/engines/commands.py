@@ -70,8 +70,9 @@ def complete(definition: EngineDefinition, values: Mapping[str, str]) -> dict[st
 
 def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -> dict[str, str]:
     """What a scene says of itself (`definition.SCENE_FACTS`) as values; what an argument can't take is left out, and so
-    is one whose default is "": the engine then does what the scene says."""
-    asked = [argument for argument in definition.arguments if argument.default != ""]
+    is one beyond the command line whose default is "": the engine then does what the scene says."""
+    beyond = _beyond(definition)
+    asked = [argument for argument in definition.arguments if argument.id not in beyond or argument.default != ""]
     told = {argument: str(scene[argument.fact]) for argument in asked if argument.fact in scene}
     return {argument.id: value for argument, value in told.items() if value in (argument.choices or (value,))}
 
@@ -86,10 +87,13 @@ def without_frames(definition: EngineDefinition, values: Mapping[str, str]) -> d
 def beyond_command_line(definition: EngineDefinition, values: Mapping[str, str]) -> frozenset[str]:
     """The arguments whose values reach the engine only through its environment, as far as something else is asked for
     than their default. v1 machines set no environment."""
-    shown = placeholders(template_words(definition))
-    hidden = placeholders(definition.environment.values()) - shown
-    defaults = {argument.id: argument.default for argument in definition.arguments}
-    return frozenset(name for name in hidden & defaults.keys() if values.get(name, "") != (defaults[name] or ""))
+    defaults = {argument.id: argument.default or "" for argument in definition.arguments}
+    beyond = _beyond(definition) & defaults.keys()
+    return frozenset(name for name in beyond if values.get(name, defaults[name]) != defaults[name])
+
+
+def _beyond(definition: EngineDefinition) -> set[str]:
+    return placeholders(definition.environment.values()) - placeholders(template_words(definition))
 
 
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
@@ -230,6 +234,8 @@ def frames_pattern(definition: EngineDefinition, values: Mapping[str, str], task
         return ""
     extension = outputs.extensions.get(values.get(outputs.format_argument, ""), outputs.extension)
     pattern = outputs.pattern.replace("{extension}", extension, 1)
+    stem, dot, ending = pattern.rpartition(".")
+    pattern = f"{stem}{values.get(outputs.suffix_argument, '')}{dot}{ending}" if dot else pattern
     if outputs.pad_like_last_frame and task_frames:
         return re.sub("#+", "#" * len(str(_span(definition, task_frames)[1])), pattern, count=1)
     return pattern

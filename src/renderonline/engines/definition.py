@@ -9,7 +9,7 @@ from renderonline.farm.needs import NOTHING, Needs
 
 FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.scene_facts:survey"}
 """Who can read what a scene says of itself: a definition's `facts` -> the function, for `storage.confined`."""
-SCENE_FACTS: Final = ("start", "end", "step", "width", "height", "percent", "fps", "engine", "format")
+SCENE_FACTS: Final = ("start", "end", "step", "width", "height", "percent", "fps", "engine", "format", "view")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Outputs:
     width_argument: str = ""
     """The arguments that say how many pixels a picture has from left to right, and from top to bottom."""
     height_argument: str = ""
+    suffix_argument: str = ""
+    """The argument whose value stands before the extension: of a frame that is several files, the first one's."""
     pad_like_last_frame: bool = False
     """Pad with as many digits as the task's last frame has (POV-Ray) instead of the run of `#`."""
     more: MoreResults = NOTHING_MORE

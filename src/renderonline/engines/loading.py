@@ -162,6 +162,7 @@ def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
     one_run = definition.frames is None or len(re.findall(r"#+", outputs.pattern)) == 1
     _must(one_run, "outputs.pattern", "must have exactly one run of # for the frame number")
     known = {"", *(argument.id for argument in definition.arguments)}
+    _must_be_one_of(known, outputs.suffix_argument, "outputs.suffix_argument")
     _must_be_one_of(known, outputs.width_argument, "outputs.width_argument")
     _must_be_one_of(known, outputs.height_argument, "outputs.height_argument")
     _check_more(outputs.more)

@@ -10,6 +10,7 @@ import pytest
 from OpenImageIO import ImageBuf
 
 from renderonline.engines.blender.install import launched
+from renderonline.engines.blender.scene_facts import read
 from renderonline.engines.commands import build, complete, template_words
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader
@@ -217,6 +218,7 @@ driver = bpy.data.objects["Suzanne"].driver_add("location", 0).driver
 driver.expression = "bpy.context.scene.frame_current"
 """
     scene = write_small_scene(tmp_path / "stereo.blend", changes)
+    assert [one["view"] for one in read(str(scene))["scenes"]] == ["_L"]
     done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-F", "PNG", "-f", "1..2")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.glob("f_*")} == {"f_1_L.png", "f_1_R.png", "f_2_L.png", "f_2_R.png"}

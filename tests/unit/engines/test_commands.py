@@ -15,11 +15,13 @@ from renderonline.engines.commands import (
     expected_outputs,
     frame_of_name,
     frames_of,
+    frames_pattern,
     padded,
     reading_of,
     steps_resolved,
     template_words,
     values_of_frames,
+    values_of_scene,
 )
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition, shipped
@@ -59,6 +61,14 @@ def test_the_format_decides_the_extension(format_: str, name: str) -> None:
     frames = {"start_frame": "12345", "end_frame": "12345", "format": format_}
     command = order(BLENDER, frames, FrameRange(12345, 12345), [12345])
     assert [output.name for output in command.expected] == [name]
+
+
+def test_a_frame_of_several_files_is_the_first_ones() -> None:
+    assert values_of_scene(BLENDER, {"view": "_L", "width": 9, "start": 3}) == {"view": "_L", "start_frame": "3"}
+    values = {"format": "OPEN_EXR", "view": "_L"}
+    assert frames_pattern(BLENDER, values, (1,)) == "frame_####_L.exr"
+    assert [one.name for one in expected_outputs(BLENDER, values, (-2,), (-2,))] == ["frame_-0002_L.exr"]
+    assert frame_of_name("frame_####_L.exr", "frame_0007_L.exr") == 7
 
 
 def test_every_choice_of_blenders_format_has_an_extension() -> None:

@@ -1,6 +1,7 @@
 """What a .blend file says of itself, and the files that it needs: for the child that reads strangers' files (R13)."""
 
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,6 +19,10 @@ _FORMATS: Final[Mapping[int, str]] = (
     | {30: "JP2", 35: "WEBP", 36: "AVIF"}
 )
 _SHOWN: Final = 5
+_MULTIVIEW: Final = 1 << 21
+"""Of a scene's render modes: it has views."""
+_MOST_VIEWS: Final = 64
+_SUFFIX: Final = re.compile("[A-Za-z0-9_-]{1,20}")
 
 
 def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
@@ -121,4 +126,22 @@ def _scene(blend: Blend, block: Block) -> dict[str, Any]:
         "fps": round(rate / base, 3) if 1e-3 < base < 1e6 else float(rate),
         "engine": dna.get(block, "r", "engine"),
         "format": _FORMATS.get(dna.get(block, "r", "im_format", "imtype"), ""),
+        **({"view": view} if (view := _first_view(blend, block)) else {}),
     }
+
+
+def _first_view(blend: Blend, block: Block) -> str:
+    """The suffix of the first view of a stereo scene whose frames are a file for each view; "" for others."""
+    dna = blend.dna
+    assert dna is not None
+    if not dna.first(block, ("r", "scemode")) & _MULTIVIEW or dna.first(block, ("r", "im_format", "views_format")):
+        return ""
+    both_eyes = dna.first(block, ("r", "views_format")) == 0
+    suffixes: list[str] = []
+    view = blend.at(dna.get(block, "r", "views", "*first"), "SceneRenderView")
+    while view is not None and len(suffixes) < _MOST_VIEWS:
+        name, is_off = dna.get(view, "name"), dna.get(view, "viewflag") & 1
+        if not is_off and (not both_eyes or name in ("left", "right")):
+            suffixes.append(str(dna.get(view, "suffix")))
+        view = blend.at(dna.get(view, "*next"), "SceneRenderView")
+    return suffixes[0] if len(suffixes) > 1 and _SUFFIX.fullmatch(suffixes[0]) else ""

@@ -20,6 +20,8 @@ QUIET_S: Final = 0.2
 """Between progress lines that only name a stage; there are forty a frame."""
 FORMATS: Final = {"TGA": "TARGA", "RAWTGA": "TARGA_RAW", "JP2": "JPEG2000", "EXR": "OPEN_EXR"}
 """Names on the command line -> names in the scene, where they differ."""
+ODD_FORMATS: Final = frozenset({"AVIF", "DDS", "PSD", "FITS"})
+"""Those that a scene may have and the farm does not take: it can't look into such files."""
 FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
 
 
@@ -77,12 +79,18 @@ class Session:
         if name in FILMS:
             raise Refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
         image = self.scene.render.image_settings
+        own, several_views = str(image.file_format), image.views_format == "MULTIVIEW"
         try:
             if hasattr(image, "media_type"):  # since Blender 5.0 it decides which formats there are
                 image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
             image.file_format = FORMATS.get(name, name)
         except TypeError:
             raise Refused(f"format not found '{name}': this Blender can't write it") from None
+        if several_views and "EXR" not in name:  # only EXR holds views of its own
+            image.views_format = "STEREO_3D"
+            warn(f"A file of format {name} can't hold several views: the picture has them side by side or as anaglyph.")
+        if own in ODD_FORMATS:
+            warn(f"The scene's own format {own} can't be asked for on this farm: the frames are {name}.")
 
     def set_extension(self, value: str) -> None:
         self.scene.render.use_file_extension = value.lower() not in ("0", "false")
