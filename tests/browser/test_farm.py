@@ -1,6 +1,7 @@
 """Machines and administration on the page."""
 
 import signal
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -73,7 +74,13 @@ def test_machine_without_a_box_says_so_and_one_that_vanishes_is_offline(farm: Pa
 def test_invitation_is_a_line_to_type(farm: PaintedFarm, visit: Visitor) -> None:
     page = visit.page("/farm")
     page.get_by_role("button", name="Add a machine").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("How many machines").fill("3")
+    dialog.get_by_role("button", name="Make the line to type").click()
     expect(page.get_by_role("region", name="Command")).to_contain_text(f"renderonline node --join {farm.url} --code ")
+    expect(dialog).to_contain_text("works 3 times")
+    first = page.get_by_role("region", name="First")  # what the farm listens to now reaches nobody else
+    expect(first).to_have_text(f"renderonline up --host 0.0.0.0 --port {urlsplit(farm.url).port}")
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Add a machine")).to_be_focused()
 

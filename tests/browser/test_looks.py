@@ -88,6 +88,7 @@ def _viewer(page: Page) -> None:
 
 def _invited(page: Page) -> None:
     page.get_by_role("button", name="Add a machine").click()
+    page.get_by_role("button", name="Make the line to type").click()
     expect(page.get_by_role("region", name="Command")).to_be_visible()
 
 

@@ -32,15 +32,14 @@ def invite(
     slots: int = SLOTS_ALLOWED,
 ) -> Output:
     """Make a code with which a machine joins, and print the line to type there."""
-    made, address = client.admin.invite(uses, hours, slots), client.connection.url
+    made = client.admin.invite(uses, hours, slots)
     times = "once" if uses == 1 else f"{uses} times"
-    text = f"On the new machine type:\n\n    {made['command']}\n\n"
+    text = f"On the new machine, with RenderOnline installed, type:\n\n    {made['command']}\n\n"
     text += f"The code {made['code']} works {times}, until {show.when(made['expires'])}."
-    if re.match(r"https?://(localhost|127\.|\[::1\])", address):
-        text += (
-            f"\n{address} is this computer itself: on another one write its name or address instead, "
-            "and let the farm listen there (renderonline up --host 0.0.0.0)."
-        )
+    if install := made.get("install"):
+        text += f"\nIs RenderOnline not installed there yet? pip install {install}"
+    if first := made.get("first"):
+        text = f"{first}\n\n{text}"
     return made, text
 
 

@@ -33,6 +33,7 @@ class Services:
     """Every use case. `fingerprint`: `sha256:…` of the certificate that this server shows, "" without TLS."""
 
     def __init__(self, settings: Settings, database: Database, ids: IdBlocks, metrics: Metrics) -> None:
+        self.settings = settings
         self.fingerprint = _fingerprint(settings.certificate)
         self.metrics = metrics
         self.events = Events(secrets.token_hex(4))

@@ -80,7 +80,7 @@ class Settings:
     pool_sandbox: Mapping[str, str] = field(default_factory=dict)
     """Pool -> the weakest box (landlock or bwrap) that its machines must have to get work."""
     public_url: str = ""
-    """The farm's address as people reach it, for messages."""
+    """The farm's address as people and machines reach it: in messages, and in the line with which a machine joins."""
     sandbox: str = "auto"
     """The box around what reads users' files: `auto` (the best that this computer makes), `bwrap`, `landlock`, `off`,
     or `required` (any, but not without)."""

@@ -156,7 +156,7 @@ def shapes() -> dict[str, Any]:
         shape("Token", token=str),
         shape("Ticket", url=str),
         shape("Login", me=dict[str, Any] | None),
-        shape("Invited", JoinCode, command=str),
+        shape("Invited", JoinCode, command=str, first=text, install=text),
         shape("SceneFacts", **of_scene, warnings=texts, missing_inputs=texts),
         shape("Inputs", scene=str, files=list[dict[str, Any]]),
         shape("Enrolled", machine_id=int, secret=str),

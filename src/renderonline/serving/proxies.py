@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 FORWARDED: Final = "is_forwarded"
 """What a request's state has when it came through a proxy, trusted or not."""
+BELIEVED: Final = "is_believed"
+"""What a request's state has when it came from a trusted proxy."""
 _SIGNS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-real-ip", "via")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?", re.ASCII)
 _MOST_WARNINGS: Final = 8
@@ -51,6 +53,7 @@ class Proxies:
                 headers, peer = Headers(scope=scope), (scope.get("client") or ("",))[0]
                 is_forwarded = any(sign in headers for sign in _SIGNS)
                 scope.setdefault("state", {})[FORWARDED] = is_forwarded
+                scope["state"][BELIEVED] = self.trusts(peer)
                 if self.trusts(peer):
                     scope = {**scope, **self._told(scope, headers)}
                 elif is_forwarded and peer not in warned and len(warned) < _MOST_WARNINGS:
@@ -90,6 +93,11 @@ def is_host(text: str) -> bool:
 def is_forwarded(connection: HTTPConnection) -> bool:
     """Whether some proxy passed this request on."""
     return bool(getattr(connection.state, FORWARDED, False))
+
+
+def is_believed(connection: HTTPConnection) -> bool:
+    """Whether a trusted proxy passed this request on, so that its scheme and host are what the client used."""
+    return bool(getattr(connection.state, BELIEVED, False))
 
 
 def client_of(connection: HTTPConnection) -> str:

@@ -32,6 +32,7 @@ async def test_trusted_proxy_says_how_the_farm_is_reached(tmp_path: Path) -> Non
         assert await me(farm, cookie_of(reply), Origin=farm.url) == 401  # another scheme, another cookie
         invited = await farm.call("POST", "/machines/invite", {}, headers=PROXIED)
         assert "--join https://farm.example.org --code" in invited.json()["command"]
+        assert invited.json()["first"] is None
         assert await metrics(farm, **PROXIED) == 401
         assert await metrics(farm) == 200
 
@@ -53,8 +54,24 @@ async def test_other_proxy_is_not_believed(tmp_path: Path, capfd: pytest.Capture
         assert "Strict-Transport-Security" not in reply.headers
         invited = await farm.call("POST", "/machines/invite", {}, headers=PROXIED)
         assert f"--join {farm.url}" in invited.json()["command"]
+        assert "name it in TrustedProxies, or set PublicUrl" in invited.json()["first"]
         for sign in (PROXIED, {"Forwarded": "for=203.0.113.5"}, {"Via": "1.1 nginx"}, {"X-Real-IP": "203.0.113.5"}):
             assert await metrics(farm, **sign) == 401  # not a program of this computer
         assert await metrics(farm) == 200
     out, err = capfd.readouterr()
     assert (out + err).count("name its address in TrustedProxies") == 1
+
+
+async def test_public_address_is_what_machines_are_told(tmp_path: Path) -> None:
+    async with renderapi(tmp_path, public_url="https://farm.example.org/") as farm:
+        for headers in ({}, PROXIED):
+            invited = (await farm.call("POST", "/machines/invite", {}, headers=headers)).json()
+            assert "--join https://farm.example.org --code" in invited["command"]
+            assert invited["first"] is None
+
+
+async def test_farm_that_only_this_computer_reaches_says_so_first(tmp_path: Path) -> None:
+    async with renderapi(tmp_path) as farm:
+        first = (await farm.call("POST", "/machines/invite", {})).json()["first"]
+        assert first.startswith(f"Only this computer itself reaches {farm.url}.")
+        assert "renderonline up --host 0.0.0.0" in first

@@ -22,6 +22,7 @@ from renderonline.renderapi.app import create_app
 from renderonline.renderapi.routes import ops
 from renderonline.renderapi.settings import load_settings
 from renderonline.rnoclient.web import DIRECTORY
+from renderonline.serving.wheel import wheel_name
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
@@ -61,7 +62,11 @@ SCENE_FORM: Final = (
     '--B\r\nContent-Disposition: form-data; name="file"; filename="a.blend"\r\n\r\nscene\r\n--B--\r\n'
 )
 FORM: Final = {"Content-Type": "multipart/form-data; boundary=B"}
-NAMES: Final = {"v2/attempts/{attempt_id}/inputs/{name}": "a.scene", "/web/{digest}/{name}": "page.css"}
+NAMES: Final = {
+    "v2/attempts/{attempt_id}/inputs/{name}": "a.scene",
+    "/web/{digest}/{name}": "page.css",
+    "/install/{name}": wheel_name(),
+}
 DIGEST: Final = hashlib.blake2b(b"x", digest_size=32).hexdigest()
 WRITER: Final = COMMAND_ENGINE.replace("integer", "natural")  # as the other engine has it
 A_DEFINITION: Final = WRITER.replace('"writer"', '"writer{number}"')
@@ -83,6 +88,7 @@ EXPECTED: Final[dict[str, tuple[frozenset[str], dict[str, Any]]]] = {
     "GET /admin/{part}": (ANYBODY, {}),
     "GET /tasks/{task_id}": (ANYBODY, {}),
     "GET /web/{digest}/{name}": (ANYBODY, {}),
+    "GET /install/{name}": (ANYBODY, {}),  # the program, without anything of this farm
     "GET /healthz": (ANYBODY, {}),
     "GET /docs": (ANYBODY, {}),
     "GET v2/docs": (ANYBODY, {}),

@@ -1,7 +1,13 @@
 """`/renderapi/v2`: accounts, engines, argument types and machines."""
 
+import asyncio
 import json
+import subprocess
+from pathlib import Path
 
+import uv
+
+import renderonline
 from renderonline.database import schema as tables
 from renderonline.database.door import Database
 from tests.support.renderapi import COMMAND_ENGINE, Running
@@ -92,6 +98,22 @@ async def test_operator_says_how_many_slots_a_machine_may_have(api: Running) -> 
     path = f"/machines/{machine['machine_id']}"
     assert (await api.call("PATCH", path, {"slots_allowed": 2})).json()["slots_allowed"] == 2
     assert (await api.call("PATCH", path, {"slots_allowed": 1025})).status == 400
+
+
+async def test_other_computer_installs_the_farms_own_version(api: Running, tmp_path: Path) -> None:
+    place = (await api.call("POST", "/machines/invite", {})).json()["install"]
+    async with api.http.get(place) as reply:
+        wheel = tmp_path / place.rpartition("/")[2]
+        wheel.write_bytes(await reply.read())
+    there = tmp_path / "there"
+    words = ["pip", "install", "--quiet", "--offline", "--no-deps", "--target", there, wheel]
+    await asyncio.to_thread(subprocess.run, [uv.find_uv_bin(), *words], check=True)  # which compares every digest
+    installed, here = there / "renderonline", Path(renderonline.__file__).parent
+    names = {path.relative_to(here) for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert all((installed / name).read_bytes() == (here / name).read_bytes() for name in names)
+    assert "renderonline" in {path.name for path in (there / "bin").iterdir()}
+    async with api.http.get(f"{api.url}/install/renderonline-0-py3-none-any.whl") as reply:
+        assert reply.status == 404
 
 
 async def test_machine_joins_with_a_code_once(api: Running) -> None:

@@ -107,7 +107,12 @@ def farm(asked: Asked) -> Answer:
         "PATCH /machines/1000": one({**MACHINE, "tags": ["gpu"], "pool": "film", "hours": "Sat, Sun"}),
         "DELETE /machines/1000": Answer(204, b""),
         "POST /machines/invite": one(
-            {"code": "ABCD-EFGH", "expires": "2026-11-22T12:00:00Z", "command": "renderonline node"}
+            {
+                "code": "ABCD-EFGH",
+                "expires": "2026-11-22T12:00:00Z",
+                "command": "renderonline node",
+                "first": "Only this computer itself reaches it.",
+            }
         ),
         "GET /users": page(USER),
         "POST /users": one({**USER, "token": "raw"}, 201),
@@ -167,6 +172,7 @@ COMMANDS = [
     ("machine list", "blender 5.0.1"),
     ("machine show box", "landlock"),
     ("machine invite", "renderonline node"),
+    ("machine invite --uses 20", "Only this computer itself reaches it."),
     ("machine add 10.0.0.1:5001", "1000"),
     ("machine drain 1000 --reason disk", "Machine 1000 box"),
     ("machine disable 1000", "Machine 1000 box"),

@@ -1,5 +1,6 @@
 """For those who run the farm: `/healthz`, `/metrics`, the page that documents the API, and where machines dial in."""
 
+import asyncio
 import html
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.websockets import WebSocket
 
 from renderonline import __version__
 from renderonline.farm.accounts import Permission
+from renderonline.farm.errors import NotFound
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.metrics import CONTENT_TYPE
@@ -19,13 +21,35 @@ from renderonline.renderapi.routes.guard import V2, Door, PlainRoute, declare
 from renderonline.renderapi.services import principal_of, services_of
 from renderonline.serving.proxies import client_of, is_forwarded
 from renderonline.serving.web import is_loopback
+from renderonline.serving.wheel import make_wheel, wheel_name
 
 
 def routes() -> list[BaseRoute]:
     """All of them."""
-    calls = {"/healthz": healthz, "/docs": to_docs, f"{V2}/docs": docs, f"{V2}/openapi.json": openapi}
+    calls = {
+        "/install/{name}": _Wheel().answer,
+        "/healthz": healthz,
+        "/docs": to_docs,
+        f"{V2}/docs": docs,
+        f"{V2}/openapi.json": openapi,
+    }
     opens = [PlainRoute(path, call, "GET", Door.OPEN) for path, call in calls.items()]
     return [*opens, PlainRoute("/metrics", metrics, "GET", Door.NEARBY), WebSocketRoute(LINK_PATH, link)]
+
+
+class _Wheel:
+    """This program, for computers that join; made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._name = wheel_name()
+        self._made: asyncio.Task[bytes] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """The wheel of this version, for `pip install`."""
+        if request.path_params["name"] != self._name:
+            raise NotFound(f"There is {self._name or 'nothing'} to install here.")
+        self._made = self._made or asyncio.create_task(asyncio.to_thread(make_wheel))
+        return Response(await asyncio.shield(self._made), media_type="application/octet-stream")
 
 
 async def healthz(request: Request) -> Response:

@@ -18,7 +18,9 @@ from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.guard import Door, Needs
 from renderonline.renderapi.routes.models import LARGEST, Cursor, Id, Limit
 from renderonline.renderapi.services import Services
-from renderonline.serving.proxies import client_of, is_forwarded
+from renderonline.serving.proxies import client_of, is_believed, is_forwarded
+from renderonline.serving.reaching import reach
+from renderonline.serving.wheel import wheel_name
 
 router = Part()
 
@@ -169,14 +171,21 @@ async def restart_machine(center: Center, machine_id: Id) -> None:
 
 @router.call("POST", "/machines/invite", "Invited", 201, needs=MACHINES, tags=["machines"])
 async def invite(request: Request, caller: Caller, center: Center, body: models.Invitation) -> Json:
-    """A code with which machines join, for a while."""
+    """A code with which machines join, for a while, and the line to type there. `first`: what must be changed before
+    that line works on another computer, null for nothing; `install`: where pip finds this version of the program."""
     code = await center.administration.invite(body.uses, body.hours, body.slots, caller.user_id)
-    command = f"renderonline node --join {str(request.base_url).rstrip('/')} --code {code.code}"
+    settings, asked = center.settings, str(request.base_url)
+    is_doubtful = is_forwarded(request) and not is_believed(request)
+    url, first = reach(asked, public_url=settings.public_url, listens=settings.host, is_doubtful=is_doubtful)
+    command = f"renderonline node --join {url} --code {code.code}"
     if body.slots:
         command += f" --slots {body.slots}"
-    if center.fingerprint and not is_forwarded(request):  # a proxy shows a certificate of its own
+    is_ours = not is_forwarded(request) and url.startswith("https:")  # a proxy shows a certificate of its own
+    if center.fingerprint and is_ours and (not settings.public_url or url == asked.rstrip("/")):
         command += f" --fingerprint {center.fingerprint}"
-    return views.shown(code, command=command)
+    # With a certificate of our own, pip would not believe us.
+    install = f"{url}/install/{wheel_name()}" if wheel_name() and "--fingerprint" not in command else None
+    return views.shown(code, command=command, first=first or None, install=install)
 
 
 @router.call("POST", "/machines/enroll", "Enrolled", 201, needs=Door.OPEN, tags=["machines"])

@@ -95,8 +95,9 @@ class Admin:
         self._connection.call("POST", f"/machines/{machine_id:d}/restart")
 
     def invite(self, uses: int = 1, hours: float = 24, slots: int = 0) -> Item:
-        """A code with which machines join: {code, expires, command}. `slots`: how many each of them may have; 0: four,
-        or its cores if fewer."""
+        """A code with which machines join: {code, expires, command, first, install}. `slots`: how many each of them may
+        have; 0: four, or its cores if fewer. `first`: what must be changed before others reach the farm; `install`:
+        where pip finds this version of the program; both null for nothing."""
         about = {"uses": uses, "hours": hours, **({"slots": slots} if slots else {})}
         return self._send("POST", "/machines/invite", about)
 

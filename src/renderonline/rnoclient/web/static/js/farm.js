@@ -56,10 +56,21 @@ class Farm extends Part {
   }
 
   async #invite() {
-    let invited = null;
-    if (!(await attempt(async () => { invited = await call('POST', '/machines/invite', {}); }))) return;
-    await dialog('Add a machine', (box) => html`<p>On the other computer, with RenderOnline installed, type this line. The code works once, for a day.</p>
-      ${copied(invited.command, 'Command')}<p class="help">It dials this farm, so it needs no open port. It appears here by itself.</p>
+    let uses = 0;
+    const said = await dialog('Add a machine', (box) => html`<form @submit=${(event) => { event.preventDefault(); uses = Number(event.target.elements.uses.value); box.close('made'); }}>
+      <p>Any computer with a renderer can help. It dials this farm, so it needs no open port, and appears here by itself.</p>
+      <label>How many machines <input name="uses" type="number" min="1" max="10000" required autofocus value="1"></label>
+      <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Make the line to type</button></div></form>`);
+    if (said !== 'made') return;
+    /** @type {any} */
+    let invited = {};
+    if (!(await attempt(async () => { invited = await call('POST', '/machines/invite', { uses }); }))) return;
+    const [why, , line] = (invited.first ?? '').split(/(: )(?=renderonline )/);
+    await dialog('Add a machine', (box) => html`${why ? html`<div class="alarm">${icon('warning')}<div><p>${why}${line ? ':' : ''}</p>${line ? copied(line, 'First') : nothing}</div></div>` : nothing}
+      <p>${line ? 'Until then this line works on this computer only.' : uses === 1 ? 'On the other computer type this line.' : 'On each of the other computers type this line.'} The code works ${uses === 1 ? 'once' : `${number(uses)} times`}, for a day.</p>
+      ${copied(invited.command, 'Command')}
+      ${invited.install ? html`<p class="help">Is RenderOnline not installed there yet? This installs the version that runs here, in a folder of its own, and joins:</p>
+        ${copied(`python3 -m venv renderonline && renderonline/bin/pip install ${invited.install} && renderonline/bin/${invited.command}`, 'Installs and joins')}` : html`<p class="help">RenderOnline must be installed there, in the version that runs here.</p>`}
       <div class="buttons end"><button type="button" class="primary" autofocus @click=${() => box.close()}>Done</button></div>`, { wide: true });
   }
 
@@ -92,15 +103,18 @@ class Farm extends Part {
   render() {
     const add = html`<button type="button" class="primary" @click=${this.#invite}>${icon('plus')}Add a machine</button>`;
     if (!this.me.permissions.includes('machines')) return html`<div class="head"><h1>Farm</h1></div>${empty('Not for your account', 'Operators and administrators look after the machines.', html`<a class="button" href="/">All tasks</a>`, 'canceled')}`;
-    if (!this.machines) return html`<div class="head"><h1>Farm</h1>${add}</div>${unready(this)}`;
+    // The button stays the same one while the machines come: it may have the focus.
+    return html`<div class="head"><h1>Farm</h1>${this.machines?.size === 0 ? nothing : add}</div>${this.machines ? this.#all(add) : unready(this)}`;
+  }
+
+  #all(add) {
     const all = [...this.machines.values()].sort((one, other) => ORDER.indexOf(one.status) - ORDER.indexOf(other.status) || one.name.localeCompare(other.name));
-    if (!all.length) return html`<div class="head"><h1>Farm</h1></div>${empty('No machine yet', 'Machines render the frames. Any computer with a renderer can be one, also the one that you sit at.', add, 'farm')}`;
+    if (!all.length) return html`${empty('No machine yet', 'Machines render the frames. Any computer with a renderer can be one, also the one that you sit at.', add, 'farm')}`;
     const count = Object.groupBy(all, (one) => one.status);
     const slots = all.filter((one) => one.status !== 'offline').reduce((sum, one) => sum + one.slots, 0);
     const used = all.reduce((sum, one) => sum + one.attempts.length, 0);
     const waiting = [...tasks.all.values()].reduce((sum, one) => sum + (one.status === 'running' || one.status === 'queued' ? one.chunks.waiting : 0), 0);
-    return html`<div class="head"><h1>Farm</h1>${add}</div>
-      <div class="figures">${[[plural(all.length, 'machine'), ORDER.filter((one) => count[one]).map((one) => `${count[one].length} ${one}`).join(', ')],
+    return html`<div class="figures">${[[plural(all.length, 'machine'), ORDER.filter((one) => count[one]).map((one) => `${count[one].length} ${one}`).join(', ')],
         [slots ? percent(Math.min(1, used / slots)) : '–', `in use: ${used} of ${plural(slots, 'slot')}`], [number(waiting), waiting === 1 ? 'part waits' : 'parts wait']].map(([figure, told]) => html`<div class="card"><strong>${figure}</strong><span>${told}</span></div>`)}</div>
       <div class="machines" role="list">${all.map((machine) => this.#card(machine))}</div>
       <h2 class="part">History</h2><ro-history .slots=${slots}></ro-history>`;
