@@ -128,7 +128,8 @@ class EngineDefinition:
     `$RENDERONLINE:@…` for what the farm gives (`engines.commands.FARM_VALUES`). `split`: frames or none (tiles and
     samples come later). `chunk_size`: frames a chunk when the user names none; 0: the farm decides. Without `outputs`
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
-    any it is only what the machine's own settings name. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
+    any it is only what the machine's own settings name. With `renderers_arguments` its program lists what it can render
+    with, one name a line after the line `renderers_after`. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
     `ascii_paths`: it opens no paths with other letters, nor with double quotes.
     `network`, `sandbox_read`, `sandbox_write`: what is open to it in its box besides its task's files.
@@ -148,6 +149,8 @@ class EngineDefinition:
     executables: tuple[str, ...] = ()
     version_arguments: tuple[str, ...] = ()
     version_regex: str = ""
+    renderers_arguments: tuple[str, ...] = ()
+    renderers_after: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     stall_s: float = 900.0
     time_s: float = 0.0

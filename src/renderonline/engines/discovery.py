@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ import structlog
 from renderonline.engines.blender.install import installed, launched
 from renderonline.engines.children import ask
 from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.renderers import renderers_of
 
 PROBE_TIME_S: Final = 20.0
 
@@ -25,11 +27,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FoundEngine:
-    """An engine that this machine can run: `prefix` is its program; `version` "" if unknown."""
+    """An engine that this machine can run: `prefix` is its program; `version` "" if unknown, `renderers` () if it does
+    not say what it can render with."""
 
     name: str
     prefix: tuple[str, ...]
     version: str = ""
+    renderers: tuple[str, ...] = ()
 
     @property
     def launched(self) -> tuple[str, ...]:
@@ -60,7 +64,8 @@ def find_engines(
         elif on_path is not None:
             candidates[name] = FoundEngine(name, (on_path,))
     with ThreadPoolExecutor(max_workers=8) as threads:
-        probed = threads.map(lambda found: _probe(found, by_name.get(found.name)), candidates.values())
+        probe = partial(_probe, directory=engines_directory)
+        probed = threads.map(lambda found: probe(found, by_name.get(found.name)), candidates.values())
         return tuple(sorted((found for found in probed if found), key=lambda found: found.name))
 
 
@@ -76,9 +81,19 @@ def _configured(configured: Mapping[str, str | Sequence[str]]) -> dict[str, Foun
     return candidates
 
 
-def _probe(found: FoundEngine, definition: EngineDefinition | None) -> FoundEngine | None:
-    """The engine with its version; None when its program can't be started, hangs or fails."""
-    if found.version or definition is None or not definition.version_arguments:
+def _probe(found: FoundEngine, definition: EngineDefinition | None, *, directory: Path | None) -> FoundEngine | None:
+    """The engine with its version and renderers; None when its program can't be started, hangs or fails."""
+    if definition is None:
+        return found
+    known = _with_version(found, definition)
+    if known is None:
+        return None
+    renderers = renderers_of(known.prefix, known.version, definition, PROBE_TIME_S, directory)
+    return replace(known, renderers=renderers)
+
+
+def _with_version(found: FoundEngine, definition: EngineDefinition) -> FoundEngine | None:
+    if found.version or not definition.version_arguments:
         return found
     answer = ask([*found.prefix, *definition.version_arguments], PROBE_TIME_S)
     if answer.code != 0:

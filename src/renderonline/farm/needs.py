@@ -21,7 +21,8 @@ class Needs:
     """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
     ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
     around its engines (a `BoxKind`; "": none is needed). `linked`: a machine of ours, not a v1 machine: only those get
-    the variables that an engine's definition sets."""
+    the variables that an engine's definition sets. `renderer`: what its engine must be able to render with, such as
+    `CYCLES`; a machine that does not say what it has may have it."""
 
     engine_version: str = ""
     tags: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Needs:
     gpus: int = 0
     sandbox: str = ""
     linked: bool = False
+    renderer: str = ""
 
     @property
     def is_large(self) -> bool:
@@ -43,6 +45,8 @@ class Needs:
         for name, most in (("memory_mib", MAX_MEMORY_MIB), ("gpus", MAX_GPUS)):
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidRequest(f"{name} is a number from 0 to {most:,}.")
+        if self.renderer and not is_renderer(self.renderer):
+            raise InvalidRequest("renderer is a name such as CYCLES: up to 64 of a-z, A-Z, 0-9 and _.")
         tags, pool = checked_tags(self.tags), checked_pool(self.pool)
         return replace(self, tags=tags, pool=pool, sandbox=checked_box(self.sandbox))
 
@@ -56,6 +60,7 @@ class Needs:
             max(self.gpus, more.gpus),
             max(self.sandbox, more.sandbox, key=box_of),
             self.linked or more.linked,
+            renderer=more.renderer or self.renderer,
         )
 
 
@@ -64,7 +69,8 @@ NOTHING: Final = Needs()
 
 class Ability(NamedTuple):
     """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
-    `Needs` may ask for (tags case-folded). Machines whose abilities differ only in the first field are alike."""
+    `Needs` may ask for (tags case-folded). `renderers`: engine and what it can render with, as far as the machine
+    says. Machines whose abilities differ only in the first field are alike."""
 
     machine_id: int
     engines: tuple[tuple[str, str], ...]
@@ -74,6 +80,7 @@ class Ability(NamedTuple):
     memory_mib: int = 0
     gpus: int = 0
     sandbox: BoxKind = BoxKind.NONE
+    renderers: frozenset[tuple[str, str]] = frozenset()
 
     def lacks(self, engine: str, needs: Needs) -> str:
         """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
@@ -84,6 +91,9 @@ class Ability(NamedTuple):
             return f"{engine} {version or 'of a version that is not known'}, not {needs.engine_version} or newer"
         if needs.linked and not self.linked:
             return "a v1 machine, which gets only what stands on the engine's command line"
+        has = {renderer for name, renderer in self.renderers if name == engine}
+        if needs.renderer and has and needs.renderer not in has:
+            return f"its {engine} can't render with {needs.renderer}"
         if missing := sorted(set(needs.tags) - self.tags):
             return f"no tag {', '.join(missing)}"
         if self.pool != needs.pool:
@@ -101,6 +111,11 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     if len(found) > MAX_TAGS or not all(map(_WORD.fullmatch, found)):
         raise InvalidRequest(f"Tags (at most {MAX_TAGS}) and pool: words of up to 50 of a-z, 0-9, _ . and -.")
     return found
+
+
+def is_renderer(name: str) -> bool:
+    """Whether this can be the name of what an engine renders with."""
+    return re.fullmatch(r"\w{1,64}", name, re.ASCII) is not None
 
 
 def checked_pool(pool: str) -> str:

@@ -41,6 +41,7 @@ _WORDS: Final[Mapping[str, str]] = {
 _ADVICE: Final[Mapping[str, str]] = {
     "scene": "Correct the scene and submit it again.",
     "arguments": "Correct the arguments and submit it again.",
+    NO_RENDER_ENGINE: "Set up a Blender that has it, or submit it with another engine: --arg engine=CYCLES.",
     "command": "An administrator has to correct the engine's definition: renderonline engine.",
 }
 """Of failures that another try does not help."""
@@ -99,7 +100,8 @@ class Tried(NamedTuple):
     @property
     def counts(self) -> bool:
         """Whether it was one of the chunk's tries."""
-        return self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED) and self.failure != LOST_PROCESS
+        ended = self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED)
+        return ended and self.failure not in (LOST_PROCESS, NO_RENDER_ENGINE)
 
     @property
     def kills(self) -> bool:
@@ -152,9 +154,10 @@ def settle(
     failed = Verdict(ChunkState.FAILED, ending.outcome, ending.failure, counts=True, reason=plain_reason(ending))
     if ending.failure in FINAL_FAILURES:
         return failed
-    in_a_row = sum(1 for _ in takewhile(lambda one: one.failure == LOST_PROCESS, before))
-    if ending.failure == LOST_PROCESS and in_a_row + 1 < MOST_LOST_PROCESSES:
+    if not _counts(ending, machine_id, before):
         return replace(failed, chunk=ChunkState.WAITING, counts=False, delay_s=HANDED_BACK_S)
+    if ending.failure == NO_RENDER_ENGINE:
+        return replace(failed, reason=f"{failed.reason} (and no other machine is left)")
     this = Tried(machine_id, ending.outcome, ending.failure)
     since = [one for one in before if one.counts][:tries]  # what came earlier was forgiven by a retry
     killed = {one.machine_id for one in (this, *since) if one.kills}
@@ -163,6 +166,16 @@ def settle(
     if tries + 1 >= policy.max_tries:
         return replace(failed, reason=f"{failed.reason} (tried {tries + 1} times)")
     return replace(failed, chunk=ChunkState.WAITING, delay_s=backoff(tries + 1, policy, fraction))
+
+
+def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
+    """Whether a failure that another try may cure is one of the chunk's tries."""
+    if ending.failure == LOST_PROCESS:
+        in_a_row = sum(1 for _ in takewhile(lambda one: one.failure == LOST_PROCESS, before))
+        return in_a_row + 1 >= MOST_LOST_PROCESSES
+    if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9)
+        return any(one.failure == NO_RENDER_ENGINE and one.machine_id == machine_id for one in before)
+    return True
 
 
 def plain_reason(ending: Ending) -> str:

@@ -238,7 +238,7 @@ def _about(settings: Settings, identity: Identity, box: Found) -> tuple[Sequence
         version=renderonline.__version__,
         name=settings.name,
         slots=settings.slots,
-        engines=tuple(EngineOffer(engine.name, engine.version) for engine in found),
+        engines=tuple(EngineOffer(engine.name, engine.version, engine.renderers) for engine in found),
         disk_free_mib=telemetry.load(settings.home).disk_free_mib,
         tags=settings.tags,
         sandbox=box.kind,

@@ -21,10 +21,12 @@ SILENCE_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EngineOffer:
-    """An engine that a machine can run: its name and the version its executable reported ("" if unknown)."""
+    """An engine that a machine can run: its name and the version its executable reported ("" if unknown). `renderers`:
+    what it can render with, such as `CYCLES`; () when it does not say."""
 
     name: str
     version: str = ""
+    renderers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

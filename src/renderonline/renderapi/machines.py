@@ -39,8 +39,9 @@ class MachineLink(Protocol):
 @dataclass(slots=True, eq=False)
 class Machine:
     """One machine. `occupied` are the attempts that may still have a process there, also ones that are over for us,
-    and what they need; `offers` engine -> version; `claimed`: how many slots it says it has; `full` why it takes
-    nothing; `closed` that these are not its hours; `given` counts what the farm gave, for taking turns."""
+    and what they need; `offers` engine -> version, `claimed`: how many
+    slots it says it has; `full` why it takes nothing; `closed` that these are not its hours; `given` counts what the
+    farm gave, for taking turns."""
 
     row: MachineRow
     link: MachineLink | None = None
@@ -153,6 +154,7 @@ class Machine:
             self.facts.get("memory_mib", 0),
             len(self.facts.get("gpus", ())),
             box_of(self.facts.get("sandbox", "") if self.row.is_linked else ""),
+            renderers=frozenset((name, one) for name, found in renderers_said(self).items() for one in found),
         )
 
     @property
@@ -178,7 +180,10 @@ class Machine:
             "wish": self.wish.value,
             "benched": bool(self.row.benched_us),
             "reason": self.row.wish_reason or self.hindrance,
-            "engines": [{"name": name, "version": version} for name, version in sorted(self.offers.items())],
+            "engines": [
+                {"name": name, "version": version, "renderers": renderers_said(self).get(name.casefold(), ())}
+                for name, version in sorted(self.offers.items())
+            ],
             "slots": self.slots,
             "slots_claimed": self.claimed,
             "slots_allowed": self.slots_allowed,
@@ -200,6 +205,12 @@ def offered(machine: Machine) -> Mapping[str, str]:
     said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
     offers = machine.offers or {str(one.get("name")): str(one.get("version", "")) for one in said}
     return {name.casefold(): version for name, version in offers.items()}
+
+
+def renderers_said(machine: Machine) -> Mapping[str, tuple[str, ...]]:
+    """What each of its engines (case-folded) can render with, as it said last; those that did not say are left out."""
+    said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
+    return {str(one.get("name")).casefold(): tuple(found) for one in said if (found := one.get("renderers"))}
 
 
 class Machines:

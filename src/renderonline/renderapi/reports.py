@@ -219,7 +219,8 @@ class Reports:
             return
         machine = self._shared.machines.get(attempt.machine_id)
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
-        avoid = frozenset({attempt.machine_id} if verdict.counts or verdict.failure == NOT_STARTED else ())
+        unfit = verdict.counts or verdict.failure in (NOT_STARTED, NO_RENDER_ENGINE)
+        avoid = frozenset({attempt.machine_id} if unfit else ())
         held_by = attempt.machine_id if held else None
         film = chunk.kind == ChunkKind.FILM
         back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film)

@@ -16,9 +16,10 @@ from blake3 import blake3
 from renderonline.engines.commands import argtypes, values_of_scene, without_frames
 from renderonline.engines.definition import FACT_READERS, EngineDefinition
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.needs import NOTHING, Ability, Needs
+from renderonline.farm.needs import NOTHING, Ability, Needs, is_renderer
+from renderonline.farm.settling import NO_RENDER_ENGINE
 from renderonline.renderapi.looks import Gone, Looks
-from renderonline.renderapi.machines import Machine, offered
+from renderonline.renderapi.machines import Machine, offered, renderers_said
 from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, prepare
 from renderonline.sandbox.box import Found
@@ -95,13 +96,20 @@ class SceneFacts:
         known = {one.argtype_id: one for one in argtypes(definition)}
         scenes = facts.get("scenes", ())
         named = (one for one in scenes if one.get("name") == prepared.request.arguments.get("scene"))
-        told = values_of_scene(definition, next(named, next(iter(scenes), {})))
+        chosen: Mapping[str, Any] = next(named, next(iter(scenes), {}))
+        told = values_of_scene(definition, chosen)
         if prepared.request.frames:
             told = without_frames(definition, told)
         given = {name: value for name, value in prepared.request.arguments.items() if name in known}
         request = replace(prepared.request, arguments={**told, **given})
         found = await asyncio.to_thread(heavy(prepare), request, prepared.engine, definition, known, scene)
-        return replace(found, needs=prepared.needs.joined(needs), facts=facts)
+        renderer = found.values.get("engine") or str(chosen.get("engine", ""))
+        renders, doubt = self._renders(definition, renderer)
+        if doubt and request.exact:
+            raise InvalidRequest(f"{scene} can't be rendered: {doubt}.", code=NO_RENDER_ENGINE)
+        if doubt:  # clients of v1 are not refused for it
+            facts = {**facts, "warnings": [*facts.get("warnings", ()), doubt]}
+        return replace(found, needs=prepared.needs.joined(needs).joined(renders), facts=facts)
 
     def _needs(self, definition: EngineDefinition, scene: str, version: str) -> Needs:
         """An engine that is not older than the scene; nothing where machines don't say what they have."""
@@ -115,6 +123,19 @@ class SceneFacts:
             )
             raise InvalidRequest(f"{message} Save it with such a version, or update a machine.", code="scene_too_new")
         return needs
+
+    def _renders(self, definition: EngineDefinition, renderer: str) -> tuple[Needs, str]:
+        """What a machine needs to render with what the scene names; or why none can. Blender's own renderers are in
+        every Blender, under names that changed; a machine that does not say what it has may have any."""
+        if renderer.startswith("BLENDER_") or not is_renderer(renderer):
+            return NOTHING, ""
+        name = definition.name.casefold()
+        said = [renderers_said(one).get(name, ()) for one in self._machines() if name in offered(one)]
+        if not said or any(renderer in found or not found for found in said):
+            return Needs(renderer=renderer), ""
+        has = ", ".join(sorted({one for found in said for one in found}))
+        advice = "set up a Blender that has it, or choose another engine: --arg engine=CYCLES"
+        return NOTHING, f"no machine's {definition.label} has the render engine {renderer}, only {has}: {advice}"
 
 
 def _check_frames(prepared: Prepared, facts: Mapping[str, Any]) -> None:

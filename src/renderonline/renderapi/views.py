@@ -114,7 +114,7 @@ def shapes() -> dict[str, Any]:
         return create_model(called, **given)
 
     text, texts = str | None, list[str]
-    offer: Any = shape("EngineOffer", name=str, version=str)
+    offer: Any = shape("EngineOffer", name=str, version=str, renderers=texts)
     of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
     slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
     at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}

@@ -14,6 +14,7 @@ from renderonline.engines.blender.scene_facts import read
 from renderonline.engines.commands import build, complete, template_words
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader
+from renderonline.engines.renderers import renderers_of
 from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
@@ -320,6 +321,8 @@ def test_nothing_is_left_in_the_temporary_directory(
 
 def test_version_and_help_need_no_scene() -> None:
     assert run_blender("--version").stdout.startswith("Blender ")
+    found = renderers_of(blender_prefix(), "", DEFINITION, 60, None)
+    assert {"BLENDER_EEVEE", "BLENDER_WORKBENCH", "CYCLES"} <= set(found)
     assert run_blender("--help").stdout.startswith("Usage: blender -b FILE")
     assert run_blender().returncode == 0
 

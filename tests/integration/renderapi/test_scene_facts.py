@@ -172,6 +172,51 @@ async def test_a_scene_that_is_newer_than_every_machine_is_refused() -> None:
     assert refused.value.reason_code == "scene_too_new"
 
 
+def with_renderers(*renderers: str) -> Any:
+    engines = [{"name": "Blender", "version": "5.0", "renderers": list(renderers)}]
+    return SimpleNamespace(offers={}, facts={"engines": engines})
+
+
+@pytest.mark.parametrize(
+    ("machines", "renderer", "needs", "doubt"),
+    [
+        ([], "OCTANE", Needs(renderer="OCTANE"), False),
+        ([with_renderers()], "OCTANE", Needs(renderer="OCTANE"), False),
+        ([with_renderers("CYCLES"), machine("5.0")], "OCTANE", Needs(renderer="OCTANE"), False),
+        ([with_renderers("CYCLES"), with_renderers("CYCLES", "OCTANE")], "OCTANE", Needs(renderer="OCTANE"), False),
+        ([with_renderers("CYCLES"), machine()], "OCTANE", NOTHING, True),
+        ([with_renderers("CYCLES")], "CYCLES", Needs(renderer="CYCLES"), False),
+        ([with_renderers("CYCLES")], "BLENDER_EEVEE_NEXT", NOTHING, False),
+        ([with_renderers("CYCLES")], "no engine\x1b", NOTHING, False),
+    ],
+)
+async def test_a_scene_goes_where_its_render_engine_may_be(
+    machines: list[Any], renderer: str, needs: Needs, *, doubt: bool
+) -> None:
+    facts, definition = facts_of(machines), parse_definition(shipped()["blender"])
+    found, why = facts._renders(definition, renderer)
+    assert (found, bool(why)) == (needs, doubt)
+    if doubt:
+        assert why.startswith(
+            "no machine's Blender has the render engine OCTANE, only CYCLES: set up a Blender that has it"
+        )
+
+
+async def test_a_render_engine_that_no_machine_has_is_refused_to_all_but_v1(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("renderonline.renderapi.scene_facts.offered", lambda _: {"blender": "5.0"})
+    monkeypatch.setattr("renderonline.renderapi.scene_facts.renderers_said", lambda _: {"blender": ("CYCLES",)})
+    assert (await api.call("POST", "/machines", {"ip_address": "10.0.0.1", "port": 5001})).status == 201
+    scene = Blend((Scene(engine="OCTANE"),)).write()
+    refused = await api.submit({"engine": "blender"}, ("shot.blend", scene), version=2)
+    assert (refused.status, refused.json()["code"]) == (400, "no_render_engine")
+    taken = await api.submit({"EngineId": "1", "Arguments": []}, ("shot.blend", scene))
+    assert taken.status == 200, taken.body
+    (warning,) = (await api.call("GET", f"/tasks/{taken.json()['TaskId']}")).json()["warnings"]
+    assert warning.startswith("no machine's Blender has the render engine OCTANE")
+
+
 async def stays() -> None:
     """An asker that does not go."""
     await asyncio.Event().wait()

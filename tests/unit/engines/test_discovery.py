@@ -38,6 +38,18 @@ def test_programs_on_path_are_found_with_their_version(programs: Path) -> None:
     )
 
 
+def test_what_a_program_can_render_with_is_asked_once(programs: Path, tmp_path: Path) -> None:
+    lines = ("Blender 3.4.1", "Blender Engine Listing:", "\tCYCLES", "\toctane", "Bye now")
+    script = f"printf '%s\\n' {' '.join(map(repr, lines))}; [ $1 = --version ] || echo asked >> {tmp_path}/asked"
+    blender = program(programs / "blender", script.replace("\\t", "  "))
+    for _ in range(2):
+        (found,) = find_engines({}, DEFINITIONS, tmp_path)
+        assert found.renderers == ("CYCLES", "octane")
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    program(blender, "echo 'Blender 4.5'")
+    assert find_engines({}, DEFINITIONS, tmp_path)[0].renderers == ()
+
+
 def test_settings_win_whatever_their_letter_case(programs: Path, tmp_path: Path) -> None:
     program(programs / "blender", "echo 'Blender 3.4.1'")
     mine = program(tmp_path / "my blender", 'echo "Blender 5.0.1 $1"')

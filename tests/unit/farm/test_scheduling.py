@@ -309,6 +309,10 @@ def test_machine_says_what_it_lacks(needs: Needs, missing: str) -> None:
 
 
 def test_machine_of_a_pool_is_kept_for_it() -> None:
+    lists = Ability(1, BLENDER, renderers=frozenset({("blender", "CYCLES"), ("other", "OCTANE")}))
+    assert lists.lacks("blender", Needs(renderer="OCTANE")) == "its blender can't render with OCTANE"
+    assert not lists.lacks("blender", Needs(renderer="CYCLES"))
+    assert not Ability(1, BLENDER).lacks("blender", Needs(renderer="OCTANE"))  # it does not say
     assert Ability(1, BLENDER, pool="film").lacks("blender", Needs()) == "kept for the pool film"
     assert not Ability(1, BLENDER, pool="film").lacks("blender", Needs(pool="film"))
 

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from renderonline.farm.settling import (
     EXIT_WORDS,
     MOST_LOST_PROCESSES,
+    NO_RENDER_ENGINE,
     Ending,
     RetryPolicy,
     Tried,
+    advice,
     backoff,
     plain_reason,
     settle,
@@ -53,6 +55,16 @@ def test_failure_that_every_machine_would_see_is_final(failure: str) -> None:
 def test_nothing_is_rendered_again_when_every_file_has_landed(outcome: Outcome) -> None:
     verdict = settle(Ending(outcome), tries=0, named=True, missing=(), fraction=0.5)
     assert (verdict.chunk, verdict.outcome, verdict.counts) == (ChunkState.SUCCEEDED, outcome, False)
+
+
+def test_a_missing_render_engine_is_tried_on_each_machine_once() -> None:
+    lacking = Ending(Outcome.FAILED, NO_RENDER_ENGINE, "this Blender has no render engine OCTANE", 1)
+    first, second = (Tried(machine_id, Outcome.FAILED, NO_RENDER_ENGINE) for machine_id in (1, 2))
+    assert after(lacking, second, first, machine_id=3, max_tries=1) is ChunkState.WAITING
+    verdict = settle(lacking, tries=0, named=True, missing=("a",), fraction=0.5, machine_id=1, before=(second, first))
+    assert (verdict.chunk, verdict.counts) == (ChunkState.FAILED, True)
+    assert verdict.reason.endswith("no render engine OCTANE (and no other machine is left)")
+    assert advice(verdict.failure, 7).startswith("Set up a Blender that has it, or submit it with another engine")
 
 
 @pytest.mark.parametrize(

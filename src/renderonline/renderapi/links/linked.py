@@ -12,6 +12,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import structlog
@@ -438,13 +439,15 @@ def _check_protocol(message: Hello) -> None:
 def _check_sizes(message: Hello) -> None:
     """What a machine says of itself is stored and shown: it has bounds."""
     texts = (message.instance, message.boot, message.version, message.name, message.platform, message.full)
-    many = (message.engines, message.gpus, message.tags)
+    renderers = [one.renderers for one in message.engines]
+    many = (message.engines, message.gpus, message.tags, *renderers)
     if not message.instance or len(message.instance) > _LONGEST_INSTANCE or not message.instance.isascii():
         raise InvalidRequest(f"A hello's instance has 1 to {_LONGEST_INSTANCE} ASCII characters.")
     if len(message.held) > _MOST_HELD:
         raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
     box = (message.sandbox, message.sandbox_advice)
-    inner = (*box, *message.gpus, *message.tags, *(f"{one.name}{one.version}" for one in message.engines))
+    named = (f"{one.name}{one.version}" for one in message.engines)
+    inner = (*box, *message.gpus, *message.tags, *named, *chain.from_iterable(renderers))
     if any(len(one) > _MOST_OFFERS for one in many) or any(len(one) > _LONGEST_TEXT for one in (*texts, *inner)):
         raise InvalidRequest("A hello is longer than any machine needs.")
 

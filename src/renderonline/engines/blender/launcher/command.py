@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .engine_list import list_engines
 from .module import begin_again, default_signals, import_bpy, is_module
 from .options import USAGE, parse, threads_of
 from .session import Session
@@ -45,6 +46,9 @@ def main(words: Sequence[str]) -> None:
         return
     if words[0] in ("-v", "--version"):
         say(f"Blender {import_bpy().app.version_string}")
+        return
+    if words[-2:] == ["-E", "help"]:
+        list_engines(import_bpy())
         return
     steps, wishes = parse(words), Wishes(os.environ)
     bpy = import_bpy(threads_of(steps))
