@@ -46,7 +46,9 @@ def up(
     *,
     port: int = option("NUMBER", "RenderAPI's port; 0 takes any free one.", default=5000, min=0, max=65535),
     host: str = option("ADDRESS", "Address to listen on; 0.0.0.0 lets other computers in.", default="127.0.0.1"),
-    slots: int = option("NUMBER", "Chunks that this computer renders at the same time.", default=1, min=1),
+    slots: int | None = option(
+        "NUMBER", "Chunks that this computer renders at the same time; one, or one for each graphics card.", min=1
+    ),
     json: bool,
 ) -> int:
     """Run a farm on this computer: RenderAPI and one HPCServer. Ctrl-C or SIGTERM stops both.
@@ -109,7 +111,7 @@ def node(
     v1: bool = flag("--v1", "Listen and obey, as the older HPCServer does. Has no authentication."),
     config: Path | None = option("FILE", "The settings file, HPCServer.json."),
     name: str | None = option("TEXT", "What the machine is called; its host name if empty."),
-    slots: int | None = option("NUMBER", "Chunks at the same time.", min=1),
+    slots: int | None = option("NUMBER", "Chunks at the same time; one, or one for each graphics card.", min=1),
     tag: list[str] | None = option("TEXT", "A tag; may be given several times."),
     engine: list[str] | None = option("NAME=PATH", "The program of an engine; may be given several times."),
     idle_minutes: float | None = option("MINUTES", "Take work only when nobody was at the desk for so long.", min=0),

@@ -53,6 +53,8 @@ def list_machines(client: Client) -> Output:
 
     def print_it() -> None:
         show.table(columns, map(_row, found))
+        for machine in (one for one in found if one.get("cards")):
+            show.say(f"Cards of {machine['name']}: {'; '.join(map(_card, machine['cards']))}.")
         for note in filter(None, map(_more_slots, found)):
             show.note(note)
         for advice, names in better_boxes(found).items():
@@ -171,6 +173,15 @@ def _more_slots(machine: Item) -> str:
         return ""
     allow = f"renderonline machine set {machine['name']} --slots {claimed}"
     return f"{machine['name']} says it has {claimed} slots; {machine['slots']} count. Allow more: {allow}"
+
+
+def _card(card: Item) -> str:
+    """A graphics card with what is known of it: its memory, how busy it is, why it gets no work."""
+    total, load = card["memory_mib"], card["load"]
+    told = [str(card["name"] or card["id"])]
+    told += [f"{card['memory_used_mib']} of {total} MiB"] if total else []
+    told += [] if load is None else [f"{load:.0%} busy"]
+    return ", ".join(told + ([] if card["usable"] else [f"gets no work ({card['unusable']})"]))
 
 
 def _number(client: Client, who: str) -> int:

@@ -65,12 +65,14 @@ class LocalFarm:
             "(`renderonline login`), then start `renderonline up` again."
         )
 
-    def start_node(self, name: str, code: str | None, *, slots: int = 1, stop_grace_s: float = 0.0) -> Program:
+    def start_node(
+        self, name: str, code: str | None, *, slots: int | None = None, stop_grace_s: float = 0.0
+    ) -> Program:
         """Start an HPCServer that joins with `code` (or, without one, with the secret that it has).
 
         Running chunks may finish for `stop_grace_s` when it is stopped; then they are handed back.
         """
-        words = ["node", "--join", self.node_url, "--name", name, "--slots", str(slots)]
+        words = ["node", "--join", self.node_url, "--name", name, *([] if slots is None else ["--slots", str(slots)])]
         environment = {"HPCSERVER_STOP_GRACE": str(stop_grace_s)} | ({"RENDERONLINE_JOIN_CODE": code} if code else {})
         home = self.home_of(name)
         return self.supervisor.start(
@@ -117,7 +119,7 @@ def read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def run(*, host: str, port: int, slots: int, as_json: bool) -> int:
+def run(*, host: str, port: int, slots: int | None, as_json: bool) -> int:
     """Run both programs until Ctrl-C (130) or SIGTERM (0)."""
     directory = data_directory()
     if running := address_in_use(directory):

@@ -128,8 +128,7 @@ class QueuedTask(ReadyTask):
     def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
         """What its chunks need of a machine; a film is not made by the engine, but in the same box."""
         if film:
-            needs = Needs(pool=self.needs.pool, sandbox=self.needs.sandbox)
-            return Signature(FILM_ENGINE, Shape.PIECE, avoid, needs)
+            return Signature(FILM_ENGINE, Shape.PIECE, avoid, film_needs(self.needs))
         return Signature(self.engine, self.shape, avoid, self.needs)
 
     @property
@@ -223,6 +222,11 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
     )
 
 
+def film_needs(needs: Needs) -> Needs:
+    """What a task's film needs of a machine: not what its engine needs."""
+    return Needs(pool=needs.pool, sandbox=needs.sandbox)
+
+
 def _needs(text: str | None) -> Needs:
     return from_wire(Needs, json.loads(text)) if text else NOTHING
 
@@ -290,7 +294,8 @@ def _attempt(row: AnyRow, kind: type[A]) -> A:
     *plain, chunk_kind, needs, state, first, last, step = row
     running = state == AttemptState.RUNNING.value
     attempt = kind(*(*plain, frames_of(first, last, step), running))
-    attempt.needs, attempt.film = _needs(needs), chunk_kind == ChunkKind.FILM
+    attempt.film = chunk_kind == ChunkKind.FILM
+    attempt.needs = film_needs(_needs(needs)) if attempt.film else _needs(needs)
     return attempt
 
 

@@ -63,13 +63,14 @@ class Outputs:
     """What the engine writes besides, and is a result too."""
 
 
-_ONE_GROUP = ("frame", "frame_index", "fraction", "percent", "remaining", "memory", "saved")
+_ONE_GROUP = ("frame", "frame_index", "fraction", "percent", "remaining", "memory", "saved", "device")
 PROGRESS_KINDS: Final[Mapping[str, int]] = {**dict.fromkeys(_ONE_GROUP, 1), "samples": 2}
 """What a progress pattern can tell -> how many groups it needs.
 
 `frame` is the number of the frame that is being rendered, `frame_index` its place in the chunk counted from 1;
 `fraction` (0-1), `percent` and `samples` (done, total) are of that frame; `remaining` is seconds or h:mm:ss of that
-frame; `memory` is what the engine says that it uses; `saved` is the path of a file that is complete.
+frame; `memory` is what the engine says that it uses; `saved` is the path of a file that is complete; `device` is
+what it renders on.
 """
 
 

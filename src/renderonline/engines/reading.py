@@ -27,7 +27,7 @@ Told = dict[str, tuple[str, ...]]
 class Reading:
     """What one line told; None and "" where it told nothing. `fraction` is of the whole attempt (0-1), `remaining_s` of
     the frame that is being rendered, in seconds; `failure` is the failure class and the line, `reason` why the engine
-    says that it ends."""
+    says that it ends, `device` what it renders on."""
 
     fraction: float | None = None
     frame: int | None = None
@@ -36,6 +36,7 @@ class Reading:
     warning: str | None = None
     failure: tuple[str, str] | None = None
     reason: str | None = None
+    device: str | None = None
     message: str = ""
 
     @property
@@ -118,6 +119,7 @@ class OutputReader:
             frame=self._frames[self._index] if self._frames else None,
             remaining_s=seconds(told["remaining"][0]) if "remaining" in told else None,
             saved=told["saved"][0] if "saved" in told else None,
+            device=told["device"][0] if "device" in told else None,
             message=text,
         )
 

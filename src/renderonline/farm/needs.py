@@ -22,7 +22,11 @@ class Needs:
     ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
     around its engines (a `BoxKind`; "": none is needed). `linked`: a machine of ours, not a v1 machine: only those get
     the variables that an engine's definition sets. `renderer`: what its engine must be able to render with, such as
-    `CYCLES`; a machine that does not say what it has may have it."""
+    `CYCLES`; a machine that does not say what it has may have it. `gpu_memory_mib`: of each card, which is then needed.
+
+    `prefers_gpu`: a card where some machine has one that is usable, else none. `draws`: it draws on a card that it
+    shares with others, where there is one, and takes none of its own.
+    """
 
     engine_version: str = ""
     tags: tuple[str, ...] = ()
@@ -32,23 +36,31 @@ class Needs:
     sandbox: str = ""
     linked: bool = False
     renderer: str = ""
+    gpu_memory_mib: int = 0
+    prefers_gpu: bool = False
+    draws: bool = False
 
     @property
     def is_large(self) -> bool:
         """Whether it takes something of a machine that others need too."""
-        return bool(self.memory_mib or self.gpus)
+        return bool(self.memory_mib or self.gpus or self.prefers_gpu)
+
+    def on(self, ability: "Ability") -> "Needs":
+        """What a chunk with these needs takes of this machine: one that prefers a card takes one where there is one."""
+        return replace(self, prefers_gpu=False, gpus=min(1, ability.gpus)) if self.prefers_gpu else self
 
     def checked(self) -> "Needs":
         """The same in canonical form; `InvalidRequest` names what nobody can need."""
         if self.engine_version and not _VERSION.fullmatch(self.engine_version):
             raise InvalidRequest("An engine's version is numbers with dots between them, such as 4.2 or 5.0.1.")
-        for name, most in (("memory_mib", MAX_MEMORY_MIB), ("gpus", MAX_GPUS)):
+        for name, most in (("memory_mib", MAX_MEMORY_MIB), ("gpus", MAX_GPUS), ("gpu_memory_mib", MAX_MEMORY_MIB)):
             if not 0 <= getattr(self, name) <= most:
                 raise InvalidRequest(f"{name} is a number from 0 to {most:,}.")
         if self.renderer and not is_renderer(self.renderer):
             raise InvalidRequest("renderer is a name such as CYCLES: up to 64 of a-z, A-Z, 0-9 and _.")
         tags, pool = checked_tags(self.tags), checked_pool(self.pool)
-        return replace(self, tags=tags, pool=pool, sandbox=checked_box(self.sandbox))
+        gpus = self.gpus or min(1, self.gpu_memory_mib)
+        return replace(self, tags=tags, pool=pool, gpus=gpus, sandbox=checked_box(self.sandbox))
 
     def joined(self, more: "Needs") -> "Needs":
         """What satisfies both; the pool of `more` counts when it names one. Both are checked."""
@@ -61,6 +73,9 @@ class Needs:
             max(self.sandbox, more.sandbox, key=box_of),
             self.linked or more.linked,
             renderer=more.renderer or self.renderer,
+            gpu_memory_mib=max(self.gpu_memory_mib, more.gpu_memory_mib),
+            prefers_gpu=(self.prefers_gpu or more.prefers_gpu) and not (self.gpus or more.gpus),
+            draws=self.draws or more.draws,
         )
 
 
@@ -70,7 +85,8 @@ NOTHING: Final = Needs()
 class Ability(NamedTuple):
     """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
     `Needs` may ask for (tags case-folded). `renderers`: engine and what it can render with, as far as the machine
-    says. Machines whose abilities differ only in the first field are alike."""
+    says. `gpus`: usable graphics cards; `cards`: kind and MiB of each of them whose memory is known, the largest first.
+    Machines whose abilities differ only in the first field are alike."""
 
     machine_id: int
     engines: tuple[tuple[str, str], ...]
@@ -81,6 +97,7 @@ class Ability(NamedTuple):
     gpus: int = 0
     sandbox: BoxKind = BoxKind.NONE
     renderers: frozenset[tuple[str, str]] = frozenset()
+    cards: tuple[tuple[str, int], ...] = ()
 
     def lacks(self, engine: str, needs: Needs) -> str:
         """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
@@ -102,7 +119,18 @@ class Ability(NamedTuple):
             return missing_box
         if needs.memory_mib > self.memory_mib:
             return f"{self.memory_mib} MiB of memory, not {needs.memory_mib}"
-        return f"{self.gpus} graphics cards, not {needs.gpus}" if needs.gpus > self.gpus else ""
+        if needs.gpus > self.gpus:
+            return f"{self.gpus} graphics cards, not {needs.gpus}"
+        return self._lacks_cards(needs) if needs.gpus else ""
+
+    def _lacks_cards(self, needs: Needs) -> str:
+        """Cards that work together are of one kind."""
+        fitting = [kind for kind, memory_mib in self.cards if memory_mib >= needs.gpu_memory_mib]
+        if needs.gpu_memory_mib and len(fitting) < needs.gpus:
+            return f"{len(fitting)} graphics cards with {needs.gpu_memory_mib} MiB of their own, not {needs.gpus}"
+        if len(self.cards) == self.gpus and max(map(fitting.count, fitting), default=0) < needs.gpus:
+            return f"{self.gpus} graphics cards, but not {needs.gpus} of one kind"
+        return ""
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:

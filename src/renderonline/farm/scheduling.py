@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from sortedcontainers import SortedDict
 
-from renderonline.farm.needs import Ability, Needs
+from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.farm.ready import Bucket, Chunk, ReadyIndex, ReadyTask, Shape, Signature
 
 RESERVE_US: Final = 5 * 60 * 1_000_000
@@ -23,21 +23,39 @@ _SHARE_KEPT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class FreeSlots:
-    """Room on one machine. `memory_mib` and `gpus` are what its running chunks need."""
+    """Room on one machine. `memory_mib` and `gpus` are what its running chunks need, `card_mib` the memory that those
+    cards must have of which some was asked for."""
 
     ability: Ability
     count: int = 1
     memory_mib: int = 0
     gpus: int = 0
+    card_mib: tuple[int, ...] = ()
 
     def missing(self, needs: Needs) -> tuple[int, int]:
         """How many graphics cards and MiB are in use that these needs would want."""
-        gpus, memory = needs.gpus - self.ability.gpus + self.gpus, needs.memory_mib - self.ability.memory_mib
-        return (max(0, gpus) if needs.gpus else 0, max(0, memory + self.memory_mib) if needs.memory_mib else 0)
+        needs = needs.on(self.ability)
+        memory = needs.memory_mib - self.ability.memory_mib + self.memory_mib
+        return (self._missing_cards(needs) if needs.gpus else 0, max(0, memory) if needs.memory_mib else 0)
+
+    def _missing_cards(self, needs: Needs) -> int:
+        """A machine gives each chunk the smallest card that will do: there is room when the k largest demands fit the k
+        largest cards, for every k."""
+        wanted = sorted((*self.card_mib, *card_demands(needs)), reverse=True)
+        largest = sorted((memory_mib for _, memory_mib in self.ability.cards), reverse=True)
+        small = sum(mib > has for mib, has in zip(wanted, [*largest, *[0] * len(wanted)], strict=False))
+        return max(small, needs.gpus - self.ability.gpus + self.gpus, 0)
 
     def less(self, needs: Needs) -> "FreeSlots":
         """What is left when a chunk with these needs runs there as well."""
-        return FreeSlots(self.ability, self.count - 1, self.memory_mib + needs.memory_mib, self.gpus + needs.gpus)
+        needs = needs.on(self.ability)
+        memory_mib, gpus = self.memory_mib + needs.memory_mib, self.gpus + needs.gpus
+        return FreeSlots(self.ability, self.count - 1, memory_mib, gpus, (*self.card_mib, *card_demands(needs)))
+
+
+def card_demands(needs: Needs) -> tuple[int, ...]:
+    """The memory (MiB) that each card of these needs must have; () when any will do."""
+    return (needs.gpu_memory_mib,) * needs.gpus if needs.gpu_memory_mib else ()
 
 
 class Allowance(NamedTuple):
@@ -63,6 +81,7 @@ class Policy:
     machines: Mapping[int, Ability] = field(default_factory=dict)
     users: Mapping[int, Allowance] = field(default_factory=dict)
     linked_engines: frozenset[str] = frozenset()
+    _with_card: dict[Signature, bool] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, machines: Iterable[Ability], users: Mapping[int, Allowance]) -> "Policy":
@@ -73,11 +92,21 @@ class Policy:
 
     def fits(self, ability: Ability, signature: Signature) -> bool:
         """Whether the machine can run it at all, wherever it failed before."""
-        if ability.lacks(signature.engine, signature.needs):
+        if ability.lacks(signature.engine, signature.needs) or self.lacks_card(ability, signature):
             return False
         if ability.linked or signature.shape is Shape.WHOLE:
             return True
         return signature.shape is Shape.UNCUT and signature.engine not in self.linked_engines
+
+    def lacks_card(self, ability: Ability, signature: Signature) -> bool:
+        """Whether the machine has no usable card for a chunk that prefers one, while another that fits has."""
+        needs = signature.needs
+        if not needs.prefers_gpu or ability.gpus:
+            return False
+        if signature not in self._with_card:
+            able = (one for one in self.machines.values() if one.gpus)
+            self._with_card[signature] = any(not one.lacks(signature.engine, needs) for one in able)
+        return self._with_card[signature]
 
     def takes(self, ability: Ability, signature: Signature) -> bool:
         """Whether the machine should run it: not where the chunk failed when another machine can take it."""
@@ -91,12 +120,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """This chunk goes to this machine; `whole` means that the task's chunks become one first (R7.4)."""
+    """This chunk goes to this machine; `whole` means that the task's chunks become one first (R7.4); `needs` is what it
+    takes there."""
 
     machine_id: int
     task_id: int
     chunk_id: int
     whole: bool = False
+    needs: Needs = field(default=NOTHING, compare=False)
 
 
 def plan(
@@ -255,7 +286,7 @@ class _Cursor:
         else:
             waiting.step()
         self._loads.give(task)
-        return Assignment(ability.machine_id, task.task_id, chunk.chunk_id, whole)
+        return Assignment(ability.machine_id, task.task_id, chunk.chunk_id, whole, self.signature.needs.on(ability))
 
     @property
     def head(self) -> Chunk:
@@ -306,7 +337,7 @@ class _Ranking:
 
     def choices(self, free: FreeSlots) -> _Choices:
         """What a machine with this room can take."""
-        ability, used = free.ability, (free.memory_mib, free.gpus) if self._sized else None
+        ability, used = free.ability, (free.memory_mib, free.gpus, free.card_mib) if self._sized else None
         key = (ability[1:], used, ability.machine_id if ability.machine_id in self._single else None)
         if key not in self._known:
             takes = [cursor for one, cursor in self._cursors.items() if self._policy.takes(ability, one)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, NamedTuple
 
+from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.tasks import ChunkState, Outcome
 from renderonline.farm.watching import OVERTIME
 
@@ -16,16 +17,22 @@ NO_RENDER_ENGINE: Final = "no_render_engine"
 """The engine lacks the add-on that the scene renders with; another machine's may have it, and none is to blame."""
 LOST_PROCESS: Final = "lost_process"
 """HPCServer ended, and the engine with it: nobody's failure, until it happens again and again."""
+MOST_NO_DEVICE: Final = 16
+"""So often a chunk may meet cards that do not work on one machine and cost no try: then the machine does not learn."""
 MOST_LOST_PROCESSES: Final = 10
 """A chunk that ends HPCServer so often without another end in between has failed: perhaps it is the cause."""
 HANDED_BACK_S: Final = 1.0
 """How long a chunk waits that its machine handed back of its own accord."""
+
+_NOBODYS: Final = frozenset({LOST_PROCESS, NO_DEVICE, NO_RENDER_ENGINE})
+"""Failures that are no try of the chunk."""
 
 _WORDS: Final[Mapping[str, str]] = {
     "scene": "The scene can't be rendered",
     "arguments": "The engine does not take these arguments",
     "film": "The film can't be made",
     LOST_PROCESS: "The program on the machine ended",
+    NO_DEVICE: "The engine found no graphics card that it can use",
     "command": "The engine's command can't be written",
     "crash": "The engine crashed",
     OUT_OF_MEMORY: "The engine ran out of memory",
@@ -100,8 +107,7 @@ class Tried(NamedTuple):
     @property
     def counts(self) -> bool:
         """Whether it was one of the chunk's tries."""
-        ended = self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED)
-        return ended and self.failure not in (LOST_PROCESS, NO_RENDER_ENGINE)
+        return self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED) and self.failure not in _NOBODYS
 
     @property
     def kills(self) -> bool:
@@ -173,6 +179,9 @@ def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
     if ending.failure == LOST_PROCESS:
         in_a_row = sum(1 for _ in takewhile(lambda one: one.failure == LOST_PROCESS, before))
         return in_a_row + 1 >= MOST_LOST_PROCESSES
+    if ending.failure == NO_DEVICE:  # its machine gives that card to nobody any more
+        here = sum(1 for one in before if one.failure == NO_DEVICE and one.machine_id == machine_id)
+        return here + 1 >= MOST_NO_DEVICE
     if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9)
         return any(one.failure == NO_RENDER_ENGINE and one.machine_id == machine_id for one in before)
     return True

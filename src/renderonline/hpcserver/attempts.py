@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,12 +24,16 @@ from renderonline.engines.definition import ReadingRules
 from renderonline.engines.loading import REFUSED_VARIABLES
 from renderonline.engines.reading import OutputReader, Reading
 from renderonline.farm import telling
+from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.boxes import Boxes
+from renderonline.hpcserver.cards import Rack
 from renderonline.hpcserver.journal import Journal
+from renderonline.hpcserver.kernels import ENGINE, Kernels
+from renderonline.hpcserver.lending import Lending
 from renderonline.hpcserver.more_outputs import MoreOutputs, is_picture
 from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
@@ -81,9 +85,10 @@ class Workshop:
     journal: Journal
     transfers: Transfers
     boxes: Boxes
+    rack: Rack = field(default_factory=Rack)
 
     def __post_init__(self) -> None:
-        slots = self.settings.slots
+        slots = self.settings.slots or 1
         self.slots = asyncio.Semaphore(slots)
         found = self.boxes.found
         self.checkers = Checkers([ImageChecker(found=found) for _ in range(min(slots, MOST_CHECKERS))])
@@ -93,6 +98,8 @@ class Workshop:
         cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
         self.own_files = OwnFiles(self.transfers, cache)
         self.progress: dict[int, Progress] = {}
+        prefix = self.engines.get(ENGINE, ())
+        self.kernels = Kernels(self.settings.home, prefix, self.processes, self.boxes, self.scratch)
 
     async def close(self) -> None:
         """End the helping processes and threads; what they have not begun is left."""
@@ -137,6 +144,9 @@ class Attempt:
         self._peak_bytes = self._oom_kills = self._file_bytes = 0
         self._newest = ""
         self._outside = Outside()
+        self._cards = Lending(assign, workshop.rack, workshop.kernels, self._write_log)
+        self._device = ""
+        """On what it renders, as it says itself."""
 
     def end(self, ending: Ending, grace_s: float | None = None) -> None:
         """End it for this reason; the first reason counts, a later call can only shorten the grace (seconds)."""
@@ -171,6 +181,7 @@ class Attempt:
                 try:
                     ending = await self._live(preparing)
                 finally:
+                    self._cards.give_back()
                     workshop.slots.release()  # before the end is told: the next assignment may come at once
             else:
                 ending = self._verdict or Ending(Outcome.CANCELED)
@@ -204,7 +215,7 @@ class Attempt:
     async def _live(self, preparing: "asyncio.Task[Ending | None]") -> Ending:
         try:
             ending = await preparing
-            if (ending := self._verdict or ending) is not None:
+            if (ending := self._verdict or ending or self._cards.take()) is not None:
                 return ending
             self._ended = await self._run_engine()
             if not self._ended.began and self._verdict is None:
@@ -266,15 +277,16 @@ class Attempt:
         self._active_at = self._seen_at = time.monotonic()
         argv, links = in_ascii(assign)
         await workshop.in_thread(link, self._root, links)
-        box = workshop.boxes.of(assign, place)
+        box = workshop.boxes.of(assign, place, await workshop.in_thread(self._cards.devices))
         self._outside = Outside(box)
+        wanted = {**assign.environment, INPUTS: assign.root}
+        environment = clean_environment(os.environ, wanted, place, also=settings.pass_environment)
+        environment |= await workshop.in_thread(self._cards.environment, place)
         self.process = process = await workshop.processes.start(
             self.name,
             [*workshop.engines[assign.engine.casefold()], *argv],
             directory=self._root,
-            environment=clean_environment(
-                os.environ, {**assign.environment, INPUTS: assign.root}, place, also=settings.pass_environment
-            ),
+            environment=environment,
             on_lines=self._read,
             nice=settings.nice,
             box=box,
@@ -334,6 +346,7 @@ class Attempt:
                 self._warn(reading.warning)
             if reading.saved is not None:
                 self._saved(reading.saved)
+            self._device = reading.device or self._device
             if reading.progress:
                 newest = reading
         return newest
@@ -371,10 +384,12 @@ class Attempt:
             return verdict
         succeeded = verdict is None and ended.code == 0 and self._failure is None
         bad: list[Bad] = []
+        claimed, self._failure = self._failure, await self._cards.examined(self._failure)
+        no_device = claimed is not None and claimed[0] == NO_DEVICE  # what was made all the same was not made there
         # Without decoding nothing tells a half-written file from a whole one but the engine's success.
-        if succeeded or (self._expected and self._rules.decode):
+        if succeeded or (self._expected and self._rules.decode and not no_device):
             bad = await (self._check_expected() if self._expected else self._report_all_files())
-        if self._more:
+        if self._more and not no_device:
             await self._report_more(succeeded=succeeded)
         if verdict is not None:
             return verdict
@@ -457,6 +472,7 @@ class Attempt:
             await workshop.previews.send(assign.attempt, assign.token, name, found.previews)
         self._good[name] = replace(found, previews={})
         file, at_us, frame = found.file, time.time_ns() // 1000, self._expected.get(name)
-        measured = (name, file.size, file.digest, file.crc32, frame, found.facts)
+        facts = {**found.facts, "device": self._device[: outputs.MAX_FACT]} if self._device else found.facts
+        measured = (name, file.size, file.digest, file.crc32, frame, facts)
         workshop.journal.report(Result(0, assign.attempt, assign.token, at_us, *measured))
         return None

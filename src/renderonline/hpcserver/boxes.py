@@ -38,8 +38,9 @@ class Boxes:
         self._read = tuple(map(str, settings.sandbox_read))
         self._write = tuple(map(str, settings.sandbox_write))
 
-    def of(self, assign: Assign, place: Path) -> Box | None:
-        """The box of an attempt with its scratch at `place`; None when this machine makes none. Touches no disk."""
+    def of(self, assign: Assign, place: Path, devices: Sequence[str] | None = None) -> Box | None:
+        """The box of an attempt with its scratch at `place`; None when this machine makes none. `devices`: the device
+        files of its graphics cards, None: of all that there are."""
         if self.found.kind == BoxKind.NONE:
             return None
         farm = (os.path.dirname(assign.mark),) if assign.mark else ()
@@ -49,8 +50,12 @@ class Boxes:
             hidden=(*self._hidden, *farm),
             temporary=str(place / "tmp"),
             network=assign.network,
-            devices=True,
+            devices=system.cards() if devices is None else tuple(devices),
         )
+
+    def own(self, engine: str) -> tuple[str, ...]:
+        """The directories of an engine itself; `engine` in lower case."""
+        return self._own.get(engine, ())
 
     def of_v1(self, engine: str, place: Path) -> Box | None:
         """The box of a render that an existing RenderAPI starts: its paths may lie anywhere, so there is one only when
@@ -59,7 +64,14 @@ class Boxes:
             return None
         own = (str(place / "home"), str(place / "tmp"))
         read = (*self._own.get(engine.casefold(), ()), *self._read)
-        return Box(read, (*self._write, *own), self._hidden, own[1], devices=True)
+        return Box(read, (*self._write, *own), self._hidden, own[1], devices=system.cards())
+
+
+def own_box(found: Found, read: Sequence[str], write: Sequence[str], place: Path, devices: Sequence[str]) -> Box | None:
+    """The box of a program of ours with its scratch at `place`, without anybody's files."""
+    if found.kind == BoxKind.NONE:
+        return None
+    return Box(tuple(read), tuple(write), temporary=str(place / "tmp"), devices=tuple(devices))
 
 
 def own_directories(prefix: Sequence[str], private: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import checking, enrolment, telemetry
 from renderonline.hpcserver.attempts import Workshop
 from renderonline.hpcserver.boxes import Boxes
+from renderonline.hpcserver.cards import Rack, find_cards
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
 from renderonline.hpcserver.home import Home, locked
@@ -108,9 +109,11 @@ class _Machine:
 
     async def live(self, identity: Identity) -> None:
         """Everything up, work, everything down."""
-        settings = self._settings
+        rack = await asyncio.to_thread(find_cards, self._settings.cards)
+        settings = replace(self._settings, slots=self._settings.slots or max(1, len(rack.found)))
         box = await asyncio.to_thread(found_box, settings)
-        found, hello = await asyncio.to_thread(_about, settings, identity, box)
+        found, hello = await asyncio.to_thread(_about, settings, identity, box, tuple(one.name for one in rack.cards))
+        _tell_cards(rack)
         known = {"machine_id": identity.machine_id, "name": settings.name, "sandbox": box.kind.value}
         known |= {"sandbox_told": checking.told(box), "sandbox_advice": box.advice}
         processes = Processes(self._home.name, box)
@@ -122,19 +125,23 @@ class _Machine:
             down.callback(transfers.close)
             prefixes = {engine.name.casefold(): engine.launched for engine in found}
             boxes = Boxes(box, settings, prefixes)
-            runner = Runner(Workshop(settings, prefixes, processes, journal, transfers, boxes))
+            workshop = Workshop(settings, prefixes, processes, journal, transfers, boxes, rack)
+            runner = Runner(workshop)
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
+            compiling = asyncio.create_task(workshop.kernels.compile(rack))
+            down.callback(compiling.cancel)
             desk = telemetry.Desk(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
-                hello=lambda: replace(hello, held=runner.held()),
-                load=lambda: telemetry.load(settings.home, runner.full or desk.why()),
+                hello=lambda: replace(hello, held=runner.held(), cards=rack.cards),
+                load=lambda: telemetry.load(settings.home, runner.full or desk.why(), rack.loads()),
                 runner=runner,
                 on_welcome=lambda: self._home.say_ready(**known),
                 heartbeat_s=settings.heartbeat_s,
             )
+            rack.on_change = link.nudge
             loop = asyncio.get_running_loop()
             for number in SIGNALS:
                 loop.add_signal_handler(number, self._signaled)
@@ -189,6 +196,11 @@ class _Machine:
         self._stop.set()
 
 
+def _tell_cards(rack: Rack) -> None:
+    for one in rack.cards:
+        log.info("graphics card found", card=one.name, kind=one.kind, id=one.id, memory_mib=one.memory_mib)
+
+
 async def _drained(runner: Runner, link: Link) -> None:
     await link.exit_wanted.wait()
     await runner.idle.wait()
@@ -226,7 +238,9 @@ def found_box(settings: Settings) -> Found:
     return found
 
 
-def _about(settings: Settings, identity: Identity, box: Found) -> tuple[Sequence[FoundEngine], Hello]:
+def _about(
+    settings: Settings, identity: Identity, box: Found, gpus: tuple[str, ...]
+) -> tuple[Sequence[FoundEngine], Hello]:
     """What this machine can run, and what it says of itself, all but what changes while it runs."""
     film = film_engine()
     found = (*_find_engines(settings), *([film] if film is not None else []))
@@ -237,11 +251,12 @@ def _about(settings: Settings, identity: Identity, box: Found) -> tuple[Sequence
         instance=secrets.token_hex(8),
         version=renderonline.__version__,
         name=settings.name,
-        slots=settings.slots,
+        slots=settings.slots or 1,
         engines=tuple(EngineOffer(engine.name, engine.version, engine.renderers) for engine in found),
         disk_free_mib=telemetry.load(settings.home).disk_free_mib,
         tags=settings.tags,
         sandbox=box.kind,
         sandbox_advice=box.advice,
+        gpus=gpus,
         **telemetry.computer(),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.hpcserver.card_tools import by_hand
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import is_plain_directory
@@ -44,8 +45,8 @@ class Settings:
     """Where the v1 role listens; beyond this computer only when asked."""
     name: str = ""
     """What the farm calls this machine; "" is the computer's name."""
-    slots: int = 1
-    """How many attempts run at once (linked role)."""
+    slots: int | None = None
+    """How many attempts run at once (linked role); None: one, or one for each graphics card."""
     tags: tuple[str, ...] = ()
     data_directory: Path | None = None
     """Outbox, secret, logs and scratch space. One directory serves one HPCServer at a time."""
@@ -67,6 +68,9 @@ class Settings:
     """How much of the tasks' files is kept here when it does not share the farm's directory; 0: a tenth of the disk."""
     pass_environment: tuple[str, ...] = ()
     """Environment variables that engines get besides the built-in list."""
+    cards: tuple[str, ...] = ()
+    """Graphics cards, where they are not found by themselves: `KIND:ID[:MIB[:NAME]]` with cuda, hip, oneapi or metal;
+    `none`: none are used."""
     sandbox: str = "auto"
     """The box around every engine: `auto` (the best that this computer makes), `bwrap`, `landlock`, `off`, or
     `required` (any, but not without)."""
@@ -94,13 +98,16 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
     settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
     check_exposed(file, strict=settings.strict_files)
     for name, (least, most) in _RANGES.items():
-        if not least <= getattr(settings, name) <= most:
+        if getattr(settings, name) is not None and not least <= getattr(settings, name) <= most:
             raise InvalidRequest(f"{name.title()} must be between {least} and {most}, not {getattr(settings, name)}.")
     for address in settings.allow:
         try:
             ip_network(address, strict=False)
         except ValueError as error:
             raise InvalidRequest(f"Allow names {address}, which is neither an address nor a network.") from error
+    for card in settings.cards:
+        if settings.cards != ("none",):
+            by_hand(card)
     for path in (*settings.sandbox_read, *settings.sandbox_write):
         _check_opened(path, settings.home)
     sandbox = probing.checked(settings.sandbox)

@@ -6,7 +6,6 @@ Blocking: for threads.
 import glob
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 
+from renderonline.farm.cards import CardLoad
 from renderonline.hpcserver.process_table import key_of
 from renderonline.protocol.link import Heartbeat
 
-GPU_PROBE_S: Final = 5.0
 MIB: Final = 1 << 20
 MEASURE_S: Final = 2.0
 """The load of other programs is measured over at least so long."""
@@ -38,20 +37,9 @@ def computer() -> dict[str, Any]:
     return {
         "cpu_count": os.cpu_count() or 1,
         "memory_mib": psutil.virtual_memory().total // MIB,
-        "gpus": _gpus(),
         "platform": f"{platform.system()} {platform.machine()}",
         "boot": _boot(),
     }
-
-
-def _gpus() -> tuple[str, ...]:
-    """The graphics cards that NVIDIA's own tool names; () without it."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPU_PROBE_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip()[:200] for line in done.stdout.decode(errors="replace").splitlines() if line.strip())[:64]
 
 
 def _boot() -> str:
@@ -61,13 +49,13 @@ def _boot() -> str:
         return str(int(psutil.boot_time()))
 
 
-def load(directory: Path, full: str = "") -> Heartbeat:
+def load(directory: Path, full: str = "", cards: tuple[CardLoad, ...] = ()) -> Heartbeat:
     """How this computer is doing; the disk is the one that holds `directory`."""
     try:
         disk_free = psutil.disk_usage(str(directory)).free // MIB
     except OSError:
         disk_free = 0
-    return Heartbeat(psutil.getloadavg()[0], psutil.virtual_memory().available // MIB, disk_free, full)
+    return Heartbeat(psutil.getloadavg()[0], psutil.virtual_memory().available // MIB, disk_free, full, cards)
 
 
 def kernel_oom_kills() -> int:

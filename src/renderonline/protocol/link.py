@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+from renderonline.farm.cards import Card, CardLoad
 from renderonline.farm.more_results import NOTHING_MORE, MoreResults
 
 PROTOCOL: Final = 1
@@ -65,6 +66,8 @@ class Hello:
     """The box around its engines: `bwrap`, `landlock` or `none`; "" of an older version counts as none."""
     sandbox_advice: str = ""
     """What gets a better box there (`sandbox.probing.ADVICE`); "" when there is none."""
+    cards: tuple[Card, ...] = ()
+    """Its graphics cards; machines of an older version only name them, in `gpus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ class Assign:
     Without a mark everybody shares.
 
     `more`: which other new files in `directory` are results too; only where `expected` is not empty.
+    `cards`: how many graphics cards it gets for itself, each with at least `card_memory_mib`; -1: it sees all of them,
+    as all others do. `draws`: it gets none, but may draw on one that others use too.
 
     Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
     and directories besides the task's; the engine's definition says so.
@@ -150,6 +155,9 @@ class Assign:
     sandbox_write: tuple[str, ...] = ()
     more: MoreResults = NOTHING_MORE
     ascii_paths: bool = False
+    cards: int = -1
+    card_memory_mib: int = 0
+    draws: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,13 +256,14 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Machine -> RenderAPI every `HEARTBEAT_S`."""
+    """Machine -> RenderAPI every `HEARTBEAT_S`. `cards`: how its graphics cards are doing."""
 
     type: ClassVar[str] = "heartbeat"
     load: float = 0.0
     memory_free_mib: int = 0
     disk_free_mib: int = 0
     full: str = ""
+    cards: tuple[CardLoad, ...] = ()
 
 
 Report = Started | Result | Exited

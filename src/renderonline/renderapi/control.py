@@ -288,6 +288,7 @@ def _hindrance(shared: Shared, machine: Machine, signature: Signature) -> str:
     gpus, memory_mib = machine.room.missing(signature.needs)
     hindrances = {
         ability.lacks(signature.engine, signature.needs): True,
+        "it has no graphics card, and another machine has one": policy.lacks_card(ability, signature),
         machine.refuses: True,
         "it takes whole tasks only, and this one is cut": not policy.fits(ability, signature),
         "a part failed there, and other machines can take it": not policy.takes(ability, signature),

@@ -234,6 +234,9 @@ class Dispatcher:
         committed after it is followed."""
         await self._read_machines()
         live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), queue_of(c)))
+        for attempt in live:  # it was planned for what its machine had
+            if (there := self.shared.machines.get(attempt.machine_id)) is not None:
+                attempt.needs = attempt.needs.on(there.ability)
         self.memory.load(queue, live)
         for attempt in live:
             self.shared.files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
@@ -316,10 +319,10 @@ class Leasing:
             assignment.machine_id,
             attempt_directory(task.download_path, attempt_id),
             whole=assignment.whole,
-            needs=task.needs,
+            needs=assignment.needs,
             steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
         )
-        self._shared.machines.occupy(machine, attempt_id, task.needs)
+        self._shared.machines.occupy(machine, attempt_id, assignment.needs)
         self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         return attempt
 
@@ -350,7 +353,7 @@ class Leasing:
         wanted = [replace(attempt, task_id=task_id) for attempt in ahead]
         ahead.clear()
         for attempt in wanted:
-            assignment = Assignment(attempt.machine_id, task_id, attempt.chunk_id, attempt.whole)
+            assignment = Assignment(attempt.machine_id, task_id, attempt.chunk_id, attempt.whole, attempt.needs)
             self._shared.memory.lease(assignment, attempt)
         if wanted:
             self._spawn(self._send_all(wanted, assigned))
@@ -408,7 +411,7 @@ class Leasing:
         attempt.leased, attempt.frames, attempt.film = True, lease.frames, lease.film
         try:
             order = orders.write(attempt, lease.missing) if orders.knows(new.task_id) else None
-            attempt.order = order or await orders.of_attempt(new.attempt_id)
+            attempt.order = order or await orders.of_attempt(new.attempt_id, attempt.needs)
         except InvalidRequest as error:
             return error.message
         machine = self._shared.machines.get(new.machine_id)

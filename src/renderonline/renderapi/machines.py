@@ -1,15 +1,17 @@
 """Machines as the dispatcher sees them now: who is reachable, what they offer, what occupies their slots."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Protocol
 
 from renderonline.database.machines import MachineRow
+from renderonline.farm.cards import Card, CardLoad
 from renderonline.farm.hours import is_open
 from renderonline.farm.machines import MachineStatus, Wish, machine_status, slots_allowed
 from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
-from renderonline.farm.scheduling import Allowance, FreeSlots, Policy
+from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_demands
+from renderonline.protocol.codec import from_wire
 from renderonline.renderapi.orders import Order
 from renderonline.sandbox.probing import ADVICE
 
@@ -126,7 +128,22 @@ class Machine:
     def room(self) -> FreeSlots:
         """What it has free now."""
         used = self.occupied.values()
-        return FreeSlots(self.ability, self.free, sum(one.memory_mib for one in used), sum(one.gpus for one in used))
+        demands = tuple(mib for one in used for mib in card_demands(one))
+        memory_mib, gpus = sum(one.memory_mib for one in used), sum(one.gpus for one in used)
+        return FreeSlots(self.ability, self.free, memory_mib, gpus, demands)
+
+    @property
+    def cards(self) -> list[dict[str, Any]]:
+        """Its graphics cards and how they are doing, as it says itself."""
+        now = {one["id"]: one for one in self.load.get("cards", ()) if isinstance(one, Mapping) and "id" in one}
+        said = [one for one in self.facts.get("cards", ()) if isinstance(one, Mapping)]
+        told = [from_wire(Card, {**one, "unusable": now.get(one["id"], one).get("unusable", "")}) for one in said]
+        loads = [from_wire(CardLoad, now.get(card.id, {"id": card.id})) for card in told]
+        return [
+            {**asdict(card), "usable": not card.unusable, "load": load.load if load.load >= 0 else None,
+             "memory_used_mib": load.memory_used_mib}
+            for card, load in zip(told, loads, strict=True)
+        ]  # fmt: skip
 
     def lacks_box(self, needs: Needs) -> str:
         """Why it may not get work with these needs for want of a box; "" when it may."""
@@ -145,6 +162,8 @@ class Machine:
         return advice if advice in ADVICE else "on it, renderonline node --check says what" if advice else ""
 
     def describe(self) -> None:
+        usable = [card for card in self.cards if card["usable"]]
+        sizes = sorted(((card["kind"], card["memory_mib"]) for card in usable), key=lambda one: -one[1])
         self.ability = Ability(
             self.machine_id,
             tuple(sorted((name.casefold(), version) for name, version in self.offers.items())),
@@ -152,9 +171,10 @@ class Machine:
             frozenset(tag.casefold() for tag in (*self.facts.get("tags", ()), *self.row.tags.split())),
             self.row.pool,
             self.facts.get("memory_mib", 0),
-            len(self.facts.get("gpus", ())),
+            len(usable) if self.facts.get("cards") else len(self.facts.get("gpus", ())),
             box_of(self.facts.get("sandbox", "") if self.row.is_linked else ""),
             renderers=frozenset((name, one) for name, found in renderers_said(self).items() for one in found),
+            cards=tuple(sizes),
         )
 
     @property
@@ -192,6 +212,7 @@ class Machine:
             "own_tags": sorted(self.ability.tags - {tag.casefold() for tag in self.row.tags.split()}),
             "pool": self.row.pool,
             "hours": self.row.hours,
+            "cards": self.cards,
             "sandbox": self.ability.sandbox.value,
             "sandbox_advice": self.box_advice,
             "input_downloads": self.fetches,
@@ -293,8 +314,10 @@ class Machines:
         return self._policy
 
     def free_slots(self) -> list[FreeSlots]:
-        """Room, the machine that was given something longest ago first."""
-        roomy = sorted((self._all[machine_id] for machine_id in self._room), key=lambda machine: machine.given)
+        """Room, the machine that was given something longest ago first; those with graphics cards come last, so that
+        they are free for what needs one."""
+        there = (self._all[machine_id] for machine_id in self._room)
+        roomy = sorted(there, key=lambda machine: (machine.ability.gpus > 0, machine.given))
         return [machine.room for machine in roomy]
 
     def _room_changed(self, machine: Machine, was: MachineStatus | None) -> None:

@@ -15,11 +15,13 @@ from renderonline.engines.commands import Command, build, frame_of_name, frames_
 from renderonline.engines.definition import FILM_READING, EngineDefinition
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
+from renderonline.farm.cards import DEVICE
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.films import FILM_ENGINE, FORMATS, Film
 from renderonline.farm.frames import FrameRange, parse_frames
 from renderonline.farm.more_results import NOTHING_MORE
+from renderonline.farm.needs import Needs
 from renderonline.protocol.codec import to_wire
 from renderonline.protocol.link import Assign, ExpectedOutput, Limits
 from renderonline.storage.landing import kept_mark
@@ -127,9 +129,9 @@ class Orders:
         if len(self._tasks) > _KEPT:
             self._tasks.popitem(last=False)
 
-    async def of_attempt(self, attempt_id: int) -> Order | None:
+    async def of_attempt(self, attempt_id: int, needs: Needs | None = None) -> Order | None:
         """The order of an attempt that was leased before, also of one that is over; None when it or its task is gone.
-        `InvalidRequest` when it can't be written any more."""
+        `needs`: what it takes of its machine. `InvalidRequest` when it can't be written any more."""
         attempt = await self._database.read(partial(load_attempt, attempt_id=attempt_id))
         if attempt is None:
             return None
@@ -139,6 +141,7 @@ class Orders:
                 return None
             self.learn(facts[attempt.task_id])
         await self.see_mark(attempt.directory)
+        attempt.needs = needs or attempt.needs
         return self.write(attempt)
 
     async def see_mark(self, directory: str) -> None:
@@ -184,8 +187,17 @@ class Orders:
             sandbox_read=definition.sandbox_read if definition else (),
             sandbox_write=(*beside, *(definition.sandbox_write if definition else ())),
             more=definition.outputs.more if definition and definition.outputs else NOTHING_MORE,
+            cards=_cards(attempt, known.definition),
+            card_memory_mib=attempt.needs.gpu_memory_mib,
+            draws=attempt.needs.draws,
         )
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory, known.expects)
+
+
+def _cards(attempt: Attempt, definition: EngineDefinition | None) -> int:
+    """How many graphics cards an attempt gets for itself; -1: it sees all of them, as of old."""
+    manages = definition is not None and any(one.id == DEVICE for one in definition.arguments)
+    return attempt.needs.gpus if manages or attempt.needs.gpus or attempt.film else -1
 
 
 def limits_of(definition: EngineDefinition, frames: int) -> Limits:

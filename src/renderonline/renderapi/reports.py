@@ -133,7 +133,7 @@ class Reports:
         attempt = self._shared.memory.attempts.get(attempt_id)
         if attempt is None:
             return await self._shared.orders.of_attempt(attempt_id)
-        attempt.order = attempt.order or await self._shared.orders.of_attempt(attempt_id)
+        attempt.order = attempt.order or await self._shared.orders.of_attempt(attempt_id, attempt.needs)
         return attempt.order
 
     async def wanted(self, attempt_id: int) -> Wanted | None:

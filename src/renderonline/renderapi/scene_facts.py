@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from renderonline.engines.commands import argtypes, values_of_scene, without_frames
 from renderonline.engines.definition import FACT_READERS, EngineDefinition
+from renderonline.farm.cards import with_device
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs, is_renderer
 from renderonline.farm.settling import NO_RENDER_ENGINE
@@ -109,7 +110,8 @@ class SceneFacts:
             raise InvalidRequest(f"{scene} can't be rendered: {doubt}.", code=NO_RENDER_ENGINE)
         if doubt:  # clients of v1 are not refused for it
             facts = {**facts, "warnings": [*facts.get("warnings", ()), doubt]}
-        return replace(found, needs=prepared.needs.joined(needs).joined(renders), facts=facts)
+        needs = prepared.needs.joined(needs).joined(renders)
+        return replace(found, needs=with_device(needs, found.values, chosen), facts=facts)
 
     def _needs(self, definition: EngineDefinition, scene: str, version: str) -> Needs:
         """An engine that is not older than the scene; nothing where machines don't say what they have."""

@@ -15,6 +15,7 @@ from renderonline.engines import commands
 from renderonline.engines.definition import EngineDefinition
 from renderonline.farm import result_names, telling
 from renderonline.farm.arguments import ArgType, check_options, check_value, strip_program
+from renderonline.farm.cards import with_device
 from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.films import Film
@@ -240,6 +241,7 @@ def prepare(
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
     if definition is not None and commands.beyond_command_line(definition, values):
         needs = replace(needs, linked=True)
+    needs = with_device(needs, values, {})
     prepared = Prepared(request, engine, definition, scene, words, values, frames, ranges, size, needs)
     check_options(words, values, argtypes)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine

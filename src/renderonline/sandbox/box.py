@@ -23,8 +23,8 @@ class Box:
     hidden: tuple[str, ...] = ()
     temporary: str = ""
     network: bool = False
-    devices: bool = False
-    """Whether graphics cards are passed through."""
+    devices: tuple[str, ...] = ()
+    """Files below `/dev` that are passed through: those of graphics cards."""
 
 
 def is_plain_directory(path: str) -> bool:

@@ -26,7 +26,7 @@ def words(found: Found, box: Box, directory: str, status: int | None = None, *, 
         argv += ["--unshare-user", "--disable-userns"]
     if box.network:
         argv.append("--share-net")
-    cards = system.cards() if box.devices else ()
+    cards = box.devices
     for path in system.readable(network=box.network, cards=bool(cards)):
         link = system.link_of(path) if path in system.PROGRAMS else ""
         argv += ["--symlink", link, path] if link else ["--ro-bind-try", path, path]

@@ -102,7 +102,7 @@ def restrict_thread(box: Box, version: int) -> None:
     rules = struct.pack(f"={len(words)}Q", *words)
     ruleset = _checked(_call(_CREATE, rules, ctypes.c_size_t(len(rules)), ctypes.c_uint32(0)))
     try:
-        everything, cards = handled & ~_DEVICES, system.cards() if box.devices else ()
+        everything, cards = handled & ~_DEVICES, box.devices
         _allow(ruleset, system.readable(network=box.network, cards=bool(cards)), handled & (_READ | _EXECUTE))
         _allow(ruleset, _without(_real(box.read), _real(box.hidden)), handled & (_READ | _EXECUTE))
         _allow(ruleset, _without(_real(box.write), _real(box.hidden)), everything)

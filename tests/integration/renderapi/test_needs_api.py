@@ -24,6 +24,9 @@ async def test_task_shows_what_it_needs(api: Running) -> None:
         "gpus": 0,
         "sandbox": "bwrap",
         "linked": False,
+        "gpu_memory_mib": 0,
+        "prefers_gpu": False,
+        "draws": False,
     }
     for task in (reply.json(), (await api.call("GET", "/tasks/1")).json()):
         assert (task["needs"], task["running_limit"]) == (task["needs"] | needs, 4)
@@ -38,6 +41,8 @@ async def test_task_shows_what_it_needs(api: Running) -> None:
         ({"needs": {"memory_mib": 2**63}}, "memory_mib"),
         ({"needs": {"memory_mib": "9"}}, "memory_mib"),
         ({"needs": {"gpus": 1000}}, "gpus"),
+        ({"needs": {"gpu_memory_mib": -1}}, "gpu_memory_mib"),
+        ({"needs": {"gpus": 1}, "arguments": {"device": "cpu"}}, "device is cpu"),
         ({"needs": {"sandbox": "jail"}}, "sandbox"),
         ({"needs": {"tags": ["two words"]}}, "Tags"),
         ({"needs": {"tags": [f"t{number}" for number in range(99)]}}, "Tags"),

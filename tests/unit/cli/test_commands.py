@@ -65,6 +65,28 @@ MACHINE = {
     "reason": "",
     "sandbox": "landlock",
     "sandbox_advice": "apt-get install bubblewrap",
+    "cards": [
+        {
+            "id": "GPU-1",
+            "name": "RTX 4090",
+            "kind": "cuda",
+            "memory_mib": 24576,
+            "usable": True,
+            "unusable": "",
+            "load": 0.37,
+            "memory_used_mib": 1024,
+        },
+        {
+            "id": "metal-0",
+            "name": "",
+            "kind": "metal",
+            "memory_mib": 0,
+            "usable": False,
+            "unusable": "no device",
+            "load": None,
+            "memory_used_mib": 0,
+        },
+    ],
 }
 USER = {
     "user_id": 1,
@@ -170,6 +192,7 @@ COMMANDS = [
     ("retry 7", "task 7"),
     ("delete 7 --yes", "deleted"),
     ("machine list", "blender 5.0.1"),
+    ("machine list", "Cards of box: RTX 4090, 1024 of 24576 MiB, 37% busy; metal-0, gets no work (no device)."),
     ("machine show box", "landlock"),
     ("machine invite", "renderonline node"),
     ("machine invite --uses 20", "Only this computer itself reaches it."),

@@ -20,6 +20,7 @@ from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from renderonline.database.machines import MachineRow, change_machine, get_machine, hello, secret_matches
+from renderonline.farm.cards import check_cards
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
@@ -196,7 +197,13 @@ class Connection:
 
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
+        check_cards(heartbeat.cards)
+        before = self.machine.ability
         self.machine.load = asdict(heartbeat)
+        self.machine.describe()
+        if self.machine.ability != before:
+            self._shared.machines.note(self.machine)
+            self._shared.wake()
         if self.machine.full != (full := heartbeat.full[:_LONGEST_TEXT]):
             self.machine.full = full
             self._shared.machines.note(self.machine)
@@ -364,7 +371,7 @@ class LinkedMachines:
         machine = shared.machines.update_row(row)
         held = {one.attempt for one in await self._reports.genuine(machine, message.held)}
         offsets = await asyncio.to_thread(lambda: {number: shared.logs.size(number) for number in held})
-        machine.facts, machine.full = facts, message.full
+        machine.facts, machine.full, machine.load = facts, message.full, {}
         connection = Connection(shared, self._reports, socket, machine, message.instance, last_seq=row.last_seq)
         kept, again, lost = self._reconcile(machine_id, held)
         resumed = {str(number): offsets[number] for number in kept}
@@ -439,6 +446,7 @@ def _check_protocol(message: Hello) -> None:
 def _check_sizes(message: Hello) -> None:
     """What a machine says of itself is stored and shown: it has bounds."""
     texts = (message.instance, message.boot, message.version, message.name, message.platform, message.full)
+    check_cards(message.cards)
     renderers = [one.renderers for one in message.engines]
     many = (message.engines, message.gpus, message.tags, *renderers)
     if not message.instance or len(message.instance) > _LONGEST_INSTANCE or not message.instance.isascii():

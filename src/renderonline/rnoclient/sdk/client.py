@@ -77,10 +77,10 @@ class Client:
         other files that it needs: names there -> files here. `progress` is first told what the farm has already.
         `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
         asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
-        memory_mib, gpus, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`: what is made of
-        the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a file that the
-        scene needs is missing, or for anything else that would be a warning; what turns out later is a failure.
-        `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`.
+        memory_mib, gpus, gpu_memory_mib, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`:
+        what is made of the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a
+        file that the scene needs is missing, or for anything else that would be a warning; what turns out later is a
+        failure. `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`.
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from .blocked_python import Blocked
 from .companions import Companions, escaped, takes_variables
+from .devices import Devices
 from .engine_names import EngineNames
 from .files import MISSING_LIBRARIES, find_files
 from .speech import Failed, NoEngine, Refused, held_back, say, warn
@@ -37,6 +38,7 @@ class Session:
         self.engines = EngineNames(bpy)
         self.loaded = False
         self.scene = bpy.context.scene
+        self.devices = Devices(bpy)
         self.directory = ""
         """Where everything that the scene writes goes; "" without `-o`: where the scene says."""
         self.range: dict[str, int] = {}
@@ -157,6 +159,7 @@ class Session:
         if not render.use_stamp:  # else the time would be painted into the picture
             render.use_stamp_render_time = render.use_stamp_memory = True
         blocked = Blocked(self.bpy)
+        self.devices.choose(self.scene)
         for frame in frames:
             self._render_frame(frame, companions)
             for sentence in blocked.found():

@@ -1,0 +1,121 @@
+"""What drivers compile for Blender's Cycles: made once by HPCServer, with a scene of ours, and handed to attempts.
+
+Only where there is a card. It runs beside the work, at the lowest priority, and takes no slot. Every attempt gets a
+copy of its own, because the drivers write into their caches: no scene can change what the next one runs. The same
+little render tells whether a card works at all, which no engine's output may decide for others.
+
+Sources: CUDA C++ Programming Guide, appendix CUDA Environment Variables; OptiX Programming Guide, section Compilation
+cache; oneAPI DPC++ `EnvironmentVariables.md` (`SYCL_CACHE_DIR`); compute-runtime `COMPILER_CACHE.md`
+(`NEO_CACHE_DIR`). Cycles' own kernels for CUDA and HIP come with Blender.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from renderonline.engines.blender.install import LAUNCHER
+from renderonline.farm.errors import RenderOnlineError
+from renderonline.hpcserver.boxes import Boxes, own_box
+from renderonline.hpcserver.card_tools import Found
+from renderonline.hpcserver.cards import Rack, device_files, variables
+from renderonline.hpcserver.processes import Processes
+from renderonline.hpcserver.surroundings import Scratch, clean_environment
+
+log = structlog.get_logger(__name__)
+
+SCRIPT: Final = LAUNCHER / "kernels.py"
+_LAUNCHERS: Final = (str(LAUNCHER), str(LAUNCHER / "__main__.py"))
+ENGINE: Final = "blender"
+COMPILE_S: Final = 1800.0
+TRY_S: Final = 300.0
+FOUND_NONE: Final = 3
+LARGEST: Final = 2 << 30
+"""Bytes of compiled kernels that are still copied for an attempt."""
+NICE: Final = 19
+CACHES: Final[Mapping[str, str]] = {
+    "CUDA_CACHE_PATH": "cuda", "OPTIX_CACHE_PATH": "optix", "SYCL_CACHE_DIR": "sycl", "NEO_CACHE_DIR": "neo",
+}  # fmt: skip
+
+
+class Kernels:
+    """The compiled kernels of one HPCServer. `prefix`: what Blender's command lines begin with here, () without it."""
+
+    def __init__(self, home: Path, prefix: Sequence[str], processes: Processes, boxes: Boxes, scratch: Scratch) -> None:
+        self._home = home / "kernels"
+        self._prefix, self._processes, self._boxes, self._scratch = tuple(prefix), processes, boxes, scratch
+        self._ready = False
+        self._runs = 0
+
+    async def compile(self, rack: Rack) -> None:
+        """Have every sort of card here compile what it needs, one after the other. Never raises."""
+        sorts = {(one.card.kind, one.card.name): one for one in rack.found}
+        if not self._prefix or not sorts:
+            return
+        for one in sorts.values():
+            log.info("render kernels are compiled for a graphics card; work goes on meanwhile", card=one.card.name)
+            code = await self._run((one,), COMPILE_S, self._home)
+            told = {0: "render kernels are ready", FOUND_NONE: "Blender's Cycles can't use this graphics card"}
+            log.info(told.get(-1 if code is None else code, "no render kernels were compiled"), card=one.card.name)
+        self._ready = True
+
+    async def refuses(self, cards: Sequence[Found]) -> bool:
+        """Whether Blender, run by us and with nobody's scene, finds none of these cards usable."""
+        return bool(self._prefix) and await self._run(cards, TRY_S) == FOUND_NONE
+
+    def hand_out(self, place: Path) -> dict[str, str]:
+        """A copy of the compiled kernels in an attempt's place, and the variables that name it. Blocks."""
+        own = place / "tmp" / "kernels"
+        with suppress(OSError):
+            if self._ready and sum(file.stat().st_size for file in self._home.rglob("*")) < LARGEST:
+                shutil.copytree(self._home, own, symlinks=True)
+        return _environment(own)
+
+    async def _run(self, cards: Sequence[Found], seconds: float, home: Path | None = None) -> int | None:
+        """The exit code of our script on these cards; None when it could not be run, or took too long."""
+        self._runs += 1
+        name, lines = f"kernels-{self._runs}", list[str]()
+        place = self._scratch.place(name)
+        try:
+            self._scratch.make(name)
+            caches = home or place / "tmp" / "kernels"
+            for folder in CACHES.values():
+                (caches / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            read = (*self._boxes.own(ENGINE), str(LAUNCHER))
+            process = await self._processes.start(
+                name,
+                command(self._prefix),
+                directory=place,
+                environment=clean_environment(os.environ, {}, place) | variables(cards) | _environment(caches),
+                on_lines=lines.extend,
+                nice=NICE,
+                box=own_box(self._boxes.found, read, (str(caches), str(place)), place, device_files(cards)),
+            )
+            async with asyncio.timeout(seconds):
+                return (await process.wait()).code
+        except (RenderOnlineError, OSError, TimeoutError) as error:
+            lines.append(str(error) or "it took too long")
+            return None
+        finally:
+            for line in lines[-3:]:
+                log.debug("render kernels", line=line[:500])
+            await asyncio.to_thread(self._scratch.remove, name)
+
+
+def command(prefix: Sequence[str]) -> list[str]:
+    """Our script in place of the launcher, run by the Blender whose command lines begin so; one that is too old for the
+    launcher gets the words that it needs for a script."""
+    instead = [str(SCRIPT) if word in _LAUNCHERS else word for word in prefix]
+    if instead != list(prefix):
+        return instead
+    return [*prefix, "-b", "--factory-startup", "--python-exit-code", "1", "--python", str(SCRIPT)]
+
+
+def _environment(caches: Path) -> dict[str, str]:
+    limits = {"CUDA_CACHE_MAXSIZE": str(LARGEST), "SYCL_CACHE_PERSISTENT": "1", "NEO_CACHE_PERSISTENT": "1"}
+    return {name: str(caches / folder) for name, folder in CACHES.items()} | limits
