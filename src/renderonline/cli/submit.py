@@ -1,7 +1,7 @@
 """`renderonline submit`, and which files it sends: their names there are relative to the folder of the scene."""
 
 import os
-import unicodedata
+import shutil
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.scenes import external_files
 from renderonline.rnoclient.sdk import Client, Item
-from renderonline.rnoclient.sdk.transfers import safe_path
+from renderonline.storage import names
 
 MOST_FILES = 100_000
 commands = group("Submitting.")
@@ -159,26 +159,31 @@ def unpacked(archive: Path, directory: Path, extensions: Collection[str]) -> Sce
     case) that lies nearest to the top."""
     try:
         with zipfile.ZipFile(archive) as found:
-            members = [one for one in found.infolist() if not one.is_dir() and "__MACOSX/" not in one.filename]
-            for member in members:
-                safe_path(directory, member.filename)
-                found.extract(member, directory)
+            members = {names.name_in_zip(one): one for one in found.infolist()}
+            wanted = [one for one in members if not one.endswith("/") and "__MACOSX/" not in one]
+            places = {name: directory / held for name, held in names.fitted(wanted).items()}
+            for name, place in places.items():
+                names.check_relative(name, name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with found.open(members[name]) as source, place.open("wb") as target:
+                    shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
         raise InvalidRequest(f"{archive} can't be unpacked: {error}.") from None
-    fitting = [one.filename for one in members if PurePosixPath(one.filename).suffix.casefold() in extensions]
+    fitting = [name for name in places if PurePosixPath(name).suffix.casefold() in extensions]
     top = min((name.count("/") for name in fitting), default=0)
     scenes = [name for name in fitting if name.count("/") == top]
     if len(scenes) != 1:
         told = ", ".join(scenes[:5]) or "none"
         raise InvalidRequest(f"Which file of {archive.name} is the scene ({told})? Unpack it and use --folder.")
-    return gathered(directory / scenes[0], folder=directory)
+    (scene,) = scenes
+    return SceneFiles(places.pop(scene), scene, places)
 
 
 def _name(path: Path, folder: Path) -> str:
     name = os.path.relpath(path, folder).replace(os.sep, "/")
     if name.startswith("../"):
         raise InvalidRequest(f"{path} lies outside of {folder}. Use --folder with a folder that holds both.")
-    return unicodedata.normalize("NFC", name)
+    return name
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -187,6 +192,6 @@ def _files(path: Path) -> Iterator[Path]:
         if not path.is_file():
             raise InvalidRequest(f"{path} is not there.")
         yield path
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, inside in os.walk(path, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(inside) if not name.startswith("."))

@@ -153,7 +153,9 @@ class Submissions:
         taking = self.uploads.taking(user_id, request.upload, gone, unpack=request.unpack)
         async with taking as (session, stage):
             try:
-                prepared = await self.prepared(request, user_id, [file.name for file in stage.files], request.scene)
+                prepared = await self.prepared(
+                    request, user_id, [file.name for file in stage.files], stage.held(request.scene)
+                )
             except Repeated as repeated:
                 return repeated.task_id
             files = await session.finished(stage)
@@ -179,6 +181,7 @@ class Submissions:
         """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
         (`broken_scene`); `NotFound` as long as it is not there; `ClientDisconnect`."""
         stage = (await self.uploads.find(user_id, upload_id)).stage
+        name = stage.held(name)
         index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
         if index is None or not await asyncio.to_thread(stage.has, index):
             raise NotFound(f"The file {name[:200]} of this upload is not there yet.")

@@ -23,12 +23,10 @@ import orjson
 
 from renderonline.farm.tasks import LandedFacts
 from renderonline.storage.landed import PIECE_BYTES, Compared, Member, file_pieces
-from renderonline.storage.names import unused_folder
+from renderonline.storage.names import UNFINISHED, unused_folder
 
 SUBMITTED: Final = "submitted"
 """The folder in an archive for what a task was submitted with, where that has the name of a result."""
-UNFINISHED: Final = ".landing-"
-"""What the names of files begin with that are still being copied to their place (`storage.landing`)."""
 _BIG: Final = 0xFFFFFFFF
 _UTF8: Final = 0x800
 _DESCRIPTOR: Final = 0x8

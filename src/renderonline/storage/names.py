@@ -1,24 +1,42 @@
 """File names from outside become names inside, never paths; and every task gets a directory of its own."""
 
 import contextlib
+import hashlib
+import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Final
+from zipfile import ZipInfo
 
+from renderonline.farm.errors import Unfit
 from renderonline.storage import modes
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
 RESULTS: Final = "results"
+UNFINISHED: Final = ".landing-"
+"""What the names of files begin with that are still being copied to their place (`storage.landing`)."""
 MAX_NAME_BYTES: Final = 200
 DEEPEST: Final = 8
 
+
+MAX_EXTENSION: Final = 20
+
+MAPPING: Final = "_renderonline_names.json"
+"""A file that the farm adds where names were not fit for every system: those names -> those that the files have."""
+LONGEST_NAME: Final = 1000
+"""Bytes, with folders."""
+
+_UTF8: Final = 0x800
+"""Flag of a name in a ZIP."""
 _UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
+_NUMBER: Final = re.compile(r"[\d._-]{1,20}$", re.ASCII)
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _EPOCH: Final = datetime(1, 1, 1)  # noqa: DTZ001  (v1 ticks count local time)
 
@@ -44,6 +62,80 @@ def may_be_name(name: str) -> bool:
     """Whether a relative name with `/` between folders is fit for files of every system, as it is."""
     parts = name.split("/")
     return len(parts) <= DEEPEST and all(clean_file_name(part) == part for part in parts)
+
+
+def fit_name(name: str) -> str:
+    """One file's name that is fit for every system, for any name that a file has on some system. Pictures of one
+    sequence keep a sequence, however long their names are."""
+    plain = unicodedata.normalize("NFC", re.sub(r"[/\\]", "_", name))
+    stem, extension = plain.removesuffix(extension_of(plain)), extension_of(plain)
+    if len(plain.encode(errors="replace")) > MAX_NAME_BYTES and len(extension) <= MAX_EXTENSION:
+        number = _NUMBER.search(stem)
+        digits = number[0] if number else ""
+        rest = stem.removesuffix(digits)
+        mark = f"~{_digest(rest)}"
+        room = MAX_NAME_BYTES - len(f"{mark}{digits}{extension}".encode(errors="replace"))
+        plain = rest.encode(errors="replace")[:room].decode(errors="ignore").rstrip(". ") + mark + digits + extension
+    return clean_file_name(plain)
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+
+
+def fitted(sent: Sequence[str]) -> dict[str, str]:
+    """Names of files -> names that are fit for every system, each another one. What is fit stays as it is."""
+    held = {name: "/".join(map(fit_name, name.split("/"))) for name in sent}
+    taken = {name for name, fit in held.items() if name == fit}
+    for name, fit in held.items():
+        if name == fit:
+            continue
+        if fit in taken:
+            stem, extension = os.path.splitext(fit)
+            fit = f"{stem}~{_digest(name)}{extension}"
+        taken.add(fit)
+        held[name] = fit
+    return held
+
+
+def check_relative(name: str, new: str) -> None:
+    """Raise `Unfit` for a name that leads out of the folder that is sent. `new`: what of it nobody looked at before."""
+    parts, shown = new.split("/"), repr(name[:100])
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        message = f"{shown} … is too long: with its folders a name has at most {LONGEST_NAME} bytes. Shorten it."
+        raise Unfit(message, code="bad_name")
+    if wrong := next((part for part in parts if part in (".", "..")), None):
+        message = f"{shown} has the part {wrong!r}: name it as it is seen from the folder that is sent."
+        raise Unfit(message, code="bad_name")
+    if "" in parts:
+        message = f"{shown} begins or ends with /, or has two: name it as it is seen from the folder that is sent."
+        raise Unfit(message, code="bad_name")
+    if name == MAPPING:
+        raise Unfit(f"{MAPPING} is the farm's own: call your file something else.", code="bad_name")
+    if any(part.startswith(UNFINISHED) for part in parts):
+        raise Unfit(f"Names that begin with {UNFINISHED} are the farm's own.", code="bad_name")
+
+
+def name_in_zip(member: ZipInfo) -> str:
+    """What a file in a ZIP is called: programs for Windows write backslashes, and letters of a code page."""
+    name = member.orig_filename
+    if not member.flag_bits & _UTF8 and not name.isascii():
+        raw, told = name.encode("cp437"), re.search(rb"up..\x01....", member.extra, re.DOTALL)
+        if told is not None:  # Info-ZIP's Unicode path
+            length = int.from_bytes(told[0][2:4], "little") - 5
+            name = member.extra[told.end() : told.end() + length].decode(errors="replace")
+        else:
+            name = next((text for text in map(partial(_decoded, raw), ("utf-8", "cp932")) if text), name)
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _decoded(raw: bytes, encoding: str) -> str:
+    """The text; "" when it is none, or none that somebody would write in this code page."""
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        return ""
+    return text if encoding == "utf-8" or re.search("[\u3041-\u30ff\u4e00-\u9fff]", text) else ""
 
 
 def extension_of(name: str) -> str:

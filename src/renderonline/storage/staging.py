@@ -23,17 +23,14 @@ from blake3 import blake3
 
 from renderonline.farm.errors import Conflict, InvalidRequest, Unfit
 from renderonline.farm.tasks import InputFile
-from renderonline.storage import modes
-from renderonline.storage.archive import UNFINISHED
+from renderonline.storage import modes, names
 from renderonline.storage.digests import InputSums
-from renderonline.storage.names import clean_file_name
 
 MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
 SMALL_CHUNK: Final = 1024
 """All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
 FEW_CHUNKS: Final = 64
-LONGEST_NAME: Final = 1000
 DIGEST_BYTES: Final = 32
 SENT_CHUNK: Final = struct.Struct("<32sI")
 """A chunk as clients announce it: BLAKE3 and length."""
@@ -48,6 +45,7 @@ MOST_SUMS: Final = 1000
 """Files of which a part is added up, at the same time; each takes 2 KB. Others are read again in the end."""
 _FACTS: Final = "upload.json"
 _BYTES: Final = "bytes"
+_ROW: Final = 6
 _MISSING, _THERE, _PROMISED = 0, 1, 2
 
 
@@ -64,13 +62,15 @@ class Announced:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """`first`: its first chunk among those of the whole upload; `count`: None without chunks."""
+    """`first`: its first chunk among those of the whole upload; `count`: None without chunks; `sent`: what the client
+    calls it, "" for a file that the farm adds."""
 
     name: str
     size: int
     digest: str
     first: int
     count: int | None
+    sent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +82,15 @@ class Place:
 
 
 def checked(files: Sequence[Announced]) -> None:
-    """Raise `Unfit` for files that can't be: names that are not clean and relative, two of one name, chunks that do
-    not add up to the size."""
+    """Raise `Unfit` for files that can't be: names that are not relative, two of one name, chunks that do not add up to
+    the size."""
     if not 0 < len(files) <= MOST_FILES:
         raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
     folders: set[str] = set()
     seen: set[str] = set()
     for file in files:
         folder, _, base = file.name.rpartition("/")
-        _check_name(file.name, base if folder in folders else file.name)
+        names.check_relative(file.name, base if folder in folders else file.name)
         if file.name in seen:
             raise Unfit(f"Two files are called {file.name}.", code="bad_name")
         seen.add(file.name)
@@ -103,16 +103,6 @@ def checked(files: Sequence[Announced]) -> None:
             _check_chunks(file, file.chunks)
     if both := seen & folders:
         raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
-
-
-def _check_name(name: str, new: str) -> None:
-    """`new`: what of the name was not looked at before."""
-    parts = new.split("/")
-    if len(name.encode(errors="replace")) > LONGEST_NAME or any(clean_file_name(part) != part for part in parts):
-        message = f"{name[:100]!r} is no name for a file: relative, with / between folders, and fit for every system."
-        raise Unfit(message, code="bad_name")
-    if any(part.startswith(UNFINISHED) for part in parts):
-        raise Unfit(f"Names that begin with {UNFINISHED} are the farm's own.", code="bad_name")
 
 
 def _check_chunks(file: Announced, chunks: bytes) -> None:
@@ -130,7 +120,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._data = str(directory / "data")
-        self.files = tuple(_File(*row) for row in _rows(directory / _FACTS))
+        self.files = tuple(_File(*row, *[row[0]] * (len(row) < _ROW)) for row in _rows(directory / _FACTS))
         self._state = bytearray((directory / "have").read_bytes())
         self._lock = threading.Lock()
         self._sums: dict[int, InputSums] = {}
@@ -141,19 +131,28 @@ class Stage:
     def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
         """A new upload, in a directory that must not be there yet; the files are `checked`."""
         directory.mkdir(mode=modes.DIRECTORY)
-        rows, table = list[str](), bytearray()
+        rows, table, held = list[str](), bytearray(), names.fitted([file.name for file in files])
         for file in files:
-            first = len(table) // _PLACED.size
-            rows.append(json.dumps((file.name, file.size, file.digest, first, _lay_out(file.chunks, table))))
+            first, count = len(table) // _PLACED.size, _lay_out(file.chunks, table)
+            rows.append(json.dumps((held[file.name], file.size, file.digest, first, count, file.name)))
+        renamed = {sent: name for sent, name in held.items() if sent != name}
+        mapping = json.dumps(renamed).encode() if renamed else b""
+        if mapping:
+            rows.append(json.dumps((names.MAPPING, len(mapping), "", len(table) // _PLACED.size, None, "")))
         (directory / "data").mkdir(mode=modes.DIRECTORY)
-        have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files)
+        have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files) + len(mapping)
         facts = "[\n" + ",\n".join(rows) + "\n]"
         contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode(), f"{_FACTS}.new": facts.encode()}
+        contents |= {f"data/{len(files)}": mapping} if mapping else {}
         for name, content in contents.items():
             with open(directory / name, "wb", opener=modes.private) as made:
                 made.write(content)
         (directory / f"{_FACTS}.new").rename(directory / _FACTS)
         return cls(directory)
+
+    def held(self, sent: str) -> str:
+        """The name under which a file lies that the client calls so; the same when there is none."""
+        return next((file.name for file in self.files if sent and file.sent == sent), sent)
 
     def touch(self) -> None:
         """Something was done with it: it stays for another while."""
@@ -184,10 +183,12 @@ class Stage:
         return len(self.files) > LARGE
 
     def described(self) -> Iterator[dict[str, Any]]:
-        """What is there of each file."""
+        """What is there of each file that the client sends, by the name that it gave."""
         for index, file in enumerate(self.files):
+            if not file.sent:
+                continue
             missing, offset = self.missing(index), self.offset(index)
-            one: dict[str, Any] = {"name": file.name, "size": file.size, "offset": offset}
+            one: dict[str, Any] = {"name": file.sent, "size": file.size, "offset": offset}
             yield one if missing is None else one | {"missing": missing}
 
     @contextlib.contextmanager

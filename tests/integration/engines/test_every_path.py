@@ -78,10 +78,14 @@ def test_files_are_found_under_other_letter_case_and_from_whole_paths(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(whole / name, target)
     shutil.copy(whole / "all.blend", sent)
+    (sent / "TEX/PLAIN.PNG").rename(sent / "TEX/other name.png")
+    (sent / "_renderonline_names.json").write_text('{"tex/plain.png": "TEX/other name.png", "seq": "../../etc"}')
     os.rename(whole, tmp_path / "away")
     told = survey("all.blend", {name: str(sent / name) for name in files_of(sent)})
     assert (told["missing"], told["outside"]) == ([], [])
-    assert set(told["inputs"]) >= {name for name in files_of(sent) if not name.startswith(("all.", "BAKES", "FLUID"))}
+    assert set(told["inputs"]) >= {
+        name for name in files_of(sent) if not name.startswith(("all.", "BAKES", "FLUID", "_"))
+    }
     assert warnings_of(sent / "all.blend", sent) == []
 
 

@@ -2,11 +2,13 @@
 
 from datetime import datetime
 from pathlib import Path
+from zipfile import ZipInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from renderonline.farm.errors import Unfit
 from renderonline.storage import names
 
 
@@ -105,3 +107,57 @@ def test_sweep_removes_staged_files_and_leaves_marks(tmp_path: Path) -> None:
 def test_folder_for_results_is_one_that_no_input_uses() -> None:
     assert names.unused_folder("results", ["a.blend", "tex/results/x.png"]) == "results"
     assert names.unused_folder("results", ["a.blend", "Results/x.png", "results_2"]) == "results_3"
+
+
+ODD = [
+    "wood: oak?.png",
+    "چوب\u200cی.png",
+    "木" * 70 + ".png",
+    "🫩.png",
+    'a "b".png',
+    "back\\slash.png",
+    "CON",
+    "-x",
+    "x. ",
+    "\udcff.png",
+    "ho\u0308lzer.png",
+]
+
+
+def test_any_name_becomes_one_that_is_fit_and_none_becomes_that_of_another() -> None:
+    sent = ["tex/" + name for name in ODD] + ["tex/wood_ oak_.png", "tex/hölzer.png"]
+    held = names.fitted(sent)
+    assert len(set(held.values())) == len(sent)
+    assert held["tex/wood_ oak_.png"] == "tex/wood_ oak_.png"
+    for name in held.values():
+        assert all(names.clean_file_name(part) == part for part in name.split("/"))
+        assert name.startswith("tex/")
+
+
+def test_a_sequence_with_long_names_stays_a_sequence() -> None:
+    held = names.fitted([f"{'木' * 70}_{number:04}.png" for number in (1, 2)])
+    first, second = held.values()
+    assert first.removesuffix("_0001.png") == second.removesuffix("_0002.png")
+    assert len(first.encode()) <= names.MAX_NAME_BYTES
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a//b", "a/", ".", "a/.", "", "x" * 1001])
+def test_what_leads_elsewhere_is_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(Unfit, match=r"name it as it is seen|Shorten it"):
+        names.check_relative(name, name)
+
+
+@pytest.mark.parametrize(
+    ("raw", "extra", "name"),
+    [
+        (b"tex\\plain.png", b"", "tex/plain.png"),
+        ("texturé.png".encode(), b"", "texturé.png"),
+        ("テクスチャ\\木.png".encode("cp932"), b"", "テクスチャ/木.png"),
+        ("é.png".encode("cp437"), b"", "é.png"),
+        (b"x\xff.png", b"up\x0c\x00\x01\0\0\0\0" + "ë12.png"[:7].encode()[:7], "ë12.pn"),
+    ],
+)
+def test_names_in_zips_of_other_programs_are_read(raw: bytes, extra: bytes, name: str) -> None:
+    member = ZipInfo(raw.decode("cp437"))
+    member.orig_filename, member.extra = raw.decode("cp437"), extra
+    assert names.name_in_zip(member) == name

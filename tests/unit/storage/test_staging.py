@@ -1,5 +1,6 @@
 """Uploads in pieces, on the disk: whatever order and however often they are cut, the files are what was announced."""
 
+import json
 import os
 import struct
 import tempfile
@@ -177,3 +178,18 @@ def test_few_files_are_being_added_up_at_once(tmp_path: Path, monkeypatch: pytes
             stage.add_up(index)
         assert len(stage._sums) == most
     assert {one.digest for one in stage.finish()} == {stage.files[0].digest}
+
+
+def test_names_that_are_not_fit_travel_under_others_with_a_mapping(tmp_path: Path) -> None:
+    files = [announced("s: 1.blend", CHUNKS[:1]), announced("tex/ho\u0308lz.png", CHUNKS[1:2])]
+    staging.checked(files)
+    Stage.create(tmp_path / "u", files)
+    stage = Stage(tmp_path / "u")
+    assert [one["name"] for one in stage.described()] == ["s: 1.blend", "tex/ho\u0308lz.png"]
+    assert stage.held("s: 1.blend") == "s_ 1.blend"
+    stage.put([(0, 0, CHUNKS[0]), (1, 0, CHUNKS[1])])
+    assert [one.name for one in stage.finish()] == ["s_ 1.blend", "tex/h\u00f6lz.png", names.MAPPING]
+    (tmp_path / "task").mkdir()
+    stage.link_into(tmp_path / "task")
+    said = json.loads((tmp_path / "task" / names.MAPPING).read_bytes())
+    assert said == {"s: 1.blend": "s_ 1.blend", "tex/ho\u0308lz.png": "tex/h\u00f6lz.png"}

@@ -5,6 +5,7 @@ Unicode form alone (names from Windows and from Macs). Whole paths count when th
 submitted, on whatever computer that was.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -20,6 +21,9 @@ from renderonline.engines.blender.scene_paths import CACHES, Named
 
 MOST_INPUTS, MOST_LIBRARIES, MOST_OPTIONAL = 100_000, 2_000, 20_000
 """MOST_OPTIONAL: texts of a scene that may be names of files."""
+MAPPING: Final = "_renderonline_names.json"
+"""Among the files: names that were not fit for every system -> those that the files have."""
+LARGEST_MAPPING: Final = 32 << 20
 FOLDER: Final = "_renderonline_folder.txt"
 """Among the files: the whole path of the folder from which a client sent them."""
 OUTSIDE: Final = "_outside"
@@ -47,7 +51,8 @@ class Needed:
         self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
         self.unclear = dict[str, Sequence[str]]()
         self.guessed = dict[str, str]()
-        self._tree: _Tree = _Listed(files) if isinstance(files, Mapping) else _OnDisk(files)
+        self._held = _mapping(files.get(MAPPING, "")) if isinstance(files, Mapping) else {}
+        self._tree: _Tree = _Listed([*files, *self._held]) if isinstance(files, Mapping) else _OnDisk(files)
         self._root = os.path.abspath(files) if isinstance(files, str) else _sent_from(files.get(FOLDER, ""))
         self._left = left
         self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(self._tree.names(folder), left))
@@ -112,6 +117,7 @@ class Needed:
         if found is None:
             self._left.skip(f"more than {MOST_COMPARED:,} comparisons with tiles", name)
             return ()
+        found = found if not self._held else [self._held.get(name, name) for name in found]
         self.there.update(dict.fromkeys(found))
         if not found and one.needed and name not in self.unclear:
             self.missing[name] = None
@@ -127,7 +133,7 @@ class Needed:
             if exact is None or exact:
                 return exact
         alike = [one for folder in self._tree.alike(parent) for one in self._folder(folder).alike(base, many)]
-        if len(alike) > 1 and not many:
+        if len({self._held.get(one, one) for one in alike}) > 1 and not many:
             self.unclear[name] = alike
             return ()
         return alike
@@ -166,6 +172,18 @@ def _sent_from(path: str) -> str:
     except OSError:
         return ""
     return posixpath.normpath(said) if is_whole(said) else ""
+
+
+def _mapping(path: str) -> Mapping[str, str]:
+    """What the farm calls files whose names were not fit; nothing where all were."""
+    try:
+        if os.path.getsize(path) > LARGEST_MAPPING:
+            return {}
+        with open(path, encoding="utf-8") as file:
+            said = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return {name: held for name, held in said.items() if isinstance(held, str)} if isinstance(said, dict) else {}
 
 
 def _part_below(path: str, root: str) -> str | None:
