@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from renderonline.cli import show
 from renderonline.cli.commands import argument, command, flag, group, option, pairs
 from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
-from renderonline.rnoclient.scenes import external_files
+from renderonline.rnoclient.scenes import FOLDER, Needed, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
 
@@ -50,6 +50,7 @@ def submit(
     ),
     folder: Path | None = option("DIR", "Send all of this folder, which holds the scene."),
     no_external: bool = flag("--no-external", "Not the files that a .blend names."),
+    pack: bool = flag("--pack", "Also the files that a .blend names outside of its folder; they are listed."),
     engine: str | None = option("NAME", "The engine; guessed from the file's extension.", "--engine", "-e"),
     frames: str | None = option("RANGE", "Frames: 1-24, 1-100x5, 1,5,9 …", "--frames", "-f"),
     arg: list[str] | None = option("ID=VALUE", "An argument of the engine; may be given several times.", "--arg", "-a"),
@@ -84,8 +85,12 @@ def submit(
     needs = {"engine_version": engine_version, "tags": tag or [], "pool": pool, "memory_mib": memory, "gpus": gpus}
     needs |= {"sandbox": sandbox, **({"gpu_memory_mib": gpu_memory} if gpu_memory else {})}
     with ExitStack() as stack:
-        found = external_files(file) if folder is None and not no_external else []
-        sent = _sent(client, file, [*(others or []), *found], folder, stack)
+        scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else Needed()
+        _tell_packed(scene)
+        sent = _sent(client, file, [*(others or []), *scene.inside], folder, stack)
+        if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths):
+            inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
+            sent = replace(sent, inputs=inputs)
         chosen = engine or guess_engine(client.admin.engines(), sent.path)
         step = stack.enter_context(show.bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
@@ -125,6 +130,20 @@ def _sent(client: Client, file: Path, others: list[Path], folder: Path | None, s
         engines = client.admin.engines()
         return unpacked(file, directory, {one.casefold() for engine in engines for one in engine["extensions"]})
     return gathered(file, others, folder)
+
+
+def _tell_packed(scene: Needed) -> None:
+    if scene.outside:
+        show.note(f"Sent from outside of the folder: {several(map(str, scene.outside.values()))}")
+    for path, why in scene.refused.items():
+        show.note(f"Not sent: {path} ({why})")
+
+
+def _written(folder: Path, stack: ExitStack) -> Path:
+    """A file that says from which folder the others are sent."""
+    place = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")), FOLDER)
+    place.write_text(str(folder.absolute()), encoding="utf-8", errors="surrogateescape")
+    return place
 
 
 def guess_engine(engines: list[Item], file: Path) -> str:

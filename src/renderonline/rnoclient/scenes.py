@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from renderonline.engines.definition import FACT_READERS
 from renderonline.storage.confined import Confined
@@ -11,6 +14,23 @@ from renderonline.storage.confined import Confined
 MEMORY_BYTES: Final = 1 << 30
 REPLY_BYTES: Final = 64 << 20
 """Enough for the names of as many files as a task may have."""
+FOLDER: Final = "_renderonline_folder.txt"
+"""Among a task's files: the whole path of the folder from which they were sent."""
+OUTSIDE: Final = "_outside"
+"""The folder of files from outside of that folder; below it stands where they were, in full."""
+_SYSTEM: Final = ("/dev", "/proc", "/sys", "/run", "/etc", "/boot")
+"""Where nothing lies that a scene shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a scene needs. `inside`: files of its folder; `outside`: names there -> files that lie elsewhere; `refused`:
+    what lies elsewhere and is not sent, with the reason; `whole_paths`: some of it is named by whole paths."""
+
+    inside: list[Path] = field(default_factory=list)
+    outside: Mapping[str, Path] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    whole_paths: bool = False
 
 
 def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
@@ -18,11 +38,52 @@ def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
 
     [] for scenes that nobody can read, and for broken ones: the farm says what is wrong.
     """
+    return needed_files(scene, folder).inside
+
+
+def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False) -> Needed:
+    """What a scene and its libraries name and what is there. With `pack` also what lies outside of `folder` (None:
+    where the scene lies): only with it does a scene decide about other files of this computer."""
     if scene.suffix.casefold() != ".blend":
-        return []
-    root = (folder or scene.parent).absolute()
+        return Needed()
+    base = (folder or scene.parent).absolute()
+    root = Path(base.anchor) if pack else base
+    told = _read(scene, root)
+    inside, outside, refused = list[Path](), dict[str, Path](), dict[str, str]()
+    for path in (root / one for one in told.get("inputs", ())):
+        if path.is_relative_to(base):
+            inside.append(path)
+        elif why := _unwanted(path):
+            refused[str(path)] = why
+        else:
+            outside[f"{OUTSIDE}/{path.as_posix().replace(':', '_').strip('/')}"] = path
+    return Needed(inside, outside, refused, bool(told.get("whole_paths")))
+
+
+def _read(scene: Path, root: Path) -> Mapping[str, Any]:
     name = os.path.relpath(scene.absolute(), root).replace(os.sep, "/")
     child = Confined(FACT_READERS["blender"], memory_bytes=MEMORY_BYTES, reply_bytes=REPLY_BYTES)
     with contextlib.closing(child), contextlib.suppress(EOFError, TimeoutError):
-        return [root / one for one in child.call(name, str(root)).get("inputs", ())]
-    return []
+        found: Mapping[str, Any] = child.call(name, str(root))
+        return found
+    return {}
+
+
+def _unwanted(path: Path) -> str:
+    """Why nobody can mean a file that a scene names outside of its folder; "" when somebody can."""
+    for one in (path, path.resolve()):
+        if any(part.startswith(".") for part in one.parts[1:]):
+            return "it is hidden"
+        if one.as_posix().startswith(tuple(f"{place}/" for place in _SYSTEM)):
+            return "it belongs to the system"
+    try:
+        kept = stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return "it can't be read"
+    return "" if kept else "it is no file"
+
+
+def several(names: Iterable[str], most: int = 20) -> str:
+    """Names for a sentence, and how many there are besides."""
+    found = list(names)
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")

@@ -35,6 +35,7 @@ LONGEST_NAME: Final = 1000
 
 _UTF8: Final = 0x800
 """Flag of a name in a ZIP."""
+_UNSENT: Final = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 _UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*/\\]|[\ud800-\udfff]')
 _NUMBER: Final = re.compile(r"[\d._-]{1,20}$", re.ASCII)
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -104,11 +105,11 @@ def check_relative(name: str, new: str) -> None:
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         message = f"{shown} … is too long: with its folders a name has at most {LONGEST_NAME} bytes. Shorten it."
         raise Unfit(message, code="bad_name")
-    if wrong := next((part for part in parts if part in (".", "..")), None):
-        message = f"{shown} has the part {wrong!r}: name it as it is seen from the folder that is sent."
+    if odd := _UNSENT.search(new):
+        message = f"{shown} has the letter U+{ord(odd[0]):04X}, which can't be kept. Rename the file."
         raise Unfit(message, code="bad_name")
-    if "" in parts:
-        message = f"{shown} begins or ends with /, or has two: name it as it is seen from the folder that is sent."
+    if "" in parts or {".", ".."} & set(re.split(r"[/\\]", new)) or re.match(r"[A-Za-z]:[/\\]", name):
+        message = f"{shown} leads elsewhere, or has an empty part: name it as it is seen from the folder that is sent."
         raise Unfit(message, code="bad_name")
     if name == MAPPING:
         raise Unfit(f"{MAPPING} is the farm's own: call your file something else.", code="bad_name")

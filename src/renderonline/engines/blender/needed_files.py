@@ -51,9 +51,13 @@ class Needed:
         self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
         self.unclear = dict[str, Sequence[str]]()
         self.guessed = dict[str, str]()
+        self.whole_paths = False
+        """Whether a file was found by a whole path."""
         self._held = _mapping(files.get(MAPPING, "")) if isinstance(files, Mapping) else {}
         self._tree: _Tree = _Listed([*files, *self._held]) if isinstance(files, Mapping) else _OnDisk(files)
-        self._root = os.path.abspath(files) if isinstance(files, str) else _sent_from(files.get(FOLDER, ""))
+        self._root = (
+            os.path.abspath(files).replace(os.sep, "/") if isinstance(files, str) else _sent_from(files.get(FOLDER, ""))
+        )
         self._left = left
         self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(self._tree.names(folder), left))
         self._asked: dict[tuple[str, str], Sequence[str] | None] = {}
@@ -86,6 +90,7 @@ class Needed:
             return self._packed(whole, one)
         plain = posixpath.normpath(one.path.replace("\\", "/"))
         if self._root and (inside := _part_below(plain, self._root)) is not None:
+            self.whole_paths |= self._is_there(inside, one)
             return inside
         if found := self._packed(plain, one):
             return found
@@ -93,6 +98,7 @@ class Needed:
         for first in range(1, len(parts) - (_SHORTEST_TAIL if self._root else 1) + 1):
             tail = "/".join(parts[first:])
             if self._is_there(tail, one):
+                self.whole_paths = True
                 if first == len(parts) - 1 and one.needed:
                     self.guessed[one.path] = tail
                 return tail
@@ -139,7 +145,8 @@ class Needed:
         return alike
 
     def _below(self, name: str, user: str) -> Sequence[str]:
-        """Everything in a folder; of one that holds the scene itself only what caches are made of."""
+        """Everything in a folder; only what caches are made of in one that holds the scene itself, and where the whole
+        disk may be meant."""
         folders = [name] if self._tree.is_folder(name) else self._tree.alike(name)
         if len(folders) > 1:
             self.unclear[name] = folders
@@ -148,7 +155,7 @@ class Needed:
         found = [one for folder in folders for one in islice(self._tree.below(folder), most)]
         if len(found) == most:
             self._left.skip(f"more than {MOST_INPUTS:,} files in {name}", found.pop())
-        if name == "." or user.startswith(f"{name}/"):
+        if name == "." or user.startswith(f"{name}/") or self._root == posixpath.dirname(self._root) != "":
             found = [one for one in found if one.casefold().endswith(CACHES)]
         return found
 

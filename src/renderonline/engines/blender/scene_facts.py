@@ -27,7 +27,8 @@ _SUFFIX: Final = re.compile("[A-Za-z0-9_-]{1,20}")
 
 def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
     """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
-    (names of files that are there, at most so many), `missing` (that are not) and `outside` (as the scene names them).
+    (names of files that are there, at most so many), `missing` (that are not), `outside` (as the scene names them) and
+    `whole_paths` (whether a file that is there was named so).
 
     `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
     well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
@@ -49,7 +50,11 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
     if len(inputs) > most_inputs > 0:
         left.skip(f"more than {most_inputs:,} files that the scene needs", *inputs[most_inputs:])
     warnings += [*needed.warnings(), *left.warnings()]
-    named = {"missing": missing[:MOST_TOLD], "outside": outside[: most_inputs or MOST_TOLD]}
+    named = {
+        "missing": missing[:MOST_TOLD],
+        "outside": outside[: most_inputs or MOST_TOLD],
+        "whole_paths": needed.whole_paths,
+    }
     return {"facts": facts, "inputs": inputs[:most_inputs], **named}
 
 
