@@ -5,7 +5,7 @@ print comes from scenes of strangers: it is cut and made plain here.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from renderonline.farm.frames import MAX_FRAMES
@@ -16,6 +16,8 @@ MOST_OF_ATTEMPT: Final = 10
 """Warnings that one attempt reports."""
 LONGEST: Final = 300
 """Characters of one."""
+_ABSENT: Final = re.compile(r"not there|does not exist|missing from|Unable to open|Cannot find")
+_FILE: Final = re.compile(r"[^/\\'\"\s]+\.[A-Za-z0-9]{1,8}\b")
 _MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
 
 
@@ -28,13 +30,23 @@ def cleaned(text: str) -> str:
 def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) -> tuple[str, ...]:
     """The warnings that were `known` and `more`, each once and cleaned. Beyond `most` the last one says how many there
     were at least: those that are not kept can't be told apart later."""
-    texts = dict.fromkeys(filter(None, map(cleaned, (*known, *more))))
+    texts = dict.fromkeys(_once(filter(None, map(cleaned, (*known, *more)))))
     counted = [int(found[1]) for text in texts if (found := _MORE.fullmatch(text))]
     plain = [text for text in texts if not _MORE.fullmatch(text)]
     if not counted and len(plain) <= most:
         return tuple(plain)
     left = max(0, len(plain) - (most - 1))
     return (*plain[: most - 1], f"and at least {max(left, *counted, 1)} more: the log has them")
+
+
+def _once(texts: Iterable[str]) -> Iterator[str]:
+    """The farm, the launcher and Blender itself each say that a file is missing: the first one is enough."""
+    absent = set[str]()
+    for text in texts:
+        files = {name.casefold() for name in _FILE.findall(text)} if _ABSENT.search(text) else set[str]()
+        if not files or files - absent:
+            yield text
+        absent |= files
 
 
 def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:

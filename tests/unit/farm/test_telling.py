@@ -11,6 +11,13 @@ def test_a_warning_is_kept_once() -> None:
     assert joined(("a is missing",), ("b is missing", "a is missing")) == ("a is missing", "b is missing")
 
 
+def test_a_file_is_called_missing_once_whoever_says_it() -> None:
+    first = "tex/a.png, tex/B.png are not there: submit with --with tex"
+    later = ("//tex/a.png is not there: it was not sent with the scene", "Image file '/x/tex/b.png' does not exist.")
+    others = ("a.png rendered in software", "c.png is not there")
+    assert joined((first,), (*later, *others)) == (first, *others)
+
+
 def test_beyond_the_bound_the_last_one_says_how_many_more_there_were() -> None:
     told = joined((), map(str, range(30)))
     assert told == (*map(str, range(19)), "and at least 11 more: the log has them")

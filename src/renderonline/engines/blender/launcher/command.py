@@ -29,6 +29,7 @@ def run(words: Sequence[str]) -> NoReturn:
     try:
         main(words)
     except Failed as failed:
+        sys.stdout.flush()  # Blender's own lines wait there, and the last line is the one that people read
         sys.stderr.write(f"Error: {failed}\n")
         leave(failed.code)
     except BaseException:  # noqa: BLE001 - whatever it is, the exit code must say so

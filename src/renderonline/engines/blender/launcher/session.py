@@ -24,6 +24,7 @@ FORMATS: Final = {"TGA": "TARGA", "RAWTGA": "TARGA_RAW", "JP2": "JPEG2000", "EXR
 ODD_FORMATS: Final = frozenset({"AVIF", "DDS", "PSD", "FITS"})
 """Those that a scene may have and the farm does not take: it can't look into such files."""
 FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
+NO_CAMERA: Final = "The scene has no camera: choose one in Blender, or name one with --arg camera=NAME"
 
 
 class Session:
@@ -172,7 +173,7 @@ class Session:
         try:
             result = self._draw(frame)
         except RuntimeError as error:
-            raise Failed(error) from None
+            raise Failed(NO_CAMERA if "no camera" in str(error) else error) from None
         # What tells a new file from an old one is its stamp, never a clock: that of a network disk may differ.
         now = companions.stamps(path, *views)
         written = {name for name, stamp in now.items() if stamp != before.get(name)}
