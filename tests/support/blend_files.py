@@ -9,7 +9,7 @@ from typing import Any
 import zstandard
 
 _NUMBERS = {"int": ("i", 4), "short": ("h", 2), "float": ("f", 4), "char": ("b", 1)}
-_ID = [("char", "name[66]")]
+_ID = [("char", "name[66]"), ("IDProperty", "*properties")]
 _RENDER = [
     *(("int", name) for name in ("sfra", "efra", "frame_step", "xsch", "ysch")),
     *(("short", "size"), ("short", "frs_sec"), ("float", "frs_sec_base")),
@@ -22,6 +22,9 @@ STRUCTS: Mapping[str, Sequence[tuple[str, str]]] = {
     "RenderData": _RENDER,
     "Scene": [("ID", "id"), ("Object", "*camera"), ("RenderData", "r")],
     "FileGlobal": [("Scene", "*curscene")],
+    "IDPropertyData": [("IDProperty", "*first"), ("int", "val")],
+    "IDProperty": [("IDProperty", "*next"), ("char", "name[64]"), ("IDPropertyGroup", "data")],
+    "IDPropertyGroup": [("IDPropertyData", "group"), ("int", "val")],
     "Image": _FILE,
     "Library": _FILE,
     "bSound": _FILE,
@@ -41,6 +44,7 @@ class Scene:
     engine: str = "CYCLES"
     imtype: int = 17
     camera: int = 77
+    device: str = "CPU"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Blend:
         blocks = [self._block(b"GLOB", "FileGlobal", 1, self._struct("FileGlobal", curscene=1000 + self.active))]
         blocks.append(self._block(b"DATA", "ID", 2, bytes(self.ballast)))
         blocks += [self._block(b"SC", "Scene", 1000 + i, self._scene(one)) for i, one in enumerate(self.scenes)]
+        blocks += self._properties()
         blocks += [self._block(one.code.encode(), one.struct, 2000, self._file(one)) for one in self.files]
         blocks += [self._block(code, "ID", 3, data) for code, data in self.more]
         return head + b"".join(blocks) + self._block(b"DNA1", "ID", 4, self._dna()) + self._block(b"ENDB", "ID", 0, b"")
@@ -92,15 +97,35 @@ class Blend:
         numbers = {"sfra": one.start, "efra": one.end, "frame_step": one.step, "xsch": one.width, "ysch": one.height}
         rest = {"size": one.percent, "frs_sec": one.fps, "frs_sec_base": 1.0, "engine": one.engine}
         rest["im_format"] = struct.pack("b", one.imtype)
-        return self._struct("Scene", id=self._id("SC" + one.name), camera=one.camera, r={**numbers, **rest})
+        properties = 5000 + 10 * self.scenes.index(one) if one.device == "GPU" else 0
+        return self._struct("Scene", id=self._id("SC" + one.name, properties), camera=one.camera, r={**numbers, **rest})
+
+    def _properties(self) -> list[bytes]:
+        """The settings of Cycles, as Blender keeps those of add-ons, of scenes that ask for a card: a property of some
+        other add-on, then the group with the one that counts. Blender writes them behind their scene."""
+        found: list[bytes] = []
+        for number, one in enumerate(self.scenes):
+            first = 5000 + 10 * number
+            for address, called, follows, inner, value in (
+                (first, "", 0, first + 1, 0),
+                (first + 1, "other", first + 2, 0, 0),
+                (first + 2, "cycles", 0, first + 3, 0),
+                (first + 3, "samples", first + 4, 0, 1),
+                (first + 4, "device", 0, 0, 1),
+            ):
+                data = {"group": {"first": inner, "val": 0}, "val": value}
+                block = self._struct("IDProperty", next=follows, name=called, data=data)
+                found += [self._block(b"DATA", "IDProperty", address, block)] if one.device == "GPU" else []
+        return found
 
     def _file(self, one: File) -> bytes:
         return self._struct(
             one.struct, id=self._id(one.code + "x"), name=one.path, packedfile=one.packed, source=one.source
         )
 
-    def _id(self, name: str) -> bytes:
-        return name.encode().ljust(66, b"\0")
+    def _id(self, name: str, properties: int = 0) -> bytes:
+        address = struct.pack(self.order + ("Q" if self.pointer == 8 else "I"), properties)
+        return name.encode().ljust(66, b"\0") + address
 
     def _struct(self, struct_name: str, /, **values: Any) -> bytes:
         return b"".join(self._value(kind, called, values) for kind, called in STRUCTS[struct_name])

@@ -35,6 +35,7 @@ scene.render.fps, scene.render.resolution_percentage = 30, 50
 scene.render.image_settings.file_format = "OPEN_EXR"
 bpy.ops.scene.new(type="NEW")
 bpy.context.scene.name, bpy.context.scene.frame_end = "Second", 77
+bpy.context.scene.cycles.device = "GPU"
 with bpy.data.libraries.load({library!r}, link=True) as (there, wanted):
     wanted.objects = [name for name in there.objects if "Suz" in name]
 for one in wanted.objects:
@@ -76,6 +77,7 @@ def test_blenders_own_files_are_read(folder: Path) -> None:
         "format": "OPEN_EXR",
     }
     assert (facts["scenes"][1]["name"], facts["scenes"][1]["end"]) == ("Second", 77)
+    assert facts["scenes"][1]["device"] == "gpu"  # what a scene says of cards is a need
     assert facts["warnings"] == []
 
 

@@ -55,6 +55,20 @@ async def test_what_the_user_says_counts_more(api: Running) -> None:
     assert task["frames"] == "10,15"
 
 
+async def test_a_scene_that_asks_for_cards_prefers_one_unless_the_user_says_more(api: Running) -> None:
+    scene = Blend((Scene(device="GPU"),)).write()
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {"gpus": 0, "prefers_gpu": True}),
+        ({"arguments": {"device": "cpu"}}, {"gpus": 0, "prefers_gpu": False}),
+        ({"arguments": {"device": "gpu"}}, {"gpus": 1, "prefers_gpu": False}),
+        ({"arguments": {"engine": "BLENDER_EEVEE"}}, {"prefers_gpu": False, "draws": True}),
+        ({"needs": {"gpu_memory_mib": 8000}}, {"gpus": 1, "gpu_memory_mib": 8000, "prefers_gpu": False}),
+    ]
+    for request, needs in cases:
+        task = await submit(api, scene, **request)
+        assert task["needs"] | needs == task["needs"], request
+
+
 async def test_v1_clients_get_the_frames_of_the_scene_too(api: Running) -> None:
     request = {"EngineId": 1, "Arguments": [{"ArgTypeId": "format", "Value": "PNG"}]}
     reply = await api.submit(request, ("shot.blend", SCENE))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from renderonline.engines.loading import parse_definition, shipped
 from renderonline.renderapi.routes.guard import V2
 from tests.support.renderapi import COMMAND_ENGINE, SCENE, Running
 
@@ -102,14 +103,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "paused": False,
         "file_name": "a.blend",
         "file_size": 13,
-        "arguments": {
-            "start_frame": "1",
-            "end_frame": "20",
-            "frame_step": "1",
-            "format": "JPEG",
-            "threads": "0",
-            "device": "auto",
-        },
+        "arguments": {**task["arguments"], "start_frame": "1", "end_frame": "20", "frame_step": "1", "format": "JPEG"},
         "frames": "1-10x3,20",
         "frames_total": 5,
         "frames_done": 0,
@@ -125,6 +119,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "notify": False,
         "needs": {},
         "film": "",
+        "names": "",
         "facts": {},
         "missing_inputs": [],
         "warnings": [],
@@ -132,6 +127,8 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "progress": 0.0,
         "latest": None,
     }
+    others = {one.id: one.default for one in parse_definition(shipped()["blender"]).arguments}
+    assert task["arguments"] | {"end_frame": "1", "format": "PNG"} == others
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", task["queued"])
     chunks = (await api.call("GET", "/tasks/1/chunks")).json()["items"]
     assert [(chunk["frames"], chunk["place"]) for chunk in chunks] == [("1-4x3", 0), ("7-10x3", 2), ("20", 1)]

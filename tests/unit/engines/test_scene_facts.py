@@ -48,6 +48,13 @@ def test_a_scene_says_what_it_renders(tmp_path: Path, order: str, pointer: int, 
     ]
 
 
+@pytest.mark.parametrize(("order", "pointer", "file_format"), WRITTEN)
+def test_a_scene_says_that_it_renders_on_cards(tmp_path: Path, order: str, pointer: int, file_format: int) -> None:
+    scenes = (Scene("Cards", device="GPU"), Scene("Plain"))
+    (tmp_path / "a.blend").write_bytes(Blend(scenes, (), 502, order, pointer, file_format).write())
+    assert [one.get("device") for one in read(str(tmp_path / "a.blend"))["scenes"]] == ["gpu", None]
+
+
 @pytest.mark.parametrize("how", COMPRESSED)
 @pytest.mark.parametrize("part", [0.001, 0.3, 0.7, 0.95])
 def test_a_truncated_scene_is_refused(tmp_path: Path, how: str, part: float) -> None:

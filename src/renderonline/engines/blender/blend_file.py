@@ -35,6 +35,8 @@ STEP_BYTES: Final = 1 << 20
 _READS: Final = {"int": "i", "short": "h", "float": "f", "char": "b", "int8_t": "b", "uchar": "B", "int64_t": "q"}
 _RAW: Final = 1
 """Blocks without a struct say that they are the first, or since Blender 5 the second."""
+_OF_SCENES: Final = frozenset({"IDProperty"})
+"""Kinds that are kept of scenes only: there may be many of all others."""
 _PADDING: Final = 16
 """Bytes after the end of a text in which anything may stand."""
 _PATH: Final = re.compile(rb"[^\x00-\x1f]*[/\\\\.][^\x00-\x1f]*")
@@ -338,15 +340,17 @@ def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Collection[str]
     """Go through the file again for what is asked for."""
     assert blend.dna is not None
     structs, (name_at, name_size), owner, room = blend.dna.structs, blend.dna.name_at(), "", MOST_KEPT_BYTES
+    of_scenes = {index for index, kind in enumerate(structs) if kind in _OF_SCENES}
     wanted, kept = {index for index, kind in enumerate(structs) if kind in kinds}, 0
     for head in _heads(stream, layout):
         is_datablock, is_text = len(head.code) == 2, head.kind <= _RAW and 2 < head.length <= LONGEST_TEXT
-        most = LONGEST_BLOCK if head.kind in wanted else LONGEST_TEXT if is_datablock or is_text else 0
+        is_wanted = head.kind in wanted and (head.kind not in of_scenes or owner.startswith("SC"))
+        most = LONGEST_BLOCK if is_wanted else LONGEST_TEXT if is_datablock or is_text else 0
         data = stream.take(min(head.length, most if head.code != "DNA1" else 0))
         stream.skip(head.length - len(data))
         if is_datablock:
             owner = text_of(data[name_at : name_at + name_size])
-        if head.kind in wanted and data:
+        if is_wanted and data:
             block = Block(head.code, head.kind, head.address, data, owner)
             blend.blocks.setdefault(structs[head.kind], []).append(block)
             blend.places[head.address] = block

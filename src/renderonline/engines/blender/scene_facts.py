@@ -8,6 +8,7 @@ from typing import Any, Final
 from renderonline.engines.blender import needed_files
 from renderonline.engines.blender.blend_file import Blend, Block, BrokenScene, Left, opened, several, understood
 from renderonline.engines.blender.needed_files import MOST_INPUTS, Needed
+from renderonline.engines.blender.scene_devices import device_of
 from renderonline.engines.blender.scene_paths import KINDS, Named, named_files
 
 MOST_SCENES, MOST_TOLD = 64, 500
@@ -131,6 +132,7 @@ def _scene(blend: Blend, block: Block) -> dict[str, Any]:
         "fps": round(rate / base, 3) if 1e-3 < base < 1e6 else float(rate),
         "engine": dna.get(block, "r", "engine"),
         "format": _FORMATS.get(dna.get(block, "r", "im_format", "imtype"), ""),
+        **({"device": device} if (device := device_of(blend, block)) else {}),
         **({"view": view} if (view := _first_view(blend, block)) else {}),
     }
 

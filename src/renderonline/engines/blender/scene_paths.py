@@ -55,7 +55,7 @@ _FIELDS: Final = {
 KINDS: Final = frozenset(
     {*_DATABLOCKS, *_FIELDS, "Scene", "FileGlobal", "Sequence", "Strip", "StripElem", "SceneRenderView", "PointCache"}
     | {"OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake", "bNode"}
-    | {"bNodeSocketValueString"}
+    | {"bNodeSocketValueString", "IDProperty"}
 )
 """The structs that are asked for."""
 
