@@ -3,10 +3,11 @@
 import signal
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from renderonline.farm.errors import NotAuthenticated
 from renderonline.rnoclient.sdk import Client, Login
+from tests.browser.test_looks import look
 from tests.support.browsing import PaintedFarm, Visitor
 from tests.support.farm import wait_until
 from tests.support.painter import DEFINITION
@@ -69,6 +70,26 @@ def test_machine_without_a_box_says_so_and_one_that_vanishes_is_offline(farm: Pa
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(card).to_have_count(0)
+
+
+def test_graphics_cards_show_their_load_and_memory(farm: PaintedFarm, visit: Visitor) -> None:
+    def more(route: Route) -> None:
+        """No computer for tests has a card."""
+        found = route.fetch().json()
+        card = {"id": "GPU-1", "name": "NVIDIA RTX 5000", "kind": "cuda", "memory_mib": 16384, "unusable": ""}
+        good = {**card, "usable": True, "load": 0.75, "memory_used_mib": 4096}
+        bad = {**card, "id": "GPU-2", "usable": False, "load": None, "memory_used_mib": 0, "unusable": "no kernels fit"}
+        found["items"][0]["cards"] = [good, bad]
+        route.fulfill(json=found)
+
+    page = visit.page("/")
+    page.route("**/renderapi/v2/machines", more)
+    page.goto("/farm")
+    graphics = page.locator("[data-machine='atelier'] .graphics")
+    expect(graphics.first).to_contain_text("NVIDIA RTX 5000")
+    expect(graphics.first).to_contain_text("75 % · 4.3 GB of 17 GB")
+    expect(graphics.last).to_contain_text("Not used: no kernels fit")
+    look(page, "farm-cards")
 
 
 def test_invitation_is_a_line_to_type(farm: PaintedFarm, visit: Visitor) -> None:

@@ -1,6 +1,7 @@
 """The form of a new task: picker, drop, progress, checks as one types."""
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from renderonline.farm.arguments import TYPES
 from renderonline.farm.frames import parse_frames
+from tests.browser.test_looks import look
 from tests.support.blend_files import Blend, Scene
 from tests.support.browsing import PaintedFarm, Visitor, log_in
 from tests.support.farm import wait_until
@@ -45,6 +47,7 @@ def test_submission_before_the_upload_has_ended_takes_all_frames_of_the_scene(
     page.route("**/files/0", lambda route: held.append(route))
     page.get_by_label("Scene file").set_input_files(scene)
     expect(page.locator(".frames-count")).to_have_text("= all frames of the scene")
+    expect(page.get_by_label("Format")).to_have_value("")  # as the scene says
     page.get_by_label("Don't start yet").check()
     page.get_by_role("button", name="Submit all frames of the scene when the upload ends").click()
     expect(page.get_by_text("The task begins as soon as everything is there.")).to_be_visible()
@@ -54,6 +57,84 @@ def test_submission_before_the_upload_has_ended_takes_all_frames_of_the_scene(
     task = farm.real.client.task(int(page.url.rpartition("/")[2]))
     assert (task["frames"], task["frames_total"]) == ("1-120", 120)
     assert task["arguments"]["format"] == "OPEN_EXR"
+    page.close()
+    farm.real.client.delete(task["task_id"])
+
+
+def test_form_asks_for_all_that_a_task_may_need(farm: PaintedFarm, visit: Visitor) -> None:
+    before = farm.rendered("Comes before", "1-1")
+    page = visit.page("/submit")
+    page.get_by_label("Scene file").set_input_files(farm.scene("needs.paint"))
+    page.get_by_text("More: which machines, when, which names").click()
+    filled = {
+        "Tags": "Fast gpu",
+        "Pool": "film",
+        "Graphics cards": "1",
+        "Memory of a card, MiB": "8000",
+        "Memory, MiB": "512",
+        "Engine at least": "1.2",
+    }
+    filled |= {"After": str(before), "Parts at once": "3", "Names of results": "{file}/{frame:05}"}
+    for label, value in filled.items():
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_label("Box", exact=True).select_option("Landlock or better")
+    page.get_by_label("Don't start yet").check()
+    for label, wrong in (("Tags", "two/words"), ("Memory, MiB", "4 GB"), ("After", "the last")):
+        page.get_by_label(label, exact=True).fill(wrong)
+        expect(page.get_by_label(label, exact=True)).to_have_attribute("aria-invalid", "true")
+        page.get_by_label(label, exact=True).fill(filled[label])
+    look(page, "submit-more")
+    page.get_by_role("button", name="Submit 24 frames").click()
+    page.get_by_role("heading", name="needs.paint").wait_for()
+    task = farm.real.client.task(int(page.url.rpartition("/")[2]))
+    needs = {
+        "engine_version": "1.2",
+        "tags": ["fast", "gpu"],
+        "pool": "film",
+        "memory_mib": 512,
+        "gpus": 1,
+        "gpu_memory_mib": 8000,
+    }
+    assert needs | {"sandbox": "landlock"} == {name: value for name, value in task["needs"].items() if value}
+    assert task["running_limit"] == 3
+    page.close()
+    farm.real.client.delete(task["task_id"])
+
+
+def test_what_is_wrong_with_a_scene_stands_in_the_way_and_its_parts_are_chosen(
+    farm: PaintedFarm, visit: Visitor
+) -> None:
+    scene = farm.directory / "two.blend"
+    scene.write_bytes(Blend(scenes=(Scene(camera=0), Scene(name="Night", start=5, end=9))).write())
+
+    def more(route: Route) -> None:
+        """What these few bytes don't have."""
+        facts = route.fetch().json()
+        facts["scenes"][1] |= {"cameras": ["Wide", "Close"], "view_layers": ["All"]}
+        route.fulfill(json={**facts, "unbaked": ["Cloth"], "missing_inputs": ["textures/wood.png"]})
+
+    page = visit.page("/submit")
+    page.route("**/facts?*", more)
+    page.get_by_label("Scene file").set_input_files(scene)
+    alarm = page.get_by_role("alert")
+    expect(alarm).to_contain_text("no camera")
+    expect(alarm).to_contain_text("textures/wood.png")
+    submit = page.get_by_role("button", name="Submit 1 frame anyway")
+    expect(submit).not_to_have_class(re.compile("primary"))
+    page.get_by_label("Scene", exact=True).select_option("Night")
+    expect(page.get_by_label("Frames", exact=True)).to_have_value("5-9")
+    expect(page.get_by_label("Camera").locator("option")).to_have_text(["As the scene says", "Wide", "Close"])
+    expect(alarm).to_contain_text("Not baked: Cloth.")
+    look(page, "submit-trouble")
+    alarm.get_by_role("button", name="Render in one part").click()
+    expect(alarm).not_to_contain_text("Cloth")
+    page.get_by_label("Camera").select_option("Close")
+    page.get_by_label("Don't start yet").check()
+    page.get_by_role("button", name="Submit 5 frames anyway").click()
+    page.get_by_role("heading", name="two.blend").wait_for()
+    task = farm.real.client.task(int(page.url.rpartition("/")[2]))
+    assert (task["frames"], task["arguments"]["scene"], task["arguments"]["camera"]) == ("5-9", "Night", "Close")
+    assert task["chunks"]["waiting"] == 1
     page.close()
     farm.real.client.delete(task["task_id"])
 

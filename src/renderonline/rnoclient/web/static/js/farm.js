@@ -129,8 +129,8 @@ class Farm extends Part {
       ${machine.reason ? html`<p class="reason">${machine.benched ? 'Set aside for a while: ' : ''}${machine.reason}</p>` : nothing}
       ${this.#doing(machine)}
       ${on && machine.cpu_count ? html`<dl class="meters"><div><dt>Processor</dt><dd>${bar(load, `Processor load of ${machine.name}`)}<span>${percent(load)}</span></dd></div>
-        ${total ? html`<div><dt>Memory</dt><dd>${bar(used, `Memory of ${machine.name} in use`)}<span>${size(total * used)} of ${size(total)}</span></dd></div>` : nothing}</dl>` : nothing}
-      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot') + (machine.slots_claimed > machine.slots ? ` of the ${machine.slots_claimed} it asks for` : ''), ...(machine.gpus ?? []).map((one) => one.name ?? one), BOXES[machine.sandbox]].filter(Boolean).join(' · ')}</p>
+        ${total ? html`<div><dt>Memory</dt><dd>${bar(used, `Memory of ${machine.name} in use`)}<span>${size(total * used)} of ${size(total)}</span></dd></div>` : nothing}${(machine.cards ?? []).map((one) => this.#graphics(machine, one))}</dl>` : nothing}
+      <p class="help">${[machine.platform, machine.cpu_count ? plural(machine.cpu_count, 'core') : '', plural(machine.slots, 'slot') + (machine.slots_claimed > machine.slots ? ` of the ${machine.slots_claimed} it asks for` : ''), ...(machine.cards?.length ? [] : (machine.gpus ?? []).map((one) => one.name ?? one)), BOXES[machine.sandbox]].filter(Boolean).join(' · ')}</p>
       ${this.#box(machine)}
       <p class="engines">${machine.engines.map((one) => html`<span>${one.name} ${one.version}</span>`)}${(machine.tags ?? []).map((one) => html`<span class="tag" title=${machine.own_tags?.includes(one) ? 'The machine says so itself' : nothing}>${one}${machine.own_tags?.includes(one) ? ' (its own word)' : ''}</span>`)}${machine.hours ? html`<span class="tag">${machine.hours}</span>` : nothing}</p>
       ${on ? nothing : html`<p class="help">Last seen ${ago(machine.seen)}</p>`}
@@ -138,6 +138,13 @@ class Farm extends Part {
         ? html`<button type="button" @click=${() => this.#wish(machine, 'draining', 'finishes what it has')}>${icon('draining')}Drain</button><button type="button" @click=${() => this.#wish(machine, 'disabled', 'takes nothing new')}>${icon('disabled')}Disable</button>`
         : html`<button type="button" class="primary" @click=${() => this.#wish(machine, 'active', 'takes work again')}>${icon('play')}Enable</button>`}
         <button type="button" class="plain" aria-label="History of ${machine.name}" @click=${() => this.#look(machine)}>History</button><button type="button" class="plain" aria-label="Change ${machine.name}" @click=${() => this.#edit(machine)}>Change</button></div></div>`;
+  }
+
+  /** A graphics card: how busy it is, and its memory; or why it gets no work. */
+  #graphics(machine, one) {
+    const total = one.memory_mib * MIB;
+    const told = [one.load === null ? '' : percent(one.load), total ? `${size(one.memory_used_mib * MIB)} of ${size(total)}` : ''].filter(Boolean).join(' · ');
+    return html`<div class="graphics"><dt>${one.name || one.id}</dt><dd>${one.usable ? html`${one.load === null ? nothing : bar(one.load, `Load of ${one.name || one.id} in ${machine.name}`)}<span>${told || one.kind}</span>` : html`<span class="bad">Not used: ${one.unusable}</span>`}</dd></div>`;
   }
 
   /** What keeps its engines to their own tasks could be better, and how. */

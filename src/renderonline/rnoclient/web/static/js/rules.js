@@ -72,10 +72,13 @@ export const WISHES = {
   pool: ['', (text) => (!text || WORD.test(text) ? '' : 'One word of a-z, 0-9, _ . and -.')],
   memory_mib: ['', whole(67_108_864)],
   gpus: ['', whole(64)],
+  gpu_memory_mib: ['', whole(67_108_864)],
   engine_version: ['', (text) => (/^(\d{1,6}(\.\d{1,6}){0,5})?$/.test(text) ? '' : 'Numbers with dots between them, such as 4.2 or 5.0.1.')],
   sandbox: ['', () => ''],
   running_limit: ['', whole(100_000)],
   waits_for: ['', (text) => (words(text).length <= 100 && words(text).every((one) => /^\d{1,15}$/.test(one)) ? '' : 'Numbers of tasks, such as 12, 13; at most 100.')],
+  names: ['', (text) => (text.length <= 200 ? '' : 'At most 200 letters.')],
+  strict: [false, () => ''],
   notify: [false, () => ''],
 };
 
@@ -84,17 +87,33 @@ export function wished(form) {
   /** @type {[any, any]} */
   const [needs, request] = [{}, {}];
   for (const name of ['pool', 'engine_version', 'sandbox']) if (form[name]) needs[name] = form[name];
-  for (const name of ['memory_mib', 'gpus']) if (Number(form[name])) needs[name] = Number(form[name]);
+  for (const name of ['memory_mib', 'gpus', 'gpu_memory_mib']) if (Number(form[name])) needs[name] = Number(form[name]);
   if (words(form.tags).length) needs.tags = words(form.tags);
   if (Number(form.running_limit)) request.running_limit = Number(form.running_limit);
   if (words(form.waits_for).length) request.waits_for = words(form.waits_for).map(Number);
-  if (form.notify) request.notify = true;
+  if (form.names.trim()) request.names = form.names.trim();
+  for (const name of ['strict', 'notify']) if (form[name]) request[name] = true;
   return Object.keys(needs).length ? { ...request, needs } : request;
 }
 
 const named = (list) => (list ?? []).map((one) => one.name ?? one);
 /** What a scene offers for arguments that name a part of it. */
 const OFFERED = { scene: (facts) => named(facts?.scenes), camera: (_facts, within) => named(within?.cameras), view_layer: (_facts, within) => named(within?.view_layers) };
+
+/** What an engine with many arguments is asked for most; the rest is folded away. */
+const COMMON = new Set(['format', 'scene', 'camera', 'view_layer', 'samples', 'percent', 'device']);
+/** More arguments than this are many. */
+const MANY = 9;
+/** What only the scene can know. */
+const ITS_OWN = new Set(['view']);
+
+/** An engine's arguments as the form has them: those in sight, and those that are folded away. A part of the scene is chosen where there are several. */
+export function arranged(all, facts, within) {
+  const asked = all.filter((one) => !ITS_OWN.has(one.id));
+  const common = (one) => COMMON.has(one.id) && (!(one.id in OFFERED) || OFFERED[one.id](facts, within).length > 1);
+  if (asked.length <= MANY) return [asked, []];
+  return asked.some(common) ? [asked.filter(common), asked.filter((one) => !common(one))] : [asked.slice(0, MANY), asked.slice(MANY)];
+}
 
 /** The values that one may choose for an argument; none: anything that its rule allows. */
 export const choicesOf = (argument, facts, within) => (argument.choices.length ? argument.choices : (OFFERED[argument.id]?.(facts, within) ?? []));

@@ -4,7 +4,7 @@ import { get } from './api.js';
 import * as fields from './fields.js';
 import { ENDED, Part, ago, attempt, bar, define, dialog, duration, empty, html, icon, kept, note, nothing, number, percent, plural, size, unready } from './parts.js';
 import { tasks } from './store.js';
-import { ORDERS, PLAIN, WISHES, framesOf, wished, wrongWith } from './rules.js';
+import { ORDERS, PLAIN, WISHES, arranged, framesOf, wished, wrongWith } from './rules.js';
 import { picked, uploads } from './uploads.js';
 
 const PRESETS = 'renderonline-presets';
@@ -13,9 +13,6 @@ const SHOWN_FILES = 100;
 const FORM = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false, order: 'forward', film: '', fps: '', ...Object.fromEntries(Object.entries(WISHES).map(([name, [first]]) => [name, first])) };
 /** What belongs to one task only, and to no preset. */
 const OWN = new Set(['name', 'frames', 'paused', 'waits_for']);
-/** An engine with more arguments than this has only its first ones in sight. */
-const MOST_ARGUMENTS = 9;
-const FIRST_ARGUMENTS = 6;
 
 function presets() {
   try { return JSON.parse(localStorage.getItem(PRESETS) ?? '{}'); } catch { return {}; }
@@ -179,6 +176,7 @@ class Submit extends Part {
 
   /** What the engine, or else its definition, says of an argument's value. */
   #default(one) {
+    if (one.default === '') return ''; // which means: as the scene says
     const said = one.fact && this.#within?.[one.fact];
     const fits = said !== undefined && said !== '' && said !== null && (!one.choices.length || one.choices.includes(String(said)));
     return fits ? String(said) : (one.default ?? one.choices[0] ?? '');
@@ -370,13 +368,19 @@ class Submit extends Part {
   }
 
   /** How many things are wrong with the scene as it is here. */
-  get #trouble() { return (this.facts?.missing_inputs?.length ?? 0) + (this.facts?.warnings?.length ?? 0); }
+  get #trouble() { return (this.facts?.missing_inputs?.length ?? 0) + (this.facts?.warnings?.length ?? 0) + (this.#cold ? 1 : 0); }
+
+  /** Simulations that are not baked begin anew in each part: whether there are several. */
+  get #cold() {
+    const frames = this.#engine?.frames ? this.#count() : 0;
+    return this.#engine?.split === 'frames' && this.facts?.unbaked?.length > 0 && !(this.#form.chunk_size >= (Number(frames) || 2));
+  }
 
   #warned({ missing_inputs: missing = [], warnings = [], unbaked = [] }) {
     const once = () => { this.#form.chunk_size = 100_000; this.#touched.add('chunk_size'); this.#edited(); };
     return html`<div class="alarm" role="alert">${icon('warning')}<div><strong>This scene may not look as you mean it.</strong>
       ${warnings.map((one) => html`<p>${one.charAt(0).toUpperCase()}${one.slice(1).replace(/[^.!?]$/, '$&.')}</p>`)}
-      ${unbaked.length && this.#engine.split === 'frames' ? html`<p><button type="button" ?disabled=${this.#form.chunk_size === 100_000} @click=${once}>Render it in one part</button></p>` : nothing}
+      ${this.#cold ? html`<p>Not baked: ${unbaked.slice(0, 5).join(', ')}${unbaked.length > 5 ? ` and ${unbaked.length - 5} more` : ''}. Each part would begin it anew: bake it, or render all frames in one part.</p><p><button type="button" @click=${once}>Render in one part</button></p>` : nothing}
       ${missing.length ? html`<p>It names files that are not here: choose them together with it, or its whole folder.</p>
         <ul>${missing.slice(0, 10).map((one) => html`<li><code>${one}</code></li>`)}${missing.length > 10 ? html`<li>and ${missing.length - 10} more</li>` : nothing}</ul>` : nothing}</div></div>`;
   }
@@ -394,14 +398,13 @@ class Submit extends Part {
     const bad = (name) => (this.#touched.has(name) ? (wrong.get(name) ?? '') : '');
     const set = (name, read = (input) => input.value) => (event) => { form[name] = read(event.target); this.#touched.add(name); this.#edited(); };
     const saved = Object.keys(presets()[engine.name] ?? {});
-    const all = this.#arguments();
-    const [shown, folded] = all.length > MOST_ARGUMENTS ? [all.slice(0, FIRST_ARGUMENTS), all.slice(FIRST_ARGUMENTS)] : [all, []];
+    const [shown, folded] = arranged(this.#arguments(), this.facts, this.#within);
     return html`${this.refused ? html`<p class="problem" role="alert">${icon('failed')}${this.refused}</p>` : nothing}
       <section class="card"><h2>What to render</h2><div class="fields">
         ${fitting.length > 1 ? html`<label>Engine <select @change=${(event) => { this.#choose(fitting[event.target.selectedIndex]); this.#edited(); }}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select></label>` : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
         ${engine.frames ? this.#frames(bad, set) : nothing}
       </div></section>
-      ${all.length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
+      ${shown.length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
         ${saved.length ? html`<label class="inline"><span>Preset</span><select @change=${(event) => this.#usePreset(event.target.value)}><option value="" ?selected=${!this.#preset}>As the engine has it</option>${saved.map((one) => html`<option ?selected=${one === this.#preset}>${one}</option>`)}</select></label>` : nothing}
         ${this.#preset ? html`<button type="button" class="plain" aria-label="Forget the preset ${this.#preset}" @click=${this.#forgetPreset}>${icon('remove')}</button>` : nothing}
         <button type="button" @click=${this.#savePreset}>Save as preset</button></div><div class="fields">${shown.map((one) => this.#argument(one, bad))}</div>
@@ -411,7 +414,7 @@ class Submit extends Part {
         <div><label for="priority">Priority</label><div class="slider"><input id="priority" type="range" min="0" max="100" step="5" .value=${kept(String(form.priority))} @input=${set('priority', (input) => Number(input.value))}><output for="priority">${form.priority}</output></div><p class="help">Higher is rendered first.</p></div>
         ${engine.split === 'frames' ? html`<label>Frames in a part <input type="number" min="0" max="100000" .value=${kept(String(form.chunk_size))} @input=${set('chunk_size', (input) => Math.max(0, Math.trunc(Number(input.value) || 0)))}><span class="help">One machine renders a part at a time. 0: the farm decides.</span></label>` : nothing}
         <label class="check"><input type="checkbox" .checked=${kept(form.paused)} @change=${set('paused', (input) => input.checked)}> Don't start yet</label></div>
-        ${this.#folded('More: which machines, when', Object.keys(WISHES), html`<h3>Machines</h3><div class="fields">${fields.machines(form, bad, set)}</div><h3>Order</h3><div class="fields">${fields.order(form, bad, set, this.mails)}</div>`)}</section>
+        ${this.#folded('More: which machines, when, which names', Object.keys(WISHES), html`<h3>Machines</h3><div class="fields">${fields.machines(form, bad, set)}</div><h3>Order</h3><div class="fields">${fields.order(form, bad, set, this.mails)}</div><h3>Results</h3><div class="fields">${fields.results(form, bad, set)}</div>`)}</section>
       ${this.#ending(upload)}`;
   }
 
@@ -430,12 +433,15 @@ class Submit extends Part {
 
   #argument(one, bad) {
     const change = (event) => {
-      this.#values[one.id] = event.target.value;
-      this.#touched.add(one.id);
+      const chosen = event.target.value;
+      const left = chosen === '' && one.default !== '' && one.fact; // to the scene
+      this.#values[one.id] = left ? this.#default(one) : chosen;
+      this.#touched[left ? 'delete' : 'add'](one.id);
       if (one.id === 'scene') this.#apply(); // another scene of the file has frames and cameras of its own
       this.#edited();
     };
-    return fields.argument(one, this.#values[one.id], bad(one.id), change, this.facts, this.#within);
+    const untold = one.fact && this.#engine.facts && !this.#within && !this.#touched.has(one.id);
+    return fields.argument(one, untold ? '' : this.#values[one.id], bad(one.id), change, this.facts, this.#within);
   }
 
   /** What few people need; it is open when something in it was chosen or is wrong. */

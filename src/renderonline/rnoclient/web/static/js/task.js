@@ -165,7 +165,8 @@ class Task extends Part {
     const files = new Map();
     for (const result of this.#results.values()) if (result.frame !== null && !files.has(result.frame)) files.set(result.frame, result);
     const found = new Map();
-    const unnumbered = !files.size && this.#results.size > 0; // files of which nobody knows which frame they are
+    const besides = [...this.#results.values()].filter((one) => !FILMS.test(one.name));
+    const unnumbered = besides.length > 0 && besides.every((one) => one.frame === null && (one.of_frame ?? null) === null); // nobody knows which frame is which
     for (const chunk of this.#chunks.values()) {
       if (chunk.frames === null || (unnumbered && chunk.state === 'succeeded')) continue;
       const lacking = this.#looked.has(chunk.chunk_id) ? 'missing' : 'unknown';
@@ -310,9 +311,9 @@ class Task extends Part {
 
   #facts(task) {
     const facts = [['Number', task.task_id], ['Engine', task.engine], ['Scene', `${task.file_name}, ${size(task.file_size)}`], ['Frames', task.frames || 'what the scene says'],
-      ['Frames in a part', task.chunk_size || 'decided by the farm'], ['Owner', task.email], ['Submitted', when(task.queued)], ['Started', when(task.started)], ['Ended', when(task.ended)],
+      ['Frames in a part', task.chunk_size || 'decided by the farm'], ['Rendered on', [...new Set([...this.#results.values()].map((one) => one.facts?.device).filter(Boolean))].slice(0, 5).join('; ')], ['Owner', task.email], ['Submitted', when(task.queued)], ['Started', when(task.started)], ['Ended', when(task.ended)],
       ['Parts', Object.entries(task.chunks).filter(([, count]) => count).map(([state, count]) => `${count} ${word(state).toLowerCase()}`).join(', ')]];
-    return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+    return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.filter(([name, value]) => value || name !== 'Rendered on').map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
         <div><dt><label for="task-priority">Priority</label></dt><dd class="slider"><input id="task-priority" type="range" min="0" max="100" step="5" .value=${String(task.priority)} ?disabled=${ENDED.has(task.status)}
           @change=${(event) => attempt(async () => tasks.put(await call('PATCH', `/tasks/${task.task_id}`, { priority: Number(event.target.value) })), 'Priority changed.')}><output>${task.priority}</output></dd></div></dl></section>
       <section class="card"><h2>Arguments</h2>${Object.keys(task.arguments).length ? html`<dl>${Object.entries(task.arguments).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>` : html`<p class="help">All as the engine has them.</p>`}</section>

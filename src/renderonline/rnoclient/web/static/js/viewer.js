@@ -253,7 +253,7 @@ class Viewer extends Part {
     const there = this.#there();
     const place = this.#place();
     const { result } = cell;
-    const facts = result ? [this.#shown ? `${this.#shown.width} × ${this.#shown.height}` : '', size(result.size)].filter(Boolean).join(' · ') : word(cell.state);
+    const facts = result ? [this.#shown ? `${this.#shown.width} × ${this.#shown.height}` : '', size(result.size), result.facts?.device ? `on ${result.facts.device}` : ''].filter(Boolean).join(' · ') : word(cell.state);
     const button = (name, label, act, more = '') => html`<button type="button" class="plain ${more}" aria-label=${label} title=${label} @click=${act}>${icon(name)}</button>`;
     return html`<dialog class="viewer" aria-label="Frame ${cell.label} of ${this.task.name}" @close=${() => this.closed()} @keydown=${this.#pressed}>
       <header><strong>${this.beside ? `Frames ${this.beside} | ${cell.label}` : cell.frame === null ? cell.label : `Frame ${cell.label}`}</strong><span class="soft">${facts}</span><span class="grow"></span>
