@@ -196,7 +196,8 @@ def _change(client: Client, who: str, **changes: object) -> Output:
     words = [machine["wish"], *(f"{name} {value}" for name, value in said.items() if value)]
     text = f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
     if "hours" in changes:
-        text += f"\nIt takes work: {told(str(machine.get('hours') or ''))} (the farm's local time)."
+        hours = str(machine.get("hours") or "")
+        text += f"\nIt takes work: {told(hours)}" + (" (the farm's local time)." if hours else ".")
     return machine, text
 
 

@@ -70,7 +70,7 @@ def follow(client: Client, task_id: int, *, as_json: bool) -> int:
     if task is not None and task["status"] == "succeeded":
         return 0
     if task is not None and not as_json:
-        show.note(f"{describe(task)}\nSee why: renderonline logs {task_id}")
+        show.note(f"See why: renderonline logs {task_id}")
     return 1
 
 
@@ -91,14 +91,15 @@ def logs(
 ) -> Output | None:
     """Print what the engine wrote.
 
-    Of the newest attempt that failed, else of the newest one.
+    Of the newest attempt that failed, else of the newest one that rendered frames.
     """
     found = sorted(client.attempts(task), key=lambda item: int(item["attempt_id"]))
     if attempts:
         columns = [">ATTEMPT", ">CHUNK", "MACHINE", "STATE", "FRAMES", ">EXIT", "STARTED", "REASON"]
         return found, lambda: show.table(columns, map(_attempt_row, found))
     failed = [item for item in found if item["outcome"] not in (None, "succeeded", "canceled")]
-    chosen = [item for item in found if item["attempt_id"] == attempt] if attempt else failed or found
+    rendered = [item for item in found if item["frames"]]  # the film's log comes after them, and says little
+    chosen = [item for item in found if item["attempt_id"] == attempt] if attempt else failed or rendered or found
     if not chosen:
         raise NotFound(f"Task {task} has no such attempt. See `renderonline logs {task} --list`.")
     _print_log(client, task, chosen[-1]["attempt_id"], follow=follow, as_json=json)

@@ -132,7 +132,7 @@ class EngineDefinition:
     any it is only what the machine's own settings name. With `renderers_arguments` its program lists what it can render
     with, one name a line after the line `renderers_after`. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
-    `ascii_paths`: it opens no paths with other letters, nor with double quotes.
+    `ascii_paths`: it opens no paths with other letters, double quotes or backslashes, nor long ones.
     `network`, `sandbox_read`, `sandbox_write`: what is open to it in its box besides its task's files.
     """
 

@@ -130,7 +130,8 @@ class Assign:
     Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
     and directories besides the task's; the engine's definition says so.
 
-    `ascii_paths`: the engine opens no paths with letters beyond ASCII or double quotes; the machine gives it others.
+    `ascii_paths`: the engine opens no paths with letters beyond ASCII, double quotes or backslashes, nor long ones; the
+    machine gives it others.
     """
 
     type: ClassVar[str] = "assign"

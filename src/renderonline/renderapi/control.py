@@ -187,7 +187,8 @@ def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
         return
     if state.counters.live:
         names = {_machine_name(shared, one.machine_id) for one in shared.memory.attempts_of(state.task_id)}
-        yield f"{state.counters.live} of its parts are being rendered on {', '.join(sorted(names)) or 'a machine'}."
+        are = "is" if state.counters.live == 1 else "are"
+        yield f"{state.counters.live} of its parts {are} being rendered on {', '.join(sorted(names)) or 'a machine'}."
     if state.counters.waiting:
         yield from _why_waiting(story, shared)
     for reason in story.reasons:
@@ -198,12 +199,13 @@ def _why_waiting(story: work.Story, shared: Shared) -> Iterable[str]:
     memory, task_id = shared.memory, story.state.task_id
     task = memory.tasks.get(task_id)
     if story.state.paused:
-        yield "It is paused; resume it to go on."
+        yield f"It is paused. Go on with: renderonline resume {task_id}."
     elif story.blocked_by:
         yield f"It waits for task {', '.join(map(str, story.blocked_by))} to succeed."
     elif held := memory.held_machines(task_id):
         names = ", ".join(_machine_name(shared, machine_id) for machine_id in held)
-        yield f"Machine {names} was lost and may still write; it must answer first. Retry, if it is really off."
+        yield f"Machine {names} was lost and may still write; it must answer first."
+        yield f"Is it really off? Then: renderonline retry {task_id}."
     elif (due := memory.next_try(task_id)) is not None:
         yield f"A part is tried again in {max(0.0, due - shared.clock.monotonic()):.0f} s."
     if task is not None and task.may_start:

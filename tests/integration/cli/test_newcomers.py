@@ -94,10 +94,11 @@ def test_povray_renders_scenes_and_includes_of_any_name_and_says_the_whole_reaso
     scene.write_text('#include "ball.inc" camera { location -3*z look_at 0 } light_source { 5*y-5*z rgb 1 } Ball')
     node = farm.add_machine("box")
     try:
-        inputs = {"käse/ball.inc": folder / "ball.inc"}
+        deep = f"käse/{'d' * 150}"
+        inputs = {f"{deep}/ball.inc": folder / "ball.inc"}
         sizes = {"width": "32", "height": "18"}
         task = farm.client.submit(
-            scene, scene="käse/grün.pov", inputs=inputs, engine="povray", frames="1-2", arguments=sizes
+            scene, scene=f"{deep}/grün.pov", inputs=inputs, engine="povray", frames="1-2", arguments=sizes
         )
         done = farm.wait_for_status(task["task_id"], "succeeded", "failed")
         assert done["status"] == "succeeded", done

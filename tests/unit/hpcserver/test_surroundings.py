@@ -120,6 +120,9 @@ def test_engine_that_opens_ascii_alone_gets_links_in_place_of_other_paths() -> N
         ('+I"scene.pov"', '+L"scene_files"', '+O"./frame_.png"'),
         {"scene.pov": odd[0], "scene_files": "/ö/1/2"},
     )
+    deep = f"/{'d' * 150}/7"
+    assert of("/f/a.pov", deep) == (('+I"/f/a.pov"', '+L"/f"', '+O"./frame_.png"'), {})
+    assert of("/f/a.pov", "/f\\x/7") == (('+I"/f/a.pov"', '+L"/f"', '+O"./frame_.png"'), {})
     named = ("/f/1/2/grün.pov", "/f/.attempts/7")
     assert of(*named) == (
         ('+I"scene.pov"', '+L"/f/1/2"', '+O"/f/.attempts/7/frame_.png"'),
