@@ -4,7 +4,6 @@ it until it is stopped."""
 import json
 import os
 import signal
-import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import data_directory
+from renderonline.serving.reaching import reach
 
 NAME = "this-computer"
 STOP_GRACE_S = 5.0
@@ -135,7 +135,7 @@ def run(*, host: str, port: int, slots: int | None, as_json: bool) -> int:
             node = farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
             known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
             known["sandbox"] = node["sandbox"]
-            show.answer((known, lambda: show.say(_introduction(farm, first, node))), as_json=as_json)
+            show.answer((known, lambda: show.say(introduction(farm, first, node, host))), as_json=as_json)
             while True:
                 supervisor.check()
                 time.sleep(0.5)
@@ -163,10 +163,13 @@ def as_node(url: str) -> str:
     return url.rstrip("/").replace("://localhost:", "://127.0.0.1:").casefold()
 
 
-def _introduction(farm: LocalFarm, login: Login | None, node: dict[str, Any]) -> str:
+def introduction(farm: LocalFarm, login: Login | None, node: dict[str, Any], host: str) -> str:
+    """What to do with a farm that is up, which listens at `host`; how others reach it among it."""
     lines = [f"The farm is up: {farm.url}   (open it in a browser; API: {farm.url}/docs)"]
-    if "://localhost:" in farm.url:
-        lines.append(f"Others:         {farm.url.replace('localhost', socket.gethostname())}")
+    others = reach(farm.url, public_url=os.environ.get("RENDERAPI_PUBLIC_URL", ""), listens=host)
+    lines.append(f"Others:         {others.first or others.url}")
+    if not others.first:
+        lines.append("More machines:  renderonline machine invite prints the line to type there")
     if login is not None:
         lines.append(f"First login:    {login.email}   token {login.token}")
         lines.append(f"                (kept in {farm.directory / 'first-login.json'} until it is used on the page)")
