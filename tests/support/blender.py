@@ -96,3 +96,24 @@ for folder, name in (("//", "frame_####"), ({away!r}, "z_")):
     node.file_output_items.new("RGBA", ""); node.format.media_type = "IMAGE"; node.format.file_format = "PNG"
     tree.links.new(layer.outputs["Image"], node.inputs[0])
 """
+
+
+BAKED_NODES = """
+tree = bpy.data.node_groups.new("moved", "GeometryNodeTree")
+for way in ("INPUT", "OUTPUT"):
+    tree.interface.new_socket("Geometry", in_out=way, socket_type="NodeSocketGeometry")
+first, last = tree.nodes.new("NodeGroupInput"), tree.nodes.new("NodeGroupOutput")
+begin, end = tree.nodes.new("GeometryNodeSimulationInput"), tree.nodes.new("GeometryNodeSimulationOutput")
+begin.pair_with_output(end)
+move = tree.nodes.new("GeometryNodeTransform")
+move.inputs["Translation"].default_value = (0.5, 0, 0)
+for source, target in ((first, begin), (begin, move), (move, end), (end, last)):
+    tree.links.new(source.outputs["Geometry"], target.inputs["Geometry"])
+modifier = monkey.modifiers.new("moved", "NODES")
+modifier.node_group = tree
+bpy.ops.wm.save_as_mainfile(filepath=sys.argv[1])
+modifier.bake_target, modifier.bake_directory = "DISK", "//bakes"
+with bpy.context.temp_override(scene=scene, active_object=monkey, object=monkey, selected_objects=[monkey]):
+    bpy.ops.object.simulation_nodes_cache_bake(selected=False)
+"""
+"""For `write_small_scene`: a simulation of geometry nodes that is baked on the disk."""

@@ -18,6 +18,7 @@ from renderonline.engines.renderers import renderers_of
 from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
+    BAKED_NODES,
     blender_prefix,
     everything_at_once,
     run_blender,
@@ -179,6 +180,24 @@ def test_a_chunk_shows_what_one_process_would_show_and_brings_every_output_home(
             pictures = [ImageBuf(str(folder / f"frame_{frame:04d}.png")).get_pixels() for folder in (ours, theirs)]
             assert (pictures[0] == pictures[1]).all()
     assert (home / "frame_0003.png").read_bytes() != (home / "frame_0004.png").read_bytes()
+
+
+def test_a_bake_on_the_disk_is_shown_where_it_may_only_be_read(tmp_path: Path) -> None:
+    """Blender opens bakes of geometry nodes for writing, and shows nothing where it may not."""
+    shot, home = tmp_path / "shot", tmp_path / "home"
+    for folder in (shot, home):
+        folder.mkdir()
+    write_small_scene(shot / "baked.blend", BAKED_NODES)
+    before = sorted(shot.rglob("*.json"))
+    box = ["bwrap", "--bind", "/", "/", "--dev-bind", "/dev", "/dev", "--ro-bind", str(shot), str(shot)]
+    for name, around in (("open", []), ("read-only", box)):
+        words = ["-b", str(shot / "baked.blend"), "-o", f"{home}/{name}_#", "-F", "PNG", "-f", "3"]
+        done = subprocess.run([*around, *blender_prefix(), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    pictures = [ImageBuf(str(home / f"{name}_3.png")).get_pixels() for name in ("open", "read-only")]
+    assert pictures[0].max(axis=(0, 1))[1] > 0.1, "Nothing is seen."
+    assert (pictures[0] == pictures[1]).all()
+    assert before and sorted(shot.rglob("*.json")) == before
 
 
 def test_what_a_task_asks_of_its_scene_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
+from .bakes import copy_bakes
 from .inputs import Inputs, pattern_of
 from .speech import warn
 
@@ -45,6 +46,7 @@ def find_files(bpy: Any, root: str = "") -> None:
             if place.path and (told := _settle(bpy, place, inputs)):
                 missing[told] = None
     _fill_strips(bpy)
+    copy_bakes(bpy)
     for told in list(missing)[:MOST_TOLD]:
         warn(told)
     if len(missing) > MOST_TOLD:
