@@ -14,6 +14,8 @@ from renderonline.cli import show
 from renderonline.cli.commands import argument, command, flag, group, option, pairs
 from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.frames import MAX_FRAMES
+from renderonline.farm.telling import unbaked_told
 from renderonline.rnoclient.scenes import FOLDER, Needed, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
@@ -87,6 +89,9 @@ def submit(
     with ExitStack() as stack:
         scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else Needed()
         _tell_packed(scene)
+        early = unbaked_told(scene.unbaked) if chunk < MAX_FRAMES else []
+        for text in early:  # before anything is sent: Ctrl-C, and bake
+            show.note(f"Warning: {text}")
         sent = _sent(client, file, [*(others or []), *scene.inside], folder, stack)
         if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths):
             inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
@@ -113,7 +118,7 @@ def submit(
             progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
-    tell_warnings(task)
+    tell_warnings(task, but=early)
     follow_it = "" if stays else f" Follow it: renderonline watch {number}"
     show.answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0

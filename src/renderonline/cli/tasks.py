@@ -3,7 +3,7 @@
 import json as json_text
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -137,6 +137,8 @@ def download(
     this task are not replaced without --overwrite.
     """
     names = only or []
+    if not json:
+        tell_warnings(client.task(task))
     if not as_zip:
         target = output or Path(f"task-{task}")
         return fetch_results(client, task, target, frames, names, overwrite=overwrite, quiet=json)
@@ -294,10 +296,11 @@ def describe(task: Task) -> str:
     return f"task {task['task_id']} {task['status']}{_warned(task)}{frames}{reason}"
 
 
-def tell_warnings(task: Task) -> None:
-    """Say what a person must know of its pictures (R16)."""
+def tell_warnings(task: Task, but: Collection[str] = ()) -> None:
+    """Say what a person must know of its pictures, but what was said before (R16)."""
     for text in task.get("warnings", ()):  # an older RenderAPI has none
-        show.note(f"Warning: {text}")
+        if text not in but:
+            show.note(f"Warning: {text}")
 
 
 def _warned(task: Task) -> str:

@@ -218,6 +218,7 @@ _LAND: Final = (
     .values(state="landed", landed_us=bindparam("now"), modified_ns=bindparam("modified_ns"))
 )
 _REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
+_ITS_RESULTS: Final = select(results.c.result_id).where(results.c.state == "landed").limit(1)
 _LIVE: Final = select(attempts.c.attempt_id).where(attempts.c.state != AttemptState.ENDED.value)
 _BEFORE: Final = (
     select(attempts.c.machine_id, attempts.c.outcome, attempts.c.failure)
@@ -268,8 +269,10 @@ class _Applier:
         if isinstance(step, WarnedStep):
             self._sheet.task(attempt.task_id).warn(step.texts)
             return True
-        if attempt.state is AttemptState.ENDED or not token_fits(step.token, attempt.token):
+        if not token_fits(step.token, attempt.token):
             return False
+        if attempt.state is AttemptState.ENDED:
+            return isinstance(step, EndedStep) and self._warned_late(step, attempt)
         return self._started(step, attempt) if isinstance(step, StartedStep) else self._ended(step, attempt)
 
     def _started(self, step: StartedStep, attempt: AttemptRow) -> bool:
@@ -283,6 +286,15 @@ class _Applier:
         if chunk.state is ChunkState.ASSIGNED:
             self._sheet.move(chunk, ChunkState.RUNNING)
             self._sheet.task(attempt.task_id).machine_id = attempt.machine_id
+        return True
+
+    def _warned_late(self, step: EndedStep, attempt: AttemptRow) -> bool:
+        """The results of an attempt that was lost may have landed since (R5.5): what must be known of them counts, and
+        nothing else of its end (R16)."""
+        landed = _ITS_RESULTS.where(results.c.task_id == attempt.task_id, results.c.attempt_id == attempt.attempt_id)
+        if not step.warnings or self._sheet.connection.scalar(landed) is None:
+            return False
+        self._sheet.task(attempt.task_id).warn(step.warnings)
         return True
 
     def _landed(self, step: LandedStep, attempt: AttemptRow) -> bool:

@@ -53,11 +53,11 @@ def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:
     """The warnings that a task of so many parts has because of what its scene says of itself, when it is submitted and
     whenever all of it is rendered again."""
     unbaked = [name for name in facts.get("unbaked", ()) if isinstance(name, str)] if parts > 1 else []
-    told = (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ())), *_unbaked_told(unbaked))
+    told = (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ())), *unbaked_told(unbaked))
     return joined((), told)
 
 
-def _unbaked_told(names: Sequence[str]) -> list[str]:
+def unbaked_told(names: Sequence[str]) -> list[str]:
     """What to do about simulations that each part of a task would begin anew."""
     if not names:
         return []

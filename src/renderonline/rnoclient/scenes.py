@@ -25,12 +25,14 @@ _SYSTEM: Final = ("/dev", "/proc", "/sys", "/run", "/etc", "/boot")
 @dataclass(frozen=True, slots=True)
 class Needed:
     """What a scene needs. `inside`: files of its folder; `outside`: names there -> files that lie elsewhere; `refused`:
-    what lies elsewhere and is not sent, with the reason; `whole_paths`: some of it is named by whole paths."""
+    what lies elsewhere and is not sent, with the reason; `whole_paths`: some of it is named by whole paths; `unbaked`:
+    simulations that begin anew in each part of a task."""
 
     inside: list[Path] = field(default_factory=list)
     outside: Mapping[str, Path] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     whole_paths: bool = False
+    unbaked: tuple[str, ...] = ()
 
 
 def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
@@ -57,7 +59,8 @@ def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False)
             refused[str(path)] = why
         else:
             outside[f"{OUTSIDE}/{path.as_posix().replace(':', '_').strip('/')}"] = path
-    return Needed(inside, outside, refused, bool(told.get("whole_paths")))
+    unbaked = tuple(told.get("facts", {}).get("unbaked", ()))
+    return Needed(inside, outside, refused, bool(told.get("whole_paths")), unbaked)
 
 
 def _read(scene: Path, root: Path) -> Mapping[str, Any]:

@@ -66,7 +66,7 @@ async def test_late_result_of_a_lost_attempt_lands_and_completes_the_chunk(quick
     assert late.welcome is not None
     assert late.welcome.keep == ()
     await late.write(assign.attempt, "frame_0001.png")
-    await late.exit(assign.attempt)
+    await late.exit(assign.attempt, warnings=["a.png is not there"])
     row = await quick.ended(task_id)
     assert (row.is_success, row.frames_done) == (1, 1)
     await until(lambda: again.attempt in slow.canceled, "cancel of the attempt without work")
@@ -74,6 +74,7 @@ async def test_late_result_of_a_lost_attempt_lands_and_completes_the_chunk(quick
     assert (first.outcome, second.outcome) == ("lost", "canceled")
     assert (await quick.chunks(task_id))[0].tries == 1
     await late.all_acked()
+    assert (await quick.task(task_id)).warnings == '["a.png is not there"]'
     await quick.assert_sound()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from renderonline.cli.main import run
+from renderonline.rnoclient.scenes import Needed
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 
 TASK: dict[str, Any] = {
@@ -359,6 +360,21 @@ def test_a_task_with_warnings_never_shows_plain_success(
     assert ("succeeded, 2 warnings" in said.out) != (words == ["tasks", "7"])
     assert ("a.png is not there" in said.out + said.err) != listed
     assert "\x1b" not in said.out + said.err
+
+
+@pytest.mark.parametrize(("chunk", "told"), [("0", 1), ("100000", 0)])
+def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
+    server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    chunk: str,
+    told: int,
+) -> None:
+    monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: Needed(unbaked=("Cloth",)))
+    warning = "Cloth is not baked and begins anew in each part: bake, or render in one part with --chunk 100000"
+    monkeypatch.setitem(TASK, "warnings", [warning] * told)
+    assert run(["submit", "shot.blend", "--chunk", chunk]) == 0
+    assert capsys.readouterr().err.count(warning) == told
 
 
 def test_deleting_asks_first(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
