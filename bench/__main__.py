@@ -5,7 +5,7 @@ import platform
 
 import psutil
 
-from bench import beside_uploads, scheduling, start_latency, throughput, transfers
+from bench import beside_uploads, cards, scheduling, start_latency, throughput, transfers
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         "throughput": throughput.run,
         "transfers": transfers.run,
         "beside-uploads": beside_uploads.run,
+        "cards": cards.run,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(benchmarks)}", choices=[*benchmarks, []])

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from renderonline.sandbox import probing
+from renderonline.sandbox import probing, system
 from renderonline.sandbox.box import Box, Found
 from renderonline.sandbox.starting import start
 from tests.support.farm import RealFarm
@@ -54,7 +54,7 @@ def run_boxes() -> None:
         places = tuple(str(Path(name, part)) for part in ("task", "output", "home", "tmp"))
         for place in places:
             Path(place).mkdir()
-        box = Box(places[:1], places[1:], (), places[3], devices=True)
+        box = Box(places[:1], places[1:], (), places[3], devices=system.cards())
         alone = _ended(Found(), box)
         print(f"a program that does nothing, start to end, {SUBMISSIONS} times: p50 {alone:.2f} ms without a box")
         for kind in ("bwrap", "landlock"):

@@ -16,6 +16,7 @@ from renderonline.engines.discovery import FoundEngine
 from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver import enrolment
+from renderonline.hpcserver.cards import find_cards
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.settings import Settings
 from renderonline.sandbox.box import Found
@@ -57,6 +58,7 @@ def findings(
     yield account()
     yield _secrets(settings.home, found)
     yield from _engines(settings, engines)
+    yield _cards(settings)
     yield _disk(settings.home)
     yield _farm(settings.home, url, fingerprint)
 
@@ -114,6 +116,12 @@ def _engines(settings: Settings, engines: Sequence[FoundEngine]) -> Iterator[Fin
     if not engines and not settings.engines:
         text = "none found: renderonline engine install blender, or name one with --engine NAME=PATH"
         yield Finding("engine", text, Level.WARNING)
+
+
+def _cards(settings: Settings) -> Finding:
+    cards = find_cards(settings.cards).cards
+    told = [f"{card.name} ({card.kind}{f', {card.memory_mib} MiB' if card.memory_mib else ''})" for card in cards]
+    return Finding("cards", ", ".join(told) or "none found: Cycles renders on the processor")
 
 
 def _disk(home: Path) -> Finding:

@@ -65,16 +65,16 @@ class Kernels:
         self._ready = True
 
     async def refuses(self, cards: Sequence[Found]) -> bool:
-        """Whether Blender, run by us and with nobody's scene, finds none of these cards usable."""
+        """Whether Blender, run by us and with nobody's scene, can't use these cards."""
         return bool(self._prefix) and await self._run(cards, TRY_S) == FOUND_NONE
 
     def hand_out(self, place: Path) -> dict[str, str]:
         """A copy of the compiled kernels in an attempt's place, and the variables that name it. Blocks."""
         own = place / "tmp" / "kernels"
-        with suppress(OSError):
+        with suppress(OSError, shutil.Error):
             if self._ready and sum(file.stat().st_size for file in self._home.rglob("*")) < LARGEST:
                 shutil.copytree(self._home, own, symlinks=True)
-        return _environment(own)
+        return _environment(_made(own))
 
     async def _run(self, cards: Sequence[Found], seconds: float, home: Path | None = None) -> int | None:
         """The exit code of our script on these cards; None when it could not be run, or took too long."""
@@ -83,9 +83,7 @@ class Kernels:
         place = self._scratch.place(name)
         try:
             self._scratch.make(name)
-            caches = home or place / "tmp" / "kernels"
-            for folder in CACHES.values():
-                (caches / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            caches = _made(home or place / "tmp" / "kernels")
             read = (*self._boxes.own(ENGINE), str(LAUNCHER))
             process = await self._processes.start(
                 name,
@@ -114,6 +112,14 @@ def command(prefix: Sequence[str]) -> list[str]:
     if instead != list(prefix):
         return instead
     return [*prefix, "-b", "--factory-startup", "--python-exit-code", "1", "--python", str(SCRIPT)]
+
+
+def _made(caches: Path) -> Path:
+    """The same place, with the directories in it: no driver makes them all."""
+    with suppress(OSError):
+        for folder in CACHES.values():
+            (caches / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return caches
 
 
 def _environment(caches: Path) -> dict[str, str]:

@@ -56,8 +56,8 @@ class Lending:
         scene does: when Blender, run by us, can't use them either, they get no work any more."""
         if failure is None or failure[0] != NO_DEVICE:
             return failure
-        blender = self._assign.engine.casefold() == ENGINE
-        if not self._cards or not blender or not await self._kernels.refuses(self._cards):
-            return ("error", failure[1])
-        self._rack.mark_unusable(self._cards, failure[1])
-        return failure
+        cards = self._cards if self._cards and self._assign.engine.casefold() == ENGINE else ()
+        refused = [card for card in cards if await self._kernels.refuses((card,))]
+        if refused:
+            self._rack.mark_unusable(refused, failure[1])
+        return failure if refused else ("error", failure[1])

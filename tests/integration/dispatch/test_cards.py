@@ -49,6 +49,9 @@ async def test_scene_that_prefers_a_card_gets_one_where_there_is_one(rig: Rig) -
     await with_device(rig)
     plain = await joined(rig)
     able = await joined(rig, works=False, hello=CARDS, mute=True)
+    await rig.ended(await rig.submit("1"))  # what needs no card leaves the machine with cards free
+    assert (len(plain.assigned), len(able.assigned)) == (1, 0)
+    plain.assigned.clear()
     first = await rig.submit("1", needs=PREFERS)
     await able.given(1)
     waiting = await rig.submit("1", needs=PREFERS)

@@ -112,6 +112,11 @@ def test_first_way_that_finds_a_card_is_taken(capsys: pytest.CaptureFixture[str]
 def test_cards_that_the_farm_gave_are_used_whatever_the_scene_says(capsys: pytest.CaptureFixture[str]) -> None:
     said, device, _ = chosen(CARDS, capsys, "CPU", **{devices.CARDS: "hip:GPU-1", devices.WISH: "auto"})
     assert (said, device) == ("Cycles on HIP: Radeon RX 7900, Radeon Pro W6800\n", "GPU")
+    two = {devices.CARDS: "cuda:GPU-1,cuda:GPU-2"}
+    one_is_old = {"OPTIX": CARDS["OPTIX"][:1], "CUDA": CARDS["CUDA"]}
+    assert chosen(one_is_old, capsys, **two)[0].startswith("Cycles on CUDA: ")  # each that was given must be found
+    with pytest.raises(devices.NoDevice):
+        chosen({"CUDA": CARDS["CUDA"][:1]}, capsys, **two)
     for wish in ("auto", "gpu", ""):  # never the processor, where a card was given
         with pytest.raises(devices.NoDevice):
             chosen({"HIP": CARDS["HIP"]}, capsys, **{devices.CARDS: "cuda:GPU-1", devices.WISH: wish})

@@ -72,14 +72,16 @@ class Devices:
         return "no card found" if asks and self._given != "" else "no card given" if asks else "the scene asks for it"
 
     def _cards(self) -> tuple[list[str], str]:
-        """Have Cycles use the cards of the first kind that is there, and nothing else; their names and the kind."""
+        """Have Cycles use the cards of the first kind that is there, and nothing else; their names and the kind. Of the
+        cards that were given to this process each must be found."""
         addon = self._bpy.context.preferences.addons.get("cycles")
         if addon is None:
             return [], ""
-        kinds = [word.partition(":")[0] for word in self._given.split(",")] if self._given else list(BACKENDS)
+        given = [word.partition(":")[0] for word in self._given.split(",")] if self._given else []
+        kinds = given or list(BACKENDS)
         for backend in (backend for kind in BACKENDS if kind in kinds for backend in BACKENDS[kind]):
             found = _use(addon.preferences, backend)
-            if found:
+            if len(found) >= max(1, len(given)):
                 return found, backend
         return [], ""
 
