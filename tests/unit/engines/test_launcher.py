@@ -96,6 +96,8 @@ def test_outputs_keep_their_names_and_never_share_a_file(capsys: pytest.CaptureF
         ("/out/Again/Passes/", "MASK_##"),
         ("/out/", "e_"),
     ]
+    # Blender itself adds no number in a scene that another one's sequencer shows.
+    assert [item.name for node in nodes for item in node.file_output_items] == ["mask", "", "mask", "z####"]
     assert groups[0].node_tree is not groups[1].node_tree
     inside = [group.node_tree.nodes[0].directory for group in groups]
     assert inside == ["/out/in/", "/out/File Output/in/"]
@@ -117,7 +119,7 @@ def test_a_wish_that_is_no_value_is_refused_with_its_name() -> None:
 
 def test_a_wrong_name_is_answered_with_those_that_there_are() -> None:
     blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="red"), SimpleNamespace(name="blue")]))
-    with pytest.raises(Failed, match="the scene has no scene 'green'; it has: red, blue"):
+    with pytest.raises(Refused, match="The file has no scene 'green'; it has: red, blue"):
         Wishes({"RENDERONLINE_BLENDER_SCENE": "green"}).scene_of(blend)
 
 

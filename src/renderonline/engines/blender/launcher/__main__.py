@@ -11,6 +11,8 @@ NAME: Final = "renderonline_launcher"
 def become_package() -> None:
     """Make the modules that lie beside this file importable under a name that nothing else has."""
     directory = os.path.dirname(os.path.abspath(__file__))
+    # Blender has modules of its own called like some of these.
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != directory]
     beginning = os.path.join(directory, "__init__.py")
     spec = importlib.util.spec_from_file_location(NAME, beginning, submodule_search_locations=[directory])
     if spec is None or spec.loader is None:

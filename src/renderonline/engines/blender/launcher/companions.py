@@ -95,7 +95,14 @@ class Companions:
             if {"/", "\\"} & set(item.name):
                 item.name = below(item.name, "") or "image"
         target = self.home(os.path.join(node.directory, name), scene, node, keep_end=True)
-        if node.format.media_type == "MULTI_LAYER_IMAGE":
+        is_one_file = node.format.media_type == "MULTI_LAYER_IMAGE"
+        # Blender adds the number by itself, but not in a scene that another one's sequencer shows.
+        if is_one_file and "#" not in target:
+            target += "####"
+        for item in items if not is_one_file and "#" not in os.path.basename(target) else ():
+            if "#" not in item.name:
+                item.name += "####"
+        if is_one_file:
             keys = [_key(target, node.format.file_format)]
         else:
             formats = [item.format if item.override_node_format else node.format for item in items]

@@ -11,6 +11,7 @@ from .companions import Companions, escaped, takes_variables
 from .devices import Devices
 from .engine_names import EngineNames
 from .files import MISSING_LIBRARIES, find_files
+from .freestyle import export_svg, settle_svg
 from .speech import Failed, NoEngine, Refused, held_back, say, warn
 from .wishes import Wishes
 
@@ -154,6 +155,7 @@ class Session:
         companions = Companions(self.bpy, self.scene, self.directory)
         self.engines.check(companions.scenes)
         companions.take_home()
+        export_svg(self.bpy, self.scene)
         # The scene's meshes and acceleration structures are kept from frame to frame: up to three times faster.
         render.use_persistent_data = True
         render.use_overwrite, render.use_placeholder = True, False  # which frames are rendered is the farm's to say
@@ -189,11 +191,13 @@ class Session:
         if "frame_start" in operator.get_rna_type().properties:  # since Blender 5.0
             return set(operator(animation=True, scene=scene.name, frame_start=frame, frame_end=frame))
         scene.frame_set(frame)
-        pattern, render.filepath = render.filepath, self.path_of(frame)
+        path, pattern = self.path_of(frame), render.filepath
+        render.filepath = path
         try:
             return set(operator(write_still=True, scene=scene.name))
         finally:
             render.filepath = pattern
+            settle_svg(path, frame)
 
     def path_of(self, frame: int, view: str = "") -> str:
         return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame, view=view)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from .engine_names import EEVEE, EngineNames
-from .speech import Failed, Refused, several, warn
+from .speech import Refused, several, warn
 
 PREFIX: Final = "RENDERONLINE_BLENDER_"
 MOST: Final[Mapping[str, int]] = {"SAMPLES": 16_777_216, "WIDTH": 65_536, "HEIGHT": 65_536, "PERCENT": 32_767}
@@ -41,7 +41,7 @@ class Wishes:
         return _one_of("scene", name, bpy.data.scenes) if name else bpy.context.scene
 
     def apply(self, scene: Any, engines: EngineNames) -> None:
-        """Change what is wished for in the scene; `Failed` names what there is instead of a wrong name."""
+        """Change what is wished for in the scene; `Refused` names what there is instead of a wrong name."""
         if engine := self.of("ENGINE"):
             engines.choose(scene, engine)
         if name := self.of("CAMERA"):
@@ -69,10 +69,11 @@ class Wishes:
 
 
 def _one_of(kind: str, name: str, there: Iterable[Any]) -> Any:
-    """The block of that name; `Failed` names those that there are."""
+    """The block of that name; `Refused` names those that there are."""
     blocks = {block.name: block for block in there}
     if name not in blocks:
-        raise Failed(f"the scene has no {kind} {name!r}; it has: {several(list(blocks), 20) or 'none'}")
+        where = "file" if kind == "scene" else "scene"
+        raise Refused(f"The {where} has no {kind} {name!r}; it has: {several(list(blocks), 20) or 'none'}")
     return blocks[name]
 
 
