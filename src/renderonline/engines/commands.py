@@ -7,7 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from renderonline.engines.definition import MISSING, EngineDefinition, Outputs, ReadingRules
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, UPLOADED_FILE, ArgType, fill, placeholders, strip_program
@@ -90,6 +90,30 @@ def beyond_command_line(definition: EngineDefinition, values: Mapping[str, str])
     defaults = {argument.id: argument.default or "" for argument in definition.arguments}
     beyond = _beyond(definition) & defaults.keys()
     return frozenset(name for name in beyond if values.get(name, defaults[name]) != defaults[name])
+
+
+def spelled(definition: EngineDefinition, values: Mapping[str, str]) -> dict[str, str]:
+    """The values as the database keeps them, in ASCII: other letters of what is beyond the command line, names of a
+    scene's parts, become escapes as Python writes them (`\\xfc`). The engine's launcher knows them."""
+    beyond = _beyond(definition)
+    return {name: in_ascii(value) if name in beyond else value for name, value in values.items()}
+
+
+def in_ascii(text: str) -> str:
+    """A text with other letters than ASCII's, and then backslashes, as escapes; one that is ASCII stays as it is."""
+    return text if text.isascii() else text.replace("\\", r"\x5c").encode("ascii", "backslashreplace").decode()
+
+
+def scene_asked_for(facts: Mapping[str, Any], values: Mapping[str, str]) -> Mapping[str, Any]:
+    """What a file says of the scene that the values name, or else of its active one; {} where it says nothing."""
+    scenes, asked = facts.get("scenes", ()), in_ascii(values.get("scene", ""))
+    named = (one for one in scenes if in_ascii(str(one.get("name", ""))) == asked)
+    return next(named, next(iter(scenes), {}))
+
+
+def as_written(value: str) -> str:
+    """A value with the letters that its escapes stand for."""
+    return value.encode("ascii", "backslashreplace").decode("unicode_escape", "replace") if "\\" in value else value
 
 
 def _beyond(definition: EngineDefinition) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 from blake3 import blake3
 
-from renderonline.engines.commands import argtypes, values_of_scene, without_frames
+from renderonline.engines.commands import argtypes, scene_asked_for, values_of_scene, without_frames
 from renderonline.engines.definition import FACT_READERS, EngineDefinition
 from renderonline.farm.cards import with_device
 from renderonline.farm.errors import InvalidRequest
@@ -95,9 +95,7 @@ class SceneFacts:
         needs = self._needs(definition, scene, facts.get("version", ""))
         _check_frames(prepared, facts)
         known = {one.argtype_id: one for one in argtypes(definition)}
-        scenes = facts.get("scenes", ())
-        named = (one for one in scenes if one.get("name") == prepared.request.arguments.get("scene"))
-        chosen: Mapping[str, Any] = next(named, next(iter(scenes), {}))
+        chosen = scene_asked_for(facts, prepared.request.arguments)
         told = values_of_scene(definition, chosen)
         if prepared.request.frames:
             told = without_frames(definition, told)

@@ -108,16 +108,16 @@ class Prepared:
         template = self.request.names or default
         if not template:
             return ""
-        scene: Any = next(iter(self.facts.get("scenes", ())), {})  # type: ignore[call-overload]  # JSON
+        scene = commands.scene_asked_for(self.facts, self.values)
         stem = PurePosixPath(self.scene).stem
         values = {
             "title": self.request.name or stem,
             "file": stem,
             "engine": self.engine.name,
             "date": day,
-            "scene": self.values.get("scene") or scene.get("name") or stem,
-            "camera": self.values.get("camera") or _only(scene.get("cameras"), "camera"),
-            "layer": self.values.get("view_layer") or _only(scene.get("view_layers"), "layer"),
+            "scene": commands.as_written(self.values.get("scene", "")) or scene.get("name") or stem,
+            "camera": commands.as_written(self.values.get("camera", "")) or _only(scene.get("cameras"), "camera"),
+            "layer": commands.as_written(self.values.get("view_layer", "")) or _only(scene.get("view_layers"), "layer"),
         }
         plain = {field: re.sub("[{}]", "_", clean_file_name(str(value))) for field, value in values.items()}
         found = result_names.filled(template, plain)
@@ -281,6 +281,7 @@ def _values(
         _check_values(values, argtypes)
         return values
     if request.exact:
+        values = commands.spelled(definition, values)
         _refuse_two_ranges(request, definition)
         commands.complete(definition, values)  # names the engine's own arguments before the database's rules
     _check_values(values, argtypes)

@@ -12,6 +12,8 @@ from renderonline.engines.blender.launcher.engine_names import EngineNames
 from renderonline.engines.blender.launcher.session import Session
 from renderonline.engines.blender.launcher.speech import Failed, NoEngine, Refused
 from renderonline.engines.blender.launcher.wishes import Wishes
+from renderonline.engines.commands import spelled
+from renderonline.engines.loading import parse_definition, shipped
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,16 @@ def test_a_wrong_name_is_answered_with_those_that_there_are() -> None:
     blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="red"), SimpleNamespace(name="blue")]))
     with pytest.raises(Refused, match="The file has no scene 'green'; it has: red, blue"):
         Wishes({"RENDERONLINE_BLENDER_SCENE": "green"}).scene_of(blend)
+
+
+@pytest.mark.parametrize("name", ["K\u00fcche \\ 2", "\u5834\u9762", "a\\xfc", "plain"])
+def test_a_name_of_any_letters_reaches_the_launcher(name: str) -> None:
+    definition = parse_definition(shipped()["blender"])
+    value = spelled(definition, {"scene": name})["scene"]
+    assert value.isascii()
+    wanted = SimpleNamespace(name=name)
+    blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="other"), wanted]))
+    assert Wishes({"RENDERONLINE_BLENDER_SCENE": value}).scene_of(blend) is wanted
 
 
 class Engine(SimpleNamespace):

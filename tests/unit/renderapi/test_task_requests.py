@@ -50,7 +50,7 @@ def test_frames_of_the_arguments_are_cut_into_chunks() -> None:
     assert task.values["format"] == "PNG"
 
 
-@pytest.mark.parametrize(("value", "linked"), [("", False), ("close up", True)])
+@pytest.mark.parametrize(("value", "linked"), [("", False), ("close up", True), ("K\u00fcche", True)])
 def test_what_a_command_line_can_not_say_keeps_a_task_from_v1_machines(value: str, linked: bool) -> None:
     task = prepared(arguments={"camera": value})
     assert task.needs.linked is linked

@@ -71,6 +71,8 @@ class Wishes:
 def _one_of(kind: str, name: str, there: Iterable[Any]) -> Any:
     """The block of that name; `Refused` names those that there are."""
     blocks = {block.name: block for block in there}
+    if name not in blocks and "\\" in name:  # values are kept in ASCII, with escapes for other letters
+        name = name.encode().decode("unicode_escape", "replace")
     if name not in blocks:
         where = "file" if kind == "scene" else "scene"
         raise Refused(f"The {where} has no {kind} {name!r}; it has: {several(list(blocks), 20) or 'none'}")
