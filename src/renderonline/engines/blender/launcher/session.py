@@ -83,7 +83,8 @@ class Session:
         if name in FILMS:
             raise Refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
         image = self.scene.render.image_settings
-        own, several_views = str(image.file_format), image.views_format == "MULTIVIEW"
+        own = str(image.file_format)
+        several_views = self.scene.render.use_multiview and image.views_format == "MULTIVIEW"
         try:
             if hasattr(image, "media_type"):  # since Blender 5.0 it decides which formats there are
                 image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
