@@ -96,6 +96,8 @@ class SceneFacts:
         _check_frames(prepared, facts)
         known = {one.argtype_id: one for one in argtypes(definition)}
         chosen = scene_asked_for(facts, prepared.request.arguments)
+        if "unbaked" in chosen:
+            facts = {**facts, "unbaked": chosen["unbaked"]}
         told = values_of_scene(definition, chosen)
         if prepared.request.frames:
             told = without_frames(definition, told)

@@ -121,7 +121,7 @@ def shapes() -> dict[str, Any]:
     result: Any = shape("Result", ResultView, preview=bool, integrity=str, called=str)
     part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
     of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
-    of_scene["external_count"] = int
+    of_scene |= {"external_count": int, "unbaked": list[str]}
     limits = {"queue_limit": int, "keep_mib": int, "kept_bytes": int}
     address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
     one = [

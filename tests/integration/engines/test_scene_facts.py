@@ -73,6 +73,11 @@ def test_blenders_own_files_are_read(folder: Path) -> None:
         "height": 36,
         "percent": 50,
         "fps": 30.0,
+        "fps_num": 30,
+        "fps_den": 1,
+        "cameras": ["Camera"],
+        "view_layers": ["ViewLayer"],
+        "unbaked": [],
         "engine": "CYCLES",
         "format": "OPEN_EXR",
     }
@@ -103,3 +108,45 @@ def test_files_of_other_kinds_and_broken_scenes_need_nothing(tmp_path: Path) -> 
     for name in ("a.pov", "a.blend"):
         (tmp_path / name).write_bytes(b"nothing")
         assert external_files(tmp_path / name) == []
+
+
+SIMULATED = """
+def thing(name):
+    mesh = bpy.data.meshes.new(name)
+    mesh.from_pydata([(0, 0, 0), (1, 0, 0), (1, 1, 0)], [], [(0, 1, 2)])
+    made = bpy.data.objects.new(name, mesh)
+    inner.objects.link(made)
+    return made
+
+scene.render.fps, scene.render.fps_base = 30, 1.001
+inner = bpy.data.collections.new("inner")
+scene.collection.children.link(inner)
+inner.objects.link(bpy.data.objects.new("close", bpy.data.cameras.new("close")))
+scene.view_layers.new("matte")
+thing("flag").modifiers.new("a", "CLOTH")
+thing("off").modifiers.new("a", "CLOTH").show_render = False
+thing("jelly").modifiers.new("a", "SOFT_BODY")
+sand = thing("sand")
+sand.modifiers.new("a", "PARTICLE_SYSTEM")
+hair = thing("hair")
+hair.modifiers.new("a", "PARTICLE_SYSTEM").particle_system.settings.type = "HAIR"
+bpy.context.view_layer.objects.active = sand
+bpy.ops.rigidbody.object_add()
+trees = [bpy.data.node_groups.new(name, "GeometryNodeTree") for name in ("inside", "outside")]
+begin, end = (trees[0].nodes.new(f"GeometryNodeSimulation{end}") for end in ("Input", "Output"))
+begin.pair_with_output(end)
+trees[1].nodes.new("GeometryNodeGroup").node_tree = trees[0]
+thing("zone").modifiers.new("a", "NODES").node_group = trees[1]
+other = bpy.data.scenes.new("other")
+bpy.context.scene.collection.objects.link(bpy.data.objects.new("x", None))
+"""
+
+
+def test_cameras_layers_exact_speed_and_simulations_that_are_not_baked_are_told(tmp_path: Path) -> None:
+    facts = read(str(write_small_scene(tmp_path / "a.blend", SIMULATED)))
+    first, second = facts["scenes"]
+    assert (first["fps_num"], first["fps_den"], first["view_layers"]) == (30000, 1001, ["ViewLayer", "matte"])
+    assert first["cameras"] == ["Camera", "close"]
+    simulated = {"cloth of flag", "soft body of jelly", "particles of sand", "rigid bodies", "simulation nodes of zone"}
+    assert set(first["unbaked"]) == set(facts["unbaked"]) == simulated
+    assert (second["name"], second["cameras"], second["unbaked"]) == ("other", [], [])

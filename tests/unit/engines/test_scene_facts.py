@@ -39,7 +39,8 @@ def test_a_scene_says_what_it_renders(tmp_path: Path, order: str, pointer: int, 
     scene.write_bytes(packed(blend.write(), how))
     facts = read(str(scene))
     numbers = {"start": 5, "end": 90, "step": 3, "width": 640, "height": 360, "percent": 50, "fps": 30.0}
-    assert facts["scenes"][0] == {"name": "Wide", **numbers, "engine": "CYCLES", "format": "OPEN_EXR"}
+    parts = {"fps_num": 30, "fps_den": 1, "cameras": [], "view_layers": [], "unbaked": []}
+    assert facts["scenes"][0] == {"name": "Wide", **numbers, "engine": "CYCLES", "format": "OPEN_EXR", **parts}
     assert [one["name"] for one in facts["scenes"]] == ["Wide", "Scene"]
     assert (facts["version"], facts["size"]) == ("5.2", scene.stat().st_size)
     assert [(one["kind"], one["path"]) for one in facts["external"]] == [

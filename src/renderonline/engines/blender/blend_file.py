@@ -291,9 +291,9 @@ class Blend:
             yield block._replace(data=block.data[at : at + size])
 
 
-def opened(path: str, kinds: Collection[str], name: str, left: Left) -> Blend:
-    """The blocks of these kinds. `BrokenScene` for whatever is wrong with the content. `name`: how the file is called
-    in what is `left`."""
+def opened(path: str, kinds: Mapping[str, str], name: str, left: Left) -> Blend:
+    """The blocks of these kinds, each up to a field ("": whole). `BrokenScene` for whatever is wrong with the content.
+    `name`: how the file is called in what is `left`."""
     with open(path, "rb", BUFFER_BYTES) as file, understood():
         return _opened(file, kinds, name, left)
 
@@ -311,7 +311,7 @@ def understood() -> Iterator[None]:
         raise BrokenScene(_DAMAGED) from error
 
 
-def _opened(file: IO[bytes], kinds: Collection[str], name: str, left: Left) -> Blend:
+def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) -> Blend:
     stream = _Stream(file)
     layout = _layout(stream)
     blend = Blend(stream.size, "{}.{}".format(*divmod(layout.version, 100)))
@@ -336,16 +336,17 @@ def _opened(file: IO[bytes], kinds: Collection[str], name: str, left: Left) -> B
     return blend
 
 
-def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Collection[str], name: str, left: Left) -> None:
+def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Mapping[str, str], name: str, left: Left) -> None:
     """Go through the file again for what is asked for."""
     assert blend.dna is not None
     structs, (name_at, name_size), owner, room = blend.dna.structs, blend.dna.name_at(), "", MOST_KEPT_BYTES
     of_scenes = {index for index, kind in enumerate(structs) if kind in _OF_SCENES}
-    wanted, kept = {index for index, kind in enumerate(structs) if kind in kinds}, 0
+    wanted = {index: _length(blend.dna, kind, kinds[kind]) for index, kind in enumerate(structs) if kind in kinds}
+    kept = 0
     for head in _heads(stream, layout):
         is_datablock, is_text = len(head.code) == 2, head.kind <= _RAW and 2 < head.length <= LONGEST_TEXT
         is_wanted = head.kind in wanted and (head.kind not in of_scenes or owner.startswith("SC"))
-        most = LONGEST_BLOCK if is_wanted else LONGEST_TEXT if is_datablock or is_text else 0
+        most = wanted[head.kind] if is_wanted else LONGEST_TEXT if is_datablock or is_text else 0
         data = stream.take(min(head.length, most if head.code != "DNA1" else 0))
         stream.skip(head.length - len(data))
         if is_datablock:
@@ -363,6 +364,12 @@ def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Collection[str]
             why = f"more than {MOST_KEPT:,} blocks or {MOST_KEPT_BYTES >> 20} MiB that name files"
             left.skip(why, f"a part of {name}")
             return
+
+
+def _length(dna: Dna, kind: str, last: str) -> int:
+    """The bytes of a struct that are kept, so that a field that is the last is among them."""
+    offset, _, size = dna.fields(kind).get(last, (0, "", LONGEST_BLOCK))
+    return offset + size
 
 
 def _path_in(data: bytes) -> str:

@@ -3,14 +3,17 @@
 import posixpath
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Final
 
-from renderonline.engines.blender import needed_files
+from renderonline.engines.blender import needed_files, scene_parts
 from renderonline.engines.blender.blend_file import Blend, Block, BrokenScene, Left, opened, several, understood
 from renderonline.engines.blender.needed_files import MOST_INPUTS, Needed
 from renderonline.engines.blender.scene_devices import device_of
-from renderonline.engines.blender.scene_paths import KINDS, Named, named_files
+from renderonline.engines.blender.scene_paths import KINDS as PATHS
+from renderonline.engines.blender.scene_paths import Named, named_files
 
+KINDS: Final = {**PATHS, **scene_parts.KINDS}
 MOST_SCENES, MOST_TOLD = 64, 500
 """MOST_TOLD: names of files that an answer lists; a warning has the number of the others."""
 
@@ -56,7 +59,17 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
         "outside": outside[: most_inputs or MOST_TOLD],
         "whole_paths": needed.whole_paths,
     }
-    return {"facts": facts, "inputs": inputs[:most_inputs], **named}
+    shown: dict[str, Any] = _shown({"facts": facts, **named})
+    return {**shown, "inputs": inputs[:most_inputs]}
+
+
+def _shown(value: Any) -> Any:
+    """The same without what is no text: names in bytes of no encoding."""
+    if isinstance(value, dict):
+        return {name: _shown(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 _OUTSIDE: Final = (
@@ -108,7 +121,7 @@ def _facts(blend: Blend, named: list[Named]) -> dict[str, Any]:
     facts: dict[str, Any] = {"size": blend.size, "version": blend.version}
     if blend.dna is None:
         warnings = ["what it holds can't be read here: it is too new"] if blend.too_new else []
-        return {**facts, "scenes": [], "external": [], "external_count": 0, "warnings": warnings}
+        return {**facts, "scenes": [], "external": [], "external_count": 0, "unbaked": [], "warnings": warnings}
     dna = blend.dna
     active = [dna.get(block, "*curscene") for block in blend.all("FileGlobal")]
     found = sorted((one for one in blend.all("Scene") if one.code == "SC"), key=lambda one: one.address not in active)
@@ -118,7 +131,8 @@ def _facts(blend: Blend, named: list[Named]) -> dict[str, Any]:
     if len(found) > MOST_SCENES:
         warnings.append(f"only {MOST_SCENES} of its {len(found)} scenes are listed")
     told = [{"kind": kind, "path": path, "many": many} for kind, path, many in external[:MOST_TOLD]]
-    return {**facts, "scenes": scenes, "external": told, "external_count": len(external), "warnings": warnings}
+    parts = {"external": told, "external_count": len(external), "unbaked": scenes[0]["unbaked"] if scenes else []}
+    return {**facts, "scenes": scenes, **parts, "warnings": warnings}
 
 
 def _scene(blend: Blend, block: Block) -> dict[str, Any]:
@@ -130,11 +144,22 @@ def _scene(blend: Blend, block: Block) -> dict[str, Any]:
         "name": dna.get(block, "id", "name")[2:],
         **{fact: dna.get(block, "r", field) for fact, field in whole.items()},
         "fps": round(rate / base, 3) if 1e-3 < base < 1e6 else float(rate),
+        **dict(zip(("fps_num", "fps_den"), _exact(rate, base).as_integer_ratio(), strict=True)),
         "engine": dna.get(block, "r", "engine"),
         "format": _FORMATS.get(dna.get(block, "r", "im_format", "imtype"), ""),
+        "cameras": scene_parts.cameras(blend, block),
+        "view_layers": scene_parts.view_layers(blend, block),
+        "unbaked": scene_parts.unbaked(blend, block),
         **({"device": device} if (device := device_of(blend, block)) else {}),
         **({"view": view} if (view := _first_view(blend, block)) else {}),
     }
+
+
+def _exact(rate: int, base: float) -> Fraction:
+    """Frames a second. The base is a number of seven digits, such as 1.001: 30 of these are 30000/1001."""
+    if rate <= 0 or not 1e-3 < base < 1e6:
+        return Fraction(max(rate, 1))
+    return rate / Fraction(f"{base:.7g}")
 
 
 def _first_view(blend: Blend, block: Block) -> str:

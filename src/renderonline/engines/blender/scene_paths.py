@@ -52,10 +52,14 @@ _FIELDS: Final = {
     "ImageView": ("image", "filepath"),
 }
 """Structs that name one file in one field."""
-KINDS: Final = frozenset(
-    {*_DATABLOCKS, *_FIELDS, "Scene", "FileGlobal", "Sequence", "Strip", "StripElem", "SceneRenderView", "PointCache"}
-    | {"OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake", "bNode"}
-    | {"bNodeSocketValueString", "IDProperty"}
+KINDS: Final = dict.fromkeys(
+    (
+        *(*_DATABLOCKS, *_FIELDS, "Scene", "FileGlobal", "Sequence", "Strip", "StripElem", "SceneRenderView"),
+        *("PointCache", "OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake", "bNode"),
+        "bNodeSocketValueString",
+        "IDProperty",
+    ),
+    "",
 )
 """The structs that are asked for."""
 

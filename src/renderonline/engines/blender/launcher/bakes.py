@@ -28,7 +28,9 @@ def copy_bakes(bpy: Any) -> None:
         other = thing.copy()
         thing.user_remap(other)
         if thing.users > thing.use_fake_user:
-            warn(f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed), or link it locally")
+            warn(
+                f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed), or link it locally"
+            )
         for owner, name in _named(other):
             setattr(owner, name, copies.get(_path(bpy, thing, owner, name), getattr(owner, name)))
 
