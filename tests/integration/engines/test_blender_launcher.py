@@ -197,7 +197,8 @@ def test_a_bake_on_the_disk_is_shown_where_it_may_only_be_read(tmp_path: Path) -
     pictures = [ImageBuf(str(home / f"{name}_3.png")).get_pixels() for name in ("open", "read-only")]
     assert pictures[0].max(axis=(0, 1))[1] > 0.1, "Nothing is seen."
     assert (pictures[0] == pictures[1]).all()
-    assert before and sorted(shot.rglob("*.json")) == before
+    assert before
+    assert sorted(shot.rglob("*.json")) == before
 
 
 def test_what_a_task_asks_of_its_scene_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ _DESCRIPTIONS: Final = ".json"
 def copy_bakes(bpy: Any) -> None:
     """Give every object that has bakes on the disk a copy of them, in this run's temporary directory.
 
-    The object itself becomes a copy too: Blender looked for its bakes while it loaded the scene, and does not look again.
+    The object itself becomes a copy too: Blender looked for its bakes while it loaded the scene, and never looks again.
     """
     copies: dict[str, str] = {}
     for thing in list(bpy.data.objects):
@@ -28,9 +28,7 @@ def copy_bakes(bpy: Any) -> None:
         other = thing.copy()
         thing.user_remap(other)
         if thing.users > thing.use_fake_user:
-            warn(
-                f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed), or link it locally"
-            )
+            warn(f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed)")
         for owner, name in _named(other):
             setattr(owner, name, copies.get(_path(bpy, thing, owner, name), getattr(owner, name)))
 
@@ -45,7 +43,7 @@ def _named(thing: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _path(bpy: Any, thing: Any, owner: Any, name: str) -> str:
-    return os.path.normpath(bpy.path.abspath(getattr(owner, name), library=thing.library))
+    return os.path.normpath(str(bpy.path.abspath(getattr(owner, name), library=thing.library)))
 
 
 def _holds_descriptions(path: str) -> bool:
