@@ -14,8 +14,8 @@ asks for so many: it sees all of them."""
 NO_DEVICE: Final = "no_device"
 """The failure class of an engine that found no card where it was given one."""
 LONGEST_TEXT: Final = 200
-DRAWING: Final = frozenset({"BLENDER_EEVEE", "BLENDER_EEVEE_NEXT", "BLENDER_WORKBENCH"})
-"""Renderers that draw as a game does: any card will do, and many can share one."""
+DRAWING: Final = frozenset({"BLENDER_EEVEE", "BLENDER_EEVEE_NEXT", "BLENDER_WORKBENCH", ""})
+"""Renderers that draw as a game does: any card will do, and many can share one. "" is one that nobody knows."""
 
 
 class CardKind(StrEnum):
@@ -69,8 +69,8 @@ def with_device(needs: Needs, values: Mapping[str, str], scene: Mapping[str, obj
             "Argument device is cpu, but the task needs graphics cards: leave out device=cpu, or the cards.",
             code="invalid_value",
         )
-    engine = values.get("engine") or scene.get("engine") or "CYCLES"
+    engine = values.get("engine") or scene.get("engine") or ""
     if device == "gpu":
-        return replace(needs, gpus=max(1, needs.gpus))
+        return replace(needs, gpus=max(1, needs.gpus), prefers_gpu=False)
     prefers = device == "auto" and not needs.gpus and engine == "CYCLES" and scene.get("device") == "gpu"
-    return replace(needs, prefers_gpu=prefers, draws=engine in DRAWING and not needs.gpus)
+    return replace(needs, prefers_gpu=prefers, draws=engine in DRAWING)

@@ -24,8 +24,8 @@ class Needs:
     the variables that an engine's definition sets. `renderer`: what its engine must be able to render with, such as
     `CYCLES`; a machine that does not say what it has may have it. `gpu_memory_mib`: of each card, which is then needed.
 
-    `prefers_gpu`: a card where some machine has one that is usable, else none. `draws`: it draws on a card that it
-    shares with others, where there is one, and takes none of its own.
+    `prefers_gpu`: a card where some machine has one that is usable, else none. `draws`: without a card of its own
+    it may draw on one that others use too, unless its engine is known not to draw.
     """
 
     engine_version: str = ""
@@ -38,7 +38,7 @@ class Needs:
     renderer: str = ""
     gpu_memory_mib: int = 0
     prefers_gpu: bool = False
-    draws: bool = False
+    draws: bool = True
 
     @property
     def is_large(self) -> bool:
@@ -75,7 +75,7 @@ class Needs:
             renderer=more.renderer or self.renderer,
             gpu_memory_mib=max(self.gpu_memory_mib, more.gpu_memory_mib),
             prefers_gpu=(self.prefers_gpu or more.prefers_gpu) and not (self.gpus or more.gpus),
-            draws=self.draws or more.draws,
+            draws=self.draws and more.draws,
         )
 
 

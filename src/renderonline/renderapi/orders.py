@@ -189,7 +189,7 @@ class Orders:
             more=definition.outputs.more if definition and definition.outputs else NOTHING_MORE,
             cards=_cards(attempt, known.definition),
             card_memory_mib=attempt.needs.gpu_memory_mib,
-            draws=attempt.needs.draws,
+            draws=attempt.needs.draws and not attempt.film,
         )
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory, known.expects)
 

@@ -26,7 +26,7 @@ async def test_task_shows_what_it_needs(api: Running) -> None:
         "linked": False,
         "gpu_memory_mib": 0,
         "prefers_gpu": False,
-        "draws": False,
+        "draws": True,
     }
     for task in (reply.json(), (await api.call("GET", "/tasks/1")).json()):
         assert (task["needs"], task["running_limit"]) == (task["needs"] | needs, 4)

@@ -58,7 +58,7 @@ async def test_what_the_user_says_counts_more(api: Running) -> None:
 async def test_a_scene_that_asks_for_cards_prefers_one_unless_the_user_says_more(api: Running) -> None:
     scene = Blend((Scene(device="GPU"),)).write()
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        ({}, {"gpus": 0, "prefers_gpu": True}),
+        ({}, {"gpus": 0, "prefers_gpu": True, "draws": False}),
         ({"arguments": {"device": "cpu"}}, {"gpus": 0, "prefers_gpu": False}),
         ({"arguments": {"device": "gpu"}}, {"gpus": 1, "prefers_gpu": False}),
         ({"arguments": {"engine": "BLENDER_EEVEE"}}, {"prefers_gpu": False, "draws": True}),

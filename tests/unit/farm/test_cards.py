@@ -22,15 +22,15 @@ def machine(number: int, *cards: tuple[str, int]) -> Ability:
 @pytest.mark.parametrize(
     ("device", "needs", "scene", "wanted"),
     [
-        ("auto", NOTHING, GPU_SCENE, Needs(prefers_gpu=True)),
-        ("auto", NOTHING, {"engine": "CYCLES"}, NOTHING),
+        ("auto", NOTHING, GPU_SCENE, Needs(prefers_gpu=True, draws=False)),
+        ("auto", NOTHING, {"engine": "CYCLES"}, Needs(draws=False)),
         ("auto", NOTHING, {}, NOTHING),
-        ("auto", Needs(gpus=2), GPU_SCENE, Needs(gpus=2)),
+        ("auto", Needs(gpus=2), GPU_SCENE, Needs(gpus=2, draws=False)),
         ("gpu", NOTHING, {}, Needs(gpus=1)),
         ("gpu", Needs(gpus=2), {}, Needs(gpus=2)),
-        ("cpu", NOTHING, GPU_SCENE, NOTHING),
-        ("auto", NOTHING, {"engine": "BLENDER_EEVEE_NEXT"}, Needs(draws=True)),
-        ("auto", NOTHING, {"engine": "BLENDER_EEVEE", "device": "gpu"}, Needs(draws=True)),
+        ("cpu", NOTHING, GPU_SCENE, Needs(draws=False)),
+        ("auto", Needs(draws=False), {"engine": "BLENDER_EEVEE_NEXT"}, NOTHING),
+        ("auto", NOTHING, {"engine": "BLENDER_EEVEE", "device": "gpu"}, NOTHING),
         (None, Needs(gpus=1), GPU_SCENE, Needs(gpus=1)),
     ],
 )
