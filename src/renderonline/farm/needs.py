@@ -45,6 +45,12 @@ class Needs:
         """Whether it takes something of a machine that others need too."""
         return bool(self.memory_mib or self.gpus or self.prefers_gpu)
 
+    @property
+    def may_starve(self) -> bool:
+        """Whether smaller chunks could keep it waiting for ever: it wants memory, or several cards at once. One card is
+        free as often as those that use it end."""
+        return bool(self.memory_mib or self.gpus > 1 or self.gpu_memory_mib)
+
     def on(self, ability: "Ability") -> "Needs":
         """What a chunk with these needs takes of this machine: one that prefers a card takes one where there is one."""
         return replace(self, prefers_gpu=False, gpus=min(1, ability.gpus)) if self.prefers_gpu else self

@@ -176,7 +176,7 @@ def reserve(
     """Which machines are kept for large requests: one for each kind whose head has waited `RESERVE_US` and finds room
     on no free machine. `before` is what was kept so far; it goes on until `plan` gives the machine something."""
     loads = _Loads(usage, policy)
-    cursors = [_Cursor(index, one, loads) for one in index.signatures if one.needs.is_large]
+    cursors = [_Cursor(index, one, loads) for one in index.signatures if one.needs.may_starve]
     heads = [(key, cursor.signature) for cursor in cursors if (key := cursor.key()) is not None]
     due = sorted((key, signature) for key, signature in heads if key[2][0] <= now_us - RESERVE_US)
     earlier = {signature: policy.machines.get(machine_id) for machine_id, signature in before.items()}

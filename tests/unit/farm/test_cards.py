@@ -6,7 +6,7 @@ from renderonline.farm.cards import NO_DEVICE, Card, CardLoad, check_cards, with
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.farm.ready import ReadyIndex, ReadyTask, Shape, Signature
-from renderonline.farm.scheduling import FreeSlots, Policy, Usage, plan
+from renderonline.farm.scheduling import RESERVE_US, FreeSlots, Policy, Usage, plan, reserve
 from renderonline.farm.settling import MOST_NO_DEVICE, Ending, Tried, settle
 from renderonline.farm.tasks import ChunkState, Outcome
 
@@ -96,6 +96,16 @@ def test_plan_gives_as_many_cards_as_there_are() -> None:
     busy = FreeSlots(two, 3).less(Needs(gpus=1))
     assert busy.missing(Needs(gpus=1, gpu_memory_mib=9000)) == (0, 0)  # the smaller card was enough
     assert busy.less(Needs(gpus=1, gpu_memory_mib=9000)).missing(Needs(gpus=1)) == (1, 0)
+
+
+def test_chunks_for_one_card_reserve_no_machine_and_its_other_slots_go_on() -> None:
+    one = machine(1, ("cuda", 8000))
+    busy = [FreeSlots(one, 4).less(Needs(gpus=1))]
+    for needs, kept in ((Needs(gpus=1), {}), (Needs(prefers_gpu=True), {}), (Needs(gpus=1, gpu_memory_mib=8), {1: 8})):
+        index = ReadyIndex()
+        index.add_many(ReadyTask(1, 1, 50, 1), [(1, 1)], Signature("blender", Shape.PIECE, needs=needs))
+        reserved = reserve(index, busy, Usage(), Policy.of([one], {}), RESERVE_US + 10, {})
+        assert {key: signature.needs.gpu_memory_mib for key, signature in reserved.items()} == kept
 
 
 def test_card_that_does_not_work_is_no_try_until_its_machine_never_learns() -> None:

@@ -200,7 +200,8 @@ class Connection:
         check_cards(heartbeat.cards)
         before = self.machine.ability
         self.machine.load = asdict(heartbeat)
-        self.machine.describe()
+        if heartbeat.cards:
+            self.machine.describe()
         if self.machine.ability != before:
             self._shared.machines.note(self.machine)
             self._shared.wake()
