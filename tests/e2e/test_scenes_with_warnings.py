@@ -60,6 +60,7 @@ with bpy.data.libraries.load(str(folder / "driven.blend"), link=True, relative=T
 bpy.context.scene.collection.objects.link(here.objects[0])
 save("linked")
 begin(); bpy.context.scene.camera = None; save("blind")
+begin(); bpy.context.object.modifiers.new("Cloth", "CLOTH"); save("cloth")
 os.remove(folder / "tex" / "lost.png")
 sys.stdout.flush(); os._exit(0)
 """
@@ -110,6 +111,12 @@ def test_what_is_missing_is_told_and_nothing_else_is(
         with pytest.raises(InvalidRequest, match="has the render engine OCTANE") as refused:
             farm.client.submit(scenes / "octane.blend", engine="blender")
         assert refused.value.reason_code == "no_render_engine"
+
+        for chunk_size, warnings in ((4, 1), (100_000, 0)):
+            scene = {"engine": "blender", "frames": "1-8", "chunk_size": chunk_size, "paused": True}
+            task = farm.client.submit(scenes / "cloth.blend", **scene)
+            assert len(task["warnings"]) == warnings
+            assert all("not baked" in text for text in task["warnings"])
 
         failed = farm.wait_for_status(blind, "succeeded", "failed")
         assert failed["status"] == "failed"

@@ -84,6 +84,16 @@ def test_a_missing_library_is_a_warning(line: str) -> None:
     assert reading.failure is None
 
 
+def test_what_the_launcher_warns_of_is_a_warning_and_what_changes_no_picture_is_none() -> None:
+    told = read(BLENDER, (1,), "Warning: The node 'Out' would write over other files.")
+    assert told[0].warning == "The node 'Out' would write over other files."
+    harmless = """
+Warning: region type 4 missing in space type "Info" (id: 7) - removing region
+Warning: Falling back to the standard locale ("C")
+"""
+    assert [reading.warning for reading in read(BLENDER, (1,), harmless)] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("line", "kind"),
     [

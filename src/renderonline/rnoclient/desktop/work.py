@@ -14,7 +14,7 @@ from renderonline.farm.errors import RenderOnlineError
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.rnoclient.sdk.events import RESYNC, stream
 from renderonline.rnoclient.sdk.transfers import fetch
-from renderonline.rnoclient.sdk.types import ENDED
+from renderonline.rnoclient.sdk.types import ENDED, Task
 
 PATIENCE_S: Final = 60.0
 LATEST: Final = 500
@@ -111,13 +111,14 @@ class Work:
                 ours = list(client.tasks(limit=LATEST))
                 for task in ours:
                     if task["task_id"] in open_tasks and task["status"] in ENDED:
-                        self._told(task["name"], task["status"])
+                        self._told(task)
                 open_tasks = {task["task_id"] for task in ours if task["status"] not in ENDED}
             elif event.type == "task" and event.data["status"] in ENDED:
                 task = client.task(event.data["task_id"])
                 if task["user_id"] == me:
-                    self._told(task["name"], task["status"])
+                    self._told(task)
                     open_tasks.discard(task["task_id"])
 
-    def _told(self, name: str, status: str) -> None:
-        self.said.put(Note(f"{name} {WORDS[status]}.", loud=True))
+    def _told(self, task: Task) -> None:
+        warned = ", with warnings" if task.get("warnings") else ""
+        self.said.put(Note(f"{task['name']} {WORDS[task['status']]}{warned}.", loud=True))
