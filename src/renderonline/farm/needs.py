@@ -113,7 +113,7 @@ class Ability(NamedTuple):
         if needs.engine_version and _parts(version) < _parts(needs.engine_version):
             return f"{engine} {version or 'of a version that is not known'}, not {needs.engine_version} or newer"
         if needs.linked and not self.linked:
-            return "a v1 machine, which gets only what stands on the engine's command line"
+            return "a v1 machine, which gets only what can stand on the engine's command line"
         has = {renderer for name, renderer in self.renderers if name == engine}
         if needs.renderer and has and needs.renderer not in has:
             return f"its {engine} can't render with {needs.renderer}"

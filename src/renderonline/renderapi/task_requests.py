@@ -239,7 +239,8 @@ def prepare(
     if request.film and not (definition and commands.frames_pattern(definition, values, frames) and frames):
         raise InvalidRequest(f"Engine {engine.name} gives no frames of which a film could be made.", code="no_frames")
     needs = request.needs.checked() if definition is None else definition.requirements.joined(request.needs.checked())
-    if definition is not None and commands.beyond_command_line(definition, values):
+    # Blender's own command line takes `-5` for the fifth frame from the end.
+    if definition is not None and (commands.beyond_command_line(definition, values) or min(frames, default=0) < 0):
         needs = replace(needs, linked=True)
     needs = with_device(needs, values, {})
     prepared = Prepared(request, engine, definition, scene, words, values, frames, ranges, size, needs)

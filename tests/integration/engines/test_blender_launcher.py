@@ -206,7 +206,13 @@ def test_what_a_task_asks_of_its_scene_is_done(tmp_path: Path, monkeypatch: pyte
 scene.name = "red room"; other = scene.copy(); other.name, other.use_fake_user = "blue room", True
 near = bpy.data.objects.new("near", scene.camera.data); near.location = (0, -3, 0); near.rotation_euler = (1.5708, 0, 0)
 other.collection.objects.link(near); other.timeline_markers.new("m", frame=1).camera = scene.camera
-other.view_layers.new("second"); scene.render.engine = "CYCLES"
+other.view_layers.new("second")
+tree = other.compositing_node_group = bpy.data.node_groups.new("c", "CompositorNodeTree")
+tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
+for name in ("ViewLayer", "second"):
+    layer = tree.nodes.new("CompositorNodeRLayers"); layer.scene, layer.layer = other, name
+tree.links.new(layer.outputs["Image"], tree.nodes.new("NodeGroupOutput").inputs[0])
+scene.render.engine = "CYCLES"
 class Octane(bpy.types.RenderEngine):
     bl_idname, bl_label = "OCTANE", "Octane"
 bpy.utils.register_class(Octane); scene.render.engine = other.render.engine = "OCTANE"
@@ -222,6 +228,7 @@ bpy.utils.register_class(Octane); scene.render.engine = other.render.engine = "O
     done = run_blender(*words)
     assert done.returncode == 0, done.stderr
     assert "Sample 2/2" in done.stdout
+    assert "Warning: The compositor also reads other view layers" in done.stdout
     with ImageChecker() as checker:
         facts = checker.check(tmp_path / "f_1.png").facts
     assert (facts["width"], facts["height"], facts["channels"]) == (20, 10, 4)

@@ -54,6 +54,7 @@ def test_frames_of_the_arguments_are_cut_into_chunks() -> None:
 def test_what_a_command_line_can_not_say_keeps_a_task_from_v1_machines(value: str, linked: bool) -> None:
     task = prepared(arguments={"camera": value})
     assert task.needs.linked is linked
+    assert prepared(frames="-2-1").needs.linked
     told = Ability(1, (("blender", "5.0"),), linked=False).lacks("blender", task.needs)
     assert told.startswith("a v1 machine") is linked
 

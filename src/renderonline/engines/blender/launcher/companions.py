@@ -211,6 +211,12 @@ def _compositing(scene: Any) -> Any:
     return scene.node_tree if scene.use_nodes else None
 
 
+def layers_read(scene: Any) -> set[str]:
+    """The view layers of the scene that its own compositor reads."""
+    nodes = _nodes(_compositing(scene), set()) if scene.render.use_compositing else ()
+    return {node.layer for node in nodes if node.bl_idname == RENDER_LAYERS and node.scene == scene}
+
+
 def _rendered(scene: Any) -> Iterator[Any]:
     """The scene and those that its compositor and sequencer render."""
     waiting, seen = [scene], set()

@@ -6,6 +6,7 @@ The template stays a command line that any Blender understands.
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from .companions import layers_read
 from .engine_names import EEVEE, EngineNames
 from .speech import Refused, several, warn
 
@@ -66,6 +67,8 @@ class Wishes:
         wanted = _one_of("view layer", name, scene.view_layers)
         for layer in scene.view_layers:
             layer.use = layer.name == wanted.name
+        if black := sorted(layers_read(scene) - {wanted.name}):
+            warn(f"The compositor also reads other view layers, of which nothing is rendered: {several(black)}.")
 
 
 def _one_of(kind: str, name: str, there: Iterable[Any]) -> Any:
