@@ -41,6 +41,7 @@ class Scene:
     height: int = 1080
     percent: int = 100
     fps: int = 24
+    fps_base: float = 1.0
     engine: str = "CYCLES"
     imtype: int = 17
     camera: int = 77
@@ -95,7 +96,7 @@ class Blend:
 
     def _scene(self, one: Scene) -> bytes:
         numbers = {"sfra": one.start, "efra": one.end, "frame_step": one.step, "xsch": one.width, "ysch": one.height}
-        rest = {"size": one.percent, "frs_sec": one.fps, "frs_sec_base": 1.0, "engine": one.engine}
+        rest = {"size": one.percent, "frs_sec": one.fps, "frs_sec_base": one.fps_base, "engine": one.engine}
         rest["im_format"] = struct.pack("b", one.imtype)
         properties = 5000 + 10 * self.scenes.index(one) if one.device == "GPU" else 0
         return self._struct("Scene", id=self._id("SC" + one.name, properties), camera=one.camera, r={**numbers, **rest})

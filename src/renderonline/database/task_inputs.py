@@ -9,6 +9,7 @@ from renderonline.database.schema import attempts, chunks, machines, results, ta
 from renderonline.database.submissions import add_inputs, list_inputs
 from renderonline.database.work_landing import ATTEMPTS
 from renderonline.database.work_sheet import result_keys
+from renderonline.farm.films import SOUND
 from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Landed, Outcome
 
 
@@ -36,8 +37,11 @@ _HOLDER: Final = (
 )
 _RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
 _FRAMES: Final = select(results.c.name, *(results.c[name] for name in Landed._fields)).where(
-    results.c.task_id == bindparam("task"), results.c.frame.is_not(None), results.c.state != "landing"
+    results.c.task_id == bindparam("task"),
+    results.c.frame.is_not(None) | results.c.name_hash.in_(result_keys(SOUND)),
+    results.c.state != "landing",
 )
+"""What goes into a film: frames, and their sound."""
 _FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
 _LANDED_BY: Final = select(results.c.attempt_id).where(
     results.c.task_id == bindparam("task"), results.c.name_hash == bindparam("hash"), results.c.state == "landed"
@@ -61,7 +65,7 @@ def result_names(connection: Connection, task_id: int) -> frozenset[str]:
 
 
 def frames(connection: Connection, task_id: int) -> dict[str, Landed]:
-    """The frames of a task that are there by name, also those that are to be rendered again."""
+    """The frames of a task that are there by name, also those that are to be rendered again, and their sound."""
     return {name: Landed(*facts) for name, *facts in connection.execute(_FRAMES, {"task": task_id})}
 
 

@@ -305,7 +305,12 @@ def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFacts]
     return {f"{row[1]}/{row[0]}" if row[1] else row[0]: row[2:] for row in rows}
 
 
-def landed_file(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
+def landed_file(connection: Connection, task_id: int, name: str) -> Landed:
+    """What is known of one, or `NotFound`."""
+    return landed_place(connection, task_id, name)[1]
+
+
+def landed_place(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
     """Where the one of this name lies in the task's directory, and what is known of it; or `NotFound`."""
     found = connection.execute(_LANDED_FILES.where(results.c.name == name), {"task_id": task_id})
     for its_name, folder, *facts in found:

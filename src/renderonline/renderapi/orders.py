@@ -18,7 +18,7 @@ from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_pr
 from renderonline.farm.cards import DEVICE
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.films import FILM_ENGINE, FORMATS, Film
+from renderonline.farm.films import EXACTLY, FILM_ENGINE, FORMATS, Film
 from renderonline.farm.frames import FrameRange, parse_frames
 from renderonline.farm.more_results import NOTHING_MORE
 from renderonline.farm.needs import Needs
@@ -99,7 +99,9 @@ class _Known:
         if not self.pattern:
             raise InvalidRequest(f"Nobody knows which files of engine {self.facts.engine} are frames.")
         name = film.file_name(self.facts.file_name)
-        return Command((self.results, self.pattern, self.facts.frames, str(film), name), (ExpectedOutput(name),))
+        words = (self.results, self.pattern, self.facts.frames, str(film.roughly), name)
+        exactly = {} if film.roughly == film else {EXACTLY: str(film)}
+        return Command(words, (ExpectedOutput(name),), environment=exactly)
 
 
 class Orders:

@@ -143,7 +143,7 @@ class Reading:
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
-        place, known = await self.database.read(partial(tasks.landed_file, task_id=task_id, name=name))
+        place, known = await self.database.read(partial(tasks.landed_place, task_id=task_id, name=name))
         path = task_directory(scene.file_path, scene.file_name) / place
         content = await self._landed.file(task_id, path, name, known)
         if scene.names:

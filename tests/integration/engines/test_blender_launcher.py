@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 from OpenImageIO import ImageBuf
 
@@ -254,6 +255,32 @@ scene.render.use_freestyle = True
     assert "ImportError" not in done.stderr  # Blender's own modules are found, whatever the launcher's are called
     warnings = [line for line in done.stdout.splitlines() if line.startswith("Warning: ")]
     assert [("rig.py" in line, "bpy.context" in line) for line in warnings] == [(True, False), (False, True)]
+
+
+def test_the_sound_of_the_tasks_frames_is_mixed_by_who_renders_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone = ("-f", "lavfi", "-i", "sine=frequency=440:duration=2", str(tmp_path / "tone.wav"))
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *tone], check=True)
+    changes = f"""
+scene.frame_end, scene.render.fps = 100, 25
+editor = scene.sequence_editor_create()
+strips = editor.strips if hasattr(editor, "strips") else editor.sequences
+strips.new_sound("tone", {str(tmp_path / "tone.wav")!r}, channel=1, frame_start=1)
+"""
+    scene = write_small_scene(tmp_path / "talk.blend", changes)
+    monkeypatch.setenv("RENDERONLINE_BLENDER_FIRST", "3")
+    monkeypatch.setenv("RENDERONLINE_BLENDER_LAST", "27")
+    for first, sounds in (("4", 0), ("3", 1)):
+        home = tmp_path / first
+        done = run_blender("-b", str(scene), "-o", f"{home}/f_#", "-F", "PNG", "-s", first, "-e", first, "-a")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"Saved: '{home}/sound.flac'") == sounds
+        assert len(list(home.glob("*.flac"))) == sounds
+    about = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(home / "sound.flac")], capture_output=True, text=True, check=False
+    )
+    assert "Duration: 00:00:01.00" in about.stderr
 
 
 def test_blender_the_program_runs_the_same_launcher(scenes: Path, tmp_path: Path) -> None:

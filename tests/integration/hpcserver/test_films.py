@@ -123,6 +123,55 @@ def test_what_is_no_film_has_no_frames(tmp_path: Path) -> None:
     assert count_frames(tmp_path / "film.mp4") == 0
 
 
+def tone(path: Path, seconds: float) -> None:
+    source = ("-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}", "-f", "flac")
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *source, str(path)], check=True)
+
+
+def heard(film: Path) -> float:
+    """How long there is sound in a film, in seconds."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    argv = [program, "-v", "error", "-i", str(film), "-map", "0:a?", "-ac", "1", "-ar", "8000", "-f", "s16le", "-"]
+    return len(subprocess.run(argv, capture_output=True, check=False).stdout) / 16000
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+def test_a_film_has_the_sound_of_its_frames_at_the_exact_speed(
+    tmp_path: Path, frames: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for frame in range(11, 41):
+        paint(frames / f"{frame}.png", frame / 50)
+    (frames / "11.png").unlink()
+    tone(frames / "sound.flac", 1.001)
+    monkeypatch.setenv("RENDERONLINE_FILM", f"{kind}@30000/1001")
+    done = make(tmp_path, "11-40", f"{kind}@29.97", "#.png", f"shot.{kind}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    film = tmp_path / "out" / f"shot.{kind}"
+    assert (count_frames(film), heard(film)) == (29, pytest.approx(29 * 1001 / 30000, abs=0.07))
+    assert "Warning" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "film", "content", "told"),
+    [
+        ("1-20", "mp4@12", None, "its speed is not the scene's"),
+        ("1-10,15-24", "mp4@24", None, "are not asked for"),
+        ("1-24", "mp4@24", b"fLaC but no more", ""),
+    ],
+)
+def test_sound_that_is_not_that_of_the_frames_is_left_out(
+    tmp_path: Path, frames: Path, asked: str, film: str, content: bytes | None, told: str
+) -> None:
+    for frame in range(1, 25):
+        paint(frames / f"{frame}.png", frame / 30)
+    tone(frames / "sound.flac", 20 / 24)
+    if content is not None:
+        (frames / "sound.flac").write_bytes(content)
+    done = make(tmp_path, asked, film, "#.png")
+    assert (done.returncode, heard(tmp_path / "out" / "shot.mp4")) == (0, 0.0)
+    assert told in done.stdout
+
+
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[RealFarm]:
     with RealFarm(tmp_path / "farm") as farm:

@@ -12,6 +12,7 @@ from .devices import Devices
 from .engine_names import EngineNames
 from .files import MISSING_LIBRARIES, find_files
 from .freestyle import export_svg, settle_svg
+from .sound import write_sound
 from .speech import Failed, NoEngine, Refused, held_back, say, warn
 from .wishes import Wishes
 
@@ -162,6 +163,7 @@ class Session:
         render.use_overwrite, render.use_placeholder = True, False  # which frames are rendered is the farm's to say
         if not render.use_stamp:  # else the time would be painted into the picture
             render.use_stamp_render_time = render.use_stamp_memory = True
+        write_sound(self.bpy, self.scene, self.directory, frames[0])
         blocked = Blocked(self.bpy)
         self.devices.choose(self.scene)
         for frame in frames:
