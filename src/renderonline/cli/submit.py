@@ -75,9 +75,13 @@ def submit(
     names: str = option(
         "TEMPLATE", "What results are called that leave the farm: {scene}/{name}_{frame:04} …", default=""
     ),
+    deliver: str = option("NAME/SUB", "Copy results to a place that the farm's administrator named.", default=""),
     notify: bool = flag("--notify", "Have a mail sent to you when it ends."),
     wait: bool = flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w"),
     download: Path | None = option("DIR", "Wait, then download the results here.", "--download", "-d"),
+    overwrite: bool = flag(
+        "--overwrite", "With --download: replace files of other tasks, and those that were changed."
+    ),
     json: bool,
 ) -> int:
     """Submit a scene."""
@@ -115,6 +119,7 @@ def submit(
             film=film,
             strict=strict,
             names=names,
+            deliver=deliver,
             progress=show.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
@@ -123,7 +128,7 @@ def submit(
     show.answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0
     if download is not None and code == 0:
-        show.answer(fetch_results(client, number, download, quiet=json), as_json=json)
+        show.answer(fetch_results(client, number, download, overwrite=overwrite, quiet=json), as_json=json)
     return code
 
 

@@ -17,6 +17,7 @@ from renderonline.database.rows import AnyRow
 from renderonline.database.schema import (
     attempts,
     chunks,
+    deliveries,
     engines,
     farm,
     machines,
@@ -161,6 +162,7 @@ _NEVER: Final[Sequence[_Never]] = (
     _orphans(attempts.c.attempt_id, chunks.c.chunk_id),
     _orphans(results.c.result_id, tasks.c.task_id),
     _orphans(waits_for.c.task_id, tasks.c.task_id),
+    _orphans(deliveries.c.delivery_id, tasks.c.task_id),
     _orphans(attempts.c.attempt_id, machines.c.machine_id, _LIVE_ATTEMPT, says="lives on"),
     (
         "attempts",

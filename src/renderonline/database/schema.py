@@ -129,6 +129,9 @@ tasks = _table(
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
     *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
     *optional(Text, "names"),  # what its results are called that leave the farm; null: as they are
+    *optional(
+        Text, "deliver"
+    ),  # where its results are delivered: the name of a root and folders below it; null: nowhere
     *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
@@ -192,12 +195,24 @@ results = _table(
     *required(BigInteger, "size", "crc32"),
     *required(String(64), "digest"),
     *optional(Long, "facts"),
+    *required(Flag, "delivered", default="0"),  # 1: it is; 2: it can't be
     *optional(BigInteger, "landed_us", "modified_ns"),  # modified_ns: of the file, as it landed
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
     Index("ix_results_task", "task_id", "result_id"),
     # SQLite has only those in it: of all, it would take it for a good way to the landed results of one task.
     Index("ix_results_landing", "state", sqlite_where=text("state = 'landing'")),
 )
+
+deliveries = _table(
+    "deliveries",
+    *key(Big, "delivery_id", counts=True),
+    *required(Big, "task_id"),
+    *required(String(64), "path_hash"),  # SHA-256 of path
+    *required(Text, "path", "name"),  # path: below its root; name: of the result
+    *optional(Text, "digests"),  # of what may lie there, separated by blanks: delivered, or begun to be; null: nothing
+    UniqueConstraint("task_id", "path_hash", name="uq_deliveries_path"),
+)
+"""The files that tasks delivered: each may replace its own, and no others."""
 
 submissions = _table(
     "submissions",

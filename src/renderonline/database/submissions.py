@@ -81,6 +81,7 @@ class NewTask:
     results_in: str = ""
     strict: bool = False
     names: str = ""
+    deliver: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
         "names": new.names or None,
+        "deliver": new.deliver or None,
         "warnings": texts_json(new.warnings),
         "chunks_waiting": len(new.chunks),
     }

@@ -93,6 +93,7 @@ class TaskView:
     needs: Mapping[str, Any]
     film: str
     names: str
+    deliver: str
     warnings: tuple[str, ...]
     facts: Mapping[str, Any]
 
@@ -410,6 +411,7 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         paused=bool(row.paused),
         notify=bool(row.notify),
         names=row.names or "",
+        deliver=row.deliver or "",
         needs=json_object(row.needs),
         warnings=json_texts(row.warnings),
         facts=json_object(getattr(row, "facts", None)),

@@ -15,7 +15,7 @@ from renderonline.database.ids import CHUNKS, reserve
 from renderonline.database.projection import Moment, TaskState, apply, look
 from renderonline.database.retention import may_go
 from renderonline.database.rows import frames_of, json_object, portions, update
-from renderonline.database.schema import attempts, chunks, inputs, queue, renders, results, tasks, waits_for
+from renderonline.database.schema import attempts, chunks, deliveries, inputs, queue, renders, results, tasks, waits_for
 from renderonline.database.submissions import check_limit
 from renderonline.database.work_loading import BLOCKED
 from renderonline.database.work_sheet import MAKE_STALE
@@ -149,7 +149,7 @@ def delete_task(connection: Connection, task_id: int) -> None:
     if task is None:
         return
     shared = _is_shared(connection, task)
-    of_task = [table.c.task_id for table in (results, attempts, chunks, inputs, queue, waits_for, tasks)]
+    of_task = [table.c.task_id for table in (deliveries, results, attempts, chunks, inputs, queue, waits_for, tasks)]
     for column in (*of_task, waits_for.c.waits_for_task_id):
         connection.execute(column.table.delete().where(column == task_id))
     if not shared:

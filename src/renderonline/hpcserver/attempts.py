@@ -367,7 +367,8 @@ class Attempt:
     def _saved(self, path: str) -> None:
         """The engine says that a file is complete: check and report it now. What is bad now may be good in the end."""
         name = os.path.relpath(os.path.normpath(self._root / path), self._root)
-        taken = name in self._expected or self._more.wants(name)
+        room = len(self._checking) < len(self._expected) + self.assign.more.files  # more are found at the end
+        taken = name in self._expected or (room and self._more.wants(name))
         if taken and name not in self._good and name not in self._checking:
             self._checking[name] = asyncio.create_task(self._check_saved(name))
 

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -69,7 +68,7 @@ def encode(ffmpeg: str, frames: Sequence[Path], output: Path, film: Film, sound:
     if first is None:
         raise InvalidRequest("There is no frame that a film could be made of.")
     height, width, _ = first.shape
-    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", str(Fraction(film.fps)))
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", str(film.fps))
     there = f"file:{output}"  # whatever its name looks like
     lasts = f"{float(len(_span(frames)) / film.fps):.6f}"
     fitted = ("-af", f"apad=whole_dur={lasts},atrim=end={lasts}", *_SOUNDS[film.format])

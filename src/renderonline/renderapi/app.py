@@ -122,6 +122,8 @@ async def _begin(
     await made.dispatcher.start()
     keeping = asyncio.create_task(made.submissions.housekeeping.run(), name="housekeeping")
     stack.callback(keeping.cancel)
+    delivering = asyncio.create_task(made.deliverer.run(), name="deliveries")
+    stack.callback(delivering.cancel)
     app.state.standby.begin()
 
 

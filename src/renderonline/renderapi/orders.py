@@ -19,7 +19,7 @@ from renderonline.farm.cards import DEVICE
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.films import EXACTLY, FILM_ENGINE, FORMATS, Film
-from renderonline.farm.frames import FrameRange, parse_frames
+from renderonline.farm.frames import FrameRange, is_among, parse_frames
 from renderonline.farm.more_results import NOTHING_MORE
 from renderonline.farm.needs import Needs
 from renderonline.protocol.codec import to_wire
@@ -65,12 +65,12 @@ class _Known:
         self.root = str(task_directory(facts.scene, facts.file_name))
         self.results = os.path.join(self.root, facts.results_in) if facts.results_in else self.root
         self.pattern = frames_pattern(definition, self.values, self.frames) if definition else ""
-        self._frames = frozenset(self.frames)
+        self._is_frame = is_among(facts.frames) if facts.frames else lambda _frame: False
 
     def expects(self, name: str) -> bool:
         """Whether a file of this name is a frame of the task, or is called as a film of it is."""
         films = (Film(kind).file_name(self.facts.file_name) for kind in FORMATS)
-        return frame_of_name(self.pattern, name) in self._frames or name in films
+        return self._is_frame(frame_of_name(self.pattern, name)) or name in films
 
     def command(self, frames: FrameRange | None, directory: str) -> Command:
         if self.facts.template is None:  # a render of the existing system: its arguments are complete

@@ -16,6 +16,7 @@ from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal, Sessions
 from renderonline.renderapi.control import Control
+from renderonline.renderapi.delivering import Deliverer
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.events import Events
 from renderonline.renderapi.guessing import Guesses
@@ -38,10 +39,11 @@ class Services:
         self.metrics = metrics
         self.events = Events(secrets.token_hex(4))
         self.notifier = Notifier(self.events, database, url=settings.public_url)
+        self.deliverer = Deliverer(self.notifier, database, settings.delivery_roots)
         self.dispatcher = Dispatcher(
             database,
             ids,
-            self.notifier,
+            self.deliverer,
             data_directory=settings.data_directory,
             policy=settings.retries,
             reserve_mib=settings.reserve_mib,

@@ -1,6 +1,7 @@
 """RenderAPI's settings: `RenderAPI.json` < environment (`RENDERAPI_…`) < flags."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ class Settings:
     """Every session of the web page ends after so long."""
     pool_sandbox: Mapping[str, str] = field(default_factory=dict)
     """Pool -> the weakest box (landlock or bwrap) that its machines must have to get work."""
+    deliver_roots: Mapping[str, str] = field(default_factory=dict)
+    """Name -> directory below which tasks may have their results delivered (`submit --deliver NAME/sub`)."""
     public_url: str = ""
     """The farm's address as people and machines reach it: in messages, and in the line with which a machine joins."""
     sandbox: str = "auto"
@@ -99,7 +102,7 @@ class Settings:
         if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
             names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"
             raise InvalidRequest(f"{names} must be above 0, RetryBaseS at most RetryCapS.")
-        _ = self.pool_boxes  # what is wrong is told before anything starts
+        _ = self.pool_boxes, self.delivery_roots  # what is wrong is told before anything starts
 
     @property
     def pool_boxes(self) -> Mapping[str, str]:
@@ -108,6 +111,17 @@ class Settings:
         if not isinstance(found, Mapping) or not all(isinstance(one, str) for one in found.values()):
             raise InvalidRequest('PoolSandbox must be an object such as {"secure": "bwrap"}.')
         return {checked_pool(pool): checked_box(box) for pool, box in found.items()}
+
+    @property
+    def delivery_roots(self) -> Mapping[str, Path]:
+        """`deliver_roots` as paths; `InvalidRequest` for what is no name, and for a path that is not absolute."""
+        found = self.deliver_roots
+        plain = isinstance(found, Mapping) and all(isinstance(path, str) for path in found.values())
+        if not plain or not all(re.fullmatch(r"[A-Za-z0-9_-]{1,50}", name) for name in found):
+            raise InvalidRequest('DeliverRoots must be an object such as {"nas": "/mnt/nas/renders"}.')
+        if wrong := [name for name, path in found.items() if not Path(path).is_absolute()]:
+            raise InvalidRequest(f"DeliverRoots: the directory of {wrong[0]} must be an absolute path.")
+        return {name: Path(path).resolve() for name, path in found.items()}
 
     @property
     def proxies(self) -> Proxies:

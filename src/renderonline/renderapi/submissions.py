@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
 from renderonline.protocol import v1
 from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.delivering import checked_place
 from renderonline.renderapi.dispatch import MANY_CHUNKS, Dispatcher
 from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
 from renderonline.renderapi.looks import Gone, client_of
@@ -89,6 +90,7 @@ class Submissions:
         self._facts = SceneFacts(lambda: dispatcher.shared.machines, self.places.box, self.places.roots)
         self._settling: set[asyncio.Task[None]] = set()
         self.sends_mail, self._strict = bool(settings.notify_mail), settings.strict_scenes
+        self._roots = settings.delivery_roots
         self._parse = lru_cache(100)(parse_definition)
         self._catalog: _Catalog | None = None
 
@@ -255,6 +257,7 @@ class Submissions:
         engine = _engine(catalog.engines, request)
         if request.notify and not self.sends_mail:
             raise InvalidRequest("This farm sends no mail: submit without notify, or an administrator sets NotifyMail.")
+        request = replace(request, deliver=checked_place(request.deliver, self._roots))
         definition = None if engine.definition is None else self._parse(engine.definition)
         scene = scene_among(files, scene, engine, definition)
         return heavy(prepare)(request, engine, definition, catalog.argtypes, scene)
@@ -333,6 +336,7 @@ def _new_task(
         warnings=prepared.warnings,
         strict=request.strict,
         names=prepared.names(default_names, now.date().isoformat()),
+        deliver=request.deliver,
         results_in=names.unused_folder(names.RESULTS, (one.name for one in files)),
     )
 

@@ -37,7 +37,8 @@ class SubmitRequest:
     """What a client asks for, the part `request` of v2. `engine` is a number or a name, as sent; `frames` a range,
     None: what the arguments say; `film`: what is made of the frames at the end, such as `mp4` or `webm@25`; `strict`:
     refuse it, or fail it later, where otherwise the task would have a warning of something that is missing; `names`:
-    what results are called when they leave the farm (`farm.result_names`), "": as the subscription says."""
+    what results are called when they leave the farm (`farm.result_names`), "": as the subscription says;
+    `deliver`: where its results are copied to, `NAME/sub`."""
 
     exact: ClassVar[bool] = True
     """Arguments that the engine does not have are refused, and `engine` may be its name."""
@@ -55,6 +56,7 @@ class SubmitRequest:
     film: str = ""
     strict: bool = False
     names: str = ""
+    deliver: str = ""
     client_key: str = ""
 
 

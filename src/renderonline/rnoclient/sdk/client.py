@@ -69,6 +69,7 @@ class Client:
         film: str = "",
         strict: bool = False,
         names: str = "",
+        deliver: str = "",
         progress: transfers.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
@@ -80,14 +81,15 @@ class Client:
         memory_mib, gpus, gpu_memory_mib, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`:
         what is made of the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a
         file that the scene needs is missing, or for anything else that would be a warning; what turns out later is a
-        failure. `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`.
+        failure. `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`;
+        `deliver`: a directory that the farm's administrator named, and folders, to which they are copied (`nas/sh010`).
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
         request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
         request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
         request |= {"needs": dict(needs or {}), "running_limit": running_limit, **({"film": film} if film else {})}
         request |= {"strict": True} if strict else {}
-        request |= {"names": names} if names else {}
+        request |= {**({"names": names} if names else {}), **({"deliver": deliver} if deliver else {})}
         path = Path(file)
         main = scene or path.name
         files = {main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
