@@ -161,12 +161,12 @@ class Results:
         for task_id, frame, count in self.reader.rows(f"{twice} HAVING COUNT(*) > 1"):
             wrong.append(f"Frame {frame} of task {task_id} has {count} results.")
         query = """
-            SELECT r.result_id, r.task_id, r.name, r.frame, r.digest, r.size, n.file_path FROM results r
+            SELECT r.result_id, r.task_id, r.folder, r.name, r.frame, r.digest, r.size, n.file_path FROM results r
             JOIN tasks t ON t.task_id = r.task_id JOIN renders n ON n.render_id = t.render_id
             WHERE r.state = 'landed'"""
-        for result_id, task_id, name, frame, digest, size, scene in self.reader.rows(query):
+        for result_id, task_id, folder, name, frame, digest, size, scene in self.reader.rows(query):
             if result_id not in self.seen:
-                found = self._look(task_id, name, frame, (digest, size), Path(scene))
+                found = self._look(task_id, name, frame, (digest, size), Path(scene), folder)
                 wrong += found
                 if not found:
                     self.seen.add(result_id)
@@ -177,12 +177,12 @@ class Results:
         found = re.search(r"task (\d+)", sentence)
         return found is not None and not self.reader.rows(f"SELECT 1 FROM tasks WHERE task_id = {found[1]}")
 
-    def _look(self, task_id: int, name: str, frame: int, said: tuple[str, int], scene: Path) -> list[str]:
+    def _look(self, task_id: int, name: str, frame: int, said: tuple[str, int], scene: Path, folder: str) -> list[str]:
         what = f"Frame {frame} of task {task_id}"
         try:
             key = self.keys.get(task_id) or str(json.loads(scene.read_text())["key"])
             self.keys[task_id] = key
-            data = (scene.parent / name).read_bytes()
+            data = (scene.parent / folder / name).read_bytes()
         except OSError as error:
             return [f"{what} can't be read: {error}."]
         wrong = []
@@ -263,11 +263,11 @@ def leftovers(reader: Reader, files: Path, homes: Collection[Path]) -> list[str]
     directories = {task_id: Path(path).parent for task_id, path, _ in reader.rows(query)}
     for _, path, _name in reader.rows(query):
         wanted.setdefault(Path(path).parent, set()).add(Path(path).name)
-    for task_id, name in reader.rows("SELECT task_id, name FROM results"):
+    for task_id, folder, name in reader.rows("SELECT task_id, folder, name FROM results"):
         if task_id in directories:
-            wanted[directories[task_id]].add(name)
+            wanted[directories[task_id]].add(f"{folder}/{name}" if folder else name)
     there = {
-        task: {path.name for path in task.iterdir()}
+        task: {path.relative_to(task).as_posix() for path in task.rglob("*") if not path.is_dir()}
         for user in files.iterdir()
         if not user.name.startswith(".")
         for task in user.iterdir()
