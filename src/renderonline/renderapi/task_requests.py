@@ -118,7 +118,7 @@ class Prepared:
             "engine": self.engine.name,
             "date": day,
             "scene": commands.as_written(self.values.get("scene", "")) or scene.get("name") or stem,
-            "camera": commands.as_written(self.values.get("camera", "")) or _only(scene.get("cameras"), "camera"),
+            "camera": commands.as_written(self.values.get("camera", "")) or (scene.get("cameras") or ["camera"])[0],
             "layer": commands.as_written(self.values.get("view_layer", "")) or _only(scene.get("view_layers"), "layer"),
         }
         plain = {field: re.sub("[{}]", "_", clean_file_name(str(value))) for field, value in values.items()}

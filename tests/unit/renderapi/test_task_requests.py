@@ -228,7 +228,7 @@ def test_names_of_results_are_filled_with_what_is_known_of_the_task() -> None:
     whole = "{date}/{title}/{file}/{scene}/{camera}/{layer}/{engine}_{name}_{frame:04}"
     task = prepared(frames="1-3", names=whole, name="Walk: cycle", file_name="shots/s1.blend")
     assert task.names("", "2026-12-01") == "2026-12-01/Walk_ cycle/s1/s1/camera/layer/blender_{name}_{frame:04}"
-    facts = {"scenes": [{"name": "Intro", "cameras": ["Left"], "view_layers": ["FG", "BG"]}]}
+    facts = {"scenes": [{"name": "Intro", "cameras": ["Left", "Right"], "view_layers": ["FG", "BG"]}]}
     known = replace(task, facts=facts, values={**task.values, "view_layer": "FG"})
     assert known.names("", "2026-12-01").split("/")[3:6] == ["Intro", "Left", "FG"]
 
