@@ -27,6 +27,8 @@ PROBE_S: Final = 10.0
 """For each tool; a driver that hangs must not keep the machine from rendering."""
 LOOK_S: Final = 5.0
 """How busy cards are is asked at most so often."""
+QUIET_S: Final = 60.0
+"""How long a tool that gave no answer is left alone."""
 CARDS: Final = "RENDERONLINE_CARDS"
 """Which cards an engine got (`kind:id`, commas between), "" for none; it is not set where it may use all."""
 NONE: Final[Mapping[str, str]] = {
@@ -133,6 +135,8 @@ class Rack:
             told = {}
             if any(one.card.kind == CardKind.CUDA for one in self.found):
                 told = {one.card.id: one.now for one in tools.nvidia(self._ask(tools.NVIDIA))}
+                # A driver that hangs must not hold up every heartbeat.
+                self._look_at += 0.0 if told else QUIET_S
             self._seen = [told.get(one.card.id) or _by_system(one) for one in self.found]
         return tuple(replace(one, unusable=self._unusable.get(one.id, "")) for one in self._seen)
 

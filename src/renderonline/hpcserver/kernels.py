@@ -94,8 +94,11 @@ class Kernels:
                 nice=NICE,
                 box=own_box(self._boxes.found, read, (str(caches), str(place)), place, device_files(cards)),
             )
-            async with asyncio.timeout(seconds):
-                return (await process.wait()).code
+            try:
+                async with asyncio.timeout(seconds):
+                    return (await process.wait()).code
+            finally:
+                process.stop("SIGKILL", 0.0)
         except (RenderOnlineError, OSError, TimeoutError) as error:
             lines.append(str(error) or "it took too long")
             return None

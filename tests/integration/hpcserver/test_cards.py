@@ -81,9 +81,11 @@ async def test_two_attempts_at_once_never_see_the_same_card(api: FakeRenderAPI, 
 
 BLENDER = """#!/bin/sh
 case "$*" in
-  *kernels.py*) [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
+  *kernels.py*) echo compiled >> "$OPTIX_CACHE_PATH/kernels"; [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
   *--version*) echo "Blender 4.2.0"; exit 0;;
 esac
+echo "It has: $(cat "$OPTIX_CACHE_PATH/kernels")."
+echo changed > "$OPTIX_CACHE_PATH/kernels"
 echo "$SAYS"
 case "$SAYS" in Error*) exit 1;; esac
 printf frame > "$OUT/frame_0001.png"
@@ -109,13 +111,17 @@ async def test_card_that_does_not_work_is_given_to_nobody_any_more(
         await api.assign(number, ["-b"], out, cards=1, **more)
         return await api.report(number, "exited")
 
-    with linked_node(tmp_path, api, path=tools, rendering_engines=engines):
+    (tmp_path / "bin" / "works").touch()
+    with linked_node(tmp_path, api, path=tools, rendering_engines=engines) as node:
         await api.linked()
+        await until(lambda: node.log.read_text().count("render kernels are ready") == 2, "kernels of both cards")
         good = await run(1, "Cycles on OPTIX: RTX 3060")
         assert good["outcome"] == "succeeded", good
         assert api.reports(1, "result")[0]["facts"]["device"] == "OPTIX: RTX 3060"
+        await run(6, "Cycles on OPTIX: RTX 3060")  # what one attempt does to its copy, no other one sees
+        assert "It has: compiled" in api.log_text(6)
+        assert "changed" not in (node.home / "kernels" / "optix" / "kernels").read_text()
 
-        (tmp_path / "bin" / "works").touch()
         lied = await run(2, "Error: no device: says the scene")
         assert (lied["outcome"], lied["failure"]) == ("failed", "error")
         (tmp_path / "bin" / "works").unlink()
