@@ -281,13 +281,13 @@ def _values(
     """The checked values; with a definition complete: v1's clients may send values that it does not use."""
     values = request.arguments
     if definition is None:
-        _check_values(values, argtypes)
+        _check_values(values, argtypes, named=request.exact)
         return values
     if request.exact:
         values = commands.spelled(definition, values)
         _refuse_two_ranges(request, definition)
         commands.complete(definition, values)  # names the engine's own arguments before the database's rules
-    _check_values(values, argtypes)
+    _check_values(values, argtypes, named=request.exact)
     known = {argument.id for argument in definition.arguments}
     return commands.complete(definition, {name: value for name, value in values.items() if name in known})
 
@@ -301,12 +301,18 @@ def _refuse_two_ranges(request: SubmitRequest, definition: EngineDefinition) -> 
         raise InvalidRequest(told, code="invalid_value")
 
 
-def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType]) -> None:
+def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType], *, named: bool) -> None:
+    """`named`: say which argument it is, as v1 does not."""
     for name in values:
         if name not in argtypes:
             raise InvalidRequest(v1.argtype_missing(name), code="unknown_argument")
     for name, value in values.items():
-        check_value(argtypes[name], value)
+        try:
+            check_value(argtypes[name], value)
+        except InvalidRequest as error:
+            if not named:
+                raise
+            raise InvalidRequest(f"Argument {name}: {error.message}", code=error.reason_code) from None
 
 
 def _frames(request: SubmitRequest, definition: EngineDefinition | None, values: Mapping[str, str]) -> tuple[int, ...]:

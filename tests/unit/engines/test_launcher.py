@@ -1,5 +1,6 @@
 """The rules of Blender's launcher that need no Blender: names of files, wishes, frames, what counts as written."""
 
+import io
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from renderonline.engines.blender.launcher.companions import Companions, below
 from renderonline.engines.blender.launcher.engine_names import EngineNames
 from renderonline.engines.blender.launcher.session import Session
-from renderonline.engines.blender.launcher.speech import Failed, NoEngine, Refused
+from renderonline.engines.blender.launcher.speech import Failed, NoEngine, Refused, say, speak_utf8
 from renderonline.engines.blender.launcher.wishes import Wishes
 from renderonline.engines.commands import spelled
 from renderonline.engines.loading import parse_definition, shipped
@@ -205,3 +206,11 @@ def test_a_frame_below_zero_is_never_counted_from_the_end() -> None:
     for text in ("--5", "1e3", "1048575", "-1048575", "٣"):
         with pytest.raises(Refused, match="is not a frame number"):
             session._frame("-s", text)
+
+
+def test_names_of_any_letters_are_said_in_any_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    speak_utf8()
+    say("//w\u00fcrfel \u6625 gr\udcfcn.png is not there")
+    assert written.getvalue().decode() == "//würfel 春 gr?n.png is not there\n"

@@ -98,6 +98,13 @@ def test_frames_in_the_arguments_are_held_to_the_same_limit_but_for_v1() -> None
     assert prepared(arguments=asked, strict=False).written_frames == "1048575"
 
 
+def test_value_that_is_refused_is_named_with_its_argument_but_for_v1() -> None:
+    for strict, told in ((True, "Argument start_frame: Value -5 must be of type natural."), (False, "Value -5 must")):
+        with pytest.raises(InvalidRequest) as refused:
+            prepared(arguments={"start_frame": "-5"}, strict=strict)
+        assert refused.value.message.startswith(told)
+
+
 def test_submitter_adds_needs_to_those_of_the_engine() -> None:
     definition = parse_definition(shipped()["blender"] + '[requirements]\ntags = ["GPU"]\nmemory_mib = 4000\n')
     asked = Needs(engine_version="5.0", tags=("Fast",), memory_mib=2000)

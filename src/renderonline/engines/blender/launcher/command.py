@@ -19,13 +19,14 @@ from .engine_list import list_engines
 from .module import begin_again, default_signals, import_bpy, is_module
 from .options import USAGE, parse, threads_of
 from .session import Session
-from .speech import Failed, say
+from .speech import Failed, say, speak_utf8
 from .wishes import Wishes
 
 
 def run(words: Sequence[str]) -> NoReturn:
     """Run the words and end the process."""
     default_signals()
+    speak_utf8()
     try:
         main(words)
     except Failed as failed:

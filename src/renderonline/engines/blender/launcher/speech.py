@@ -1,6 +1,7 @@
 """What the launcher says, and what ends it."""
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -31,6 +32,14 @@ class NoEngine(Failed):
 
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
+
+
+def speak_utf8() -> None:
+    """Write UTF-8, which HPCServer reads, whatever the computer's language is; a name in a scene that is no text gets
+    question marks instead of ending the render."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def say(text: str) -> None:
