@@ -47,6 +47,6 @@ async def test_real_blender_without_a_card_never_renders_on_the_processor_what_n
         plain = await render(2, cards=0, environment={"RENDERONLINE_BLENDER_DEVICE": "auto"})
         assert plain["outcome"] == "succeeded", plain
         assert any("asks for a graphics card" in one for one in plain["warnings"])
-        assert api.reports(2, "result")[0]["facts"]["device"] == "CPU: no card given"
+        assert api.reports(2, "result")[0]["facts"]["device"] == "CPU: no card found"
         again = await render(3, cards=1)
         assert (again["outcome"], again["failure"]) == ("canceled", "handed_back")

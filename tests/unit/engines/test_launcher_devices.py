@@ -124,7 +124,7 @@ def test_cards_that_the_farm_gave_are_used_whatever_the_scene_says(capsys: pytes
 
 def test_no_cards_given_means_the_processor_and_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     said, device, used = chosen(CARDS, capsys, **{devices.CARDS: "", devices.WISH: "auto"})
-    assert said.splitlines()[0] == "Cycles on CPU: no card given"
+    assert said.splitlines()[0] == "Cycles on CPU: no card found"
     assert said.splitlines()[1].startswith("Warning: The scene asks for a graphics card")
     assert (device, used) == ("CPU", [])
     assert chosen(CARDS, capsys, "CPU", **{devices.CARDS: ""})[0] == "Cycles on CPU: the scene asks for it\n"

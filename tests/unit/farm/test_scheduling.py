@@ -63,7 +63,7 @@ class Reference:
                 same = [one for one in best[0].recent if one in turns and self.alike(turns[one], free)]
                 free = turns.pop(same[0] if same else free.ability.machine_id)
                 given.append(self.give(free, best))
-                needs, count = best[3].needs, free.count - 1
+                needs, count = best[3].needs.on(free.ability), free.count - 1
                 more = FreeSlots(free.ability, count, free.memory_mib + needs.memory_mib, free.gpus + needs.gpus)
                 left |= {free.ability.machine_id: more} if count else {}
         return given
@@ -83,7 +83,9 @@ class Reference:
             return needs.memory_mib <= max(0, memory) and needs.gpus <= max(0, gpus)
 
         may = self.startable()
-        return [one for one in may if self.policy.takes(free.ability, one[3]) and has_room(one[3].needs)]
+        return [
+            one for one in may if self.policy.takes(free.ability, one[3]) and has_room(one[3].needs.on(free.ability))
+        ]
 
     def startable(self) -> list[Waiting]:
         def may(task: ReadyTask) -> bool:
@@ -116,9 +118,9 @@ def some_needs(random: Random) -> Needs:
         return Needs()
     version, tags = random.choice(("", "", "4.2", "5.0")), random.choice(((), (), ("fast",)))
     pool, gpus = random.choice(("", "", "", "film")), random.choice((0, 0, 0, 1))
-    return Needs(
-        version, tags, pool, random.choice((0, 0, 4, 8)), gpus, random.choice(("", "", "", "landlock", "bwrap"))
-    )
+    prefers = not gpus and random.random() < 0.3
+    box = random.choice(("", "", "", "landlock", "bwrap"))
+    return Needs(version, tags, pool, random.choice((0, 0, 4, 8)), gpus, box, prefers_gpu=prefers)
 
 
 def some_machine(random: Random, number: int) -> Ability:
@@ -178,7 +180,10 @@ def check_rules(farm: Farm, free: list[FreeSlots], usage: Usage, policy: Policy)
     by_chunk = {chunk_id: (task, signature) for task, chunk_id, _, signature in farm.waiting}
     given_to = [(one.machine_id, *by_chunk[one.chunk_id]) for one in first]
     for slots in free:
-        there = [signature.needs for machine_id, _, signature in given_to if machine_id == slots.ability.machine_id]
+        ability = slots.ability
+        there = [
+            signature.needs.on(ability) for machine_id, _, signature in given_to if machine_id == ability.machine_id
+        ]
         assert len(there) <= slots.count
         assert sum(needs.memory_mib for needs in there) <= max(0, slots.ability.memory_mib - slots.memory_mib)
         assert sum(needs.gpus for needs in there) <= max(0, slots.ability.gpus - slots.gpus)

@@ -69,7 +69,7 @@ class Devices:
     def _why_not(self, *, asks: bool) -> str:
         if self._wish == "cpu":
             return "the task asks for it"
-        return "no card found" if asks and self._given != "" else "no card given" if asks else "the scene asks for it"
+        return "no card found" if asks else "the scene asks for it"
 
     def _cards(self) -> tuple[list[str], str]:
         """Have Cycles use the cards of the first kind that is there, and nothing else; their names and the kind. Of the
