@@ -183,8 +183,17 @@ def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
         here = sum(1 for one in before if one.failure == NO_DEVICE and one.machine_id == machine_id)
         return here + 1 >= MOST_NO_DEVICE
     if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9)
-        return any(one.failure == NO_RENDER_ENGINE and one.machine_id == machine_id for one in before)
+        return machine_id in _lacking(before)
     return True
+
+
+def _lacking(before: Sequence[Tried]) -> frozenset[int]:
+    """Machines without the scene's render engine, since the chunk last failed for want of it: a retry begins anew."""
+    found = frozenset[int]()
+    for one in reversed(before):
+        if one.failure == NO_RENDER_ENGINE:
+            found = frozenset() if one.machine_id in found else found | {one.machine_id}
+    return found
 
 
 def plain_reason(ending: Ending) -> str:

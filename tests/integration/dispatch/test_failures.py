@@ -37,6 +37,27 @@ async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
     assert (advice, why) == (f"It failed. Correct the scene and submit it again. {logs}", [row.reason])
 
 
+async def test_a_missing_render_engine_is_looked_for_on_another_machine_and_counts_as_no_try(rig: Rig) -> None:
+    lacking, task_id, assign = await begun(rig)
+    having = await joined(rig, works=True)
+    reason = "this Blender has no render engine OCTANE"
+    await lacking.exit(assign.attempt, "failed", failure="no_render_engine", reason=reason)
+    assert (await rig.ended(task_id)).is_success == 1
+    first, second = await rig.attempts(task_id)
+    assert (first.machine_id, second.machine_id) == (lacking.machine_id, having.machine_id)
+    assert (await rig.chunks(task_id))[0].tries == 0
+    await having.hang_up()
+    task_id = await rig.submit("1")
+    for number in (2, 3):
+        again = (await lacking.given(number))[-1]
+        await lacking.start(again.attempt)
+        await lacking.exit(again.attempt, "failed", failure="no_render_engine", reason=reason)
+    row = await rig.ended(task_id)
+    assert row.reason.endswith("no render engine OCTANE (and no other machine is left)")
+    advice = (await rig.control.explain(task_id, user_id=None))[0]
+    assert advice.startswith("It failed. Set up a Blender that has it, or submit it with another engine")
+
+
 async def test_success_without_the_expected_files_is_a_failure(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-2", chunk_size=2)

@@ -64,6 +64,7 @@ def test_a_missing_render_engine_is_tried_on_each_machine_once() -> None:
     verdict = settle(lacking, tries=0, named=True, missing=("a",), fraction=0.5, machine_id=1, before=(second, first))
     assert (verdict.chunk, verdict.counts) == (ChunkState.FAILED, True)
     assert verdict.reason.endswith("no render engine OCTANE (and no other machine is left)")
+    assert after(lacking, first, second, first, machine_id=1) is ChunkState.WAITING  # somebody asked for it again
     assert advice(verdict.failure, 7).startswith("Set up a Blender that has it, or submit it with another engine")
 
 
