@@ -297,15 +297,18 @@ def describe(task: Task) -> str:
 
 
 def tell_warnings(task: Task, but: Collection[str] = ()) -> None:
-    """Say what a person must know of its pictures, but what was said before (R16)."""
+    """Say what a person must know of its pictures, but what was said before (R16), and why nothing of it can start."""
     for text in task.get("warnings", ()):  # an older RenderAPI has none
         if text not in but:
             show.note(f"Warning: {text}")
+    if stuck := task.get("stuck"):
+        show.note(f"It can't start as things are: {stuck}")
 
 
 def _warned(task: Task) -> str:
     count = len(task.get("warnings", ()))
-    return f", {count} warning{'s' * (count > 1)}" if count else ""
+    stuck = ", can't start" if task.get("stuck") else ""
+    return f", {count} warning{'s' * (count > 1)}{stuck}" if count else stuck
 
 
 def _row(task: Task) -> list[object]:
@@ -328,8 +331,8 @@ def _show_one(task: Task) -> None:
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
     told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
     shown["warnings"] = [*task.get("warnings", ()), *told]
-    names = "task_id name status reason engine file_name file_size scene warnings arguments frames frames_done progress"
-    more = "latest chunks priority running_limit queued started ended deletes_at"
+    names = "task_id name status reason stuck engine file_name file_size scene warnings arguments frames frames_done"
+    more = "progress latest chunks priority running_limit queued started ended deletes_at"
     show.fields(shown, [*names.split(), *more.split()])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from renderonline.farm.needs import Ability, Needs, lacks_box
+from renderonline.farm.needs import Ability, Needs
 
 _INSTALLING: Final = {"blender": "Install it on one: renderonline engine install blender."}
 _OTHERS: Final = "Install its program on one; what is found there says: renderonline engine list --here."
@@ -36,14 +36,22 @@ def _labels(having: Sequence[Ability], needs: Needs) -> str:
 
 def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
     """What a machine is or has, of which none has enough; each is looked at alone."""
-    version, memory_mib = needs.engine_version, max(one.memory_mib for one in having)
-    cards = replace(needs, engine_version="", tags=(), sandbox="", memory_mib=0)
-    if all(one.lacks(engine, Needs(version, pool=one.pool)) for one in having):
-        return f"is of version {version} or newer. Update it on one."
-    if all(lacks_box(one.sandbox, needs.sandbox) for one in having):
-        return f"has the box {needs.sandbox} or a better one. On a machine this says how: renderonline node --check."
-    if needs.memory_mib > memory_mib:
-        return f"has {needs.memory_mib} MiB of memory; the most is {memory_mib}. Submit it with less."
-    if all(one.lacks(engine, replace(cards, pool=one.pool)) for one in having):
-        return f"has the graphics cards that it needs; the most is {max(one.gpus for one in having)}. Ask for fewer."
-    return ""
+    memory_mib = max(one.memory_mib for one in having)
+
+    def lacked(alone: Needs) -> bool:
+        return all(one.lacks(engine, replace(alone, pool=one.pool)) for one in having)
+
+    cards = Needs(gpus=needs.gpus, gpu_memory_mib=needs.gpu_memory_mib)
+    told = {
+        f"is of version {needs.engine_version} or newer. Update it on one.": Needs(needs.engine_version),
+        f"can render with {needs.renderer}. Install its add-on on one.": Needs(renderer=needs.renderer),
+        "is linked, as it must be for this. Let one join: renderonline machine invite.": Needs(linked=needs.linked),
+        f"has the box {needs.sandbox} or a better one. On a machine this says how: renderonline node --check.": Needs(
+            sandbox=needs.sandbox
+        ),
+        f"has {needs.memory_mib} MiB of memory; the most is {memory_mib}. Submit it with less.": Needs(
+            memory_mib=needs.memory_mib
+        ),
+        f"has the graphics cards that it needs; the most is {max(one.gpus for one in having)}. Ask for fewer.": cards,
+    }
+    return next((text for text, alone in told.items() if lacked(alone)), "")

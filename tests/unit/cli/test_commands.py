@@ -377,6 +377,17 @@ def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
     assert capsys.readouterr().err.count(warning) == told
 
 
+@pytest.mark.parametrize("words", [["tasks"], ["tasks", "7"], ["submit", "shot.blend"]])
+def test_a_task_that_no_machine_can_take_says_so(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setitem(TASK, "stuck", "No machine has the engine blender.")
+    assert run(words) == 0
+    said = capsys.readouterr()
+    told = "can't start" if words == ["tasks"] else "No machine has the engine blender."
+    assert told in said.out + said.err
+
+
 def test_deleting_asks_first(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
