@@ -63,7 +63,7 @@ def test_folder_becomes_frames_and_a_film(farm: PaintedFarm, project: Path, visi
     page.get_by_label("Folder with the scene").set_input_files(project)
     expect(page.locator(".facts")).to_contain_text("frames 3–8")
     expect(page.locator(".alarm")).to_have_count(0)
-    page.get_by_label("Film").select_option("mp4")
+    page.get_by_label("Film", exact=True).select_option("mp4")
     expect(page.get_by_label("Frames per second")).to_have_value("12")
     page.get_by_role("button", name="Submit 6 frames").click()
     expect(page.locator(".summary")).to_contain_text("Done", timeout=200_000)

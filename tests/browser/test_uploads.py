@@ -257,7 +257,7 @@ def test_zip_is_taken_apart_by_the_farm(farm: PaintedFarm, visit: Visitor, tmp_p
         archive.writestr("textures/water.png", b"water" * 1000)
     page = visit.page("/submit")
     choose(page, packed)
-    page.get_by_label("Engine").select_option("Painter")
+    page.get_by_label("Engine", exact=True).select_option("Painter")
     page.get_by_label("Frames", exact=True).fill("1-1")
     page.get_by_role("button", name="Submit 1 frame").click()
     expect(page.locator(".summary")).to_contain_text("Done")

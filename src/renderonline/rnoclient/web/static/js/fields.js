@@ -22,13 +22,14 @@ export const text = (id, label, help, wrong, value, change, { kind = 'text', hin
 
 /** The field of an engine's argument. `facts` and `within`: what the file, and the scene in it that is rendered, say. */
 export function argument(one, value, wrong, change, facts, within) {
+  const id = `argument-${one.id}`; // which may also be the name of one of the form's own fields
   const choices = choicesOf(one, facts, within);
   const free = one.default === '' || value === '';
   const said = one.fact && within?.[one.fact];
   const hint = free ? `As the scene says${said !== undefined && said !== '' && said !== null ? `: ${said}` : ''}` : '';
-  if (!choices.length) return text(one.id, one.label || one.id, one.help, wrong, value, change, { kind: one.type === 'natural' ? 'numeric' : one.type === 'real' ? 'decimal' : 'text', hint });
+  if (!choices.length) return text(id, one.label || one.id, one.help, wrong, value, change, { kind: one.type === 'natural' ? 'numeric' : one.type === 'real' ? 'decimal' : 'text', hint });
   const all = [...new Set(free ? ['', ...choices] : choices)];
-  return field(one.id, one.label || one.id, one.help, wrong, html`<select id=${one.id} aria-describedby=${wrong || one.help ? `${one.id}-help` : nothing} @change=${change}>${all.map((choice) => html`<option value=${choice} ?selected=${choice === value}>${choice === '' ? hint : choice}</option>`)}</select>`);
+  return field(id, one.label || one.id, one.help, wrong, html`<select id=${id} aria-describedby=${wrong || one.help ? `${id}-help` : nothing} @change=${change}>${all.map((choice) => html`<option value=${choice} ?selected=${choice === value}>${choice === '' ? hint : choice}</option>`)}</select>`);
 }
 
 /** What a machine must have to get parts of the task. `bad(name)`: what is wrong; `set(name)`: what keeps a value. */
@@ -49,5 +50,6 @@ export const order = (form, bad, set, mails) => html`
 
 /** What the results are called, and what is not taken for good. */
 export const results = (form, bad, set) => html`
-  ${text('names', 'Names of results', html`Fields such as <code>{scene}/{camera}/{name}_{frame:04}</code>; empty: as your subscription says.`, bad('names'), form.names, set('names'), { hint: '{name}_{frame:04}' })}
+  ${text('names', 'Results are called', html`Fields such as <code>{scene}/{camera}/{name}_{frame:04}</code>; empty: as your subscription says.`, bad('names'), form.names, set('names'), { hint: '{name}_{frame:04}' })}
+  ${text('deliver', 'Deliver to', 'A place that your administrator named, and a folder in it.', bad('deliver'), form.deliver, set('deliver'), { hint: 'projects/film' })}
   <label class="check"><input type="checkbox" .checked=${kept(form.strict)} @change=${set('strict', (input) => input.checked)}> Refuse it when something is missing</label>`;

@@ -78,6 +78,7 @@ export const WISHES = {
   running_limit: ['', whole(100_000)],
   waits_for: ['', (text) => (words(text).length <= 100 && words(text).every((one) => /^\d{1,15}$/.test(one)) ? '' : 'Numbers of tasks, such as 12, 13; at most 100.')],
   names: ['', (text) => (text.length <= 200 ? '' : 'At most 200 letters.')],
+  deliver: ['', (text) => (text.length <= 200 ? '' : 'At most 200 letters.')],
   strict: [false, () => ''],
   notify: [false, () => ''],
 };
@@ -91,7 +92,7 @@ export function wished(form) {
   if (words(form.tags).length) needs.tags = words(form.tags);
   if (Number(form.running_limit)) request.running_limit = Number(form.running_limit);
   if (words(form.waits_for).length) request.waits_for = words(form.waits_for).map(Number);
-  if (form.names.trim()) request.names = form.names.trim();
+  for (const name of ['names', 'deliver']) if (form[name].trim()) request[name] = form[name].trim();
   for (const name of ['strict', 'notify']) if (form[name]) request[name] = true;
   return Object.keys(needs).length ? { ...request, needs } : request;
 }

@@ -14,6 +14,9 @@ const FORM = { name: '', frames: '', priority: 50, chunk_size: 0, paused: false,
 /** What belongs to one task only, and to no preset. */
 const OWN = new Set(['name', 'frames', 'paused', 'waits_for']);
 
+/** What an engine's argument is called among what was touched: it may have the name of one of the form's own fields. */
+const its = (id) => `argument-${id}`;
+
 function presets() {
   try { return JSON.parse(localStorage.getItem(PRESETS) ?? '{}'); } catch { return {}; }
 }
@@ -105,7 +108,7 @@ class Submit extends Part {
       this.#engine = engine;
       this.#values = { ...this.#defaults(engine), ...draft.values };
       this.#form = { ...FORM, ...draft.form };
-      this.#touched = new Set(draft.touched);
+      this.#touched = new Set(draft.touched.map((id) => (id in this.#values && !(id in FORM) ? its(id) : id))); // as older pages kept them
     } else if (!fitting.includes(this.#engine) || !this.#touched.size) {
       this.#choose(fitting[0] ?? null);
     }
@@ -186,7 +189,7 @@ class Submit extends Part {
   #apply() {
     const engine = this.#engine;
     if (!this.#within || !engine) return;
-    for (const one of engine.arguments) if (!this.#touched.has(one.id)) this.#values[one.id] = this.#default(one);
+    for (const one of engine.arguments) if (!this.#touched.has(its(one.id))) this.#values[one.id] = this.#default(one);
     if (!this.#touched.has('frames')) this.#form.frames = this.#range();
     if (!this.#touched.has('fps') && this.#within.fps) this.#form.fps = String(this.#within.fps);
     this.requestUpdate();
@@ -215,7 +218,7 @@ class Submit extends Part {
   }
 
   #wrong() {
-    const wrong = this.#arguments().map((one) => [one.id, wrongWith(one, this.#values[one.id])]).filter(([, text]) => text);
+    const wrong = this.#arguments().map((one) => [its(one.id), wrongWith(one, this.#values[one.id])]).filter(([, text]) => text);
     const frames = this.#engine.frames ? this.#count() : 0;
     if (typeof frames === 'string') wrong.unshift(['frames', frames]);
     if (this.#form.film && !(Number(this.#form.fps || 24) > 0 && Number(this.#form.fps || 24) <= 240)) wrong.push(['fps', 'More than 0 and at most 240.']);
@@ -225,7 +228,7 @@ class Submit extends Part {
 
   /** What nobody has touched is not in it: the scene or the engine says it, also when its facts are not here yet. */
   #request() {
-    const chosen = this.#arguments().filter((one) => this.#touched.has(one.id) && !(one.default === '' && this.#values[one.id] === ''));
+    const chosen = this.#arguments().filter((one) => this.#touched.has(its(one.id)) && !(one.default === '' && this.#values[one.id] === ''));
     const { name, priority, chunk_size, paused, frames, order, film, fps } = this.#form;
     const [, first, last] = PLAIN.exec(frames) ?? [];
     const said = frames.trim() && (this.#touched.has('frames') || (first && order !== 'forward'));
@@ -280,7 +283,7 @@ class Submit extends Part {
       <div class="buttons end"><button type="button" @click=${() => box.close()}>Close</button><button class="primary">Save</button></div></form>`);
     if (said !== 'saved' || !name) return;
     const all = presets();
-    const values = Object.fromEntries(Object.entries(this.#values).filter(([id]) => this.#touched.has(id)));
+    const values = Object.fromEntries(Object.entries(this.#values).filter(([id]) => this.#touched.has(its(id))));
     const form = Object.fromEntries(Object.entries(this.#form).filter(([id]) => !OWN.has(id) && (id !== 'fps' || this.#touched.has('fps'))));
     all[this.#engine.name] = { ...all[this.#engine.name], [name]: { values, form } };
     if (await attempt(() => localStorage.setItem(PRESETS, JSON.stringify(all)), 'Saved.')) this.#preset = name;
@@ -294,7 +297,7 @@ class Submit extends Part {
     const values = Object.fromEntries(Object.entries(preset?.values ?? {}).filter(([id]) => id in known));
     const own = Object.fromEntries([...OWN].map((id) => [id, this.#form[id]]));
     this.#values = { ...known, ...values };
-    this.#touched = new Set([...[...this.#touched].filter((id) => OWN.has(id)), ...Object.keys(values), ...(preset?.form?.fps ? ['fps'] : [])]);
+    this.#touched = new Set([...[...this.#touched].filter((id) => OWN.has(id)), ...Object.keys(values).map(its), ...(preset?.form?.fps ? ['fps'] : [])]);
     this.#form = { ...FORM, ...preset?.form, ...own };
     this.#apply();
     this.#edited();
@@ -370,13 +373,16 @@ class Submit extends Part {
   /** How many things are wrong with the scene as it is here. */
   get #trouble() { return (this.facts?.missing_inputs?.length ?? 0) + (this.facts?.warnings?.length ?? 0) + (this.#cold ? 1 : 0); }
 
+  get #unbaked() { return this.#within?.unbaked ?? []; }
+
   /** Simulations that are not baked begin anew in each part: whether there are several. */
   get #cold() {
     const frames = this.#engine?.frames ? this.#count() : 0;
-    return this.#engine?.split === 'frames' && this.facts?.unbaked?.length > 0 && !(this.#form.chunk_size >= (Number(frames) || 2));
+    return this.#engine?.split === 'frames' && this.#unbaked.length > 0 && !(this.#form.chunk_size >= (Number(frames) || 2));
   }
 
-  #warned({ missing_inputs: missing = [], warnings = [], unbaked = [] }) {
+  #warned({ missing_inputs: missing = [], warnings = [] }) {
+    const unbaked = this.#unbaked;
     const once = () => { this.#form.chunk_size = 100_000; this.#touched.add('chunk_size'); this.#edited(); };
     return html`<div class="alarm" role="alert">${icon('warning')}<div><strong>This scene may not look as you mean it.</strong>
       ${warnings.map((one) => html`<p>${one.charAt(0).toUpperCase()}${one.slice(1).replace(/[^.!?]$/, '$&.')}</p>`)}
@@ -401,14 +407,14 @@ class Submit extends Part {
     const [shown, folded] = arranged(this.#arguments(), this.facts, this.#within);
     return html`${this.refused ? html`<p class="problem" role="alert">${icon('failed')}${this.refused}</p>` : nothing}
       <section class="card"><h2>What to render</h2><div class="fields">
-        ${fitting.length > 1 ? html`<label>Engine <select @change=${(event) => { this.#choose(fitting[event.target.selectedIndex]); this.#edited(); }}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select></label>` : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
+        ${fitting.length > 1 ? fields.field('engine', 'Engine', '', '', html`<select id="engine" @change=${(event) => { this.#choose(fitting[event.target.selectedIndex]); this.#edited(); }}>${fitting.map((one) => html`<option ?selected=${one === engine}>${one.label}</option>`)}</select>`) : html`<p class="fact"><span>Engine</span>${engine.label}</p>`}
         ${engine.frames ? this.#frames(bad, set) : nothing}
       </div></section>
       ${shown.length ? html`<section class="card"><div class="card-head"><h2>${engine.label}</h2><span class="grow"></span>
         ${saved.length ? html`<label class="inline"><span>Preset</span><select @change=${(event) => this.#usePreset(event.target.value)}><option value="" ?selected=${!this.#preset}>As the engine has it</option>${saved.map((one) => html`<option ?selected=${one === this.#preset}>${one}</option>`)}</select></label>` : nothing}
         ${this.#preset ? html`<button type="button" class="plain" aria-label="Forget the preset ${this.#preset}" @click=${this.#forgetPreset}>${icon('remove')}</button>` : nothing}
         <button type="button" @click=${this.#savePreset}>Save as preset</button></div><div class="fields">${shown.map((one) => this.#argument(one, bad))}</div>
-        ${this.#folded(`More of ${engine.label}`, folded.map((one) => one.id), html`<div class="fields">${folded.map((one) => this.#argument(one, bad))}</div>`)}</section>` : nothing}
+        ${this.#folded(`More of ${engine.label}`, folded.map((one) => its(one.id)), html`<div class="fields">${folded.map((one) => this.#argument(one, bad))}</div>`)}</section>` : nothing}
       <section class="card"><h2>In the queue</h2><div class="fields">
         <label>Name <input maxlength="255" .value=${kept(form.name)} placeholder=${this.#scene} @input=${set('name')}></label>
         <div><label for="priority">Priority</label><div class="slider"><input id="priority" type="range" min="0" max="100" step="5" .value=${kept(String(form.priority))} @input=${set('priority', (input) => Number(input.value))}><output for="priority">${form.priority}</output></div><p class="help">Higher is rendered first.</p></div>
@@ -427,7 +433,7 @@ class Submit extends Part {
     const fps = this.#within?.fps && !this.#touched.has('fps') ? 'As the scene says.' : 'Empty: as the scene says, or 24.';
     return html`${fields.text('frames', 'Frames', this.#engine.facts && !this.#touched.has('frames') ? `As the scene says. ${like}` : like, bad('frames'), form.frames, typing, { hint: this.#engine.facts ? this.#range() || 'As the scene says' : '', more: counted })}
       <label>Order <select ?disabled=${!PLAIN.test(form.frames)} @change=${set('order')}>${Object.entries(ORDERS).map(([key, [told]]) => html`<option value=${key} ?selected=${key === form.order}>${told}</option>`)}</select></label>
-      <label>Film <select @change=${set('film')}>${[['', 'None'], ['mp4', 'MP4 (H.264)'], ['webm', 'WebM (VP9)']].map(([key, told]) => html`<option value=${key} ?selected=${key === form.film}>${told}</option>`)}</select><span class="help">Made of the frames when they are there.</span></label>
+      ${fields.field('film', 'Film', 'Made of the frames when they are there.', '', html`<select id="film" aria-describedby="film-help" @change=${set('film')}>${[['', 'None'], ['mp4', 'MP4 (H.264)'], ['webm', 'WebM (VP9)']].map(([key, told]) => html`<option value=${key} ?selected=${key === form.film}>${told}</option>`)}</select>`)}
       ${form.film ? fields.text('fps', 'Frames per second', fps, bad('fps'), form.fps, set('fps', (input) => input.value.trim()), { kind: 'decimal' }) : nothing}`;
   }
 
@@ -436,12 +442,12 @@ class Submit extends Part {
       const chosen = event.target.value;
       const left = chosen === '' && one.default !== '' && one.fact; // to the scene
       this.#values[one.id] = left ? this.#default(one) : chosen;
-      this.#touched[left ? 'delete' : 'add'](one.id);
+      this.#touched[left ? 'delete' : 'add'](its(one.id));
       if (one.id === 'scene') this.#apply(); // another scene of the file has frames and cameras of its own
       this.#edited();
     };
-    const untold = one.fact && this.#engine.facts && !this.#within && !this.#touched.has(one.id);
-    return fields.argument(one, untold ? '' : this.#values[one.id], bad(one.id), change, this.facts, this.#within);
+    const untold = one.fact && this.#engine.facts && !this.#within && !this.#touched.has(its(one.id));
+    return fields.argument(one, untold ? '' : this.#values[one.id], bad(its(one.id)), change, this.facts, this.#within);
   }
 
   /** What few people need; it is open when something in it was chosen or is wrong. */
