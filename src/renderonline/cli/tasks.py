@@ -64,7 +64,7 @@ def follow(client: Client, task_id: int, *, as_json: bool) -> int:
         for task in client.watch(task_id):
             if as_json:
                 print(json_text.dumps(task), flush=True)
-            step(task["progress"] or 0.0, 1.0, describe(task))
+            step(task["progress"] or 0.0, 1.0, describe(task) + ("" if sys.stdout.isatty() else _tens(task)))
     if task is not None and not as_json:
         tell_warnings(task)
     if task is not None and task["status"] == "succeeded":
@@ -294,6 +294,11 @@ def describe(task: Task) -> str:
     frames = f", {task['frames_done']} of {task['frames_total']} frames" if task["frames_total"] else ""
     reason = f": {task['reason']}" if task["reason"] else ""
     return f"task {task['task_id']} {task['status']}{_warned(task)}{frames}{reason}"
+
+
+def _tens(task: Task) -> str:
+    """How far a task that runs is, in steps of ten: lines in a file show it, where no bar moves."""
+    return f", {int((task['progress'] or 0.0) * 10) * 10} %" if task["status"] == "running" else ""
 
 
 def tell_warnings(task: Task, but: Collection[str] = ()) -> None:

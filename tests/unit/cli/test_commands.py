@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from renderonline.cli.main import run
+from renderonline.cli.tasks import follow
 from renderonline.rnoclient.scenes import Needed
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 
@@ -413,3 +414,19 @@ def test_wrong_login_is_not_kept(server: ScriptedServer, tmp_path: Path) -> None
     words = ["login", "--url", "http://127.0.0.1:1", "--email", "a@b.org", "--token-file", str(token)]
     assert run(words) == 5
     assert not (tmp_path / "config" / "client.json").exists()
+
+
+def test_watch_shows_how_far_a_long_frame_is_where_no_bar_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    class Farm:
+        def watch(self, _task_id: int) -> Iterator[dict[str, Any]]:
+            for status, progress in (("queued", 0.0), ("running", 0.01), ("running", 0.04), ("running", 0.56)):
+                yield {**TASK, "status": status, "progress": progress, "frames_done": 0}
+            yield TASK
+
+    assert follow(cast("Any", Farm()), 7, as_json=False) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "task 7 queued, 0 of 2 frames",
+        "task 7 running, 0 of 2 frames, 0 %",
+        "task 7 running, 0 of 2 frames, 50 %",
+        "task 7 succeeded, 2 of 2 frames",
+    ]
