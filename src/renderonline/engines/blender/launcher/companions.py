@@ -36,6 +36,8 @@ class Companions:
         self._variables = takes_variables(scene.render)
         self._trees: set[int] = set()
         self._used: set[tuple[str, str]] = set()
+        self._seen: dict[str, Stamp | None] = {}
+        self._made: set[str] = set()
         self.scenes = tuple(_rendered(scene))
         """The scenes of which something is rendered, the main one first."""
 
@@ -48,16 +50,22 @@ class Companions:
         views = render.stereo_views if render.views_format == "STEREO_3D" else render.views
         return [view.name for view in views if view.use]
 
-    def stamps(self, *also: str) -> dict[str, Stamp]:
-        """The files that are there: those named, and all below the output directory."""
-        found: dict[str, Stamp] = {}
-        for path in (*also, *_below(self._directory)):
-            try:
-                status = os.lstat(path)
-            except OSError:
-                continue
-            found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
-        return found
+    def expect(self, *paths: str) -> None:
+        """Remember what is there before these files, and others below the output directory, are written."""
+        others = (path for path in _below(self._directory) if path not in self._seen)
+        self._seen.update({path: _stamp(path) for path in (*paths, *others)})
+
+    def written(self, *expected: str) -> set[str]:
+        """The files that are new or changed since: those expected, and all below the output directory. One that was new
+        before is not looked at again. Their stamps tell, never a clock: that of a network disk may differ."""
+        new: set[str] = set()
+        for path in (*expected, *(one for one in _below(self._directory) if one not in self._made)):
+            stamp = _stamp(path)
+            if stamp is not None and stamp != self._seen.get(path):
+                new.add(path)
+                self._seen[path] = stamp
+        self._made |= new
+        return new
 
     def take_home(self) -> None:
         """Point the scenes' File Output nodes below the output directory."""
@@ -241,6 +249,14 @@ def _nodes(tree: Any, seen: set[int]) -> Iterator[Any]:
         if not node.mute:
             yield node
             yield from _nodes(getattr(node, "node_tree", None), seen)
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _below(directory: str) -> Iterator[str]:

@@ -174,14 +174,12 @@ class Session:
     def _render_frame(self, frame: int, companions: Companions) -> None:
         self.frame = frame
         path, views = self.path_of(frame), [self.path_of(frame, view) for view in companions.views]
-        before = companions.stamps(path, *views)
+        companions.expect(path, *views)
         try:
             result = self._draw(frame)
         except RuntimeError as error:
             raise Failed(NO_CAMERA if "no camera" in str(error) else error) from None
-        # What tells a new file from an old one is its stamp, never a clock: that of a network disk may differ.
-        now = companions.stamps(path, *views)
-        written = {name for name, stamp in now.items() if stamp != before.get(name)}
+        written = companions.written(path, *views)
         for name in sorted(written):
             say(f"Saved: '{name}'")
         whole = path in written or (views and written.issuperset(views))
