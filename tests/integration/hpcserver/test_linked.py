@@ -37,7 +37,7 @@ def node(tmp_path: Path, api: FakeRenderAPI) -> Iterator[Node]:
 async def test_hello_says_what_the_machine_is(api: FakeRenderAPI, node: Node) -> None:
     hello = await api.linked()
     assert (hello["protocol"], hello["machine_id"], hello["secret"]) == (1, 1000, "secret")
-    assert {"name": "sh", "version": ""} in hello["engines"]
+    assert {"name": "sh", "version": "", "renderers": []} in hello["engines"]
     assert (hello["name"], hello["slots"], hello["held"], hello["full"]) == ("node", 1, [], "")
     assert hello["cpu_count"] >= 1
     assert hello["memory_mib"] > 100
