@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import urllib.request
 import zipfile
@@ -255,3 +256,50 @@ def colour_at(picture: Path, across: float) -> tuple[float, ...]:
     """The colour of a pixel half-way down."""
     image = OpenImageIO.ImageBuf(str(picture))
     return tuple(image.getpixel(int(image.spec().width * across), image.spec().height // 2)[:3])
+
+
+CUT = """
+import bpy, os, sys
+folder = os.path.join(sys.argv[1], "cut: 1")
+os.makedirs(folder)
+bpy.ops.wm.read_factory_settings(use_empty=True)
+scene = bpy.context.scene
+scene.frame_end = 3
+scene.render.resolution_x = scene.render.resolution_y = 16
+scene.view_settings.view_transform = "Standard"
+scene.camera = bpy.data.objects.new("camera", bpy.data.cameras.new("camera"))
+scene.collection.objects.link(scene.camera)
+names = [f"ho\\u0308lz?_{number}.png" for number in (1, 2, 3)]
+for name, colour in zip(names, ((1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1))):
+    picture = bpy.data.images.new(name, 16, 16)
+    picture.pixels = colour * 256
+    picture.filepath_raw, picture.file_format = os.path.join(folder, name), "PNG"
+    picture.save()
+    bpy.data.images.remove(picture)
+strip = scene.sequence_editor_create().strips.new_image("cut", os.path.join(folder, names[0]), 1, 1)
+for name in names[1:]:
+    strip.elements.append(name)
+bpy.ops.wm.save_as_mainfile(filepath=os.path.join(sys.argv[1], "cut.blend"), relative_remap=False)
+os._exit(0)
+"""
+
+
+@pytest.mark.blender
+def test_a_cut_named_by_whole_paths_and_odd_letters_is_whole_where_its_files_are_fetched(
+    farm: RealFarm, tmp_path: Path
+) -> None:
+    """Hunt, kinds A, C and D, from the command line to the machine."""
+    add_apart(farm, "far")
+    parts = tmp_path / "parts"
+    run_python(CUT, str(parts))
+    login = {"URL": farm.url, "EMAIL": farm.login.email, "TOKEN": farm.login.token}
+    environment = os.environ | {f"RENDERONLINE_{name}": value for name, value in login.items()}
+    words = [Path(sys.executable).with_name("renderonline"), "submit", parts / "cut.blend", "--frames", "1-3", "--json"]
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    parts.rename(tmp_path / "gone")
+    task = farm.wait_for_status(json.loads(said.stdout)["task_id"], "succeeded", "failed", timeout_s=100)
+    assert (task["status"], task["warnings"]) == ("succeeded", []), (tmp_path / "far.log").read_text()[-3000:]
+    for frame, colour in enumerate(((1, 0, 0), (0, 1, 0), (0, 0, 1)), 1):
+        picture = tmp_path / "frame.png"
+        picture.write_bytes(fetched(farm, task["task_id"], f"frame_{frame:04}.png"))
+        assert colour_at(picture, 0.5) == pytest.approx(colour, abs=0.01)

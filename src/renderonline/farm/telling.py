@@ -16,7 +16,7 @@ MOST_OF_ATTEMPT: Final = 10
 """Warnings that one attempt reports."""
 LONGEST: Final = 300
 """Characters of one."""
-_ABSENT: Final = re.compile(r"not there|does not exist|missing from|Unable to open|Cannot find")
+_ABSENT: Final = re.compile(r"not there|lies outside|does not exist|missing from|Unable to open|Cannot find")
 _FILE: Final = re.compile(r"[^/\\'\"\s]+\.[A-Za-z0-9]{1,8}\b")
 _MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
 

@@ -55,7 +55,11 @@ def test_what_is_not_there_is_named_before_and_after_it_travelled(
 ) -> None:
     folder, named = listed
     shutil.copy(folder / "all.blend", tmp_path)
-    missing = set(survey("all.blend", str(tmp_path))["missing"])
+    (tmp_path / "clip").mkdir()
+    shutil.copy(folder / "clip/c_0001.png", tmp_path / "clip")
+    found = survey("all.blend", str(tmp_path))
+    assert found["facts"]["warnings"] == ["2 of 3 pictures of clip/c_0001.png are not there"]
+    missing = set(found["missing"]) | {"clip/c_0001.png"}
     silent = {"fluid", "txt/t.py", "lib/grain.png"}  # nothing was baked; Blender keeps texts; the library is not there
     assert named - silent <= missing
     told = warnings_of(tmp_path / "all.blend", tmp_path)

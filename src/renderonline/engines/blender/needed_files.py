@@ -51,6 +51,7 @@ class Needed:
         self.there, self.missing, self.outside = dict[str, None](), dict[str, None](), dict[str, None]()
         self.unclear = dict[str, Sequence[str]]()
         self.guessed = dict[str, str]()
+        self.lacking = dict[str, str]()
         self.whole_paths = False
         """Whether a file was found by a whole path."""
         self._held = _mapping(files.get(MAPPING, "")) if isinstance(files, Mapping) else {}
@@ -119,6 +120,9 @@ class Needed:
         key = (name, one.many)
         if key not in self._asked:
             self._asked[key] = self._matching(name, one.many, user)
+            lacking = one.pictures - len(self._asked[key] or ())
+            if lacking > 0 and self._asked[key]:
+                self.lacking[name] = f"{lacking} of {one.pictures}"
         found = self._asked[key]
         if found is None:
             self._left.skip(f"more than {MOST_COMPARED:,} comparisons with tiles", name)
@@ -161,14 +165,18 @@ class Needed:
 
     def warnings(self) -> list[str]:
         """What is unclear."""
-        return [
-            f"{name} may be {' or '.join(map(repr, found[:3]))}: rename one of them, or write the name as it is"
-            for name, found in self.unclear.items()
-        ] + [
-            f"{path} is named by its whole path, and taken to be {name} beside the scene: in Blender, "
-            "File > External Data > Make Paths Relative makes it sure"
-            for path, name in self.guessed.items()
-        ]
+        return (
+            [
+                f"{name} may be {' or '.join(map(repr, found[:3]))}: rename one of them, or write the name as it is"
+                for name, found in self.unclear.items()
+            ]
+            + [
+                f"{path} is named by its whole path, and taken to be {name} beside the scene: in Blender, "
+                "File > External Data > Make Paths Relative makes it sure"
+                for path, name in self.guessed.items()
+            ]
+            + [f"{count} pictures of {name} are not there" for name, count in self.lacking.items()]
+        )
 
 
 def _sent_from(path: str) -> str:

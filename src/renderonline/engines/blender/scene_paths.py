@@ -66,12 +66,14 @@ KINDS: Final = dict.fromkeys(
 
 class Named(NamedTuple):
     """A file as the scene names it. `many`: it is one of a `sequence` or of `tiles`, or it is a `folder`; `needed`:
-    without it the picture would be another; else it travels when it is there."""
+    without it the picture would be another; else it travels when it is there; `pictures`: so many were in the sequence
+    when the scene was saved (0: not known)."""
 
     kind: str
     path: str
     many: str = ""
     needed: bool = True
+    pictures: int = 0
 
 
 def named_files(blend: Blend, scene: str) -> Iterator[Named]:
@@ -109,7 +111,8 @@ def _datablocks(blend: Blend, _scene: str) -> Iterator[Named]:
                 many = _MANY.get(source, "") or ("sequence" if dna.first(block, ("is_sequence",)) else "")
             generated = struct == "Image" and source in (_GENERATED, _VIEWER)
             if path != "<builtin>" and not packed and not generated:
-                yield Named(kind, path, many)
+                pictures = dna.first(block, ("len",)) if struct == "MovieClip" and many else 0
+                yield Named(kind, path, many, pictures=pictures)
 
 
 def _proxies(blend: Blend, clip: Block) -> Iterator[Named]:
@@ -168,8 +171,7 @@ def _caches(blend: Blend, scene: str) -> Iterator[Named]:
         elif flag & _ON_DISK:
             yield Named("simulation", f"//{cache_folder(scene)}", "folder", needed=bool(flag & _BAKED))
     for ocean in blend.all("OceanModifierData"):
-        if dna.first(ocean, ("cached",)):
-            yield Named("ocean", str(dna.get(ocean, "cachepath")), "folder")
+        yield Named("ocean", str(dna.get(ocean, "cachepath")), "folder", needed=bool(dna.first(ocean, ("cached",))))
     for fluid in blend.all("FluidDomainSettings"):
         yield Named("fluid", str(dna.get(fluid, "cache_directory")), "folder", needed=is_fluid_baked(blend, fluid))
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from .bakes import copy_bakes
 from .inputs import Inputs, pattern_of
+from .sequences import lacking_pictures, trees
 from .speech import warn
 
 MOST_TOLD: Final = 20
@@ -47,6 +48,7 @@ def find_files(bpy: Any, root: str = "") -> None:
                 missing[told] = None
     _fill_strips(bpy)
     copy_bakes(bpy)
+    missing |= dict.fromkeys(lacking_pictures(bpy))
     for told in list(missing)[:MOST_TOLD]:
         warn(told)
     if len(missing) > MOST_TOLD:
@@ -125,7 +127,7 @@ def _everything(bpy: Any) -> Iterator[Place]:
         yield from _modifiers(bpy, thing)
         for system in thing.particle_systems:
             yield from _point_cache(bpy, system, thing)
-    for tree, owner in _trees(bpy):
+    for tree, owner in trees(bpy):
         yield from _nodes(tree, owner)
 
 
@@ -164,8 +166,9 @@ def _strips(scene: Any) -> Iterator[Place]:
         if strip.type == "MOVIE":
             yield Place(strip.filepath, scene.library, _set(strip, "filepath"), needed=not strip.mute)
         elif strip.type == "IMAGE":
-            for element in strip.elements:
-                path = os.path.join(strip.directory, element.filename)
+            # Before the first is found: with it the folder of all of them changes.
+            paths = [os.path.join(strip.directory, element.filename) for element in strip.elements]
+            for element, path in zip(strip.elements, paths, strict=True):
                 yield Place(path, scene.library, _picture(strip, element), needed=not strip.mute)
 
 
@@ -189,8 +192,9 @@ def _modifiers(bpy: Any, thing: Any) -> Iterator[Place]:
     for modifier in thing.modifiers:
         if modifier.type == "MESH_CACHE":
             yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"))
-        elif modifier.type == "OCEAN" and modifier.is_cached:
-            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"), folder=True)
+        elif modifier.type == "OCEAN":
+            write, baked = _set(modifier, "filepath"), modifier.is_cached
+            yield Place(modifier.filepath, thing.library, write, folder=True, needed=baked)
         elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
             domain = modifier.domain_settings
             baked = any(getattr(domain, f"has_cache_baked_{kind}", False) for kind in ("data", "mesh", "particles"))
@@ -235,16 +239,6 @@ def _item(owner: Any, key: str) -> Callable[[str], None]:
         owner[key] = path
 
     return write
-
-
-def _trees(bpy: Any) -> Iterator[tuple[Any, Any]]:
-    for group in bpy.data.node_groups:
-        yield group, group
-    for kind in ("materials", "worlds", "lights", "linestyles", "textures", "scenes"):
-        for one in getattr(bpy.data, kind):
-            tree = getattr(one, "node_tree", None)
-            if tree is not None:
-                yield tree, one
 
 
 def _nodes(tree: Any, owner: Any) -> Iterator[Place]:
