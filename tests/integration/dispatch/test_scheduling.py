@@ -58,6 +58,18 @@ async def test_explain_says_machine_by_machine_what_is_missing(rig: Rig) -> None
         assert reason in await told(rig, await rig.submit("1", needs=needs))
 
 
+async def test_task_hears_of_machines_that_can_take_it_and_of_its_place(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    await joined(rig, engines=("povray",))
+    first = await rig.submit("1-2")
+    await machine.given(1)
+    running, waiting = await rig.control.explain(first, user_id=None)
+    assert running.startswith("1 of its parts is being rendered on ")
+    assert waiting == "All machines that can take it are busy (1); it is the first in the queue."
+    second = await rig.submit("1")
+    assert await told(rig, second) == waiting.replace("it is the first", "1 task is before it")
+
+
 async def test_operator_says_what_a_machine_is_for(rig: Rig) -> None:
     machine = await joined(rig)
     await set_machine(rig, machine, pool="Film", tags=["Fast"])

@@ -259,7 +259,7 @@ class Task extends Part {
     const reasons = (this.reasons ?? []).filter((one) => !task.warnings?.includes(one));
     if (task.status === 'succeeded' || !reasons.length) return nothing;
     // What the state, the bar and the buttons say already is not said again.
-    const said = reasons.filter((one) => !/^(?:It (?:failed|was canceled)\b|\d+ of its parts are being rendered|All machines that can take it are busy)/.test(one) || (task.status === 'queued' && one.startsWith('All')));
+    const said = reasons.filter((one) => !/^(?:It (?:failed|was canceled)\b|\d+ of its parts (?:is|are) being rendered|All machines that can take it are busy)/.test(one) || (task.status === 'queued' && one.startsWith('All')));
     if (!said.length) return nothing;
     const stuck = task.stuck && said[0] === task.stuck;
     const helping = [];
