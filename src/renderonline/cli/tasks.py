@@ -328,17 +328,18 @@ def _row(task: Task) -> list[object]:
 def _show_one(task: Task) -> None:
     shown = {**task, "file_size": show.size(task["file_size"]), "progress": show.percent(task["progress"])}
     shown |= {name: show.when(task[name]) for name in ("queued", "started", "ended")}
-    shown["deletes_at"] = show.when(task.get("deletes_at"))
+    shown |= {"status": f"{task['status']}{_warned(task)}", "deletes_at": show.when(task.get("deletes_at"))}
     if latest := task["latest"]:
         shown["latest"] = {"name": latest["name"], **latest["facts"]}
     facts = task.get("facts") or {}
     scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
     told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
-    shown["warnings"] = [*task.get("warnings", ()), *told]
-    names = "task_id name status reason stuck engine file_name file_size scene warnings arguments frames frames_done"
+    names = "task_id name status reason stuck engine file_name file_size scene arguments frames frames_done"
     more = "progress latest chunks priority running_limit queued started ended deletes_at"
     show.fields(shown, [*names.split(), *more.split()])
+    for text in (*task.get("warnings", ()), *told):  # a line each: they are sentences
+        show.say(f"Warning: {text}")
 
 
 def _attempt_row(attempt: Item) -> list[object]:
