@@ -2,7 +2,7 @@
 
 import pytest
 
-from renderonline.farm.more_results import NOTHING_MORE, MoreResults, frame_in
+from renderonline.farm.more_results import NOTHING_MORE, Bounds, MoreResults, frame_in
 
 MORE = MoreResults(take=("*",), leave=("blendcache_*", "*.blend1", "tmp/*.txt"))
 
@@ -45,3 +45,10 @@ def test_a_single_number_that_is_a_frame_says_which(name: str, frame: int | None
 def test_a_sign_counts_where_there_are_negative_frames() -> None:
     assert frame_in("mask_-0005.png", {-5, -4}) == -5
     assert frame_in("mask-0005.png", {4, 5}) == 5
+
+
+def test_bounds_count_each_file_once_and_name_what_is_met() -> None:
+    bounds = Bounds(MoreResults(take=("*",), files=2, mib=1))
+    assert [bounds.met_by(name, 1) for name in ("a", "a", "b", "c", "a")] == ["", "", "", "2 files", ""]
+    assert bounds.met_by("b", 1 << 20) == "1 MiB"
+    assert bounds.met_by("b", (1 << 20) - 1) == ""
