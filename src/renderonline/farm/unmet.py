@@ -26,11 +26,11 @@ def _labels(having: Sequence[Ability], needs: Needs) -> str:
     """What an operator gives a machine, of which none has it."""
     for tag in needs.tags:
         if not any(tag in one.tags for one in having):
-            return f"has the tag {tag}. Give it to one: {_SET} --tags {tag}."
+            return f"has the tag {tag}. Give it to one: {_SET} --tags {tag}"
     if any(one.pool == needs.pool for one in having):
         return ""
     if needs.pool:
-        return f"is in the pool {needs.pool}. Put one in: {_SET} --pool {needs.pool}."
+        return f"is in the pool {needs.pool}. Put one in: {_SET} --pool {needs.pool}"
     return f'is free of a pool. Name a pool when you submit, or free one: {_SET} --pool "".'
 
 
@@ -41,6 +41,9 @@ def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
     def lacked(alone: Needs) -> bool:
         return all(one.lacks(engine, replace(alone, pool=one.pool)) for one in having)
 
+    most = max(one.gpus for one in having)
+    fewer = f"the graphics cards that it needs; the most is {most}. Ask for fewer."
+    none = "a graphics card. Submit it without --gpus, and for Blender with --arg device=cpu"
     cards = Needs(gpus=needs.gpus, gpu_memory_mib=needs.gpu_memory_mib)
     told = {
         f"is of version {needs.engine_version} or newer. Update it on one.": Needs(needs.engine_version),
@@ -52,6 +55,6 @@ def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
         f"has {needs.memory_mib} MiB of memory; the most is {memory_mib}. Submit it with less.": Needs(
             memory_mib=needs.memory_mib
         ),
-        f"has the graphics cards that it needs; the most is {max(one.gpus for one in having)}. Ask for fewer.": cards,
+        f"has {fewer if most else none}": cards,
     }
     return next((text for text, alone in told.items() if lacked(alone)), "")

@@ -24,7 +24,7 @@ POOLED = Ability(3, (("povray", "3.7"),), pool="film")
             Needs(tags=("gpu", "lake")),
             "has the tag lake. Give it to one: renderonline machine set NAME --tags",
         ),
-        ("blender", Needs(pool="film"), "is in the pool film. Put one in: renderonline machine set NAME --pool film."),
+        ("blender", Needs(pool="film"), "is in the pool film. Put one in: renderonline machine set NAME --pool film"),
         ("povray", Needs(), "is free of a pool. Name a pool when you submit, or free one"),
         ("blender", Needs(engine_version="5.1"), "is of version 5.1 or newer. Update it on one."),
         ("pbrt", Needs(linked=True), "is linked, as it must be for this. Let one join: renderonline machine invite."),
@@ -43,3 +43,7 @@ def test_what_no_machine_has_is_told_with_the_line_that_helps(engine: str, needs
 
 def test_engine_that_we_can_install_is_told_so() -> None:
     assert unmet((POOLED,), "blender", Needs()).endswith("renderonline engine install blender.")
+
+
+def test_farm_without_any_card_is_told_how_to_do_without() -> None:
+    assert unmet((PLAIN,), "blender", Needs(gpus=1)).endswith("without --gpus, and for Blender with --arg device=cpu")
