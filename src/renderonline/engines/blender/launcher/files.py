@@ -104,16 +104,24 @@ def _set(owner: Any, name: str) -> Callable[[str], None]:
 
 
 def _libraries(bpy: Any) -> Iterator[Place]:
-    def point(library: Any) -> Callable[[str], None]:
+    """Libraries, and those that they bring along once they are found."""
+
+    def point(name: str) -> Callable[[str], None]:
         def write(path: str) -> None:
+            library = bpy.data.libraries[name]
             library.filepath = path
             library.reload()
 
         return write
 
-    for library in list(bpy.data.libraries):
-        if not getattr(library, "packed_file", None) and not getattr(library, "is_archive", False):
-            yield Place(library.filepath, getattr(library, "parent", None), point(library))
+    seen: set[str] = set()
+    while new := [one.name for one in bpy.data.libraries if one.name not in seen]:
+        for name in new:
+            seen.add(name)
+            library = bpy.data.libraries.get(name)
+            if library is None or getattr(library, "packed_file", None) or getattr(library, "is_archive", False):
+                continue
+            yield Place(library.filepath, getattr(library, "parent", None), point(name))
 
 
 def _everything(bpy: Any) -> Iterator[Place]:
