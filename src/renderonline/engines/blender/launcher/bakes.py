@@ -4,7 +4,6 @@ what the task was submitted with, and then Blender shows nothing and says nothin
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from typing import Any, Final
 
 from .speech import warn
@@ -19,27 +18,37 @@ def copy_bakes(bpy: Any) -> None:
     """
     copies: dict[str, str] = {}
     for thing in list(bpy.data.objects):
-        there = [_path(bpy, thing, owner, name) for owner, name in _named(thing)]
-        for path in there:
+        # Read before the copy is made: a copied modifier has no directory any more.
+        there = [(names, _path(bpy, thing, owner, name)) for names, (owner, name) in _named(thing).items()]
+        for _, path in there:
             if path not in copies and _holds_descriptions(path):
                 copies[path] = _copy(path, bpy.app.tempdir)
-        if not any(path in copies for path in there):
+        if not any(path in copies for _, path in there):
             continue
         other = thing.copy()
+        for (modifier, bake, name), path in there:
+            owner = other.modifiers[modifier]
+            setattr(owner if bake is None else owner.bakes[bake], name, copies.get(path, path))
         thing.user_remap(other)
         if thing.users > thing.use_fake_user:
             warn(f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed)")
-        for owner, name in _named(other):
-            setattr(owner, name, copies.get(_path(bpy, thing, owner, name), getattr(owner, name)))
 
 
-def _named(thing: Any) -> Iterator[tuple[Any, str]]:
-    """What names a directory of bakes, and in which property."""
-    for modifier in thing.modifiers:
-        if modifier.type == "NODES":
-            owners = (modifier, *getattr(modifier, "bakes", ()))
-            names = ("bake_directory", "simulation_bake_directory", "directory")  # the second one until Blender 4.0
-            yield from ((owner, name) for owner in owners for name in names if getattr(owner, name, ""))
+def _named(thing: Any) -> dict[tuple[int, int | None, str], tuple[Any, str]]:
+    """What names a directory of bakes: the places of a modifier and of one of its bakes, and the property."""
+    found: dict[tuple[int, int | None, str], tuple[Any, str]] = {}
+    for number, modifier in enumerate(thing.modifiers):
+        if modifier.type != "NODES":
+            continue
+        for place, owner in ((None, modifier), *enumerate(getattr(modifier, "bakes", ()))):
+            for name in (
+                "bake_directory",
+                "simulation_bake_directory",
+                "directory",
+            ):  # the second one until Blender 4.0
+                if getattr(owner, name, ""):
+                    found[number, place, name] = (owner, name)
+    return found
 
 
 def _path(bpy: Any, thing: Any, owner: Any, name: str) -> str:
