@@ -101,7 +101,7 @@ export const progressOf = (task, label) => bar(task.progress, label, warned(task
 export const chipsOf = (task) => html`${task.stuck ? html`<span class="chip" title=${task.stuck}>${icon('offline')}Can't start</span>` : nothing}${task.warnings?.length ? html`<span class="chip" title=${task.warnings.join('\n')}>${icon('warning')}${plural(task.warnings.length, 'warning')}</span>` : nothing}`;
 
 /** A sentence in which lines to type look like it. */
-export const told = (text) => text.split(/(renderonline [a-z][^.:;]*[^.:;\s])/).map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
+export const told = (text) => text.split(/(renderonline [a-z](?:[^.:;]|[.:;](?=\S))*)/).map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
 
 /** A bar that says its value in its name. */
 export const bar = (value, label, state = '') => html`<progress class=${state} max="1" .value=${value ?? 0} aria-label=${label}></progress>`;
