@@ -63,23 +63,17 @@ def test_token_that_cant_be_one_is_refused_and_never_printed(farm: RealFarm, tok
     assert farm.login.token.encode() not in told.stderr + told.stdout
 
 
-@pytest.mark.parametrize(
-    "terminal", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
-)
-def test_every_terminal_shows_every_task(farm: RealFarm, tmp_path: Path, terminal: dict[str, str]) -> None:
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_every_terminal_shows_every_task(farm: RealFarm, tmp_path: Path, encoding: str) -> None:
     scene = tmp_path / "a.pov"
     scene.write_text("sphere { 0 1 }")
-    task = farm.client.submit(scene, engine="povray", name="Frühling 春 🎬", waits_for=[])["task_id"]
+    task = farm.client.submit(scene, engine="povray", name="Frühling 春 🎬", needs={"pool": "none"})["task_id"]
     try:
-        for words in (("tasks",), ("tasks", str(task)), ("explain", str(task))):
-            told = command(farm, *words, **terminal)
+        for words in (["tasks"], ["tasks", str(task)], ["tasks", str(task), "--json"]):
+            told = command(farm, *words, PYTHONIOENCODING=encoding)
             assert told.returncode == 0, told.stderr
             assert b"Traceback" not in told.stderr
-            as_json = command(farm, *words, "--json", **terminal)
-            assert as_json.returncode == 0, as_json.stderr
-            if words[0] == "tasks":
-                known = json.loads(as_json.stdout.decode("ascii"))
-                assert "Frühling 春 🎬" in {one["name"] for one in (known if isinstance(known, list) else [known])}
+        assert json.loads(told.stdout.decode("ascii"))["name"] == "Frühling 春 🎬"
     finally:
         farm.client.delete(task)
 
