@@ -97,7 +97,7 @@ def submit(
         for text in early:  # before anything is sent: Ctrl-C, and bake
             show.note(f"Warning: {text}")
         sent = _sent(client, file, [*(others or []), *scene.inside], folder, stack)
-        if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths):
+        if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths or scene.outside):
             inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
             sent = replace(sent, inputs=inputs)
         chosen = engine or guess_engine(client.admin.engines(), sent.path)

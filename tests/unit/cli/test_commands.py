@@ -9,7 +9,8 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.cli.tasks import follow
-from renderonline.rnoclient.scenes import Needed
+from renderonline.rnoclient.scenes import FOLDER, Needed
+from renderonline.rnoclient.sdk.client import Client
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 
 TASK: dict[str, Any] = {
@@ -376,6 +377,20 @@ def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
     monkeypatch.setitem(TASK, "warnings", [warning] * told)
     assert run(["submit", "shot.blend", "--chunk", chunk]) == 0
     assert capsys.readouterr().err.count(warning) == told
+
+
+def test_what_lies_outside_of_the_folder_is_sent_when_somebody_asks_to_pack_it(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also when the scene names it from its own folder: `//../lib/oak.png`."""
+    wood, sent = tmp_path / "oak.png", dict[str, Path]()
+    wood.write_bytes(b"oak")
+    needed = Needed(outside={"_outside/lib/oak.png": wood})
+    monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: needed)
+    monkeypatch.setattr(Client, "submit", lambda _, *__, inputs, **___: sent.update(inputs) or TASK)
+    assert run(["submit", "shot.blend", "--pack"]) == 0
+    assert sent["_outside/lib/oak.png"] == wood
+    assert FOLDER in sent
 
 
 @pytest.mark.parametrize("words", [["tasks"], ["tasks", "7"], ["submit", "shot.blend"]])
