@@ -77,11 +77,18 @@ def begin_delivery(connection: Connection, one: Undelivered, paths: Sequence[str
     return None
 
 
+def withdraw_delivery(connection: Connection, begun: Begun) -> None:
+    """Nothing was written there: what lies under this name is not the task's, whatever its bytes are."""
+    if begun.delivery_id:
+        update(connection, deliveries, begun.delivery_id, {"digests": " ".join(begun.before)})
+
+
 def end_delivery(
-    connection: Connection, one: Undelivered, moment: Moment, delivery_id: int, warning: str = ""
+    connection: Connection, one: Undelivered, moment: Moment, delivery_id: int = 0, warning: str = ""
 ) -> TaskState | None:
-    """It is delivered, or (with a `warning`) it can't be; gives the task when it changed."""
-    if not warning:
+    """It is delivered by the task (`delivery_id`) or lies there already, or (with a `warning`) it can't be; gives the
+    task when it changed."""
+    if delivery_id:
         update(connection, deliveries, delivery_id, {"digests": one.digest})
     update(connection, results, one.result_id, {"delivered": 2 if warning else 1})
     return warn_of_delivery(connection, one.task_id, moment, warning) if warning else None

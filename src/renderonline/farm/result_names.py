@@ -5,7 +5,7 @@ filled in when it is submitted, so that a template that is stored holds `{task}`
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import PurePosixPath
 from typing import Final
@@ -18,7 +18,11 @@ says, the day of the submission (UTC)."""
 OF_RESULT: Final = ("task", "name", "frame")
 """The task's number, the result's own name without number and extension, its frame."""
 LONGEST: Final = 200
+_LONGEST_PART: Final = 200
+"""Bytes of a file's or a folder's name."""
 _FIELD: Final = re.compile(r"\{([a-z]+)(?::0?(\d))?\}", re.ASCII)
+_REFUSED: Final = re.compile(r'[\\:*?"<>|]')
+"""By Windows, in names."""
 _NUMBER: Final = re.compile(r"[._ -]?-?\d+$", re.ASCII)
 
 
@@ -49,10 +53,21 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def called(template: str, task_id: int, name: str, frame: int | None) -> str:
-    """What a result is called: `name` is its own, `frame` the one that it is or belongs to. Without a template, and
-    where a field can't be filled, it keeps its own name."""
+    """What a result is called: `name` is its own, `frame` the one that it is or belongs to. Without a template, where a
+    field can't be filled, and where what comes out is no name below a folder, it keeps its own name: scenes choose what
+    their results are called."""
     if not template or (frame is None and "{frame" in template):
         return name
+    found = _filled_in(template, task_id, name, frame)
+    return found if all(map(_is_part, found.split("/"))) else name
+
+
+def example(template: str) -> str:
+    """What a frame would be called, whether a file may have that name or not."""
+    return _filled_in(template, 1, "frame_0001.png", 1)
+
+
+def _filled_in(template: str, task_id: int, name: str, frame: int | None) -> str:
     path = PurePosixPath(name)
     stem = str(path.with_suffix("")) if path.suffix else name
     values = {"name": _NUMBER.sub("", stem) if frame is not None else stem}
@@ -66,15 +81,21 @@ def called(template: str, task_id: int, name: str, frame: int | None) -> str:
     return found if found.casefold().endswith(path.suffix.casefold()) and path.suffix else found + path.suffix
 
 
+def _is_part(part: str) -> bool:
+    return part not in ("", ".", "..") and len(part.encode(errors="replace")) <= _LONGEST_PART
+
+
 def distinct(names: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """For each result (its own name, what it is called) a name that no other has on any system: of two that would be
-    called alike the later one keeps its own, or gets a number."""
+    """For each result (its own name, what it is called) a name that no other has on any system, without letters that
+    some systems refuse: of two that would be called alike the later one keeps its own, or gets a number."""
     given: dict[str, str] = {}
     taken: set[str] = set()
-    for name, wanted in names:
-        path = PurePosixPath(name)
-        others = (str(path.with_name(f"{path.stem}_{number}{path.suffix}")) for number in count(2))
+    numbers: dict[str, Iterator[int]] = {}
+    for own, called_so in names:
+        name, wanted = (_REFUSED.sub("_", one) for one in (own, called_so))
+        path, free = PurePosixPath(name), numbers.setdefault(name.casefold(), count(2))
+        others = (str(path.with_name(f"{path.stem}_{number}{path.suffix}")) for number in free)
         found = next(one for one in chain((wanted, name), others) if one.casefold() not in taken)
-        given[name] = found
+        given[own] = found
         taken.add(found.casefold())
     return given

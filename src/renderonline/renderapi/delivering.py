@@ -11,7 +11,14 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database.deliveries import Begun, Undelivered, begin_delivery, end_delivery, undelivered
+from renderonline.database.deliveries import (
+    Begun,
+    Undelivered,
+    begin_delivery,
+    end_delivery,
+    undelivered,
+    withdraw_delivery,
+)
 from renderonline.database.deliveries import warn_of_delivery as warn
 from renderonline.database.door import Database
 from renderonline.database.projection import Moment
@@ -94,21 +101,26 @@ class Deliverer:
         paths = [f"{below}/{path}" if below else path for path in dict.fromkeys((shown, one.name))]
         found = await self._database.write(partial(begin_delivery, one=one, paths=paths))
         path, begun = found or (paths[0], Begun(0))
-        outcome = Handed.TAKEN
+        outcome, later = Handed.TAKEN, ""
         if found is not None:
             source = task_directory(one.scene, one.file_name) / one.folder
             handing = Handing(begun.delivery_id, source, one.name, one.digest, root, path, begun.before)
             try:
                 outcome = await asyncio.to_thread(hand_over, handing)
             except OSError as error:
-                return await self._later(one, f"{name} can't be written: {error.strerror}")
+                later = f"{name} can't be written: {error.strerror}"
         if outcome is Handed.AWAY:
-            return await self._later(one, f"the directory of {name} is not there")
+            later = f"the directory of {name} is not there"
+        if outcome is not Handed.DELIVERED:
+            await self._database.write(partial(withdraw_delivery, begun=begun))
+        if later:
+            return await self._later(one, later)
         why = {
             Handed.TAKEN: f"{one.name} was not delivered: {name}/{path} is there and not of this task.",
             Handed.CHANGED: f"{one.name} was not delivered: it is not the file that landed.",
         }.get(outcome, "")
-        end = partial(end_delivery, one=one, moment=_now(), delivery_id=begun.delivery_id, warning=why)
+        ours = begun.delivery_id if outcome is Handed.DELIVERED else 0
+        end = partial(end_delivery, one=one, moment=_now(), delivery_id=ours, warning=why)
         if (state := await self._database.write(end)) is not None:
             self._announcer.task(state)
         return True

@@ -122,7 +122,7 @@ class Reading:
             return scene, landed, tasks.landed_frames(connection, task_id) if wanted else {}
 
         scene, landed, frames = await self.database.read(read)
-        called = _called(task_id, scene.names, frames)
+        called = await asyncio.to_thread(_called, task_id, scene.names, frames)
         own = {shown: name for name, shown in called.items()}
 
         def find() -> Sequence[Member]:

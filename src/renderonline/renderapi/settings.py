@@ -114,14 +114,21 @@ class Settings:
 
     @property
     def delivery_roots(self) -> Mapping[str, Path]:
-        """`deliver_roots` as paths; `InvalidRequest` for what is no name, and for a path that is not absolute."""
+        """`deliver_roots` as paths; `InvalidRequest` for what is no name, for a path that is not absolute, and for one
+        that shares a directory with the farm's own files: who submits chooses names below it."""
         found = self.deliver_roots
         plain = isinstance(found, Mapping) and all(isinstance(path, str) for path in found.values())
         if not plain or not all(re.fullmatch(r"[A-Za-z0-9_-]{1,50}", name) for name in found):
             raise InvalidRequest('DeliverRoots must be an object such as {"nas": "/mnt/nas/renders"}.')
         if wrong := [name for name, path in found.items() if not Path(path).is_absolute()]:
             raise InvalidRequest(f"DeliverRoots: the directory of {wrong[0]} must be an absolute path.")
-        return {name: Path(path).resolve() for name, path in found.items()}
+        roots = {name: Path(path).resolve() for name, path in found.items()}
+        for name, root in roots.items():
+            for own in (self.data_directory.resolve(), self.files.resolve()):
+                if root.is_relative_to(own) or own.is_relative_to(root):
+                    told = f"DeliverRoots: the directory of {name}, {root}, must lie apart from the farm's own {own}."
+                    raise InvalidRequest(told)
+        return roots
 
     @property
     def proxies(self) -> Proxies:

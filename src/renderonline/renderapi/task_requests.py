@@ -123,7 +123,7 @@ class Prepared:
         }
         plain = {field: re.sub("[{}]", "_", clean_file_name(str(value))) for field, value in values.items()}
         found = result_names.filled(template, plain)
-        example = result_names.called(found, 1, "frame_0001.png", 1)
+        example = result_names.example(found)
         if may_be_name(example):
             return found
         if self.request.names:

@@ -42,9 +42,10 @@ class Handing:
 
 class Handed(StrEnum):
     """How it ended. `CHANGED`: the result is not there, or not what landed. `TAKEN`: somebody else's file, or a link,
-    is in the way. `AWAY`: the root is not there."""
+    is in the way. `SAME`: somebody else's file is, with these very bytes. `AWAY`: the root is not there."""
 
     DELIVERED = "delivered"
+    SAME = "same"
     CHANGED = "changed"
     TAKEN = "taken"
     AWAY = "away"
@@ -103,18 +104,13 @@ def _copied(one: Handing, name: str, source: int, aside: str, target: int) -> bo
 def _named(one: Handing, aside: str, last: str, target: int) -> Handed:
     try:
         os.link(aside, last, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
-    except FileExistsError:
-        there = _digest(last, target)
-        if there != one.digest:
-            if not there or there not in one.before:
-                return Handed.TAKEN
-            os.replace(aside, last, src_dir_fd=target, dst_dir_fd=target)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in {errno.EEXIST, *_NO_LINKS}:
             raise
-        there = _digest(last, target)
-        if not _is_free(last, target) and (not there or there not in (one.digest, *one.before)):
-            return Handed.TAKEN
+        if not _is_free(last, target):
+            there = _digest(last, target)
+            if not there or there not in one.before:
+                return Handed.SAME if there == one.digest else Handed.TAKEN
         os.replace(aside, last, src_dir_fd=target, dst_dir_fd=target)
     os.fsync(target)
     return Handed.DELIVERED

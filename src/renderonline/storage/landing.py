@@ -211,12 +211,15 @@ def _digest_there(placing: Placing) -> str | None:
 
 @contextlib.contextmanager
 def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
-    """The directory below `root`, opened without following a link; None where that leads nowhere. `make`: those that
-    are not there are made, durably."""
+    """The directory below `root`, opened without following a link; None where that leads nowhere, or out of `root`.
+    `make`: those that are not there are made, durably."""
     with contextlib.ExitStack() as stack:
         handle: int | None = None
         for part in (str(root), *parts):
             above, made = handle, False
+            if above is not None and (part in ("", ".", "..") or "/" in part):
+                handle = None
+                break
             if make and above is not None:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, dir_fd=above)

@@ -89,17 +89,23 @@ async def test_finished_frames_are_delivered_under_their_names_also_after_a_stop
         await warned(api, "the directory of nas is not there")
         (root / "show" / "s010").mkdir(parents=True)
         (root / "show" / "s010" / "s010_0002.png").write_bytes(b"somebody's")
+        (root / "show" / "s010" / "s010_0003.png").write_bytes(b"three")
         monkeypatch.setattr(delivering, "end_delivery", stopped)  # after the file, before its row
         await delivered(root / "show/s010/s010_0001.png", b"one")
     monkeypatch.setattr(delivering, "end_delivery", end_delivery)
     put(directory, "frame_0001.png", b"one again", 1)
     put(directory, "frame_0002.png", b"two", 2)
+    put(directory, "frame_0003.png", b"three", 3)
     async with renderapi(data, **flags) as api:
         warnings = await warned(api, "nas/show/s010/s010_0002.png is there and not of this task")
         await delivered(root / "show/s010/s010_0001.png", b"one again")
-        found = {path.name: path.read_bytes() for path in (root / "show" / "s010").iterdir()}
-        assert found == {"s010_0001.png": b"one again", "s010_0002.png": b"somebody's"}
         assert "frame_0002.png was not delivered" in str(warnings)
+        assert "frame_0003.png" not in str(warnings)
+    put(directory, "frame_0003.png", b"three again", 3)
+    async with renderapi(data, **flags) as api:
+        await warned(api, "nas/show/s010/s010_0003.png is there and not of this task")
+        found = {path.name: path.read_bytes() for path in (root / "show" / "s010").iterdir()}
+        assert found == {"s010_0001.png": b"one again", "s010_0002.png": b"somebody's", "s010_0003.png": b"three"}
         assert (await api.call("DELETE", "/tasks/1")).status == 204
         assert (root / "show/s010/s010_0001.png").is_file()
     with Database.open(f"sqlite:///{data / 'renderonline.sqlite'}") as opened:

@@ -1,5 +1,8 @@
 """What results are called when they leave the farm."""
 
+import time
+from itertools import product
+
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
@@ -24,6 +27,20 @@ WHOLE = "{scene}/{camera}/{layer}/{name}_{frame:04}"
 )
 def test_fields_are_filled_and_the_extension_stays(template: str, name: str, frame: int | None, shown: str) -> None:
     assert called(check(template), 12, name, frame) == shown
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{name}/etc/x_{frame:04}", "0007.png"),
+        ("{name}/{frame}", "a/...7.png"),
+        ("a/{name}/{frame}", "..7.png"),
+        ("{name}/{frame}", "a/7.png"),
+        ("{name}_{name}_{frame}", f"{'n' * 120}_7.png"),
+    ],
+)
+def test_no_result_is_called_what_leads_elsewhere(template: str, name: str) -> None:
+    assert called(check(template, frames=3), 12, name, 7) == name
 
 
 @pytest.mark.parametrize(
@@ -53,3 +70,16 @@ def test_what_is_the_same_for_a_task_is_filled_in_once() -> None:
 def test_no_two_results_are_called_alike_on_any_system() -> None:
     names = [("f_1.png", "a.png"), ("g_1.png", "A.png"), ("h.png", "h.png"), ("G_1.png", "a.png")]
     assert distinct(names) == {"f_1.png": "a.png", "g_1.png": "g_1.png", "h.png": "h.png", "G_1.png": "G_1_2.png"}
+
+
+def test_names_that_only_some_systems_take_do_not_keep_others_from_coming() -> None:
+    names = [(one, one) for one in ("Cam:Left1.png", "Cam_Left1.png", 'Cam"Left1.png')]
+    expected = ["Cam_Left1.png", "Cam_Left1_2.png", "Cam_Left1_3.png"]
+    assert list(distinct(names).values()) == expected
+
+
+def test_thousands_of_names_alike_take_no_time() -> None:
+    names = ["".join(pair) for pair in product(*("aA",) * 14)]
+    began = time.process_time()
+    assert len(set(distinct(zip(names, names, strict=True)).values())) == len(names)
+    assert time.process_time() - began < 5

@@ -1,5 +1,7 @@
 """What RenderAPI's settings refuse, and which form they take."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,3 +23,12 @@ def test_boxes_of_pools_have_one_canonical_form() -> None:
 def test_box_of_a_pool_that_nobody_can_have_is_refused_at_start(value: Any) -> None:
     with pytest.raises(InvalidRequest):
         pools(value)
+
+
+@pytest.mark.parametrize("place", ["farm/data", "farm/data/files/1", "farm", "link", "files"])
+def test_nothing_is_delivered_among_the_farms_own_files(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "farm", target_is_directory=True)
+    flags = {"data_directory": str(tmp_path / "farm" / "data"), "download_path": str(tmp_path / "files")}
+    with pytest.raises(InvalidRequest, match="must lie apart"):
+        load_settings(flags={**flags, "deliver_roots": json.dumps({"nas": str(tmp_path / place)})}, environment={})
+    load_settings(flags={**flags, "deliver_roots": json.dumps({"nas": str(tmp_path / "nas")})}, environment={})

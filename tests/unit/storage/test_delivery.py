@@ -24,8 +24,8 @@ def handing(tmp_path: Path) -> Handing:
 
 
 def test_a_file_is_copied_below_its_root_and_again_without_harm(handing: Handing) -> None:
-    for _ in range(2):
-        assert hand_over(handing) is Handed.DELIVERED
+    for before in ((), (handing.digest,)):
+        assert hand_over(replace(handing, before=before)) is Handed.DELIVERED
     target = handing.root / handing.path
     assert target.read_bytes() == b"a frame"
     assert not target.samefile(handing.source / "frame.png")
@@ -43,6 +43,15 @@ def test_only_what_the_task_wrote_there_itself_is_replaced(handing: Handing) -> 
     assert target.read_bytes() == b"a frame"
 
 
+def test_somebody_elses_file_does_not_become_the_tasks_by_having_its_bytes(handing: Handing) -> None:
+    target = handing.root / handing.path
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"a frame")
+    status = target.stat()
+    assert hand_over(handing) is Handed.SAME
+    assert target.stat() == status
+
+
 def test_no_link_is_followed_and_none_is_replaced(handing: Handing, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (handing.root / "shot").symlink_to(tmp_path / "elsewhere")
@@ -53,6 +62,12 @@ def test_no_link_is_followed_and_none_is_replaced(handing: Handing, tmp_path: Pa
     assert hand_over(replace(handing, path="b.png", before=(digest(b"a frame"),))) is Handed.TAKEN
     (handing.source / "link.png").symlink_to(handing.source / "frame.png")
     assert hand_over(replace(handing, name="link.png", path="c.png")) is Handed.CHANGED
+
+
+@pytest.mark.parametrize("path", ["/{}/out.png", "../out.png", "a/../../out.png", "a/.."])
+def test_nothing_is_delivered_out_of_its_root(handing: Handing, tmp_path: Path, path: str) -> None:
+    assert hand_over(replace(handing, path=path.format(tmp_path))) is Handed.TAKEN
+    assert not [one for one in tmp_path.rglob("*.png") if one.parent != handing.source]
 
 
 def test_what_is_not_what_landed_does_not_leave(handing: Handing) -> None:
