@@ -143,10 +143,13 @@ def _sent(client: Client, file: Path, others: list[Path], folder: Path | None, s
 
 
 def _tell_packed(scene: Needed) -> None:
-    if scene.outside:
-        show.note(f"Sent from outside of the folder: {several(map(str, scene.outside.values()))}")
-    for path, why in scene.refused.items():
-        show.note(f"Not sent: {path} ({why})")
+    folders: dict[Path, list[str]] = {}
+    for path in scene.outside.values():
+        folders.setdefault(path.parent, []).append(path.name)
+    for folder, inside in folders.items():  # every one: the scene chose them
+        show.note(f"Sent from outside of the folder, from {folder}: {several(inside)}")
+    for refused, why in scene.refused.items():
+        show.note(f"Not sent: {refused} ({why})")
 
 
 def _written(folder: Path, stack: ExitStack) -> Path:

@@ -51,10 +51,15 @@ def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False)
     base = (folder or scene.parent).absolute()
     root = Path(base.anchor) if pack else base
     told = _read(scene, root)
-    inside, outside, refused = list[Path](), dict[str, Path](), dict[str, str]()
+    inside, outside, refused, real = list[Path](), dict[str, Path](), dict[str, str](), base.resolve()
     for path in (root / one for one in told.get("inputs", ())):
         if path.is_relative_to(base):
-            inside.append(path)
+            # Who made the scene may have made links in its folder, too.
+            place = path.resolve()
+            if why := "" if place.is_relative_to(real) else _unwanted(place):
+                refused[str(path)] = why
+            else:
+                inside.append(path)
         elif why := _unwanted(path):
             refused[str(path)] = why
         else:

@@ -380,17 +380,20 @@ def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
 
 
 def test_what_lies_outside_of_the_folder_is_sent_when_somebody_asks_to_pack_it(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also when the scene names it from its own folder: `//../lib/oak.png`."""
     wood, sent = tmp_path / "oak.png", dict[str, Path]()
     wood.write_bytes(b"oak")
-    needed = Needed(outside={"_outside/lib/oak.png": wood})
+    others = {f"_outside/{number}/a.png": tmp_path / str(number) / "a.png" for number in range(40)}
+    needed = Needed(outside={**others, "_outside/lib/oak.png": wood})
     monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: needed)
     monkeypatch.setattr(Client, "submit", lambda _, *__, inputs, **___: sent.update(inputs) or TASK)
     assert run(["submit", "shot.blend", "--pack"]) == 0
     assert sent["_outside/lib/oak.png"] == wood
     assert FOLDER in sent
+    told = capsys.readouterr().err
+    assert not [path for path in (*others.values(), wood) if f"from {path.parent}: {path.name}" not in told]
 
 
 @pytest.mark.parametrize("words", [["tasks"], ["tasks", "7"], ["submit", "shot.blend"]])

@@ -187,6 +187,12 @@ def looked_at(folder: Path, files: Sequence[File], names: Iterable[str]) -> dict
     return survey("a.blend", {"a.blend": str(folder / "a.blend")} | dict.fromkeys(names, ""))
 
 
+def test_a_path_on_a_server_is_looked_for_by_its_end(tmp_path: Path) -> None:
+    files = [File(f"\\\\server\\{name}") for name in ("share\\tex\\x.png", "y.png")]
+    told = looked_at(tmp_path, files, ["tex/x.png"])
+    assert (told["inputs"], told["outside"]) == (["tex/x.png"], ["\\\\server/y.png"])
+
+
 @pytest.mark.parametrize("many", ["//f/x{0:03}_1.png", "//f/x_{0:04}.png", "//f/{0}x<UDIM>.png"])
 def test_many_sequences_among_many_files_are_found_without_comparing_all_with_all(tmp_path: Path, many: str) -> None:
     def seconds(count: int) -> float:

@@ -28,3 +28,20 @@ def test_files_outside_are_sent_only_with_pack_and_never_what_nobody_means(tmp_p
     assert packed.inside == [film / "tex/in.png"]
     assert packed.outside == {f"_outside{lib}/{name}": lib / name for name in ("wood.png", "oak.png")}
     assert set(packed.refused) >= {f"{tmp_path}/.ssh/id_rsa", f"{lib}/link.png", "/etc/passwd"}
+
+
+def test_a_link_beside_the_scene_sends_no_secret_of_its_user(tmp_path: Path) -> None:
+    film, lib = tmp_path / "film", tmp_path / "lib"
+    targets = {"key.png": tmp_path / ".ssh/id_rsa", "system.png": Path("/etc/passwd"), "oak.png": lib / "oak.png"}
+    for place in (film / "in.png", targets["key.png"], targets["oak.png"]):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    for name, target in targets.items():
+        (film / name).symlink_to(target)
+    (film / "a.blend").write_bytes(Blend(files=[File(f"//{name}") for name in ("in.png", *targets)]).write())
+    found = needed_files(film / "a.blend")
+    assert sorted(path.name for path in found.inside) == ["in.png", "oak.png"]
+    assert found.refused == {
+        f"{film}/key.png": "it is hidden",
+        f"{film}/system.png": "it belongs to the system",
+    }

@@ -95,7 +95,7 @@ class Needed:
             return inside
         if found := self._packed(plain, one):
             return found
-        parts = plain.split("/")
+        parts = re.sub("^//", "/", plain).split("/")
         for first in range(1, len(parts) - (_SHORTEST_TAIL if self._root else 1) + 1):
             tail = "/".join(parts[first:])
             if self._is_there(tail, one):
@@ -196,7 +196,7 @@ def _mapping(path: str) -> Mapping[str, str]:
             return {}
         with open(path, encoding="utf-8") as file:
             said = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {name: held for name, held in said.items() if isinstance(held, str)} if isinstance(said, dict) else {}
 
@@ -235,6 +235,8 @@ class _Tree:
         if folder in ("", "."):
             return [""]
         parent, base = posixpath.split(folder)
+        if not base:  # of a root, which is none of our folders
+            return []
         found = {one for at in self.alike(parent) for one in self.folders(at)}
         return sorted([folder] if folder in found else [o for o in found if fold(posixpath.basename(o)) == fold(base)])
 

@@ -3,11 +3,16 @@ what the task was submitted with, and then Blender shows nothing and says nothin
 
 import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 from .speech import warn
 
+MOST_FILES: Final = 100_000
+"""Files and folders of a directory that is copied: a scene may name any, such as the whole disk."""
 _DESCRIPTIONS: Final = ".json"
 
 
@@ -21,14 +26,14 @@ def copy_bakes(bpy: Any) -> None:
         # Read before the copy is made: a copied modifier has no directory any more.
         there = [(names, _path(bpy, thing, owner, name)) for names, (owner, name) in _named(thing).items()]
         for _, path in there:
-            if path not in copies and _holds_descriptions(path):
-                copies[path] = _copy(path, bpy.app.tempdir)
-        if not any(path in copies for _, path in there):
+            if path not in copies:
+                copies[path] = copied(path, bpy.app.tempdir)
+        if not any(copies[path] for _, path in there):
             continue
         other = thing.copy()
         for (modifier, bake, name), path in there:
             owner = other.modifiers[modifier]
-            setattr(owner if bake is None else owner.bakes[bake], name, copies.get(path, path))
+            setattr(owner if bake is None else owner.bakes[bake], name, copies[path] or path)
         thing.user_remap(other)
         if thing.users > thing.use_fake_user:
             warn(f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed)")
@@ -55,19 +60,32 @@ def _path(bpy: Any, thing: Any, owner: Any, name: str) -> str:
     return os.path.normpath(str(bpy.path.abspath(getattr(owner, name), library=thing.library)))
 
 
-def _holds_descriptions(path: str) -> bool:
-    return any(name.endswith(_DESCRIPTIONS) for _, _, names in os.walk(path) for name in names)
-
-
-def _copy(path: str, temporary: str) -> str:
-    """A directory with the same files: descriptions are copied, the rest is linked to."""
-
-    def take(source: str, target: str) -> None:
-        if source.endswith(_DESCRIPTIONS):
-            shutil.copyfile(source, target)
-        else:
-            os.symlink(source, target)
-
-    copy = os.path.join(tempfile.mkdtemp(prefix="bake-", dir=temporary), "bake")
-    shutil.copytree(path, copy, copy_function=take, symlinks=True)
+def copied(path: str, temporary: str) -> str:
+    """A directory with the same files: descriptions are copied, the rest is linked to. "" where none are needed."""
+    inside = list(islice(_inside(path), MOST_FILES + 1))
+    if len(inside) > MOST_FILES:
+        warn(f"the bakes in {path} can't be read: more than {MOST_FILES} files and folders are in it")
+        return ""
+    if not any(one.endswith(_DESCRIPTIONS) for one in inside):
+        return ""
+    copy = tempfile.mkdtemp(prefix="bake-", dir=temporary)
+    try:
+        for one in inside:
+            target, mode = os.path.join(copy, os.path.relpath(one, path)), os.lstat(one).st_mode
+            if stat.S_ISDIR(mode):
+                os.makedirs(target)
+            elif one.endswith(_DESCRIPTIONS) and stat.S_ISREG(mode):
+                shutil.copyfile(one, target)
+            else:
+                os.symlink(one, target)
+    except OSError as error:
+        warn(f"the bakes in {path} can't be read: {error}")
+        return ""
     return copy
+
+
+def _inside(path: str) -> Iterator[str]:
+    """All that lies in a directory, folders before what is in them; links are not followed."""
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            yield os.path.join(folder, name)

@@ -142,7 +142,7 @@ def _mapping(path: str) -> Mapping[str, str]:
             return {}
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             said = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     texts = said.items() if isinstance(said, dict) else ()
     return {name: held for name, held in texts if isinstance(held, str)}
