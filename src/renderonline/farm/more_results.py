@@ -36,18 +36,23 @@ class Bounds:
 
     def __init__(self, rules: MoreResults) -> None:
         self._rules = rules
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[int, int] = {}
+        """By the hash of a name: names are long, and there are many."""
         self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
     def met_by(self, name: str, size: int) -> str:
         """Which bound a file of so many bytes would pass, such as `1000 files`; if none, "", and it counts from now on.
         The same file counts once."""
-        known = self._sizes.get(name, 0)
-        if name not in self._sizes and len(self._sizes) >= self._rules.files:
+        key = hash(name)
+        known = self._sizes.get(key, 0)
+        if key not in self._sizes and len(self._sizes) >= self._rules.files:
             return f"{self._rules.files} files"
         if self._bytes - known + size > self._rules.mib << 20:
             return f"{self._rules.mib} MiB"
-        self._sizes[name], self._bytes = size, self._bytes - known + size
+        self._sizes[key], self._bytes = size, self._bytes - known + size
         return ""
 
 

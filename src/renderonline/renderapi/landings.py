@@ -1,6 +1,7 @@
 """Landing results (R6): a row first, then the file, then the row again."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,6 +39,8 @@ _log = structlog.get_logger(__name__)
 _LARGEST_FACTS: Final = 16 * 1024
 _TRIES: Final = 3
 _PAUSE_S: Final = 1.0
+MOST_COUNTED: Final = 500_000
+"""Files of attempts that are counted at once; a machine may send some for attempts that ended long ago."""
 OTHER_BYTES: Final = "Two parts of the task wrote {name} with different bytes: the first that came is kept."
 NAME_TAKEN: Final = "{name} could not be kept: another file of the task's directory has this name."
 _HEX: Final = frozenset("0123456789abcdef")
@@ -75,22 +78,31 @@ class Landings:
 
 
 class Besides:
-    """What live attempts gave besides their own files, held to the bounds of their engine's definition here too: a
-    machine's word is no limit (R14). A restart begins to count again."""
+    """What attempts gave besides their own files, held to the bounds of their engine's definition here too: a machine's
+    word is no limit (R14). A restart begins to count again, and so does an attempt of which nothing came while many
+    others gave files."""
 
-    def __init__(self) -> None:
-        self._bounds: dict[int, Bounds] = {}
+    def __init__(self, most_names: int = MOST_COUNTED) -> None:
+        self._bounds = OrderedDict[int, Bounds]()
+        self._names, self._most_names = 0, most_names
 
     def admit(self, order: Order, name: str, size: int) -> None:
         """Count a file; `InvalidRequest` when it is beyond the bounds."""
         bounds = self._bounds.setdefault(order.assign.attempt, Bounds(order.assign.more))
-        if bound := bounds.met_by(name, size):
+        self._bounds.move_to_end(order.assign.attempt)
+        before = len(bounds)
+        bound = bounds.met_by(name, size)
+        self._names += len(bounds) - before
+        while self._names > self._most_names:
+            self._names -= len(self._bounds.popitem(last=False)[1])
+        if bound:
             raise InvalidRequest(f"{name} is beyond the {bound} of an attempt.")
 
     def forget(self, attempt_ids: Collection[int]) -> None:
         """These attempts are over."""
         for attempt_id in attempt_ids:
-            self._bounds.pop(attempt_id, None)
+            if (gone := self._bounds.pop(attempt_id, None)) is not None:
+                self._names -= len(gone)
 
 
 def offer_of(result: Result, order: Order) -> Offer:

@@ -1,5 +1,7 @@
 """What a machine offers is held to what its attempt was asked for (R14)."""
 
+from dataclasses import replace
+
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
@@ -36,3 +38,17 @@ def test_the_centre_keeps_the_bounds_of_an_attempt() -> None:
         besides.admit(ORDER, "b.svg", 10)
     besides.forget([1])
     besides.admit(ORDER, "b.svg", 10)
+
+
+def test_files_of_attempts_that_ended_long_ago_take_no_memory() -> None:
+    """A machine has the tokens of all its attempts, and may send files for them again."""
+    besides = Besides(most_names=10)
+    for attempt in range(100):
+        order = replace(ORDER, assign=replace(ASSIGN, attempt=attempt, more=MoreResults(take=("*",), files=3)))
+        for name in "abc":
+            besides.admit(order, name, 10)
+    assert sum(map(len, besides._bounds.values())) <= 10
+    with pytest.raises(InvalidRequest, match="beyond the 3 files"):
+        besides.admit(order, "d", 10)
+    besides.forget(range(100))
+    assert (besides._names, len(besides._bounds)) == (0, 0)
