@@ -320,9 +320,11 @@ def landed_place(connection: Connection, task_id: int, name: str) -> tuple[str, 
     raise NotFound(f"Task {task_id} has no result {name}.")
 
 
-def landed_frames(connection: Connection, task_id: int) -> dict[str, int | None]:
-    """The frame of each of those files by name, also of those besides the frames that belong to one."""
-    return {row.name: row[1] for row in connection.execute(_LANDED_FRAMES, {"task_id": task_id})}
+def landed_frames(connection: Connection, task_id: int, name: str = "") -> dict[str, int | None]:
+    """The frame of each of those files by name, also of those besides the frames that belong to one. `name`: of the
+    file that is called so, and perhaps of others."""
+    query = _LANDED_FRAMES.where(results.c.name == name) if name else _LANDED_FRAMES
+    return {row.name: row[1] for row in connection.execute(query, {"task_id": task_id})}
 
 
 def _page(

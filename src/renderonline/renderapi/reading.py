@@ -147,7 +147,7 @@ class Reading:
         path = task_directory(scene.file_path, scene.file_name) / place
         content = await self._landed.file(task_id, path, name, known)
         if scene.names:
-            frames = await self.database.read(partial(tasks.landed_frames, task_id=task_id))
+            frames = await self.database.read(partial(tasks.landed_frames, task_id=task_id, name=name))
             shown = result_names.called(scene.names, task_id, name, frames.get(name))
             content = replace(content, file_name=shown.rpartition("/")[2])
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else
