@@ -43,11 +43,12 @@ class Bounds:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def met_by(self, name: str, size: int) -> str:
-        """Which bound a file of so many bytes would pass, such as `1000 files`; if none, "", and it counts from now on.
-        The same file counts once."""
+    def met_by(self, name: str, size: int | None = None) -> str:
+        """Which bound a file of so many bytes (None: as many as it is known to have) would pass, such as `1000 files`;
+        if none, "", and it counts from now on. The same file counts once."""
         key = hash(name)
         known = self._sizes.get(key, 0)
+        size = known if size is None else size
         if key not in self._sizes and len(self._sizes) >= self._rules.files:
             return f"{self._rules.files} files"
         if self._bytes - known + size > self._rules.mib << 20:

@@ -162,6 +162,8 @@ class AttemptTransfers:
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is not None and not order.takes(name):
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
+        if order is not None:
+            self._dispatcher.reports.admit(order, name, length)
         folder = Folder(holder.directory, holder.machine_id, holder.token)
         self._shared.files.receives(attempt_id, folder)
         self._shared.moved(holder.machine_id)
@@ -198,6 +200,7 @@ class AttemptTransfers:
             raise NotFound(f"The attempt has no file {name}.")
         if not jpeg.startswith(_JPEG):
             raise InvalidRequest("A preview is a JPEG.")
+        self._dispatcher.reports.admit(order, name)
         landed = await self._shared.database.read(partial(landed_by, task_id=holder.task_id, name=name))
         if landed not in (None, attempt_id):
             raise Conflict(f"{name} of another attempt has landed.", code="attempt_over")

@@ -86,8 +86,9 @@ class Besides:
         self._bounds = OrderedDict[int, Bounds]()
         self._names, self._most_names = 0, most_names
 
-    def admit(self, order: Order, name: str, size: int) -> None:
-        """Count a file; `InvalidRequest` when it is beyond the bounds."""
+    def admit(self, order: Order, name: str, size: int | None) -> None:
+        """Count a file of so many bytes (None: something that belongs to it); `InvalidRequest` when it is beyond the
+        bounds."""
         bounds = self._bounds.setdefault(order.assign.attempt, Bounds(order.assign.more))
         self._bounds.move_to_end(order.assign.attempt)
         before = len(bounds)

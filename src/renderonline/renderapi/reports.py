@@ -148,12 +148,17 @@ class Reports:
             _log.warning("An attempt's order can't be written any more", attempt=attempt_id, error=error.message)
             return None
 
+    def admit(self, order: Order, name: str, size: int | None = None) -> None:
+        """Count what a machine sends of its attempt: a file of so many bytes, or (None) its preview. `InvalidRequest`
+        when it is none that the attempt has to write, and beyond the bounds of others."""
+        if order.wanted and name not in order.wanted:
+            self._besides.admit(order, name, size)
+
     def _offer(self, report: Result, order: Order | None, machine_id: int) -> Offer | WarnedStep | None:
         if order is not None:
             try:
                 offer = offer_of(report, order)
-                if offer.more:
-                    self._besides.admit(order, offer.name, offer.size)
+                self.admit(order, offer.name, offer.size)
                 return offer
             except InvalidRequest as error:
                 _log.warning("A result was dropped", machine_id=machine_id, error=error.message)

@@ -9,6 +9,7 @@ import socket
 import time
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from blake3 import blake3
 from sqlalchemy import create_engine, text
 
+from renderonline.farm.more_results import Bounds
 from renderonline.farm.watching import Patience
 from renderonline.protocol.link import Exited, Result, Started
-from renderonline.renderapi import services
+from renderonline.renderapi import landings, services
 from renderonline.serving import sink
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
@@ -287,6 +289,23 @@ async def test_nothing_is_told_of_a_deleted_task(held: Held) -> None:
     assert (await held.api.call("DELETE", f"/tasks/{held.assign.task}")).status == 204
     assert (await held.call("GET", "inputs")).status == 404
     assert (await held.send("frame_0001.png", b"x")).status == 404
+
+
+async def test_machine_sends_no_more_files_besides_than_an_attempt_may_have(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it reports them or not."""
+    definition = DEFINITION.replace('frame_####.png"\n', 'frame_####.png"\n[outputs.more]\ntake = ["*"]\n')
+    monkeypatch.setattr(landings, "Bounds", lambda rules: Bounds(replace(rules, files=2)))
+    place, jpeg = "previews/{}?size=thumb", b"\xff\xd8\xff"
+    async with held_attempt(api, definition, ("a.scene", SCENE)) as held:
+        for _ in range(2):
+            assert (await held.send("mask/a.txt", b"x")).status == 204
+        for name, status in (("mask/a.txt", 204), ("b.png", 204), ("c.png", 400), ("frame_0001.png", 204)):
+            assert (await held.call("PUT", place.format(name), data=jpeg)).status == status, name
+        refused = await held.send("d.txt", b"x")
+        assert (refused.status, "beyond the 2 files of an attempt" in refused.json()["detail"]) == (400, True)
+        assert (await held.send("frame_0001.png", b"x")).status == 204
 
 
 async def test_preview_of_a_frame_that_another_attempt_landed_stays(held: Held) -> None:
