@@ -244,16 +244,18 @@ bpy.utils.register_class(Octane); scene.render.engine = other.render.engine = "O
 def test_a_stereo_scene_gives_a_file_for_each_eye_and_blocked_python_is_told(tmp_path: Path) -> None:
     changes = """
 scene.render.use_multiview = True; scene.render.image_settings.views_format = "INDIVIDUAL"
+scene.render.views["left"].file_suffix = ".left eye"
 bpy.data.texts.new("rig.py").use_module = True
 driver = bpy.data.objects["Suzanne"].driver_add("location", 0).driver
 driver.expression = "bpy.context.scene.frame_current"
 scene.render.use_freestyle = True
 """
     scene = write_small_scene(tmp_path / "stereo.blend", changes)
-    assert [one["view"] for one in read(str(scene))["scenes"]] == ["_L"]
+    assert [one["view"] for one in read(str(scene))["scenes"]] == [".left eye"]
     done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-F", "PNG", "-f", "1..2")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.glob("f_*")} == {"f_1_L.png", "f_1_R.png", "f_2_L.png", "f_2_R.png"}
+    eyes = (".left eye", "_R")
+    assert {path.name for path in tmp_path.glob("f_*")} == {f"f_{frame}{eye}.png" for frame in (1, 2) for eye in eyes}
     assert "ImportError" not in done.stderr  # Blender's own modules are found, whatever the launcher's are called
     warnings = [line for line in done.stdout.splitlines() if line.startswith("Warning: ")]
     assert [("rig.py" in line, "bpy.context" in line) for line in warnings] == [(True, False), (False, True)]

@@ -65,6 +65,7 @@ def test_the_format_decides_the_extension(format_: str, name: str) -> None:
 
 def test_a_frame_of_several_files_is_the_first_ones() -> None:
     assert values_of_scene(BLENDER, {"view": "_L", "width": 9, "start": 3}) == {"view": "_L", "start_frame": "3"}
+    assert values_of_scene(BLENDER, {"view": ".left eye"}) == {"view": ".left eye"}
     values = {"format": "OPEN_EXR", "view": "_L"}
     assert frames_pattern(BLENDER, values, (1,)) == "frame_####_L.exr"
     assert [one.name for one in expected_outputs(BLENDER, values, (-2,), (-2,))] == ["frame_-0002_L.exr"]

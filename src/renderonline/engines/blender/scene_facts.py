@@ -23,10 +23,10 @@ _FORMATS: Final[Mapping[int, str]] = (
     | {30: "JP2", 35: "WEBP", 36: "AVIF"}
 )
 _SHOWN: Final = 5
-_MULTIVIEW: Final = 1 << 21
-"""Of a scene's render modes: it has views."""
+_SEQUENCER, _MULTIVIEW = 1 << 0, 1 << 21
+"""Of a scene's render modes: its sequencer is shown, if it has strips; it has views."""
 _MOST_VIEWS: Final = 64
-_SUFFIX: Final = re.compile("[A-Za-z0-9_-]{1,20}")
+_SUFFIX: Final = re.compile("[A-Za-z0-9 ()_.-]{1,40}")
 
 
 def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
@@ -127,12 +127,21 @@ def _facts(blend: Blend, named: list[Named]) -> dict[str, Any]:
     found = sorted((one for one in blend.all("Scene") if one.code == "SC"), key=lambda one: one.address not in active)
     scenes = [_scene(blend, block) for block in found[:MOST_SCENES]]
     external = list(dict.fromkeys((one.kind, one.path, one.many) for one in named if one.needed))
-    warnings = [] if not found or dna.get(found[0], "*camera") else [f"its scene {scenes[0]['name']} has no camera"]
+    sees = not found or dna.get(found[0], "*camera") or _shows_strips(blend, found[0])
+    warnings = [] if sees else [f"its scene {scenes[0]['name']} has no camera"]
     if len(found) > MOST_SCENES:
         warnings.append(f"only {MOST_SCENES} of its {len(found)} scenes are listed")
     told = [{"kind": kind, "path": path, "many": many} for kind, path, many in external[:MOST_TOLD]]
     parts = {"external": told, "external_count": len(external), "unbaked": scenes[0]["unbaked"] if scenes else []}
     return {**facts, "scenes": scenes, **parts, "warnings": warnings}
+
+
+def _shows_strips(blend: Blend, scene: Block) -> bool:
+    """Whether the frames of a scene are those of its sequencer, which needs no camera."""
+    dna = blend.dna
+    assert dna is not None
+    strips = any(one.owner == scene.owner for one in blend.all("Sequence"))
+    return strips and bool(dna.first(scene, ("r", "scemode")) & _SEQUENCER)
 
 
 def _scene(blend: Blend, block: Block) -> dict[str, Any]:
