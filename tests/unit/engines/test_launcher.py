@@ -29,6 +29,7 @@ from renderonline.engines.loading import parse_definition, shipped
         ("C:\\show\\passes\\z_", "show/passes/z_"),
         ("//a\\..\\..\\b", "b"),
         ("a/./b\n", "a/b_"),
+        ("//pässe/m: é?_", "pässe/m_ é__"),  # fit for every system
         ("/1/2/3/4/5/6/7/8/9/10", "3/4/5/6/7/8/9/10"),
         ("/show/shotgun/x", "show/shotgun/x"),
     ],

@@ -19,6 +19,8 @@ RENDER_LAYERS: Final = "CompositorNodeRLayers"
 FILE_OUTPUT: Final = "CompositorNodeOutputFile"
 _HASH: Final = "\ue000"
 """Stands for `#` while Blender fills in the variables of a path."""
+_UNFIT: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
+"""Letters that not every system keeps in a file's name."""
 _SAME_FILES: Final = {"OPEN_EXR_MULTILAYER": "OPEN_EXR", "TARGA_RAW": "TARGA"}
 
 Stamp = tuple[int, int, int]
@@ -197,7 +199,7 @@ def below(path: str, folder: str) -> str:
     relative = text.startswith("//") or not (text.startswith("/") or re.match("[A-Za-z]:", text)) or inside
     text = text[len(folder.rstrip("/\\")) :] if inside else re.sub("^[A-Za-z]:", "", text)
     parts: list[str] = []
-    for part in re.sub(r"[\x00-\x1f\x7f]", "_", text).split("/"):
+    for part in _UNFIT.sub("_", text).split("/"):
         if part == "..":
             parts = parts[:-1]
         elif part not in ("", "."):

@@ -11,12 +11,13 @@ from typing import Any, Final, NamedTuple
 from .bakes import copy_bakes
 from .inputs import Inputs, pattern_of
 from .sequences import lacking_pictures, trees
-from .speech import warn
+from .speech import several, warn
 
 MOST_TOLD: Final = 20
 """Missing files that are named; then their number."""
-MISSING_LIBRARIES: Final = r"(?:.*\| )?(?:Warning: )?(?:Unable to open '|\d+ libraries and \d+ linked|Cannot find lib )"
-"""What Blender says of libraries that it does not find: here they are looked for once more."""
+_MISSING_LIBRARIES: Final = (
+    r"(?:.*\| )?(?:Warning: |WARNING |Info: )?(?:Unable to open '|\d+ libraries and \d+ linked|Cannot find lib "
+)
 MOST_PIXELS: Final = 16_384
 """Along one side, of a picture that a strip shows."""
 MISSING_MEDIA: Final = (217, 0, 191)
@@ -35,6 +36,13 @@ class Place(NamedTuple):
     needed: bool = True
 
 
+def missing_libraries(bpy: Any) -> str:
+    """A regular expression for what Blender says of libraries that it does not find: here they are looked for once
+    more. What a library lacks can be asked for afterwards in newer Blenders."""
+    lacks = r"|LIB: .* missing from )" if "is_missing" in bpy.types.ID.bl_rna.properties else ")"
+    return _MISSING_LIBRARIES + lacks
+
+
 def find_files(bpy: Any, root: str = "") -> None:
     """Point everything that the scene names at the files that were sent, below `root` (the folder of the scene if it
     is empty), and print a warning for each that is nowhere."""
@@ -48,7 +56,7 @@ def find_files(bpy: Any, root: str = "") -> None:
                 missing[told] = None
     _fill_strips(bpy)
     copy_bakes(bpy)
-    missing |= dict.fromkeys(lacking_pictures(bpy))
+    missing |= dict.fromkeys((*_lost(bpy), *lacking_pictures(bpy)))
     for told in list(missing)[:MOST_TOLD]:
         warn(told)
     if len(missing) > MOST_TOLD:
@@ -122,6 +130,16 @@ def _libraries(bpy: Any) -> Iterator[Place]:
             if library is None or getattr(library, "packed_file", None) or getattr(library, "is_archive", False):
                 continue
             yield Place(library.filepath, getattr(library, "parent", None), point(name))
+
+
+def _lost(bpy: Any) -> Iterator[str]:
+    """What a library that was found does not have (any more)."""
+    for library in bpy.data.libraries:
+        if os.path.isfile(bpy.path.abspath(library.filepath, library=getattr(library, "parent", None))):
+            names = sorted({one.name for one in library.users_id if getattr(one, "is_missing", False)})
+            if names:
+                are = "are" if names[1:] else "is"
+                yield f"{several(names)} of {os.path.basename(library.filepath)} {are} not there"
 
 
 def _everything(bpy: Any) -> Iterator[Place]:
