@@ -118,7 +118,7 @@ for name, text in (
     (f"frame_{{frame:04}}.txt", before + " again"),
     (f"frame_{{3 - frame:04}}.txt", "not mine"),
     ("a.mp4", "no film"),
-    ("same.txt", "the same"),
+    ("the same?.txt", "the same"),
     ("cache_x/data.txt", "left"),
     ("report.txt", f"of frame {{frame}}"),
     ("z_too_many.txt", "beyond the bound"),
@@ -150,7 +150,7 @@ def test_results_never_meet_inputs_and_more_files_come_home(farm: RealFarm, tmp_
         "passes/mask_0001.txt": (None, 1),
         "passes/mask_0002.txt": (None, 2),
         "report.txt": (None, None),
-        "same.txt": (None, None),
+        "the same?.txt": (None, None),
     }
     assert fetched(farm, task_id, "frame_0001.txt") == b"frame 1 again"
     assert fetched(farm, task_id, "passes/mask_0002.txt") == b"FRAME 2"
@@ -165,7 +165,7 @@ def test_results_never_meet_inputs_and_more_files_come_home(farm: RealFarm, tmp_
     assert "Two parts of the task wrote report.txt with different bytes: the first that came is kept." in told
     refused = ("a.mp4", "frame_0001.txt", "frame_0002.txt")
     assert [name for name in refused if f"{name} is not a file" not in str(told)] == []
-    assert "same.txt" not in str(told)
+    assert "the same?.txt" not in str(told)
 
 
 PARTS = """

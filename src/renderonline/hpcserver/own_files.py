@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import structlog
 from blake3 import blake3
@@ -244,7 +245,7 @@ class Parcel:
     def _send(self, found: Good) -> Bad | Ending | None:
         path, headers = inside(Path(self.assign.directory), found.name), {"X-Digest": found.file.digest}
         try:
-            self._files.transfers.send(self.errand, f"outputs/{found.name}", path, headers)
+            self._files.transfers.send(self.errand, f"outputs/{quote(found.name)}", path, headers)
         except Stopped:
             return OVER
         except Refused as error:

@@ -118,8 +118,7 @@ class _Line:
                 self.identity.check_peer(self.http.sock.getpeercert(binary_form=True))
 
     def ask(self, errand: Errand, method: str, where: str, body: Any = None, **headers: str) -> None:
-        path, mark, query = where.partition("?")
-        address = f"{urlsplit(self.identity.url).path}{_PATH}/{errand.attempt}/{quote(path)}{mark}{query}"
+        address = f"{urlsplit(self.identity.url).path}{_PATH}/{errand.attempt}/{where}"
         self.http.request(method, address, body, {**errand.headers, **headers})
 
 
@@ -169,7 +168,7 @@ class Transfers:
                 worker.result()
 
     def send(self, errand: Errand, where: str, content: Path | bytes, headers: Mapping[str, str] | None = None) -> None:
-        """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`; a query is kept as it is). `Refused`
+        """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`, quoted, with any query). `Refused`
         when RenderAPI does not want it, `InvalidRequest` for a file that is no regular one. While the farm's disk is
         full it waits: to render a frame again would be dearer."""
 
@@ -190,7 +189,7 @@ class Transfers:
         def get(line: _Line) -> None:
             nonlocal position
             wanted = {"Range": f"bytes={position}-{part.stop - 1}"} if part.stop > position else {}
-            line.ask(errand, "GET", f"inputs/{name}", **wanted)
+            line.ask(errand, "GET", f"inputs/{quote(name)}", **wanted)
             response = line.http.getresponse()
             if wanted and response.status == 200 and position:
                 raise http.client.HTTPException("a range was asked for, the whole file came")
@@ -274,7 +273,7 @@ class PreviewSender:
     def _send(self, errand: Errand, name: str, previews: Mapping[str, bytes]) -> None:
         if time.monotonic() >= self._quiet_until:
             for size, jpeg in previews.items():
-                self._transfers.send(errand, f"previews/{name}?size={size}", jpeg)
+                self._transfers.send(errand, f"previews/{quote(name)}?size={size}", jpeg)
 
 
 def _regular(path: Path) -> FileIO:
