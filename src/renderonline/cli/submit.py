@@ -14,7 +14,7 @@ from renderonline.cli import show
 from renderonline.cli.commands import argument, command, flag, group, option, pairs
 from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.frames import MAX_FRAMES
+from renderonline.farm.frames import MAX_FRAMES, parse_frames
 from renderonline.farm.telling import unbaked_told
 from renderonline.rnoclient.scenes import FOLDER, Needed, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
@@ -93,7 +93,8 @@ def submit(
     with ExitStack() as stack:
         scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else Needed()
         _tell_packed(scene)
-        early = unbaked_told(scene.unbaked) if chunk < MAX_FRAMES else []
+        most = len(parse_frames(frames)) if frames else MAX_FRAMES
+        early = unbaked_told(scene.unbaked) if most > max(chunk, 1) else []
         for text in early:  # before anything is sent: Ctrl-C, and bake
             show.note(f"Warning: {text}")
         sent = _sent(client, file, [*(others or []), *scene.inside], folder, stack)

@@ -364,18 +364,21 @@ def test_a_task_with_warnings_never_shows_plain_success(
     assert "\x1b" not in said.out + said.err
 
 
-@pytest.mark.parametrize(("chunk", "told"), [("0", 1), ("100000", 0)])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [((), 1), (("--chunk", "100000"), 0), (("--frames", "1-8", "--chunk", "8"), 0), (("--frames", "1-8"), 1)],
+)
 def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
     server: ScriptedServer,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    chunk: str,
+    words: tuple[str, ...],
     told: int,
 ) -> None:
     monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: Needed(unbaked=("Cloth",)))
     warning = "Cloth is not baked and begins anew in each part: bake, or render in one part with --chunk 100000"
     monkeypatch.setitem(TASK, "warnings", [warning] * told)
-    assert run(["submit", "shot.blend", "--chunk", chunk]) == 0
+    assert run(["submit", "shot.blend", *words]) == 0
     assert capsys.readouterr().err.count(warning) == told
 
 
