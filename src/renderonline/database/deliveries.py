@@ -34,10 +34,12 @@ class Undelivered(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A delivery of which the row is there. `before`: the digests of what may lie under this name and is the task's."""
+    """A delivery of which the row is there. `before`: the digests of what may lie under this name and is the task's;
+    `again`: the row was there before."""
 
     delivery_id: int
     before: tuple[str, ...] = ()
+    again: bool = False
 
 
 _UNDELIVERED: Final = (
@@ -73,7 +75,7 @@ def begin_delivery(connection: Connection, one: Undelivered, paths: Sequence[str
             before = tuple((found.digests or "").split())
             known = dict.fromkeys((*before[-_MOST_DIGESTS:], one.digest))
             update(connection, deliveries, found.delivery_id, {"digests": " ".join(known)})
-            return path, Begun(found.delivery_id, before)
+            return path, Begun(found.delivery_id, before, again=True)
     return None
 
 

@@ -104,7 +104,8 @@ class Deliverer:
         outcome, later = Handed.TAKEN, ""
         if found is not None:
             source = task_directory(one.scene, one.file_name) / one.folder
-            handing = Handing(begun.delivery_id, source, one.name, one.digest, root, path, begun.before)
+            about = (source, one.name, one.digest, root, path, begun.before)
+            handing = Handing(begun.delivery_id, *about, again=begun.again)
             try:
                 outcome = await asyncio.to_thread(hand_over, handing)
             except OSError as error:

@@ -29,7 +29,8 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno
 @dataclass(frozen=True, slots=True)
 class Handing:
     """A result, `name` in the directory `source`, that goes to `path` below `root`. `key`: unique, what its temporary
-    files begin with; `digest`: BLAKE2b-256 of its bytes; `before`: of those that the task may have delivered there."""
+    files begin with; `digest`: BLAKE2b-256 of its bytes; `before`: of those that the task may have delivered there;
+    `again`: an earlier try may have left something, so the whole folder is looked through."""
 
     key: int
     source: Path
@@ -38,6 +39,7 @@ class Handing:
     root: Path
     path: str
     before: tuple[str, ...] = ()
+    again: bool = True
 
 
 class Handed(StrEnum):
@@ -61,7 +63,8 @@ def hand_over(one: Handing) -> Handed:
     with walked(one.source, above) as source, walked(one.root, folders, make=True) as target:
         if target is None:
             return Handed.TAKEN
-        _remove_old(one, target)
+        if one.again:
+            _remove_old(one, target)
         if source is None:
             return Handed.CHANGED
         aside = f"{ASIDE}{one.key}-{secrets.token_hex(8)}"

@@ -81,6 +81,12 @@ def test_a_root_that_is_away_is_told_apart_and_not_made(handing: Handing) -> Non
     assert not list(handing.root.iterdir())
 
 
+def test_a_first_try_looks_through_no_folder(handing: Handing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred thousand frames each would be slower than the one before."""
+    monkeypatch.setattr(delivery.os, "listdir", lambda *_: pytest.fail("the folder was listed"))
+    assert hand_over(replace(handing, again=False)) is Handed.DELIVERED
+
+
 def test_an_interrupted_try_leaves_nothing_and_no_hard_links_are_no_must(
     handing: Handing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
