@@ -120,6 +120,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "needs": {},
         "film": "",
         "names": "",
+        "deliver": "",
         "facts": {},
         "missing_inputs": [],
         "warnings": [],
