@@ -166,7 +166,12 @@ async def test_another_account_sees_a_shared_farms_files_and_nothing_else(
     """As a node of another account does, and an existing one: the mark, scenes, results."""
     async with farm(place, files_mode=mode) as api:
         root = api.settings.files
-        theirs = [root / ".mark", *root.glob("*/*/a.scene"), *root.glob(f"*/*/results/{FRAME}"), *root.glob("*/*/tex/*")]
+        theirs = [
+            root / ".mark",
+            *root.glob("*/*/a.scene"),
+            *root.glob(f"*/*/results/{FRAME}"),
+            *root.glob("*/*/tex/*"),
+        ]
         assert len(theirs) == 4
         ours = [
             place / "data" / "renderapi.json",
