@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from renderonline.engines.blender.blend_file import Left
+from renderonline.engines.blender.needed_files import Needed
+from renderonline.engines.blender.scene_paths import Named
 from renderonline.rnoclient.scenes import needed_files
 from tests.support.blend_files import Blend, File
 
@@ -45,3 +48,13 @@ def test_a_link_beside_the_scene_sends_no_secret_of_its_user(tmp_path: Path) -> 
         f"{film}/key.png": "it is hidden",
         f"{film}/system.png": "it belongs to the system",
     }
+
+
+def test_links_in_a_circle_are_not_followed_round(tmp_path: Path) -> None:
+    (tmp_path / "cache/a").mkdir(parents=True)
+    (tmp_path / "cache/a/1.vdb").touch()
+    for number in range(3):
+        (tmp_path / f"cache/a/{number}").symlink_to(tmp_path / "cache")
+    needed = Needed(str(tmp_path), Left())
+    list(needed.look("a.blend", [Named("ocean", "//cache", "folder")]))
+    assert list(needed.there) == ["cache/a/1.vdb"]

@@ -222,13 +222,20 @@ class _Tree:
     def is_folder(self, name: str) -> bool:
         raise NotImplementedError
 
-    def below(self, folder: str) -> Iterator[str]:
-        """All files of a folder and of those in it, without those that are hidden."""
+    def place(self, folder: str) -> object:
+        """What tells a folder from all others, by whatever links it is reached."""
+        return folder
+
+    def below(self, folder: str, above: tuple[object, ...] = ()) -> Iterator[str]:
+        """All files of a folder and of those in it, without those that are hidden; links may lead in a circle."""
         folder = "" if folder == "." else folder
+        place = self.place(folder)
+        if place in above:
+            return
         yield from sorted(one for one in self.names(folder) if not posixpath.basename(one).startswith("."))
         for inner in sorted(self.folders(folder)):
             if not posixpath.basename(inner).startswith("."):
-                yield from self.below(inner)
+                yield from self.below(inner, (*above, place))
 
     def alike(self, folder: str) -> list[str]:
         """The folders that are called so but for letter case and Unicode form."""
@@ -265,6 +272,9 @@ class _OnDisk(_Tree):
 
     def is_folder(self, name: str) -> bool:
         return os.path.isdir(posixpath.join(self._root, name))
+
+    def place(self, folder: str) -> object:
+        return os.path.realpath(posixpath.join(self._root, folder))
 
 
 class _Listed(_Tree):
