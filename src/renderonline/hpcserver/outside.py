@@ -45,10 +45,19 @@ class Outside:
             return ()
         inside = (*box.read, *box.write, *_SYSTEM)
         for path in list(self._named)[:MOST]:
-            if not is_below(path, inside) and not is_below(path, box.hidden) and os.path.isfile(path):
+            is_outside = not is_below(path, inside) and not is_below(path, box.hidden) and os.path.isfile(path)
+            if is_outside and not _is_brought(path, box.read):
                 directories.setdefault(os.path.dirname(path), path)
         told = list(directories.items())[:MOST_TOLD]
         return tuple(f"{path} is outside of the box: add {directory} to SandboxRead." for directory, path in told)
+
+
+def _is_brought(path: str, directories: Sequence[str]) -> bool:
+    """Whether the task brought this file along, in a folder of the same name: an engine asks for the path that its
+    scene names before it is pointed to the file that was sent."""
+    parts = path.split("/")
+    tails = ["/".join(parts[first:]) for first in range(1, len(parts) - 1)]
+    return any(os.path.isfile(os.path.join(directory, tail)) for directory in directories for tail in tails)
 
 
 _SYSTEM: Final = (*system.PROGRAMS, "/proc", "/sys", "/dev")

@@ -86,6 +86,15 @@ def test_a_file_that_is_outside_is_told_with_the_directory_to_open(tmp_path: Pat
     assert outside.found() == (f"{texture} is outside of the box: add {texture.parent} to SandboxRead.",)
 
 
+def test_nothing_is_told_of_a_file_that_the_task_brought_along(tmp_path: Path) -> None:
+    for folder in ("task/set", "film/set"):
+        (tmp_path / folder / "tex").mkdir(parents=True)
+        (tmp_path / folder / "tex" / "wood.png").touch()
+    outside = Outside(Box(read=(str(tmp_path / "task"),)))
+    outside.take([f"Unable to open {tmp_path}/film/set/tex/wood.png"])
+    assert outside.found() == ()
+
+
 def test_nothing_is_told_of_what_is_hidden_or_inside_or_without_a_box(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for box in (Box(read=(str(tmp_path),)), Box(hidden=(str(tmp_path),)), None):
