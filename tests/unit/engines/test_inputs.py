@@ -43,6 +43,12 @@ def test_paths_out_of_the_folder_lead_to_what_was_packed(tmp_path: Path) -> None
     assert inputs.find(str(tmp_path / "lib" / "oak.png")) == [str(tmp_path / "a/b/_outside/home/me/lib/oak.png")]
 
 
+def test_whole_paths_lead_to_the_scenes_folder_wherever_a_zip_put_it(tmp_path: Path) -> None:
+    sent(tmp_path, "My Project/tex/wood.png")
+    found = Inputs(str(tmp_path), str(tmp_path / "My Project")).find("C:\\film\\tex\\wood.png")
+    assert found == [str(tmp_path / "My Project" / "tex" / "wood.png")]
+
+
 def test_two_names_that_differ_in_letter_case_alone_are_both_named(tmp_path: Path) -> None:
     inputs = sent(tmp_path, "tex/Wood.png", "tex/WOOD.png", "tex/oak.png")
     assert len(inputs.find(str(tmp_path / "tex/wood.png"))) == 2

@@ -187,6 +187,13 @@ def looked_at(folder: Path, files: Sequence[File], names: Iterable[str]) -> dict
     return survey("a.blend", {"a.blend": str(folder / "a.blend")} | dict.fromkeys(names, ""))
 
 
+def test_a_whole_path_leads_to_the_scenes_folder_wherever_a_zip_put_it(tmp_path: Path) -> None:
+    (tmp_path / "film").mkdir()
+    (tmp_path / "film/a.blend").write_bytes(Blend(files=[File("C:\\old\\tex\\x.png")]).write())
+    told = survey("film/a.blend", {"film/a.blend": str(tmp_path / "film/a.blend"), "film/tex/x.png": ""})
+    assert (told["inputs"], told["outside"]) == (["film/tex/x.png"], [])
+
+
 def test_a_path_on_a_server_is_looked_for_by_its_end(tmp_path: Path) -> None:
     files = [File(f"\\\\server\\{name}") for name in ("share\\tex\\x.png", "y.png")]
     told = looked_at(tmp_path, files, ["tex/x.png"])

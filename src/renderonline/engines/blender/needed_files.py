@@ -52,6 +52,8 @@ class Needed:
         self.unclear = dict[str, Sequence[str]]()
         self.guessed = dict[str, str]()
         self.lacking = dict[str, str]()
+        self._home: str | None = None
+        """The folder of the scene, which a ZIP may have put somewhere below the root."""
         self.whole_paths = False
         """Whether a file was found by a whole path."""
         self._held = _mapping(files.get(MAPPING, "")) if isinstance(files, Mapping) else {}
@@ -65,7 +67,8 @@ class Needed:
         self._optional = MOST_OPTIONAL
 
     def look(self, user: str, named: Iterable[Named]) -> Iterator[str]:
-        """Look for the files that `user` (a scene or a library) names; yields its libraries."""
+        """Look for the files that `user` (the scene, then its libraries) names; yields its libraries."""
+        self._home = posixpath.dirname(user) if self._home is None else self._home
         for one in named:
             if not one.needed:
                 self._optional -= 1
@@ -97,12 +100,13 @@ class Needed:
             return found
         parts = re.sub("^//", "/", plain).split("/")
         for first in range(1, len(parts) - (_SHORTEST_TAIL if self._root else 1) + 1):
-            tail = "/".join(parts[first:])
-            if self._is_there(tail, one):
-                self.whole_paths = True
-                if first == len(parts) - 1 and one.needed:
-                    self.guessed[one.path] = tail
-                return tail
+            end = "/".join(parts[first:])
+            for tail in dict.fromkeys((end, posixpath.join(self._home or "", end))):
+                if self._is_there(tail, one):
+                    self.whole_paths = True
+                    if first == len(parts) - 1 and one.needed:
+                        self.guessed[one.path] = tail
+                    return tail
         return None
 
     def _packed(self, whole: str, one: Named) -> str | None:

@@ -15,8 +15,9 @@ from .speech import several, warn
 
 MOST_TOLD: Final = 20
 """Missing files that are named; then their number."""
-_MISSING_LIBRARIES: Final = (
-    r"(?:.*\| )?(?:Warning: |WARNING |Info: )?(?:Unable to open '|\d+ libraries and \d+ linked|Cannot find lib "
+_MISSING: Final = (
+    r"(?:.*\| )?(?:Warning: |WARNING |ERROR |Info: )?"
+    r"(?:Unable to open '|\d+ libraries and \d+ linked|Cannot find lib |Unable to pack file, source path "
 )
 MOST_PIXELS: Final = 16_384
 """Along one side, of a picture that a strip shows."""
@@ -36,18 +37,18 @@ class Place(NamedTuple):
     needed: bool = True
 
 
-def missing_libraries(bpy: Any) -> str:
-    """A regular expression for what Blender says of libraries that it does not find: here they are looked for once
-    more. What a library lacks can be asked for afterwards in newer Blenders."""
+def missing_at_first(bpy: Any) -> str:
+    """A regular expression for what Blender says of libraries and fonts that it does not find: here they are looked for
+    once more. What a library lacks can be asked for afterwards in newer Blenders."""
     lacks = r"|LIB: .* missing from )" if "is_missing" in bpy.types.ID.bl_rna.properties else ")"
-    return _MISSING_LIBRARIES + lacks
+    return _MISSING + lacks
 
 
 def find_files(bpy: Any, root: str = "") -> None:
     """Point everything that the scene names at the files that were sent, below `root` (the folder of the scene if it
     is empty), and print a warning for each that is nowhere."""
     scene = os.path.dirname(bpy.data.filepath)
-    inputs = Inputs(root if root and _inside(scene, root) else scene)
+    inputs = Inputs(root if root and _inside(scene, root) else scene, scene)
     missing: dict[str, None] = {}
     # Libraries first: what they bring along is looked for next.
     for find in (_libraries, _everything):

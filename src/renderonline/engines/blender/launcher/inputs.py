@@ -21,8 +21,10 @@ _DIGITS: Final = {"#": r"\d+", "<UDIM>": r"\d{4}", "<UVTILE>": r"u\d+_v\d+"}
 class Inputs:
     """The files below `root`. Nothing else is ever found, whatever the mapping says."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, scene: str = "") -> None:
+        """`scene`: the folder of the scene, which a ZIP may have put somewhere below."""
         self.root = os.path.abspath(root)
+        self._scene = os.path.relpath(scene or root, root).replace(os.sep, "/")
         self._names = {name: name for name in _below(self.root, MOST_FILES)}
         sent = _mapping(os.path.join(self.root, MAPPING))
         self._names |= {name: held for name, held in sent.items() if held in self._names and name not in self._names}
@@ -65,7 +67,10 @@ class Inputs:
                 yield f"{OUTSIDE}/{whole.replace(':', '_').strip('/')}"
         parts = [part for part in plain.split("/") if part not in ("", ".")]
         for first in range(len(parts) - shortest + 1):
-            yield "/".join(parts[first:])
+            tail = "/".join(parts[first:])
+            yield tail
+            if self._scene != ".":
+                yield f"{self._scene}/{tail}"
 
     def _named(self, name: str, *, folder: bool, sequence: bool) -> list[str]:
         if folder:

@@ -10,7 +10,7 @@ from .blocked_python import Blocked
 from .companions import Companions, escaped, takes_variables
 from .devices import Devices
 from .engine_names import EngineNames
-from .files import find_files, missing_libraries
+from .files import find_files, missing_at_first
 from .freestyle import export_svg, settle_svg
 from .sound import write_sound
 from .speech import Failed, NoEngine, Refused, held_back, say, warn
@@ -55,7 +55,7 @@ class Session:
         if not os.path.isfile(path):
             raise Failed(f"Cannot read file '{path}': No such file or directory")
         try:
-            with held_back(missing_libraries(self.bpy)):
+            with held_back(missing_at_first(self.bpy)):
                 self.bpy.ops.wm.open_mainfile(filepath=os.path.abspath(path), load_ui=False, use_scripts=False)
         except RuntimeError as error:
             raise Failed(error) from None
