@@ -29,10 +29,10 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 
 
 def warnings_of(scene: Path, inputs: Path) -> list[str]:
-    """What the launcher says when it has loaded a scene whose files lie in `inputs`."""
+    """What the launcher warns of when it has loaded a scene whose files lie in `inputs`, and Blender of libraries."""
     argv = ["env", f"RENDERONLINE_INPUTS={inputs}", *blender.blender_prefix(), "-b", str(scene)]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
-    return re.findall("^Warning: (.+)$", said, re.MULTILINE)
+    return re.findall("^(?:Warning: |Info: (?=Cannot find lib|LIB: .* missing))(.+)$", said, re.MULTILINE)
 
 
 def files_of(folder: Path) -> set[str]:
