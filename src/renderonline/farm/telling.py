@@ -61,5 +61,5 @@ def unbaked_told(names: Sequence[str]) -> list[str]:
     """What to do about simulations that each part of a task would begin anew."""
     if not names:
         return []
-    are = f"{', '.join(names[:5])}{' …' * (len(names) > 5)} {'are' if names[1:] else 'is'}"
-    return [f"{are} not baked and begins anew in each part: bake, or render in one part with --chunk {MAX_FRAMES}"]
+    they = ", ".join(names[:5]) + " …" * (len(names) > 5)
+    return [f"not baked: each part begins it from the start: {they}; bake, or use --chunk {MAX_FRAMES} for one part"]

@@ -376,7 +376,7 @@ def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
     told: int,
 ) -> None:
     monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: Needed(unbaked=("Cloth",)))
-    warning = "Cloth is not baked and begins anew in each part: bake, or render in one part with --chunk 100000"
+    warning = "not baked: each part begins it from the start: Cloth; bake, or use --chunk 100000 for one part"
     monkeypatch.setitem(TASK, "warnings", [warning] * told)
     assert run(["submit", "shot.blend", *words]) == 0
     assert capsys.readouterr().err.count(warning) == told

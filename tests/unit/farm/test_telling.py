@@ -53,4 +53,4 @@ def test_what_a_scene_lacks_is_said_when_it_is_submitted(facts: dict[str, list[s
 def test_what_is_not_baked_is_told_when_it_would_begin_anew_in_each_part() -> None:
     assert of_scene({"unbaked": ["Cloth"]}, 1) == ()
     (told,) = of_scene({"unbaked": ["Cloth"]}, 2)
-    assert told == "Cloth is not baked and begins anew in each part: bake, or render in one part with --chunk 100000"
+    assert told == "not baked: each part begins it from the start: Cloth; bake, or use --chunk 100000 for one part"
