@@ -65,9 +65,7 @@ def submit(
     pool: str = option("NAME", "Only on machines of this pool.", default=""),
     memory: int = option("MIB", "So much memory for each chunk.", default=0, min=0),
     gpus: int = option("NUMBER", "So many graphics cards for each chunk.", default=0, min=0),
-    gpu_memory: int = option(
-        "MIB", "So much memory on each of them; one card, if their number is not given.", default=0, min=0
-    ),
+    gpu_memory: int = option("MIB", "Memory on each of these cards; without --gpus, of one card.", default=0, min=0),
     sandbox: str = option("BOX", "Only where engines run in a box: bwrap, or at least landlock.", default=""),
     limit: int = option("NUMBER", "So many chunks at once; 0: any number.", default=0, min=0),
     film: str = option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …", default=""),
