@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from renderonline.engines.blender.install import installed
-from renderonline.hpcserver.cards import find_cards, variables
+from renderonline.hpcserver.card_rack import find_cards, variables
 from renderonline.serving.directories import data_directory
 
 SAMPLE = Path(__file__).parents[1] / "src" / "renderonline" / "engines" / "blender" / "sample.py"

@@ -16,7 +16,7 @@ from renderonline.cli.tasks import fetch_results, follow, tell_warnings
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, parse_frames
 from renderonline.farm.telling import unbaked_told
-from renderonline.rnoclient.scenes import FOLDER, Needed, needed_files, several
+from renderonline.rnoclient.scenes import FOLDER, ToSend, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
 
@@ -89,7 +89,7 @@ def submit(
     needs = {"engine_version": engine_version, "tags": tag or [], "pool": pool, "memory_mib": memory, "gpus": gpus}
     needs |= {"sandbox": sandbox, **({"gpu_memory_mib": gpu_memory} if gpu_memory else {})}
     with ExitStack() as stack:
-        scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else Needed()
+        scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else ToSend()
         _tell_packed(scene)
         most = len(parse_frames(frames)) if frames else MAX_FRAMES
         early = unbaked_told(scene.unbaked) if most > max(chunk, 1) else []
@@ -141,7 +141,7 @@ def _sent(client: Client, file: Path, others: list[Path], folder: Path | None, s
     return gathered(file, others, folder)
 
 
-def _tell_packed(scene: Needed) -> None:
+def _tell_packed(scene: ToSend) -> None:
     folders: dict[Path, list[str]] = {}
     for path in scene.outside.values():
         folders.setdefault(path.parent, []).append(path.name)

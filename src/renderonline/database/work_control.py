@@ -209,7 +209,7 @@ def requeue_task(
         task.count(ChunkState.WAITING, number)
     task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
     task.canceled = task.paused = 0
-    if anew is not None and not any(anew):  # all of it is made again: what was said of its pictures was of others
+    if anew is not None and not any(anew):  # the warnings were about pictures that are all replaced
         task.warnings = telling.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None

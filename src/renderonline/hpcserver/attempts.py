@@ -30,7 +30,7 @@ from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
 from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.boxes import Boxes
-from renderonline.hpcserver.cards import Rack
+from renderonline.hpcserver.card_rack import Rack
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.kernels import ENGINE, Kernels
 from renderonline.hpcserver.lending import Lending

@@ -30,7 +30,7 @@ _UNITS: Final = {"B": 1 / MIB, "KB": 1 / 1024, "MB": 1.0, "GB": 1024.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCard:
     """A card as a tool tells of it. `index`: its number among those of its kind, as its maker's programs count; `bus`:
     its place on the PCI bus (`0000:01:00.0`), "" when nobody says."""
 
@@ -46,9 +46,9 @@ class Found:
         return CardLoad(self.card.id, self.load, self.memory_used_mib)
 
 
-def nvidia(text: str) -> list[Found]:
+def nvidia(text: str) -> list[FoundCard]:
     """What `nvidia-smi` answers to `NVIDIA`: a line each, words between commas, `[N/A]` for what it can't tell."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     for line in text.splitlines():
         words = [word.strip() for word in line.split(",")]
         if len(words) != 6 or not words[0].startswith("GPU-"):
@@ -56,26 +56,26 @@ def nvidia(text: str) -> list[Found]:
         uuid, name, total, bus, load, used = words
         card = Card(_short(uuid), _short(name), CardKind.CUDA.value, _whole(total))
         busy = _number(load)
-        found.append(Found(card, len(found), _bus(bus), -1.0 if busy is None else busy / 100, _whole(used)))
+        found.append(FoundCard(card, len(found), _bus(bus), -1.0 if busy is None else busy / 100, _whole(used)))
     return found
 
 
-def amd(text: str) -> list[Found]:
+def amd(text: str) -> list[FoundCard]:
     """What `amd-smi` answers to `AMD`."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     for one in _list(_json(text), "gpu_data"):
         asic, vram, bus = (_table(one.get(part)) for part in ("asic", "vram", "bus"))
         serial = str(asic.get("asic_serial", "")).removeprefix("0x").lower()
         index = _whole(one.get("gpu"))
         name = str(asic.get("market_name") or "AMD graphics card")
         card = Card(_amd_id(serial, index), _short(name), CardKind.HIP.value, _mib(vram.get("size")))
-        found.append(Found(card, index, _bus(str(bus.get("bdf", "")))))
+        found.append(FoundCard(card, index, _bus(str(bus.get("bdf", "")))))
     return found
 
 
-def rocm(text: str) -> list[Found]:
+def rocm(text: str) -> list[FoundCard]:
     """What the older `rocm-smi` answers to `ROCM`: `{"card0": {"Unique ID": …}}`."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     for called, told in _table(_json(text)).items():
         number = re.fullmatch(r"card(\d{1,3})", str(called))
         if number is None or not isinstance(told, Mapping):
@@ -85,13 +85,13 @@ def rocm(text: str) -> list[Found]:
         name = words.get("card series") or words.get("card model") or "AMD graphics card"
         total, used = (_whole(words.get(f"vram total {what}memory (b)")) // MIB for what in ("", "used "))
         card = Card(_amd_id(serial, int(number[1])), _short(name), CardKind.HIP.value, total)
-        found.append(Found(card, int(number[1]), _bus(words.get("pci bus", "")), -1.0, used))
+        found.append(FoundCard(card, int(number[1]), _bus(words.get("pci bus", "")), -1.0, used))
     return found
 
 
-def intel(text: str) -> list[Found]:
+def intel(text: str) -> list[FoundCard]:
     """What `xpu-smi` answers to `INTEL`; it knows cards, not what is built into processors."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     for one in _list(_json(text), "device_list"):
         if str(one.get("device_type", "GPU")).upper() != "GPU":
             continue
@@ -100,28 +100,28 @@ def intel(text: str) -> list[Found]:
         card = Card(
             _short(uuid) or f"intel-{index}", _short(str(one.get("device_name", ""))), CardKind.ONEAPI.value, memory
         )
-        found.append(Found(card, index, _bus(str(one.get("pci_bdf_address", "")))))
+        found.append(FoundCard(card, index, _bus(str(one.get("pci_bdf_address", "")))))
     return found
 
 
-def apple(text: str) -> list[Found]:
+def apple(text: str) -> list[FoundCard]:
     """What `system_profiler` answers to `APPLE`: cards that speak Metal. An Apple processor's card shares the memory of
     the computer, so it has no size of its own."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     for one in _list(_json(text), "SPDisplaysDataType"):
         metal = str(one.get("spdisplays_mtlgpufamilysupport") or one.get("spdisplays_metal") or "")
         if not metal or "notsupported" in metal.casefold():
             continue
         name, index = str(one.get("sppci_model") or one.get("_name") or "Apple graphics"), len(found)
         memory = _mib(one.get("spdisplays_vram") or one.get("spdisplays_vram_shared"))
-        found.append(Found(Card(f"metal-{index}", _short(name), CardKind.METAL.value, memory), index))
+        found.append(FoundCard(Card(f"metal-{index}", _short(name), CardKind.METAL.value, memory), index))
     return found
 
 
-def from_system(root: Path = Path("/sys/class/drm")) -> list[Found]:
+def from_system(root: Path = Path("/sys/class/drm")) -> list[FoundCard]:
     """Cards of AMD and Intel that Linux itself tells of, in the order of the PCI bus. Intel's only where they have
     memory of their own: Cycles does not use what is built into processors."""
-    found: list[Found] = []
+    found: list[FoundCard] = []
     places = {place.resolve(): place for place in (card / "device" for card in root.glob("card[0-9]*"))}
     numbers = dict.fromkeys(CardKind, 0)
     for device, place in sorted(places.items(), key=lambda one: one[0].name):
@@ -135,7 +135,7 @@ def from_system(root: Path = Path("/sys/class/drm")) -> list[Found]:
         name = _text(place / "product_name") or f"{maker} graphics card {_text(place / 'device')}".strip()
         card_id = _amd_id(_text(place / "unique_id"), index) if kind is CardKind.HIP else f"intel-{index}"
         load, used = system_load(place)
-        found.append(Found(Card(card_id, _short(name), kind.value, total // MIB), index, device.name, load, used))
+        found.append(FoundCard(Card(card_id, _short(name), kind.value, total // MIB), index, device.name, load, used))
     return found
 
 
@@ -145,7 +145,7 @@ def system_load(device: Path) -> tuple[float, int]:
     return -1.0 if busy is None else busy / 100, _whole(_text(device / "mem_info_vram_used")) // MIB
 
 
-def by_hand(setting: str) -> Found:
+def by_hand(setting: str) -> FoundCard:
     """A card as the setting `Cards` names it: `KIND:ID[:MIB[:NAME]]`, such as `cuda:0:24576:RTX 4090`. `InvalidRequest`
     for what is none."""
     kind, _, rest = setting.partition(":")
@@ -157,13 +157,13 @@ def by_hand(setting: str) -> Found:
         )
     card_id = matched[1]
     index = int(card_id) if card_id.isdecimal() and len(card_id) < 4 else 0
-    return Found(Card(card_id, matched[3] or f"{kind} {card_id}", kind, int(matched[2] or 0)), index)
+    return FoundCard(Card(card_id, matched[3] or f"{kind} {card_id}", kind, int(matched[2] or 0)), index)
 
 
-def visible(found: list[Found], environment: Mapping[str, str]) -> list[Found]:
+def visible(found: list[FoundCard], environment: Mapping[str, str]) -> list[FoundCard]:
     """Those that this program may use itself: the variables that hide cards from it (a batch system sets them) hold for
     its engines too."""
-    kept: list[Found] = []
+    kept: list[FoundCard] = []
     for one in found:
         names = {
             CardKind.CUDA.value: ("CUDA_VISIBLE_DEVICES",),
@@ -176,13 +176,13 @@ def visible(found: list[Found], environment: Mapping[str, str]) -> list[Found]:
     return kept
 
 
-def _names(word: str, found: Found) -> bool:
+def _names(word: str, found: FoundCard) -> bool:
     if word.isdecimal():
         return int(word) == found.index
     return word.startswith("GPU-") and found.card.id.startswith(word)
 
 
-def joined(by_tool: list[Found], by_system: list[Found]) -> list[Found]:
+def joined(by_tool: list[FoundCard], by_system: list[FoundCard]) -> list[FoundCard]:
     """What a tool says; how busy a card is, and where it is, the system knows too."""
     there = {one.bus: one for one in by_system if one.bus}
     same = ((one, there.get(one.bus)) for one in by_tool)

@@ -16,7 +16,7 @@ from renderonline.engines.discovery import FoundEngine
 from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver import enrolment
-from renderonline.hpcserver.cards import find_cards
+from renderonline.hpcserver.card_rack import find_cards
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.settings import Settings
 from renderonline.sandbox.box import Found

@@ -22,14 +22,14 @@ import structlog
 from renderonline.engines.blender.install import LAUNCHER
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver.boxes import Boxes, own_box
-from renderonline.hpcserver.card_tools import Found
-from renderonline.hpcserver.cards import Rack, device_files, variables
+from renderonline.hpcserver.card_rack import Rack, device_files, variables
+from renderonline.hpcserver.card_tools import FoundCard
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.surroundings import Scratch, clean_environment
 
 log = structlog.get_logger(__name__)
 
-SCRIPT: Final = LAUNCHER / "kernels.py"
+SCRIPT: Final = LAUNCHER / "card_trial.py"
 _LAUNCHERS: Final = (str(LAUNCHER), str(LAUNCHER / "__main__.py"))
 ENGINE: Final = "blender"
 COMPILE_S: Final = 1800.0
@@ -64,7 +64,7 @@ class Kernels:
             log.info(told.get(-1 if code is None else code, "no render kernels were compiled"), card=one.card.name)
         self._ready = True
 
-    async def refuses(self, cards: Sequence[Found]) -> bool:
+    async def refuses(self, cards: Sequence[FoundCard]) -> bool:
         """Whether Blender, run by us and with nobody's scene, can't use these cards."""
         return bool(self._prefix) and await self._run(cards, TRY_S) == FOUND_NONE
 
@@ -76,7 +76,7 @@ class Kernels:
                 shutil.copytree(self._home, own, symlinks=True)
         return _environment(_made(own))
 
-    async def _run(self, cards: Sequence[Found], seconds: float, home: Path | None = None) -> int | None:
+    async def _run(self, cards: Sequence[FoundCard], seconds: float, home: Path | None = None) -> int | None:
         """The exit code of our script on these cards; None when it could not be run, or took too long."""
         self._runs += 1
         name, lines = f"kernels-{self._runs}", list[str]()

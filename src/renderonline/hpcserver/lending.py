@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from renderonline.farm.cards import NO_DEVICE
-from renderonline.hpcserver.card_tools import Found
-from renderonline.hpcserver.cards import Rack, device_files, variables
+from renderonline.hpcserver.card_rack import Rack, device_files, variables
+from renderonline.hpcserver.card_tools import FoundCard
 from renderonline.hpcserver.kernels import ENGINE, Kernels
 from renderonline.hpcserver.outcomes import Ending, handed_back
 from renderonline.protocol.link import Assign
@@ -21,7 +21,7 @@ class Lending:
     def __init__(self, assign: Assign, rack: Rack, kernels: Kernels, say: Callable[[Sequence[str]], None]) -> None:
         self._assign, self._rack, self._kernels, self._say = assign, rack, kernels, say
         self._name = str(assign.attempt)
-        self._cards: Sequence[Found] | None = None
+        self._cards: Sequence[FoundCard] | None = None
         """None: it may use all that this machine has."""
 
     def take(self) -> Ending | None:

@@ -17,7 +17,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import checking, enrolment, telemetry
 from renderonline.hpcserver.attempts import Workshop
 from renderonline.hpcserver.boxes import Boxes
-from renderonline.hpcserver.cards import Rack, find_cards
+from renderonline.hpcserver.card_rack import Rack, find_cards
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
 from renderonline.hpcserver.home import Home, locked

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, event, update
 
 from renderonline.database import tasks as reading
+from renderonline.database.deliveries import undelivered
 from renderonline.database.door import Database
 from renderonline.database.schema import attempts, engines, machines, results, tasks
 from renderonline.database.tasks import Wanted
@@ -221,3 +222,22 @@ def _fill(connection: Any, task_id: int, chunk_id: int) -> None:
         name = f"frame_{number:04}.png"
         values = {"name": name, "name_hash": name, "state": state, "frame": number, "landed_us": 1, "modified_ns": 5}
         connection.execute(results.insert().values(**result, **values, facts='{"width": 8}'))
+
+
+@pytest.mark.sqlite
+def test_what_is_to_be_delivered_is_found_without_looking_at_the_results_of_other_tasks(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'farm.sqlite'}")
+    results.metadata.create_all(engine)
+    plan: list[str] = []
+
+    def explained(connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        plan.extend(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", values))
+
+    event.listen(engine, "before_cursor_execute", explained)
+    with engine.connect() as connection:
+        undelivered(connection)
+    engine.dispose()
+    assert "SEARCH results USING INDEX ix_results_task (task_id=?)" in plan
+    assert "SCAN results" not in plan

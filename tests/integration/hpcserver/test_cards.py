@@ -81,7 +81,7 @@ async def test_two_attempts_at_once_never_see_the_same_card(api: FakeRenderAPI, 
 
 BLENDER = """#!/bin/sh
 case "$*" in
-  *kernels.py*) echo compiled >> "$OPTIX_CACHE_PATH/kernels"; [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
+  *card_trial.py*) echo compiled >> "$OPTIX_CACHE_PATH/kernels"; [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
   *--version*) echo "Blender 4.2.0"; exit 0;;
 esac
 echo "It has: $(cat "$OPTIX_CACHE_PATH/kernels")."
@@ -129,10 +129,10 @@ async def test_card_that_does_not_work_is_given_to_nobody_any_more(
             failed = await run(number, "Error: no device: Cycles found no card")
             assert (failed["outcome"], failed["failure"]) == ("failed", "no_device")
 
-            def usable() -> int:
+            def as_many_usable(left: int = left) -> bool:
                 beats = [one for one in api.messages if one["type"] == "heartbeat"]
-                return sum(not card["unusable"] for card in beats[-1]["cards"])
+                return sum(not card["unusable"] for card in beats[-1]["cards"]) == left
 
-            await api.until(lambda: usable() == left, f"heartbeat that leaves {left} cards")  # noqa: B023
+            await api.until(as_many_usable, f"heartbeat that leaves {left} cards")
         refused = await run(5, "Cycles on OPTIX: RTX 3060")
         assert (refused["outcome"], refused["failure"]) == ("canceled", "handed_back")

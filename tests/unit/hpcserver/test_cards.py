@@ -10,8 +10,8 @@ import pytest
 from renderonline.engines.blender.install import launched, prefix_of
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import card_tools as tools
-from renderonline.hpcserver.card_tools import Found
-from renderonline.hpcserver.cards import CARDS, Rack, device_files, find_cards, variables
+from renderonline.hpcserver.card_rack import CARDS, Rack, device_files, find_cards, variables
+from renderonline.hpcserver.card_tools import FoundCard
 from renderonline.hpcserver.kernels import SCRIPT, command
 
 RTX, OLD = "GPU-1a2b3c4d-0000-1111-2222-333344445555", "GPU-99999999-0000-1111-2222-333344445555"
@@ -39,7 +39,7 @@ APPLE = """{"SPDisplaysDataType": [{"_name": "Apple M2 Max", "sppci_model": "App
 "spdisplays_mtlgpufamilysupport": "spdisplays_metal3"}, {"_name": "old", "spdisplays_vram": "256 MB"}]}"""
 
 
-def told(found: Sequence[Found]) -> list[tuple[str, str, str, int]]:
+def told(found: Sequence[FoundCard]) -> list[tuple[str, str, str, int]]:
     return [(one.card.kind, one.card.id, one.card.name, one.card.memory_mib) for one in found]
 
 

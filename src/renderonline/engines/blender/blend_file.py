@@ -28,7 +28,7 @@ MOST_WALKED: Final = 3_000_000
 MOST_COMPARED: Final = 2_000_000
 """Names of files that one look compares with names of tiles."""
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200
-"""A compressed file that gives more bytes, and so many times its own size, is no scene."""
+"""A compressed file that expands to more than this number of bytes and this multiple of its own size is no scene."""
 BUFFER_BYTES: Final = 64 * 1024
 STEP_BYTES: Final = 1 << 20
 
@@ -93,13 +93,13 @@ class _Stream:
             raise BrokenScene("it is no .blend file" if self.size else "it is empty")
 
     def head(self, count: int) -> bytes:
-        """So many bytes, or those that are left."""
+        """`count` bytes, or fewer at the end of the file."""
         data: bytes = self._file.read(count)
         self._at += count
         return data
 
     def take(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Exactly `count` bytes; EOFError when the file ends before."""
         data = self.head(count)
         if len(data) < count:
             raise EOFError

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -212,19 +213,20 @@ def _part_below(path: str, root: str) -> str | None:
     return path[len(begin) :] if same and len(path) > len(begin) else None
 
 
-class _Tree:
+class _Tree(ABC):
     """The files among which those of a scene are; names are seen from the root, "" is the root."""
 
+    @abstractmethod
     def names(self, folder: str) -> Collection[str]:
         """The files of one folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def folders(self, folder: str) -> Collection[str]:
         """The folders of one folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_folder(self, name: str) -> bool:
-        raise NotImplementedError
+        """Whether a folder has this name."""
 
     def place(self, folder: str) -> object:
         """What tells a folder from all others, by whatever links it is reached."""
@@ -366,7 +368,5 @@ class _Folder:
 def _shape(name: str) -> tuple[str, str, str] | None:
     """What the pictures of one sequence have in common: what stands before and after the last number of the stem."""
     stem, extension = posixpath.splitext(name)
-    number = None
-    for number in re.finditer(r"\d+", stem):  # noqa: B007 (the last one counts)
-        pass
-    return (stem[: number.start()], stem[number.end() :], extension) if number is not None else None
+    numbers = list(re.finditer(r"\d+", stem))
+    return (stem[: numbers[-1].start()], stem[numbers[-1].end() :], extension) if numbers else None

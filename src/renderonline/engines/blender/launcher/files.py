@@ -26,7 +26,7 @@ MISSING_MEDIA: Final = (217, 0, 191)
 _IMPORTS: Final = "GeometryNodeImport"
 
 
-class Place(NamedTuple):
+class NamedFile(NamedTuple):
     """Where a scene names a file. `write` gives it another path; `library`: what a relative path is seen from."""
 
     path: str
@@ -68,7 +68,7 @@ def _inside(path: str, root: str) -> bool:
     return os.path.abspath(path) == os.path.abspath(root) or path.startswith(os.path.abspath(root) + os.sep)
 
 
-def _settle(bpy: Any, place: Place, inputs: Inputs) -> str:
+def _settle(bpy: Any, place: NamedFile, inputs: Inputs) -> str:
     """Give a place the file that was sent; what is wrong, when there is none."""
     is_server = place.path.startswith("\\\\")
     path = place.path if is_server else str(bpy.path.abspath(place.path, library=place.library))
@@ -89,11 +89,11 @@ def _settle(bpy: Any, place: Place, inputs: Inputs) -> str:
     return "" if there or not place.needed else f"{_shown(place)} is not there: it was not sent with the scene"
 
 
-def _shown(place: Place) -> str:
+def _shown(place: NamedFile) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "_", place.path)[-200:]
 
 
-def _is_there(path: str, place: Place) -> bool:
+def _is_there(path: str, place: NamedFile) -> bool:
     if place.folder:
         return os.path.isdir(path)
     if os.path.isfile(path):
@@ -112,7 +112,7 @@ def _set(owner: Any, name: str) -> Callable[[str], None]:
     return lambda path: setattr(owner, name, path)
 
 
-def _libraries(bpy: Any) -> Iterator[Place]:
+def _libraries(bpy: Any) -> Iterator[NamedFile]:
     """Libraries, and those that they bring along once they are found."""
 
     def point(name: str) -> Callable[[str], None]:
@@ -130,7 +130,7 @@ def _libraries(bpy: Any) -> Iterator[Place]:
             library = bpy.data.libraries.get(name)
             if library is None or getattr(library, "packed_file", None) or getattr(library, "is_archive", False):
                 continue
-            yield Place(library.filepath, getattr(library, "parent", None), point(name))
+            yield NamedFile(library.filepath, getattr(library, "parent", None), point(name))
 
 
 def _lost(bpy: Any) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _lost(bpy: Any) -> Iterator[str]:
                 yield f"{several(names)} of {os.path.basename(library.filepath)} {are} not there"
 
 
-def _everything(bpy: Any) -> Iterator[Place]:
+def _everything(bpy: Any) -> Iterator[NamedFile]:
     yield from _datablocks(bpy)
     for scene in bpy.data.scenes:
         yield from _strips(scene)
@@ -158,45 +158,45 @@ def _everything(bpy: Any) -> Iterator[Place]:
         yield from _nodes(tree, owner)
 
 
-def _datablocks(bpy: Any) -> Iterator[Place]:
+def _datablocks(bpy: Any) -> Iterator[NamedFile]:
     for image in bpy.data.images:
         if image.source in ("FILE", "SEQUENCE", "MOVIE", "TILED") and not image.packed_files:
-            yield Place(image.filepath, image.library, _set(image, "filepath"), sequence=image.source == "SEQUENCE")
+            yield NamedFile(image.filepath, image.library, _set(image, "filepath"), sequence=image.source == "SEQUENCE")
     for clip in bpy.data.movieclips:
-        yield Place(clip.filepath, clip.library, _set(clip, "filepath"), sequence=clip.source == "SEQUENCE")
+        yield NamedFile(clip.filepath, clip.library, _set(clip, "filepath"), sequence=clip.source == "SEQUENCE")
     for kind in ("sounds", "fonts", "volumes"):
         for one in getattr(bpy.data, kind):
             is_own = one.packed_file is None and one.filepath != "<builtin>"
             if is_own:
                 in_turn = getattr(one, "is_sequence", False)
-                yield Place(one.filepath, one.library, _set(one, "filepath"), sequence=in_turn)
+                yield NamedFile(one.filepath, one.library, _set(one, "filepath"), sequence=in_turn)
     yield from _caches_and_texts(bpy)
 
 
-def _caches_and_texts(bpy: Any) -> Iterator[Place]:
+def _caches_and_texts(bpy: Any) -> Iterator[NamedFile]:
     for cache in bpy.data.cache_files:
-        yield Place(cache.filepath, cache.library, _set(cache, "filepath"), sequence=cache.is_sequence)
+        yield NamedFile(cache.filepath, cache.library, _set(cache, "filepath"), sequence=cache.is_sequence)
         for layer in getattr(cache, "layers", ()):
-            yield Place(layer.filepath, cache.library, _set(layer, "filepath"))
+            yield NamedFile(layer.filepath, cache.library, _set(layer, "filepath"))
     for text in bpy.data.texts:
-        yield Place(text.filepath, text.library, _set(text, "filepath"), needed=False)
+        yield NamedFile(text.filepath, text.library, _set(text, "filepath"), needed=False)
     for camera in bpy.data.cameras:
         if getattr(camera, "custom_mode", "") == "EXTERNAL" and camera.type == "CUSTOM":
-            yield Place(camera.custom_filepath, camera.library, _set(camera, "custom_filepath"))
+            yield NamedFile(camera.custom_filepath, camera.library, _set(camera, "custom_filepath"))
 
 
-def _strips(scene: Any) -> Iterator[Place]:
+def _strips(scene: Any) -> Iterator[NamedFile]:
     editor = scene.sequence_editor
     if editor is None:
         return
     for strip in _all_strips(editor):
         if strip.type == "MOVIE":
-            yield Place(strip.filepath, scene.library, _set(strip, "filepath"), needed=not strip.mute)
+            yield NamedFile(strip.filepath, scene.library, _set(strip, "filepath"), needed=not strip.mute)
         elif strip.type == "IMAGE":
             # Before the first is found: with it the folder of all of them changes.
             paths = [os.path.join(strip.directory, element.filename) for element in strip.elements]
             for element, path in zip(strip.elements, paths, strict=True):
-                yield Place(path, scene.library, _picture(strip, element), needed=not strip.mute)
+                yield NamedFile(path, scene.library, _picture(strip, element), needed=not strip.mute)
 
 
 def _all_strips(editor: Any) -> list[Any]:
@@ -215,20 +215,20 @@ def _picture(strip: Any, element: Any) -> Callable[[str], None]:
     return write
 
 
-def _modifiers(bpy: Any, thing: Any) -> Iterator[Place]:
+def _modifiers(bpy: Any, thing: Any) -> Iterator[NamedFile]:
     for modifier in thing.modifiers:
         if modifier.type == "MESH_CACHE":
-            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"))
+            yield NamedFile(modifier.filepath, thing.library, _set(modifier, "filepath"))
         elif modifier.type == "OCEAN":
             write, baked = _set(modifier, "filepath"), modifier.is_cached
-            yield Place(modifier.filepath, thing.library, write, folder=True, needed=baked)
+            yield NamedFile(modifier.filepath, thing.library, write, folder=True, needed=baked)
         elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
             domain = modifier.domain_settings
             baked = any(getattr(domain, f"has_cache_baked_{kind}", False) for kind in ("data", "mesh", "particles"))
             path = domain.cache_directory
-            yield Place(path, thing.library, _set(domain, "cache_directory"), folder=True, needed=baked)
+            yield NamedFile(path, thing.library, _set(domain, "cache_directory"), folder=True, needed=baked)
         elif modifier.type == "MULTIRES" and modifier.is_external:
-            yield Place(modifier.filepath, thing.library, _set(modifier, "filepath"))
+            yield NamedFile(modifier.filepath, thing.library, _set(modifier, "filepath"))
         elif modifier.type in ("CLOTH", "SOFT_BODY"):
             yield from _point_cache(bpy, modifier, thing)
         elif modifier.type == "DYNAMIC_PAINT" and modifier.canvas_settings is not None:
@@ -238,27 +238,27 @@ def _modifiers(bpy: Any, thing: Any) -> Iterator[Place]:
             yield from _geometry_nodes(modifier, thing)
 
 
-def _point_cache(bpy: Any, owner: Any, thing: Any) -> Iterator[Place]:
+def _point_cache(bpy: Any, owner: Any, thing: Any) -> Iterator[NamedFile]:
     cache = owner.point_cache
     if cache is not None and cache.use_external:
-        yield Place(cache.filepath, thing.library, _set(cache, "filepath"), folder=True)
+        yield NamedFile(cache.filepath, thing.library, _set(cache, "filepath"), folder=True)
     elif cache is not None and cache.use_disk_cache and cache.is_baked:
         blend = thing.library.filepath if thing.library else bpy.data.filepath
         path = f"//blendcache_{os.path.splitext(os.path.basename(blend))[0]}"
-        yield Place(path, thing.library, lambda _path: None, folder=True)
+        yield NamedFile(path, thing.library, lambda _path: None, folder=True)
 
 
-def _geometry_nodes(modifier: Any, thing: Any) -> Iterator[Place]:
+def _geometry_nodes(modifier: Any, thing: Any) -> Iterator[NamedFile]:
     whole = getattr(modifier, "bake_directory", "") or getattr(modifier, "simulation_bake_directory", "")
     name = "bake_directory" if hasattr(modifier, "bake_directory") else "simulation_bake_directory"
-    yield Place(whole, thing.library, _set(modifier, name), folder=True, needed=False)
+    yield NamedFile(whole, thing.library, _set(modifier, name), folder=True, needed=False)
     for bake in getattr(modifier, "bakes", ()):
         if getattr(bake, "use_custom_path", False) and getattr(bake, "bake_target", "DISK") != "PACKED":
-            yield Place(bake.directory, thing.library, _set(bake, "directory"), folder=True, needed=False)
+            yield NamedFile(bake.directory, thing.library, _set(bake, "directory"), folder=True, needed=False)
     for key in list(modifier.keys()):
         value = modifier[key]
         if isinstance(value, str) and re.match(r"//|/|[A-Za-z]:[\\/]|\\\\", value):
-            yield Place(value, thing.library, _item(modifier, key), needed=False)
+            yield NamedFile(value, thing.library, _item(modifier, key), needed=False)
 
 
 def _item(owner: Any, key: str) -> Callable[[str], None]:
@@ -268,16 +268,16 @@ def _item(owner: Any, key: str) -> Callable[[str], None]:
     return write
 
 
-def _nodes(tree: Any, owner: Any) -> Iterator[Place]:
+def _nodes(tree: Any, owner: Any) -> Iterator[NamedFile]:
     for node in tree.nodes:
         if node.bl_idname in ("ShaderNodeTexIES", "ShaderNodeScript") and node.mode == "EXTERNAL":
-            yield Place(node.filepath, owner.library, _set(node, "filepath"))
+            yield NamedFile(node.filepath, owner.library, _set(node, "filepath"))
         elif node.bl_idname == "FunctionNodeInputString":
-            yield Place(node.string, owner.library, _set(node, "string"), needed=False)
+            yield NamedFile(node.string, owner.library, _set(node, "string"), needed=False)
         elif node.bl_idname.startswith(_IMPORTS):
             for socket in node.inputs:
                 if not socket.is_linked and isinstance(getattr(socket, "default_value", None), str):
-                    yield Place(socket.default_value, owner.library, _set(socket, "default_value"))
+                    yield NamedFile(socket.default_value, owner.library, _set(socket, "default_value"))
 
 
 def _fill_strips(bpy: Any) -> None:

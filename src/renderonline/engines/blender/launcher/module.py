@@ -1,4 +1,4 @@
-"""Blender as a Python module: made for so many threads, ended by a signal at once."""
+"""Blender as a Python module: its number of threads, and an end at once when a signal comes."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def import_bpy(threads: int = 0) -> Any:
-    """Blender's module, made for so many threads (0: all processors)."""
+    """Blender's module, loaded so that it uses this number of threads (0: one for each processor)."""
     if "bpy" in sys.modules:
         return sys.modules["bpy"]
     # A person's own settings and add-ons have no place in a render.
@@ -27,8 +27,8 @@ def is_module(bpy: Any) -> bool:
 
 
 def begin_again(bpy: Any, threads: int) -> None:
-    """Start Blender the program again as this process, with so many threads: it makes them before it runs us. Nothing
-    where it has them."""
+    """Replace this process by Blender the program with the option `-t`: it makes its threads before it runs us. Does
+    nothing where it has the option already."""
     own = sys.argv.index("--")
     if not 0 < threads < (os.cpu_count() or 1) or "-t" in sys.argv[:own]:
         return
@@ -39,8 +39,8 @@ def begin_again(bpy: Any, threads: int) -> None:
 
 @contextmanager
 def _few_processors(threads: int) -> Iterator[None]:
-    """Show only so many processors to what is imported within. The module's thread pool is as large as the processors
-    it sees when it is loaded, whatever the scene says, and its idle threads spin: without this `-t 1` keeps two
+    """Show that number of processors, no more, to what is imported within. The module makes a thread for each processor
+    that it sees when it is loaded, whatever the scene says, and idle threads spin: without this `-t 1` keeps two
     processors busy. The real Blender limits the pool by `-t` itself."""
     if not hasattr(os, "sched_setaffinity") or not 0 < threads < len(os.sched_getaffinity(0)):
         yield

@@ -19,7 +19,7 @@ import structlog
 from renderonline.farm.cards import LONGEST_TEXT, Card, CardKind, CardLoad
 from renderonline.farm.needs import MAX_GPUS
 from renderonline.hpcserver import card_tools as tools
-from renderonline.hpcserver.card_tools import Found
+from renderonline.hpcserver.card_tools import FoundCard
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +71,9 @@ def find_cards(by_hand: Sequence[str] = (), *, ask: Ask = ask, environment: Mapp
     return Rack(_numbered(tools.visible(found, environment)[:MAX_GPUS]), ask)
 
 
-def _numbered(found: Sequence[Found]) -> list[Found]:
+def _numbered(found: Sequence[FoundCard]) -> list[FoundCard]:
     """Each id once: two that a tool can't tell apart would be given away twice."""
-    known: dict[str, Found] = {}
+    known: dict[str, FoundCard] = {}
     for one in found:
         card_id = one.card.id if one.card.id not in known else f"{one.card.id}-{len(known)}"
         known[card_id] = replace(one, card=replace(one.card, id=card_id))
@@ -83,13 +83,13 @@ def _numbered(found: Sequence[Found]) -> list[Found]:
 class Rack:
     """Who has which card. Only for the event loop, but for `loads`, which blocks."""
 
-    def __init__(self, found: Sequence[Found] = (), ask: Ask = ask) -> None:
+    def __init__(self, found: Sequence[FoundCard] = (), ask: Ask = ask) -> None:
         self.found = tuple(found)
         self._ask = ask
         self.on_change: Callable[[], None] = lambda: None
         """Called when a card can't be used any more."""
         self._unusable: dict[str, str] = {}
-        self._taken: dict[str, tuple[Found, ...]] = {}
+        self._taken: dict[str, tuple[FoundCard, ...]] = {}
         self._seen: list[CardLoad] = [one.now for one in self.found]
         self._look_at = 0.0
 
@@ -98,7 +98,7 @@ class Rack:
         """All cards, and which get no work."""
         return tuple(replace(one.card, unusable=self._unusable.get(one.card.id, "")) for one in self.found)
 
-    def take(self, name: str, count: int, memory_mib: int = 0) -> tuple[Found, ...] | None:
+    def take(self, name: str, count: int, memory_mib: int = 0) -> tuple[FoundCard, ...] | None:
         """Give an attempt so many cards of one kind, the smallest that will do; None when they are not free."""
         taken = {one.card.id for cards in self._taken.values() for one in cards} | self._unusable.keys()
         free = [one for one in self.found if one.card.id not in taken and one.card.memory_mib >= memory_mib]
@@ -113,7 +113,7 @@ class Rack:
         """Nothing of the attempt runs any more."""
         self._taken.pop(name, None)
 
-    def mark_unusable(self, cards: Sequence[Found], reason: str) -> None:
+    def mark_unusable(self, cards: Sequence[FoundCard], reason: str) -> None:
         """These get no work until HPCServer starts again."""
         for one in cards:
             log.warning("a graphics card can't be used and gets no work until HPCServer starts again",
@@ -122,7 +122,7 @@ class Rack:
         self.on_change()
 
     @property
-    def drawable(self) -> tuple[Found, ...]:
+    def drawable(self) -> tuple[FoundCard, ...]:
         """The card on which those may draw that get none of their own: the one with the fewest users."""
         used = {one.card.id for cards in self._taken.values() for one in cards}
         usable = [one for one in self.found if one.card.id not in self._unusable]
@@ -141,14 +141,14 @@ class Rack:
         return tuple(replace(one, unusable=self._unusable.get(one.id, "")) for one in self._seen)
 
 
-def _by_system(found: Found) -> CardLoad:
+def _by_system(found: FoundCard) -> CardLoad:
     if not found.bus:
         return CardLoad(found.card.id)
     load, used = tools.system_load(Path("/sys/bus/pci/devices", found.bus))
     return CardLoad(found.card.id, load, used)
 
 
-def variables(cards: Sequence[Found]) -> dict[str, str]:
+def variables(cards: Sequence[FoundCard]) -> dict[str, str]:
     """The environment of an engine that may use these cards and no others."""
     told = {**NONE, CARDS: ",".join(f"{one.card.kind}:{one.card.id}" for one in cards)}
     of_kind = {kind: [one for one in cards if one.card.kind == kind] for kind in _KINDS}
@@ -163,12 +163,12 @@ def variables(cards: Sequence[Found]) -> dict[str, str]:
     return told
 
 
-def _named(cards: Sequence[Found]) -> str:
+def _named(cards: Sequence[FoundCard]) -> str:
     uuid = re.compile(r"(GPU|MIG)-[\w-]+")
     return ",".join(one.card.id if uuid.fullmatch(one.card.id) else str(one.index) for one in cards)
 
 
-def device_files(cards: Sequence[Found], root: Path = Path("/")) -> tuple[str, ...]:
+def device_files(cards: Sequence[FoundCard], root: Path = Path("/")) -> tuple[str, ...]:
     """What an engine in a box must open for these cards. Of a card whose place nobody knows, all of its maker's."""
     found: dict[str, None] = {}
     for one in cards:

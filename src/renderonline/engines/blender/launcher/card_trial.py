@@ -1,5 +1,6 @@
-"""A script of its own (`python …/kernels.py`, or `blender -b --factory-startup --python …/kernels.py`): renders a tiny
-scene of ours on the graphics cards that this process was given.
+"""A script of its own: renders a tiny scene of ours on the graphics cards that this process was given.
+
+    python …/card_trial.py, or blender -b --factory-startup --python …/card_trial.py
 
 What a driver compiles for Cycles stays in its cache, where the next renders find it. It also tells whether Cycles can
 use the card at all. Exit codes: 0 it can; 3 it found none; any other: nobody knows.
