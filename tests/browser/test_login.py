@@ -1,4 +1,4 @@
-"""Logging in and out of the web page (R11)."""
+"""Logging in and out of the web page (R11 Web authority)."""
 
 from itertools import takewhile
 

@@ -84,7 +84,7 @@ def farm(tmp_path: Path) -> Iterator[RealFarm]:
 
 
 def test_machine_without_the_farms_directory_renders(farm: RealFarm, tmp_path: Path) -> None:
-    """R6 without a shared directory: inputs are fetched, results sent, both by the attempt's token."""
+    """R6 Landing without a shared directory: inputs are fetched, results sent, both by the attempt's token."""
     farm.client.admin.add_engine(COPIER)
     program = tmp_path / "copier"
     program.write_text(PROGRAM)

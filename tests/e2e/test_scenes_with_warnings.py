@@ -1,4 +1,5 @@
-"""Real scenes from the command line to the picture: complete ones have no warning, others say what is missing (R16).
+"""Real scenes from the command line to the picture: complete ones have no warning, others say what is missing
+(R16 No false success).
 
 One farm renders them all.
 """

@@ -17,7 +17,7 @@ def test_farm_survives_seeded_faults(database_kind: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_farm_whose_machines_have_directories_of_their_own_survives_seeded_faults() -> None:
-    """R6 without a shared directory."""
+    """R6 Landing without a shared directory."""
     report = inject("sqlite", FAULTS, "own directories", apart=True)
     assert report.faults >= FAULTS
     assert report.facts["results"] > 0

@@ -289,7 +289,7 @@ class Rig:
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
     async def assert_sound(self) -> None:
-        """The database keeps R2 and its invariants."""
+        """The database keeps R2 Task status and its invariants."""
         found = [one for one in await self.database.read(check.check) if not one.is_warning]
         assert not found, found
 

@@ -1,6 +1,6 @@
 """Our RenderAPI in the place of the existing one: the existing settings file, rows from the existing seed INSERTs.
 
-Every INSERT names the columns of the wire contract's section 3 and no others.
+Every INSERT names the columns of C3 Database schema and no others.
 """
 
 import contextlib

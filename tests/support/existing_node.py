@@ -1,9 +1,9 @@
 """A stand-in for the existing render node: its three endpoints, its windows, and faults to switch on.
 
-Written from the wire contract (section 1) and rules R7.2 and R7.3, not from our own node. Real processes, one at a
-time, started by splitting the one string `Arguments` as .NET does. Like the existing node it answers without a
-content type in chunks, sets its task id before the process exists, its exit time before its success, kills the
-process alone, and knows nobody's token.
+Written from the contract (C1 Render node) and the rules R7.2 Confirmed failure and R7.3 Unanswered start, not from our
+own node. Real processes, one at a time, started by splitting the one string `Arguments` as .NET does. Like the existing
+node it answers without a content type in chunks, sets its task id before the process exists, its exit time before its
+success, kills the process alone, and knows nobody's token.
 
 As a program: `python tests/support/existing_node.py PORT ENGINE=EXECUTABLE …`.
 """
@@ -43,9 +43,9 @@ class Faults:
     garbage: bool = False
     """Status is answered with a web page."""
     before_process_s: float = 0.0
-    """How long the task id is set and the process does not exist yet (R7.2)."""
+    """How long the task id is set and the process does not exist yet (R7.2 Confirmed failure)."""
     before_success_s: float = 0.0
-    """How long the exit time is set and the success is not yet (R7.2)."""
+    """How long the exit time is set and the success is not yet (R7.2 Confirmed failure)."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The existing system's MySQL schema (wire contract, section 3), as its scripts make it but for the collation."""
+"""The existing system's MySQL schema (C3 Database schema), as its scripts make it but for the collation."""
 
 TABLES = (
     """CREATE TABLE users (

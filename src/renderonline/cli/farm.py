@@ -179,8 +179,8 @@ def without_code(argv: Sequence[str]) -> list[str]:
 
 def _hide_code(code: str) -> None:
     """Begin again in the same process, with the code in the environment: every user of this computer can read command
-    lines, and the code may be good for other machines (R12). Windows shows them to their own user only, and can't
-    replace a process: there nothing happens."""
+    lines, and the code may be good for other machines (R12 Tokens). Windows shows them to their own user only, and
+    can't replace a process: there nothing happens."""
     argv = without_code(sys.orig_argv)
     if os.name == "posix" and argv != sys.orig_argv:
         os.environ[JOIN_CODE] = code

@@ -302,7 +302,8 @@ def _tens(task: Task) -> str:
 
 
 def tell_warnings(task: Task, but: Collection[str] = ()) -> None:
-    """Say what a person must know of its pictures, but what was said before (R16), and why nothing of it can start."""
+    """Say what a person must know of its pictures, but what was said before (R16 No false success), and why nothing of
+    it can start."""
     for text in task.get("warnings", ()):  # an older RenderAPI has none
         if text not in but:
             show.note(f"Warning: {text}")

@@ -1,4 +1,4 @@
-"""Users and subscriptions: rows, look-up by e-mail, tokens (R12)."""
+"""Users and subscriptions: rows, look-up by e-mail, tokens (R12 Tokens)."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -49,7 +49,7 @@ def authenticate(connection: Connection, email: str, token: str) -> Account | No
 
 def seal_token(connection: Connection, user_id: int, raw: str) -> bool:
     """Replace a raw token by its hash after a login with it; gives whether it did. Only on a database that we created,
-    or after `db migrate --upgrade-tokens` (R12)."""
+    or after `db migrate --upgrade-tokens` (R12 Tokens)."""
     facts = {row.key: row.value for row in connection.execute(select(farm))}
     if facts.get("origin") != "created" and facts.get("tokens") != "hashed":
         return False
@@ -86,7 +86,8 @@ def has_admin(connection: Connection) -> bool:
 def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
     """Add a user. `Conflict` when the e-mail is taken, `InvalidRequest` for what a row can't hold.
 
-    Run again with the same token it gives the same user: only the answer to the commit was lost (R3.2)."""
+    Run again with the same token it gives the same user: only the answer to the commit was lost
+    (R3.2 Repeatable operations)."""
     values = asdict(new)
     token_hash = values.pop("token_hash")
     _check(connection, values)
@@ -141,7 +142,7 @@ def change_subscription(connection: Connection, subscription_id: int, changes: M
 
 
 def _candidates(connection: Connection, email: str) -> list[Account]:
-    """Everybody with this e-mail, in any letter case; several are allowed (R12)."""
+    """Everybody with this e-mail, in any letter case; several are allowed (R12 Tokens)."""
     folded = email.casefold()
     if connection.dialect.name == "sqlite":
         roughly: ColumnElement[bool] = func.casefold(users.c.email) == folded

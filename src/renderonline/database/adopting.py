@@ -1,4 +1,5 @@
-"""Adopting tasks of the existing system: each gets one chunk, and our columns are filled from its own (R7.6).
+"""Adopting tasks of the existing system: each gets one chunk, and our columns are filled from its own
+(R7.6 Adopted tasks).
 
     ended                                settled: succeeded or failed, as the row says
     in `queue`, running on a machine     running, with an attempt whose id is the task's own
@@ -109,7 +110,7 @@ def _chunk(chunk_id: int, row: AnyRow, state: ChunkState) -> Mapping[str, Any]:
 def _attempt(chunk_id: int, row: AnyRow, now: datetime) -> Mapping[str, Any]:
     started = micros(row.start_time) or _queue_us(row, now)
     return {
-        "attempt_id": row.task_id,  # what the existing node answers with (R7.6)
+        "attempt_id": row.task_id,  # what the existing node answers with (R7.6 Adopted tasks)
         "chunk_id": chunk_id,
         "task_id": row.task_id,
         "machine_id": row.machine_id,

@@ -1,6 +1,6 @@
-"""`db check`: recompute what must follow from the chunks (R2), and look for what must never be.
+"""`db check`: recompute what must follow from the chunks (R2 Task status), and look for what must never be.
 
-Every finding is an error, save the warnings: raw tokens (R12), no administrator, limits that are exceeded.
+Every finding is an error, save the warnings: raw tokens (R12 Tokens), no administrator, limits that are exceeded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +111,7 @@ def _contradictions(row: AnyRow) -> Iterator[str]:
 
 
 def _projection(row: AnyRow, status: TaskStatus) -> Iterator[str]:
-    """v1's columns and the queue row (R2)."""
+    """v1's columns and the queue row (R2 Task status)."""
     for name, wanted in (("is_running", TaskStatus.RUNNING), ("is_success", TaskStatus.SUCCEEDED)):
         if bool(getattr(row, name)) is not (status is wanted):
             yield f"{name} is {getattr(row, name)}, but it is {status}."

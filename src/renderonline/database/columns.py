@@ -17,7 +17,7 @@ Long = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
 def key(kind: Kind, *names: str, counts: bool = False) -> list[Column[object]]:
-    """The primary key; one that `counts` gives each new row the next id, and none twice (R1.1)."""
+    """The primary key; one that `counts` gives each new row the next id, and none twice (R1.1 Unique ids)."""
     return [Column(name, kind, primary_key=True, autoincrement=counts) for name in names]
 
 

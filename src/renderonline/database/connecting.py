@@ -1,7 +1,8 @@
 """Connections: how each database is opened, and what its errors mean for us.
 
 SQLite: WAL with `synchronous=FULL`, writers take the lock at once (`BEGIN IMMEDIATE`), readers see one moment.
-MySQL: strict mode, UTC, writers READ COMMITTED (R3.3), readers REPEATABLE READ so that they see one moment as well.
+MySQL: strict mode, UTC, writers READ COMMITTED (R3.3 Database sessions), readers REPEATABLE READ so that they see one
+moment as well.
 """
 
 import os

@@ -68,7 +68,7 @@ class Database:
 
         What `operation` raises is raised here and changes nothing. It may run several times, and once accepted it is
         run even if the caller is canceled. `NotAvailable`: the database did not answer for 30 s; it may or may not
-        have been done (R3.2).
+        have been done (R3.2 Repeatable operations).
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

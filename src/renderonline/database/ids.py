@@ -1,7 +1,9 @@
-"""Ids of chunks and attempts, made before the transaction that uses them (R3.2), from blocks reserved in table `farm`.
+"""Ids of chunks and attempts, made before the transaction that uses them (R3.2 Repeatable operations), from blocks
+reserved in table `farm`.
 
 A block that a program took and did not use up is lost; no id is ever used twice. Attempt ids begin at 2^40 plus a
-random offset of the farm, so that no id of another farm or of an adopted task is among them (R7.1).
+random offset of the farm, so that no id of another farm or of an adopted task is among them
+(R7.1 Attempt id on the wire).
 """
 
 import asyncio

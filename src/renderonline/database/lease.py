@@ -1,8 +1,9 @@
 """The lease: one RenderAPI for each database.
 
-SQLite: a lock on the file `<database>.lock`, which ends with the process. MySQL: a row {holder, epoch, beat} (R10). Its
-holder raises `beat`; who saw the same beat for long enough takes the row over and raises `epoch`. Every transaction of
-the writer locks the row and looks at its epoch first, so a holder that only slept writes nothing more.
+SQLite: a lock on the file `<database>.lock`, which ends with the process. MySQL: a row {holder, epoch, beat}
+(R10 Standby). Its holder raises `beat`; who saw the same beat for long enough takes the row over and raises `epoch`.
+Every transaction of the writer locks the row and looks at its epoch first, so a holder that only slept writes nothing
+more.
 """
 
 import os

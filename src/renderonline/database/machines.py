@@ -1,7 +1,7 @@
 """Machines: rows, join codes, secrets. What a machine does right now is RenderAPI's memory, not here.
 
-v1 machines have an address and ids up to 255 while there are any (R1.1); linked machines have ids from 1000 and a
-secret. Secrets and join codes are stored as hashes only.
+v1 machines have an address and ids up to 255 while there are any (R1.1 Unique ids); linked machines have ids from 1000
+and a secret. Secrets and join codes are stored as hashes only.
 """
 
 import hashlib
@@ -35,8 +35,9 @@ _CODE_GROUPS: Final = 3
 @dataclass(frozen=True, slots=True)
 class MachineRow:
     """A machine. `wish` is what the people want of it (active, draining, disabled), `instance` the last program that
-    said hello with its secret, `last_seq` the last report of that instance that was applied (R5.2), `facts` what it
-    said of itself; `benched_us`: since when the farm gives it nothing because chunks fail there (R1.5)."""
+    said hello with its secret, `last_seq` the last report of that instance that was applied (R5.2 Outbox), `facts` what
+    it said of itself; `benched_us`: since when the farm gives it nothing because chunks fail there
+    (R1.5 Machine blame)."""
 
     machine_id: int
     ip_address: str
@@ -138,7 +139,8 @@ def remove_machine(connection: Connection, machine_id: int) -> None:
 def hello(
     connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
 ) -> MachineRow:
-    """Record that a linked machine has connected. Another instance than before starts its sequence anew (R5.2)."""
+    """Record that a linked machine has connected. Another instance than before starts its sequence anew
+    (R5.2 Outbox)."""
     values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
     if get_machine(connection, machine_id).instance != instance:
         values |= {"instance": instance, "last_seq": 0}
@@ -179,7 +181,8 @@ def _usable(found: AnyRow | None, now_us: int) -> AnyRow:
 
 def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
     """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
-    up or over; which of these is not told. Run again with the same secret it gives the same machine (R3.2)."""
+    up or over; which of these is not told. Run again with the same secret it gives the same machine
+    (R3.2 Repeatable operations)."""
     known = connection.execute(select(machines).where(machines.c.secret_hash == _hash(secret))).first()
     if known is not None:
         return _machine(known)

@@ -56,7 +56,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
 
 
 def adopt(database: Database) -> int:
-    """Give each task without chunks its one chunk (R7.6); gives how many there were. Blocks."""
+    """Give each task without chunks its one chunk (R7.6 Adopted tasks); gives how many there were. Blocks."""
     adopted, after = 0, 0
     while batch := database.write_now(partial(adopting.adopt_tasks, after=after)):
         adopted, after = adopted + len(batch), batch[-1]
@@ -74,8 +74,9 @@ def _revision(connection: Connection) -> str:
 
 
 def upgrade_tokens(database: Database) -> int:
-    """Replace every raw token by its hash, from now on also those added by hand at their first use (R12); gives how
-    many. The existing RenderAPI can't log anybody in afterwards: this ends the way back. Takes the lease. Blocks."""
+    """Replace every raw token by its hash, from now on also those added by hand at their first use (R12 Tokens); gives
+    how many. The existing RenderAPI can't log anybody in afterwards: this ends the way back. Takes the lease.
+    Blocks."""
     with Lease.acquire(database, "renderonline db migrate"):
         return database.write_now(_hash_tokens)
 

@@ -1,4 +1,4 @@
-"""A machine's outbox: the attempts it holds and the reports that RenderAPI has not acknowledged yet (R5.2).
+"""A machine's outbox: the attempts it holds and the reports that RenderAPI has not acknowledged yet (R5.2 Outbox).
 
 One SQLite file of its own, brought to its full size when it is opened, so that a report can still be written when the
 disk is full. Reports are numbered from 1 at each start, because sequence numbers belong to one run of HPCServer.
@@ -81,10 +81,10 @@ class Outbox:
         """The number of the newest report, 0 when there was none in this run."""
 
     def store(self, held: Held) -> None:
-        """Keep an attempt before anything of it starts (R5.1), without waiting for the disk.
+        """Keep an attempt before anything of it starts (R5.1 Stored assignment), without waiting for the disk.
 
         It survives the death of every process, but perhaps not a power cut, which ends the engines too: an attempt
-        that nobody remembers then is sent again or lost by RenderAPI's own rule (R5.4).
+        that nobody remembers then is sent again or lost by RenderAPI's own rule (R5.4 Hello).
         """
         with self._transaction(synchronous="NORMAL") as connection:
             connection.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?)", held)

@@ -1,4 +1,5 @@
-"""The projection (R2): counters, v1's columns and the `queue` row follow from the chunks, in the same transaction.
+"""The projection (R2 Task status): counters, v1's columns and the `queue` row follow from the chunks, in the same
+transaction.
 
 `apply` is the one function that writes them.
 """
@@ -66,7 +67,7 @@ class TaskState:
         self.counters = replace(self.counters, **{state.value: number})
 
     def warn(self, texts: Iterable[str]) -> None:
-        """Something more that a person must know of its pictures (R16)."""
+        """Something more that a person must know of its pictures (R16 No false success)."""
         self.warnings = telling.joined(self.warnings, texts)
 
     @property

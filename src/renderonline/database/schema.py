@@ -1,7 +1,8 @@
-"""The tables. v1's columns are those of the wire contract's section 3; everything else is only added.
+"""The tables. v1's columns are those of the existing system (C3 Database schema); everything else is only added.
 
-v1 times are the server's local time for v1 readers only; columns `*_us` are microseconds since 1970 UTC (R1.2).
-Booleans are small integers, as in v1. Ids are never used twice (R1.1): AUTOINCREMENT on SQLite too.
+v1 times are the server's local time for v1 readers only; columns `*_us` are microseconds since 1970 UTC
+(R1.2 Stored times). Booleans are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOINCREMENT on
+SQLite too.
 """
 
 from functools import partial
@@ -189,7 +190,7 @@ results = _table(
     *required(Big, "task_id", "chunk_id", "attempt_id"),
     *required(String(64), "name_hash"),  # SHA-256 of name: one length for every index; stale: s and its tail
     *required(Text, "name"),
-    *required(String(10), "state"),  # landing | landed (R6) | stale: its file stays until another has landed
+    *required(String(10), "state"),  # landing | landed (R6 Landing) | stale: its file stays until another has landed
     *optional(Integer, "frame", "of_frame"),  # of_frame: the frame that a file besides the frames belongs to
     *_text(String(100), "folder"),  # of the task's directory, in which it lies; "": beside the scene
     *required(BigInteger, "size", "crc32"),
@@ -238,7 +239,7 @@ leases = _table(
     *required(String(255), "holder"),
     *required(BigInteger, "epoch", "beat"),
 )
-"""Who dispatches (R10)."""
+"""Who dispatches (R10 Standby)."""
 
 farm = _table("farm", *key(String(50), "key"), *required(Text, "value"))
 """Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,

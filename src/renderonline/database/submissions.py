@@ -1,4 +1,4 @@
-"""Submitting a task: everything of it in one transaction, within the user's limit, exactly once (R4)."""
+"""Submitting a task: everything of it in one transaction, within the user's limit, exactly once (R4.1 Submit once)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ class NewTask:
     """A task to make; everything in it has been checked, and its file lies at `file_path`.
 
     `arguments`: the engine's argument line for v1 readers. `values`, `template`: JSON (object, list of words).
-    `frames`: canonical range, "" without frames. `queue_time` is local (R1.2). `client_key`: "" without one.
-    `chunks` are in the order in which they shall be rendered; `results_in` is the folder of the task's directory in
-    which its results land ("": beside the scene).
+    `frames`: canonical range, "" without frames. `queue_time` is local (R1.2 Stored times). `client_key`: "" without
+    one. `chunks` are in the order in which they shall be rendered; `results_in` is the folder of the task's directory
+    in which its results land ("": beside the scene).
     """
 
     user_id: int
@@ -159,12 +159,13 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     """
     if len(new.client_key) > _KEY_LENGTH:
         raise InvalidRequest(f"The key of a submission (Idempotency-Key) has at most {_KEY_LENGTH} characters.")
-    # Two submissions of one user go one after the other, on whatever connections (R3.3).
+    # Two submissions of one user go one after the other, on whatever connections (R3.3 Database sessions).
     account = connection.execute(_LOCK_ACCOUNT, {"user": new.user_id}).first()
     limit = (account.queue_limit or 0) if account else 0
     key = {"user": new.user_id, "key": new.client_key}
     before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
-    if before.committed is not None:  # it is this very one: only the answer to the commit was lost (R3.2)
+    # it is this very one: only the answer to the commit was lost (R3.2 Repeatable operations)
+    if before.committed is not None:
         return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
     if account is None or account.is_active != 1:
         raise NotAuthenticated("Your account is not active any more.")
@@ -248,7 +249,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
 
 def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
     """Whether a task with this uploaded file was committed, when nobody answered for its commit. Waits for a
-    transaction that may still be at it: it holds the account's row (R3.3)."""
+    transaction that may still be at it: it holds the account's row (R3.3 Database sessions)."""
     connection.execute(_LOCK_ACCOUNT, {"user": user_id})
     theirs = select(tasks.c.task_id).join(renders, renders.c.render_id == tasks.c.render_id)
     this = (tasks.c.user_id == user_id) & (renders.c.file_path == file_path)

@@ -50,7 +50,7 @@ _LANDED_BY: Final = select(results.c.attempt_id).where(
 
 def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
     """An attempt of a linked machine; None when it, its task or its machine is gone, and for attempts of v1 machines,
-    which ask for nothing. One that was lost is not over: what it made may be missing still (R5.5)."""
+    which ask for nothing. One that was lost is not over: what it made may be missing still (R5.5 Late results)."""
     row = connection.execute(_HOLDER, {"attempt": attempt_id}).first()
     if row is None:
         return None

@@ -1,4 +1,5 @@
-"""The work of the farm: leases and the ends of attempts. Every write is guarded by attempt id and token (R3, R5).
+"""The work of the farm: leases and the ends of attempts. Every write is guarded by attempt id and token (R3 One writer,
+R5 Attempts and reports).
 
 Each function is one operation of a group commit: it locks and reads the rows it touches (tasks, then chunks, then
 attempts, each in the order of ids), applies the pure rules of `farm`, and writes by key.
@@ -27,7 +28,7 @@ MOST_PIECES: Final = 200
 
 class Lease(NamedTuple):
     """What a leased chunk is. `missing`: the range of it that is still to be rendered; None: all. `pieces`: what else
-    waits since the chunk was cut again (R4); `film`: it makes a film."""
+    waits since the chunk was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
 
     frames: FrameRange | None
     missing: FrameRange | None = None
@@ -113,7 +114,7 @@ _OLD_FILM: Final = MAKE_STALE.where(results.c.task_id == bindparam("key"), resul
 
 
 def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
-    """Replace all chunks of a task, none of which ever had an attempt, by this one (R4)."""
+    """Replace all chunks of a task, none of which ever had an attempt, by this one (R4.2 Chunk ranges)."""
     connection, task_id = sheet.connection, chunk.task_id
     frames = connection.scalar(select(tasks.c.frames).where(tasks.c.task_id == task_id))
     ranges = cut(parse_frames(frames), 0) if frames else ()
@@ -138,9 +139,9 @@ class StartedStep:
 
 @dataclass(frozen=True, slots=True)
 class LandedStep:
-    """A file lies under its final name (R6 c). `counts`: it is one of the task's frames. `wanted`: the names that the
-    attempt's chunk needs, to see whether a late result completes it (R5.5). `replaces`: the stale result that goes.
-    `modified_ns`: the file's, None if it is not known."""
+    """A file lies under its final name (R6 Landing, step 3). `counts`: it is one of the task's frames. `wanted`: the
+    names that the attempt's chunk needs, to see whether a late result completes it (R5.5 Late results). `replaces`: the
+    stale result that goes. `modified_ns`: the file's, None if it is not known."""
 
     attempt_id: int
     result_id: int
@@ -166,7 +167,7 @@ class EndedStep:
 
 @dataclass(frozen=True, slots=True)
 class WarnedStep:
-    """RenderAPI itself has something to say of what an attempt made (R16)."""
+    """RenderAPI itself has something to say of what an attempt made (R16 No false success)."""
 
     attempt_id: int
     texts: tuple[str, ...]
@@ -176,7 +177,7 @@ Step = StartedStep | LandedStep | EndedStep | WarnedStep
 
 
 class Mark(NamedTuple):
-    """The last report of a machine's instance that this transaction applies (R5.2)."""
+    """The last report of a machine's instance that this transaction applies (R5.2 Outbox)."""
 
     instance: str
     seq: int
@@ -240,7 +241,7 @@ def apply_steps(
     """Apply what attempts reported, in order, and note how far the machine's reports were applied.
 
     `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
-    whose token is wrong is dropped and counted (R5.5).
+    whose token is wrong is dropped and counted (R5.5 Late results).
     """
     sheet = Sheet(connection, moment)
     sheet.load_attempts(step.attempt_id for step in steps)
@@ -289,8 +290,8 @@ class _Applier:
         return True
 
     def _warned_late(self, step: EndedStep, attempt: AttemptRow) -> bool:
-        """The results of an attempt that was lost may have landed since (R5.5): what must be known of them counts, and
-        nothing else of its end (R16)."""
+        """The results of an attempt that was lost may have landed since (R5.5 Late results): what must be known of them
+        counts, and nothing else of its end (R16 No false success)."""
         landed = _ITS_RESULTS.where(results.c.task_id == attempt.task_id, results.c.attempt_id == attempt.attempt_id)
         if not step.warnings or self._sheet.connection.scalar(landed) is None:
             return False
@@ -311,7 +312,7 @@ class _Applier:
         return True
 
     def _complete(self, chunk: ChunkRow) -> None:
-        """Late results gave the chunk all it needs: whoever has it now is left without work (R5.5)."""
+        """Late results gave the chunk all it needs: whoever has it now is left without work (R5.5 Late results)."""
         sheet = self._sheet
         if chunk.state in LIVE:
             verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
@@ -354,7 +355,7 @@ class _Applier:
         return True
 
     def _failed_for_good(self, chunk: ChunkRow, reason: str) -> None:
-        """A task stops early when enough of its chunks have failed for good (R1.4)."""
+        """A task stops early when enough of its chunks have failed for good (R1.4 Retries)."""
         sheet, task = self._sheet, self._sheet.task(chunk.task_id)
         now = task.counters
         total = sum(getattr(now, state.value) for state in ChunkState)
@@ -389,7 +390,7 @@ class _Applier:
 def token_fits(given: str | None, stored: str) -> bool:
     """Whether this token opens an attempt; None is RenderAPI itself. In constant time.
 
-    An attempt without a token (an adopted one, R7.6) is opened by nobody else (R14).
+    An attempt without a token (an adopted one, R7.6 Adopted tasks) is opened by nobody else (R14 Authority first).
     """
     if given is None:
         return True

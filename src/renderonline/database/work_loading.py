@@ -85,7 +85,7 @@ def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, T
 @dataclass(frozen=True, slots=True)
 class QueuedChunk:
     """A waiting chunk. `avoid`: machines on which it failed; `held_by`: the v1 machine that must answer first because
-    its renderer may still write (R7.4); `film`: it makes a film of what the others give."""
+    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of what the others give."""
 
     chunk_id: int
     place: int = 0
@@ -243,9 +243,9 @@ def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, tuple[frozenset[int], int
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first (R7.4). `steps`:
-    whether its engine is known to take steps; None: its chunk can't be cut again, for the machine takes whole tasks.
-    `film`: it makes a film."""
+    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first
+    (R7.4 Whole tasks). `steps`: whether its engine is known to take steps; None: its chunk can't be cut again, for the
+    machine takes whole tasks. `film`: it makes a film."""
 
     attempt_id: int
     token: str
@@ -308,7 +308,7 @@ def load_allowances(connection: Connection) -> dict[int, Allowance]:
 
 
 def load_queued_ids(connection: Connection) -> frozenset[int]:
-    """The tasks that have a queue row, for noticing what was added or taken away by hand (R3.4)."""
+    """The tasks that have a queue row, for noticing what was added or taken away by hand (R3.4 Changes by hand)."""
     return frozenset(connection.execute(select(queue.c.task_id)).scalars())
 
 

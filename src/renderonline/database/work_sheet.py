@@ -1,4 +1,5 @@
-"""The rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key (R3.1)."""
+"""The rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key
+(R3.1 Group commit)."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence

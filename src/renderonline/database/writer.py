@@ -1,9 +1,10 @@
-"""The writer: one thread through which everything that changes the database goes, with group commit (R3).
+"""The writer: one thread through which everything that changes the database goes, with group commit (R3 One writer).
 
 Operations that wait together share one transaction and one commit. Each caller is answered after that commit. An
 operation that raises is taken out and the others are run again; when the database itself gets in the way (deadlock,
 lock timeout, lost connection) the whole batch is run again. So **an operation may run several times**: it changes
-nothing but the database, and its ids and tokens are made before it. What `guard` raises fails the whole batch (R10).
+nothing but the database, and its ids and tokens are made before it. What `guard` raises fails the whole batch
+(R10 Standby).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Running a program for a while so that nothing of it outlives us: an installer, a probe, a film encoder.
 
-Engines themselves are never started here but by the machine's spawner (R8).
+Engines themselves are never started here but by the machine's spawner (R8 Process trees).
 """
 
 import os

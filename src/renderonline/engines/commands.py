@@ -1,6 +1,6 @@
 """From an engine's definition and a task's values to the words that a machine runs, and the files that must come.
 
-The template's language is v1's (contract section 2): words first, values filled in word by word.
+The template's language is v1's (C2.6 Argument rules): words first, values filled in word by word.
 """
 
 import posixpath
@@ -122,7 +122,7 @@ def _beyond(definition: EngineDefinition) -> set[str]:
 
 def frames_of(definition: EngineDefinition, values: Mapping[str, str]) -> tuple[int, ...]:
     """The frames that complete `values` ask for, () for an engine without frames. `InvalidRequest` when they are no
-    frame range or more than a task may have (R4)."""
+    frame range or more than a task may have (R4.3 Frame limit)."""
     names = definition.frames
     if names is None:
         return ()

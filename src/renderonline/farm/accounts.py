@@ -1,4 +1,4 @@
-"""Accounts: users, subscriptions, roles and what they may do, tokens (R12)."""
+"""Accounts: users, subscriptions, roles and what they may do, tokens (R12 Tokens)."""
 
 import hashlib
 import hmac
@@ -53,10 +53,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a user may use: tasks waiting or running at once, the share inside a priority class (R9), and chunks that
-    run at once; how many days a task stays after its end, and how much its files may take together (0: no limit).
-    `names`: what results of its tasks are called when they leave the farm (`farm.result_names`), if the task does not
-    say it."""
+    """What a user may use: tasks waiting or running at once, the share inside a priority class (R9 Scheduling), and
+    chunks that run at once; how many days a task stays after its end, and how much its files may take together (0: no
+    limit). `names`: what results of its tasks are called when they leave the farm (`farm.result_names`), if the task
+    does not say it."""
 
     subscription_id: int
     name: str

@@ -1,4 +1,4 @@
-"""Arguments of engines: checking values, filling templates (contract section 2, argument rules).
+"""Arguments of engines: checking values, filling templates (C2.6 Argument rules).
 
 A template is split into words first and filled in word by word, so that a value can never become a second word;
 what was filled in is not looked at again, so that it can never become a placeholder; and a word that the value
@@ -113,7 +113,7 @@ def _option(filled: str) -> InvalidRequest:
 
 
 def strip_program(words: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    """The words without a first one that is the program's own name (contract section 1, first-word rule).
+    """The words without a first one that is the program's own name (C1.1 Command line).
 
     `names`: the engine's name and the executable's base name. Letter case and `.exe` make no difference.
     """

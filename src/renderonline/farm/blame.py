@@ -1,4 +1,4 @@
-"""Whose fault it is when chunks fail on a machine: the chunks' or the machine's (R1.5)."""
+"""Whose fault it is when chunks fail on a machine: the chunks' or the machine's (R1.5 Machine blame)."""
 
 from collections import defaultdict
 from dataclasses import dataclass

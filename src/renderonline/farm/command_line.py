@@ -1,4 +1,4 @@
-"""One string <-> words, by the rules of the Microsoft C runtime (contract section 1, `Arguments`).
+"""One string <-> words, by the rules of the Microsoft C runtime (C1.1 Command line).
 
 The existing node hands its `Arguments` to .NET's process start, which splits by these rules on every platform.
 Never a shell: no expansion, no wildcards, no escapes but these.

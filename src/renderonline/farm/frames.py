@@ -1,4 +1,5 @@
-"""Frame ranges: reading what people write, cutting a task into chunks, naming what is still missing (R4).
+"""Frame ranges: reading what people write, cutting a task into chunks, naming what is still missing
+(R4.2 Chunk ranges).
 
 Frames are integers, negative ones too. The only module of `farm` that imports a package: `fileseq` knows the syntax
 that render people write (`1-100x5`, `1-10,20`, `1-10y3`, `10-1`, `1-10:3`).
@@ -15,7 +16,7 @@ from fileseq.frameset import FrameSet
 from renderonline.farm.errors import InvalidRequest
 
 MAX_FRAMES: Final = 100_000
-"""Frames a task may have (R4)."""
+"""Frames a task may have (R4.3 Frame limit)."""
 
 LARGEST_FRAME: Final = 2**31 - 1
 """What the database's column and every engine can hold."""
@@ -163,7 +164,7 @@ def cut(frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
 
 
 def covering(frames: Iterable[int], *, steps: bool = True) -> tuple[FrameRange, ...]:
-    """The fewest ranges that hold exactly these frames, each once (R4: what a failed chunk lacks).
+    """The fewest ranges that hold exactly these frames, each once (R4.2 Chunk ranges).
 
     `steps`: the engine can be told a step; otherwise the ranges have no gaps. For more than a hundred frames ranges
     don't interleave, which may give more of them than would be possible.

@@ -1,4 +1,5 @@
-"""Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3, R5.4)."""
+"""Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3 Silence,
+R5.7 One secret, one program)."""
 
 import ipaddress
 import re
@@ -22,7 +23,7 @@ PLAIN_SLOTS: Final = 4
 
 def slots_allowed(allowed: int, cores: int) -> int:
     """How many slots a machine may have: as many as an operator `allowed`; if nobody did (0), four, or its `cores` if
-    those are fewer (R14). 0 cores: that is not known."""
+    those are fewer (R14 Authority first). 0 cores: that is not known."""
     return allowed or (min(PLAIN_SLOTS, cores) if cores > 0 else PLAIN_SLOTS)
 
 
@@ -78,7 +79,7 @@ def machine_status(wish: Wish, *, reachable: bool, occupied: int) -> MachineStat
 
 
 class AwakeClock:
-    """Seconds in which our own loop was alive: time in which it stood still does not count (R1.3).
+    """Seconds in which our own loop was alive: time in which it stood still does not count (R1.3 Silence).
 
     `tick` is called about every `interval_s`; whatever a tick comes later than twice that is taken as standing still.
     """
@@ -106,7 +107,7 @@ class Seen(NamedTuple):
 
 class Instances:
     """The latest instances of one machine: an instance that comes back after another one was there is a second
-    program with the same secret, because a restarted program has a new instance id (R5.4)."""
+    program with the same secret, because a restarted program has a new instance id (R5.7 One secret, one program)."""
 
     def __init__(self) -> None:
         self._seen: deque[Seen] = deque(maxlen=16)

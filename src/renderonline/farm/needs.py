@@ -1,4 +1,4 @@
-"""What chunks need of a machine besides its engine, and what machines have (R9)."""
+"""What chunks need of a machine besides its engine, and what machines have (R9 Scheduling)."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The chunks that may start now, in an index that events change and a plan only reads (R9)."""
+"""The chunks that may start now, in an index that events change and a plan only reads (R9 Scheduling)."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from renderonline.farm.needs import NOTHING, Needs
 
 
 class Shape(StrEnum):
-    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4).
+    """How much of its task a chunk is; v1 machines get whole tasks only (R7.4 Whole tasks).
 
     `UNCUT`: of a cut task none of whose chunks had an attempt and whose frames are one range: it can be made whole.
     """

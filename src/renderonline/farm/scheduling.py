@@ -1,4 +1,4 @@
-"""Which waiting chunk goes to which free slot (R9).
+"""Which waiting chunk goes to which free slot (R9 Scheduling).
 
 `plan` reads the heads of the `ReadyIndex` and changes nothing. Order: priority class; inside a class the user with the
 least running cost per share; then age of the task; inside a task the chunk's place. Limits of tasks and users hold back
@@ -120,8 +120,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """This chunk goes to this machine; `whole` means that the task's chunks become one first (R7.4); `needs` is what it
-    takes there."""
+    """This chunk goes to this machine; `whole` means that the task's chunks become one first (R7.4 Whole tasks);
+    `needs` is what it takes there."""
 
     machine_id: int
     task_id: int

@@ -1,4 +1,5 @@
-"""What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4, R5.5)."""
+"""What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4 Retries,
+R5.5 Late results)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and when a chunk is tried again, and when the farm gives up (R1.4, R1.5).
+    """How often and when a chunk is tried again, and when the farm gives up (R1.4 Retries, R1.5 Machine blame).
 
     `max_kills`: a chunk that was lost or out of memory on so many machines has failed for good. A task stops when
     `stop_chunks` or `stop_share` of its chunks, whichever is more, have failed for good. `bench_s`: seconds after which
@@ -182,7 +183,7 @@ def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
     if ending.failure == NO_DEVICE:  # its machine gives that card to nobody any more
         here = sum(1 for one in before if one.failure == NO_DEVICE and one.machine_id == machine_id)
         return here + 1 >= MOST_NO_DEVICE
-    if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9)
+    if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9 Scheduling)
         return machine_id in _lacking(before)
     return True
 

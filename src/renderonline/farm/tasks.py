@@ -1,4 +1,4 @@
-"""Tasks, chunks and attempts: their states, and the one place that says which change may follow which (R2).
+"""Tasks, chunks and attempts: their states, and the one place that says which change may follow which (R2 Task status).
 
 A task's status is derived from the counters of its chunks and two flags; it is never stored.
 """
@@ -23,7 +23,7 @@ class TaskStatus(StrEnum):
 
 
 class ChunkKind(StrEnum):
-    """What a chunk does (R13)."""
+    """What a chunk does (R13 Hostile content)."""
 
     RENDER = "render"
     JOIN = "join"
@@ -73,7 +73,7 @@ CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
     ChunkState.CANCELED: frozenset({ChunkState.WAITING}),
 }
 """Which state may follow which. A settled chunk goes back to waiting only when somebody asks for it again;
-a failed one, or one that waits again, succeeds when a late result completes it (R5.5)."""
+a failed one, or one that waits again, succeeds when a late result completes it (R5.5 Late results)."""
 
 
 def check_transition(old: ChunkState, new: ChunkState) -> None:
@@ -105,8 +105,8 @@ class Counters:
 
 
 def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStatus:
-    """The status of a task; the first rule that holds decides (R2): `canceled` by its owner; every chunk settled, and
-    one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed."""
+    """The status of a task; the first rule that holds decides (R2 Task status): `canceled` by its owner; every chunk
+    settled, and one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed."""
     if canceled:
         return TaskStatus.CANCELED
     if counters.settled:

@@ -1,4 +1,4 @@
-"""Warnings of a task: what a person must know of its pictures, although nothing failed (R16).
+"""Warnings of a task: what a person must know of its pictures, although nothing failed (R16 No false success).
 
 They are short texts, each once, in a bounded number, and stay with the task wherever its success is shown. What engines
 print comes from scenes of strangers: it is cut and made plain here.

@@ -1,4 +1,5 @@
-"""Who is next, where many ask for what only a few may do at once: users in turn, one thing of each at a time (R14)."""
+"""Who is next, where many ask for what only a few may do at once: users in turn, one thing of each at a time
+(R14 Authority first)."""
 
 from collections import deque
 from typing import Generic, TypeVar

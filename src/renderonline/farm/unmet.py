@@ -1,4 +1,5 @@
-"""Needs that no machine of the farm has, whatever becomes free: what is lacking, and the line that helps (R9)."""
+"""Needs that no machine of the farm has, whatever becomes free: what is lacking, and the line that helps
+(R9 Scheduling)."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,8 @@
-"""What the farm itself watches of an attempt, so that a machine that lies can't hold a chunk for ever (R14).
+"""What the farm itself watches of an attempt, so that a machine that lies can't hold a chunk for ever
+(R14 Authority first).
 
-A machine ends an attempt at its time limit, and it alone judges stalls (R1.4); these rules bound one that does not.
-All times are awake seconds (`farm.machines.AwakeClock`).
+A machine ends an attempt at its time limit, and it alone judges stalls (R1.4 Retries); these rules bound one that does
+not. All times are awake seconds (`farm.machines.AwakeClock`).
 """
 
 from dataclasses import dataclass

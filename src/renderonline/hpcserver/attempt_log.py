@@ -1,4 +1,5 @@
-"""The output of one attempt on this machine's disk: its head and its tail, addressed by offset (R5.3).
+"""The output of one attempt on this machine's disk: its head and its tail, addressed by offset
+(R5.3 Progress and logs).
 
 Offsets count every byte that the engine ever wrote (as UTF-8 lines); what lies between head and tail is gone.
 """

@@ -1,4 +1,5 @@
-"""One attempt on this machine: from the stored assignment to its last report (R5, R8).
+"""One attempt on this machine: from the stored assignment to its last report (R5 Attempts and reports,
+R8 Process trees).
 
 stored -> inputs checked or fetched, directory made -> process started -> output read, finished files checked (and
 sent) as they are saved -> process tree gone -> the other expected files checked -> outcome decided -> Exited

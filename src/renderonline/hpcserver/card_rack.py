@@ -1,7 +1,8 @@
 """The graphics cards of this machine: found once at the start, given to attempts, each to one at a time.
 
 What an attempt may use it is told by the variables that the makers' programs read, by UUID where a card has one; in a
-box it is all that it can open. When HPCServer is killed its engines die with it (R8), so this needs no memory.
+box it is all that it can open. When HPCServer is killed its engines die with it (R8 Process trees), so this needs no
+memory.
 """
 
 import glob

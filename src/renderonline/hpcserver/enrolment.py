@@ -1,4 +1,4 @@
-"""How a machine becomes one of the farm's: a join code for a secret, and which certificate to trust (R12, design 5).
+"""How a machine becomes one of the farm's: a join code for a secret, and which certificate to trust (R12 Tokens).
 
 A RenderAPI whose certificate the system knows needs nothing more. One with a certificate of its own is named by its
 fingerprint (`sha256:…`): the certificate is fetched, compared, kept, and from then on exactly this one is trusted.
@@ -41,8 +41,8 @@ _REFUSALS: Final[Mapping[int, type[RenderOnlineError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What this machine is in one farm. `url`: its RenderAPI; several, of which one dispatches (R10), are separated by
-    commas. `certificate` is the PEM text of a pinned certificate, "" without one."""
+    """What this machine is in one farm. `url`: its RenderAPI; several, of which one dispatches (R10 Standby), are
+    separated by commas. `certificate` is the PEM text of a pinned certificate, "" without one."""
 
     url: str
     machine_id: int

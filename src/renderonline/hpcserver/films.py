@@ -3,8 +3,8 @@
     python -m renderonline.hpcserver.films FFMPEG DIRECTORY PATTERN FRAMES FILM NAME
 
 An attempt of a chunk of kind `film` runs it. It decodes the frames, whatever a renderer writes, as previews show them
-(R13: a process of its own, within an attempt's limits); a frame that is missing or can't be read is shown as the one
-before it. The film counts only when it decodes to as many frames as went into it.
+(R13 Hostile content: a process of its own, within an attempt's limits); a frame that is missing or can't be read is
+shown as the one before it. The film counts only when it decodes to as many frames as went into it.
 """
 
 import os

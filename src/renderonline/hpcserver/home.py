@@ -17,7 +17,7 @@ from renderonline.storage import modes
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The locked directory. `name` is its identity: it marks the engines of this HPCServer (R8)."""
+    """The locked directory. `name` is its identity: it marks the engines of this HPCServer (R8 Process trees)."""
 
     name: str
     ready: Path

@@ -1,4 +1,5 @@
-"""What must not be forgotten, written before it counts: the outbox behind an asynchronous door (R5.1, R5.2).
+"""What must not be forgotten, written before it counts: the outbox behind an asynchronous door (R5.1 Stored assignment,
+R5.2 Outbox).
 
 Reports that come while one commit runs share the next one. A report that the disk refuses waits and is tried again;
 an attempt that the disk refuses is not taken. `full` says why the machine takes nothing at present.
@@ -30,8 +31,8 @@ IDLE_ACKNOWLEDGE_S: Final = 0.5
 
 class Journal:
     """The attempts that this machine holds and its unacknowledged reports. `held`: attempts that run or have reports
-    that were not acknowledged (R5.4). `last_seq`: the newest report on disk; `acknowledged`: up to which one RenderAPI
-    has everything. `news` is set when new reports can be sent."""
+    that were not acknowledged (R5.4 Hello). `last_seq`: the newest report on disk; `acknowledged`: up to which one
+    RenderAPI has everything. `news` is set when new reports can be sent."""
 
     def __init__(self, path: Path) -> None:
         self.held: dict[int, Held] = {}

@@ -1,4 +1,5 @@
-"""The machine's end of the link: one WebSocket that it dials and dials again (R5, `docs/reference/link.md`).
+"""The machine's end of the link: one WebSocket that it dials and dials again (R5 Attempts and reports,
+`docs/reference/link.md`).
 
 Reports go first, then progress and heartbeats, then pieces of logs within a budget, so that a talkative engine never
 delays a report. What was sent and not acknowledged is sent again; logs are resumed by offset.
@@ -224,7 +225,7 @@ class _Sender:
                 self._sent = seq
 
     def _rewind(self) -> None:
-        """Send again what was not acknowledged in time: RenderAPI gave up its batch (R3.2)."""
+        """Send again what was not acknowledged in time: RenderAPI gave up its batch (R3.2 Repeatable operations)."""
         now, acknowledged = time.monotonic(), self._journal.acknowledged
         if acknowledged != self._acknowledged or acknowledged == self._sent:
             self._acknowledged, self._moved_at = acknowledged, now

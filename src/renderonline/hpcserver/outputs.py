@@ -60,7 +60,7 @@ class Bad:
 
 
 class Checkers:
-    """A few checkers, each with a process of its own from its first picture on (R13)."""
+    """A few checkers, each with a process of its own from its first picture on (R13 Hostile content)."""
 
     def __init__(self, checkers: Sequence[ImageChecker]) -> None:
         self._count = len(checkers)

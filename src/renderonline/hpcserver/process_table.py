@@ -1,4 +1,5 @@
-"""Which processes exist, whose they are, and how to end them (R8). Standard library only: the spawner uses it.
+"""Which processes exist, whose they are, and how to end them (R8 Process trees). Standard library only: the spawner
+uses it.
 
 The mark is the environment variable `RENDERONLINE_ATTEMPT=<home>/<attempt>/`; `home` names one HPCServer's data
 directory, so that two HPCServers on one computer leave each other's engines alone. The key is the variable
@@ -26,7 +27,7 @@ def mark(home: str, attempt: str = "") -> str:
 
 
 def become_subreaper() -> bool:
-    """Make orphaned descendants of this process its children; False where the system can't (R8)."""
+    """Make orphaned descendants of this process its children; False where the system can't (R8 Process trees)."""
     if sys.platform != "linux":
         return False
     return int(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
@@ -94,8 +95,8 @@ def signal_group(group: int, number: int) -> None:
 
 
 def kill_marked(prefix: str, *, wait_s: float) -> frozenset[int]:
-    """Kill whatever carries the mark until nothing does (R8); what is still there after `wait_s` seconds is returned.
-    Repeated because a process may start another one while its table entry is being read."""
+    """Kill whatever carries the mark until nothing does (R8 Process trees); what is still there after `wait_s` seconds
+    is returned. Repeated because a process may start another one while its table entry is being read."""
     deadline = time.monotonic() + wait_s
     while (left := marked(prefix)) and time.monotonic() < deadline:
         for pid in left:

@@ -1,4 +1,4 @@
-"""Engine processes as the rest of HPCServer sees them: the door to the spawner (R8).
+"""Engine processes as the rest of HPCServer sees them: the door to the spawner (R8 Process trees).
 
 `Processes` starts the spawner as a process of its own, starts a new one if it dies (whose first act is to kill every
 engine that the old one left), and tells every engine process that was lost with it.

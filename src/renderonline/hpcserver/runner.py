@@ -1,4 +1,5 @@
-"""The attempts of this machine: takes assignments, keeps them within their limits, hands them back (R5, R8)."""
+"""The attempts of this machine: takes assignments, keeps them within their limits, hands them back
+(R5 Attempts and reports, R8 Process trees)."""
 
 import asyncio
 import time
@@ -59,7 +60,7 @@ class Runner:
         await self._workshop.close()
 
     def assign(self, assign: Assign) -> None:
-        """Take an assignment, idempotent by attempt (R5.1); what can't be taken is handed back."""
+        """Take an assignment, idempotent by attempt (R5.1 Stored assignment); what can't be taken is handed back."""
         number = assign.attempt
         if number in self.attempts or number in self.journal.held:
             return
@@ -79,7 +80,7 @@ class Runner:
             found.cancel(reason or "RenderAPI canceled it.")
 
     def keep_only(self, kept: Collection[int]) -> None:
-        """End every attempt that RenderAPI does not keep after a `hello` (R5.4)."""
+        """End every attempt that RenderAPI does not keep after a `hello` (R5.4 Hello)."""
         for number, attempt in self.attempts.items():
             if number not in kept:
                 attempt.cancel("RenderAPI does not know it any more.")
@@ -96,7 +97,7 @@ class Runner:
 
     @property
     def full(self) -> str:
-        """Why this machine takes no assignment, "" when it does (R5.2)."""
+        """Why this machine takes no assignment, "" when it does (R5.2 Outbox)."""
         return self.stopping or self.draining or self.journal.full
 
     @property

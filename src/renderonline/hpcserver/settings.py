@@ -1,4 +1,4 @@
-"""The settings of a machine: `HPCServer.json` (contract section 1; further keys are optional) and what we add."""
+"""The settings of a machine: `HPCServer.json` (C1 Render node; further keys are optional) and what we add."""
 
 import platform
 from collections.abc import Mapping

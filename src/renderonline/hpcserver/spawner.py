@@ -1,4 +1,4 @@
-"""The spawner: the one process that starts engines, passes their output on and ends them (R8).
+"""The spawner: the one process that starts engines, passes their output on and ends them (R8 Process trees).
 
 Standard library only, one thread. HPCServer speaks to it over its standard input and output in lines of JSON. When its
 input closes, HPCServer is gone and every process tree is killed.

@@ -1,4 +1,4 @@
-"""The v1 role: `/hpc/status`, `/hpc/start`, `/hpc/stop` exactly as the existing RenderAPI expects (contract section 1).
+"""The v1 role: `/hpc/status`, `/hpc/start`, `/hpc/stop` exactly as the existing RenderAPI expects (C1 Render node).
 
 There is no authentication in that contract: whoever reaches the port runs programs here. So it listens on this
 computer only unless told otherwise, can be held to a list of callers, refuses what a web page sends, and says so.

@@ -1,4 +1,4 @@
-"""What travels to and from a v1 render node: `/hpc/status`, `/hpc/start`, `/hpc/stop` (contract section 1).
+"""What travels to and from a v1 render node: `/hpc/status`, `/hpc/start`, `/hpc/stop` (C1 Render node).
 
 Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
 """

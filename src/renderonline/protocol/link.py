@@ -1,7 +1,7 @@
 """The link: what an HPCServer and RenderAPI say to each other over one WebSocket (`docs/reference/link.md`).
 
 Every message is one JSON text frame `{"type": …}` with the fields of one class below in snake_case.
-Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.4).
+Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.6 Protocol versions).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PROTOCOL: Final = 1
 LINK_PATH: Final = "/renderapi/v2/link"
 HEARTBEAT_S: Final = 5.0
 SILENCE_S: Final = 30.0
-"""A machine from which nothing was read for so long is gone (R1.3)."""
+"""A machine from which nothing was read for so long is gone (R1.3 Silence)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Hello:
     tags: tuple[str, ...] = ()
     platform: str = ""
     full: str = ""
-    """Why the machine takes no assignment ("" when it does), for instance a full disk (R5.2)."""
+    """Why the machine takes no assignment ("" when it does), for instance a full disk (R5.2 Outbox)."""
     sandbox: str = ""
     """The box around its engines: `bwrap`, `landlock` or `none`; "" of an older version counts as none."""
     sandbox_advice: str = ""
@@ -112,7 +112,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """RenderAPI -> machine: run this. Idempotent by `attempt`; stored by the machine before anything starts (R5.1).
+    """RenderAPI -> machine: run this. Idempotent by `attempt`; stored by the machine before anything starts
+    (R5.1 Stored assignment).
 
     `argv` is without the program; the machine puts its executable for `engine` in front. The process starts in
     `directory`, which the machine creates. `expected` empty means: exit code 0 is success and every file found in
@@ -222,7 +223,8 @@ class Result(_Report):
 class Exited(_Report):
     """Report: the attempt is over; no further report of it follows. `outcome` is an `Outcome` other than `lost`;
     `failure` a class of the engine's definition (`scene`, `crash`, `out_of_memory`, `missing_output`, `bad_output`,
-    `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: what the engine said that a person must know (R16)."""
+    `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: what the engine said that a person must know
+    (R16 No false success)."""
 
     type: ClassVar[str] = "exited"
     outcome: str
@@ -235,7 +237,8 @@ class Exited(_Report):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Machine -> RenderAPI: the newest value only; may be lost (R5.3). `fraction` is of the attempt, 0 to 1."""
+    """Machine -> RenderAPI: the newest value only; may be lost (R5.3 Progress and logs). `fraction` is of the attempt,
+    0 to 1."""
 
     type: ClassVar[str] = "progress"
     attempt: int
@@ -247,7 +250,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Machine -> RenderAPI: bytes of an attempt's log from `offset`, as UTF-8 text (R5.3)."""
+    """Machine -> RenderAPI: bytes of an attempt's log from `offset`, as UTF-8 text (R5.3 Progress and logs)."""
 
     type: ClassVar[str] = "log"
     attempt: int

@@ -1,4 +1,4 @@
-"""What travels at `/renderapi/v1` (contract section 2): requests, answers, and every message of it.
+"""What travels at `/renderapi/v1` (C2 RenderAPI): requests, answers, and every message of it.
 
 Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
 """
@@ -57,7 +57,7 @@ def task_not_queued(task_id: int) -> str:
 class EnqueueRequest:
     """The part `request` of an enqueue: the engine's id as it was sent, (argtype id, value) pairs in order.
 
-    `client_key` is ours (R4), "" when not sent.
+    `client_key` is ours (R4.1 Submit once), "" when not sent.
     """
 
     engine_id: str
@@ -81,7 +81,7 @@ def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
 
 
 def _argument(item: Any) -> tuple[str, str]:
-    """The client's own `Regex` field, if it sends one, is never read (contract fault 1)."""
+    """The client's own `Regex` field, if it sends one, is never read (C4 Known faults, fault 1)."""
     members = fold(item) or {}
     argtype_id, value = text(members.get("argtypeid")), text(members.get("value"))
     if argtype_id is None or value is None:
@@ -136,7 +136,7 @@ class UserInfo:
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """A task; times are the server's local time without an offset (R1.2)."""
+    """A task; times are the server's local time without an offset (R1.2 Stored times)."""
 
     task_id: int
     user_id: int
@@ -150,7 +150,7 @@ class TaskInfo:
 
     def __post_init__(self) -> None:
         if self.machine_id is not None and self.machine_id > 255:
-            object.__setattr__(self, "machine_id", None)  # the existing client reads a byte (R1.1)
+            object.__setattr__(self, "machine_id", None)  # the existing client reads a byte (R1.1 Unique ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ class Administration:
         await self._write(kind.remove, key)
 
     async def add_user(self, values: Values) -> tuple[User, str]:
-        """A new account and its token, which is shown this once only (R12)."""
+        """A new account and its token, which is shown this once only (R12 Tokens)."""
         token = secrets.token_urlsafe(32)
         return await self._write(_add_user, {**values, "token_hash": hash_token(token)}, _now_us()), token
 

@@ -1,4 +1,4 @@
-"""RenderAPI as one ASGI application: everything is made, joined and ended here; and standing by (R10)."""
+"""RenderAPI as one ASGI application: everything is made, joined and ended here; and standing by (R10 Standby)."""
 
 import asyncio
 import contextlib
@@ -41,8 +41,8 @@ STANDBY: Final = "standby"
 
 def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
     """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
-    there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over (R10).
-    `web`: the directory of the page that stands at `/`."""
+    there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over
+    (R10 Standby). `web`: the directory of the page that stands at `/`."""
     metrics, believed = Metrics(), settings.proxies.believed
     app = FastAPI(
         title="RenderOnline",

@@ -16,7 +16,8 @@ from renderonline.storage.landing import attempts_on_disk, remove_attempt
 _log = structlog.get_logger(__name__)
 
 OURS: Final = 2**31
-"""Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere (R7.1)."""
+"""Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere
+(R7.1 Attempt id on the wire)."""
 MOST_SENT: Final = 50_000
 """Files that an attempt sends, repeated ones too."""
 
@@ -60,7 +61,8 @@ class AttemptFiles:
             self.remove(folder.machine_id, (attempt_id,))
 
     def remove(self, machine_id: int, attempt_ids: Iterable[int]) -> None:
-        """These attempts of a machine are over, as it has said (or it is gone for good). Those of others stay (R14)."""
+        """These attempts of a machine are over, as it has said (or it is gone for good). Those of others stay
+        (R14 Authority first)."""
         over = [number for number in attempt_ids if self.token(number, machine_id) is not None]
         directories = [self._folders.pop(number).directory for number in over]
         for number in over:

@@ -2,7 +2,7 @@
 and the previews that every linked machine sends.
 
 The token of the attempt is the whole authority. It opens what its task was submitted with, and the attempt's own
-directory, for as long as something of the attempt is wanted (R5.5).
+directory, for as long as something of the attempt is wanted (R5.5 Late results).
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class AttemptTransfers:
 
     async def input_file(self, holder: Holder, name: str) -> Content:
         """One file of the task, whose bytes are counted as they leave. `Unfit` (`altered`) when it was found to be
-        another one than the task was submitted with, or than landed (R15)."""
+        another one than the task was submitted with, or than landed (R15 Served as landed)."""
         task_id, sums = holder.task_id, RESULT_SUMS if holder.film else blake3
         if holder.film:
             known = await self._shared.database.read(partial(frame, task_id=task_id, name=name))
@@ -157,7 +157,7 @@ class AttemptTransfers:
             machine.fetched_bytes += size
 
     async def receive(self, attempt_id: int, holder: Holder, name: str, request: Request) -> None:
-        """Take a result into the attempt's directory, from where it lands when it is reported (R6)."""
+        """Take a result into the attempt's directory, from where it lands when it is reported (R6 Landing)."""
         length, digest = _announced(request)
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is not None and not order.takes(name):
@@ -193,8 +193,8 @@ class AttemptTransfers:
             self._shared.files.forget_late(attempt_id, folder)
 
     async def receive_preview(self, attempt_id: int, holder: Holder, name: str, size: str, jpeg: bytes) -> None:
-        """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13). `Conflict` when the
-        file of another attempt landed: its preview stays (R14)."""
+        """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13 Hostile content).
+        `Conflict` when the file of another attempt landed: its preview stays (R14 Authority first)."""
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is None or not order.wanted or not order.takes(check_name(name)):
             raise NotFound(f"The attempt has no file {name}.")

@@ -1,7 +1,7 @@
-"""Who is asking: the headers `email` and `token` (R12), or a session of the web page (R11).
+"""Who is asking: the headers `email` and `token` (R12 Tokens), or a session of the web page (R11 Web authority).
 
 A look-up costs one query; what it found is remembered for a few seconds by the hash of both, so that a busy client
-costs none, and a changed row is noticed within 5 s (R3.4).
+costs none, and a changed row is noticed within 5 s (R3.4 Changes by hand).
 
 A session is a cookie that counts only for requests which the page itself makes. The cookie names a session; what it
 stands for is kept here, bounded, and in a private file, so that a restart logs nobody out. A session ends by logging

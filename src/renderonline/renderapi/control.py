@@ -102,8 +102,8 @@ class Control:
         self, task_id: int, *, chunks: Collection[int] = (), frames: str = "", user_id: int | None
     ) -> TaskState:
         """Render a task, or chunks and a range of frames of it, again, whatever came of them; what runs of them is
-        stopped. Each frame that was there is shown until the next one takes its place (R6). `InvalidRequest` for chunks
-        and frames that it does not have, `LimitReached` when the user's queue is full."""
+        stopped. Each frame that was there is shown until the next one takes its place (R6 Landing). `InvalidRequest`
+        for chunks and frames that it does not have, `LimitReached` when the user's queue is full."""
         wanted = await asyncio.to_thread(parse_frames, frames) if frames else ()
         anew = (frozenset(chunks), frozenset(wanted))
         for _ in range(int(_STOPPING_S / _LOOK_S)):
@@ -176,7 +176,7 @@ class Control:
 
 def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
     """Why a task is where it is, the most important first: the plan's twin, which says what the plan does not see in it
-    (R9)."""
+    (R9 Scheduling)."""
     state = story.state
     yield from state.warnings
     if state.ended:

@@ -3,7 +3,7 @@
     submitted, slot freed, machine back, timer due -> plan (pure) -> commit the leases -> tell the machines
 
 Memory decides, the database records. At start memory is rebuilt from the database, and rebuilt again when a write was
-given up (R3.2).
+given up (R3.2 Repeatable operations).
 """
 
 import asyncio
@@ -47,7 +47,7 @@ from renderonline.storage.landing import attempt_directory
 _log = structlog.get_logger(__name__)
 
 REFRESH_S: Final = 5.0
-"""Rows that were changed by hand are noticed within this (R3.4)."""
+"""Rows that were changed by hand are noticed within this (R3.4 Changes by hand)."""
 MANY_CHUNKS: Final = 1000
 """Going through more than these in one go would hold everybody up."""
 _REBUILD_PAUSE_S: Final = 1.0
@@ -141,7 +141,7 @@ class Dispatcher:
         return submitted
 
     async def refresh(self) -> None:
-        """Notice rows that were added or changed by hand or by an operator (R3.4)."""
+        """Notice rows that were added or changed by hand or by an operator (R3.4 Changes by hand)."""
         await self._read_machines()
         self._v1.follow()
         self.reports.benching.follow()
@@ -401,7 +401,8 @@ class Leasing:
         return wrong
 
     async def _send(self, new: LiveAttempt, lease: Lease) -> str:
-        """Tell the machine; without a link it is told when it is back (R5.4). Gives why that can't be done, or ""."""
+        """Tell the machine; without a link it is told when it is back (R5.4 Hello). Gives why that can't be done, or
+        ""."""
         orders = self._shared.orders
         await orders.see_mark(new.directory)
         attempt = self._shared.memory.attempts.get(new.attempt_id)

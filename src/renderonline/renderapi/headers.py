@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from renderonline.serving.web import is_loopback
 
 _OPEN: Final = "/renderapi/"
-"""Below it pages of every origin may call, with the headers email and token (R11); nowhere else."""
+"""Below it pages of every origin may call, with the headers email and token (R11 Web authority); nowhere else."""
 _EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
 _STRICT: Final = {
     "X-Content-Type-Options": "nosniff",

@@ -185,8 +185,8 @@ class Housekeeping:
             await asyncio.to_thread(manifests.sweep, root)
 
     async def _sweep(self) -> None:
-        """Logs and previews of what is gone. An attempt's number says whether it is of this farm (R7.1), a task's does
-        not: of previews nothing goes where another farm's logs are."""
+        """Logs and previews of what is gone. An attempt's number says whether it is of this farm
+        (R7.1 Attempt id on the wire), a task's does not: of previews nothing goes where another farm's logs are."""
         newest, logs, previews = self._shared.newest, self._shared.logs, self._shared.previews
         found = await asyncio.to_thread(logs.on_disk)
         ours = [number for number in found if newest - OURS < number < newest]

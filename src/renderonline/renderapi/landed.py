@@ -1,4 +1,5 @@
-"""What is served is what landed (R15): who asks for a file gets the bytes whose digest is known, or is told its name.
+"""What is served is what landed (R15 Served as landed): who asks for a file gets the bytes whose digest is known, or is
+told its name.
 
 A file that is not what it was is found when its bytes are read: the answer is cut off then, and refused from there on,
 until the file is right again, its frames are rendered again, or an operator accepts it as it is.

@@ -1,4 +1,4 @@
-"""Landing results (R6): a row first, then the file, then the row again."""
+"""Landing results (R6 Landing): a row first, then the file, then the row again."""
 
 import asyncio
 from collections import OrderedDict
@@ -79,8 +79,8 @@ class Landings:
 
 class Besides:
     """What attempts gave besides their own files, held to the bounds of their engine's definition here too: a machine's
-    word is no limit (R14). A restart begins to count again, and so does an attempt of which nothing came while many
-    others gave files."""
+    word is no limit (R14 Authority first). A restart begins to count again, and so does an attempt of which nothing
+    came while many others gave files."""
 
     def __init__(self, most_names: int = MOST_COUNTED) -> None:
         self._bounds = OrderedDict[int, Bounds]()
@@ -169,7 +169,8 @@ def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
 
 
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
-    """Settle every landing that a stop, or a write that was given up, left half-way (R6); while nothing else lands."""
+    """Settle every landing that a stop, or a write that was given up, left half-way (R6 Landing); while nothing else
+    lands."""
     rows = await database.read(open_landings)
     landed, _ = await _placed(database, rows, _settle_all, ())
     steps = [landed_step(landing) for landing in landed]

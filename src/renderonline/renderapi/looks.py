@@ -1,4 +1,5 @@
-"""Slow looks at what users sent: in turn, a bounded number at once, ended when who asked has gone (R14)."""
+"""Slow looks at what users sent: in turn, a bounded number at once, ended when who asked has gone
+(R14 Authority first)."""
 
 import asyncio
 import contextlib

@@ -22,7 +22,7 @@ _RECENT: Final = 8
 
 
 class Clock(Protocol):
-    """The clocks that the dispatcher reads (R1.3). The module `time` is one; tests give their own."""
+    """The clocks that the dispatcher reads (R1.3 Silence). The module `time` is one; tests give their own."""
 
     def monotonic(self) -> float:
         """Seconds that only go forward: silence, leases, backoff."""
@@ -123,7 +123,8 @@ class Memory:
         return frozenset(task.task_id for task in freed if task.may_start)
 
     def chunk_back(self, task_id: int, chunk: QueuedChunk) -> None:
-        """A chunk waits, perhaps for a while. A time further away than the largest backoff is due now (R1.3)."""
+        """A chunk waits, perhaps for a while. A time further away than the largest backoff is due now
+        (R1.3 Silence)."""
         task = self.tasks.get(task_id)
         live = (attempt.chunk_id for attempt in self._by_task.get(task_id, {}).values())
         if task is None or not task.may_start or chunk.chunk_id in live:
@@ -153,7 +154,7 @@ class Memory:
                 self.chunk_back(task_id, replace(piece, avoid=avoid))
 
     def chunk_done(self, task_id: int, chunk_id: int) -> None:
-        """A chunk that waited is done (late results, R5.5)."""
+        """A chunk that waited is done (late results, R5.5 Late results)."""
         self.index.remove(chunk_id)
         self._take_later(task_id, chunk_id)
 
@@ -173,7 +174,7 @@ class Memory:
         return None
 
     def release_held(self, machine_id: int) -> None:
-        """A v1 machine answers and is idle: what it lost may start again, anywhere (R7.4)."""
+        """A v1 machine answers and is idle: what it lost may start again, anywhere (R7.4 Whole tasks)."""
         for task_id, chunk_id in self._held.pop(machine_id, ()):
             later = self._later.get(task_id, {}).get(chunk_id)
             if later is not None and later.chunk.held_by == machine_id:

@@ -129,7 +129,7 @@ def _attachment(picture: Member) -> Any:
         return None
     try:
         content = b"".join(file_pieces(picture, 0, picture.size, Compared()))
-    except RenderOnlineError:  # deleted meanwhile, or not what landed (R15)
+    except RenderOnlineError:  # deleted meanwhile, or not what landed (R15 Served as landed)
         return None
     kinds = [kind for magic, kind in PICTURES.items() if content.startswith(magic)]
     return AttachMemory(content, Path(picture.path).name, kinds[0]) if kinds else None  # type: ignore[no-untyped-call]  # Apprise

@@ -1,4 +1,5 @@
-"""What attempts report, applied: results land, ends are settled, memory and watchers follow (R5, R6).
+"""What attempts report, applied: results land, ends are settled, memory and watchers follow (R5 Attempts and reports,
+R6 Landing).
 
 Reports of one machine are applied in order; a result lands before the end of its attempt is settled. Only after the
 commit does the caller acknowledge.
@@ -60,7 +61,7 @@ class Reports:
         self._besides = Besides()
 
     async def settle_landings(self) -> None:
-        """Before anything else at start, and after a write that was given up (R6)."""
+        """Before anything else at start, and after a write that was given up (R6 Landing)."""
         async with self._landings.alone():
             await settle_interrupted(self._shared.database, self._shared.now(), self._shared.policy)
 
@@ -89,7 +90,7 @@ class Reports:
 
     async def genuine(self, machine: Machine, claims: Sequence[C]) -> list[C]:
         """Those that name an attempt of this machine and have its token. What the others say has no effect at all,
-        neither here nor on the disk (R14)."""
+        neither here nor on the disk (R14 Authority first)."""
         files, machine_id = self._shared.files, machine.machine_id
         tokens = {claim.attempt: files.token(claim.attempt, machine_id) for claim in claims}
         if unknown := [attempt_id for attempt_id, token in tokens.items() if token is None]:
@@ -248,8 +249,8 @@ class Reports:
 
 
 class Benching:
-    """Looks at every end of an attempt: a machine on which chunks fail gets nothing for a while (R1.5). The rules are
-    `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
+    """Looks at every end of an attempt: a machine on which chunks fail gets nothing for a while (R1.5 Machine blame).
+    The rules are `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -292,7 +293,7 @@ class Benching:
 
     def follow(self) -> None:
         """Machines that were benched long enough are tried again; nothing is held against those that somebody enabled.
-        A time that lies in the future was written by a clock that went wrong (R1.3)."""
+        A time that lies in the future was written by a clock that went wrong (R1.3 Silence)."""
         now_us, longest_us = self._shared.now().us, self._shared.policy.bench_s * 1e6
         for machine in self._shared.machines:
             since_us = machine.row.benched_us

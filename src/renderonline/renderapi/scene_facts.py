@@ -1,4 +1,5 @@
-"""What the scene of a submission says of itself: read in a child (R13), and compared with what the machines have."""
+"""What the scene of a submission says of itself: read in a child (R13 Hostile content), and compared with what the
+machines have."""
 
 import asyncio
 import contextlib
@@ -28,7 +29,7 @@ from renderonline.storage.confined import Confined
 
 MEMORY_BYTES: Final = 1 << 30
 TIME_S: Final = 30.0
-"""For one scene (R13)."""
+"""For one scene (R13 Hostile content)."""
 REMEMBERED_BYTES: Final = 16 << 20
 """Of answers about scenes; the oldest go first."""
 
@@ -142,7 +143,8 @@ class SceneFacts:
 
 def _check_frames(prepared: Prepared, facts: Mapping[str, Any]) -> None:
     """`InvalidRequest` (`frames_unknown`) when the scene was to say which frames and could not be read: the engine's
-    own default would be a few of them, called a success (R16). Who speaks v1 names them, or means the default."""
+    own default would be a few of them, called a success (R16 No false success). Who speaks v1 names them, or means the
+    default."""
     request, definition = prepared.request, prepared.definition
     asked = {one.id for one in definition.arguments if one.fact in ("start", "end")} if definition else set()
     if request.exact and "scenes" not in facts and not request.frames and asked - set(request.arguments):

@@ -59,15 +59,15 @@ class Settings:
     lease_s: float = LEASE_S
     """MySQL: a RenderAPI that stood still for so long is overtaken by one that stands by; the same for all of them."""
     silence_s: float = SILENCE_S
-    """A machine from which nothing was heard for so long is gone; more than a few of its heartbeats (R1.3)."""
+    """A machine from which nothing was heard for so long is gone; more than a few of its heartbeats (R1.3 Silence)."""
     return_s: float = GRACE_S
-    """After a start every machine has so long to come back before its attempts are lost (R1.3)."""
+    """After a start every machine has so long to come back before its attempts are lost (R1.3 Silence)."""
     max_tries: int = 3
-    """A chunk that failed so often has failed for good (R1.4)."""
+    """A chunk that failed so often has failed for good (R1.4 Retries)."""
     max_kills: int = 2
-    """A chunk that was lost or out of memory on so many machines has failed for good (R1.5)."""
+    """A chunk that was lost or out of memory on so many machines has failed for good (R1.5 Machine blame)."""
     retry_base_s: float = 5.0
-    """The longest pause before the second try; it doubles with every try (R1.4)."""
+    """The longest pause before the second try; it doubles with every try (R1.4 Retries)."""
     retry_cap_s: float = 300.0
     """No pause between two tries is longer."""
     notify: tuple[str, ...] = field(default=(), repr=False)

@@ -69,7 +69,7 @@ class Shared:
         self.woken.set()
 
     def gave_up(self) -> None:
-        """A write was given up: memory is in doubt and is rebuilt (R3.2)."""
+        """A write was given up: memory is in doubt and is rebuilt (R3.2 Repeatable operations)."""
         self.ready = False
         self.in_doubt.set()
 
@@ -86,8 +86,8 @@ class Shared:
             machine.moved = self.awake.now(self.clock.monotonic())
 
     def reject(self, machine: Machine, attempt_id: int) -> None:
-        """A machine spoke for an attempt that is not its own, or that is gone: that has no effect (R14). The log says
-        so once in a while."""
+        """A machine spoke for an attempt that is not its own, or that is gone: that has no effect
+        (R14 Authority first). The log says so once in a while."""
         machine.rejected += 1
         now = self.clock.monotonic()
         if now >= machine.quiet_until:
@@ -96,7 +96,7 @@ class Shared:
                          name=machine.name, attempt=attempt_id, messages=machine.rejected)  # fmt: skip
 
     def is_ours(self, attempt_id: int) -> bool:
-        """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1)."""
+        """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1 Attempt id on the wire)."""
         return attempt_id in self.memory.attempts or abs(self.newest - attempt_id) < OURS
 
     async def reload(self, task_ids: Collection[int]) -> None:

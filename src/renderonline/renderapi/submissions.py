@@ -1,4 +1,5 @@
-"""The use case: submit a task. v1 and v2 alike: receive the file once, check, commit, tell the dispatcher (R4).
+"""The use case: submit a task. v1 and v2 alike: receive the file once, check, commit, tell the dispatcher
+(R4.1 Submit once).
 
 Nothing is left of a refused submission; a committed one has its file on the disk before the answer leaves.
 """
@@ -49,7 +50,8 @@ SMALL_BYTES: Final = 1024 * 1024
 SETTLE_S: Final = 1.0
 """Between two looks whether a task was committed for whose commit nobody answered."""
 CATALOG_S: Final = 5.0
-"""For so long what was changed by hand in the tables of engines and argument types may not count (R3.4)."""
+"""For so long what was changed by hand in the tables of engines and argument types may not count
+(R3.4 Changes by hand)."""
 
 
 ReadRequest = Callable[[bytes | None, str], SubmitRequest]

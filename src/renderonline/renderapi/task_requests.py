@@ -132,7 +132,7 @@ class Prepared:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person must know before anything is rendered (R16)."""
+        """What a person must know before anything is rendered (R16 No false success)."""
         return telling.of_scene(self.facts, len(self.ranges))
 
     def strictly(self, *, everybody: bool) -> "Prepared":
@@ -208,7 +208,7 @@ def _checked(sent: R, client_key: str) -> R:
 
 
 def checked_key(key: str) -> str:
-    """An idempotency key that the database can hold (R4); `InvalidRequest` for others."""
+    """An idempotency key that the database can hold (R4.1 Submit once); `InvalidRequest` for others."""
     if len(key) > MAX_KEY or not (key.isascii() and key.isprintable()):
         raise InvalidRequest(f"An idempotency key has at most {MAX_KEY} printable ASCII characters, such as a UUID.")
     return key

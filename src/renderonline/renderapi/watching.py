@@ -1,5 +1,5 @@
-"""The dispatcher's tick: what silent machines have is lost (R1.3), what they don't start is taken back, and what they
-don't end at its time limit is ended here (R14). The rules are `farm.watching`'s.
+"""The dispatcher's tick: what silent machines have is lost (R1.3 Silence), what they don't start is taken back, and
+what they don't end at its time limit is ended here (R14 Authority first). The rules are `farm.watching`'s.
 
 Nothing counts until every machine had time to come back after a start or a takeover.
 """

@@ -1,4 +1,5 @@
-"""What a scene needs besides itself, found where it lies; read in a child (R13), for scenes come from everywhere."""
+"""What a scene needs besides itself, found where it lies; read in a child (R13 Hostile content), for scenes come from
+everywhere."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Who may hold how many connections, and who has to go when there are too many (R14).
+"""Who may hold how many connections, and who has to go when there are too many (R14 Authority first).
 
 Half of the descriptors that the system allows are for connections, the other half for files, databases and children.
 Of the connections a part is for senders who have not said who they are, another one for accounts, and what machines

@@ -1,5 +1,5 @@
-"""What a client announces of an upload: a short list is read at once, a long one in a child (R13), because Python holds
-everything else up while it reads JSON (R14)."""
+"""What a client announces of an upload: a short list is read at once, a long one in a child (R13 Hostile content),
+because Python holds everything else up while it reads JSON (R14 Authority first)."""
 
 import base64
 import binascii

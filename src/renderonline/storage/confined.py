@@ -1,4 +1,5 @@
-"""Reading strangers' files in a child with limits (R13): their readers may crash, hang, or ask for all the memory.
+"""Reading strangers' files in a child with limits (R13 Hostile content): their readers may crash, hang, or ask for all
+the memory.
 
 One child serves many calls; it is started again after it died.
 """

@@ -1,4 +1,4 @@
-"""Is this file a whole picture, and what does it say of itself? Decoded in a child with limits (R13).
+"""Is this file a whole picture, and what does it say of itself? Decoded in a child with limits (R13 Hostile content).
 
 A picture comes from a renderer that a user's scene drives: its decoder may crash, hang or ask for all the memory, so
 it never runs in our own process.

@@ -1,4 +1,5 @@
-"""Reading files that must be what they were (R15): their digest is compared, once for as long as nobody touches them.
+"""Reading files that must be what they were (R15 Served as landed): their digest is compared, once for as long as
+nobody touches them.
 
 A file is remembered by its inode, size and ctime, which nobody can set back, unlike its times of modification. Another
 ctime means only that somebody must look again: landing, backups and hard links change it too.

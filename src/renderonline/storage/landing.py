@@ -1,4 +1,4 @@
-"""Results under their final names (R6 b), and the directories of attempts.
+"""Results under their final names (R6 Landing, step 2), and the directories of attempts.
 
 The bytes are linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
 still runs could write into a linked result. Nothing that a renderer made is followed: a symbolic link in an attempt's
@@ -33,7 +33,7 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def attempt_directory(download_path: str, attempt_id: int) -> str:
-    """Where an attempt writes: beside the tasks' directories, never inside one (R6)."""
+    """Where an attempt writes: beside the tasks' directories, never inside one (R6 Landing)."""
     return os.path.join(download_path, ATTEMPTS, str(attempt_id))
 
 

@@ -1,4 +1,5 @@
-"""Logs of attempts, as files beside the farm's data (R5.3): the head and the tail of each, at most about 8 MiB.
+"""Logs of attempts, as files beside the farm's data (R5.3 Progress and logs): the head and the tail of each, at most
+about 8 MiB.
 
     <directory>/<attempt>.log              from byte 0, at most `HEAD` bytes
     <directory>/<attempt>.tail/<offset>    the latest two pieces after it, at most `PIECE` bytes each

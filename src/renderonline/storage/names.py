@@ -181,7 +181,7 @@ def unused_folder(wanted: str, others: Iterable[str]) -> str:
 
 
 def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
-    """Create `<root>/<user_id>/<ticks>` exclusively; when the tick is taken, the next one (R4).
+    """Create `<root>/<user_id>/<ticks>` exclusively; when the tick is taken, the next one (R4.1 Submit once).
 
     A mark in `.incoming` says that no database row knows the directory yet: `keep` takes it away after the commit; of
     what a killed process left, `marked` tells.

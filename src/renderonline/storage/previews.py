@@ -1,8 +1,8 @@
 """Previews of pictures: small JPEGs that every browser shows at once, and where RenderAPI keeps them.
 
 `thumb` is for grids; `view` is made of formats that browsers can't show, with light brought into a screen's range.
-They are made by the child that has decoded the picture (R13), and only kept and served by RenderAPI. Losing one costs
-nothing but looks.
+They are made by the child that has decoded the picture (R13 Hostile content), and only kept and served by RenderAPI.
+Losing one costs nothing but looks.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""A ZIP that a user sent, taken apart in a child with limits (R13). What it says of itself is not believed: bytes are
-counted while they are written."""
+"""A ZIP that a user sent, taken apart in a child with limits (R13 Hostile content). What it says of itself is not
+believed: bytes are counted while they are written."""
 
 import stat
 import threading

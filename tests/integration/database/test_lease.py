@@ -1,4 +1,4 @@
-"""The lease: one RenderAPI for each database, however the holder ends (R10)."""
+"""The lease: one RenderAPI for each database, however the holder ends (R10 Standby)."""
 
 import os
 import signal

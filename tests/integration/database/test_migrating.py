@@ -291,7 +291,7 @@ def test_times_that_no_clock_has_shown_are_none() -> None:
     assert micros(datetime(2024, 8, 27, 20)) == int(datetime(2024, 8, 27, 20).timestamp() * 1e6)
 
 
-# -- tokens (R12)
+# -- tokens (R12 Tokens)
 
 
 def test_raw_tokens_of_an_adopted_database_stay_until_they_are_upgraded(db: Database, database_kind: str) -> None:

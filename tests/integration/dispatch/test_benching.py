@@ -1,4 +1,4 @@
-"""Machines on which chunks fail get nothing for a while (R1.5)."""
+"""Machines on which chunks fail get nothing for a while (R1.5 Machine blame)."""
 
 import dataclasses
 import time

@@ -1,4 +1,5 @@
-"""Machines that take work and do nothing with it, or never end it: the farm keeps the limits itself (R14)."""
+"""Machines that take work and do nothing with it, or never end it: the farm keeps the limits itself
+(R14 Authority first)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

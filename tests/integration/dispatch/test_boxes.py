@@ -53,7 +53,7 @@ async def test_machine_that_comes_back_with_a_weaker_box_does_not_get_what_was_m
     machine = await joined(rig, works=False, hello={"sandbox": "bwrap"})
     task_id = await rig.submit("1", needs=BOXED)
     await machine.given()
-    await machine.hang_up()  # before it stored the assignment: it is sent again at the next hello (R5.4)
+    await machine.hang_up()  # before it stored the assignment: it is sent again at the next hello (R5.4 Hello)
     machine.assigned.clear()
     machine.hello = {"sandbox": "landlock"}
     await machine.dial()

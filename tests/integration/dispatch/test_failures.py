@@ -1,4 +1,5 @@
-"""What follows from failures: tried again elsewhere, at most three times, then a plain reason (R1.4, R9)."""
+"""What follows from failures: tried again elsewhere, at most three times, then a plain reason (R1.4 Retries,
+R9 Scheduling)."""
 
 from collections.abc import AsyncIterator
 

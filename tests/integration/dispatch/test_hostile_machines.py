@@ -1,4 +1,4 @@
-"""A machine of the farm that lies: what it says has no effect beyond its own attempts (R14)."""
+"""A machine of the farm that lies: what it says has no effect beyond its own attempts (R14 Authority first)."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Links that break, machines that vanish or come back, and reports that come twice or late (R5)."""
+"""Links that break, machines that vanish or come back, and reports that come twice or late
+(R5 Attempts and reports)."""
 
 import asyncio
 import contextlib
@@ -258,7 +259,7 @@ async def test_machine_that_may_not_link_is_told_why(rig: Rig, change: dict[str,
 async def test_machine_of_the_version_before_works_and_an_older_one_is_told_what_to_install(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R5.4: N and N-1."""
+    """R5.6 Protocol versions: N and N-1."""
     monkeypatch.setattr(linked, "PROTOCOL", PROTOCOL + 1)
     before = await joined(rig)
     assert before.welcome is not None

@@ -1,4 +1,4 @@
-"""What a chunk lacks becomes the fewest ranges of exactly the missing frames (R4, decision 0007)."""
+"""What a chunk lacks becomes the fewest ranges of exactly the missing frames (R4.2 Chunk ranges, decision 0007)."""
 
 from typing import Any
 

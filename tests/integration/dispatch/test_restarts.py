@@ -1,4 +1,5 @@
-"""What a stop leaves half-way is settled at the next start (R6), and a broken database is survived (R3.2)."""
+"""What a stop leaves half-way is settled at the next start (R6 Landing), and a broken database is survived
+(R3.2 Repeatable operations)."""
 
 import asyncio
 import hashlib

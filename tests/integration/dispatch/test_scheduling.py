@@ -1,4 +1,5 @@
-"""Needs, limits, hours, reservations (R9): what the plan promises, with the database and real links in between."""
+"""Needs, limits, hours, reservations (R9 Scheduling): what the plan promises, with the database and real links in
+between."""
 
 import asyncio
 import time

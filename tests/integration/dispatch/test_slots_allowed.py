@@ -1,4 +1,4 @@
-"""A machine has as many slots as an operator allows, whatever it says (R14)."""
+"""A machine has as many slots as an operator allows, whatever it says (R14 Authority first)."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""v1 machines beside linked ones: whole tasks, files that are landed for them, a cut task made whole (R7.4, R4)."""
+"""v1 machines beside linked ones: whole tasks, files that are landed for them, a cut task made whole (R7.4 Whole tasks,
+R4.2 Chunk ranges)."""
 
 import asyncio
 import hashlib
@@ -149,7 +150,8 @@ async def test_task_that_was_inserted_by_hand_is_rendered(rig: Rig, node: Existi
 
 
 async def test_files_beside_the_scene_get_a_digest_when_a_v1_task_succeeds(rig: Rig, node: ExistingNode) -> None:
-    """Nobody names them and nobody lands them; what is known of them goes when they are rendered again (R15)."""
+    """Nobody names them and nobody lands them; what is known of them goes when they are rendered again
+    (R15 Served as landed)."""
     folder = rig.files / str(rig.user_id) / "638000000000000077"
     await asyncio.to_thread(folder.mkdir, parents=True)
     (folder / "a.scene").write_text("scene")

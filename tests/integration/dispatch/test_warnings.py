@@ -1,4 +1,4 @@
-"""What machines say that a person must know of a task's pictures stays with the task (R16)."""
+"""What machines say that a person must know of a task's pictures stays with the task (R16 No false success)."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,5 @@
-"""Existing nodes under our RenderAPI: every way in which one can misbehave ends every task right (R7)."""
+"""Existing nodes under our RenderAPI: every way in which one can misbehave ends every task right
+(R7 Existing nodes)."""
 
 import json
 
@@ -19,10 +20,10 @@ def test_a_task_is_rendered_by_an_existing_node(rig: Rig) -> None:
 
     start = node.starts[0]
     assert start.body["engineid"] == "stub"
-    assert 2**40 <= start.body["taskid"] < 2**53  # the attempt's id, never the task's (R7.1)
+    assert 2**40 <= start.body["taskid"] < 2**53  # the attempt's id, never the task's (R7.1 Attempt id on the wire)
     scene = str(rig.farm.directory_of(task_id) / "a.scene")
     argv = ["--record", str(rig.record), "--until", str(rig.gate), "--exit", "0", "--note", "two words", scene]
-    assert rig.runs[0]["argv"] == argv  # without the template's leading program name (R7.5)
+    assert rig.runs[0]["argv"] == argv  # without the template's leading program name (R7.5 Program name)
     shown = rig.client.info().json()["Tasks"][0]
     assert shown["Task"]["MachineId"] == 7
     assert shown["Render"]["Arguments"].startswith("stub --record")
@@ -121,7 +122,7 @@ def test_a_node_that_restarts_loses_its_task_and_gets_it_again(rig: Rig) -> None
 
 
 def test_a_task_that_was_lost_elsewhere_goes_to_another_node_only_when_the_first_is_idle(rig: Rig) -> None:
-    """R7.4: its renderer may still write."""
+    """R7.4 Whole tasks: its renderer may still write."""
     rig.add_node(1)
     rig.farm.start()
     task_id = rig.submit()
@@ -138,7 +139,7 @@ def test_a_task_that_was_lost_elsewhere_goes_to_another_node_only_when_the_first
 
 @pytest.mark.parametrize("other_task", [7, 2**41 + 7], ids=["somebody_elses", "like_one_of_ours"])
 def test_a_node_that_reports_another_task_completes_nothing(rig: Rig, other_task: int) -> None:
-    """Contract fault 8."""
+    """C4 Known faults, fault 8."""
     node = rig.add_node(1)
     task_id = rig.running_task()
     node.faults.claims_success_of = other_task

@@ -1,4 +1,4 @@
-"""What the existing system gets wrong (wire contract, section 4), and ours does not."""
+"""What the existing system gets wrong (C4 Known faults), and ours does not."""
 
 import contextlib
 import io
@@ -279,7 +279,8 @@ def test_fault_07_the_task_of_a_node_that_was_killed_is_tried_again(rig: Rig) ->
         rig.wait_for_run()
     wait_until(lambda: rig.farm.row(task_id)["is_running"] == 0, "end of what was lost")
     assert rig.farm.in_queue(task_id)
-    assert len(rig.runs) == 1  # perhaps its renderer still writes: it starts when the node has answered (R7.4)
+    # perhaps its renderer still writes: it starts when the node has answered (R7.4 Whole tasks)
+    assert len(rig.runs) == 1
     with node_process(rig, port):
         rig.wait_for_run(2)
         rig.release()

@@ -1,4 +1,4 @@
-"""A join code that was typed does not stay where every user of the computer can read it (R12)."""
+"""A join code that was typed does not stay where every user of the computer can read it (R12 Tokens)."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""SIGKILL of HPCServer, of its spawner, of both: no process is left, no report is lost (R5, R8)."""
+"""SIGKILL of HPCServer, of its spawner, of both: no process is left, no report is lost (R5 Attempts and reports,
+R8 Process trees)."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A real HPCServer on the link of a stand-in RenderAPI (R5)."""
+"""A real HPCServer on the link of a stand-in RenderAPI (R5 Attempts and reports)."""
 
 import hashlib
 import json

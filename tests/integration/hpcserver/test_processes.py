@@ -1,4 +1,4 @@
-"""The spawner with real processes (R8): starting, output, stopping, and leaving nothing behind."""
+"""The spawner with real processes (R8 Process trees): starting, output, stopping, and leaving nothing behind."""
 
 import asyncio
 import os

@@ -166,7 +166,7 @@ async def test_refusals_and_odd_files_are_told_and_not_repeated(held: Held, tmp_
 
 
 async def test_the_address_that_answers_is_found_among_several(held: Held) -> None:
-    """R10: one of several RenderAPIs dispatches."""
+    """R10 Standby: one of several RenderAPIs dispatches."""
     transfers = Transfers(Identity(f"http://127.0.0.1:9,{held.api.url}", held.machine_id, ""))
     with contextlib.closing(transfers):
         listed = await asyncio.to_thread(transfers.inputs, errand_of(held))

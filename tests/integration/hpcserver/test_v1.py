@@ -1,4 +1,4 @@
-"""The v1 role with real processes: atomic start, children that die too, nobody else's orders (contract section 1)."""
+"""The v1 role with real processes: atomic start, children that die too, nobody else's orders (C1 Render node)."""
 
 import asyncio
 import contextlib

@@ -68,7 +68,7 @@ async def test_inputs_are_listed_with_their_digests_and_fetched_in_ranges(held: 
 async def test_assignment_is_kept_while_its_files_move_and_taken_back_when_nothing_comes(
     tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RenderAPI counts what it serves and receives (R14)."""
+    """RenderAPI counts what it serves and receives (R14 Authority first)."""
     monkeypatch.setattr(services, "Patience", lambda: Patience(start_s=1.5))
     async with (
         renderapi(tmp_path / "data", connection_string=migrated_url, return_s=0.1) as api,
@@ -309,7 +309,7 @@ async def test_machine_sends_no_more_files_besides_than_an_attempt_may_have(
 
 
 async def test_preview_of_a_frame_that_another_attempt_landed_stays(held: Held) -> None:
-    """A lost attempt may still send what is missing (R5.5), and nothing else (R14)."""
+    """A lost attempt may still send what is missing (R5.5 Late results), and nothing else (R14 Authority first)."""
     data, assign = b"the frame", held.assign
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
     assert (await held.send("frame_0001.png", data)).status == 204

@@ -1,4 +1,5 @@
-"""Who is asking: tokens raw and hashed, several rows of one e-mail, changes by hand, and no query when hot (R12)."""
+"""Who is asking: tokens raw and hashed, several rows of one e-mail, changes by hand, and no query when hot
+(R12 Tokens)."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""What landed is what is served (R15, C2): a frame that somebody forged is handed out in no way, and named."""
+"""What landed is what is served (R15 Served as landed): a frame that somebody forged is handed out in no way, and
+named."""
 
 import asyncio
 import contextlib

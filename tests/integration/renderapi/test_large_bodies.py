@@ -1,4 +1,4 @@
-"""Bodies of megabytes: who sends them takes neither the memory nor the time of others (R14)."""
+"""Bodies of megabytes: who sends them takes neither the memory nor the time of others (R14 Authority first)."""
 
 import base64
 import contextlib

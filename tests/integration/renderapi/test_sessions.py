@@ -1,4 +1,4 @@
-"""Sessions of the web page (R11), and the page's files, with a real RenderAPI."""
+"""Sessions of the web page (R11 Web authority), and the page's files, with a real RenderAPI."""
 
 import asyncio
 import re

@@ -1,4 +1,5 @@
-"""What one user asks for that is slow: others wait no longer for it, and it ends when its client goes (R14)."""
+"""What one user asks for that is slow: others wait no longer for it, and it ends when its client goes
+(R14 Authority first)."""
 
 import asyncio
 import contextlib

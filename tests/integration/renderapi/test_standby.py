@@ -1,4 +1,5 @@
-"""Two RenderAPI on one MariaDB: one dispatches, the other stands by and takes over (R10). The database goes away."""
+"""Two RenderAPI on one MariaDB: one dispatches, the other stands by and takes over (R10 Standby). The database goes
+away."""
 
 import os
 import signal

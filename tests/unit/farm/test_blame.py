@@ -1,4 +1,4 @@
-"""When failures count against a machine, and when the farm benches it (R1.5)."""
+"""When failures count against a machine, and when the farm benches it (R1.5 Machine blame)."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Machines: status, awake time, and two programs with one secret (R1.3, R5.4)."""
+"""Machines: status, awake time, and two programs with one secret (R1.3 Silence, R5.7 One secret, one program)."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The plan against a reference that sorts everything, and the rules that matter one by one (R9)."""
+"""The plan against a reference that sorts everything, and the rules that matter one by one (R9 Scheduling)."""
 
 from collections import defaultdict
 from random import Random

@@ -1,4 +1,4 @@
-"""What becomes of a chunk when its attempt ends (R1.4, R5.5)."""
+"""What becomes of a chunk when its attempt ends (R1.4 Retries, R5.5 Late results)."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Statuses, transitions, counters (R2)."""
+"""Statuses, transitions, counters (R2 Task status)."""
 
 import itertools
 

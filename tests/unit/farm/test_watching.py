@@ -1,4 +1,4 @@
-"""What the farm itself watches of an attempt (R14)."""
+"""What the farm itself watches of an attempt (R14 Authority first)."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The machine's outbox (R5.2)."""
+"""The machine's outbox (R5.2 Outbox)."""
 
 import subprocess
 import sys

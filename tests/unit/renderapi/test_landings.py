@@ -1,4 +1,4 @@
-"""What a machine offers is held to what its attempt was asked for (R14)."""
+"""What a machine offers is held to what its attempt was asked for (R14 Authority first)."""
 
 from dataclasses import replace
 

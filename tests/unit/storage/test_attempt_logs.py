@@ -1,4 +1,4 @@
-"""Logs of attempts: resumed by offset, head and tail kept (R5.3)."""
+"""Logs of attempts: resumed by offset, head and tail kept (R5.3 Progress and logs)."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Files are compared with their digests, and again only when somebody has touched them (R15)."""
+"""Files are compared with their digests, and again only when somebody has touched them (R15 Served as landed)."""
 
 import hashlib
 import mmap

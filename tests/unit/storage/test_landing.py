@@ -1,4 +1,4 @@
-"""Files under their final names: linked, never replaced, never through a link (R6 b)."""
+"""Files under their final names: linked, never replaced, never through a link (R6 Landing, step 2)."""
 
 import hashlib
 import os
@@ -81,7 +81,7 @@ def digest(data: bytes) -> str:
 def test_file_that_is_named_is_replaced_in_one_step(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, *, crossing: bool
 ) -> None:
-    """R6: a result that is made again takes the place of the old one, which is never missing."""
+    """R6 Landing: a result that is made again takes the place of the old one, which is never missing."""
     if crossing:
         monkeypatch.setattr(landing.os, "link", no_link)
     (folders[1] / "frame.png").write_bytes(b"old")
@@ -100,7 +100,7 @@ def test_replacement_that_was_interrupted_is_done_again(folders: tuple[Path, Pat
 def test_try_beside_another_places_nothing_of_the_others(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R6: when one of two that land the same result says that it has landed, the whole file is there."""
+    """R6 Landing: when one of two that land the same result says that it has landed, the whole file is there."""
     written, beside = threading.Event(), threading.Event()
     ended = threading.Event()
 

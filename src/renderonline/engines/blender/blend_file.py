@@ -1,4 +1,4 @@
-"""The blocks of a .blend file, read without Blender: for the child that reads strangers' files (R13).
+"""The blocks of a .blend file, read without Blender: for the child that reads strangers' files (R13 Hostile content).
 
 A .blend (plain, gzip or zstd) is a list of blocks of memory; the last one, `DNA1`, says how the structs in the others
 are laid out. The file is gone through twice: for that block, then for the few kinds of blocks that are asked for. What

@@ -1,4 +1,5 @@
-"""What a .blend file says of itself, and the files that it needs: for the child that reads strangers' files (R13)."""
+"""What a .blend file says of itself, and the files that it needs: for the child that reads strangers' files
+(R13 Hostile content)."""
 
 import posixpath
 import re

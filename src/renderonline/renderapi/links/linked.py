@@ -1,9 +1,9 @@
-"""Linked machines: each dials us with one WebSocket (R5, `docs/reference/link.md`).
+"""Linked machines: each dials us with one WebSocket (R5 Attempts and reports, `docs/reference/link.md`).
 
 The first message is `hello`: who it is, what it can do, what it still holds. We answer what goes on, and send again
 what never arrived. From then on a link reads, applies and writes in tasks of its own. A machine that reads slowly or
 talks too much holds up nobody else: what waits to be sent and what waits to be applied is bounded, and log lines have a
-budget of their own, so that they never delay a report (R5.3).
+budget of their own, so that they never delay a report (R5.3 Progress and logs).
 """
 
 import asyncio
@@ -179,7 +179,7 @@ class Connection:
             self.send(link.Ack(self._applied_seq))
 
     def _take_progress(self, progress: link.Progress) -> None:
-        """Keep the newest progress of a live attempt of this machine (R5.3), as it may be shown."""
+        """Keep the newest progress of a live attempt of this machine (R5.3 Progress and logs), as it may be shown."""
         attempt = self._shared.memory.attempts.get(progress.attempt)
         if attempt is None:  # it ended just now
             return
@@ -211,7 +211,7 @@ class Connection:
             self._shared.wake()
 
     def _take_log(self, line: link.Log) -> None:
-        """Keep a piece of the log of an attempt that the machine has or had (R5.3)."""
+        """Keep a piece of the log of an attempt that the machine has or had (R5.3 Progress and logs)."""
         if line.attempt not in self._attempts:
             self._shared.reject(self.machine, line.attempt)
         elif line.text and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
@@ -348,7 +348,7 @@ class LinkedMachines:
         return row
 
     async def _check_alone(self, row: MachineRow, message: Hello) -> None:
-        """Two programs with one secret would close each other's links for ever (R5.4)."""
+        """Two programs with one secret would close each other's links for ever (R5.7 One secret, one program)."""
         instances, now = self._instances[row.machine_id], self._shared.clock.monotonic()
         latest, linked = instances.latest, self._open.get(row.machine_id)
         another = latest is not None and latest.instance != message.instance and now - latest.at <= ALTERNATION_S
@@ -435,7 +435,7 @@ class LinkedMachines:
 
 
 def _check_protocol(message: Hello) -> None:
-    """N and N-1 understand each other; others are told what to install (R5.4)."""
+    """N and N-1 understand each other; others are told what to install (R5.6 Protocol versions)."""
     if message.protocol in (PROTOCOL, PROTOCOL - 1) and message.protocol > 0:
         return
     side = "this machine's" if message.protocol < PROTOCOL else "the farm's"

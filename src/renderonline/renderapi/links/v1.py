@@ -1,4 +1,4 @@
-"""v1 machines: nodes of the existing system, asked and told over plain HTTP (R7, contract section 1).
+"""v1 machines: nodes of the existing system, asked and told over plain HTTP (R7 Existing nodes, C1 Render node).
 
 They have no fence, so we give them one: the number on their wire is the attempt's, a status counts only when it is
 about that number, and what can't be known is asked again before it is believed. Each machine has a task of its own,
@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 BUSY_S: Final = 1.0
 IDLE_S: Final = 5.0
 AGAIN_S: Final = 1.0
-"""A status that says something bad counts when one at least so much later says the same (R7.2)."""
+"""A status that says something bad counts when one at least so much later says the same (R7.2 Confirmed failure)."""
 REFUSAL_S: Final = 30.0
 """A machine that says it is idle and refuses a start because it is busy is left alone for so long."""
 _ELSEWHERE: Final = "It renders for somebody else."
@@ -44,8 +44,8 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
 
 class _Phase(StrEnum):
-    """`START`: to be started; `UNKNOWN`: a start was sent, and nobody knows what became of it (R7.3); `RUNNING`: its
-    start was answered, or a status said its number."""
+    """`START`: to be started; `UNKNOWN`: a start was sent, and nobody knows what became of it (R7.3 Unanswered start);
+    `RUNNING`: its start was answered, or a status said its number."""
 
     START = "start"
     UNKNOWN = "unknown"
@@ -204,7 +204,7 @@ class V1Machine:
         await self._reports.started(job.attempt_id)
 
     async def _settle_start(self, job: _Job, status: hpc.Status) -> None:
-        """The answer to a start was lost: what does the machine say it does (R7.3)?"""
+        """The answer to a start was lost: what does the machine say it does (R7.3 Unanswered start)?"""
         task = status.task
         if task is not None and task.task_id == job.attempt_id:
             await self._begun(job)
@@ -230,7 +230,7 @@ class V1Machine:
         await self._give_back(job, "the machine is busy with somebody else")
 
     async def _judge(self, job: _Job, status: hpc.Status) -> None:
-        """What a status says of our attempt; what is bad news must be said twice (R7.2)."""
+        """What a status says of our attempt; what is bad news must be said twice (R7.2 Confirmed failure)."""
         task = status.task
         if task is None:
             await self._finish(job, Ending(Outcome.LOST, reason="the machine was restarted"))

@@ -31,7 +31,7 @@ class Door(Enum):
     OPEN = "nothing"
     ACCOUNT = "any active account"
     ATTEMPT = "the token of the attempt in its path"
-    V1_ACCOUNT = "an account, by the headers email and token alone; `v1.routes` asks, in the contract's words (R11)"
+    V1_ACCOUNT = "an account, by the headers email and token alone (R11 Web authority); `v1.routes` asks"
     MACHINE = "the secret of a machine, in its hello; its link asks"
     NEARBY = "nothing on this computer, from elsewhere the permission to look after machines; `ops.metrics` asks"
 

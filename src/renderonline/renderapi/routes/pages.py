@@ -1,5 +1,5 @@
 """The web page: its files, read once and sent compressed with a policy that lets nothing foreign in; and its sessions
-(R11). Programs send the headers email and token instead."""
+(R11 Web authority). Programs send the headers email and token instead."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""`/renderapi/v1`: exactly the wire contract, and the keys that we add."""
+"""`/renderapi/v1`: exactly C2 RenderAPI, and the keys that we add."""
 
 import uuid
 from collections.abc import Awaitable, Callable

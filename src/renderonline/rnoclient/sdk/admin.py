@@ -26,7 +26,7 @@ class Admin:
         return self._send("PATCH", f"/users/{user_id:d}", fields)
 
     def new_token(self, user_id: int) -> str:
-        """A new token for the account; the old one ends. It is shown once and stored as a hash (R12)."""
+        """A new token for the account; the old one ends. It is shown once and stored as a hash (R12 Tokens)."""
         return str(self._send("POST", f"/users/{user_id:d}/token")["token"])
 
     def log_out(self, user_id: int) -> None:

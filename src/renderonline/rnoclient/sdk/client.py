@@ -72,7 +72,8 @@ class Client:
         deliver: str = "",
         progress: transfers.Progress | None = None,
     ) -> Task:
-        """Send a scene and put it into the queue; the task exists once, however often the network fails (R4).
+        """Send a scene and put it into the queue; the task exists once, however often the network fails
+        (R4.1 Submit once).
 
         `scene` is its name there, perhaps in folders (`shots/a.blend`; by default the file's), and `inputs` has the
         other files that it needs: names there -> files here. `progress` is first told what the farm has already.

@@ -49,7 +49,7 @@ class Busy(errors.NotAvailable):
 class Login:
     """Where a RenderAPI is and as whom to speak to it.
 
-    `url` may name several, separated by commas, of which one dispatches while the others stand by (R10).
+    `url` may name several, separated by commas, of which one dispatches while the others stand by (R10 Standby).
     `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed) trusts
     exactly the certificate with that digest and no other, whoever signed it.
 

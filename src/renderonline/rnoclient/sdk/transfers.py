@@ -29,7 +29,8 @@ Progress = Callable[[int, int], None]
 
 
 def send(connection: Connection, request: Mapping[str, Any], file: Path, progress: Progress | None) -> Reply:
-    """POST `file` with `request` to `/tasks`, repeated after a fault of the network: its key makes it count once (R4).
+    """POST `file` with `request` to `/tasks`, repeated after a fault of the network: its key makes it count once
+    (R4.1 Submit once).
 
     The file is a multipart form's second part, streamed from the disk.
     """

@@ -95,7 +95,7 @@ class _Job:
 def submit(
     connection: Connection, request: Json, files: Mapping[str, Path], means: Means, progress: Progress | None = None
 ) -> Reply:
-    """Send `files` (names there -> paths here) and submit `request`, which counts once (R4).
+    """Send `files` (names there -> paths here) and submit `request`, which counts once (R4.1 Submit once).
 
     The first call of `progress` says what the farm had already. `NotAvailable` when nothing arrives for `PATIENCE_S`.
     """

@@ -1,4 +1,4 @@
-"""On what a scene renders: Cycles on the graphics cards that it may use, or on the processor (R16).
+"""On what a scene renders: Cycles on the graphics cards that it may use, or on the processor (R16 No false success).
 
 Blender keeps the choice in a person's preferences, which have no place in a render: without this, Cycles renders on the
 processor whatever the scene says. Cards that the farm gave to this process alone are named in `RENDERONLINE_CARDS`.
