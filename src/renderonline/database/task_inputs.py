@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.schema import attempts, chunks, machines, results, tasks
+from renderonline.database.schema import attempts, machines, results, tasks
 from renderonline.database.submissions import add_inputs, list_inputs
 from renderonline.database.work_landing import ATTEMPTS
 from renderonline.database.work_sheet import result_keys
@@ -29,11 +29,8 @@ class Holder(NamedTuple):
     film: bool = False
 
 
-_HOLDER: Final = (
-    ATTEMPTS.add_columns(chunks.c.kind)
-    .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
-    .join(machines, machines.c.machine_id == attempts.c.machine_id)
-    .where(attempts.c.attempt_id == bindparam("attempt"), machines.c.secret_hash != "")
+_HOLDER: Final = ATTEMPTS.join(machines, machines.c.machine_id == attempts.c.machine_id).where(
+    attempts.c.attempt_id == bindparam("attempt"), machines.c.secret_hash != ""
 )
 _RESULTS: Final = select(results.c.name).where(results.c.task_id == bindparam("task"))
 _FRAMES: Final = select(results.c.name, *(results.c[name] for name in Landed._fields)).where(

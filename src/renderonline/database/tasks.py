@@ -371,20 +371,18 @@ def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
 
 def _has_status(status: TaskStatus) -> ColumnElement[bool]:
     """`farm.tasks.task_status` as a condition."""
-    if status is TaskStatus.CANCELED:
-        return tasks.c.canceled != 0
     live = tasks.c.chunks_assigned + tasks.c.chunks_running
     settled = tasks.c.chunks_waiting + live == 0
     bad = tasks.c.chunks_failed + tasks.c.chunks_canceled
     waits = and_(tasks.c.chunks_waiting > 0, live == 0)
-    condition = {
-        TaskStatus.FAILED: and_(settled, bad > 0),
-        TaskStatus.SUCCEEDED: and_(settled, bad == 0),
+    return {
+        TaskStatus.CANCELED: and_(settled, tasks.c.canceled != 0),
+        TaskStatus.FAILED: and_(settled, tasks.c.canceled == 0, bad > 0),
+        TaskStatus.SUCCEEDED: and_(settled, tasks.c.canceled == 0, bad == 0),
         TaskStatus.RUNNING: live > 0,
         TaskStatus.PAUSED: and_(waits, tasks.c.paused != 0),
         TaskStatus.QUEUED: and_(waits, tasks.c.paused == 0),
     }[status]
-    return and_(tasks.c.canceled == 0, condition)
 
 
 def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int, tuple[int, ...]]:

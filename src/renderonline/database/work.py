@@ -77,7 +77,7 @@ def submit_and_lease(
 
 def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
     task, chunk = sheet.tasks.get(new.task_id), sheet.chunks.get(new.chunk_id)
-    if task is None or chunk is None or task.canceled or task.paused or chunk.state is not ChunkState.WAITING:
+    if task is None or chunk is None or task.paused or chunk.state is not ChunkState.WAITING:
         return None
     return chunk if not new.whole or _make_whole(sheet, chunk) else None
 

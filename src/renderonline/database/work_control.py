@@ -187,7 +187,8 @@ def requeue_task(
     (`anew`) any, also ones that run or succeeded. Results that are wanted anew are dropped, but their files stay until
     the next ones have landed; a chunk that renders a wanted frame for the first time just now goes on.
 
-    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on.
+    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on; one
+    that was canceled is canceled again at the end, unless all of its canceled chunks are put back.
     `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
     """
     task = _theirs(connection, task_id, user_id)
@@ -208,7 +209,8 @@ def requeue_task(
         task.count(ChunkState(state), -number)
         task.count(ChunkState.WAITING, number)
     task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
-    task.canceled = task.paused = 0
+    task.paused = 0
+    task.canceled = int(task.canceled and task.counters.canceled > 0)
     if anew is not None and not any(anew):  # the warnings were about pictures that are all replaced
         task.warnings = telling.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
@@ -256,7 +258,8 @@ def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tup
 def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Film, user_id: int | None) -> Acted:
     """Have a film made of the frames that have landed; while others are still to come, another one when they are there.
 
-    A task that had ended counts against its user's queue limit again (`LimitReached`). `Conflict` without frames.
+    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was canceled is
+    canceled again at the end. `Conflict` without frames.
     """
     task = _theirs(connection, task_id, user_id)
     if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
@@ -277,7 +280,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
             new = {"chunk_id": reserve(connection, CHUNKS, 1), "task_id": task_id, **about}
             connection.execute(chunks.insert().values(new))
         task.count(ChunkState.WAITING, 1)
-    task.canceled = 0
+    task.canceled = int(task.canceled and task.counters.canceled > 0)
     return Acted(apply(connection, task, moment), stopped)
 
 

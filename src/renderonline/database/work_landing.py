@@ -14,7 +14,7 @@ from renderonline.database.rows import insert, update
 from renderonline.database.schema import attempts, chunks, renders, results, tasks
 from renderonline.database.work import token_fits
 from renderonline.database.work_sheet import STALE_HASH, result_keys
-from renderonline.farm.tasks import AttemptState, Outcome
+from renderonline.farm.tasks import SETTLED, AttemptState, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,13 @@ class Landing:
 
 
 ATTEMPTS: Final = (
-    select(attempts, tasks.c.user_id, tasks.c.canceled, tasks.c.results_in, renders.c.file_path, renders.c.file_name)
+    select(attempts, tasks.c.user_id, tasks.c.results_in, renders.c.file_path, renders.c.file_name, chunks.c.kind)
+    .add_columns(and_(tasks.c.canceled != 0, chunks.c.state.in_(SETTLED)).label("canceled"))
+    .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
     .join(tasks, tasks.c.task_id == attempts.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
 )
-"""Attempts with what is known of their tasks."""
+"""Attempts with what is known of their tasks. `canceled`: the task, and nobody has asked for this chunk since."""
 _OFFERING: Final = ATTEMPTS.where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 _KNOWN: Final = (
     select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))

@@ -155,7 +155,7 @@ _QUEUED: Final = (
         *(engines.c.name, engines.c.download_path, *(tasks.c[f"chunks_{state.value}"] for state in ChunkState)),
     )
     .select_from(_RENDERED)
-    .where(tasks.c.task_id.in_(select(queue.c.task_id)), tasks.c.canceled == 0)
+    .where(tasks.c.task_id.in_(select(queue.c.task_id)))
 )
 _WAITING: Final = select(
     chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage, chunks.c.kind

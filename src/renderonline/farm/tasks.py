@@ -105,11 +105,13 @@ class Counters:
 
 
 def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStatus:
-    """The status of a task; the first rule that holds decides (R2 Task status): `canceled` by its owner; every chunk
-    settled, and one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed."""
-    if canceled:
-        return TaskStatus.CANCELED
+    """The status of a task; the first rule that holds decides (R2 Task status): every chunk settled, and `canceled`
+    by its owner, or one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed.
+
+    A canceled task of which a film or some frames are made again is queued or running until these are settled."""
     if counters.settled:
+        if canceled:
+            return TaskStatus.CANCELED
         return TaskStatus.FAILED if counters.failed or counters.canceled else TaskStatus.SUCCEEDED
     if counters.live:
         return TaskStatus.RUNNING

@@ -7,14 +7,15 @@ import pytest
 
 from renderonline.database.schema import subscriptions
 from renderonline.database.submissions import NewChunk
+from renderonline.database.tasks import TaskView, Wanted, list_tasks
 from renderonline.database.work import assign
 from renderonline.database.work_loading import Attempt
 from renderonline.farm.errors import Conflict, LimitReached, NotFound
 from renderonline.farm.films import FILM_ENGINE, Film
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import Needs
-from renderonline.farm.tasks import ChunkKind
-from tests.support.dispatching import Rig, joined, until
+from renderonline.farm.tasks import ChunkKind, TaskStatus
+from tests.support.dispatching import Machine, Rig, joined, until
 
 BOTH = ("Fake", FILM_ENGINE)
 
@@ -190,3 +191,51 @@ async def test_a_v1_machine_that_takes_it_whole_leaves_the_film_to_others(rig: R
     kinds = [one.kind for one in await rig.chunks(row)]
     assert sorted(kinds) == ["film", "render"]
     await rig.assert_sound()
+
+
+async def canceled_after_one_frame(rig: Rig, machine: Machine) -> int:
+    task_id = await rig.submit("1-3", 1)
+    first = (await machine.given(1))[-1]
+    await machine.render(first.attempt)
+    await machine.all_acked()
+    second = (await machine.given(2))[-1]
+    await rig.control.cancel(task_id, user_id=rig.user_id)
+    await machine.exit(second.attempt, "canceled")
+    return task_id
+
+
+async def test_film_of_a_canceled_task_leaves_it_canceled(rig: Rig) -> None:
+    machine = await joined(rig, engines=BOTH, works=False)
+    task_id = await canceled_after_one_frame(rig, machine)
+    assert (await rig.control.film(task_id, Film("mp4"), user_id=rig.user_id)).status == "queued"
+    film = (await machine.given(3))[-1]
+    await machine.start(film.attempt)
+    await machine.all_acked()
+    assert [one.status for one in await _with_status(rig, TaskStatus.RUNNING)] == ["running"]
+    await machine.render(film.attempt)
+    await rig.ended(task_id)
+    assert "a.mp4" in await rig.landed(task_id)
+    assert [event["status"] for event in rig.events.of("task")][-1] == "canceled"
+    assert [one.task_id for one in await _with_status(rig, TaskStatus.CANCELED)] == [task_id]
+    await rig.assert_sound()
+    await rig.control.retry(task_id, user_id=rig.user_id)
+    machine.works = True
+    assert (await rig.ended(task_id)).is_success == 1
+    await rig.assert_sound()
+
+
+async def test_frame_of_a_canceled_task_that_is_rendered_again_leaves_it_canceled(rig: Rig) -> None:
+    machine = await joined(rig, engines=BOTH, works=False)
+    task_id = await canceled_after_one_frame(rig, machine)
+    await rig.control.requeue(task_id, frames="1", user_id=rig.user_id)
+    again = (await machine.given(3))[-1]
+    await machine.render(again.attempt)
+    row = await rig.ended(task_id)
+    assert (row.canceled, row.frames_done) == (1, 1)
+    assert [event["status"] for event in rig.events.of("task")][-1] == "canceled"
+    await rig.assert_sound()
+
+
+async def _with_status(rig: Rig, status: TaskStatus) -> tuple[TaskView, ...]:
+    page = await rig.database.read(lambda c: list_tasks(c, Wanted(status=status)))
+    return page.items
