@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam, select
 from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
-from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, load_facts
+from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, is_at_once, load_facts
 from renderonline.database.work_sheet import MAKE_STALE, AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
@@ -77,7 +77,9 @@ def submit_and_lease(
 
 def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
     task, chunk = sheet.tasks.get(new.task_id), sheet.chunks.get(new.chunk_id)
-    if task is None or chunk is None or task.paused or chunk.state is not ChunkState.WAITING:
+    if task is None or chunk is None or chunk.state is not ChunkState.WAITING:
+        return None
+    if task.paused and not is_at_once(chunk.kind, chunk.stage):
         return None
     return chunk if not new.whole or _make_whole(sheet, chunk) else None
 

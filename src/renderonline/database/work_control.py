@@ -259,7 +259,8 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     """Have a film made of the frames that have landed; while others are still to come, another one when they are there.
 
     A task that had ended counts against its user's queue limit again (`LimitReached`); one that was canceled is
-    canceled again at the end. `Conflict` without frames.
+    canceled again at the end. One that is paused stays so while frames are to come, but its film is made at once.
+    `Conflict` without frames.
     """
     task = _theirs(connection, task_id, user_id)
     if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
@@ -280,6 +281,8 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
             new = {"chunk_id": reserve(connection, CHUNKS, 1), "task_id": task_id, **about}
             connection.execute(chunks.insert().values(new))
         task.count(ChunkState.WAITING, 1)
+    if not rendering:
+        task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
     return Acted(apply(connection, task, moment), stopped)
 

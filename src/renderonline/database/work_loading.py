@@ -85,7 +85,8 @@ def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, T
 @dataclass(frozen=True, slots=True)
 class QueuedChunk:
     """A waiting chunk. `avoid`: machines on which it failed; `held_by`: the v1 machine that must answer first because
-    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of what the others give."""
+    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of what the others give; `at_once`: it was
+    asked for while frames were to come, so it is made also while its task is paused."""
 
     chunk_id: int
     place: int = 0
@@ -93,6 +94,7 @@ class QueuedChunk:
     avoid: frozenset[int] = frozenset()
     held_by: int | None = None
     film: bool = False
+    at_once: bool = False
 
 
 @dataclass(slots=True)
@@ -203,7 +205,8 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
         film = row.kind == ChunkKind.FILM
         if row.task_id not in stages or row.stage <= stages[row.task_id][film]:  # only the lowest that is not done
             avoid, held_by = old.get(row.chunk_id, (frozenset[int](), None))
-            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, avoid, held_by, film)
+            at_once = is_at_once(row.kind, row.stage)
+            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, avoid, held_by, film, at_once)
             waiting[row.task_id].append(chunk)
     begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
@@ -220,6 +223,11 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
         )
         for row in of(_QUEUED, tasks.c.task_id)
     )
+
+
+def is_at_once(kind: str, stage: int) -> bool:
+    """Whether a chunk makes a film that was asked for while frames were to come (`QueuedChunk.at_once`)."""
+    return kind == ChunkKind.FILM and stage == 0
 
 
 def film_needs(needs: Needs) -> Needs:

@@ -208,7 +208,7 @@ def _why_waiting(story: work.Story, shared: Shared) -> Iterable[str]:
         yield f"Is it really off? Then: renderonline retry {task_id}."
     elif (due := memory.next_try(task_id)) is not None:
         yield f"A part is tried again in {max(0.0, due - shared.clock.monotonic()):.0f} s."
-    if task is not None and task.may_start:
+    if task is not None and (task.may_start or memory.waits(task_id)):
         yield from _why_not_now(shared, task)
 
 
@@ -244,7 +244,7 @@ def stuck(shared: Shared, task_id: int, known: dict[tuple[str, Needs], str]) -> 
     """Why nothing of a task that waits can start, whatever becomes free, and what helps; "" when something can. `known`
     keeps what was found out about needs, for several tasks."""
     task, signatures = shared.memory.tasks.get(task_id), shared.memory.index.signatures_of(task_id)
-    if task is None or not task.may_start or not signatures:
+    if task is None or not signatures:
         return ""
     found = ""
     for one in signatures:

@@ -92,9 +92,7 @@ class Memory:
         task.begun = task.begun or bool(live)
         for other in task.waits_for:
             self._dependents[other].add(task.task_id)
-        if not task.may_start:
-            return
-        if plain is not None:
+        if plain is not None and task.may_start:
             self.index.add_bucket(plain, task.signature())
         for chunk_id in live:
             self.index.remove(chunk_id)
@@ -127,7 +125,7 @@ class Memory:
         (R1.3 Silence)."""
         task = self.tasks.get(task_id)
         live = (attempt.chunk_id for attempt in self._by_task.get(task_id, {}).values())
-        if task is None or not task.may_start or chunk.chunk_id in live:
+        if task is None or not (task.may_start or chunk.at_once) or chunk.chunk_id in live:
             return
         if chunk.avoid:
             task.recent = tuple(machine_id for machine_id in task.recent if machine_id not in chunk.avoid)

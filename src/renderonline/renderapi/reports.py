@@ -26,7 +26,7 @@ from renderonline.database.work import (
     token_fits,
 )
 from renderonline.database.work_landing import Landing, Offer
-from renderonline.database.work_loading import QueuedChunk, load_tokens
+from renderonline.database.work_loading import QueuedChunk, is_at_once, load_tokens
 from renderonline.farm import telling
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
@@ -228,8 +228,8 @@ class Reports:
         unfit = verdict.counts or verdict.failure in (NOT_STARTED, NO_RENDER_ENGINE)
         avoid = frozenset({attempt.machine_id} if unfit else ())
         held_by = attempt.machine_id if held else None
-        film = chunk.kind == ChunkKind.FILM
-        back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film)
+        film, at_once = chunk.kind == ChunkKind.FILM, is_at_once(chunk.kind, chunk.stage)
+        back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film, at_once)
         self._shared.memory.chunk_back(chunk.task_id, back)
 
     def tasks_changed(self, states: Iterable[TaskState]) -> None:

@@ -239,3 +239,55 @@ async def test_frame_of_a_canceled_task_that_is_rendered_again_leaves_it_cancele
 async def _with_status(rig: Rig, status: TaskStatus) -> tuple[TaskView, ...]:
     page = await rig.database.read(lambda c: list_tasks(c, Wanted(status=status)))
     return page.items
+
+
+async def test_film_of_a_paused_task_is_made_at_once_and_nothing_else(rig: Rig) -> None:
+    machine = await joined(rig, engines=BOTH, works=False)
+    task_id = await rig.submit("1-3", 1)
+    first = (await machine.given(1))[-1]
+    await rig.control.pause(task_id, user_id=rig.user_id)
+    await machine.render(first.attempt)
+    await machine.all_acked()
+    machine.works = True
+    await rig.control.film(task_id, Film("webm"), user_id=rig.user_id)
+
+    async def landed() -> bool:
+        return "a.webm" in await rig.landed(task_id)
+
+    await until(landed, "film")
+    await machine.all_acked()
+    assert len(machine.assigned) == 2
+    assert [one.status for one in await _with_status(rig, TaskStatus.PAUSED)] == ["paused"]
+    await rig.control.resume(task_id, user_id=rig.user_id)
+    assert (await rig.ended(task_id)).is_success == 1
+    await rig.assert_sound()
+
+
+async def test_film_of_a_paused_task_says_what_it_waits_for_and_survives_a_restart(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1-2", 1)
+    first = (await machine.given(1))[-1]
+    await rig.control.pause(task_id, user_id=rig.user_id)
+    await machine.render(first.attempt)
+    await machine.all_acked()
+    await rig.control.film(task_id, Film("webm"), user_id=rig.user_id)
+    reasons = " ".join(await rig.control.explain(task_id, user_id=rig.user_id))
+    assert "It is paused" in reasons
+    assert "no engine film" in reasons
+    await rig.restart()
+    maker = await joined(rig, engines=(FILM_ENGINE,))
+    await until(lambda: maker.assigned, "film")
+
+
+async def test_film_of_a_task_that_ended_while_paused_is_made_at_once(rig: Rig) -> None:
+    machine = await joined(rig, engines=BOTH, works=False)
+    task_id = await rig.submit("1", 1)
+    only = (await machine.given(1))[-1]
+    await rig.control.pause(task_id, user_id=rig.user_id)
+    machine.works = True
+    await machine.render(only.attempt)
+    await rig.ended(task_id)
+    await rig.control.film(task_id, Film("mp4"), user_id=rig.user_id)
+    assert (await rig.ended(task_id)).is_success == 1
+    assert "a.mp4" in await rig.landed(task_id)
+    await rig.assert_sound()
