@@ -17,7 +17,6 @@ from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver import enrolment
 from renderonline.hpcserver.card_rack import find_cards
-from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.settings import Settings
 from renderonline.sandbox.box import Found
 from renderonline.sandbox.probing import NoBox, probe
@@ -140,13 +139,13 @@ def _farm(home: Path, url: str, fingerprint: str) -> Finding:
     try:
         identity = enrolment.kept(home)
         if url and (identity is None or not identity.is_of(url)):
-            address = enrolment.base(url)
-            certificate = enrolment.fetch_certificate(address, fingerprint) if fingerprint else ""
-            identity = Identity(address, 0, "", certificate)
-        if identity is None:
+            identity, caller = None, enrolment.caller_of(url, fingerprint)
+        elif identity is not None:
+            caller = identity.caller()
+        else:
             return Finding("farm", "not joined yet: renderonline machine invite, on the farm, prints the line to type")
-        version = enrolment.asked_for_version(identity)
+        version = enrolment.version_at(caller)
     except RenderOnlineError as error:
         return Finding("farm", error.message, Level.ERROR)
-    joined = f", joined as machine {identity.machine_id}" if identity.machine_id else ", not joined yet"
-    return Finding("farm", f"{identity.url} answers (RenderOnline {version}){joined}")
+    joined = ", not joined yet" if identity is None else f", joined as machine {identity.machine_id}"
+    return Finding("farm", f"{caller.url} answers (RenderOnline {version}){joined}")

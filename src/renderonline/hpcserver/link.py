@@ -22,8 +22,8 @@ from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.runner import Runner
 from renderonline.protocol import link as wire
+from renderonline.protocol.calls import by_proxy, proxy_of
 from renderonline.protocol.codec import decode, encode
-from renderonline.protocol.tunnels import proxy_of, told
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +87,7 @@ class Link:
             delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
             delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
-            where = identity.url + told(identity.link_url)
+            where = identity.url + by_proxy(identity.link_url)
             log.warning("not linked, dialling again", url=where, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
@@ -101,7 +101,8 @@ class Link:
         way = None if proxy is None else proxy.url
         async with connect(identity.link_url, ssl=tls, proxy=way, **CONNECTION) as socket:
             if tls is not None:
-                identity.check_peer(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
+                certificate = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                identity.trust().check(identity.url, certificate)
             welcome = await self._greet(socket, identity.url)
             self._failures = 0
             sender = asyncio.create_task(_Sender(self, socket, welcome).run())

@@ -23,12 +23,12 @@ from urllib.parse import quote
 import structlog
 from blake3 import blake3
 
-from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import InputFile
 from renderonline.hpcserver.outcomes import Ending, failed, handed_back
 from renderonline.hpcserver.outputs import Bad, Good, inside
 from renderonline.hpcserver.surroundings import in_own_directories
-from renderonline.hpcserver.transfers import Errand, Refused, Stopped, Transfers
+from renderonline.hpcserver.transfers import Errand, Stopped, Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign
 
@@ -228,10 +228,10 @@ class Parcel:
                     pass
         except Stopped:
             return OVER
-        except Refused as error:
-            return OVER if error.answered == 409 else failed("no_input", str(error))
-        except InvalidRequest as error:
-            return failed("no_input", str(error))
+        except Conflict:
+            return OVER
+        except RenderOnlineError as error:
+            return failed("no_input", error.message)
         except OSError as error:
             return failed("no_space", f"The task's files can't be kept here: {error.strerror}.")
         return None
@@ -248,10 +248,10 @@ class Parcel:
             self._files.transfers.send(self.errand, f"outputs/{quote(found.name)}", path, headers)
         except Stopped:
             return OVER
-        except Refused as error:
-            return OVER if error.answered in (404, 409) else Bad(found.name, f"{found.name} was refused: {error}")
-        except InvalidRequest as error:
-            return Bad(found.name, str(error))
+        except (NotFound, Conflict):
+            return OVER
+        except RenderOnlineError as error:
+            return Bad(found.name, f"{found.name} was refused: {error.message}")
         except OSError as error:
             return Bad(found.name, f"{found.name} can't be read: {error.strerror}.")
         return None

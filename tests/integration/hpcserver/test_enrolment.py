@@ -13,6 +13,7 @@ import pytest
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable
 from renderonline.hpcserver import enrolment
+from renderonline.protocol.calls import Trust
 from renderonline.serving.directories import private_write
 from tests.support.pinned_certificates import Certificate
 
@@ -111,7 +112,7 @@ def test_refusals_are_told_and_nothing_is_stored(
 
 
 def test_nobody_there_is_told() -> None:
-    with pytest.raises(NotAvailable, match="does not answer"):
+    with pytest.raises(NotAvailable, match="nothing listens there"):
         enrolment.enrol(Path("/nowhere"), "http://127.0.0.1:1", code="c", name="m")
 
 
@@ -140,10 +141,10 @@ def test_pinned_certificate_is_trusted_and_no_other_one(tmp_path: Path) -> None:
     context = identity.tls()
     assert context is not None
     assert context.verify_mode == ssl.CERT_REQUIRED
-    identity.check_peer(certificate.der)
+    identity.trust().check(farm.url, certificate.der)
     for peer in (other.der, b"", None):
         with pytest.raises(NotAvailable):
-            identity.check_peer(peer)
+            identity.trust().check(farm.url, peer)
 
 
 @pytest.mark.parametrize("url", ["farm:5000", "ftp://farm", "http://", "http://u:p@farm", "https://farm?x=1", ""])
@@ -155,7 +156,7 @@ def test_addresses_that_are_none_are_refused(url: str) -> None:
 @pytest.mark.parametrize("fingerprint", ["", "sha256:", "sha1:" + "0" * 40, "z" * 64, "0" * 63])
 def test_fingerprints_that_are_none_are_refused(fingerprint: str) -> None:
     with pytest.raises(InvalidRequest, match="fingerprint"):
-        enrolment.fetch_certificate("https://127.0.0.1:1", fingerprint)
+        Trust.of(fingerprint=fingerprint)
 
 
 def test_broken_identity_file_says_what_to_do(tmp_path: Path) -> None:

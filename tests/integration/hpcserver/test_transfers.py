@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import PART, Errand, Refused, Stopped, Transfers
+from renderonline.hpcserver.transfers import PART, Errand, Stopped, Transfers
 from tests.faults.engine import DEFINITION
 from tests.faults.proxy import Proxy
 from tests.support.held_attempts import Held, held_attempt
@@ -154,15 +154,14 @@ async def test_refusals_and_odd_files_are_told_and_not_repeated(held: Held, tmp_
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(frame)
     with contextlib.closing(transfers):
-        with pytest.raises(Refused, match="not a file that this attempt"):
+        with pytest.raises(InvalidRequest, match="not a file that this attempt"):
             await asyncio.to_thread(transfers.send, errand, "outputs/other.png", frame, {"X-Digest": "0" * 64})
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequest, match="no regular file"):
             await asyncio.to_thread(transfers.send, errand, "outputs/frame_0001.png", pipe, {})
         with pytest.raises(OSError, match="symbolic"):
             await asyncio.to_thread(transfers.send, errand, "outputs/frame_0001.png", tmp_path / "link", {})
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(NotFound):
             await asyncio.to_thread(transfers.inputs, Errand(held.assign.attempt, "wrong"))
-        assert refused.value.answered == 404
 
 
 async def test_the_address_that_answers_is_found_among_several(held: Held) -> None:
@@ -195,3 +194,12 @@ async def test_pinned_certificate_is_the_only_one_that_is_told_the_token(tmp_pat
                 else:
                     with pytest.raises(Stopped):
                         await asking
+
+
+async def test_full_disk_of_this_machine_is_not_taken_for_the_network(held: Held) -> None:
+    handle = os.open("/dev/full", os.O_RDWR)
+    with contextlib.closing(Transfers(Identity(held.api.url, held.machine_id, ""))) as transfers:
+        fetching = asyncio.to_thread(transfers.fetch, errand_of(held, 2.0), "a.scene", len(SCENE), handle, set())
+        with pytest.raises(OSError, match="No space left"):
+            await fetching
+    os.close(handle)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from renderonline.farm import errors
-from renderonline.rnoclient.sdk.connection import UNREACHABLE, Connection, Login
+from renderonline.protocol.calls import UNREACHABLE
+from renderonline.rnoclient.sdk.connection import Connection, Login
 from tests.support.certificates import self_signed
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.scripted_server import Answer, ScriptedServer, free_port, in_turn
@@ -115,18 +116,16 @@ def test_connection_is_kept_for_reading() -> None:
     with ScriptedServer(in_turn(Answer())).running() as server:
         connection = connect(server)
         connection.call("GET", "/me")
-        kept = connection._kept
+        (kept,) = connection._idle
         connection.call("GET", "/me")
-        assert kept is not None
-        assert connection._kept is kept
+        assert connection._idle == [kept]
 
 
 def test_kept_connection_that_the_server_closed_is_replaced() -> None:
     with ScriptedServer(in_turn(Answer())).running() as server:
         connection = Connection(Login(server.url), patience_s=0)
         connection.call("GET", "/me")
-        assert connection._kept is not None
-        connection._kept.sock.shutdown(2)
+        connection._idle[0].sock.shutdown(2)
         assert connection.call("GET", "/me").status == 200
 
 

@@ -9,8 +9,9 @@ with Client(Login("http://farm:5000", "me@studio.org", token)) as farm:
     farm.download_results(task["task_id"], "shot")
 """
 
+from renderonline.protocol.calls import UNREACHABLE
 from renderonline.rnoclient.sdk.client import Client
-from renderonline.rnoclient.sdk.connection import UNREACHABLE, Login
+from renderonline.rnoclient.sdk.connection import Login
 from renderonline.rnoclient.sdk.types import ENDED, Item, Task
 
 __all__ = ["ENDED", "UNREACHABLE", "Client", "Item", "Login", "Task"]

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
-from renderonline.rnoclient.sdk.connection import Connection, Reply
+from renderonline.protocol.calls import Reply
+from renderonline.rnoclient.sdk.connection import Connection
 
 BLOCK: Final = 256 * 1024
 SEND_BLOCK: Final = 32 * 1024

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
-from renderonline.rnoclient.sdk.connection import Connection, Reply
+from renderonline.protocol.calls import Reply
+from renderonline.rnoclient.sdk.connection import Connection
 from renderonline.rnoclient.sdk.events import json_object
 from renderonline.rnoclient.sdk.notes import Notes
 from renderonline.rnoclient.sdk.transfers import SEND_TIMEOUT_S, Progress, answered

@@ -3,7 +3,7 @@
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.tunnels import Proxy, proxy_of
+from renderonline.protocol.calls import Proxy, proxy_of
 
 HTTPS = {"HTTPS_PROXY": "http://p:3128"}
 
