@@ -1,8 +1,9 @@
 """Frame ranges: reading what people write, cutting a task into chunks, naming what is still missing
 (R4.2 Chunk ranges).
 
-Frames are integers, negative ones too. The only module of `farm` that imports a package: `fileseq` knows the syntax
-that render people write (`1-100x5`, `1-10,20`, `1-10y3`, `10-1`, `1-10:3`).
+Frames are integers, negative ones too. Ranges are written as in the package fileseq, whose syntax render people know:
+`1-10,20` and `10-1`; `1-100x5` every fifth frame; `1-10y3` all frames except every third; `1-10:3` every third frame,
+then every second, then the rest.
 """
 
 import re
@@ -10,8 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Final
-
-from fileseq.frameset import FrameSet
 
 from renderonline.farm.errors import InvalidRequest
 
@@ -22,13 +21,10 @@ LARGEST_FRAME: Final = 2**31 - 1
 """What the database's column and every engine can hold."""
 
 _MAX_TEXT: Final = 65_536
-_MAX_SEARCHED: Final = 100
-"""Up to so many frames `covering` looks for ranges that interleave; that search is quadratic."""
-
 _FEW: Final = 20
 """Ranges that are looked through one by one."""
 
-_PART = re.compile(r"(-?\d{1,10})(?:-(-?\d{1,10})(?:[xy:](-?\d{1,10}))?)?", re.ASCII)
+_PART = re.compile(r"(-?\d{1,10})(?:-(-?\d{1,10})(?:([xy:])(-?\d{1,10}))?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +67,9 @@ def parse_frames(text: str) -> tuple[int, ...]:
     Takes fileseq's syntax and Blender's `1..5`. `InvalidRequest` when it can't be understood, names no frame or more
     than `MAX_FRAMES`.
     """
-    parts = _counted(text)
-    try:
-        frames = list(dict.fromkeys(chain.from_iterable(map(_of, parts))))
-    except ValueError as error:
-        raise _not_understood(text) from error
+    frames = _unique(chain.from_iterable(map(_of, _counted(text))))
+    if not frames:
+        raise _not_understood(text)
     if len(frames) > MAX_FRAMES:
         raise _too_many()
     return tuple(frames)
@@ -100,12 +94,19 @@ def _counted(text: str) -> list[re.Match[str]]:
 
 
 def _of(part: re.Match[str]) -> Iterable[int]:
-    """A part's frames; part by part, because fileseq's time grows with the square of their number. What is plainly a
-    range is none of its matters: it takes a hundred times as long."""
-    first, last, step = int(part[1]), int(part[2] or part[1]), int(part[3] or 1)
-    if step < 1 or "y" in part[0] or ":" in part[0]:
-        return map(int, FrameSet(part[0]))
-    return range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    """A part's frames in order; a range unless frames are left out (`y`) or come in turns (`:`)."""
+    first, last, step = int(part[1]), int(part[2] or part[1]), abs(int(part[4] or 1))
+    sign = 1 if first <= last else -1
+
+    def every(step: int) -> range:
+        return range(first, last + sign, sign * step)
+
+    if part[3] == "y":
+        return [frame for frame in every(1) if frame not in every(step)]
+    if part[3] == ":":
+        longest = min(step, len(every(1)))  # a longer step names the first frame only
+        return _unique(chain.from_iterable(map(every, range(longest, 0, -1))))
+    return every(step)
 
 
 def _parts(text: str) -> list[re.Match[str]]:
@@ -114,19 +115,19 @@ def _parts(text: str) -> list[re.Match[str]]:
     written = (part.replace(" ", "").replace("..", "-") for part in text.split(","))
     matches = [_PART.fullmatch(part) for part in written if part]
     parts = [match for match in matches if match is not None]
-    if not parts or len(parts) < len(matches):
+    if not parts or len(parts) < len(matches) or any(part[4] and not int(part[4]) for part in parts):
         raise _not_understood(text)
     return parts
 
 
 def _count(part: re.Match[str]) -> int:
-    """At most so many frames; exact but for `y`, which leaves some out."""
-    first, step = int(part[1]), int(part[3] or 1)
+    """How many frames a part has at most; exact except for `y`, which leaves some out."""
+    first, step = int(part[1]), int(part[4] or 1)
     last = int(part[2] or first)
     if max(abs(first), abs(last)) > LARGEST_FRAME:
         raise InvalidRequest(f"Frames lie between -{LARGEST_FRAME} and {LARGEST_FRAME}.")
     span = abs(last - first)
-    return span // abs(step) + 1 if step and "x" in part.group() else span + 1
+    return span // abs(step) + 1 if part[3] == "x" else span + 1
 
 
 def _not_understood(text: str) -> InvalidRequest:
@@ -164,20 +165,15 @@ def cut(frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
 
 
 def covering(frames: Iterable[int], *, steps: bool = True) -> tuple[FrameRange, ...]:
-    """The fewest ranges that hold exactly these frames, each once (R4.2 Chunk ranges).
+    """The fewest consecutive ranges that hold exactly these frames, each once (R4.2 Chunk ranges).
 
-    `steps`: the engine can be told a step; otherwise the ranges have no gaps. For more than a hundred frames ranges
-    don't interleave, which may give more of them than would be possible.
+    `steps`: whether the engine takes a step; otherwise the ranges have no gaps.
     """
     missing = sorted(set(frames))
-    if not steps:
-        together = groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0])
-        return tuple(_range([frame for _, frame in run]) for _, run in together)
-    plain = tuple(_range(run) for run in _runs(missing, 0))
-    if len(plain) < 3 or len(missing) > _MAX_SEARCHED:
-        return plain
-    woven = _woven(missing)
-    return woven if len(woven) < len(plain) else plain
+    if steps:
+        return cut(missing, 0)
+    together = groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0])
+    return tuple(_range([frame for _, frame in run]) for _, run in together)
 
 
 def first_last_middle(count: int) -> list[int]:
@@ -211,30 +207,3 @@ def _runs(frames: Sequence[int], limit: int) -> list[list[int]]:
 
 def _range(run: Sequence[int]) -> FrameRange:
     return FrameRange(min(run), max(run), abs(run[1] - run[0]) if len(run) > 1 else 1)
-
-
-def _woven(missing: Sequence[int]) -> tuple[FrameRange, ...]:
-    """Take the longest range again and again."""
-    left = set(missing)
-    ranges: list[FrameRange] = []
-    while left:
-        longest = _longest(left)
-        left.difference_update(longest.frames())
-        ranges.append(longest)
-    return tuple(sorted(ranges, key=lambda found: found.first))
-
-
-def _longest(left: set[int]) -> FrameRange:
-    ordered = sorted(left)
-    best = FrameRange(ordered[0], ordered[0])
-    for place, first in enumerate(ordered):
-        for second in ordered[place + 1 :]:
-            step = second - first
-            if first - step in left or first + step * len(best) > ordered[-1]:
-                continue  # seen from its start, or can't be longer
-            last = second
-            while last + step in left:
-                last += step
-            if (last - first) // step + 1 > len(best):
-                best = FrameRange(first, last, step)
-    return best

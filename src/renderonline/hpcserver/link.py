@@ -10,9 +10,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import orjson
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
@@ -116,11 +117,11 @@ class Link:
 
     async def _greet(self, socket: ClientConnection, url: str) -> wire.Welcome:
         full = (await asyncio.to_thread(self.load)).full
-        await socket.send(encode(replace(self.hello(), full=full)))
-        answer = decode(await asyncio.wait_for(socket.recv(), WELCOME_S), (wire.Welcome, wire.Refused))
+        await socket.send(encode(msgspec.structs.replace(self.hello(), full=full)))
+        text = await asyncio.wait_for(socket.recv(), WELCOME_S)
+        answer: wire.Welcome | wire.Refused = decode(text, wire.Welcome | wire.Refused)
         if isinstance(answer, wire.Refused):
             raise _refusal(answer)
-        assert isinstance(answer, wire.Welcome)
         self.runner.draining = ""
         self.runner.keep_only(answer.keep)
         self.runner.journal.acknowledge(answer.last_seq)
@@ -161,7 +162,7 @@ class Link:
         log.error("a message can't be understood", reason=str(error))
         with suppress(ValueError, KeyError, TypeError):
             content = orjson.loads(text)
-            if content["type"] == wire.Assign.type:
+            if content["type"] == "assign":
                 reason = f"The assignment can't be understood: {error}"
                 self.runner.refuse(int(content["attempt"]), str(content["token"]), reason)
 
@@ -219,7 +220,7 @@ class _Sender:
         while entries := await self._journal.after(self._sent):
             for seq, body in entries:
                 report: dict[str, Any] = orjson.loads(body)
-                if report["type"] == wire.Exited.type:
+                if report["type"] == "exited":
                     for piece in self._logs.finish(report["attempt"]):
                         await self._send(piece)
                 await self._socket.send(orjson.dumps({**report, "seq": seq}), text=True)

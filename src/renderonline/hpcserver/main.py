@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 import renderonline
@@ -135,7 +136,7 @@ class _Machine:
             desk = telemetry.Desk(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
-                hello=lambda: replace(hello, held=runner.held(), cards=rack.cards),
+                hello=lambda: msgspec.structs.replace(hello, held=runner.held(), cards=rack.cards),
                 load=lambda: telemetry.load(settings.home, runner.full or desk.why(), rack.loads()),
                 runner=runner,
                 on_welcome=lambda: self._home.say_ready(**known),

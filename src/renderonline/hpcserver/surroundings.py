@@ -8,9 +8,10 @@ import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from renderonline.hpcserver.process_table import KEY, MARK
 from renderonline.protocol.link import Assign

@@ -1,12 +1,14 @@
 """The link: what an HPCServer and RenderAPI say to each other over one WebSocket (`docs/reference/link.md`).
 
-Every message is one JSON text frame `{"type": …}` with the fields of one class below in snake_case.
+Every message is one JSON text frame `{"type": …}` with the fields of one class below in snake_case; the type is the
+name of the class in lower case.
 Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.6 Protocol versions).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
+
+from msgspec import Struct
 
 from renderonline.farm.cards import Card, CardLoad
 from renderonline.farm.more_results import NOTHING_MORE, MoreResults
@@ -20,8 +22,7 @@ SILENCE_S: Final = 30.0
 """A machine from which nothing was read for so long is gone (R1.3 Silence)."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOffer:
+class EngineOffer(Struct, frozen=True):
     """An engine that a machine can run: its name and the version its executable reported ("" if unknown). `renderers`:
     what it can render with, such as `CYCLES`; () when it does not say."""
 
@@ -30,8 +31,7 @@ class EngineOffer:
     renderers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HeldAttempt:
+class HeldAttempt(Struct, frozen=True):
     """An attempt that a machine still holds: it runs, or it has reports that were not acknowledged."""
 
     attempt: int
@@ -39,11 +39,9 @@ class HeldAttempt:
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True, tag=str.lower):
     """Machine -> RenderAPI, first message. `secret` was given at enrolment; `instance` is new at each start."""
 
-    type: ClassVar[str] = "hello"
     protocol: int
     machine_id: int
     secret: str
@@ -70,38 +68,32 @@ class Hello:
     """Its graphics cards; machines of an older version only name them, in `gpus`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine, answer to `Hello`. Everything held that is not in `keep` is to be killed; `last_seq` is the
     last report of this instance that was applied, `log_offsets` attempt -> the byte from which its log goes on."""
 
-    type: ClassVar[str] = "welcome"
     protocol: int
     keep: tuple[int, ...] = ()
     last_seq: int = 0
-    log_offsets: Mapping[str, int] = field(default_factory=dict)
+    log_offsets: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine, instead of `Welcome`; the link is closed afterwards. `final`: don't dial again."""
 
-    type: ClassVar[str] = "refused"
     code: str
     message: str
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedOutput:
+class ExpectedOutput(Struct, frozen=True):
     """A file that an attempt must write, relative to its directory; `frame` is null for what is not a frame."""
 
     name: str
     frame: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """When to end an attempt: 0 means no limit. `grace_s` is between SIGTERM and SIGKILL."""
 
     time_s: float = 0.0
@@ -110,8 +102,7 @@ class Limits:
     grace_s: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine: run this. Idempotent by `attempt`; stored by the machine before anything starts
     (R5.1 Stored assignment).
 
@@ -135,7 +126,6 @@ class Assign:
     machine gives it others.
     """
 
-    type: ClassVar[str] = "assign"
     attempt: int
     token: str
     task: int
@@ -146,9 +136,9 @@ class Assign:
     inputs: tuple[str, ...] = ()
     expected: tuple[ExpectedOutput, ...] = ()
     frames: tuple[int, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = {}
+    limits: Limits = Limits()
+    reading: Mapping[str, Any] = {}
     root: str = ""
     mark: str = ""
     mark_token: str = ""
@@ -162,33 +152,26 @@ class Assign:
     draws: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine: end this attempt; its `Exited` follows with outcome `canceled`."""
 
-    type: ClassVar[str] = "cancel"
     attempt: int
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine: take nothing new; `exit` ends the program when the running attempts are done."""
 
-    type: ClassVar[str] = "drain"
     exit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine: every report of this instance up to `seq` is committed."""
 
-    type: ClassVar[str] = "ack"
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
+class _Report(Struct, frozen=True, tag=str.lower):
     """Machine -> RenderAPI, kept until it is acknowledged. `at_us`: the machine's clock, microseconds since 1970."""
 
     seq: int
@@ -197,36 +180,30 @@ class _Report:
     at_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Started(_Report):
+class Started(_Report, frozen=True):
     """Report: the engine's process exists."""
 
-    type: ClassVar[str] = "started"
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result(_Report):
+class Result(_Report, frozen=True):
     """Report: a file is complete and checked on the machine. `name` is relative to the attempt's directory, `digest`
     is BLAKE2b-256 in hex, `crc32` unsigned, `facts` what the picture says of itself (`storage.images.ImageCheck`)."""
 
-    type: ClassVar[str] = "result"
     name: str
     size: int
     digest: str
     crc32: int
     frame: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Exited(_Report):
+class Exited(_Report, frozen=True):
     """Report: the attempt is over; no further report of it follows. `outcome` is an `Outcome` other than `lost`;
     `failure` a class of the engine's definition (`scene`, `crash`, `out_of_memory`, `missing_output`, `bad_output`,
     `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: what the engine said that a person must know
     (R16 No false success)."""
 
-    type: ClassVar[str] = "exited"
     outcome: str
     exit_code: int | None = None
     failure: str = ""
@@ -235,12 +212,10 @@ class Exited(_Report):
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True, tag=str.lower):
     """Machine -> RenderAPI: the newest value only; may be lost (R5.3 Progress and logs). `fraction` is of the attempt,
     0 to 1."""
 
-    type: ClassVar[str] = "progress"
     attempt: int
     fraction: float
     frame: int | None = None
@@ -248,21 +223,17 @@ class Progress:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(Struct, frozen=True, tag=str.lower):
     """Machine -> RenderAPI: bytes of an attempt's log from `offset`, as UTF-8 text (R5.3 Progress and logs)."""
 
-    type: ClassVar[str] = "log"
     attempt: int
     offset: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True, tag=str.lower):
     """Machine -> RenderAPI every `HEARTBEAT_S`. `cards`: how its graphics cards are doing."""
 
-    type: ClassVar[str] = "heartbeat"
     load: float = 0.0
     memory_free_mib: int = 0
     disk_free_mib: int = 0

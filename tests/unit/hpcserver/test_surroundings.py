@@ -1,10 +1,10 @@
 """The environment of engines."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from renderonline.hpcserver.process_table import MARK
 from renderonline.hpcserver.surroundings import (

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from enum import StrEnum
-from typing import Any, ClassVar, Optional, get_args, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from renderonline.engines.definition import Pattern, ReadingRules
 from renderonline.farm.errors import InvalidRequest
@@ -55,25 +55,21 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def _instances(cls: type) -> st.SearchStrategy[Any]:
-    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls)}
-    return st.builds(cls, **{name: _of(hint) for name, hint in hints.items()})
+    hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls)] if is_dataclass(cls) else cls.__struct_fields__
+    return st.builds(cls, **{name: _of(hints[name]) for name in names})
 
 
 @given(st.data())
-@pytest.mark.parametrize("cls", MESSAGES, ids=lambda cls: cls.type)
+@pytest.mark.parametrize("cls", MESSAGES, ids=lambda cls: cls.__name__)
 def test_every_message_of_the_link_survives_the_wire(cls: Any, data: st.DataObject) -> None:
     message = data.draw(_instances(cls))
     text = encode(message)
-    assert text.isascii()
     assert "\n" not in text
-    assert json.loads(text)["type"] == cls.type
+    assert json.loads(text)["type"] == cls.__name__.lower()
     known = FromMachine if cls in get_args(FromMachine) else FromRenderAPI
     assert decode(text, known) == message
-    assert decode(text.encode(), MESSAGES) == message
-
-
-def test_types_of_messages_differ() -> None:
-    assert len({cls.type for cls in MESSAGES}) == len(MESSAGES)
+    assert decode(text.encode(), FromMachine | FromRenderAPI) == message
 
 
 def test_reading_rules_survive_as_a_mapping() -> None:
@@ -81,33 +77,26 @@ def test_reading_rules_survive_as_a_mapping() -> None:
     assert from_wire(ReadingRules, json.loads(json.dumps(to_wire(rules)))) == rules
 
 
-class Colour(StrEnum):
-    RED = "red"
-
-
 @dataclass(frozen=True)
 class Inner:
     number: float
 
 
-@dataclass(frozen=True)
-class Outer:
-    type: ClassVar[str] = "outer"
+class Outer(Struct, frozen=True):
     name: str
-    colour: Colour = Colour.RED
     inner: Inner | None = None
-    maybe: Optional[int] = None  # noqa: UP045 (the old spelling is read too)
+    maybe: int | None = None
+    either: str | int = ""
     many: tuple[Inner, ...] = ()
-    named: Mapping[str, int] = field(default_factory=dict)
+    named: Mapping[str, int] = {}
     anything: Any = None
     yes: bool = True
 
 
-def test_nested_values_enums_and_sets_are_written_plainly() -> None:
+def test_nested_values_and_sets_are_written_plainly() -> None:
     wire = to_wire(Outer("n", inner=Inner(1.5), named={"a": 1}, anything=frozenset({2})))
     assert wire["inner"] == {"number": 1.5}
-    assert (wire["type"], wire["colour"], wire["named"], wire["anything"]) == ("outer", "red", {"a": 1}, [2])
-    assert type(wire["colour"]) is str
+    assert (wire["named"], wire["anything"]) == ({"a": 1}, [2])
 
 
 def test_unknown_keys_are_ignored_and_defaults_filled_in() -> None:
@@ -122,23 +111,23 @@ def test_unknown_keys_are_ignored_and_defaults_filled_in() -> None:
         ({"name": 1}, "Outer.name must be text"),
         ({"name": None}, "Outer.name must be text"),
         ({"name": "\ud800"}, "Outer.name must be text without lone surrogates"),
-        ({"name": "n", "colour": "blue"}, "Outer.colour must be one of red"),
-        ({"name": "n", "colour": []}, "Outer.colour must be one of red"),
+        ({"name": "n", "either": 1.5}, "Outer.either must be (text or a whole number|a whole number or text)"),
         ({"name": "n", "inner": {"number": "1"}}, "Outer.inner.number must be a number"),
         ({"name": "n", "inner": {"number": True}}, "Outer.inner.number must be a number"),
-        ({"name": "n", "inner": {"number": 10**300}}, "Outer.inner.number must be a number"),
+        ({"name": "n", "inner": {"number": 10**300}}, "Outer.inner.number must be a number of at most 64 bits"),
         ({"name": "n", "inner": {"number": float("nan")}}, "Outer.inner.number must be a number"),
         ({"name": "n", "inner": {}}, "Outer.inner.number is missing"),
         ({"name": "n", "maybe": 1.0}, "Outer.maybe must be a whole number"),
         ({"name": "n", "maybe": True}, "Outer.maybe must be a whole number"),
-        ({"name": "n", "maybe": 2**63}, "Outer.maybe must be a whole number"),
+        ({"name": "n", "maybe": 2**63}, "Outer.maybe must be a number of at most 64 bits"),
         ({"name": "n", "many": {}}, "Outer.many must be a list"),
         ({"name": "n", "many": [{"number": 1}, 2]}, r"Outer.many\[1\] must be an object"),
         ({"name": "n", "named": []}, "Outer.named must be an object"),
-        ({"name": "n", "named": {"a": "1"}}, "Outer.named.a must be a whole number"),
+        ({"name": "n", "named": {"b": 2, "a": "1"}}, "Outer.named.a must be a whole number"),
         ({"name": "n", "named": {"\ud800": 1}}, "Outer.named must be text without"),
+        ({"name": "\u0106\udfff"}, "Outer.name must be text without"),
         ({"name": "n", "yes": 1}, "Outer.yes must be true or false"),
-        ({"name": "n", "anything": {"a": ["\ud800"]}}, "Outer.anything must be text without"),
+        ({"name": "n", "anything": {"a": ["\ud800"]}}, r"Outer.anything.a\[0\] must be text without"),
         ({"name": "n", "anything": 10**400}, "Outer.anything must be a number"),
     ],
 )
@@ -160,13 +149,13 @@ def test_a_whole_number_is_taken_where_a_fraction_is_wanted() -> None:
 
 def test_values_may_not_be_nested_without_end() -> None:
     deep: Any = 1
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         deep = [deep]
     with pytest.raises(InvalidRequest, match="nested more than 32 levels"):
         from_wire(Outer, {"name": "n", "anything": deep})
     with pytest.raises(InvalidRequest, match="nested"):
         from_wire(Outer, {"name": "n", "anything": {"a": deep}})
-    assert from_wire(Outer, {"name": "n", "anything": deep[0]}).anything == deep[0]
+    assert from_wire(Outer, {"name": "n", "anything": deep[0][0]}).anything == deep[0][0]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +192,7 @@ def test_no_values_make_anything_but_invalid_request_or_a_message(data: dict[str
         assert "Heartbeat.load" in refused.message  # noqa: PT017
 
 
-def test_a_number_that_is_none_is_never_written() -> None:
-    with pytest.raises(ValueError):
-        encode(Progress(1, float("nan")))
+def test_number_that_is_not_finite_is_written_as_null_and_refused_by_the_reader() -> None:
+    text = encode(Progress(1, float("nan")))
+    with pytest.raises(InvalidRequest, match=r"progress\.fraction must be a number"):
+        decode(text, FromMachine)

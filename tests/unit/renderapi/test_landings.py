@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.more_results import MoreResults
@@ -44,7 +45,7 @@ def test_files_of_attempts_that_ended_long_ago_take_no_memory() -> None:
     """A machine has the tokens of all its attempts, and may send files for them again."""
     besides = Besides(most_names=10)
     for attempt in range(100):
-        order = replace(ORDER, assign=replace(ASSIGN, attempt=attempt, more=MoreResults(take=("*",), files=3)))
+        order = replace(ORDER, assign=structs.replace(ASSIGN, attempt=attempt, more=MoreResults(take=("*",), files=3)))
         for name in "abc":
             besides.admit(order, name, 10)
     assert sum(map(len, besides._bounds.values())) <= 10

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -26,7 +26,7 @@ from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
-from renderonline.protocol.codec import decode, encode
+from renderonline.protocol.codec import decode, encode, to_wire
 from renderonline.protocol.link import PROTOCOL, Hello, Refused
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.memory import LiveAttempt
@@ -44,6 +44,8 @@ _MOST_HELD: Final = 10_000
 _MOST_OFFERS: Final = 256
 _LONGEST_TEXT: Final = 500
 _LONGEST_INSTANCE: Final = 64
+_NO_FACTS: Final = ("type", "secret", "held", "instance")
+"""Fields of a hello that say nothing of the machine."""
 MAX_MESSAGE: Final = 1024 * 1024
 """Characters of one message; whoever sends more is cut off."""
 MAX_APPLIED: Final = 256
@@ -199,7 +201,7 @@ class Connection:
         """Note load and whether the machine can still write."""
         check_cards(heartbeat.cards)
         before = self.machine.ability
-        self.machine.load = asdict(heartbeat)
+        self.machine.load = to_wire(heartbeat)
         if heartbeat.cards:
             self.machine.describe()
         if self.machine.ability != before:
@@ -323,8 +325,7 @@ class LinkedMachines:
             await asyncio.wait([asyncio.create_task(one.ended.wait()) for one in connections], timeout=_CLOSING_S)
 
     async def _greet(self, socket: WebSocket, text: str) -> Connection:
-        message = decode(text, (Hello,))
-        assert isinstance(message, Hello)
+        message: Hello = decode(text, Hello)
         row = await self._authenticated(message)
         _check_protocol(message)
         _check_sizes(message)
@@ -364,7 +365,7 @@ class LinkedMachines:
 
     async def _attach(self, socket: WebSocket, message: Hello) -> Connection:
         shared, machine_id = self._shared, message.machine_id
-        facts = {key: value for key, value in asdict(message).items() if key not in ("secret", "held", "instance")}
+        facts = {key: value for key, value in to_wire(message).items() if key not in _NO_FACTS}
         operation = partial(
             hello, machine_id=machine_id, instance=message.instance, facts=facts, now_us=shared.now().us
         )
