@@ -12,7 +12,6 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, case, func, se
 
 from renderonline.database import ids
 from renderonline.database.accounts import has_admin
-from renderonline.database.projection import ENDED
 from renderonline.database.rows import AnyRow
 from renderonline.database.schema import (
     attempts,
@@ -29,6 +28,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
+from renderonline.database.work_sheet import ENDED
 from renderonline.farm.accounts import TOKEN_PREFIX
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Counters, TaskStatus, task_status
 

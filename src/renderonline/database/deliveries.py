@@ -8,10 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, select
 
-from renderonline.database.projection import Moment, TaskState, apply, look
 from renderonline.database.rows import insert, update
 from renderonline.database.schema import deliveries, renders, results, tasks
-from renderonline.database.work_sheet import name_hash
+from renderonline.database.work_sheet import Moment, Sheet, TaskState, name_hash
 
 _MOST_DIGESTS: Final = 20
 """Files that were begun to be delivered under one name and may lie there, because a stop came before the row."""
@@ -100,8 +99,8 @@ def end_delivery(
 
 def warn_of_delivery(connection: Connection, task_id: int, moment: Moment, warning: str) -> TaskState | None:
     """Keep a warning with the task; None when it is gone."""
-    task = look(connection, task_id, lock=True)
-    if task is None:
+    sheet = Sheet(connection, moment)
+    if sheet.lock_task(task_id) is None:
         return None
-    task.warn((warning,))
-    return apply(connection, task, moment)
+    sheet.task(task_id).warn((warning,))
+    return sheet.flush()[0]

@@ -1,4 +1,4 @@
-"""Tasks, chunks, attempts and results: reading them. Writing is `submissions`, `work` and `projection`.
+"""Tasks, chunks, attempts and results: reading them. `submissions`, `work` and `work_control` write them.
 
 Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next one.
 """

@@ -13,11 +13,19 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.projection import Moment, TaskState
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
 from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, is_at_once, load_facts
-from renderonline.database.work_sheet import MAKE_STALE, AttemptRow, ChunkRow, Sheet, landed_among, landed_frames
+from renderonline.database.work_sheet import (
+    MAKE_STALE,
+    AttemptRow,
+    ChunkRow,
+    Moment,
+    Sheet,
+    TaskState,
+    landed_among,
+    landed_frames,
+)
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome
@@ -126,7 +134,7 @@ def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
     others = chunks.delete().where(chunks.c.task_id == task_id, chunks.c.chunk_id != chunk.chunk_id)
     removed = connection.execute(others.where(chunks.c.kind == ChunkKind.RENDER.value)).rowcount
     sheet.reshape(chunk, ranges[0] if ranges else None)
-    sheet.task(task_id).count(ChunkState.WAITING, -removed)
+    sheet.task(task_id).add(ChunkState.WAITING, -removed)
     return True
 
 
@@ -365,7 +373,7 @@ class _Applier:
             stopped = f"the task stopped early, because {now.failed} of its {total} parts failed"
             verdict = Verdict(ChunkState.CANCELED, Outcome.CANCELED, reason=stopped)
             self._supersede(attempts.c.task_id == task.task_id, verdict)
-            sheet.cancel_waiting(task.task_id, stopped)
+            sheet.move_all(task.task_id, (ChunkState.WAITING,), ChunkState.CANCELED, reason=stopped)
             reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
         if chunk.kind != ChunkKind.FILM or not task.reason:  # why it has no frames tells more
             task.reason = reason

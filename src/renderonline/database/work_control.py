@@ -4,21 +4,19 @@ row, that can be repeated.
 `user_id` is whose the task must be (None: anybody's); `NotFound` when it is not there or not theirs.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from renderonline.database.ids import CHUNKS, reserve
-from renderonline.database.projection import Moment, TaskState, apply, look
 from renderonline.database.retention import may_go
 from renderonline.database.rows import frames_of, json_object, portions, update
 from renderonline.database.schema import attempts, chunks, deliveries, inputs, queue, renders, results, tasks, waits_for
 from renderonline.database.submissions import check_limit
 from renderonline.database.work_loading import BLOCKED
-from renderonline.database.work_sheet import MAKE_STALE
+from renderonline.database.work_sheet import MAKE_STALE, Moment, Sheet, TaskState, look
 from renderonline.farm import telling
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.films import Film
@@ -29,7 +27,7 @@ CONDEMNED: Final = 2
 """The value of `tasks.canceled` while a task is being deleted: its files may be gone, so its rows must follow."""
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
 _BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
-_FRESH: Final = {"state": ChunkState.WAITING.value, "tries": 0, "not_before_us": 0, "reason": None}
+_FRESH: Final = {"tries": 0, "not_before_us": 0, "reason": None}
 _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "of_frame", "state"))).where(
     results.c.state.in_(("landing", "landed"))
 )
@@ -62,37 +60,28 @@ def cancel_task(
     connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, queued: bool = False
 ) -> Acted:
     """Take a task from the queue; `Conflict` (code `not_in_queue`) when it ended otherwise, or (`queued`) at all."""
-    task = _theirs(connection, task_id, user_id)
+    sheet, task = _opened(connection, task_id, moment, user_id)
     if task.ended and (queued or not task.canceled):
         raise Conflict(f"Task with identifier {task_id} is not in the queue.", code="not_in_queue")
-    return Acted(task) if task.ended else _cancel(connection, task, moment)
+    return Acted(task) if task.ended else _cancel(sheet, task)
 
 
-def _cancel(connection: Connection, task: TaskState, moment: Moment, mark: int = 1, reason: str = "Canceled.") -> Acted:
-    stopped = _stop(connection, attempts.c.task_id == task.task_id, moment, "the task was canceled")
-    _move(connection, task, _OPEN, ChunkState.CANCELED)
+def _cancel(sheet: Sheet, task: TaskState, mark: int = 1, reason: str = "Canceled.") -> Acted:
+    stopped = _stop(sheet, attempts.c.task_id == task.task_id, "the task was canceled")
+    sheet.move_all(task.task_id, _OPEN, ChunkState.CANCELED)
     task.canceled, task.reason = mark, reason
-    return Acted(apply(connection, task, moment), stopped)
+    sheet.flush()
+    return Acted(task, stopped)
 
 
-def _stop(connection: Connection, which: Any, moment: Moment, reason: str) -> tuple[Stopped, ...]:
+def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[Stopped, ...]:
     """End the live ones of these attempts; that is no failure."""
-    stopped = _attempts(connection, which & (attempts.c.state != AttemptState.ENDED.value))
-    ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": moment.us}
+    stopped = _attempts(sheet.connection, which & (attempts.c.state != AttemptState.ENDED.value))
+    ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": sheet.moment.us}
     if stopped:
         by_id = attempts.c.attempt_id.in_([one.attempt_id for one in stopped])
-        connection.execute(attempts.update().where(by_id).values(**ended, reason=reason))
+        sheet.connection.execute(attempts.update().where(by_id).values(**ended, reason=reason))
     return stopped
-
-
-def _move(connection: Connection, task: TaskState, old: Collection[ChunkState], new: ChunkState) -> None:
-    """Give the chunks of a task that are in these states another one."""
-    which = (chunks.c.task_id == task.task_id) & chunks.c.state.in_(old)
-    connection.execute(chunks.update().where(which).values(state=new.value))
-    for state in old:
-        number = getattr(task.counters, state.value)
-        task.count(state, -number)
-        task.count(new, number)
 
 
 def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
@@ -122,11 +111,11 @@ def condemn_task(
 
     It can be repeated: what is marked and still there was interrupted between the steps (`list_condemned`).
     """
-    task = _theirs(connection, task_id, user_id)
+    sheet, task = _opened(connection, task_id, moment, user_id)
     if only_ended and not may_go(connection, task_id):
         raise Conflict(f"Task {task_id} is still needed.")
     had_ended = task.ended
-    canceled = _cancel(connection, task, moment, CONDEMNED, "It is being deleted.")
+    canceled = _cancel(sheet, task, CONDEMNED, "It is being deleted.")
     files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
     scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
@@ -160,22 +149,23 @@ def pause_task(
     connection: Connection, task_id: int, moment: Moment, *, paused: bool, now: bool = False, user_id: int | None
 ) -> Acted:
     """Start nothing new of a task, or go on; `now`: what runs is stopped and waits. `Conflict` when it has ended."""
-    task = _theirs(connection, task_id, user_id)
+    sheet, task = _opened(connection, task_id, moment, user_id)
     if task.ended:
         raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
-    task.paused = int(paused)
+    sheet.task(task_id).paused = int(paused)
     stopped: tuple[Stopped, ...] = ()
     if now and task.counters.live:
-        stopped = _stop(connection, attempts.c.task_id == task_id, moment, "the task was paused")
-        _move(connection, task, LIVE, ChunkState.WAITING)
-    return Acted(apply(connection, task, moment), stopped)
+        stopped = _stop(sheet, attempts.c.task_id == task_id, "the task was paused")
+        sheet.move_all(task_id, LIVE, ChunkState.WAITING)
+    sheet.flush()
+    return Acted(task, stopped)
 
 
 def change_task(
     connection: Connection, task_id: int, moment: Moment, *, changes: Mapping[str, Any], user_id: int | None
 ) -> Acted:
     """Change name, priority or running_limit, also of a task that has ended."""
-    task = _theirs(connection, task_id, user_id)
+    _, task = _opened(connection, task_id, moment, user_id)
     update(connection, tasks, task_id, changes)
     return Acted(task)
 
@@ -191,31 +181,33 @@ def requeue_task(
     that was canceled is canceled again at the end, unless all of its canceled chunks are put back.
     `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
     """
-    task = _theirs(connection, task_id, user_id)
+    sheet, task = _opened(connection, task_id, moment, user_id)
     if anew is None and task.status is TaskStatus.SUCCEEDED:
         raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
     _count_again(connection, task)
     wanted = _wanted(connection, task_id, anew)
     dropped = [result for _, theirs in wanted for result in theirs]
     stopped: tuple[Stopped, ...] = ()
-    for ids in portions([chunk.chunk_id for chunk, _ in wanted]):
-        stopped += _stop(connection, attempts.c.chunk_id.in_(ids), moment, "it is to be rendered again")
-        connection.execute(chunks.update().where(chunks.c.chunk_id.in_(ids)).values(_FRESH))
+    by_state: dict[ChunkState, list[int]] = defaultdict(list)
+    for chunk, _ in wanted:
+        by_state[ChunkState(chunk.state)].append(chunk.chunk_id)
+    for state, chunk_ids in by_state.items():
+        for ids in portions(chunk_ids) if state in LIVE else ():
+            stopped += _stop(sheet, attempts.c.chunk_id.in_(ids), "it is to be rendered again")
+        sheet.move_all(task_id, (state,), ChunkState.WAITING, chunk_ids=chunk_ids, **_FRESH)
     for ids in portions([result.result_id for result in dropped]):
         connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
         # Files that no attempt landed are written in their place: nothing is known of them until they are whole again.
         connection.execute(results.delete().where(results.c.result_id.in_(ids), results.c.attempt_id == 0))
-    for state, number in Counter(chunk.state for chunk, _ in wanted).items():
-        task.count(ChunkState(state), -number)
-        task.count(ChunkState.WAITING, number)
-    task.frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
+    sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
     task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
     if anew is not None and not any(anew):  # the warnings were about pictures that are all replaced
         task.warnings = telling.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
-    return Acted(apply(connection, task, moment), stopped, any(one.state == "landing" for one in dropped))
+    sheet.flush()
+    return Acted(task, stopped, landing=any(result.state == "landing" for result in dropped))
 
 
 def _count_again(connection: Connection, task: TaskState) -> None:
@@ -262,7 +254,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     canceled again at the end. One that is paused stays so while frames are to come, but its film is made at once.
     `Conflict` without frames.
     """
-    task = _theirs(connection, task_id, user_id)
+    sheet, task = _opened(connection, task_id, moment, user_id)
     if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
         raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
     _count_again(connection, task)
@@ -273,18 +265,17 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
     for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
         if (chunk := films.get(stage)) is not None:
-            stopped += _stop(connection, attempts.c.chunk_id == chunk.chunk_id, moment, "the film is made anew")
-            connection.execute(chunks.update().where(chunks.c.chunk_id == chunk.chunk_id).values(_FRESH))
-            task.count(ChunkState(chunk.state), -1)
+            stopped += _stop(sheet, attempts.c.chunk_id == chunk.chunk_id, "the film is made anew")
+            state = ChunkState(chunk.state)
+            sheet.move_all(task_id, (state,), ChunkState.WAITING, chunk_ids=(chunk.chunk_id,), **_FRESH)
         else:
-            about = {"kind": ChunkKind.FILM.value, "stage": stage, "state": ChunkState.WAITING.value}
-            new = {"chunk_id": reserve(connection, CHUNKS, 1), "task_id": task_id, **about}
-            connection.execute(chunks.insert().values(new))
-        task.count(ChunkState.WAITING, 1)
+            new = {"kind": ChunkKind.FILM.value, "stage": stage, "state": ChunkState.WAITING.value}
+            sheet.add_chunks(task_id, [new])
     if not rendering:
         task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
-    return Acted(apply(connection, task, moment), stopped)
+    sheet.flush()
+    return Acted(task, stopped)
 
 
 def _facts(connection: Connection, task: TaskState) -> dict[str, Any]:
@@ -308,8 +299,13 @@ def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
     return sum(one.frame is not None and one.state == "landed" for one in dropped)
 
 
-def _theirs(connection: Connection, task_id: int, user_id: int | None, *, lock: bool = True) -> TaskState:
-    task = look(connection, task_id, lock=lock)
+def _opened(connection: Connection, task_id: int, moment: Moment, user_id: int | None) -> tuple[Sheet, TaskState]:
+    """A task whose row is locked, to be changed."""
+    sheet = Sheet(connection, moment)
+    return sheet, _theirs(sheet.lock_task(task_id), task_id, user_id)
+
+
+def _theirs(task: TaskState | None, task_id: int, user_id: int | None) -> TaskState:
     if task is None or user_id not in (None, task.user_id):
         raise NotFound(f"Task {task_id} does not exist.")
     return task
@@ -328,7 +324,7 @@ class Story:
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
     """What is known of a task in the database."""
-    task = _theirs(connection, task_id, user_id, lock=False)
+    task = _theirs(look(connection, task_id), task_id, user_id)
     told = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
     reasons = connection.scalars(told.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))

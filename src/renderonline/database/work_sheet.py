@@ -1,20 +1,150 @@
-"""The rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key
-(R3.1 Group commit)."""
+"""The rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key (R3.1 Group
+commit).
+
+This is the one place where a chunk changes its state. The counters, the existing system's columns and the `queue` row
+follow from the states and are written with them (R2 Task status).
+"""
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, exists, func, literal, select
 
 from renderonline.database.ids import CHUNKS, reserve
-from renderonline.database.projection import COLUMNS, Moment, TaskState, apply
-from renderonline.database.rows import FRAMES, frames_of, inserting, portions, shape_of, updating
-from renderonline.database.schema import attempts, chunks, results, tasks
+from renderonline.database.rows import (
+    FRAMES,
+    frames_of,
+    inserting,
+    json_texts,
+    portions,
+    shape_of,
+    texts_json,
+    updating,
+)
+from renderonline.database.schema import attempts, chunks, queue, results, tasks
 from renderonline.database.work_loading import Attempt
+from renderonline.farm import telling
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.tasks import AttemptState, ChunkState, Outcome, check_transition
+from renderonline.farm.tasks import (
+    AttemptState,
+    ChunkState,
+    Counters,
+    Outcome,
+    TaskStatus,
+    check_transition,
+    task_status,
+)
+
+ENDED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.CANCELED})
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a transaction's changes happen: microseconds since 1970 UTC, and the server's local time for v1."""
+
+    us: int
+    local: datetime
+
+    @classmethod
+    def at(cls, seconds: float) -> "Moment":
+        """The moment `seconds` after 1970 UTC."""
+        local = datetime.fromtimestamp(seconds, UTC).astimezone().replace(tzinfo=None, microsecond=0)
+        return cls(int(seconds * 1_000_000), local)
+
+
+@dataclass(slots=True)
+class TaskState:
+    """A task as a transaction reads it and changes it; `Sheet.flush` writes it."""
+
+    task_id: int
+    user_id: int
+    render_id: int
+    start_us: int | None
+    start_time: datetime | None
+    end_us: int | None
+    end_time: datetime | None
+    machine_id: int | None
+    paused: int
+    canceled: int
+    frames_total: int
+    frames_done: int
+    reason: str | None
+    warnings: tuple[str, ...]
+    counters: Counters
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "TaskState":
+        """From the values of `COLUMNS`."""
+        *plain, warnings = values[: -len(_COUNTERS)]
+        return cls(*(*plain, json_texts(warnings), Counters(*values[-len(_COUNTERS) :])))
+
+    def add(self, state: ChunkState, number: int) -> None:
+        """Count chunks in this state that were made, or (negative) removed."""
+        total = getattr(self.counters, state.value) + number
+        if total < 0:
+            raise AssertionError(f"Task {self.task_id} would count {total} chunks that are {state}.")
+        self.counters = replace(self.counters, **{state.value: total})
+
+    def move(self, old: ChunkState, new: ChunkState, number: int = 1) -> None:
+        """Count chunks that change from one state to another; `Conflict` when `new` may not follow `old`."""
+        if old is not new and number:
+            check_transition(old, new)
+            self.add(old, -number)
+            self.add(new, number)
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Add warnings about the task's pictures (R16 No false success)."""
+        self.warnings = telling.joined(self.warnings, texts)
+
+    @property
+    def status(self) -> TaskStatus:
+        return task_status(self.counters, canceled=bool(self.canceled), paused=bool(self.paused))
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+_COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
+COLUMNS: Final = tuple(
+    tasks.c[name] for name in (*(one.name for one in fields(TaskState) if one.name != "counters"), *_COUNTERS.values())
+)
+_LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
+_LOCK: Final = _LOOK.with_for_update()
+_KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
+_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason", "warnings")
+_WRITE_TASK: Final = updating(tasks, _WRITTEN)
+_UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
+_QUEUE: Final = queue.insert()
+
+
+def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskState | None:
+    """Read a task, and perhaps lock its row; None when it is gone."""
+    row = connection.execute(_LOCK if lock else _LOOK, {"task_id": task_id}).first()
+    return None if row is None else TaskState.of(row)
+
+
+def _write(connection: Connection, task: TaskState, moment: Moment) -> TaskState:
+    """Write a changed task whose row is locked, and everything that follows from its chunks (R2 Task status)."""
+    status = task.status
+    task.frames_done = max(0, task.frames_done)
+    if status is TaskStatus.RUNNING and task.start_us is None and task.start_time is None:
+        task.start_us, task.start_time = moment.us, moment.local
+    if status in ENDED and task.end_us is None:
+        task.end_us, task.end_time = moment.us, moment.local
+        connection.execute(_UNQUEUE, {"key": task.task_id})
+    elif status not in ENDED and task.end_us is not None:
+        task.end_us = task.end_time = None
+        connection.execute(_QUEUE, {"task_id": task.task_id})
+    values = {name: getattr(task, name) for name in _KEPT}
+    values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
+    values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
+    values |= {"reason": task.reason or None, "warnings": texts_json(task.warnings)}
+    connection.execute(_WRITE_TASK, {"key": task.task_id, **values})
+    return task
 
 
 @dataclass(slots=True)
@@ -76,11 +206,6 @@ _OF_LEASE: Final = ("attempt_id", "chunk_id", "task_id", "machine_id", "token", 
 
 
 _WRITE_CHUNK: Final = updating(chunks, _OF_CHUNK)
-_CANCEL_WAITING: Final = (
-    chunks.update()
-    .where(chunks.c.task_id == bindparam("key"), chunks.c.state == ChunkState.WAITING.value)
-    .values(state=ChunkState.CANCELED.value, reason=bindparam("why"))
-)
 _RESHAPE: Final = updating(chunks, (*FRAMES, "place"))
 _WRITE_ATTEMPT: Final = updating(attempts, _OF_ATTEMPT)
 _ITS_FRAME: Final = func.coalesce(results.c.frame, results.c.of_frame)
@@ -137,31 +262,59 @@ class Sheet:
         wanted = sorted(set(ids))
         return self.connection.execute(query, {"ids": wanted}).all() if wanted else ()
 
+    def lock_task(self, task_id: int) -> TaskState | None:
+        """Lock and read a task; None when it is gone."""
+        task = look(self.connection, task_id, lock=True)
+        if task is not None:
+            self.tasks[task_id] = task
+        return task
+
     def task(self, task_id: int) -> TaskState:
-        """A task that is to be changed."""
+        """A task that was read and is about to be changed: `flush` writes it."""
         self._changed.add(task_id)
         return self.tasks[task_id]
 
     def move(self, chunk: ChunkRow, state: ChunkState) -> None:
-        """Change a chunk's state; the counters follow."""
-        check_transition(chunk.state, state)
-        task = self.task(chunk.task_id)
-        task.count(chunk.state, -1)
-        task.count(state, 1)
+        """Change the state of a chunk that was read; `Conflict` when it may not follow the present one."""
+        self.task(chunk.task_id).move(chunk.state, state)
         chunk.state = state
         self._moved[chunk.chunk_id] = chunk
 
-    def cancel_waiting(self, task_id: int, reason: str) -> None:
-        """Cancel every chunk of a task that waits, also those that were not read."""
-        known = [one for one in self.chunks.values() if one.task_id == task_id and one.state is ChunkState.WAITING]
-        for chunk in known:
-            self.move(chunk, ChunkState.CANCELED)
-            chunk.reason = reason
-        task = self.task(task_id)
-        if left := task.counters.waiting:  # those that were read are written again by `flush`
-            self.connection.execute(_CANCEL_WAITING, {"key": task_id, "why": reason})
-            task.count(ChunkState.WAITING, -left)
-            task.count(ChunkState.CANCELED, left)
+    def move_all(
+        self,
+        task_id: int,
+        old: Iterable[ChunkState],
+        new: ChunkState,
+        *,
+        chunk_ids: Sequence[int] | None = None,
+        **values: Any,
+    ) -> None:
+        """Change the state of a task's chunks that are in one of the `old` states, or only of those in `chunk_ids`.
+
+        Chunks need not be read before: each old state takes one UPDATE, however many chunks are in it. `values` are
+        other columns that are written with the state. `Conflict` as in `move`.
+        """
+        self._write_rows()  # so that the database counts those rows in the states that they have now
+        task, states = self.task(task_id), frozenset(old)
+        some = [()] if chunk_ids is None else [(chunks.c.chunk_id.in_(ids),) for ids in portions(chunk_ids)]
+        for state in sorted(states):
+            change = chunks.update().where(chunks.c.task_id == task_id, chunks.c.state == state.value)
+            change = change.values(state=new.value, **values)
+            task.move(state, new, sum(self.connection.execute(change.where(*which)).rowcount for which in some))
+        read = self.chunks.keys() if chunk_ids is None else self.chunks.keys() & set(chunk_ids)
+        for chunk in map(self.chunks.__getitem__, read):
+            if chunk.task_id == task_id and chunk.state in states:
+                for name, value in {"state": new, **values}.items():
+                    setattr(chunk, name, value)
+
+    def add_chunks(self, task_id: int, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert chunks of a task that was read; returns the id of the first, the others follow it."""
+        first = reserve(self.connection, CHUNKS, len(rows))
+        new = [{"task_id": task_id, "chunk_id": chunk_id, **row} for chunk_id, row in enumerate(rows, first)]
+        self.connection.execute(inserting(chunks), new)
+        for row in rows:
+            self.task(task_id).add(ChunkState(row["state"]), 1)
+        return first
 
     def reshape(self, chunk: ChunkRow, frames: FrameRange | None, place: int = 0) -> None:
         """Give a chunk without a live attempt another range."""
@@ -170,19 +323,20 @@ class Sheet:
 
     def recut(self, chunk: ChunkRow, waiting: Sequence[FrameRange], done: Sequence[FrameRange]) -> tuple[int, ...]:
         """Cut a chunk that waits into ranges that wait and ranges whose frames have landed; the chunk becomes the
-        first that waits. Gives the ids of the others that wait."""
+        first that waits. Returns the ids of the others that wait."""
         self.reshape(chunk, waiting[0], chunk.place)
-        pieces = [(ChunkState.WAITING, one) for one in waiting[1:]] + [(ChunkState.SUCCEEDED, one) for one in done]
-        first = reserve(self.connection, CHUNKS, len(pieces))
-        same = {name: getattr(chunk, name) for name in ("task_id", "kind", "stage", "place", "tries")}
-        new, given = [], []
-        for chunk_id, (state, frames) in enumerate(pieces, first):
-            self.task(chunk.task_id).count(state, 1)
-            reason = chunk.reason if state is ChunkState.WAITING else None
-            new.append({**same, "chunk_id": chunk_id, "state": state.value, "reason": reason, **shape_of(frames)})
-            given.append({"key": chunk.task_id, "to": chunk_id, **shape_of(frames)})
-        self.connection.execute(inserting(chunks), new)
-        self.connection.execute(_GIVE_RESULTS, given)
+        same = {name: getattr(chunk, name) for name in ("kind", "stage", "place", "tries")}
+        states = [(ChunkState.WAITING, chunk.reason)] * (len(waiting) - 1) + [(ChunkState.SUCCEEDED, None)] * len(done)
+        pieces = (*waiting[1:], *done)
+        rows = [
+            {**same, "state": state.value, "reason": reason, **shape_of(frames)}
+            for (state, reason), frames in zip(states, pieces, strict=True)
+        ]
+        first = self.add_chunks(chunk.task_id, rows)
+        owners = [
+            {"key": chunk.task_id, "to": chunk_id, **shape_of(frames)} for chunk_id, frames in enumerate(pieces, first)
+        ]
+        self.connection.execute(_GIVE_RESULTS, owners)
         return tuple(range(first, first + len(waiting) - 1))
 
     def touch(self, attempt: AttemptRow) -> None:
@@ -195,9 +349,13 @@ class Sheet:
         self._leased.append({name: getattr(attempt, name) for name in _OF_LEASE} | state)
 
     def flush(self) -> tuple[TaskState, ...]:
-        """Write everything; the tasks that changed, as they are now."""
+        """Write everything that changed; returns the changed tasks as they are now. To be called once, at the end."""
         if self._leased:
             self.connection.execute(inserting(attempts), self._leased)
+        self._write_rows()
+        return tuple(_write(self.connection, self.tasks[key], self.moment) for key in sorted(self._changed))
+
+    def _write_rows(self) -> None:
         for statement, names, rows in (
             (_WRITE_ATTEMPT, _OF_ATTEMPT, self._touched),
             (_WRITE_CHUNK, _OF_CHUNK, self._moved),
@@ -205,7 +363,6 @@ class Sheet:
             values = [{"key": key} | {name: getattr(row, name) for name in names} for key, row in rows.items()]
             if values:
                 self.connection.execute(statement, values)
-        return tuple(apply(self.connection, self.tasks[key], self.moment) for key in sorted(self._changed))
 
 
 _LANDED: Final = select(results.c.name).where(results.c.task_id == bindparam("task_id"), results.c.state == "landed")

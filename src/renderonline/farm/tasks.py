@@ -1,4 +1,6 @@
-"""Tasks, chunks and attempts: their states, and the one place that says which change may follow which (R2 Task status).
+"""Tasks, chunks and attempts: their states, and which state may follow which (R2 Task status).
+
+`CHUNK_TRANSITIONS` holds for every change of a chunk: `database.work_sheet` makes them all and checks each.
 
 A task's status is derived from the counters of its chunks and two flags; it is never stored.
 """

@@ -15,8 +15,8 @@ import structlog
 
 from renderonline.database import work_control as work
 from renderonline.database.door import Database
-from renderonline.database.projection import TaskState
 from renderonline.database.work_loading import QueuedTask
+from renderonline.database.work_sheet import TaskState
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
 from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames

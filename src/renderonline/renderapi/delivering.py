@@ -21,7 +21,7 @@ from renderonline.database.deliveries import (
 )
 from renderonline.database.deliveries import warn_of_delivery as warn
 from renderonline.database.door import Database
-from renderonline.database.projection import Moment
+from renderonline.database.work_sheet import Moment
 from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 from renderonline.renderapi.events import Announcer, Publisher

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from renderonline.database.projection import TaskState
 from renderonline.database.work_landing import Landing
+from renderonline.database.work_sheet import TaskState
 from renderonline.farm.errors import LimitReached
 from renderonline.farm.tasks import ChunkState
 from renderonline.protocol.link import Progress

@@ -13,9 +13,9 @@ import orjson
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.projection import Moment
 from renderonline.database.work import LandedStep, WarnedStep, apply_steps
 from renderonline.database.work_landing import Landing, Offer, begin_landing, differing, drop_landing, open_landings
+from renderonline.database.work_sheet import Moment
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.more_results import Bounds, frame_in
 from renderonline.farm.settling import RetryPolicy

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 import structlog
 
 from renderonline.database.machines import bench_machine
-from renderonline.database.projection import TaskState
 from renderonline.database.work import (
     Applied,
     Ended,
@@ -27,6 +26,7 @@ from renderonline.database.work import (
 )
 from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk, is_at_once, load_tokens
+from renderonline.database.work_sheet import TaskState
 from renderonline.farm import telling
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest

@@ -11,8 +11,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 import structlog
 
 from renderonline.database.door import Connection, Database
-from renderonline.database.projection import Moment
 from renderonline.database.work_loading import QueuedTask, load_queue
+from renderonline.database.work_sheet import Moment
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import AwakeClock
 from renderonline.farm.settling import RetryPolicy

@@ -5,10 +5,10 @@ from sqlalchemy import update
 
 from renderonline.database import accounts, retention
 from renderonline.database.door import Database
-from renderonline.database.projection import Moment
 from renderonline.database.schema import results, tasks
 from renderonline.database.tasks import get_task
 from renderonline.database.work_control import condemn_task
+from renderonline.database.work_sheet import Moment
 from renderonline.farm.errors import Conflict
 from renderonline.farm.tasks import InputFile
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
