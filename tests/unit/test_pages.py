@@ -1,5 +1,6 @@
-"""Pages that make promises name the tests that show them, and what cites a rule names it as its heading does."""
+"""Pages name tests that exist, rules are cited by their names, and links between pages lead somewhere."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -70,3 +71,27 @@ def test_citation_without_the_name_of_its_rule_is_found(text: str) -> None:
 @pytest.mark.parametrize("text", ["(R1.5\n    Machine blame)", "    # (R1.5 Machine\n    # blame, R6 Landing)"])
 def test_citation_may_be_broken_over_lines(text: str) -> None:
     assert wrong_citations(text) == []
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links of a page to files or headings of this repository that are not there."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = Path(os.path.normpath(page.parent / path)) if path else page
+        if ":" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            broken.append(link)
+    return broken
+
+
+def anchors(page: Path) -> set[str]:
+    """How headings of a page are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.stem
+)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
