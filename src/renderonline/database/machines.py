@@ -1,7 +1,7 @@
 """Machines: rows, join codes, secrets. What a machine does right now is RenderAPI's memory, not here.
 
-v1 machines have an address and ids up to 255 while there are any (R1.1 Unique ids); linked machines have ids from 1000
-and a secret. Secrets and join codes are stored as hashes only.
+v1 machines have an address and ids below 1000; linked machines have ids from 1000 (R1.1 Unique ids) and a secret.
+Secrets and join codes are stored as hashes only.
 """
 
 import hashlib
