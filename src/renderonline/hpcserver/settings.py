@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver.card_tools import by_hand
@@ -16,15 +18,6 @@ from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file
 
 PREFIX: Final = "HPCSERVER_"
-_RANGES: Final = {
-    "slots": (1, 256),
-    "port": (0, 65535),
-    "nice": (0, 19),
-    "heartbeat_s": (0.1, 60),
-    "idle_minutes": (0, 1440),
-    "max_load": (0, 4096),
-    "cache_mib": (0, 2**40),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +32,13 @@ class EngineSetting:
 class Settings:
     """Everything that can be set. Times in seconds."""
 
-    port: int = 5001
+    port: Annotated[int, Meta(ge=0, le=65535)] = 5001
     rendering_engines: tuple[EngineSetting, ...] = ()
     host: str = "127.0.0.1"
     """Where the v1 role listens; beyond this computer only when asked."""
     name: str = ""
     """What the farm calls this machine; "" is the computer's name."""
-    slots: int | None = None
+    slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     """How many attempts run at once (linked role); None: one, or one for each graphics card."""
     tags: tuple[str, ...] = ()
     data_directory: Path | None = None
@@ -56,15 +49,15 @@ class Settings:
     """v1 role: addresses or networks that may call; () is everybody who reaches `host`."""
     stop_grace: float = 10.0
     """After SIGTERM running attempts may finish for so long, then they are handed back."""
-    heartbeat_s: float = HEARTBEAT_S
+    heartbeat_s: Annotated[float, Meta(ge=0.1, le=60)] = HEARTBEAT_S
     """How often RenderAPI hears that this machine lives."""
-    nice: int = 5
+    nice: Annotated[int, Meta(ge=0, le=19)] = 5
     """How much engines yield to other programs (0-19)."""
-    idle_minutes: float = 0.0
+    idle_minutes: Annotated[float, Meta(ge=0, le=1440)] = 0.0
     """Take work only when nobody has used keyboard, mouse or terminal for so long; 0: always."""
-    max_load: float = 0.0
+    max_load: Annotated[float, Meta(ge=0, le=4096)] = 0.0
     """Take work only while other programs keep at most so many processors busy; 0: always."""
-    cache_mib: int = 0
+    cache_mib: Annotated[int, Meta(ge=0, le=2**40)] = 0
     """How much of the tasks' files is kept here when it does not share the farm's directory; 0: a tenth of the disk."""
     pass_environment: tuple[str, ...] = ()
     """Environment variables that engines get besides the built-in list."""
@@ -97,9 +90,6 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
     content = read_file(file) if file is not None else {}
     settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
     check_exposed(file, strict=settings.strict_files)
-    for name, (least, most) in _RANGES.items():
-        if getattr(settings, name) is not None and not least <= getattr(settings, name) <= most:
-            raise InvalidRequest(f"{name.title()} must be between {least} and {most}, not {getattr(settings, name)}.")
     for address in settings.allow:
         try:
             ip_network(address, strict=False)

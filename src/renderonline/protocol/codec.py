@@ -25,12 +25,16 @@ _WORDS: Final[Mapping[str, str]] = {
     "bool": "true or false",
     "array": "a list",
     "object": "an object",
+    "path": "a path",
+    "null": "null",
 }
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "array": (list, tuple), "object": (dict,),
     "null": (type(None),),
 }  # fmt: skip
 """How msgspec calls the types of values."""
+
+_BOUNDS: Final[Mapping[str, str]] = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}
 
 T = TypeVar("T")
 
@@ -106,17 +110,25 @@ def _in_words(message: str, data: Any, name: str) -> InvalidRequest:
         return _unknown(name)
     if missing := re.search("missing required field `(.+)`", what):
         return InvalidRequest(f"{name}{path}.{missing[1]} is missing.")
-    expected, _, got = what.removeprefix("Expected `").rstrip("`").partition("`, got `")
-    where = name + path.replace("[...]", f".{_key(data, path, got)}")
-    words = [_WORDS[one] for one in expected.split(" | ") if one in _WORDS]
-    return InvalidRequest(f"{where} must be {' or '.join(words)}." if words else f"{where}: {what}.")
+    where = name + path.replace("[...]", f".{_key(data, path, what)}")
+    return InvalidRequest(f"{where} must be {requirement(what)}.")
 
 
-def _key(data: Any, path: str, got: str) -> str:
+def requirement(message: object) -> str:
+    """What a value must be by msgspec's message that it is not, such as "a whole number" or "at most 256"."""
+    expected = str(message).partition(" - at ")[0].removeprefix("Expected ")
+    if bound := re.fullmatch("`.+` ([<>]=?) (.+)", expected):
+        return f"{_BOUNDS[bound[1]]} {bound[2]}"
+    words = [_WORDS[one] for one in expected.split("`")[1].split(" | ")] if "`" in expected else []
+    return " or ".join(word for word in words if len(words) == 1 or word != "null") or expected
+
+
+def _key(data: Any, path: str, what: str) -> str:
     """The key of the first value of this type in the mapping at `path`, which msgspec does not name."""
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.partition("[...]")[0]):
         data = data[key] if key else data[int(index)]
     entries = data.items() if isinstance(data, Mapping) else ()
+    got = what.rpartition("got `")[2].rstrip("`")
     return next((str(key)[:40] for key, value in entries if type(value) in _KINDS.get(got, ())), "…")
 
 

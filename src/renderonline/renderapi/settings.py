@@ -17,6 +17,7 @@ from renderonline.sandbox import probing
 from renderonline.serving import settings as sources
 from renderonline.serving.directories import data_directory
 from renderonline.serving.proxies import Proxies
+from renderonline.serving.settings import Positive, PositiveInt
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.modes import MODES
 
@@ -56,15 +57,15 @@ class Settings:
     """So much of the disk stays free: larger uploads are refused before they begin."""
     grace_s: float = 10.0
     """How long open requests may take to end when the server stops."""
-    lease_s: float = LEASE_S
+    lease_s: Positive = LEASE_S
     """MySQL: a RenderAPI that stood still for so long is overtaken by one that stands by; the same for all of them."""
-    silence_s: float = SILENCE_S
+    silence_s: Positive = SILENCE_S
     """A machine from which nothing was heard for so long is gone; more than a few of its heartbeats (R1.3 Silence)."""
-    return_s: float = GRACE_S
+    return_s: Positive = GRACE_S
     """After a start every machine has so long to come back before its attempts are lost (R1.3 Silence)."""
-    max_tries: int = 3
+    max_tries: PositiveInt = 3
     """A chunk that failed so often has failed for good (R1.4 Retries)."""
-    max_kills: int = 2
+    max_kills: PositiveInt = 2
     """A chunk that was lost or out of memory on so many machines has failed for good (R1.5 Machine blame)."""
     retry_base_s: float = 5.0
     """The longest pause before the second try; it doubles with every try (R1.4 Retries)."""
@@ -98,27 +99,21 @@ class Settings:
         probing.checked(self.sandbox)
         if self.files_mode not in ("", *MODES):
             raise InvalidRequest(f"FilesMode is {', '.join(MODES)} or empty, not {self.files_mode!r}.")
-        positive = min(self.lease_s, self.silence_s, self.return_s, self.max_tries, self.max_kills) > 0
-        if not positive or not 0 <= self.retry_base_s <= self.retry_cap_s:
-            names = "LeaseS, SilenceS, ReturnS, MaxTries and MaxKills"
-            raise InvalidRequest(f"{names} must be above 0, RetryBaseS at most RetryCapS.")
+        if not 0 <= self.retry_base_s <= self.retry_cap_s:
+            raise InvalidRequest("RetryBaseS must be from 0 to RetryCapS.")
         _ = self.pool_boxes, self.delivery_roots  # what is wrong is told before anything starts
 
     @property
     def pool_boxes(self) -> Mapping[str, str]:
         """`pool_sandbox` in canonical form; `InvalidRequest` for what is no pool or no box."""
-        found = self.pool_sandbox
-        if not isinstance(found, Mapping) or not all(isinstance(one, str) for one in found.values()):
-            raise InvalidRequest('PoolSandbox must be an object such as {"secure": "bwrap"}.')
-        return {checked_pool(pool): checked_box(box) for pool, box in found.items()}
+        return {checked_pool(pool): checked_box(box) for pool, box in self.pool_sandbox.items()}
 
     @property
     def delivery_roots(self) -> Mapping[str, Path]:
         """`deliver_roots` as paths; `InvalidRequest` for what is no name, for a path that is not absolute, and for one
         that shares a directory with the farm's own files: who submits chooses names below it."""
         found = self.deliver_roots
-        plain = isinstance(found, Mapping) and all(isinstance(path, str) for path in found.values())
-        if not plain or not all(re.fullmatch(r"[A-Za-z0-9_-]{1,50}", name) for name in found):
+        if not all(re.fullmatch(r"[A-Za-z0-9_-]{1,50}", name) for name in found):
             raise InvalidRequest('DeliverRoots must be an object such as {"nas": "/mnt/nas/renders"}.')
         if wrong := [name for name, path in found.items() if not Path(path).is_absolute()]:
             raise InvalidRequest(f"DeliverRoots: the directory of {wrong[0]} must be an absolute path.")
@@ -126,8 +121,8 @@ class Settings:
         for name, root in roots.items():
             for own in (self.data_directory.resolve(), self.files.resolve()):
                 if root.is_relative_to(own) or own.is_relative_to(root):
-                    told = f"DeliverRoots: the directory of {name}, {root}, must lie apart from the farm's own {own}."
-                    raise InvalidRequest(told)
+                    message = f"the directory of {name}, {root}, must lie apart from the farm's own {own}."
+                    raise InvalidRequest(f"DeliverRoots: {message}")
         return roots
 
     @property

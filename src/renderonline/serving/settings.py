@@ -4,31 +4,27 @@ Names are compared without regard to letter case and underscores: `DataDirectory
 `RENDERAPI_DATA_DIRECTORY` in the environment and `data_directory` as a flag are the field `data_directory`.
 """
 
-import contextlib
 import dataclasses
 import json
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
+import msgspec
 import structlog
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.protocol.codec import requirement
 from renderonline.serving.directories import exposed
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+
 _WORDS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
-_PLAIN: Final[Mapping[Any, tuple[str, Callable[[Any], Any]]]] = {
-    str: ("text", str),
-    int: ("a whole number", int),
-    float: ("a number", float),
-    bool: ("true or false", lambda value: _WORDS[str(value).casefold()]),
-    Path: ("a path", lambda value: Path(value).expanduser()),
-}
 
 
 def merge(
@@ -40,7 +36,7 @@ def merge(
     `prefix` (`RENDERAPI_`) and then name a field count. Raises `InvalidRequest` that names the setting and its source.
     """
     fields = {_key(field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     values: dict[str, Any] = {}
 
     def take(key: str, value: Any, source: str) -> bool:
@@ -80,10 +76,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def check_exposed(*files: Path | None, strict: bool) -> None:
     """Warn of settings files and keys that everybody on this computer may read; `InvalidRequest` when `strict`."""
-    for told in filter(None, (exposed(file) for file in files if file is not None)):
+    for warning in filter(None, (exposed(file) for file in files if file is not None)):
         if strict:
-            raise InvalidRequest(told)
-        log.warning(told)
+            raise InvalidRequest(warning)
+        log.warning(warning)
 
 
 def _key(name: str) -> str:
@@ -91,27 +87,32 @@ def _key(name: str) -> str:
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):  # something, or None
+    inner = get_args(hint)
+    if NoneType in inner:
         return None if value in (None, "") else _convert(inner[0], value, name)
-    if origin is tuple:
+    if get_origin(hint) is tuple:
         return tuple(_convert(inner[0], item, name) for item in _items(value, name))
-    if hint in _PLAIN:
-        return _plain(hint, value, name)
-    value = _structured(value, name)
-    if not dataclasses.is_dataclass(hint):
-        return value
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"The {name} must be an object.")
-    return merge(hint, file=value, environment={}, prefix="", flags={})  # type: ignore[arg-type]
+    plain = inner[0] if get_origin(hint) is Annotated else hint
+    if plain is not str and isinstance(value, str):
+        value = value.strip()
+    if plain is bool:
+        value = _WORDS.get(str(value).casefold(), value)
+    elif plain is str and isinstance(value, (int, float)):
+        value = str(value)
+    elif plain not in (str, int, float, Path):
+        value = _structured(value, name)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return merge(hint, file=value, environment={}, prefix="", flags={})  # type: ignore[arg-type]
+    try:
+        return msgspec.convert(value, hint, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"The {name} must be {requirement(error)}, not {value}.") from error
 
 
-def _plain(hint: Any, value: Any, name: str) -> Any:
-    word, convert = _PLAIN[hint]
-    if not isinstance(value, (dict, list, NoneType, float) if hint is int else (dict, list, NoneType)):
-        with contextlib.suppress(TypeError, ValueError, KeyError):
-            return convert(value)
-    raise InvalidRequest(f"The {name} must be {word}, not {value}.")
+def _path(_: type, value: Any) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise TypeError("Expected `path`")
+    return Path(value).expanduser()
 
 
 def _structured(value: Any, name: str) -> Any:

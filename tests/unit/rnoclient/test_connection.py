@@ -4,6 +4,8 @@ import hashlib
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -252,3 +254,23 @@ def test_what_is_refused_is_not_asked_elsewhere() -> None:
         with pytest.raises(errors.NotAllowed):
             of_both(first, second.url).call("GET", "/me")
         assert second.asked == []
+
+
+ALONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from renderonline.rnoclient.sdk import Client, Login
+with Client(Login(sys.argv[2], "ada@studio.org", "secret")) as farm:
+    assert farm.me() == {"email": "ada@studio.org"}
+packages = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"__main__", "renderonline"}
+print("packages:", *sorted(packages))
+"""
+
+
+def test_sdk_works_without_any_installed_package() -> None:
+    """As in Blender, whose Python has none: `-S` leaves out site-packages, `-I` what the environment names."""
+    source = str(Path(errors.__file__).parents[2])
+    with ScriptedServer(lambda _: Answer(body=b'{"email": "ada@studio.org"}')).running() as server:
+        command = [sys.executable, "-I", "-S", "-c", ALONE, source, server.url]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, ["packages:"]), result.stderr
