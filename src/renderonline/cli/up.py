@@ -4,10 +4,12 @@ it until it is stopped."""
 import json
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from renderonline.cli import logins, show
 from renderonline.cli.engines import engines_here
@@ -22,6 +24,9 @@ from renderonline.serving.reaching import reach
 NAME = "this-computer"
 STOP_GRACE_S = 5.0
 """How long what is rendered may still finish when the farm is stopped; the rest is rendered again next time."""
+
+LISTENING_S = 3.0
+"""How long a RenderAPI may take to accept a connection."""
 
 
 @dataclass(slots=True)
@@ -105,9 +110,12 @@ def address_in_use(directory: Path) -> str:
     found = read(directory / "renderapi.json")
     try:
         os.kill(int(found["pid"]), 0)
-    except (KeyError, TypeError, ValueError, OSError):
+        # After a crash another program may have that number: does anything listen there?
+        address = urlsplit(found["url"])
+        socket.create_connection((address.hostname, address.port), timeout=LISTENING_S).close()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return ""
-    return str(found.get("url", ""))
+    return str(found["url"])
 
 
 def read(path: Path) -> dict[str, Any]:

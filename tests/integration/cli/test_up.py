@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from renderonline.cli.up import address_in_use
 from renderonline.farm.machines import MOST_SLOTS
 
 SCENE = """
@@ -122,6 +123,14 @@ def test_farm_without_a_box_says_so_and_what_gets_one(home: Home) -> None:
     at = next(number for number, line in enumerate(lines) if line.startswith("Sandbox:"))
     assert lines[at].endswith("none: any scene can read and write what this account can   WARNING")
     assert lines[at + 1].strip() == "Better: set Sandbox to auto"
+
+
+def test_farm_that_crashed_is_not_taken_for_running_when_another_program_has_its_number(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        (tmp_path / "renderapi.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        assert address_in_use(tmp_path) == url
+    assert address_in_use(tmp_path) == ""
 
 
 def test_second_farm_on_the_same_data_is_refused_with_the_address_of_the_first(home: Home) -> None:
