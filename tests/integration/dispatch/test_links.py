@@ -217,6 +217,21 @@ async def test_earlier_link_of_the_same_machine_is_closed(rig: Rig) -> None:
     assert not machine.assigned
 
 
+async def test_machine_whose_earlier_link_does_not_end_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linked, "_CLOSING_S", 0.05)
+    machine = await joined(rig)
+    (earlier,) = [one.link for one in rig.dispatcher.shared.machines]
+    assert isinstance(earlier, linked.Connection)
+    end = earlier.ended.set
+    monkeypatch.setattr(earlier.ended, "set", lambda: None)
+    machine = Machine(rig, machine.machine_id, instance=machine.instance)
+    await machine.dial()
+    assert machine.refused is not None
+    assert (machine.refused.code, machine.refused.final) == ("not_available", False)
+    assert "earlier link" in machine.refused.message
+    end()
+
+
 async def test_two_programs_with_one_secret_disable_the_machine(rig: Rig) -> None:
     first = await joined(rig)
     second = Machine(rig, first.machine_id)

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from renderonline.database.machines import MachineRow, change_machine, get_machine, hello, secret_matches
 from renderonline.farm.cards import check_cards
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
@@ -334,7 +334,10 @@ class LinkedMachines:
             earlier = self._open.get(row.machine_id)
             if earlier is not None:
                 earlier.close("the machine dialled again")
-                await asyncio.wait_for(earlier.ended.wait(), _CLOSING_S)
+                try:
+                    await asyncio.wait_for(earlier.ended.wait(), _CLOSING_S)
+                except TimeoutError:  # as it happens while the database does not answer
+                    raise NotAvailable("This machine's earlier link has not ended yet. It is tried again.") from None
             return await self._attach(socket, message)
 
     async def _authenticated(self, message: Hello) -> MachineRow:
