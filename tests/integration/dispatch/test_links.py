@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from renderonline.database.door import Database
 from renderonline.protocol.link import PROTOCOL, Heartbeat, HeldAttempt, Log, Progress, Started
 from renderonline.renderapi.links import linked
+from renderonline.storage.logs import AttemptLogs
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 
 
@@ -230,6 +232,34 @@ async def test_machine_whose_earlier_link_does_not_end_is_told_so(rig: Rig, monk
     assert (machine.refused.code, machine.refused.final) == ("not_available", False)
     assert "earlier link" in machine.refused.message
     end()
+
+
+async def test_log_is_written_by_one_link_at_a_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, _, assign = await begun(rig)
+    begins, may_end, writing = threading.Event(), threading.Event(), threading.Lock()
+    append, together = AttemptLogs.append, []
+
+    def slow(logs: AttemptLogs, attempt_id: int, offset: int, data: bytes) -> int:
+        together.append(not writing.acquire(blocking=False))
+        begins.set()
+        may_end.wait(10)
+        end = append(logs, attempt_id, offset, data)
+        writing.release()
+        return end
+
+    monkeypatch.setattr(AttemptLogs, "append", slow)
+    await machine.send(Log(assign.attempt, 0, "first line\n"))
+    await asyncio.to_thread(begins.wait, 10)
+    await machine.hang_up()
+    machine.held = (HeldAttempt(assign.attempt, assign.token, running=True),)
+    dialing = asyncio.create_task(machine.dial())
+    await asyncio.wait({dialing}, timeout=0.5)
+    assert not dialing.done()
+    may_end.set()
+    await dialing
+    assert machine.welcome is not None
+    assert machine.welcome.log_offsets == {str(assign.attempt): 11}
+    assert together == [False]
 
 
 async def test_two_programs_with_one_secret_disable_the_machine(rig: Rig) -> None:

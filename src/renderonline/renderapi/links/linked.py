@@ -9,7 +9,7 @@ budget of their own, so that they never delay a report (R5.3 Progress and logs).
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -70,7 +70,7 @@ class _Refusal(Exception):
 
 class Connection:
     """An open link; the machine's `MachineLink`. `last_seq`: the last report of the instance that was applied; `ended`
-    is set when nothing of this link is applied any more."""
+    is set when nothing of this link is applied or written any more."""
 
     def __init__(
         self, shared: Shared, reports: Reports, socket: WebSocket, machine: Machine, instance: str, *, last_seq: int
@@ -89,7 +89,7 @@ class Connection:
         self._quiet_until = 0.0
         self._attempts: OrderedDict[int, None] = OrderedDict()
         self._to_send, self._to_log, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._applying: asyncio.Task[None] | None = None
+        self._unfinished: set[asyncio.Future[None]] = set()
         self._end = (status.WS_1001_GOING_AWAY, "")
 
     def assign(self, order: Order) -> None:
@@ -137,8 +137,7 @@ class Connection:
             for task in work:
                 task.cancel()
             results = await asyncio.gather(*work, return_exceptions=True)
-            if self._applying is not None:
-                await asyncio.gather(self._applying, return_exceptions=True)
+            await asyncio.gather(*self._unfinished, return_exceptions=True)
             self.ended.set()
             for result in results:
                 if isinstance(result, Exception):
@@ -200,14 +199,11 @@ class Connection:
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
         check_cards(heartbeat.cards)
-        before = self.machine.ability
+        before, full = self.machine.ability, heartbeat.full[:_LONGEST_TEXT]
         self.machine.load = to_wire(heartbeat)
         if heartbeat.cards:
             self.machine.describe()
-        if self.machine.ability != before:
-            self._shared.machines.note(self.machine)
-            self._shared.wake()
-        if self.machine.full != (full := heartbeat.full[:_LONGEST_TEXT]):
+        if self.machine.ability != before or self.machine.full != full:
             self.machine.full = full
             self._shared.machines.note(self.machine)
             self._shared.wake()
@@ -226,15 +222,20 @@ class Connection:
             batch = [await self._unapplied.get()]
             while len(batch) < MAX_APPLIED and not self._unapplied.empty():
                 batch.append(self._unapplied.get_nowait())
-            # Once begun it is seen through: memory must follow what is committed.
-            self._applying = asyncio.create_task(self._apply_batch(batch))
             try:
-                await asyncio.shield(self._applying)
+                await self._finish(self._apply_batch(batch))  # memory must follow what is committed
             except RenderOnlineError as error:
                 self.close(error.message[:100], status.WS_1013_TRY_AGAIN_LATER)
                 return
             self._applied_seq = batch[-1].seq
             self.send(link.Ack(self._applied_seq))
+
+    async def _finish(self, work: Awaitable[None]) -> None:
+        """Do work that goes on when the link is cut; `ended` is set only after it."""
+        task = asyncio.ensure_future(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        await asyncio.shield(task)
 
     async def _apply_batch(self, batch: list[link.Report]) -> None:
         try:
@@ -263,7 +264,7 @@ class Connection:
             self._to_log.clear()
             lines, self._log_lines, self._log_size = self._log_lines, [], 0
             try:
-                await asyncio.to_thread(write_logs, self._shared.logs, lines)
+                await self._finish(asyncio.to_thread(write_logs, self._shared.logs, lines))  # a log has one writer
             except OSError as error:
                 if self._shared.clock.monotonic() >= self._quiet_until:
                     self._quiet_until = self._shared.clock.monotonic() + REJECTED_S
