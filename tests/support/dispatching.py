@@ -208,8 +208,7 @@ class Rig:
         """Submit a task with a real file in a directory of its own."""
         numbers = parse_frames(frames) if frames else ()
         ranges: Sequence[Any] = cut(numbers, chunk_size) if frames else (None,)
-        await self.ids.refill()
-        chunk_ids = self.ids.next_chunk_ids(len(ranges))
+        chunk_ids = await self.ids.next_chunk_ids(len(ranges))
         ticks = 638_000_000_000_000_000 + next(_names)
         folder = self.files / str(self.user_id) / str(ticks)
         folder.mkdir(parents=True)

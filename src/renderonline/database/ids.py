@@ -55,9 +55,12 @@ class IdBlocks:
         self._refilling = asyncio.Lock()
         self._free = {key: database.write_now(partial(_reserve_block, key=key)) for key in (CHUNKS, ATTEMPTS)}
 
-    def next_chunk_ids(self, count: int) -> range:
+    async def next_chunk_ids(self, count: int) -> range:
         """Ids for the chunks of one task, following each other."""
-        return self._take(CHUNKS, count)
+        while True:
+            await self._fill(count)
+            if len(self._free[CHUNKS]) >= count:  # another task may have taken them meanwhile
+                return self._take(CHUNKS, count)
 
     def next_attempt_id(self) -> int:
         """An id for one attempt."""
@@ -70,9 +73,11 @@ class IdBlocks:
         self._free[key] = free[count:]
         return free[:count]
 
-    async def refill(self, chunks: int = 0) -> None:
-        """Make sure that at least `chunks` chunk ids, and half a block of each kind, are there. Costs nothing when they
-        are: call it before each submission and now and then."""
+    async def refill(self) -> None:
+        """Make sure that half a block of each kind is there. Costs nothing when it is: call it now and then."""
+        await self._fill(0)
+
+    async def _fill(self, chunks: int) -> None:
         wanted = {CHUNKS: max(chunks, BLOCK // 2), ATTEMPTS: BLOCK // 2}
         if any(len(self._free[key]) < count for key, count in wanted.items()):
             async with self._refilling:

@@ -122,7 +122,6 @@ class Submissions:
             files = (received.sums.of(gate.prepared.scene),)
             there = {file.name: (str(received.path), file.digest) for file in files}
             prepared = await self._read_scene(user_id, gate.prepared, lambda: there, client_of(request))
-            await self._ids.refill(len(prepared.ranges))
             assert received.directory is not None
             new = await self._new_task(principal, prepared, received.directory, files)
         except Repeated as repeated:
@@ -164,7 +163,6 @@ class Submissions:
                 return repeated.task_id
             files = await session.finished(stage)
             prepared = await self._read_scene(user_id, prepared, stage.states, gone)
-            await self._ids.refill(len(prepared.ranges))
             directory = await asyncio.to_thread(self.places.make_directory, prepared.engine, user_id, 0)
             taken = _Taken(self.uploads, user_id, session, stage, directory)
             try:
@@ -291,7 +289,7 @@ class Submissions:
     async def _new_task(
         self, principal: Principal, prepared: Prepared, directory: Path, files: Sequence[InputFile]
     ) -> NewTask:
-        ids = self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
+        ids = await self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
         default = (await self._known_catalog()).names.get(principal.user.subscription_id, "")
         make = partial(_new_task, principal, prepared, directory, files, ids, default)
         return await asyncio.to_thread(heavy(make)) if len(ids) > MANY_CHUNKS else make()

@@ -21,8 +21,7 @@ BOTH = ("Fake", FILM_ENGINE)
 
 
 async def with_film(rig: Rig, count: int, **more: Any) -> int:
-    await rig.ids.refill()
-    ids = rig.ids.next_chunk_ids(count + 1)
+    ids = await rig.ids.next_chunk_ids(count + 1)
     renders = [NewChunk(ids[at], FrameRange(at + 1, at + 1)) for at in range(count)]
     film = NewChunk(ids[-1], None, ChunkKind.FILM, stage=1)
     return await rig.submit(f"1-{count}", 1, chunks=[*renders, film], film="mp4@24", **more)
