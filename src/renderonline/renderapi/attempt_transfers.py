@@ -36,7 +36,7 @@ from renderonline.renderapi.downloads import Content
 from renderonline.renderapi.housekeeping import Places
 from renderonline.renderapi.reading import checked_size
 from renderonline.serving.admission import let_in
-from renderonline.serving.sink import receive_body
+from renderonline.serving.bodies import receive_body
 from renderonline.storage.archive import members_of
 from renderonline.storage.digests import InputSums
 from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, file_pieces

@@ -14,17 +14,17 @@ from typing import Final
 from urllib.parse import quote
 
 import structlog
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import NotFound, RenderOnlineError
-from renderonline.serving.sink import PIECE_BYTES, send_pieces
 from renderonline.storage.archive import StoredArchive, etag_of
 from renderonline.storage.landed import Compared, Member, file_pieces
 
 log = structlog.get_logger(__name__)
 
+BATCH_BYTES: Final = 2 * 1024 * 1024
+"""What is read in one go; as much again is read while it is sent."""
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 
 
@@ -93,34 +93,30 @@ class _Streamed(Response):
         super().__init__(status_code=status, headers=headers, media_type=content.media_type)
         self.headers["Content-Length"] = str(end - start)
         self._pieces = partial(content.pieces, start, end)
-        self._large = end - start >= PIECE_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if scope["method"] != "HEAD":
             try:
-                if not await self._sent_directly(scope) and not await self._sent(receive, send):
+                if not await self._sent(receive, send):
                     return
             except RenderOnlineError as error:
                 # The status is sent. What was promised can't be kept: without the end the connection is cut.
                 log.warning("download was cut off", reason=error.message)
                 return
-            except ClientDisconnect:
-                return
         await send({"type": "http.response.body", "body": b""})
-
-    async def _sent_directly(self, scope: Scope) -> bool:
-        return self._large and await send_pieces(scope, self._pieces())
 
     async def _sent(self, receive: Receive, send: Send) -> bool:
         gone = asyncio.create_task(_disconnected(receive))
         try:
-            async with contextlib.aclosing(_read_ahead(self._pieces())) as pieces:
-                async for piece in pieces:
+            async with contextlib.aclosing(_read_ahead(self._pieces())) as batches:
+                async for batch in batches:
+                    for piece in filter(None, batch):
+                        if gone.done():
+                            return False
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
                     if gone.done():
                         return False
-                    if piece:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         finally:
             gone.cancel()
         return True
@@ -131,19 +127,31 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[list[bytes], None]:
     loop = asyncio.get_running_loop()
-    ahead = loop.run_in_executor(None, next, pieces, None)
+    ahead = loop.run_in_executor(None, _batch, pieces)
     try:
-        while (piece := await asyncio.shield(ahead)) is not None:
-            ahead = loop.run_in_executor(None, next, pieces, None)
-            yield piece
+        while batch := await asyncio.shield(ahead):
+            ahead = loop.run_in_executor(None, _batch, pieces)
+            yield batch
     finally:
         await asyncio.wait({ahead})
         if not ahead.cancelled():
             ahead.exception()
         if isinstance(pieces, Generator):
             pieces.close()
+
+
+def _batch(pieces: Iterator[bytes]) -> list[bytes]:
+    """The next pieces, about `BATCH_BYTES` in all; none at the end. An empty piece, sent by a source that is not ready,
+    ends a batch."""
+    batch, size = list[bytes](), 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece)
+        if not piece or size >= BATCH_BYTES:
+            break
+    return batch
 
 
 def _span(asked: str, size: int) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from renderonline.renderapi.control import Control
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
-from renderonline.serving.sink import Take
+from renderonline.serving.bodies import Take
 from renderonline.storage import manifests, names, staging
 from renderonline.storage.uploads import disk_errors, too_large
 

@@ -38,7 +38,7 @@ from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
 from renderonline.renderapi.uploads import Session, Uploads
-from renderonline.serving.sink import Body, Take
+from renderonline.serving.bodies import Body, Take, content_length
 from renderonline.storage import manifests, names
 from renderonline.storage.staging import Stage
 from renderonline.storage.uploads import Received, Upload, disk_errors
@@ -112,13 +112,13 @@ class Submissions:
         gate = _Gate(self, user_id, key, length, read_request)
         staging = await self.places.staging()
         try:
-            with Body(request, length or None) as body:
+            body = Body(request, length or None)
 
-                async def read(take: Take) -> bool:
-                    return await body.read(self.places.watched(upload.received.directory or staging, take))
+            async def read(take: Take) -> bool:
+                return await body.read(self.places.watched(upload.received.directory or staging, take))
 
-                await self._check_early(user_id, key, headers, body)
-                received = await upload.receive(aiter(body), gate, read if length >= SMALL_BYTES else None)
+            await self._check_early(user_id, key, headers, body)
+            received = await upload.receive(aiter(body), gate, read if length >= SMALL_BYTES else None)
             files = (received.sums.of(gate.prepared.scene),)
             there = {file.name: (str(received.path), file.digest) for file in files}
             prepared = await self._read_scene(user_id, gate.prepared, lambda: there, client_of(request))
@@ -416,9 +416,3 @@ def _engine(rows: Iterable[EngineRow], request: SubmitRequest) -> EngineRow:
         if row.is_enabled and (named or str(row.engine_id) == wanted.strip()):
             return row
     raise InvalidRequest(v1.engine_not_found(wanted), code="engine_not_found")
-
-
-def content_length(headers: Mapping[str, str]) -> int:
-    """The body's length as the client says it, or else 0."""
-    text = headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0

@@ -27,7 +27,7 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
 from renderonline.renderapi.looks import Gone, Looks, client_of
-from renderonline.serving.sink import Body, receive_body
+from renderonline.serving.bodies import Body, receive_body
 from renderonline.serving.web import step_back
 from renderonline.storage import manifests, names, staging, unpacking
 from renderonline.storage.announcing import SHORT_BYTES, Announcement
@@ -127,8 +127,8 @@ class Uploads:
         long = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
         try:
             async with long:
-                with _disk_errors(), Body(request, length or None) as body:
-                    await body.read(announcement.take)
+                with _disk_errors():
+                    await Body(request, length or None).read(announcement.take)
             await asyncio.to_thread(names.incoming_directory, root)
             with _disk_errors():
                 stage = await self._in_turn(
@@ -201,8 +201,7 @@ class Uploads:
         reader = staging.PackReader(session.stage)
         try:
             with _disk_errors():
-                with Body(request, length) as body:
-                    await body.read(self._places.watched(session.stage.directory, reader.take))
+                await Body(request, length).read(self._places.watched(session.stage.directory, reader.take))
                 reader.finish()
                 await asyncio.to_thread(session.stage.touch)
         finally:

@@ -1,4 +1,4 @@
-"""Who may hold how many connections, and who has to go when there are too many (R14 Authority first).
+"""Accepts connections, and decides which have to go when there are too many (R14 Authority first).
 
 Half of the descriptors that the system allows are for connections, the other half for files, databases and children.
 Of the connections a part is for senders who have not said who they are, another one for accounts, and what machines
@@ -9,12 +9,17 @@ A new connection is let in even where an older one of its crowd must go for it: 
 milliseconds, those that were opened to stay silent are always the older ones.
 """
 
+import asyncio
+import contextlib
+import errno
 import ipaddress
 import socket
+import ssl
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -30,6 +35,13 @@ MOST: Final = 16_384
 """Connections, however many descriptors there are: each takes memory as well."""
 DEFAULT_DESCRIPTORS: Final = 1024
 _OPEN_MAX: Final = 10_240
+HANDSHAKE_S: Final = 10.0
+"""A TLS handshake takes no longer; asyncio alone would wait for a minute."""
+AT_ONCE: Final = 64
+"""Connections that are accepted before others get their turn."""
+PAUSE_S: Final = 0.05
+"""Without a descriptor nothing can be accepted; those that were closed for it need a moment to go."""
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def raise_descriptors() -> None:
@@ -182,3 +194,73 @@ def let_in(connection: HTTPConnection, who: str, *, is_link: bool = False) -> No
     if door is not None:
         admission, guest = door
         admission.known(guest, who, is_link=is_link)
+
+
+class Acceptor:
+    """Accepts connections of a listening socket and counts each from its first moment: also those that never finish
+    their TLS handshake, and those that come when there is no descriptor left. `make_protocol` returns the protocol that
+    serves a guest."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        admission: Admission,
+        make_protocol: Callable[[Guest], asyncio.BaseProtocol],
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._listener, self._admission, self._make_protocol, self._tls = listener, admission, make_protocol, tls
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting = self._loop.create_task(self._accept(), name="accept")
+        self._reported = False
+
+    def close(self) -> None:
+        """Accept no further connections."""
+        self._accepting.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                self._admit(*await self._loop.sock_accept(self._listener))
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(AT_ONCE):
+                        self._admit(*self._listener.accept())
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._report(error)
+                    self._admission.relieve()
+                    await asyncio.sleep(PAUSE_S)
+                # All other errors concern one connection, which is gone.
+
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
+            log.error("there is no room for another connection", reason=error.strerror)
+        self._reported = True
+
+    def _admit(self, connection: socket.socket, peer: tuple[object, ...]) -> None:
+        connection.setblocking(False)
+        guest = self._admission.arrive(connection, str(peer[0]))
+        guest.end = partial(_hang_up, connection)
+        task = self._loop.create_task(self._join(guest))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, guest: Guest) -> None:
+        patience = HANDSHAKE_S if self._tls is not None else None
+        try:
+            await self._loop.connect_accepted_socket(
+                partial(self._make_protocol, guest), guest.socket, ssl=self._tls, ssl_handshake_timeout=patience
+            )
+        except OSError:  # no handshake, so there is no way to say why
+            self._admission.leave(guest)
+        except BaseException:
+            self._admission.leave(guest)
+            raise
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Close a connection before its protocol is there."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -6,16 +6,11 @@ the answer.
 """
 
 import asyncio
-import contextlib
-import os
-import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -47,6 +42,9 @@ MAX_UNDELIVERED: Final = 64 * 1024
 UNASKED_BYTES: Final = 64 * 1024
 """Of a request whose body the application has not asked for, no more is read: who sends it may be anybody."""
 READ_BYTES: Final = 256 * 1024
+"""The most that is read from a connection in one go."""
+AHEAD_BYTES: Final = 1024 * 1024
+"""The most of a body that is read while the application stores what came before."""
 LINGER_S: Final = 2.0
 """After an early answer the connection stays open for so long: with bytes that nobody has read, closing it is a reset,
 and a client that listens only after it has sent everything would lose the answer."""
@@ -60,39 +58,34 @@ HELLO_BYTES: Final = 256 * 1024
 """So much of a WebSocket is read before we know who sends it."""
 STRANGER_S: Final = 30.0
 """For so long a WebSocket may be open before we know who sends it; the application answers earlier."""
-DIRECT: Final = "renderonline.direct"
-"""The ASGI extension of our own; its `lend()` gives the `Loan` of the request's body, or None."""
 
 
-def patient(threads: ThreadPoolExecutor, admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
-    """Makes the protocols of one server's connections. `threads` are for bodies that are read past the event loop."""
-    make = partial(PatientProtocol, threads, admission)
+def patient(admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
+    """Return a factory for the protocols of one server's connections."""
+    make = partial(PatientProtocol, admission)
     if sys.platform == "win32":  # reads ahead into the buffer, which would have to be each connection's own
         return make
     buffer = memoryview(bytearray(READ_BYTES))
-    return lambda **about: _Door(make(**about), buffer)
+    return lambda **about: _BoundedReads(make(**about), buffer)
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection with deadlines. `threads` are for bodies that are read past the event loop."""
+    """One HTTP/1.1 connection with deadlines."""
 
     _watch: asyncio.TimerHandle
     _in_headers_since: float | None = None
     _window_started = 0.0
-    window_bytes = 0
+    _window_bytes = 0
     _wrong = b""
     _undelivered = 0
     _request_bytes = 0
     _asked: "RequestResponseCycle | None" = None
-    _body_bytes = 0
     _delivered = False
     _lingering: int | None = None
     _reader: "_Reader"
-    loan: "Loan | None" = None
 
-    def __init__(self, threads: ThreadPoolExecutor, admission: Admission, guest: Guest, **more: Any) -> None:
+    def __init__(self, admission: Admission, guest: Guest, **more: Any) -> None:
         super().__init__(**more)
-        self.threads = threads
         self._admission, self._guest = admission, guest
         self.app_state = {**self.app_state, GUEST: (admission, guest)}
 
@@ -107,8 +100,6 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
         self._admission.leave(self._guest)
-        if self.loan is not None:
-            self.loan.end()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
@@ -154,7 +145,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._is_between:
             self._in_headers_since = self.loop.time()
             self._request_bytes = 0
-        self.window_bytes += len(data)
+        self._window_bytes += len(data)
         self._request_bytes += len(data)
         self._delivered = False
         super().data_received(data)
@@ -181,19 +172,15 @@ class PatientProtocol(HttpToolsProtocol):
             raise ValueError(self._wrong)  # the parser stops, uvicorn answers 400
         self._delivered = True
         self._in_headers_since = None
-        self._window_started, self.window_bytes = self.loop.time(), 0
+        self._window_started, self._window_bytes = self.loop.time(), 0
         super().on_headers_complete()
-        cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope and self.scheme == "http" and sys.platform != "win32":
-            self._body_bytes = 0
-            self.scope["extensions"] = {
-                DIRECT: {"lend": lambda: self._lend(cycle), "lend_out": lambda: self._lend_out(cycle)}
-            }
 
     def on_body(self, body: bytes) -> None:
         self._delivered = True
-        self._body_bytes += len(body)
-        super().on_body(body)
+        was_paused = self.flow.read_paused
+        super().on_body(body)  # pauses at 64 KiB
+        if not was_paused and self._is_asked and len(self.cycle.body) < AHEAD_BYTES:
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         self._delivered = True
@@ -237,31 +224,6 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
-    def _lend(self, cycle: "RequestResponseCycle") -> "Loan | None":
-        """The socket of a request whose body is still arriving and has a known length."""
-        lengths = [int(value) for name, value in cycle.scope["headers"] if name == b"content-length"]
-        if not lengths or cycle is not self.cycle or not cycle.more_body or self.loan is not None:
-            return None
-        if cycle.disconnected or self.transport.is_closing():
-            return None
-        self._asked = cycle
-        self.flow.pause_reading()
-        if cycle.waiting_for_100_continue:
-            cycle.waiting_for_100_continue = False
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.loan = Loan(self, cycle, lengths[0] - self._body_bytes)
-        self.loan.early, cycle.body = bytes(cycle.body), bytearray()
-        cycle.message_event.clear()
-        return self.loan
-
-    def _lend_out(self, cycle: "RequestResponseCycle") -> "Loan | None":
-        """The socket for an answer of a known length whose head was sent; its request has arrived as a whole."""
-        begun = cycle.response_started and not cycle.response_complete and not cycle.chunked_encoding
-        if not begun or cycle.more_body or cycle.disconnected or self.loan or self.transport.is_closing():
-            return None
-        self.loan = Loan(self, cycle, 0)
-        return self.loan
-
     def _refuse(self, status: int, why: bytes) -> None:
         """Answer what is no request, unless that would stand in the middle of another answer."""
         cycle = self.cycle
@@ -284,12 +246,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def _body_is_late(self, now: float) -> bool:
-        paused = self.flow.read_paused and self.loan is None
-        reading = self.cycle is not None and self.cycle.more_body and not paused
+        reading = self.cycle is not None and self.cycle.more_body and not self.flow.read_paused
         if reading and now - self._window_started < BODY_WINDOW_S:
             return False
-        late = reading and self.window_bytes < BODY_WINDOW_BYTES
-        self._window_started, self.window_bytes = now, 0
+        late = reading and self._window_bytes < BODY_WINDOW_BYTES
+        self._window_started, self._window_bytes = now, 0
         return late
 
 
@@ -308,7 +269,7 @@ class _Reader:
         return now - self._since > READER_S
 
 
-class _Door(asyncio.BufferedProtocol):
+class _BoundedReads(asyncio.BufferedProtocol):
     """Reads only what its `PatientProtocol` has room for; by itself the event loop reads as much as there is."""
 
     def __init__(self, protocol: PatientProtocol, buffer: memoryview) -> None:
@@ -406,48 +367,3 @@ class _ClosesGently:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol.transport, name)
-
-
-class Loan:
-    """A connection's socket in the hands of somebody who reads a request's body from it, and not a byte more, or sends
-    the bytes of an answer. `left`: bytes of the body that the socket still has; 0 for an answer."""
-
-    def __init__(self, protocol: PatientProtocol, cycle: "RequestResponseCycle", left: int) -> None:
-        self.threads = protocol.threads
-        self.early = b""
-        """What of the body has arrived and nobody has read."""
-        self.left = left
-        self._protocol = protocol
-        self._cycle = cycle
-        self._reads = left > 0
-        # A descriptor of its own: whoever closes the connection meanwhile can't make it mean another file.
-        self.socket = socket.socket(fileno=os.dup(protocol.transport.get_extra_info("socket").fileno()))
-        self.socket.setblocking(False)
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that have to leave before those of the answer."""
-        return self._protocol.transport.get_write_buffer_size()
-
-    def passed(self, count: int) -> None:
-        """So many bytes were read, or sent."""
-        if self._reads:
-            self._protocol.window_bytes += count
-        else:
-            self._cycle.expected_content_length -= count
-
-    def end(self) -> None:
-        """The connection is closed; whoever uses it finds its end."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-
-    def give_back(self) -> None:
-        """After the whole body the next request may come; else the connection ends after the answer."""
-        self.socket.close()
-        protocol = self._protocol
-        protocol.loan = None
-        if self._reads and not self.left and not protocol.transport.is_closing():
-            self._cycle.more_body = False
-            protocol.parser = httptools.HttpRequestParser(protocol)
-            protocol.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            protocol.flow.resume_reading()

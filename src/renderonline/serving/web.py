@@ -23,9 +23,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.serving.admission import Admission, Guest, most_connections
+from renderonline.serving.admission import Acceptor, Admission, Guest, most_connections
+from renderonline.serving.bodies import THREADS
 from renderonline.serving.deadlines import LinkProtocol, patient
-from renderonline.serving.entrance import Entrance
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -105,7 +105,7 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server that accepts by an `Entrance`, without its own signal handling, which would raise the signal
+    """uvicorn's server that accepts by an `Acceptor`, without its own signal handling, which would raise the signal
     again at the end."""
 
     def __init__(
@@ -114,7 +114,8 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._admission, self._tls = admission, tls
         self._on_ready = on_ready
-        self._entrances: list[Entrance] = []
+        self._state = {THREADS: ThreadPoolExecutor(BODY_THREADS, "body", step_back)}
+        self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -124,7 +125,7 @@ class _Server(uvicorn.Server):
         await super().startup([])
         gc.freeze()  # what has been loaded stays; looking through it would hold everything up
         for listener in sockets or ():
-            self._entrances.append(Entrance(listener, self._admission, self._protocol, self._tls))
+            self._acceptors.append(Acceptor(listener, self._admission, self._protocol, self._tls))
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -139,12 +140,12 @@ class _Server(uvicorn.Server):
             task.cancel()
 
     def _close(self) -> None:
-        for entrance in self._entrances:
-            entrance.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     def _protocol(self, guest: Guest) -> asyncio.BaseProtocol:
         make: Callable[..., asyncio.BaseProtocol] = self.config.http_protocol_class
-        return make(guest=guest, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return make(guest=guest, config=self.config, server_state=self.server_state, app_state=self._state)
 
 
 def step_back() -> None:
@@ -156,7 +157,7 @@ def step_back() -> None:
 def _config(app: ASGIApp, admission: Admission, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=patient(ThreadPoolExecutor(BODY_THREADS, "body", step_back), admission),  # type: ignore[arg-type]
+        http=patient(admission),  # type: ignore[arg-type]
         ws=LinkProtocol,
         ws_max_size=MAX_LINK_MESSAGE,
         ws_per_message_deflate=False,

@@ -22,7 +22,7 @@ from renderonline.farm.more_results import Bounds
 from renderonline.farm.watching import Patience
 from renderonline.protocol.link import Exited, Result, Started
 from renderonline.renderapi import landings, services
-from renderonline.serving import sink
+from renderonline.serving import bodies
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi, wait_until
@@ -257,7 +257,7 @@ async def test_disk_that_fills_up_leaves_nothing_of_a_result(held: Held, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(handle, data)
 
-    monkeypatch.setattr(sink.os, "write", until_full)
+    monkeypatch.setattr(bodies.os, "write", until_full)
     reply = await held.send("frame_0001.png", b"x" * 3_000_000)
     monkeypatch.undo()
     assert (reply.status, reply.json()["code"]) == (507, "no_space")

@@ -19,7 +19,7 @@ import pytest
 from renderonline.renderapi.events import MOST_STREAMS
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login
-from renderonline.serving import entrance
+from renderonline.serving import admission
 from tests.integration.serving.test_web import application, get, serving
 from tests.support.certificates import self_signed
 from tests.support.farm import RealFarm, wait_until
@@ -147,7 +147,7 @@ def cpu_s(program: "subprocess.Popen[str]") -> float:
 
 
 async def test_tls_handshake_that_does_not_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(admission, "HANDSHAKE_S", 0.2)
     files, trusted = self_signed(tmp_path)
     async with serving(application(), certificate=files) as url, asyncio.timeout(15):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from renderonline.farm.accounts import Permission
-from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.services import principal_of, services_of
+from renderonline.serving.bodies import bounded
 
 V2: Final = "/renderapi/v2"
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")

@@ -12,10 +12,10 @@ from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthentica
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
 from renderonline.renderapi.errors import json_answer
-from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.services import by_headers, services_of
 from renderonline.renderapi.task_requests import read_v1
+from renderonline.serving.bodies import bounded
 
 MAX_JSON: Final = 64 * 1024
 

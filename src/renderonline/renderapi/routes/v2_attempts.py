@@ -5,9 +5,9 @@ from starlette.responses import Response
 
 from renderonline.renderapi import downloads
 from renderonline.renderapi.routes.answers import Center, Held, Json, Part
-from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import Door
 from renderonline.renderapi.routes.models import Id, Size
+from renderonline.serving.bodies import bounded
 from renderonline.storage.previews import LARGEST
 
 router = Part("attempts")

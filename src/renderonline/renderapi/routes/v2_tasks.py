@@ -21,7 +21,6 @@ from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
-from renderonline.renderapi.routes.bodies import bounded
 from renderonline.renderapi.routes.guard import V2, Door
 from renderonline.renderapi.routes.models import (
     Accept,
@@ -36,6 +35,7 @@ from renderonline.renderapi.routes.models import (
 )
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
+from renderonline.serving.bodies import bounded
 
 router = Part("tasks")
 

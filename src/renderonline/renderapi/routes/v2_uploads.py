@@ -11,7 +11,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.looks import client_of
 from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.models import FileIndex, UploadOffset
-from renderonline.renderapi.submissions import content_length
+from renderonline.serving.bodies import content_length
 
 router = Part("uploads")
 
