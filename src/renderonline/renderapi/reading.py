@@ -81,9 +81,10 @@ class Reading:
     async def task(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """One task, with the file that landed last."""
         view = await self._view(principal, task_id)
-        latest = None
+        found = None
         if view.frames_done or view.chunks.succeeded:
-            latest = await self.database.read(partial(tasks.latest_result, task_id=task_id))
+            found = await self.database.read(partial(tasks.latest_result, task_id=task_id))
+        latest = None if found is None else (await self._results(view, (found,)))[0]
         nothing_known = latest is None and view.chunks.succeeded
         integrity = NOT_COMPARED if nothing_known else ALTERED if self._landed.altered(task_id) else COMPARED
         return self._task(view, latest, stuck(self.dispatcher.shared, task_id, {})) | {"integrity": integrity}
@@ -99,9 +100,9 @@ class Reading:
         """A page of a task's `chunks`, `attempts` (newest first) or `results`."""
         view = await self._view(principal, task_id)
         rows = await self.database.read(lambda connection: _PARTS[what](connection, task_id, limit, cursor))
-        show: dict[str, Show] = {"chunks": views.shown, "attempts": self._attempt}
-        show["results"] = partial(self._result, view)
-        return _page(rows, show[what])
+        if what == "results":
+            return {"items": await self._results(view, rows.items), "next": rows.next}
+        return _page(rows, self._attempt if what == "attempts" else views.shown)
 
     async def attempts(self, limit: int, cursor: str | None) -> dict[str, Any]:
         """A page of the whole farm's attempts, newest first: what its machines did."""
@@ -189,21 +190,27 @@ class Reading:
     async def _scene_file(self, principal: Principal, task_id: int) -> SceneFile:
         return await self.database.read(partial(tasks.scene_file, task_id=task_id, user_id=principal.tasks_of))
 
-    def _task(self, view: TaskView, latest: ResultView | None = None, stuck: str = "") -> dict[str, Any]:
+    def _task(self, view: TaskView, latest: dict[str, Any] | None = None, stuck: str = "") -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
         rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
-        newest = None if latest is None else self._result(view, latest)
-        return views.task(view, rendering, newest, stuck)
+        return views.task(view, rendering, latest, stuck)
 
-    def _result(self, task: TaskView, view: ResultView) -> dict[str, Any]:
-        task_id, frame = task.task_id, view.of_frame if view.frame is None else view.frame
-        more = {
-            "preview": self.dispatcher.shared.previews.there(task_id, view.name),
-            "integrity": self._landed.integrity(task_id, view.name, view.digest),
-            "called": result_names.called(task.names, task_id, view.name, frame),
-        }
-        return views.shown(view, **more)
+    async def _results(self, task: TaskView, found: Sequence[ResultView]) -> list[dict[str, Any]]:
+        task_id = task.task_id
+        previews = self.dispatcher.shared.previews
+        previewed = await asyncio.to_thread(previews.there, [(task_id, view.name) for view in found])
+
+        def shown(view: ResultView) -> dict[str, Any]:
+            frame = view.of_frame if view.frame is None else view.frame
+            return views.shown(
+                view,
+                preview=(task_id, view.name) in previewed,
+                integrity=self._landed.integrity(task_id, view.name, view.digest),
+                called=result_names.called(task.names, task_id, view.name, frame),
+            )
+
+        return [shown(view) for view in found]
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         live = self.dispatcher.memory.attempts.get(view.attempt_id)

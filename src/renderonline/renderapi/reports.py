@@ -5,6 +5,7 @@ Reports of one machine are applied in order; a result lands before the end of it
 commit does the caller acknowledge.
 """
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -181,19 +182,22 @@ class Reports:
     async def _write(
         self,
         steps: Sequence[Step],
-        landings: Iterable[Landing] = (),
+        landings: Collection[Landing] = (),
         *,
         machine_id: int | None = None,
         mark: Mark | None = None,
     ) -> None:
         shared = self._shared
+        shown = frozenset[tuple[int, str]]()
+        if named := [(landing.task_id, landing.offer.name) for landing in landings]:
+            shown = await asyncio.to_thread(shared.previews.there, named)  # they came before the reports
         apply = partial(apply_steps, steps=steps, moment=shared.now(), policy=shared.policy)
         operation = partial(apply, machine_id=machine_id, mark=mark)
         applied = await shared.database.write(operation)
         self.dropped += applied.dropped
         for landing in landings:
             if landing.result_id in applied.landed:
-                preview = shared.previews.there(landing.task_id, landing.offer.name)
+                preview = (landing.task_id, landing.offer.name) in shown
                 shared.announcer.result(landing, preview=preview)
         self._follow(applied)
 

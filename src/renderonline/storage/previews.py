@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,9 +124,9 @@ class PreviewFiles:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         return self._directory / str(task_id) / f"{digest}.{size}.jpg"
 
-    def there(self, task_id: int, name: str) -> bool:
-        """Whether a result can be shown in a grid."""
-        return self.path(task_id, name, "thumb").exists()
+    def there(self, results: Iterable[tuple[int, str]]) -> frozenset[tuple[int, str]]:
+        """Which of these results (task id, name) can be shown in a grid."""
+        return frozenset(one for one in results if self.path(*one, "thumb").exists())
 
     def put(self, task_id: int, name: str, size: str, jpeg: bytes) -> Path:
         """Keep a preview in the place of an older one. OSError when the disk refuses; then nothing is left of it."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -324,3 +325,27 @@ async def test_preview_of_a_frame_that_another_attempt_landed_stays(held: Held) 
     assert (await held.call("PUT", place, data=theirs)).status == 409
     seen = await held.api.call("GET", f"/tasks/{assign.task}/{place}")
     assert seen.body == b"\xff\xd8\xffits own"
+
+
+async def test_disk_is_never_asked_for_previews_on_the_event_loop(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, asked, exists = threading.get_ident(), list[bool](), Path.exists
+
+    def noted(path: Path, **more: Any) -> bool:
+        if "previews" in path.parts:
+            asked.append(threading.get_ident() == loop)
+        return exists(path, **more)
+
+    monkeypatch.setattr(Path, "exists", noted)
+    data, assign = b"the frame", held.assign
+    digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+    assert (await held.call("PUT", "previews/frame_0001.png?size=thumb", data=b"\xff\xd8\xff")).status == 204
+    assert (await held.send("frame_0001.png", data)).status == 204
+    about = (assign.attempt, assign.token, 1, "frame_0001.png", len(data), digest, zlib.crc32(data))
+    await held.report(Started(1, assign.attempt, assign.token, 1, 1), Result(2, *about, 1))
+    landed = len(asked)
+    assert landed
+    results = (await held.api.call("GET", f"/tasks/{assign.task}/results")).json()["items"]
+    task = (await held.api.call("GET", f"/tasks/{assign.task}")).json()
+    assert [one["preview"] for one in (*results, task["latest"])] == [True, True]
+    assert len(asked) == landed + 2
+    assert not any(asked)

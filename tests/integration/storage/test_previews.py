@@ -146,8 +146,7 @@ def test_previews_are_replaced_and_go_with_their_task(tmp_path: Path) -> None:
     files.put(7, "shots/a/../b\u00e9.png", "thumb", b"old")
     kept = files.put(7, "shots/a/../b\u00e9.png", "thumb", b"new")
     assert kept.read_bytes() == b"new"
-    assert files.there(7, "shots/a/../b\u00e9.png")
-    assert not files.there(7, "other.png")
+    assert files.there([(7, "shots/a/../b\u00e9.png"), (7, "other.png")]) == {(7, "shots/a/../b\u00e9.png")}
     assert [path.parent.name for path in (tmp_path / "previews").rglob("*.jpg")] == ["7"]
     files.remove(7)
     assert list((tmp_path / "previews").iterdir()) == []
