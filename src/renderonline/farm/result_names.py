@@ -24,6 +24,8 @@ _FIELD: Final = re.compile(r"\{([a-z]+)(?::0?(\d))?\}", re.ASCII)
 _REFUSED: Final = re.compile(r'[\\:*?"<>|]')
 """By Windows, in names."""
 _NUMBER: Final = re.compile(r"[._ -]?-?\d+$", re.ASCII)
+_EYE: Final = re.compile(r"[._ -]?(-?(?<!\d)\d{1,9})([._ -]?[^\W\d_][^\W\d]*)$", re.ASCII)
+"""How a frame of several files ends, without its extension: its number and the suffix of a view (`_L`)."""
 
 
 def check(template: str, *, frames: int = 1) -> str:
@@ -70,6 +72,9 @@ def example(template: str) -> str:
 def _filled_in(template: str, task_id: int, name: str, frame: int | None) -> str:
     path = PurePosixPath(name)
     stem = str(path.with_suffix("")) if path.suffix else name
+    eye, view = _EYE.search(stem), ""
+    if eye is not None and int(eye[1]) == frame:  # the files of one frame keep what tells them apart
+        stem, view = stem[: eye.start()], eye[2]
     values = {"name": _NUMBER.sub("", stem) if frame is not None else stem}
 
     def value(match: re.Match[str]) -> str:
@@ -78,7 +83,9 @@ def _filled_in(template: str, task_id: int, name: str, frame: int | None) -> str
         return values.get(match[1], match[0])
 
     found = _FIELD.sub(value, template)
-    return found if found.casefold().endswith(path.suffix.casefold()) and path.suffix else found + path.suffix
+    has_extension = path.suffix and found.casefold().endswith(path.suffix.casefold())
+    before = len(found) - len(path.suffix) if has_extension else len(found)
+    return f"{found[:before]}{view}{found[before:] or path.suffix}"
 
 
 def _is_part(part: str) -> bool:
