@@ -126,6 +126,12 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows)
 
 
+def names_of(connection: Connection, subscription_id: int | None) -> str:
+    """The template of results' names that a subscription has, "" for none."""
+    query = select(subscriptions.c.names).where(subscriptions.c.subscription_id == subscription_id)
+    return connection.scalar(query) or ""
+
+
 def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int | str) -> Subscription:
     """Add a subscription; `more` are the other fields of `Subscription`."""
     values: dict[str, Any] = {"name": name, "queue_limit": queue_limit, "share": 1, **more}

@@ -42,7 +42,7 @@ from renderonline.storage.digests import InputSums
 from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, file_pieces
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import results_directory, task_directory
-from renderonline.storage.uploads import disk_error, disk_errors
+from renderonline.storage.staging import disk_error, disk_errors
 
 __all__ = ["AttemptTransfers", "Holder"]
 

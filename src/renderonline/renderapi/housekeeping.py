@@ -29,7 +29,7 @@ from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
 from renderonline.serving.bodies import Take
 from renderonline.storage import manifests, names, staging
-from renderonline.storage.uploads import disk_errors, too_large
+from renderonline.storage.staging import Stage, disk_errors, too_large
 
 _log = structlog.get_logger(__name__)
 
@@ -94,15 +94,26 @@ class Places:
         if free - length < self._reserve:
             raise NoSpace("The server has no room for a file of this size. Delete tasks that are not needed any more.")
 
-    def make_directory(self, engine: EngineRow, user_id: int, length: int) -> Path:
-        """Make a task's directory below the engine's download path. Blocks."""
+    def root_of(self, engine: EngineRow) -> Path:
+        """An engine's download path; `RenderOnlineError` (`bad_engine`) when it is not absolute."""
         root = Path(engine.download_path)
         if not root.is_absolute():
             message = f"The download path of engine {engine.name} must be absolute. Ask an administrator."
             raise RenderOnlineError(message, code="bad_engine")
-        self.check_room(_free_bytes(root), length)
+        return root
+
+    def place(self, stage: Stage, engine: EngineRow, user_id: int) -> Path:
+        """Make a task's directory below the engine's download path, with the files of an upload in it. Blocks."""
+        root = self.root_of(engine)
+        self.check_room(_free_bytes(root), 0)
         with disk_errors():
-            return names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
+            directory = names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
+            try:
+                stage.link_into(directory)
+            except BaseException:
+                names.discard(directory)
+                raise
+        return directory
 
     async def _of_engines(self, *, enabled: bool = False) -> set[Path]:
         """The download paths of the engines, or of those that are enabled."""

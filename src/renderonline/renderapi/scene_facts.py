@@ -112,7 +112,8 @@ class SceneFacts:
         if doubt:  # clients of v1 are not refused for it
             facts = {**facts, "warnings": [*facts.get("warnings", ()), doubt]}
         needs = prepared.needs.joined(needs).joined(renders)
-        return replace(found, needs=with_device(needs, found.values, chosen), facts=facts)
+        needs = with_device(needs, found.values, chosen)
+        return replace(found, needs=needs, facts=facts, default_names=prepared.default_names)
 
     def _needs(self, definition: EngineDefinition, scene: str, version: str) -> Needs:
         """An engine that is not older than the scene; nothing where machines don't say what they have."""

@@ -72,7 +72,6 @@ class Services:
     async def _changed(self) -> None:
         self.authenticator.forget()
         self.events.look_again()
-        self.submissions.forget()
         await self.dispatcher.refresh()
 
 

@@ -97,17 +97,19 @@ class Prepared:
     needs: Needs
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the scene says of itself, once it was read."""
+    default_names: str = ""
+    """The template of results' names that the user's subscription has."""
 
     @property
     def film(self) -> str:
         """The film with its speed, "" for none."""
         return str(Film.parse(self.request.film).of_scene(self.facts)) if self.request.film else ""
 
-    def names(self, default: str, day: str) -> str:
-        """The template of its results' names, with all that is the same for the task filled in; `default` is what its
-        user's subscription says, `day` that of the submission. `InvalidRequest` when it was asked for and gives no name
-        that a file may have; without being asked, results keep their names then."""
-        template = self.request.names or default
+    def names(self, day: str) -> str:
+        """The template of its results' names, with all that is the same for the task filled in; `day` is that of the
+        submission. `InvalidRequest` when it was asked for and gives no name that a file may have; without being asked,
+        results keep their names then."""
+        template = self.request.names or self.default_names
         if not template:
             return ""
         scene = commands.scene_asked_for(self.facts, self.values)

@@ -1,17 +1,18 @@
-"""The use cases of uploads that arrive in pieces: announce files, send what is missing, go on after any stop.
+"""The use cases of uploads: announce files, send what is missing, go on after any stop; or a form with a single file.
 
 An upload is seen by its user only. Of what is announced in chunks, the server itself copies those that lie in the same
-user's files already. What nobody touched for a week is removed.
+user's files already. What nobody touched for a week is removed; the upload of a form ends with its request.
 """
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,16 +24,18 @@ from typing import Any, Final, TypeVar
 import orjson
 from starlette.requests import Request
 
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
 from renderonline.renderapi.looks import Gone, Looks, client_of
-from renderonline.serving.bodies import Body, receive_body
+from renderonline.renderapi.task_requests import Prepared
+from renderonline.serving.bodies import Body, in_thread, receive_body, writing
 from renderonline.serving.web import step_back
 from renderonline.storage import manifests, names, staging, unpacking
 from renderonline.storage.announcing import SHORT_BYTES, Announcement
-from renderonline.storage.staging import Stage, is_lacking
-from renderonline.storage.uploads import disk_errors, too_large
+from renderonline.storage.digests import InputSums
+from renderonline.storage.multipart import Form
+from renderonline.storage.staging import Stage, disk_errors, is_lacking, too_large
 
 MOST_OPEN: Final = 32
 """Of one user; a further one takes the place of the one that was not touched for longest."""
@@ -44,6 +47,9 @@ _AT_ONCE: Final = 500
 ASIDE_THREADS: Final = 2
 """They add up and copy gigabytes: in the threads of everybody else short work would stand behind that."""
 T = TypeVar("T")
+Check = Callable[[Form], Awaitable[Prepared]]
+"""Raises the first rule that a form breaks, as far as it is known. Called when its file begins after a part `request`,
+and again at the end if more is known then."""
 _disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
 
 
@@ -123,7 +129,7 @@ class Uploads:
         root, upload_id = await self._places.staging(), secrets.token_hex(16)
         directory = root / names.INCOMING / f"{user_id}-{upload_id}"
         await self._places.check_disk(root, 3 * length)
-        announcement = Announcement(directory.with_name(f"{upload_id}.part"))
+        announcement = Announcement(directory.with_name(f"{upload_id}{names.PART}"))
         long = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
         try:
             async with long:
@@ -221,6 +227,18 @@ class Uploads:
         await asyncio.to_thread(staging.remove, session.stage.directory)
 
     @contextlib.asynccontextmanager
+    async def receiving(self, request: Request, length: int, check: Check) -> AsyncIterator[tuple[Session, Prepared]]:
+        """Receive a form as an upload of a single file, which is removed at the end. `length`: bytes of the body, 0
+        when the client does not say. Raises what `check` raises, `InvalidRequest`, `TooLarge`, `NoSpace`."""
+        arriving = _Arriving(Form(request.headers.get("content-type", ""), limit=self._places.limit), self._places)
+        try:
+            with disk_errors():
+                prepared = await arriving.receive(request, length, check)
+            yield Session(arriving.upload_id, arriving.stage(), self._aside), prepared
+        finally:
+            await asyncio.to_thread(arriving.remove)
+
+    @contextlib.asynccontextmanager
     async def taking(
         self, user_id: int, upload_id: str, gone: Gone, *, unpack: bool = False
     ) -> AsyncIterator[tuple[Session, Stage]]:
@@ -297,6 +315,78 @@ class Uploads:
             return {number: places[digest] for number, digest in stage.wanted() if digest in places} if places else {}
 
         return await asyncio.to_thread(look)
+
+
+class _Arriving:
+    """A form whose file is being received."""
+
+    def __init__(self, form: Form, places: Places) -> None:
+        self.upload_id = secrets.token_hex(16)
+        self._form = form
+        self._places = places
+        self._sums = InputSums()
+        self._directory: Path | None = None
+        self._handle: int | None = None
+        self._checked: tuple[int, int] | None = None
+        self._prepared: Prepared | None = None
+
+    async def receive(self, request: Request, length: int, check: Check) -> Prepared:
+        """Read the form to its end, or as far as one that is refused is read; then every rule was checked."""
+        form = self._form
+        body = Body(request, length or None)
+        stopped = await body.read(form.take)
+        if form.file_names:
+            await self._begin(request, length, check)
+            stopped = bool(await in_thread(request, form.go_on)) or await body.read(self._watched())
+        if not stopped:
+            form.finish()
+        self._close()
+        if self._prepared is None or form.is_refused or self._checked != form.parts:
+            self._prepared = await check(form)  # now that everything is known: the first broken rule is raised
+        if form.refusal is not None:
+            raise form.refusal
+        return self._prepared
+
+    def stage(self) -> Stage:
+        """The upload; its file was received to its end."""
+        assert self._directory is not None
+        return Stage(self._directory, self._sums.of(names.clean_file_name(self._form.file_names[0])))
+
+    def remove(self) -> None:
+        """Remove what was stored. Blocks."""
+        self._close()
+        if self._directory is not None:
+            staging.remove(self._directory)
+
+    async def _begin(self, request: Request, length: int, check: Check) -> None:
+        """The file begins: check what is known, and make a place for it."""
+        form = self._form
+        if not form.requests:
+            root = await self._places.staging()
+        else:
+            self._checked = form.parts
+            try:
+                self._prepared = await check(form)
+                root = self._places.root_of(self._prepared.engine)
+                await self._places.check_disk(root, length)
+            except RenderOnlineError as error:
+                form.refuse(error)
+                return
+        await in_thread(request, partial(self._open, root))
+
+    def _open(self, root: Path) -> None:
+        self._directory = names.incoming_directory(root) / f"{self.upload_id}{names.PART}"
+        self._handle = staging.open_single(self._directory)
+        self._form.store(writing(self._handle, self._sums.update))
+
+    def _watched(self) -> Callable[[memoryview], object]:
+        take = self._form.take
+        return take if self._directory is None else self._places.watched(self._directory, take)
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
 class WrongOffset(Conflict):

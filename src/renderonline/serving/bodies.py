@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from renderonline.farm.errors import InvalidRequest, TooLarge
 
@@ -64,10 +64,15 @@ async def receive_body(
     `InvalidRequest` when the client sends less (what arrived before is written) or more, and the `OSError` of the disk.
     Nothing uses `handle` any more when this returns or raises, also when it is canceled.
     """
+    await Body(request, length).read(writing(handle, update))
 
+
+def writing(handle: int, update: Callable[[memoryview], object] | None = None) -> Callable[[memoryview], None]:
+    """Return a function that writes a piece to the open file `handle` at its current position, then calls `update` with
+    it."""
     waiting = 0
 
-    def take(piece: memoryview) -> None:
+    def write(piece: memoryview) -> None:
         nonlocal waiting
         rest = piece
         while rest:
@@ -81,7 +86,7 @@ async def receive_body(
             os.posix_fadvise(handle, begins, waiting, os.POSIX_FADV_DONTNEED)
             waiting = 0
 
-    await Body(request, length).read(take)
+    return write
 
 
 class Body:
@@ -103,7 +108,7 @@ class Body:
         """
         try:
             async for piece in self._stream:
-                if piece and await _in_thread(self._request.scope, partial(take, memoryview(piece))):
+                if piece and await in_thread(self._request, partial(take, memoryview(piece))):
                     return True
                 if self._left and len(piece) < SHORT_BYTES:
                     await asyncio.sleep(GATHER_S)
@@ -122,9 +127,9 @@ class Body:
             yield piece
 
 
-async def _in_thread(scope: Scope, work: Callable[[], object]) -> object:
+async def in_thread(request: Request, work: Callable[[], object]) -> object:
     """Run `work` in one of the server's threads for bodies. A canceled caller waits for its end: it uses open files."""
-    threads: ThreadPoolExecutor | None = scope.get("state", {}).get(THREADS)
+    threads: ThreadPoolExecutor | None = request.scope.get("state", {}).get(THREADS)
     pending = asyncio.get_running_loop().run_in_executor(threads, work)
     try:
         return await asyncio.shield(pending)

@@ -3,25 +3,63 @@ because Python holds everything else up while it reads JSON (R14 Authority first
 
 import base64
 import binascii
+import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
 from renderonline.protocol.codec import from_wire, read_json
-from renderonline.storage import staging
+from renderonline.storage import names
 from renderonline.storage.confined import Confined
-from renderonline.storage.staging import MOST_FILES, Announced, Stage
+from renderonline.storage.staging import LARGEST_CHUNK, MOST_FILES, SENT_CHUNK, Announced, Stage
 
 MOST_BYTES: Final = 32 * 1024 * 1024
 """Of the JSON: the chunks of some 150 GB."""
 SHORT_BYTES: Final = 256 * 1024
+SMALL_CHUNK: Final = 1024
+"""All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
+FEW_CHUNKS: Final = 64
 TIME_S: Final = 60.0
 MEMORY_BYTES: Final = 1 << 30
 _MOST_MARKS: Final = 12 * MOST_FILES
 """Opening brackets and commas: a file has five, and some of its name."""
 _MARKS: Final = b"{[,"
+
+
+def checked(files: Sequence[Announced]) -> None:
+    """Raise `Unfit` for files that can't be: names that are not relative, two of one name, chunks that do not add up to
+    the size."""
+    if not 0 < len(files) <= MOST_FILES:
+        raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
+    folders: set[str] = set()
+    seen: set[str] = set()
+    for file in files:
+        folder, _, base = file.name.rpartition("/")
+        names.check_relative(file.name, base if folder in folders else file.name)
+        if file.name in seen:
+            raise Unfit(f"Two files are called {file.name}.", code="bad_name")
+        seen.add(file.name)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+        if not 0 <= file.size < 2**62 or not re.fullmatch(r"([0-9a-f]{64})?", file.digest):
+            raise Unfit(f"The size or the digest of {file.name} can't be.")
+        if file.chunks is not None:
+            _check_chunks(file, file.chunks)
+    if both := seen & folders:
+        raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
+
+
+def _check_chunks(file: Announced, chunks: bytes) -> None:
+    whole = len(chunks) % SENT_CHUNK.size == 0
+    lengths = [length for _, length in SENT_CHUNK.iter_unpack(chunks)] if whole else [0]
+    if not all(0 < length <= LARGEST_CHUNK for length in lengths) or sum(lengths) != file.size:
+        raise Unfit(f"The chunks of {file.name} don't add up to its size.", code="bad_manifest")
+    if len(lengths) > file.size // SMALL_CHUNK + FEW_CHUNKS:
+        raise Unfit(f"{file.name} is cut too finely: chunks have 64 KiB or more.", code="bad_manifest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,5 +153,5 @@ def stage(body: str, directory: str) -> tuple[str, str]:
 
 def _read(body: bytes) -> list[Announced]:
     files = [file.announced() for file in from_wire(NewUpload, read_json(body)).files]
-    staging.checked(files)
+    checked(files)
     return files

@@ -3,16 +3,21 @@
 import base64
 import re
 import urllib.parse
+from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from renderonline.farm.errors import InvalidRequest, TooLarge
+from renderonline.farm.errors import InvalidRequest, RenderOnlineError, TooLarge
+from renderonline.storage.staging import too_large
 
 MAX_FIELD_BYTES: Final = 64 * 1024
 """All parts that are not files together."""
 MAX_PARTS: Final = 64
+DISCARD_BYTES: Final = 16 * 1024 * 1024
+"""How much of a body is still read after a refusal, to find out what else is wrong with the request."""
 
 
 class FileBegins(NamedTuple):
@@ -39,6 +44,84 @@ class Field(NamedTuple):
 
 
 Event = FileBegins | FileData | FileEnds | Field
+
+
+class Form:
+    """The form of a submission: a part `request` and one file, read piece by piece.
+
+    Reading stops once, where the first file begins: then the caller decides where its bytes go (`store`) or why there
+    will be none (`refuse`), and goes on. Nothing is decided here about who may upload what. Used by one thread at a
+    time; `take` and `go_on` block while the file is stored.
+    """
+
+    def __init__(self, content_type: str, *, limit: int) -> None:
+        """`limit`: bytes of the largest body. `InvalidRequest` (`not_multipart`) for another content type."""
+        self.requests: list[bytes] = []
+        """The values of the parts named `request`."""
+        self.file_names: list[str] = []
+        """The names of the files in order, as the client wrote them."""
+        self.refusal: RenderOnlineError | None = None
+        self._reader = MultipartReader(content_type)
+        self._limit = limit
+        self._events: deque[Event] = deque()
+        self._store: Callable[[memoryview], object] | None = None
+        self._read = 0
+        self._discarded = 0
+
+    @property
+    def request(self) -> bytes | None:
+        """The part `request`; two of them are as good as a broken one."""
+        return b", ".join(self.requests) if self.requests else None
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """How many requests and how many files were seen so far."""
+        return len(self.requests), len(self.file_names)
+
+    @property
+    def is_refused(self) -> bool:
+        return self.refusal is not None or len(self.file_names) > 1
+
+    def store(self, write: Callable[[memoryview], object]) -> None:
+        """Give the bytes of the first file to `write`."""
+        self._store = write
+
+    def refuse(self, error: RenderOnlineError) -> None:
+        """Store nothing; the rest of the form is only looked through."""
+        self.refusal = error
+
+    def take(self, piece: memoryview) -> bool:
+        """Read the next bytes of the body; returns whether to stop reading: the first file begins, or enough was read
+        of a form that is refused. `InvalidRequest`, `TooLarge`, and what `write` raises."""
+        self._read += len(piece)
+        if self._read > self._limit:
+            raise too_large(self._limit)
+        if self.is_refused:
+            self._discarded += len(piece)
+        self._events += self._reader.feed(bytes(piece))
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        """Handle what was read already, as `take` does."""
+        while self._events:
+            match self._events.popleft():
+                case Field("request", value):
+                    self.requests.append(value)
+                case FileBegins(name):
+                    self.file_names.append(name)
+                    if len(self.file_names) == 1:
+                        return True
+                case FileData(data) if self._store is not None:
+                    self._store(data)
+                case FileEnds():
+                    self._store = None
+                case FileData() | Field():
+                    pass
+        return self._discarded > DISCARD_BYTES
+
+    def finish(self) -> None:
+        """Raise `InvalidRequest` unless the closing boundary was seen."""
+        self._reader.finish()
 
 
 class MultipartReader:

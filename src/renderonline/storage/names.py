@@ -19,6 +19,8 @@ from renderonline.storage import modes
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
+PART: Final = ".part"
+"""What the names of files and directories in `INCOMING` end with that nobody goes on with after a stop."""
 RESULTS: Final = "results"
 UNFINISHED: Final = ".landing-"
 """What the names of files begin with that are still being copied to their place (`storage.landing`)."""
@@ -242,11 +244,13 @@ def marked(root: Path) -> tuple[Path, ...]:
 
 
 def sweep_incoming(root: Path) -> int:
-    """Remove staged files that a killed process left in `.incoming`; the number of them. Uploads that go on (they are
-    directories) stay."""
-    staged = [path for path in (root / INCOMING).glob("*") if path.suffix != ".mark" and not path.is_dir()]
+    """Remove what a killed process left in `.incoming`; returns how many. Uploads that go on stay."""
+    staged = list((root / INCOMING).glob(f"*{PART}"))
     for path in staged:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(staged)
 
 

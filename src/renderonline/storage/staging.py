@@ -6,6 +6,7 @@ several threads may put chunks of one upload at once.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -21,16 +22,13 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from renderonline.farm.errors import Conflict, InvalidRequest, Unfit
+from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge, Unfit
 from renderonline.farm.tasks import InputFile
 from renderonline.storage import modes, names
 from renderonline.storage.digests import InputSums
 
 MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
-SMALL_CHUNK: Final = 1024
-"""All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
-FEW_CHUNKS: Final = 64
 DIGEST_BYTES: Final = 32
 SENT_CHUNK: Final = struct.Struct("<32sI")
 """A chunk as clients announce it: BLAKE3 and length."""
@@ -81,50 +79,24 @@ class Place:
     offset: int
 
 
-def checked(files: Sequence[Announced]) -> None:
-    """Raise `Unfit` for files that can't be: names that are not relative, two of one name, chunks that do not add up to
-    the size."""
-    if not 0 < len(files) <= MOST_FILES:
-        raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
-    folders: set[str] = set()
-    seen: set[str] = set()
-    for file in files:
-        folder, _, base = file.name.rpartition("/")
-        names.check_relative(file.name, base if folder in folders else file.name)
-        if file.name in seen:
-            raise Unfit(f"Two files are called {file.name}.", code="bad_name")
-        seen.add(file.name)
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = folder.rpartition("/")[0]
-        if not 0 <= file.size < 2**62 or not re.fullmatch(r"([0-9a-f]{64})?", file.digest):
-            raise Unfit(f"The size or the digest of {file.name} can't be.")
-        if file.chunks is not None:
-            _check_chunks(file, file.chunks)
-    if both := seen & folders:
-        raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
-
-
-def _check_chunks(file: Announced, chunks: bytes) -> None:
-    whole = len(chunks) % SENT_CHUNK.size == 0
-    lengths = [length for _, length in SENT_CHUNK.iter_unpack(chunks)] if whole else [0]
-    if not all(0 < length <= LARGEST_CHUNK for length in lengths) or sum(lengths) != file.size:
-        raise Unfit(f"The chunks of {file.name} don't add up to its size.", code="bad_manifest")
-    if len(lengths) > file.size // SMALL_CHUNK + FEW_CHUNKS:
-        raise Unfit(f"{file.name} is cut too finely: chunks have 64 KiB or more.", code="bad_manifest")
-
-
 class Stage:
     """The files of one upload. Its directory may be removed at any time: then calls raise `FileNotFoundError`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, received: InputFile | None = None) -> None:
+        """The upload that was created in `directory`; or, with `received`, a single file that was written to its end
+        there (`open_single`): no other program finds that one."""
         self.directory = directory
         self._data = str(directory / "data")
-        self.files = tuple(_File(*row, *[row[0]] * (len(row) < _ROW)) for row in _rows(directory / _FACTS))
-        self._state = bytearray((directory / "have").read_bytes())
+        self._added: dict[int, InputFile] = {}
+        if received is None:
+            self.files = tuple(_File(*row, *[row[0]] * (len(row) < _ROW)) for row in _rows(directory / _FACTS))
+            self._state = bytearray((directory / "have").read_bytes())
+        else:
+            self.files = (_File(received.name, received.size, received.digest, 0, None, received.name),)
+            self._state = bytearray()
+            self._added[0] = received
         self._lock = threading.Lock()
         self._sums: dict[int, InputSums] = {}
-        self._added: dict[int, InputFile] = {}
         self._summing = threading.Lock()
 
     @classmethod
@@ -303,7 +275,7 @@ class Stage:
             os.sync()
             return
         above = (directory.parent, directory.parent.parent)
-        sync(*(directory / file.name for file in self.files), *folders, *above)
+        _sync(*(directory / file.name for file in self.files), *folders, *above)
 
     def chunks_of(self, index: int) -> bytes | None:
         """The announced chunks of a file, records of `SENT_CHUNK`; None for a file without."""
@@ -399,6 +371,13 @@ class Incomplete(Conflict):
     code = "incomplete"
 
 
+def open_single(directory: Path) -> int:
+    """Make the directory of an upload of a single file; returns a handle with which the file is written."""
+    for made in (directory, directory / "data"):
+        made.mkdir(mode=modes.DIRECTORY)
+    return os.open(directory / "data" / "0", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, modes.FILE)
+
+
 def remove(directory: Path) -> None:
     """Remove an upload with everything that came of it."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -470,7 +449,30 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)  # another file system, or one without hard links
 
 
-def sync(*paths: Path) -> None:
+def too_large(limit: int) -> TooLarge:
+    """The refusal of a body or an upload over the limit of this server."""
+    return TooLarge(f"The upload is larger than the {limit} bytes that this server takes.")
+
+
+def disk_error(error: OSError) -> RenderOnlineError:
+    """A failed write as an error that the client of an upload understands."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace("The server's disk is full; nothing was stored. Try again when there is room.")
+    return RenderOnlineError(f"The server can't store the file: {error.strerror}.", code="storage_failed")
+
+
+@contextlib.contextmanager
+def disk_errors(gone: str = "") -> Iterator[None]:
+    """Turn each `OSError` into a `disk_error`; with `gone`, a missing file into `NotFound` with this message."""
+    try:
+        yield
+    except OSError as error:
+        if gone and isinstance(error, FileNotFoundError):
+            raise NotFound(gone) from error
+        raise disk_error(error) from error
+
+
+def _sync(*paths: Path) -> None:
     """Make files, and the entries of directories, durable."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)

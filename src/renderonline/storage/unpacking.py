@@ -10,7 +10,7 @@ from typing import Final
 
 from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
 from renderonline.sandbox.box import NO_BOX, Found
-from renderonline.storage import staging
+from renderonline.storage.announcing import checked
 from renderonline.storage.confined import Confined
 from renderonline.storage.names import name_in_zip
 from renderonline.storage.staging import Announced, Stage
@@ -58,7 +58,7 @@ def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
             if any(stat.S_ISLNK(one.external_attr >> 16) or one.flag_bits & 1 for one in members):
                 return "broken", "Links and encrypted files in a ZIP are not taken."
             announced = [Announced(name_in_zip(one), one.file_size) for one in members]
-            staging.checked(announced)
+            checked(announced)
             if sum(one.size for one in announced) > most:
                 return "large", f"The ZIP holds more than {most >> 20} MiB."
             stage = Stage.create(Path(directory), announced)

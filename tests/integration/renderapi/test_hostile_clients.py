@@ -7,13 +7,15 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
 
+from renderonline.renderapi.memory import Memory
 from renderonline.serving import deadlines
-from renderonline.storage import names, uploads
-from tests.support.renderapi import Running, renderapi
+from renderonline.storage import names
+from tests.support.renderapi import Running, renderapi, wait_until
 
 REQUEST = json.dumps({"EngineId": 1, "Arguments": []}).encode()
 V1 = "/renderapi/v1/enqueue"
@@ -190,7 +192,7 @@ async def go_away(api: Running, sent: int, *, reset: bool) -> None:
     await writer.drain()
     if sent > 1_000:
         async with asyncio.timeout(10):
-            while not any(path.endswith(".blend") for path in api.tree()):  # noqa: ASYNC110
+            while not any(path.endswith("/data/0") for path in api.tree()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     if reset:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -229,7 +231,7 @@ async def test_full_disk_is_told_and_leaves_nothing(api: Running, monkeypatch: p
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(handle, data)
 
-    monkeypatch.setattr(uploads.os, "write", until_full)
+    monkeypatch.setattr(os, "write", until_full)
     status, message = await post(api, multipart(content=b"x" * 6_000_000))
     assert (status, message.split(";")[0]) == (507, "The server's disk is full")
     monkeypatch.undo()
@@ -283,6 +285,24 @@ async def test_refused_commit_leaves_nothing(api: Running) -> None:
     reply = await api.submit({"engine": "blender", "waits_for": [99]}, ("a.blend", b"x"), version=2)
     assert (reply.status, reply.json()["detail"]) == (400, "There is no task 99 of yours to wait for.")
     await unchanged(api, [])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_fault_after_the_commit_keeps_the_committed_scene(
+    api: Running, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Memory, "add_task", Mock(side_effect=RuntimeError("memory")))
+        request = {"EngineId": 1, "Arguments": []} if version == 1 else {"engine": "blender"}
+        assert (await api.submit(request, ("a.blend", b"scene"), version=version)).status == 500
+    assert [path for path in api.tree() if path.endswith("a.blend")]
+    await wait_until(lambda: no_marks(api))
+    assert (await api.call("GET", "/tasks/1/download")).status == 200
+
+
+async def no_marks(api: Running) -> bool:
+    """Whether every directory of a task is known to be committed."""
+    return not list((api.settings.files / names.INCOMING).glob("*"))
 
 
 async def test_paths_lead_nowhere(api: Running) -> None:

@@ -390,10 +390,9 @@ async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_ta
 
     monkeypatch.setattr(Database, "write", breaks)
     assert (await api.submit({"engine": "blender"}, SCENE, version=2)).status == 503
-    (mark,) = (api.settings.files / INCOMING).glob("*.mark")
 
     async def settled() -> bool:
-        return not mark.exists()
+        return not list((api.settings.files / INCOMING).glob("*.mark"))
 
     await wait_until(settled)
     (task,) = (await api.call("GET", "/tasks")).json()["items"] or (None,)

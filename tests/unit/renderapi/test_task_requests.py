@@ -234,27 +234,27 @@ def test_keys_that_can_t_be_kept_are_refused(key: str) -> None:
 def test_names_of_results_are_filled_with_what_is_known_of_the_task() -> None:
     whole = "{date}/{title}/{file}/{scene}/{camera}/{layer}/{engine}_{name}_{frame:04}"
     task = prepared(frames="1-3", names=whole, name="Walk: cycle", file_name="shots/s1.blend")
-    assert task.names("", "2026-12-01") == "2026-12-01/Walk_ cycle/s1/s1/camera/layer/blender_{name}_{frame:04}"
+    assert task.names("2026-12-01") == "2026-12-01/Walk_ cycle/s1/s1/camera/layer/blender_{name}_{frame:04}"
     facts = {"scenes": [{"name": "Intro", "cameras": ["Left", "Right"], "view_layers": ["FG", "BG"]}]}
     known = replace(task, facts=facts, values={**task.values, "view_layer": "FG"})
-    assert known.names("", "2026-12-01").split("/")[3:6] == ["Intro", "Left", "FG"]
+    assert known.names("2026-12-01").split("/")[3:6] == ["Intro", "Left", "FG"]
 
 
 def test_names_of_the_subscription_count_where_the_task_has_none_and_never_refuse_it() -> None:
     task = prepared(frames="1-3")
-    assert task.names("", "2026-12-01") == ""
-    assert task.names("{file}_{frame:04}", "2026-12-01") == "a_{frame:04}"
-    assert task.names("con/{frame}", "2026-12-01") == ""
-    assert prepared(names="x{frame}").names("{file}_{frame}", "2026-12-01") == "x{frame}"
+    assert task.names("2026-12-01") == ""
+    assert replace(task, default_names="{file}_{frame:04}").names("2026-12-01") == "a_{frame:04}"
+    assert replace(task, default_names="con/{frame}").names("2026-12-01") == ""
+    assert replace(prepared(names="x{frame}"), default_names="{file}_{frame}").names("2026-12-01") == "x{frame}"
 
 
 @pytest.mark.parametrize("names", ["../{frame}", "a//{frame}", "/abs/{frame}", "con/{frame}", "a?{frame}", " {frame}"])
 def test_names_that_no_file_may_have_are_refused(names: str) -> None:
     with pytest.raises(InvalidRequest, match="Results can't be called"):
-        prepared(names=names).names("", "2026-12-01")
+        prepared(names=names).names("2026-12-01")
 
 
 def test_a_name_for_several_frames_needs_their_number() -> None:
     with pytest.raises(InvalidRequest, match="All 3 frames"):
         prepared(frames="1-3", names="{file}")
-    assert prepared(frames="1", names="{file}").names("", "") == "a"
+    assert prepared(frames="1", names="{file}").names("") == "a"

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.errors import InvalidRequest, TooLarge
-from renderonline.storage.multipart import Field, FileBegins, FileData, FileEnds, MultipartReader
+from renderonline.farm.errors import InvalidRequest, LimitReached, RenderOnlineError, TooLarge
+from renderonline.storage.multipart import (
+    DISCARD_BYTES,
+    Field,
+    FileBegins,
+    FileData,
+    FileEnds,
+    Form,
+    MultipartReader,
+)
 
 TYPE = "multipart/form-data; boundary=B"
 
@@ -157,3 +165,57 @@ def test_file_names_are_read_as_browsers_and_dotnet_write_them(parameters: str, 
 
 def test_part_with_an_empty_file_name_is_a_field() -> None:
     assert read(body(('name="request"; filename=""', b"{}"))) == [("field", "request", b"{}")]
+
+
+ASKED = ('name="request"', b"{}")
+FILE = ('name="file"; filename="a.blend"', bytes(range(256)) * 20)
+
+
+def received(data: bytes, size: int, refusal: RenderOnlineError | None = None) -> tuple[Form, bytes]:
+    """A form that comes in pieces of `size` bytes, and what was stored of its file."""
+    form, stored = Form(TYPE, limit=2**40), bytearray()
+    for start in range(0, len(data), size):
+        if form.take(memoryview(data)[start : start + size]) and len(form.file_names) == 1:
+            assert not stored
+            if refusal is None:
+                form.store(stored.extend)
+            else:
+                form.refuse(refusal)
+            assert not form.go_on()
+    form.finish()
+    return form, bytes(stored)
+
+
+@pytest.mark.parametrize("size", [1, 13, 100, 2**20])
+@pytest.mark.parametrize("parts", [(ASKED, FILE), (FILE, ASKED), (ASKED, FILE, ("name=more", b"?"))])
+def test_form_stores_its_file_however_it_is_cut(parts: tuple[tuple[str, bytes], ...], size: int) -> None:
+    form, stored = received(body(*parts), size)
+    assert (form.request, form.file_names, stored, form.is_refused) == (b"{}", ["a.blend"], FILE[1], False)
+
+
+@pytest.mark.parametrize("size", [1, 13, 100, 2**20])
+def test_form_with_two_files_is_refused_and_stores_only_the_first(size: int) -> None:
+    form, stored = received(body(FILE, ASKED, ('filename="b.blend"', b"other")), size)
+    assert (form.is_refused, form.parts, stored) == (True, (1, 2), FILE[1])
+
+
+@pytest.mark.parametrize("size", [13, 2**20])
+def test_refused_form_is_read_on_and_nothing_is_stored(size: int) -> None:
+    form, stored = received(body(ASKED, FILE, ASKED), size, LimitReached("full"))
+    assert (form.is_refused, form.request, stored) == (True, b"{}, {}", b"")
+
+
+def test_refused_form_is_not_read_for_ever() -> None:
+    form, piece, read = Form(TYPE, limit=2**40), bytes(2**20), 0
+    assert form.take(memoryview(body(ASKED, FILE, end=b"")[:-2]))
+    form.refuse(LimitReached("full"))
+    assert not form.go_on()
+    while not form.take(memoryview(piece)):
+        read += len(piece)
+    assert read <= DISCARD_BYTES
+
+
+def test_too_large_form_is_stopped() -> None:
+    form = Form(TYPE, limit=3000)
+    with pytest.raises(TooLarge):
+        form.take(memoryview(body(ASKED, FILE)))

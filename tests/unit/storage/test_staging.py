@@ -1,5 +1,6 @@
 """Uploads in pieces, on the disk: whatever order and however often they are cut, the files are what was announced."""
 
+import errno
 import json
 import os
 import struct
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, Unfit
-from renderonline.storage import manifests, names, staging
+from renderonline.storage import announcing, manifests, names, staging
+from renderonline.storage.digests import InputSums
 from renderonline.storage.staging import Announced, Incomplete, PackReader, Place, Stage
 
 CHUNKS = [bytes([number]) * (number * 7 + 1) for number in range(8)]
@@ -31,7 +33,7 @@ def record(index: int, chunk: int, content: bytes) -> bytes:
 def test_chunks_in_any_order_through_any_cuts_make_the_files(order: list[int], size: int, restart: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [announced("a/b", CHUNKS), announced("c", CHUNKS[::-1])]
-        staging.checked(files)
+        announcing.checked(files)
         stage = Stage.create(Path(folder, "u"), files)
         for count, number in enumerate(order):
             if count == restart:
@@ -182,7 +184,7 @@ def test_few_files_are_being_added_up_at_once(tmp_path: Path, monkeypatch: pytes
 
 def test_names_that_are_not_fit_travel_under_others_with_a_mapping(tmp_path: Path) -> None:
     files = [announced("s: 1.blend", CHUNKS[:1]), announced("tex/ho\u0308lz.png", CHUNKS[1:2])]
-    staging.checked(files)
+    announcing.checked(files)
     Stage.create(tmp_path / "u", files)
     stage = Stage(tmp_path / "u")
     assert [one["name"] for one in stage.described()] == ["s: 1.blend", "tex/ho\u0308lz.png"]
@@ -193,3 +195,20 @@ def test_names_that_are_not_fit_travel_under_others_with_a_mapping(tmp_path: Pat
     stage.link_into(tmp_path / "task")
     said = json.loads((tmp_path / "task" / names.MAPPING).read_bytes())
     assert said == {"s: 1.blend": "s_ 1.blend", "tex/ho\u0308lz.png": "tex/h\u00f6lz.png"}
+
+
+def test_files_get_their_places_on_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_device(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+
+    handle = staging.open_single(tmp_path / "u")
+    os.write(handle, b"scene")
+    os.close(handle)
+    sums = InputSums()
+    sums.update(b"scene")
+    stage = Stage(tmp_path / "u", sums.of("a.blend"))
+    assert stage.finish() == (sums.of("a.blend"),)
+    monkeypatch.setattr(os, "link", other_device)
+    (tmp_path / "task").mkdir()
+    stage.link_into(tmp_path / "task")
+    assert (tmp_path / "task" / "a.blend").read_bytes() == b"scene"

@@ -41,7 +41,7 @@ async def enqueue(request: Request) -> Response:
     if principal is None:
         return json_answer(v1.enqueue_answer(v1.UNAUTHORIZED), 401)
     try:
-        task_id = await services_of(request).submissions.submit(principal, request, read_v1)
+        task_id = await services_of(request).submissions.submit_form(principal, request, read_v1)
     except RenderOnlineError as error:
         status, message = _enqueue_refusal(error)
         return json_answer(v1.enqueue_answer(message), status)

@@ -97,7 +97,7 @@ async def submit(request: Request, caller: Caller, center: Center, idempotency_k
         body = await Request(request.scope, bounded(request, request.receive)).body()
         task_id = await center.submissions.submit_upload(caller, request.headers, body, client_of(request))
     else:
-        task_id = await center.submissions.submit(caller, request, read_v2)
+        task_id = await center.submissions.submit_form(caller, request, read_v2)
     task = await center.reading.submitted(caller, task_id)
     return json_answer(task, 201, {"Location": f"{V2}/tasks/{task_id}"})
 
