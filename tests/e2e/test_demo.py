@@ -1,5 +1,6 @@
 """`renderonline demo` with a real Blender: what it promises, and what it leaves when it is interrupted."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,13 +12,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import psutil
 import pytest
+from OpenImageIO import UINT8, ImageBuf, ImageBufAlgo
 
-from renderonline.cli.demo import look, problems_of
+from renderonline.hpcserver.films import count_frames
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
 
@@ -128,6 +131,44 @@ def blenders(demo: Demo) -> list[str]:
     return [
         words for words in commands(demo) if "/blender/launcher " in words and "bwrap" not in words.partition(" ")[0]
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a frame is when it is decoded wholly, and what is wrong with it."""
+
+    width: int
+    height: int
+    pixels: str
+    """Digest of the pixels; file digests differ already by the time stamp."""
+    problems: list[str]
+
+
+def problems_of(frames: list[Path], film: Path, count: int) -> list[str]:
+    """Everything that is not as promised, in plain words."""
+    problems = [] if len(frames) == count else [f"There are {len(frames)} frames, not {count}."]
+    pictures = {frame.name: look(frame) for frame in frames}
+    for name, picture in pictures.items():
+        problems += [f"{name}: {problem}" for problem in picture.problems]
+    if len({picture.pixels for picture in pictures.values()}) != len(pictures):
+        problems.append("Some frames show the same picture.")
+    decoded = count_frames(film)
+    return problems if decoded == count else [*problems, f"{film.name} has {decoded} frames, not {count}."]
+
+
+def look(path: Path) -> Picture:
+    """Decode a picture wholly."""
+    image = ImageBuf(str(path))
+    if not image.read(0, 0, force=True):
+        return Picture(0, 0, "", [f"it does not decode ({image.geterror()})"])
+    spec, pixels = image.spec(), image.get_pixels(UINT8)
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() if pixels is not None else ""
+    checks = {
+        f"it has only {spec.width} x {spec.height} pixels": spec.width < 640 or spec.height < 360,
+        "it has one colour only": ImageBufAlgo.isConstantColor(image) is not None,
+        "it does not say how long it was rendered": not spec.get_string_attribute("RenderTime"),
+    }
+    return Picture(spec.width, spec.height, digest, [problem for problem, holds in checks.items() if holds])
 
 
 def test_demo_keeps_its_promises_and_shows_its_processes(tmp_path: Path) -> None:

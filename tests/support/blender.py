@@ -4,10 +4,11 @@ import functools
 import subprocess
 from pathlib import Path
 
+from renderonline.cli import demo
 from renderonline.engines.blender.install import install
 from renderonline.serving.directories import data_directory
 
-SAMPLE = Path(__file__).parents[2] / "src" / "renderonline" / "engines" / "blender" / "sample.py"
+DEMO_SCENE = Path(demo.__file__).with_name(demo.SCENE)
 
 
 def blender_directory() -> Path:
@@ -31,13 +32,6 @@ def run_blender(*words: str, timeout: float = 100, cwd: Path | None = None) -> s
     """Run the launcher to its end."""
     argv = [*blender_prefix(), *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
-
-
-def write_sample(path: Path) -> Path:
-    """The demo's scene."""
-    argv = [blender_prefix()[0], "-I", "-W", "ignore", str(SAMPLE), str(path)]
-    subprocess.run(argv, capture_output=True, timeout=60, check=True)
-    return path
 
 
 SMALL_SCENE = """

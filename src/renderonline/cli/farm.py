@@ -34,7 +34,7 @@ def demo(
     """Render an animation on a farm of two machines here.
 
     Fetches Blender the first time (380 MB, once). Starts one RenderAPI and two HPCServers on this computer, submits
-    a generated scene through the public API, downloads and checks the frames, encodes the film, stops everything.
+    an example scene through the public API, downloads the frames and the film, stops everything.
     """
     from renderonline.cli.demo import run
 

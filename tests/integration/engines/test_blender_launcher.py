@@ -20,11 +20,11 @@ from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
     BAKED_NODES,
+    DEMO_SCENE,
     blender_prefix,
     everything_at_once,
     run_blender,
     run_python,
-    write_sample,
     write_small_scene,
 )
 
@@ -375,7 +375,6 @@ def test_nothing_is_left_in_the_temporary_directory(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     assert run_blender("-b", str(scenes / "small.blend"), "-o", str(tmp_path / "f_#"), "-f", "1").returncode == 0
     assert run_blender("-b", str(scenes / "small.blend"), "-o", "/proc/x/f_#", "-f", "1").returncode == 1
-    write_sample(tmp_path / "sample.blend")
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -388,8 +387,8 @@ def test_version_and_help_need_no_scene() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_sample_is_24_frames_and_renders_the_same_twice(tmp_path: Path) -> None:
-    scene = write_sample(tmp_path / "sample.blend")
+def test_the_demo_is_24_frames_and_renders_the_same_twice(tmp_path: Path) -> None:
+    scene = DEMO_SCENE
     for name, frames in (("a", "1,13"), ("b", "1")):
         words = ["-b", str(scene), "-o", str(tmp_path / f"{name}_#"), "-F", "PNG", "-x", "1", "-t", "1", "-f", frames]
         done = run_blender(*words)

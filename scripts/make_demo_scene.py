@@ -1,15 +1,17 @@
 """Writes the demo's scene: a gyroscope of polished rings around a glowing heart, over a ring of bobbing glass beads.
 
-    python sample.py FILE.blend
+    PYTHON scripts/make_demo_scene.py src/renderonline/cli/demo.blend
 
-Runs as a script inside the environment that `install.py` makes (standard library and `bpy` only). 24 frames at 24
-frames per second that loop without a seam; Cycles on the processor, made to take about a second a frame.
+PYTHON is the one in the environment that `renderonline engine install blender` makes (standard library and `bpy`
+only). 24 frames at 24 frames per second that loop without a seam; Cycles on the processor, made to take about a second
+a frame.
 """
 
 import colorsys
 import math
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -49,6 +51,8 @@ def finished(material: Any, *, smooth: bool = True) -> Any:
     """The object that was added last, with its material."""
     thing = bpy.context.object
     thing.data.materials.append(material)
+    while thing.data.uv_layers:  # nothing has a texture
+        thing.data.uv_layers.remove(thing.data.uv_layers[0])
     if smooth:
         thing.data.polygons.foreach_set("use_smooth", [True] * len(thing.data.polygons))
     return thing
@@ -56,21 +60,30 @@ def finished(material: Any, *, smooth: bool = True) -> Any:
 
 def ring(radius: float, thickness: float, material: Any) -> Any:
     bpy.ops.mesh.primitive_torus_add(
-        major_radius=radius, minor_radius=thickness, major_segments=96, minor_segments=20, location=CENTRE
+        major_radius=radius, minor_radius=thickness, major_segments=80, minor_segments=16, location=CENTRE
     )
     return finished(material)
 
 
 def ball(radius: float, place: Place, material: Any) -> Any:
-    bpy.ops.mesh.primitive_uv_sphere_add(radius=radius, segments=48, ring_count=24, location=place)
-    return finished(material)
+    """A sphere; all share one mesh, which keeps the file small, and have a material each."""
+    if (mesh := bpy.data.meshes.get("Ball")) is None:
+        bpy.ops.mesh.primitive_uv_sphere_add(segments=48, ring_count=24)
+        mesh = finished(material).data
+        mesh.name = "Ball"
+        bpy.data.objects.remove(bpy.context.object)
+    thing = bpy.data.objects.new("Ball", mesh)
+    bpy.context.collection.objects.link(thing)
+    thing.location, thing.scale = place, (radius,) * 3
+    thing.material_slots[0].link, thing.material_slots[0].material = "OBJECT", material
+    return thing
 
 
-def animate(thing: Any, path: str, value: Callable[[float], Any]) -> None:
-    """A key on every frame; `value` gets the turn, which goes from 0 to 1 over the loop."""
+def animate(thing: Any, path: str, value: Callable[[float], Any], axis: int = -1) -> None:
+    """A key on every frame; `value` gets the turn, from 0 to 1 over the loop. `axis`: only this one moves."""
     for frame in range(1, FRAMES + 2):
         setattr(thing, path, value((frame - 1) / FRAMES))
-        thing.keyframe_insert(path, frame=frame)
+        thing.keyframe_insert(path, index=axis, frame=frame)
 
 
 def rainbow(turn: float) -> Colour:
@@ -98,7 +111,7 @@ def gyroscope() -> None:
     animate(inner, "rotation_euler", lambda turn: (math.radians(25), half * turn + 1.1, 0.0))
     heart = ball(0.33, CENTRE, ember())
     heart.visible_shadow = False
-    animate(heart, "scale", lambda turn: (1 + 0.06 * math.sin(2 * math.pi * turn),) * 3)
+    animate(heart, "scale", lambda turn: (0.33 * (1 + 0.06 * math.sin(2 * math.pi * turn)),) * 3)
     bpy.ops.object.light_add(type="POINT", location=CENTRE)
     light = bpy.context.object.data
     light.energy, light.color, light.shadow_soft_size = 130.0, (1.0, 0.55, 0.22), 0.06
@@ -132,7 +145,7 @@ def beads() -> None:
         def place(time: float, x: float = x, y: float = y, turn: float = turn) -> Place:
             return (x, y, 0.52 + 0.22 * math.sin(2 * math.pi * (2 * turn - time)))
 
-        animate(bead, "location", place)
+        animate(bead, "location", place, axis=2)
 
 
 def stage() -> None:
@@ -249,12 +262,15 @@ def main(path: str) -> None:
     for part in (settings, stage, gyroscope, beads, lights, camera):
         part()
     bpy.context.scene.frame_set(1)
-    bpy.ops.wm.save_as_mainfile(filepath=os.path.abspath(path), compress=True)
+    bpy.ops.wm.save_as_mainfile(filepath=os.path.abspath(path), compress=False)
+    # Blender itself compresses quickly; this is half as large.
+    subprocess.run(["zstd", "--quiet", "--force", "--rm", "--ultra", "-22", path, "-o", f"{path}.zst"], check=True)
+    os.replace(f"{path}.zst", path)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("Usage: sample.py FILE.blend")
+        sys.exit("Usage: make_demo_scene.py FILE.blend")
     main(sys.argv[1])
     shutil.rmtree(bpy.app.tempdir, ignore_errors=True)  # the module would do so in its teardown, which may crash
     sys.stdout.flush()
