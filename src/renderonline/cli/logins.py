@@ -6,7 +6,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
-from renderonline.rnoclient.chunking import means
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import config_directory, private_read, private_write
 
@@ -58,7 +57,7 @@ def current(url: str | None) -> Login:
 
 def connect(url: str | None) -> Client:
     """A client with the current login, whose uploads go on where an earlier command stopped."""
-    return Client(current(url), patience_s=2.0, means=means())
+    return Client(current(url), patience_s=2.0)
 
 
 def _addresses(urls: str) -> set[str]:

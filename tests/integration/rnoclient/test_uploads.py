@@ -14,8 +14,8 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotFound
-from renderonline.rnoclient.chunking import means
-from renderonline.rnoclient.sdk import Client, Login, Task
+from renderonline.rnoclient.chunking import upload_options
+from renderonline.rnoclient.sdk import Client, Login, Task, UploadOptions
 from renderonline.storage.digests import digest_file
 from tests.support.blender import run_python
 from tests.support.cutting import CuttingProxy
@@ -50,7 +50,7 @@ def made(path: Path, size: int) -> Path:
 def client(farm: RealFarm, directory: Path, url: str = "", *, cutting: bool = True) -> Client:
     """A client that cuts files and remembers, or one as in Blender."""
     login = Login(url or farm.url, farm.login.email, farm.login.token)
-    return Client(login, patience_s=30, means=means(directory) if cutting else None)
+    return Client(login, patience_s=30, upload=upload_options(directory) if cutting else UploadOptions())
 
 
 def there(farm: RealFarm, task: Task, name: str) -> Path:

@@ -10,8 +10,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from renderonline.rnoclient.chunking import Chunker
-from renderonline.rnoclient.sdk.notes import Notes
+from renderonline.rnoclient.chunking import CachedChunker
+from renderonline.rnoclient.sdk.uploads import FileCache, default_options
 from renderonline.storage import manifests
 from renderonline.storage.manifests import manifest_of
 from renderonline.storage.staging import LARGEST_CHUNK, SENT_CHUNK
@@ -46,13 +46,13 @@ def test_unchanged_file_is_not_read_again(tmp_path: Path, cut: list[Path]) -> No
     scene = tmp_path / "a.blend"
     scene.write_bytes(random.Random(1).randbytes(3_000_000))
     os.utime(scene, (OLD, OLD))
-    first = Chunker(Notes(tmp_path / "notes"))(scene)
+    first = CachedChunker(FileCache(tmp_path / "notes"))(scene)
     assert chunks_are_of(first, scene.read_bytes())
-    assert Chunker(Notes(tmp_path / "notes"))(scene) == first
+    assert CachedChunker(FileCache(tmp_path / "notes"))(scene) == first
     assert len(cut) == 1
-    assert Chunker(Notes(tmp_path / "notes"))(scene, anew=True) == first
+    assert CachedChunker(FileCache(tmp_path / "notes"))(scene, anew=True) == first
     os.utime(scene, (OLD + 1, OLD + 1))
-    Chunker(Notes(tmp_path / "notes"))(scene)
+    CachedChunker(FileCache(tmp_path / "notes"))(scene)
     assert len(cut) == 3
 
 
@@ -60,19 +60,19 @@ def test_file_that_was_saved_just_now_is_read_again(tmp_path: Path, cut: list[Pa
     scene = tmp_path / "a.blend"
     scene.write_bytes(b"scene")
     for _ in range(2):
-        Chunker(Notes(tmp_path / "notes"))(scene)
+        CachedChunker(FileCache(tmp_path / "notes"))(scene)
     assert len(cut) == 2
 
 
 def test_notes_that_nobody_needs_any_more_go(tmp_path: Path) -> None:
-    notes = Notes(tmp_path / "notes", keep_s=100)
+    notes = FileCache(tmp_path / "notes", keep_s=100)
     notes.write("old", b"old")
     os.utime(tmp_path / "notes" / "old", (OLD, OLD))
     notes.write("new", b"new")
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["new"]
-    assert (notes.read("new"), notes.read("old"), Notes().read("new")) == (b"new", b"", b"")
+    assert (notes.read("new"), notes.read("old"), FileCache().read("new")) == (b"new", b"", b"")
     (tmp_path / "file").write_text("x")
-    Notes(tmp_path / "file" / "below").write("a", b"a")  # a place where nothing can be kept is no fault
+    FileCache(tmp_path / "file" / "below").write("a", b"a")  # a place where nothing can be kept is no fault
 
 
 @settings(max_examples=25)
@@ -115,3 +115,7 @@ def test_blend_that_lies_about_its_blocks_is_cut_all_the_same(
     path = tmp_path_factory.getbasetemp() / "lies.blend"
     path.write_bytes(head + rest + bytes(100_000))
     assert chunks_are_of(manifest_of(path), path.read_bytes())
+
+
+def test_client_cuts_files_by_itself_where_the_program_is_installed() -> None:
+    assert isinstance(default_options().chunker, CachedChunker)

@@ -259,7 +259,9 @@ def test_what_is_refused_is_not_asked_elsewhere() -> None:
 ALONE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from renderonline.rnoclient.sdk import Client, Login
+from renderonline.rnoclient.sdk import Client, Login, UploadOptions
+from renderonline.rnoclient.sdk.uploads import default_options
+assert default_options().chunker is None  # files are sent whole
 with Client(Login(sys.argv[2], "ada@studio.org", "secret")) as farm:
     assert farm.me() == {"email": "ada@studio.org"}
 packages = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"__main__", "renderonline"}

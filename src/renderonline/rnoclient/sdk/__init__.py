@@ -9,9 +9,40 @@ with Client(Login("http://farm:5000", "me@studio.org", token)) as farm:
     farm.download_results(task["task_id"], "shot")
 """
 
+from renderonline.farm.errors import (
+    Conflict,
+    InvalidRequest,
+    LimitReached,
+    NoSpace,
+    NotAllowed,
+    NotAuthenticated,
+    NotAvailable,
+    NotFound,
+    RenderOnlineError,
+    TooLarge,
+)
 from renderonline.protocol.calls import UNREACHABLE
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login
 from renderonline.rnoclient.sdk.types import ENDED, Item, Task
+from renderonline.rnoclient.sdk.uploads import UploadOptions
 
-__all__ = ["ENDED", "UNREACHABLE", "Client", "Item", "Login", "Task"]
+__all__ = [
+    "ENDED",
+    "UNREACHABLE",
+    "Client",
+    "Conflict",
+    "InvalidRequest",
+    "Item",
+    "LimitReached",
+    "Login",
+    "NoSpace",
+    "NotAllowed",
+    "NotAuthenticated",
+    "NotAvailable",
+    "NotFound",
+    "RenderOnlineError",
+    "Task",
+    "TooLarge",
+    "UploadOptions",
+]

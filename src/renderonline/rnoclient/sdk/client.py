@@ -24,15 +24,15 @@ LARGE: Final = 4 * 1024 * 1024
 
 
 class Client:
-    """Everything that a user can do, over `/renderapi/v2`. One thread at a time; `farm.errors` classes are raised.
+    """Everything that a user can do, over `/renderapi/v2`. One thread at a time; raises `RenderOnlineError`s.
 
-    `admin` has the calls for operators and administrators. What only reads is tried again for `patience_s`. With
-    `rnoclient.chunking.means()` files are sent without what the farm has of them, and go on in another process.
+    `admin` has the calls for operators and administrators. What only reads is tried again for `patience_s`.
+    `upload` says how files are sent; by default in the best way for this computer.
     """
 
-    def __init__(self, login: Login, *, patience_s: float = 5.0, means: uploads.Means | None = None) -> None:
+    def __init__(self, login: Login, *, patience_s: float = 5.0, upload: uploads.UploadOptions | None = None) -> None:
         self.connection = Connection(login, patience_s=patience_s)
-        self._means = means or uploads.Means()
+        self._upload = upload
         self.admin = Admin(self.connection)
 
     def __enter__(self) -> Self:
@@ -97,7 +97,8 @@ class Client:
         alone = len(files) == 1 and main == path.name
         if not alone or transfers.size_of(path) >= LARGE:
             try:
-                sent = uploads.submit(self.connection, {**request, "scene": main}, files, self._means, progress)
+                self._upload = self._upload or uploads.default_options()
+                sent = uploads.submit(self.connection, {**request, "scene": main}, files, self._upload, progress)
                 return cast("Task", sent.json())
             except InvalidRequest as error:
                 if error.reason_code != "bad_name" or not alone:

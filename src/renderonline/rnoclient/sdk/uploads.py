@@ -8,6 +8,7 @@ upload.
 import base64
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import struct
@@ -27,7 +28,6 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, Not
 from renderonline.protocol.calls import Reply
 from renderonline.rnoclient.sdk.connection import Connection
 from renderonline.rnoclient.sdk.events import json_object
-from renderonline.rnoclient.sdk.notes import Notes
 from renderonline.rnoclient.sdk.transfers import SEND_TIMEOUT_S, Progress, answered
 
 PACK_BYTES: Final = 8 * 1024 * 1024
@@ -46,20 +46,62 @@ _ANEW: Final = frozenset({"changed", "wrong_chunk", "wrong_digest", "not_found"}
 _WAITS: Final = frozenset({"incomplete", "busy", "wrong_offset"})
 
 
-class Cutter(Protocol):
-    """Cuts files into chunks (`cdc:v1`), so that the farm is sent only those that it does not have."""
+class FileCache:
+    """Small files by name in a directory; losing one costs time only. Without a directory nothing is kept. A file that
+    was not used for `keep_s` seconds is removed."""
+
+    def __init__(self, directory: Path | None = None, keep_s: float = 7 * 24 * 3600.0) -> None:
+        self._directory = directory
+        self._keep_s = keep_s
+
+    def read(self, name: str) -> bytes:
+        """Return what was kept, or b""."""
+        with contextlib.suppress(OSError):
+            if self._directory is not None:
+                os.utime(self._directory / name)
+                return (self._directory / name).read_bytes()
+        return b""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keep this where possible; a full or read-only disk is no error."""
+        if self._directory is None:
+            return
+        path = self._directory / name
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for old in self._directory.iterdir():
+                if old.stat().st_mtime < time.time() - self._keep_s:
+                    old.unlink(missing_ok=True)
+            path.with_suffix(".new").write_bytes(content)
+            path.with_suffix(".new").replace(path)
+
+
+class Chunker(Protocol):
+    """Cuts files into chunks (`cdc:v1`), so that only those are sent which the farm does not have."""
 
     def __call__(self, path: Path, *, anew: bool = False) -> bytes:
-        """The chunks of a file in order, each as BLAKE3 and length (u32, little endian). `anew`: the file may have
-        changed unseen; `OSError` when it can't be read."""
+        """Return the chunks of a file in order, each as BLAKE3 and length (u32, little endian). `anew`: the file may
+        have changed although its size and time did not. Raises `OSError` when it can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What makes uploads quick, and in what they are kept in mind, so that another process can go on."""
+class UploadOptions:
+    """How files are uploaded. `chunker`: None sends them whole; `cache` lets another process go on with an upload that
+    was interrupted."""
 
-    cutter: Cutter | None = None
-    notes: Notes = field(default_factory=Notes)
+    chunker: Chunker | None = None
+    cache: FileCache = field(default_factory=FileCache)
+
+
+def default_options() -> UploadOptions:
+    """Return the best options for this computer: chunks and the user's cache where all of RenderOnline is installed,
+    files as a whole where only the standard library is there, as inside Blender."""
+    try:
+        chunking = importlib.import_module("renderonline.rnoclient.chunking")
+    except ImportError:
+        return UploadOptions()
+    options: UploadOptions = chunking.upload_options()
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +136,17 @@ class _Job:
 
 
 def submit(
-    connection: Connection, request: Json, files: Mapping[str, Path], means: Means, progress: Progress | None = None
+    connection: Connection,
+    request: Json,
+    files: Mapping[str, Path],
+    options: UploadOptions,
+    progress: Progress | None = None,
 ) -> Reply:
     """Send `files` (names there -> paths here) and submit `request`, which counts once (R4.1 Submit once).
 
     The first call of `progress` says what the farm had already. `NotAvailable` when nothing arrives for `PATIENCE_S`.
     """
-    upload = _Upload(connection, request, _sources(files, means.cutter), means.notes, progress)
+    upload = _Upload(connection, request, _sources(files, options.chunker), options.cache, progress)
     try:
         return upload.submit()
     except (InvalidRequest, NotFound) as error:
@@ -108,7 +154,7 @@ def submit(
             raise
     upload.give_up()
     # A file is not what it was when it was looked at, or the farm has removed the upload: look and announce again.
-    return _Upload(connection, request, _sources(files, means.cutter, anew=True), Notes(), progress).submit()
+    return _Upload(connection, request, _sources(files, options.chunker, anew=True), FileCache(), progress).submit()
 
 
 class _Upload:
@@ -117,7 +163,7 @@ class _Upload:
         connection: Connection,
         request: Json,
         sources: Sequence[_Source],
-        notes: Notes,
+        cache: FileCache,
         progress: Progress | None,
     ) -> None:
         self._connection = connection
@@ -125,9 +171,9 @@ class _Upload:
         self._request = request
         self._progress = progress or (lambda _done, _total: None)
         self._announced = json.dumps({"files": [_announced(source) for source in sources]}).encode()
-        self._notes, self._name = notes, self._identity()
+        self._cache, self._name = cache, self._identity()
         known, self._told = (
-            json_object(notes.read(self._name)),
+            json_object(cache.read(self._name)),
             hashlib.sha256(json.dumps(request).encode()).hexdigest(),
         )
         self._id = str(known.get("upload", ""))
@@ -151,7 +197,7 @@ class _Upload:
                 delay = min(2 * delay, 5.0)
             _Round(self._connection, jobs).send(partial(self._tell, self._total - missing))
         self._progress(self._total, self._total)
-        self._notes.write(self._name, b"")
+        self._cache.write(self._name, b"")
         return reply
 
     def give_up(self) -> None:
@@ -180,7 +226,7 @@ class _Upload:
                 raise
         self._id, self._remembered = str(self._post("/uploads", self._announced).json()["upload_id"]), False
         noted = {"upload": self._id, "key": self._key, "request": self._told}
-        self._notes.write(self._name, json.dumps(noted).encode())
+        self._cache.write(self._name, json.dumps(noted).encode())
         return self._committed()
 
     def _missing(self) -> tuple[deque[_Job], int]:
@@ -275,12 +321,12 @@ class _Round:
             self._sent[mine] += len(block)
 
 
-def _sources(files: Mapping[str, Path], cutter: Cutter | None, *, anew: bool = False) -> list[_Source]:
+def _sources(files: Mapping[str, Path], chunker: Chunker | None, *, anew: bool = False) -> list[_Source]:
     found, room = [], MOST_ANNOUNCED
     for name, path in files.items():
         size, modified_ns = _seen(path)
         try:
-            chunks = None if cutter is None else cutter(path, anew=anew)
+            chunks = None if chunker is None else chunker(path, anew=anew)
         except OSError as error:
             raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from None
         if chunks is not None:
