@@ -100,6 +100,8 @@ def _upgrade(database: Database) -> str:
             before = _revision(connection)
             connection.rollback()
             config.attributes["connection"] = connection
+            if before != _scripts().get_current_head():  # every revision can be run again
+                command.stamp(config, "base", purge=True)
             command.upgrade(config, "head")
             connection.commit()
             return before
@@ -113,7 +115,7 @@ def _refuse_foreign(connection: Connection) -> None:
     if not current:
         for table in metadata.tables.values():
             r0001_foundation.check(connection, table)
-    elif current not in {script.revision for script in _scripts().walk_revisions()}:
+    elif current > (_scripts().get_current_head() or ""):
         raise Conflict(
             f"The database has the schema {current}, which this version of RenderOnline does not know. "
             "Install the version that made it, or a newer one."

@@ -1,7 +1,7 @@
 """Every table as `schema` has it, in an empty database or around the rows of the existing system.
 
 Each step looks whether it is done, because MySQL commits every DDL statement by itself: a migration that was killed
-half-way is simply run again. Later revisions do the same, for here a new database gets what they add at once.
+half-way is simply run again. Databases of earlier versions take this way too: what is missing is added.
 """
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from renderonline.database.columns import Id
 from renderonline.database.schema import farm, leases, metadata
 from renderonline.farm.errors import InvalidRequest
 
-revision = "0001"
+revision = "0011"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -24,12 +24,6 @@ def upgrade() -> None:
     bind = op.get_bind()
     existing = {name for name in metadata.tables if sa.inspect(bind).has_table(name)}
     _note_origin(adopted=not existing <= {farm.name, leases.name})  # those two are made before all others
-    complete()
-
-
-def complete() -> None:
-    """Whatever of `schema` is not there yet."""
-    bind = op.get_bind()
     for table in metadata.tables.values():
         if sa.inspect(bind).has_table(table.name):
             _complete(table)
