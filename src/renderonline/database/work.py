@@ -80,7 +80,8 @@ def submit_and_lease(
     submitted = submit(connection, new)
     if submitted.repeated or not ahead:
         return submitted, Assigned()
-    return submitted, assign(connection, [replace(one, task_id=submitted.task_id) for one in ahead], moment)
+    wanted = [replace(one, task_id=submitted.task_id) for one in ahead]
+    return submitted, assign(connection, wanted, moment, facts_of=(submitted.task_id,))
 
 
 def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:

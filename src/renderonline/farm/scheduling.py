@@ -130,6 +130,22 @@ class Assignment:
     needs: Needs = field(default=NOTHING, compare=False)
 
 
+def plan_round(
+    index: ReadyIndex,
+    free_slots: Sequence[FreeSlots],
+    usage: Usage,
+    policy: Policy,
+    now_us: int,
+    reserved: Mapping[int, Signature],
+) -> tuple[list[Assignment], dict[int, Signature]]:
+    """What free slots get now, and which machines are kept for large requests afterwards. `reserved` are those that
+    were kept before. The planner and a submission's own transaction both ask this, each with its index."""
+    kept = reserve(index, free_slots, usage, policy, now_us, reserved)
+    assignments = plan(index, free_slots, usage, policy, kept)
+    served = {one.machine_id for one in assignments}
+    return assignments, {machine_id: signature for machine_id, signature in kept.items() if machine_id not in served}
+
+
 def plan(
     index: ReadyIndex,
     free_slots: Sequence[FreeSlots],

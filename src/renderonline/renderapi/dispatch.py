@@ -8,10 +8,8 @@ given up (R3.2 Repeatable operations).
 
 import asyncio
 import contextlib
-import json
 import secrets
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +28,7 @@ from renderonline.database.work import Assigned, Lease, assign, submit_and_lease
 from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.ready import Bucket, ReadyIndex
-from renderonline.farm.scheduling import Assignment, plan, reserve
+from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending, RetryPolicy
 from renderonline.farm.tasks import Outcome
 from renderonline.farm.watching import Patience
@@ -111,34 +109,7 @@ class Dispatcher:
 
     async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
         """Commit a task, and with it its first leases when nothing else waits. Raises what the commit raises."""
-        plain = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
-        if len(new.chunks) > MANY_CHUNKS:
-            task = await asyncio.to_thread(heavy(_queued), new, engine)
-        else:
-            task = _queued(new, engine)
-        with self._leasing.ahead(task if plain and self.shared.ready else None) as ahead:
-            commit = heavy(submit_and_lease) if len(new.chunks) > MANY_CHUNKS else submit_and_lease
-            operation = partial(commit, new=new, ahead=ahead, moment=self.shared.now())
-            try:
-                submitted, leases = await self.shared.database.write(operation)
-            except NotAvailable:  # perhaps the leases are there
-                self.shared.gave_up()
-                raise
-            task.task_id = submitted.task_id
-            if submitted.repeated:
-                return submitted
-            if not plain:
-                self.reports.read_again((task.task_id,))
-                return submitted
-            values, template = json.loads(new.values), tuple(json.loads(new.template))
-            facts = (task.task_id, engine.name, engine.definition, new.file_path, new.arguments, new.frames)
-            more = (new.file_name, new.film, new.results_in, int(new.strict))
-            with contextlib.suppress(InvalidRequest):  # told when it is leased
-                self.shared.orders.learn(loading.TaskFacts(*facts, *more, values, template))
-            if task.task_id not in self.memory.tasks:  # it may have been found in the queue already
-                self.memory.add_task(task)
-            self._leasing.follow(ahead, task.task_id, leases)
-        return submitted
+        return await self._leasing.submit(new, engine)
 
     async def refresh(self) -> None:
         """Notice rows that were added or changed by hand or by an operator (R3.4 Changes by hand)."""
@@ -247,15 +218,16 @@ class Dispatcher:
 
 
 def _queued(new: NewTask, engine: EngineRow) -> QueuedTask:
+    """A new task as memory takes it; the commit makes its id."""
     task = QueuedTask(
-        0,  # its number is made by the commit
-        new.user_id,
-        new.priority,
-        new.queue_us,
-        engine.name.casefold(),
-        engine.download_path,
-        len(new.chunks),
-        (),
+        task_id=0,
+        user_id=new.user_id,
+        priority=new.priority,
+        queued_us=new.queue_us,
+        engine=engine.name.casefold(),
+        download_path=engine.download_path,
+        chunk_count=len(new.chunks),
+        chunks=(),
         one_range="," not in new.frames,
         paused=new.paused,
         needs=new.needs,
@@ -276,25 +248,79 @@ class Leasing:
         self._leases: set[asyncio.Task[None]] = set()
 
     async def give(self) -> float | None:
-        """Give all free slots work; comes back before the commits. Gives when the next chunk is due (monotonic)."""
-        memory, machines = self._shared.memory, self._shared.machines
+        """Give all free slots work; comes back before the commits. Returns when the next chunk is due (monotonic)."""
+        memory = self._shared.memory
         await self._ids.refill()
         due = memory.release_due()
-        free = machines.free_slots() if len(memory.index) else []
-        if not free:
-            memory.reserved = {}
-            return due
-        usage, policy, now_us = memory.usage, machines.policy, self._shared.now().us
-        memory.reserved = reserve(memory.index, free, usage, policy, now_us, memory.reserved)
-        wanted = []
-        for assignment in plan(memory.index, free, usage, policy, memory.reserved):
-            memory.reserved.pop(assignment.machine_id, None)
-            attempt = self._occupy(memory.tasks[assignment.task_id], assignment)
-            memory.lease(assignment, attempt)  # as if it were committed, so that the next plan counts it
-            wanted.append(attempt)
+        wanted = self._plan(memory.index, memory.tasks)
+        for attempt in wanted:
+            memory.lease(attempt)  # as if it were committed, so that the next plan counts it
         if wanted:
             self._spawn(self._lease(wanted))
         return due
+
+    async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
+        """Commit a task. When nothing else waits its first chunks are leased in the same transaction, so that it starts
+        one commit earlier. Raises what the commit raises."""
+        many = len(new.chunks) > MANY_CHUNKS
+        task = await asyncio.to_thread(heavy(_queued), new, engine) if many else _queued(new, engine)
+        ready_at_once = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
+        with self._ahead(task, plans=ready_at_once and self._shared.ready) as ahead:
+            commit = heavy(submit_and_lease) if many else submit_and_lease
+            operation = partial(commit, new=new, ahead=ahead, moment=self._shared.now())
+            try:
+                submitted, assigned = await self._shared.database.write(operation)
+            except NotAvailable:  # perhaps the leases are there
+                self._shared.gave_up()
+                raise
+            if submitted.repeated:
+                return submitted
+            if not ready_at_once:
+                self._reports.read_again((submitted.task_id,))
+                return submitted
+            task.task_id = submitted.task_id
+            if task.task_id not in self._shared.memory.tasks:  # it may have been found in the queue already
+                self._shared.memory.add_task(task)
+            leased = ahead.copy()
+            ahead.clear()
+            for attempt in leased:
+                attempt.task_id = task.task_id
+                self._shared.memory.lease(attempt)
+            if leased:
+                self._spawn(self._send_all(leased, assigned))
+        return submitted
+
+    @contextlib.contextmanager
+    def _ahead(self, task: QueuedTask, *, plans: bool) -> Iterator[list[LiveAttempt]]:
+        """Slots for the first chunks of a task that is being committed, when nothing else waits. They count as used
+        meanwhile; those that are still in the list afterwards are free again."""
+        memory = self._shared.memory
+        ahead: list[LiveAttempt] = []
+        if plans and task.plain is not None and task.may_start and not len(memory.index):
+            index = ReadyIndex()
+            first = [(chunk.chunk_id, chunk.place) for chunk in task.plain.chunks[-MANY_CHUNKS:]]
+            index.add_many(task, first, task.signature())
+            ahead = self._plan(index, {task.task_id: task})
+        planned = len(ahead)
+        memory.count(task.user_id, planned)
+        try:
+            yield ahead
+        finally:
+            memory.count(task.user_id, -planned)
+            for attempt in ahead:
+                self._free(attempt)
+
+    def _plan(self, index: ReadyIndex, tasks: Mapping[int, QueuedTask]) -> list[LiveAttempt]:
+        """Attempts at chunks of this index for which there are free slots; the slots are taken from now on."""
+        memory, machines = self._shared.memory, self._shared.machines
+        free = machines.free_slots() if len(index) else []
+        if not free:
+            memory.reserved = {}
+            return []
+        assignments, memory.reserved = plan_round(
+            index, free, memory.usage, machines.policy, self._shared.now().us, memory.reserved
+        )
+        return [self._occupy(tasks[assignment.task_id], assignment) for assignment in assignments]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         lease = self._shared.spawn(work)
@@ -311,13 +337,13 @@ class Leasing:
         assert machine is not None
         attempt_id = self._ids.next_attempt_id()
         attempt = LiveAttempt(
-            attempt_id,
-            secrets.token_urlsafe(_TOKEN_BYTES),
-            assignment.chunk_id,
-            assignment.task_id,
-            task.user_id,
-            assignment.machine_id,
-            attempt_directory(task.download_path, attempt_id),
+            attempt_id=attempt_id,
+            token=secrets.token_urlsafe(_TOKEN_BYTES),
+            chunk_id=assignment.chunk_id,
+            task_id=task.task_id,
+            user_id=task.user_id,
+            machine_id=assignment.machine_id,
+            directory=attempt_directory(task.download_path, attempt_id),
             whole=assignment.whole,
             needs=assignment.needs,
             steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
@@ -325,38 +351,6 @@ class Leasing:
         self._shared.machines.occupy(machine, attempt_id, assignment.needs)
         self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         return attempt
-
-    @contextlib.contextmanager
-    def ahead(self, task: QueuedTask | None) -> Iterator[list[LiveAttempt]]:
-        """Slots for the first chunks of a task that is being committed, when nothing else waits; those that are still
-        in the list afterwards are free again."""
-        memory, machines = self._shared.memory, self._shared.machines
-        ahead: list[LiveAttempt] = []
-        if task is not None and task.plain is not None and task.may_start and not len(memory.index):
-            index = ReadyIndex()
-            first = [(chunk.chunk_id, chunk.place) for chunk in task.plain.chunks[-MANY_CHUNKS:]]
-            index.add_many(task, first, task.signature())
-            planned = plan(index, machines.free_slots(), memory.usage, machines.policy)
-            ahead += [self._occupy(task, assignment) for assignment in planned]
-            memory.count(task.user_id, len(planned))
-        planned_count = len(ahead)
-        try:
-            yield ahead
-        finally:
-            if task is not None:
-                memory.count(task.user_id, -planned_count)
-            for attempt in ahead:
-                self._free(attempt)
-
-    def follow(self, ahead: list[LiveAttempt], task_id: int, assigned: Assigned) -> None:
-        """The task and these leases are committed, and the task is in memory: they go to their machines."""
-        wanted = [replace(attempt, task_id=task_id) for attempt in ahead]
-        ahead.clear()
-        for attempt in wanted:
-            assignment = Assignment(attempt.machine_id, task_id, attempt.chunk_id, attempt.whole, attempt.needs)
-            self._shared.memory.lease(assignment, attempt)
-        if wanted:
-            self._spawn(self._send_all(wanted, assigned))
 
     async def _lease(self, wanted: Sequence[LiveAttempt]) -> None:
         unknown = {new.task_id for new in wanted if not self._shared.orders.knows(new.task_id)}

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from renderonline.database.work_loading import Attempt, QueuedChunk, QueuedTask
 from renderonline.farm.ready import ReadyIndex, Signature
-from renderonline.farm.scheduling import Assignment, Usage
+from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.orders import Order
@@ -203,16 +203,16 @@ class Memory:
         avoid = self._avoid.get(task.task_id, {}).get(chunk.chunk_id, frozenset())
         self.index.add(task, chunk.chunk_id, chunk.place, task.signature(avoid, film=chunk.film))
 
-    def lease(self, assignment: Assignment, attempt: LiveAttempt) -> None:
+    def lease(self, attempt: LiveAttempt) -> None:
         """A chunk was planned for a machine: it does not wait any more."""
-        task = self.tasks[assignment.task_id]
-        if assignment.whole:
-            self.index.remove_task(assignment.task_id)
+        task = self.tasks[attempt.task_id]
+        if attempt.whole:
+            self.index.remove_task(attempt.task_id)
             task.chunk_count = 1
         else:
-            self.index.remove(assignment.chunk_id)
+            self.index.remove(attempt.chunk_id)
             if not task.begun:
-                self.index.begun(assignment.task_id)
+                self.index.begun(attempt.task_id)
         task.begun = True
         others = (machine_id for machine_id in task.recent if machine_id != attempt.machine_id)
         task.recent = (attempt.machine_id, *islice(others, _RECENT - 1))
