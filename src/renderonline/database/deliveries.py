@@ -44,7 +44,7 @@ class Begun(NamedTuple):
 _UNDELIVERED: Final = (
     select(
         *(results.c[name] for name in ("result_id", "task_id", "name", "frame", "of_frame", "folder", "digest")),
-        *(tasks.c.deliver, tasks.c.names, renders.c.file_path, renders.c.file_name),
+        *(tasks.c.deliver, tasks.c.names, renders.c.file_path.label("scene"), renders.c.file_name),
     )
     .join(tasks, tasks.c.task_id == results.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
@@ -61,7 +61,7 @@ _NAMED: Final = select(deliveries).where(
 def undelivered(connection: Connection, but: Collection[int] = (), limit: int = 100) -> tuple[Undelivered, ...]:
     """Results that are still to be delivered, the oldest task's first; none of the tasks in `but`."""
     query = _UNDELIVERED.where(results.c.task_id.not_in(but))
-    return tuple(Undelivered(*row) for row in connection.execute(query.limit(limit)))
+    return tuple(Undelivered(**row) for row in connection.execute(query.limit(limit)).mappings())
 
 
 def begin_delivery(connection: Connection, one: Undelivered, paths: Sequence[str]) -> tuple[str, Begun] | None:

@@ -197,7 +197,7 @@ results = _table(
     *required(String(64), "digest"),
     *optional(Long, "facts"),
     *required(Flag, "delivered", default="0"),  # 1: it is; 2: it can't be
-    *optional(BigInteger, "landed_us", "modified_ns"),  # modified_ns: of the file, as it landed
+    *optional(BigInteger, "landed_us"),
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
     Index("ix_results_task", "task_id", "result_id"),
     # SQLite has only those in it: of all, it would take it for a good way to the landed results of one task.

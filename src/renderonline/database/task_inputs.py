@@ -52,8 +52,17 @@ def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
     if row is None:
         return None
     over = row.state == AttemptState.ENDED.value and bool(row.outcome != Outcome.LOST.value or row.canceled)
-    about = (row.token, row.task_id, row.machine_id, row.directory, row.file_path, row.file_name, row.results_in)
-    return Holder(*about, over, film=row.kind == ChunkKind.FILM)
+    return Holder(
+        token=row.token,
+        task_id=row.task_id,
+        machine_id=row.machine_id,
+        directory=row.directory,
+        scene=row.file_path,
+        file_name=row.file_name,
+        results_in=row.results_in,
+        over=over,
+        film=row.kind == ChunkKind.FILM,
+    )
 
 
 def result_names(connection: Connection, task_id: int) -> frozenset[str]:

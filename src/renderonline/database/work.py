@@ -28,7 +28,7 @@ from renderonline.database.work_sheet import (
 )
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
-from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Landing, Outcome
 
 MOST_PIECES: Final = 200
 """A chunk with more gaps than this is rendered again as a whole."""
@@ -149,20 +149,6 @@ class StartedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class LandedStep:
-    """A file lies under its final name (R6 Landing, step 3). `counts`: it is one of the task's frames. `wanted`: the
-    names that the attempt's chunk needs, to see whether a late result completes it (R5.5 Late results). `replaces`: the
-    stale result that goes. `modified_ns`: the file's, None if it is not known."""
-
-    attempt_id: int
-    result_id: int
-    counts: bool
-    wanted: Collection[str] = ()
-    replaces: int = 0
-    modified_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EndedStep:
     """An attempt is over. `token` None: RenderAPI itself decided it. `wanted`: the names that the chunk needs (empty:
     the engine names none); `warnings`: what a person must know of what it made."""
@@ -184,7 +170,8 @@ class WarnedStep:
     texts: tuple[str, ...]
 
 
-Step = StartedStep | LandedStep | EndedStep | WarnedStep
+Step = StartedStep | Landing | EndedStep | WarnedStep
+"""What happened to an attempt. A landing: its file lies under its final name (R6 Landing, step 3)."""
 
 
 class Mark(NamedTuple):
@@ -227,7 +214,7 @@ _LAND: Final = (
     results.update()
     .where(results.c.result_id == bindparam("key"), results.c.attempt_id == bindparam("attempt"))
     .where(results.c.state == "landing")
-    .values(state="landed", landed_us=bindparam("now"), modified_ns=bindparam("modified_ns"))
+    .values(state="landed", landed_us=bindparam("now"))
 )
 _REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
 _ITS_RESULTS: Final = select(results.c.result_id).where(results.c.state == "landed").limit(1)
@@ -276,7 +263,7 @@ class _Applier:
         self.done = Applied()
 
     def apply(self, step: Step, attempt: AttemptRow) -> bool:
-        if isinstance(step, LandedStep):
+        if isinstance(step, Landing):
             return self._landed(step, attempt)
         if isinstance(step, WarnedStep):
             self._sheet.task(attempt.task_id).warn(step.texts)
@@ -309,16 +296,16 @@ class _Applier:
         self._sheet.task(attempt.task_id).warn(step.warnings)
         return True
 
-    def _landed(self, step: LandedStep, attempt: AttemptRow) -> bool:
-        sheet = self._sheet
-        about = {"attempt": step.attempt_id, "now": sheet.moment.us, "modified_ns": step.modified_ns}
-        if not sheet.connection.execute(_LAND, {"key": step.result_id, **about}).rowcount:
+    def _landed(self, landing: Landing, attempt: AttemptRow) -> bool:
+        sheet, offer = self._sheet, landing.offer
+        row = {"key": landing.result_id, "attempt": offer.attempt_id, "now": sheet.moment.us}
+        if not sheet.connection.execute(_LAND, row).rowcount:
             return False
-        if step.replaces:
-            sheet.connection.execute(_REPLACED, {"key": step.replaces})
-        self.done.landed.add(step.result_id)
-        sheet.task(attempt.task_id).frames_done += int(step.counts)
-        if attempt.state is AttemptState.ENDED and step.wanted and not self._missing(attempt, step.wanted):
+        if landing.stale_id:
+            sheet.connection.execute(_REPLACED, {"key": landing.stale_id})
+        self.done.landed.add(landing.result_id)
+        sheet.task(attempt.task_id).frames_done += int(offer.frame is not None)
+        if landing.late and offer.wanted and not self._missing(attempt, offer.wanted):
             self._complete(sheet.chunks[attempt.chunk_id])
         return True
 

@@ -119,7 +119,14 @@ def condemn_task(
     files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
     scene, file_name = connection.execute(files).first() or ("", "")
     tried = _attempts(connection, attempts.c.task_id == task_id)
-    return Condemned(canceled, had_ended, scene, file_name, tried, _is_shared(connection, task))
+    return Condemned(
+        canceled=canceled,
+        had_ended=had_ended,
+        scene=scene,
+        file_name=file_name,
+        attempts=tried,
+        shared=_is_shared(connection, task),
+    )
 
 
 def list_condemned(connection: Connection) -> tuple[int, ...]:

@@ -5,33 +5,15 @@ A result is unique by (task, output name): whoever inserts the row first wins. A
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, literal_column, select
 
-from renderonline.database.rows import insert, update
+from renderonline.database.rows import from_row, insert, update
 from renderonline.database.schema import attempts, chunks, renders, results, tasks
 from renderonline.database.work import token_fits
 from renderonline.database.work_sheet import STALE_HASH, result_keys
-from renderonline.farm.tasks import SETTLED, AttemptState, Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A result that an attempt has, name and frame checked. `token` None: RenderAPI itself found it. `facts` is
-    JSON. `more`: it is none of those that the attempt has to write; `of_frame`: the frame to which it belongs."""
-
-    attempt_id: int
-    token: str | None
-    name: str
-    frame: int | None
-    size: int
-    digest: str
-    crc32: int
-    facts: str = "{}"
-    of_frame: int | None = None
-    more: bool = False
+from renderonline.farm.tasks import SETTLED, AttemptState, Landing, Offer, Outcome
 
 
 class InPlace(NamedTuple):
@@ -43,35 +25,6 @@ class InPlace(NamedTuple):
     size: int
     digest: str
     crc32: int
-    modified_ns: int | None
-
-
-class Stale(NamedTuple):
-    """The stale result whose place another one takes; no id: there is none."""
-
-    result_id: int = 0
-    digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """An offer whose row is there: do the file steps. `source` is the attempt's directory, `scene` the path of the
-    task's uploaded file ("" when the task is gone), `file_name` its name, perhaps with folders, `folder` the one of the
-    task's directory in which the result is to lie; `late`: its attempt is over; `stale`: what it replaces;
-    `modified_ns`: of its file, when that lies under the final name."""
-
-    result_id: int
-    offer: Offer
-    task_id: int
-    user_id: int
-    machine_id: int
-    source: str
-    scene: str
-    file_name: str
-    folder: str
-    late: bool
-    stale: Stale
-    modified_ns: int | None = None
 
 
 ATTEMPTS: Final = (
@@ -136,10 +89,9 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
     found = connection.execute(_KNOWN, {"task_id": row.task_id, "hashes": (key, stale_key)})
     rows = {one.name_hash: one for one in found}
     known, old = rows.get(key), rows.get(stale_key)
-    stale = Stale(old.result_id, old.digest) if old else Stale()
     if known is not None and (known.attempt_id != offer.attempt_id or known.state == "landed"):
         return None
-    if late and stale.result_id:  # perhaps it was made before somebody wanted it anew
+    if late and old is not None:  # perhaps it was made before the frame was wanted again
         return None
     values = {name: getattr(offer, name) for name in _STORED}
     if known is not None:
@@ -149,8 +101,20 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         about = {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
         about |= {"folder": row.results_in}
         result_id = insert(connection, results, {**about, **values})
-    whose = (row.task_id, row.user_id, row.machine_id, row.directory, row.file_path, row.file_name, row.results_in)
-    return Landing(result_id, offer, *whose, late, stale)
+    return Landing(
+        result_id,
+        offer,
+        task_id=row.task_id,
+        user_id=row.user_id,
+        machine_id=row.machine_id,
+        source=row.directory,
+        scene=row.file_path,
+        file_name=row.file_name,
+        folder=row.results_in,
+        late=late,
+        stale_id=old.result_id if old else 0,
+        stale_digest=old.digest if old else "",
+    )
 
 
 _FIRST: Final = select(chunks.c.chunk_id).where(chunks.c.task_id == bindparam("task_id")).order_by(chunks.c.chunk_id)
@@ -186,8 +150,16 @@ def open_landings(connection: Connection) -> tuple[Landing, ...]:
 
 
 def _left_behind(row: Any) -> Landing:
-    stale = Stale(row.stale_id or 0, row.stale_digest or "")
-    offer = Offer(row.attempt_id, None, row.name, row.frame, row.size, row.digest, row.crc32)
-    about = (row.task_id, row.user_id or 0, row.machine_id or 0)
-    where = (row.directory or "", row.file_path or "", row.file_name or "", row.folder)
-    return Landing(row.result_id, offer, *about, *where, late=False, stale=stale)
+    return Landing(
+        row.result_id,
+        from_row(Offer, row, token=None, facts="{}", more=False, wanted=()),
+        task_id=row.task_id,
+        user_id=row.user_id or 0,
+        machine_id=row.machine_id or 0,
+        source=row.directory or "",
+        scene=row.file_path or "",
+        file_name=row.file_name or "",
+        folder=row.folder,
+        stale_id=row.stale_id or 0,
+        stale_digest=row.stale_digest or "",
+    )

@@ -205,13 +205,25 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
         film = row.kind == ChunkKind.FILM
         if row.task_id not in stages or row.stage <= stages[row.task_id][film]:  # only the lowest that is not done
             avoid, held_by = old.get(row.chunk_id, (frozenset[int](), None))
-            at_once = is_at_once(row.kind, row.stage)
-            chunk = QueuedChunk(row.chunk_id, row.place, row.not_before_us, avoid, held_by, film, at_once)
+            chunk = QueuedChunk(
+                row.chunk_id,
+                place=row.place,
+                not_before_us=row.not_before_us,
+                avoid=avoid,
+                held_by=held_by,
+                film=film,
+                at_once=is_at_once(row.kind, row.stage),
+            )
             waiting[row.task_id].append(chunk)
     begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
         QueuedTask(
-            *(row.task_id, row.user_id, row.priority, row.queue_us, row.name, row.download_path),
+            task_id=row.task_id,
+            user_id=row.user_id,
+            priority=row.priority,
+            queued_us=row.queue_us,
+            engine=row.name,
+            download_path=row.download_path,
             chunk_count=sum(row[-len(ChunkState) :]) - row.films,
             chunks=waiting.get(row.task_id, ()),
             one_range="," not in (row.frames or ""),
@@ -299,12 +311,20 @@ def load_attempt(connection: Connection, attempt_id: int) -> Attempt | None:
 
 
 def _attempt(row: AnyRow, kind: type[A]) -> A:
-    *plain, chunk_kind, needs, state, first, last, step = row
-    running = state == AttemptState.RUNNING.value
-    attempt = kind(*(*plain, frames_of(first, last, step), running))
-    attempt.film = chunk_kind == ChunkKind.FILM
-    attempt.needs = film_needs(_needs(needs)) if attempt.film else _needs(needs)
-    return attempt
+    film, needs = row.kind == ChunkKind.FILM, _needs(row.needs)
+    return kind(
+        attempt_id=row.attempt_id,
+        token=row.token,
+        chunk_id=row.chunk_id,
+        task_id=row.task_id,
+        user_id=row.user_id,
+        machine_id=row.machine_id,
+        directory=row.directory,
+        frames=frames_of(row.first_frame, row.last_frame, row.frame_step),
+        running=row.state == AttemptState.RUNNING.value,
+        needs=film_needs(needs) if film else needs,
+        film=film,
+    )
 
 
 def load_allowances(connection: Connection) -> dict[int, Allowance]:

@@ -5,7 +5,7 @@
 A task's status is derived from the counters of its chunks and two flags; it is never stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -132,17 +132,67 @@ class InputFile:
 
 
 class Landed(NamedTuple):
-    """What is known of a file: its size, its CRC-32, its `modified_ns` (None: nobody wrote that down), its digest in
-    hex, BLAKE2b-256 of a result ("": there is none to compare it with)."""
+    """What is known of a file: its size, its CRC-32, when it landed (None: it is no result), its digest in hex,
+    BLAKE2b-256 of a result ("": there is none to compare it with)."""
 
     size: int
     crc32: int | None
-    modified_ns: int | None
+    landed_us: int | None
     digest: str
 
 
 LandedFacts = tuple[int, int | None, int | None, str]
 """A `Landed`, or what it is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A result that an attempt has made, its name and frame checked.
+
+    `token` is None when RenderAPI itself found the file; `digest` is BLAKE2b-256 in hex, `facts` JSON. `wanted` are the
+    names that the attempt's chunk needs, `more` says that this file is none of them, and `of_frame` to which frame it
+    belongs then.
+    """
+
+    attempt_id: int
+    token: str | None
+    name: str
+    frame: int | None
+    size: int
+    digest: str
+    crc32: int
+    facts: str = "{}"
+    of_frame: int | None = None
+    more: bool = False
+    wanted: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A result with a row `landing` in the database: its file is put in its place next, then the row becomes `landed`.
+
+    `source` is the attempt's directory, `scene` the path of the task's uploaded file ("" when the task is gone),
+    `file_name` its name, perhaps with folders, `folder` the one of the task's directory in which the result is to lie.
+    `late`: its attempt is over. `stale_id`, `stale_digest`: the older result whose name and place it takes, in one step
+    (0 and "": there is none).
+    """
+
+    result_id: int
+    offer: Offer
+    task_id: int
+    user_id: int
+    machine_id: int
+    source: str
+    scene: str
+    file_name: str
+    folder: str
+    late: bool = False
+    stale_id: int = 0
+    stale_digest: str = ""
+
+    @property
+    def attempt_id(self) -> int:
+        return self.offer.attempt_id
 
 
 def missing_told(names: Sequence[str]) -> list[str]:

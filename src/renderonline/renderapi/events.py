@@ -14,10 +14,9 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from renderonline.database.work_landing import Landing
 from renderonline.database.work_sheet import TaskState
 from renderonline.farm.errors import LimitReached
-from renderonline.farm.tasks import ChunkState
+from renderonline.farm.tasks import ChunkState, Landing
 from renderonline.protocol.link import Progress
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.memory import LiveAttempt

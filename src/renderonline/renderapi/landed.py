@@ -89,10 +89,9 @@ class LandedFiles:
         there = Member.of(name, path)
         if not known.digest:
             return there
-        size, crc32, modified_ns, digest = known
-        when = there.modified_ns if modified_ns is None else modified_ns
-        member = Member(name, path, size, when, crc32, digest, sums)
-        if there.size != size:
+        when = there.modified_ns if known.landed_us is None else known.landed_us * 1000
+        member = Member(name, path, known.size, when, known.crc32, known.digest, sums)
+        if there.size != known.size:
             self._note(task_id, member)
         self.check(task_id, (member,))
         return member
@@ -192,11 +191,10 @@ def _found(directory: Path, folder: str, chosen: Callable[[str], bool]) -> list[
                 now = digest_file(Path(member.path))
             except (OSError, InvalidRequest):  # it went, or somebody still writes
                 continue
-            modified_ns = member.modified_ns if -(2**63) <= member.modified_ns < 2**63 else None
             apart = bool(folder) and member.name.startswith(f"{folder}/")
             name = member.name.removeprefix(f"{folder}/") if apart else member.name
             if apart or name not in found:
-                found[name] = InPlace(name, folder if apart else "", now.size, now.digest, now.crc32, modified_ns)
+                found[name] = InPlace(name, folder if apart else "", now.size, now.digest, now.crc32)
     return list(found.values())
 
 

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -13,26 +12,17 @@ import orjson
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.work import LandedStep, WarnedStep, apply_steps
-from renderonline.database.work_landing import Landing, Offer, begin_landing, differing, drop_landing, open_landings
+from renderonline.database.work import WarnedStep, apply_steps
+from renderonline.database.work_landing import begin_landing, differing, drop_landing, open_landings
 from renderonline.database.work_sheet import Moment
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.more_results import Bounds, frame_in
 from renderonline.farm.settling import RetryPolicy
+from renderonline.farm.tasks import Landing, Offer
 from renderonline.protocol.link import Result
 from renderonline.renderapi.orders import Order
 from renderonline.storage.digests import FileDigest, digest_file
-from renderonline.storage.landing import (
-    Placed,
-    Placing,
-    check_name,
-    found_outputs,
-    modified_ns,
-    place,
-    remove_copies,
-    settle,
-)
-from renderonline.storage.names import task_directory
+from renderonline.storage.landing import Placed, check_name, found_outputs, place, remove_copies
 
 _log = structlog.get_logger(__name__)
 
@@ -117,15 +107,26 @@ def offer_of(result: Result, order: Order) -> Offer:
     if len(result.digest) != 64 or not _HEX.issuperset(result.digest):
         raise InvalidRequest("The digest of a result is not BLAKE2b-256 in hex.")
     facts = orjson.dumps(dict(result.facts))
-    told = facts.decode() if len(facts) <= _LARGEST_FACTS else "{}"
-    return _offer(order, result.token, name, FileDigest(result.size, result.digest, result.crc32), told)
+    kept = facts.decode() if len(facts) <= _LARGEST_FACTS else "{}"
+    return _offer(order, result.token, name, FileDigest(result.size, result.digest, result.crc32), kept)
 
 
 def _offer(order: Order, token: str | None, name: str, file: FileDigest, facts: str = "{}") -> Offer:
     more = bool(order.wanted) and name not in order.wanted
     of_frame = frame_in(name, order.assign.frames) if more else None
-    about = (order.assign.attempt, token, name, order.wanted.get(name))
-    return Offer(*about, file.size, file.digest, file.crc32, facts, of_frame, more)
+    return Offer(
+        order.assign.attempt,
+        token,
+        name,
+        frame=order.wanted.get(name),
+        size=file.size,
+        digest=file.digest,
+        crc32=file.crc32,
+        facts=facts,
+        of_frame=of_frame,
+        more=more,
+        wanted=order.wanted,
+    )
 
 
 def written_offers(order: Order) -> tuple[Offer, ...]:
@@ -153,7 +154,7 @@ async def land(
     if not offers:
         return (), ()
     begun = await database.write(partial(begin_landing, offers=offers, machine_id=machine_id))
-    landed, taken = await _placed(database, begun, place, closed)
+    landed, taken = await _placed(database, begun, closed)
     ours = {(one.offer.attempt_id, one.offer.name) for one in begun}
     dropped = [one for one in offers if one.more and (one.attempt_id, one.name) not in ours]
     differ = await database.read(partial(differing, offers=dropped)) if dropped else ()
@@ -162,72 +163,35 @@ async def land(
     return landed, tuple(WarnedStep(attempt_id, (text,)) for attempt_id, text in said)
 
 
-def landed_step(landing: Landing, wanted: Collection[str] = ()) -> LandedStep:
-    """Step (c). `wanted`: the names that the chunk needs, of a result that is late."""
-    about = (landing.offer.attempt_id, landing.result_id, landing.offer.frame is not None)
-    return LandedStep(*about, wanted, landing.stale.result_id, landing.modified_ns)
-
-
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
     """Settle every landing that a stop, or a write that was given up, left half-way (R6 Landing); while nothing else
     lands."""
     rows = await database.read(open_landings)
-    landed, _ = await _placed(database, rows, _settle_all, ())
-    steps = [landed_step(landing) for landing in landed]
-    if rows:
-        _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
-        await database.write(partial(apply_steps, steps=steps, moment=moment, policy=policy))
+    if not rows:
+        return
+    await asyncio.to_thread(remove_copies, [landing for landing in rows if landing.scene])
+    landed, _ = await _placed(database, rows, ())
+    _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
+    await database.write(partial(apply_steps, steps=landed, moment=moment, policy=policy))
 
 
 async def _placed(
-    database: Database,
-    landings: Sequence[Landing],
-    step: Callable[[Sequence[Placing]], Sequence[Placed]],
-    closed: Collection[int],
+    database: Database, landings: Sequence[Landing], closed: Collection[int]
 ) -> tuple[tuple[Landing, ...], tuple[Landing, ...]]:
-    """Do the file step; what could not be landed frees its name, and those for which another file had it are told
-    apart. A disk that refuses is given a moment, then the results are given up."""
-    there = [landing for landing in landings if landing.scene]
-    outcomes: Sequence[tuple[Placed, int | None]] = [(Placed.MISSING, None) for _ in there]
+    """Do the file step; returns what has landed, and what another file had the name of. Names of all that did not land
+    are free again. A disk that refuses is given a moment, then the results are given up."""
+    outcomes = {one.result_id: Placed.REFUSED if one.scene else Placed.MISSING for one in landings}
     for left in reversed(range(_TRIES)):
-        try:
-            outcomes = await asyncio.to_thread(_timed, step, [_placing(landing, closed) for landing in there])
+        todo = [one for one in landings if outcomes[one.result_id] is Placed.REFUSED]
+        found = await asyncio.to_thread(place, todo, closed)
+        outcomes |= {one.result_id: outcome for one, outcome in zip(todo, found, strict=True)}
+        if Placed.REFUSED not in outcomes.values():
             break
-        except OSError as error:
-            _log.warning("The disk refuses results", error=str(error), tries_left=left)
-            await asyncio.sleep(_PAUSE_S if left else 0)
-    placed = list(zip(there, outcomes, strict=True))
-    landed = tuple(replace(one, modified_ns=when) for one, (outcome, when) in placed if outcome is Placed.LANDED)
-    lost = sorted({one.result_id for one in landings} - {one.result_id for one in landed})
-    if lost:
-        _log.warning("Results could not be landed", results=lost[:5], why=sorted({outcome for outcome, _ in outcomes}))
+        await asyncio.sleep(_PAUSE_S if left else 0)
+    if lost := sorted(result_id for result_id, outcome in outcomes.items() if outcome is not Placed.LANDED):
+        _log.warning("Results could not be landed", results=lost[:5], why=sorted({outcomes[one] for one in lost}))
         await database.write(partial(drop_landing, result_ids=lost))
-    return landed, tuple(one for one, (outcome, _) in placed if outcome is Placed.TAKEN)
-
-
-def _timed(
-    step: Callable[[Sequence[Placing]], Sequence[Placed]], placings: Sequence[Placing]
-) -> list[tuple[Placed, int | None]]:
-    """How the file step ended for each, and the time of the file that landed."""
-    outcomes = zip(placings, step(placings), strict=True)
-    return [(outcome, modified_ns(one) if outcome is Placed.LANDED else None) for one, outcome in outcomes]
-
-
-def _settle_all(placings: Sequence[Placing]) -> Sequence[Placed]:
-    remove_copies(placings)
-    return [_settled(placing) for placing in placings]
-
-
-def _settled(placing: Placing) -> Placed:
-    try:
-        return settle(placing)
-    except OSError as error:
-        _log.warning("A result could not be settled", name=placing.name, error=str(error))
-        return Placed.MISSING
-
-
-def _placing(one: Landing, closed: Collection[int]) -> Placing:
-    offer = one.offer
-    about = (offer.name, Path(one.source), task_directory(one.scene, one.file_name), offer.size, offer.digest)
-    may_change = offer.attempt_id not in closed
-    return Placing(one.result_id, *about, one.stale.digest, may_change=may_change, folder=one.folder)
+    landed, taken = (
+        tuple(one for one in landings if outcomes[one.result_id] is wanted) for wanted in (Placed.LANDED, Placed.TAKEN)
+    )
+    return landed, taken

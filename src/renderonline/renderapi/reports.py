@@ -25,7 +25,6 @@ from renderonline.database.work import (
     apply_steps,
     token_fits,
 )
-from renderonline.database.work_landing import Landing, Offer
 from renderonline.database.work_loading import QueuedChunk, is_at_once, load_tokens
 from renderonline.database.work_sheet import TaskState
 from renderonline.farm import telling
@@ -33,10 +32,10 @@ from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import Wish
 from renderonline.farm.settling import FINAL_FAILURES, NO_RENDER_ENGINE, Ending
-from renderonline.farm.tasks import ChunkKind, ChunkState, Outcome, TaskStatus
+from renderonline.farm.tasks import ChunkKind, ChunkState, Landing, Offer, Outcome, TaskStatus
 from renderonline.farm.watching import NOT_STARTED
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
-from renderonline.renderapi.landings import Besides, Landings, land, landed_step, offer_of, settle_interrupted
+from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.shared import Shared
@@ -103,13 +102,16 @@ class Reports:
 
     async def started(self, attempt_id: int) -> None:
         """A v1 machine has begun an attempt."""
-        await self._write([StartedStep(attempt_id, None, self._shared.now().us)])
+        await self._write([StartedStep(attempt_id, token=None, at_us=self._shared.now().us)])
 
     async def end(self, endings: Mapping[int, Ending]) -> None:
         """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
         at_us = self._shared.now().us
         wanted = {attempt_id: await self.wanted(attempt_id) or {} for attempt_id in endings}
-        steps = [EndedStep(key, None, ending, wanted[key], at_us) for key, ending in endings.items()]
+        steps = [
+            EndedStep(key, token=None, ending=ending, wanted=wanted[key], at_us=at_us)
+            for key, ending in endings.items()
+        ]
         if steps:
             await self._write(steps)
 
@@ -119,8 +121,8 @@ class Reports:
         async with self._landings.beside_others():
             landed, said = await self._land(offers, machine.machine_id, {attempt_id})
             self._shared.machines.release(machine.machine_id, attempt_id)
-            ended = EndedStep(attempt_id, None, end, wanted, self._shared.now().us)
-            steps: list[Step] = [*(landed_step(landing) for landing in landed.values()), *said, ended]
+            ended = EndedStep(attempt_id, token=None, ending=end, wanted=wanted, at_us=self._shared.now().us)
+            steps: list[Step] = [*landed.values(), *said, ended]
             await self._write(steps, landed.values(), machine_id=machine.machine_id)
         self._shared.files.remove(machine.machine_id, (attempt_id,))
         self._shared.wake()
@@ -230,10 +232,15 @@ class Reports:
         machine = self._shared.machines.get(attempt.machine_id)
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
         unfit = verdict.counts or verdict.failure in (NOT_STARTED, NO_RENDER_ENGINE)
-        avoid = frozenset({attempt.machine_id} if unfit else ())
-        held_by = attempt.machine_id if held else None
-        film, at_once = chunk.kind == ChunkKind.FILM, is_at_once(chunk.kind, chunk.stage)
-        back = QueuedChunk(chunk.chunk_id, chunk.place, chunk.not_before_us, avoid, held_by, film, at_once)
+        back = QueuedChunk(
+            chunk.chunk_id,
+            place=chunk.place,
+            not_before_us=chunk.not_before_us,
+            avoid=frozenset({attempt.machine_id} if unfit else ()),
+            held_by=attempt.machine_id if held else None,
+            film=chunk.kind == ChunkKind.FILM,
+            at_once=is_at_once(chunk.kind, chunk.stage),
+        )
         self._shared.memory.chunk_back(chunk.task_id, back)
 
     def tasks_changed(self, states: Iterable[TaskState]) -> None:
@@ -313,17 +320,19 @@ class Benching:
 
 def _step(report: Report, landings: Landed, wanted: Wanted | None) -> Step | None:
     if isinstance(report, Started):
-        return StartedStep(report.attempt, report.token, report.at_us)
+        return StartedStep(report.attempt, token=report.token, at_us=report.at_us)
     if isinstance(report, Result):
-        landing = landings.get((report.attempt, report.name))
-        if landing is None:
-            return None
-        late = (wanted or {}) if landing.late else {}
-        return landed_step(landing, late)
+        return landings.get((report.attempt, report.name))
     ending = Ending(Outcome.FAILED, "crash", "its engine was changed") if wanted is None else _ending(report)
-    memory_mib = max(0, min(report.peak_memory_mib, 2**31 - 1))
-    warnings = report.warnings[: telling.MOST_OF_ATTEMPT]
-    return EndedStep(report.attempt, report.token, ending, wanted or {}, report.at_us, memory_mib, warnings)
+    return EndedStep(
+        report.attempt,
+        token=report.token,
+        ending=ending,
+        wanted=wanted or {},
+        at_us=report.at_us,
+        peak_memory_mib=max(0, min(report.peak_memory_mib, 2**31 - 1)),
+        warnings=report.warnings[: telling.MOST_OF_ATTEMPT],
+    )
 
 
 def _ending(report: Exited) -> Ending:

@@ -49,18 +49,17 @@ def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Membe
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for entry in os.listdir(handle):
-                size, crc32, modified_ns, digest = known.get(prefix + entry, _UNKNOWN)
+                size, crc32, landed_us, digest = known.get(prefix + entry, _UNKNOWN)
                 path = f"{folder}/{entry}"
-                if digest and modified_ns is not None:
-                    members.append(Member(prefix + entry, path, size, modified_ns, crc32, digest))
+                if digest:
+                    members.append(Member(prefix + entry, path, size, (landed_us or 0) * 1000, crc32, digest))
                     continue
                 status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
                 name = prefix + _shown(entry)
                 if stat.S_ISDIR(status.st_mode):
                     waiting.append((path, f"{name}/"))
                 elif stat.S_ISREG(status.st_mode) and not entry.startswith(UNFINISHED):
-                    found = Member(name, path, status.st_size, status.st_mtime_ns)
-                    members.append(found._replace(size=size, crc32=crc32, digest=digest) if digest else found)
+                    members.append(Member(name, path, status.st_size, status.st_mtime_ns))
         finally:
             os.close(handle)
     return tuple(sorted(members, key=itemgetter(0)))

@@ -10,17 +10,21 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import structlog
+
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.tasks import Landing
 from renderonline.storage import manifests, modes
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import task_directory
 from renderonline.storage.removing import remove_tree
+
+_log = structlog.get_logger(__name__)
 
 ATTEMPTS: Final = ".attempts"
 _LONGEST_NAME: Final = 1000
@@ -51,115 +55,107 @@ def _is_part(part: str) -> bool:
     return fits and part not in ("", ".", "..") and not part.startswith(_PART)
 
 
-@dataclass(frozen=True, slots=True)
-class Placing:
-    """A result to be put in its place: `name` in `source` (the attempt's directory) goes to `folder` ("": none) of
-    `target` (the task's directory).
-
-    `key` is unique while the result lands: temporary copies, where there must be one, begin with it.
-    `replaces`: the digest of a result whose name and place it takes, in one step, whatever became of that result's
-    file ("": it replaces nothing).
-    `may_change`: the engine may still write into it, so its bytes are copied and compared instead of linked.
-    """
-
-    key: int
-    name: str
-    source: Path
-    target: Path
-    size: int
-    digest: str
-    replaces: str = ""
-    may_change: bool = False
-    folder: str = ""
-
-    @property
-    def place(self) -> Path:
-        """Where its file lies in the end."""
-        return self.target / self.folder / self.name
-
-
 class Placed(StrEnum):
     """How a file step ended.
 
     `MISSING`: the attempt's file is not there, is no regular file, or has another size. `TAKEN`: another file has the
     final name (for instance the scene). `GONE`: the task's directory is not there, for the task was deleted.
+    `REFUSED`: the disk refuses it, perhaps only now.
     """
 
     LANDED = "landed"
     MISSING = "missing"
     TAKEN = "taken"
     GONE = "gone"
+    REFUSED = "refused"
 
 
-def place(placings: Sequence[Placing]) -> tuple[Placed, ...]:
-    """Do step (b) for each; it can be repeated. Blocks: for a thread. OSError (a full disk) is for the caller."""
-    outcomes = tuple(_place(placing) for placing in placings)
-    landed = [one for one, outcome in zip(placings, outcomes, strict=True) if outcome is Placed.LANDED]
-    touched = {one.place.parent for one in landed}
-    for directory in touched:
-        with walked(directory) as handle:
-            if handle is not None:
-                os.fsync(handle)
-    return outcomes
+def place(landings: Sequence[Landing], closed: Collection[int]) -> tuple[Placed, ...]:
+    """Put each result under its final name (R6 Landing, step 2); it can be repeated after any interruption. Blocks.
+
+    `closed`: attempts whose engines have ended. Another engine may still write into its files, so their bytes are
+    copied and compared instead of linked.
+    """
+    outcomes = [_placed(landing, may_change=landing.attempt_id not in closed) for landing in landings]
+    folders = [_parent(landing) for landing in landings]
+    landed = {folder for folder, outcome in zip(folders, outcomes, strict=True) if outcome is Placed.LANDED}
+    unsafe = {folder for folder in landed if not _synced(folder)}
+    return tuple(
+        Placed.REFUSED if outcome is Placed.LANDED and folder in unsafe else outcome
+        for folder, outcome in zip(folders, outcomes, strict=True)
+    )
 
 
-def modified_ns(placing: Placing) -> int | None:
-    """When the file that has the final name was last written to, in ns; None when that can't be said, or is no time
-    that 64 bits can hold (an engine may give a file any). Blocks."""
-    with contextlib.suppress(OSError):
-        found = placing.place.lstat().st_mtime_ns
-        return found if -(2**63) <= found < 2**63 else None
-    return None
-
-
-def settle(placing: Placing) -> Placed:
-    """What became of a landing that was interrupted: the final file has the digest, or (b) is done again."""
-    return Placed.LANDED if _known(placing) is Placed.LANDED else place((placing,))[0]
-
-
-def remove_copies(placings: Sequence[Placing]) -> None:
+def remove_copies(landings: Sequence[Landing]) -> None:
     """Remove the temporary copies that interrupted tries of these left behind. Blocks."""
-    keys = {str(placing.key) for placing in placings}
-    for root, parent in {(placing.target, placing.place.parent) for placing in placings}:
+    keys = {str(landing.result_id) for landing in landings}
+    for root, parent in {(_target(landing), _parent(landing)) for landing in landings}:
         with walked(root, parent.relative_to(root).parts) as folder, contextlib.suppress(OSError):
             for name in os.listdir(folder) if folder is not None else ():
                 if name.startswith(_PART) and name.removeprefix(_PART).partition("-")[0] in keys:
                     os.unlink(name, dir_fd=folder)
 
 
-def _place(placing: Placing) -> Placed:
-    *folders, name = PurePosixPath(placing.name).parts
-    with walked(placing.target) as root:
-        if root is None:
-            return Placed.GONE
-    below = placing.place.parent.relative_to(placing.target).parts
-    with walked(placing.source, folders) as source, walked(placing.target, below, make=True) as target:
-        if source is None:
-            return Placed.MISSING
-        return Placed.TAKEN if target is None else _link(placing, name, source, target)
+def _target(landing: Landing) -> Path:
+    return task_directory(landing.scene, landing.file_name)
 
 
-def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
+def _parent(landing: Landing) -> Path:
+    """The directory in which the result lies in the end."""
+    return (_target(landing) / landing.folder / landing.offer.name).parent
+
+
+def _synced(directory: Path) -> bool:
+    try:
+        with walked(directory) as handle:
+            if handle is not None:
+                os.fsync(handle)
+    except OSError as error:
+        _log.warning("The disk refuses results", directory=str(directory), error=str(error))
+        return False
+    return True
+
+
+def _placed(landing: Landing, *, may_change: bool) -> Placed:
+    target, (*folders, name) = _target(landing), PurePosixPath(landing.offer.name).parts
+    below = _parent(landing).relative_to(target).parts
+    try:
+        with walked(target) as root:
+            if root is None:
+                return Placed.GONE
+        with walked(Path(landing.source), folders) as source, walked(target, below, make=True) as final:
+            if final is None:
+                return Placed.MISSING if source is None else Placed.TAKEN
+            there = _digest_there(name, final)
+            if there == landing.offer.digest:
+                return Placed.LANDED
+            if source is None:
+                return Placed.MISSING
+            return _link(landing, name, source, final, copied=may_change or bool(landing.stale_digest))
+    except OSError as error:
+        _log.warning("The disk refuses a result", result=landing.result_id, name=name, error=str(error))
+        return Placed.REFUSED
+
+
+def _link(landing: Landing, name: str, source: int, target: int, *, copied: bool) -> Placed:
     try:
         file = os.open(name, _FILE, dir_fd=source)
     except OSError:  # not there, or a symbolic link
         return Placed.MISSING
     try:
         facts = os.fstat(file)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size != placing.size:
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size != landing.offer.size:
             return Placed.MISSING
-        replacing = bool(placing.replaces) and _digest_there(placing) != placing.digest
-        if replacing or placing.may_change:
-            return _copy(placing, name, file, target, replacing=replacing)
+        if copied:
+            return _copy(landing, name, file, target)
         modes.open_file(file, target)
         os.fsync(file)
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileExistsError:
-            same = os.path.samestat(os.stat(name, dir_fd=target, follow_symlinks=False), facts)
-            return Placed.LANDED if same else _known(placing)
+            return _known(landing, name, target)
         except OSError:  # another file system, or one without hard links
-            return _copy(placing, name, file, target)
+            return _copy(landing, name, file, target)
         if not os.path.samestat(os.stat(name, dir_fd=target, follow_symlinks=False), facts):
             os.unlink(name, dir_fd=target)  # swapped between open and link
             return Placed.MISSING
@@ -168,11 +164,11 @@ def _link(placing: Placing, name: str, source: int, target: int) -> Placed:
         os.close(file)
 
 
-def _copy(placing: Placing, name: str, file: int, target: int, *, replacing: bool = False) -> Placed:
+def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
     """The same across file systems, or over the file that is replaced: a whole, durable copy under a temporary name,
     then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
     still be copying the same result."""
-    temporary = f"{_PART}{placing.key}-{secrets.token_hex(8)}"
+    temporary = f"{_PART}{landing.result_id}-{secrets.token_hex(8)}"
     copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.FILE, dir_fd=target)
     try:
         modes.open_file(copy, target)
@@ -183,29 +179,29 @@ def _copy(placing: Placing, name: str, file: int, target: int, *, replacing: boo
                 out.write(piece)
             out.flush()
             os.fsync(copy)
-        if digest.hexdigest() != placing.digest:  # the engine changed it after it was checked
+        if digest.hexdigest() != landing.offer.digest:  # the engine changed it after it was checked
             return Placed.MISSING
-        if replacing:
+        if landing.stale_digest:
             os.replace(temporary, name, src_dir_fd=target, dst_dir_fd=target)
         else:
             os.link(temporary, name, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
         return Placed.LANDED
     except FileExistsError:
-        return _known(placing)
+        return _known(landing, name, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=target)
 
 
-def _known(placing: Placing) -> Placed:
-    """Something has the final name: is it this result?"""
-    return Placed.LANDED if _digest_there(placing) == placing.digest else Placed.TAKEN
+def _known(landing: Landing, name: str, target: int) -> Placed:
+    """Something has got the final name meanwhile: is it this result?"""
+    return Placed.LANDED if _digest_there(name, target) == landing.offer.digest else Placed.TAKEN
 
 
-def _digest_there(placing: Placing) -> str | None:
+def _digest_there(name: str, target: int) -> str | None:
     """The digest of the file that has the final name; None when there is none that can be read."""
     with contextlib.suppress(OSError, InvalidRequest):
-        return digest_file(placing.place).digest
+        return digest_file(Path(name), target).digest
     return None
 
 

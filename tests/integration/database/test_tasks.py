@@ -173,7 +173,7 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
             await database.read(lambda c, name=name: reading.landed_file(c, task_id, name))
     files = await database.read(lambda c: reading.landed_files(c, task_id))
     assert files == {"frame_0001.png": found}
-    assert found.modified_ns == 5
+    assert found.landed_us == 1
     assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {"frame_0001.png": 1}
 
 
@@ -220,7 +220,7 @@ def _fill(connection: Any, task_id: int, chunk_id: int) -> None:
     result = {"task_id": task_id, "chunk_id": chunk_id, "attempt_id": 50, "size": 9, "digest": "d", "crc32": 4e9}
     for number, state in ((1, "landed"), (2, "landing")):
         name = f"frame_{number:04}.png"
-        values = {"name": name, "name_hash": name, "state": state, "frame": number, "landed_us": 1, "modified_ns": 5}
+        values = {"name": name, "name_hash": name, "state": state, "frame": number, "landed_us": 1}
         connection.execute(results.insert().values(**result, **values, facts='{"width": 8}'))
 
 

@@ -11,9 +11,10 @@ from sqlalchemy import text
 
 from renderonline.database.schema import results
 from renderonline.database.tasks import list_results
-from renderonline.database.work import LandedStep, apply_steps
-from renderonline.database.work_landing import Offer, begin_landing
+from renderonline.database.work import apply_steps
+from renderonline.database.work_landing import begin_landing
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
+from renderonline.farm.tasks import Landing, Offer
 from renderonline.renderapi import control
 from tests.support.dispatching import QUICK, Machine, Rig, begun, joined, until
 
@@ -39,14 +40,14 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-async def offer(rig: Rig, machine: Machine, attempt: int, name: str, data: bytes) -> int:
-    """Begin a landing as RenderAPI does, and leave it half-way; the result's id."""
+async def offer(rig: Rig, machine: Machine, attempt: int, name: str, data: bytes) -> Landing:
+    """Begin a landing as RenderAPI does, and leave it half-way."""
     assign = machine.assigned[attempt]
     put(Path(assign.directory, name), data)
     said = machine.result(attempt, name, data)
     one = Offer(attempt, assign.token, name, 1, said.size, said.digest, said.crc32)
     (landing,) = await rig.database.write(partial(begin_landing, offers=[one], machine_id=machine.machine_id))
-    return landing.result_id
+    return landing
 
 
 async def test_requeued_task_renders_every_frame_again_and_replaces_its_files(rig: Rig) -> None:
@@ -90,7 +91,7 @@ async def test_old_frame_is_there_until_the_new_one_takes_its_place(rig: Rig, mo
     await rig.ended(task_id)
     assert (seen, frame.read_bytes()) == ([old], b"new")
     (row,) = await rig.rows(results, task_id=task_id)
-    assert row.modified_ns == frame.stat().st_mtime_ns
+    assert row.landed_us
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
@@ -255,15 +256,14 @@ async def test_engine_that_names_no_files_renders_the_whole_chunk_again(rig: Rig
 
 async def test_result_on_its_way_to_its_name_is_waited_for_and_dropped_too(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig, "1-2", 2)
-    result_id = await offer(rig, machine, assign.attempt, "frame_0001.png", b"old")
+    landing = await offer(rig, machine, assign.attempt, "frame_0001.png", b"old")
     requeued = asyncio.create_task(rig.control.requeue(task_id, frames="1", user_id=rig.user_id))
     await until(lambda: machine.canceled == [assign.attempt], "cancel")
     await machine.exit(assign.attempt, "canceled")
     await machine.all_acked()
     assert not requeued.done()
-    step = LandedStep(assign.attempt, result_id, counts=True)
     moment = rig.dispatcher.shared.now()
-    await rig.database.write(partial(apply_steps, steps=[step], moment=moment, policy=QUICK))
+    await rig.database.write(partial(apply_steps, steps=[landing], moment=moment, policy=QUICK))
     state = await requeued
     assert (state.frames_done, state.counters.waiting) == (0, 1)
     assert [row.state for row in await rig.rows(results, task_id=task_id)] == ["stale"]

@@ -4,15 +4,15 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from renderonline.database.schema import results
 from renderonline.farm.errors import NotAvailable
+from renderonline.farm.tasks import Landing
 from renderonline.protocol.link import HeldAttempt
 from renderonline.renderapi import landings
 from renderonline.storage import landing
@@ -65,11 +65,11 @@ async def test_result_that_is_landing_is_not_settled_beside_it(rig: Rig, monkeyp
     placing, go_on = threading.Event(), threading.Event()
     place, settle = landings.place, landings.settle_interrupted
 
-    def slow(placings: Sequence[landing.Placing]) -> Sequence[landing.Placed]:
+    def slow(landings: Sequence[Landing], closed: Collection[int]) -> Sequence[landing.Placed]:
         placing.set()
         assert go_on.wait(DEADLINE_S)
         steps.append("placed")
-        return place(placings)
+        return place(landings, closed)
 
     async def noted(*arguments: Any) -> None:
         steps.append("settled")
@@ -96,8 +96,7 @@ async def test_landing_that_was_stopped_after_the_link_is_finished(rig: Rig) -> 
     frame = source.rename((await rig.scene_of(task_id)).parent / "frame_0001.png")
     await rig.restart()
     assert await rig.landed(task_id) == ["frame_0001.png"]
-    (row,) = await rig.rows(results, task_id=task_id)
-    assert row.modified_ns == frame.stat().st_mtime_ns
+    assert frame.exists()
 
 
 async def test_landing_without_any_file_is_missing_again(rig: Rig) -> None:
@@ -141,15 +140,15 @@ async def test_directory_of_a_lost_attempt_goes_when_its_machine_is_back_without
 
 async def test_full_disk_is_given_a_moment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = landing.place
+    real = landing._link
 
-    def place(placings: object) -> object:
-        calls.append(placings)
+    def link(*values: Any, **named: Any) -> landing.Placed:
+        calls.append(values)
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
-        return real(placings)  # type: ignore[arg-type]
+        return real(*values, **named)
 
-    monkeypatch.setattr("renderonline.renderapi.landings.place", place)
+    monkeypatch.setattr(landing, "_link", link)
     await joined(rig)
     task_id = await rig.submit("1")
     assert (await rig.ended(task_id)).is_success == 1

@@ -39,8 +39,7 @@ def add_result(api: Running, name: str, content: bytes) -> None:
     """A result's row as the dispatcher leaves it."""
     about = {"task_id": 1, "chunk_id": 1, "attempt_id": 1, "state": "landed", "landed_us": 1, "frame": int(name[6:10])}
     sums = {"crc32": zlib.crc32(content), "digest": hashlib.blake2b(content, digest_size=32).hexdigest()}
-    written = (directory_of(api) / name).stat().st_mtime_ns
-    row = {**about, **sums, "name": name, "size": len(content), "modified_ns": written}
+    row = {**about, **sums, "name": name, "size": len(content)}
     with Database.open(api.settings.database) as database:
         key = hashlib.sha256(name.encode()).hexdigest()
         database.write_now(lambda connection: connection.execute(tables.results.insert().values(name_hash=key, **row)))

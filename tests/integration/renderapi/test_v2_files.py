@@ -19,7 +19,6 @@ async def landed(api: Running, url: str, name: str, content: bytes) -> None:
     """A result as the dispatcher leaves it."""
     directory = api.settings.files / api.tree()[1]
     (directory / name).write_bytes(content)
-    written = (directory / name).stat().st_mtime_ns
     row = {
         "task_id": 1,
         "name_hash": hashlib.sha256(name.encode()).hexdigest(),
@@ -32,7 +31,6 @@ async def landed(api: Running, url: str, name: str, content: bytes) -> None:
         "digest": hashlib.blake2b(content, digest_size=32).hexdigest(),
         "crc32": zlib.crc32(content),
         "landed_us": 1,
-        "modified_ns": written,
     }
     with Database.open(url) as database:
         database.write_now(lambda connection: connection.execute(tables.results.insert().values(row)))

@@ -5,16 +5,17 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.tasks import Landing, Offer
 from renderonline.storage import landing
-from renderonline.storage.landing import Placed, Placing, check_name, modified_ns, place, remove_copies, settle
+from renderonline.storage.landing import Placed, check_name, place, remove_copies
 
 DATA = b"a picture"
+ATTEMPT = 7
 
 
 @pytest.fixture
@@ -27,27 +28,26 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return source, target
 
 
-def placing(folders: tuple[Path, Path], name: str = "frame.png", data: bytes = DATA) -> Placing:
-    return Placing(1, name, folders[0], folders[1], len(data), digest(data))
+def result(folders: tuple[Path, Path], name: str = "frame.png", data: bytes = DATA, **more: str) -> Landing:
+    offer = Offer(ATTEMPT, None, name, 1, len(data), digest(data), 0)
+    where = {"source": str(folders[0]), "scene": str(folders[1] / "a.scene"), "file_name": "a.scene", "folder": ""}
+    return Landing(1, offer, task_id=1, user_id=1, machine_id=1, **(where | more))
+
+
+def put(landing: Landing, *, running: bool = False) -> Placed:
+    """Place a result of an engine that has ended, or still runs."""
+    (outcome,) = place((landing,), () if running else (ATTEMPT,))
+    return outcome
 
 
 def test_result_is_linked_not_copied(folders: tuple[Path, Path]) -> None:
-    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert put(result(folders)) is Placed.LANDED
     assert (folders[1] / "frame.png").samefile(folders[0] / "frame.png")
 
 
-def test_time_of_a_landed_file_is_known_when_64_bits_can_hold_it(folders: tuple[Path, Path]) -> None:
-    assert modified_ns(placing(folders)) is None
-    place((placing(folders),))
-    for then, known in ((1_700_000_000_123_456_789, 1_700_000_000_123_456_789), (2**63 + 10**18, None)):
-        os.utime(folders[0] / "frame.png", ns=(0, then))
-        assert modified_ns(placing(folders)) == known
-
-
 def test_result_of_an_engine_that_still_runs_is_out_of_its_reach(folders: tuple[Path, Path]) -> None:
-    early = replace(placing(folders), may_change=True)
     for _ in range(2):
-        assert place((early,)) == (Placed.LANDED,)
+        assert put(result(folders), running=True) is Placed.LANDED
     with (folders[0] / "frame.png").open("r+b") as file:
         file.write(b"A")
     assert (folders[1] / "frame.png").read_bytes() == DATA
@@ -56,20 +56,20 @@ def test_result_of_an_engine_that_still_runs_is_out_of_its_reach(folders: tuple[
 
 def test_file_that_was_changed_after_it_was_checked_does_not_land(folders: tuple[Path, Path]) -> None:
     (folders[0] / "frame.png").write_bytes(DATA.upper())
-    assert place((replace(placing(folders), may_change=True),)) == (Placed.MISSING,)
+    assert put(result(folders), running=True) is Placed.MISSING
     assert not list(folders[1].iterdir())
 
 
 def test_landing_can_be_repeated(folders: tuple[Path, Path]) -> None:
     for _ in range(3):
-        assert place((placing(folders),)) == (Placed.LANDED,)
+        assert put(result(folders)) is Placed.LANDED
     (folders[0] / "frame.png").unlink()
-    assert settle(placing(folders)) is Placed.LANDED
+    assert put(result(folders)) is Placed.LANDED
 
 
 def test_file_that_is_there_is_never_replaced(folders: tuple[Path, Path]) -> None:
     (folders[1] / "frame.png").write_bytes(b"the scene")
-    assert place((placing(folders),)) == (Placed.TAKEN,)
+    assert put(result(folders)) is Placed.TAKEN
     assert (folders[1] / "frame.png").read_bytes() == b"the scene"
 
 
@@ -85,15 +85,9 @@ def test_file_that_is_named_is_replaced_in_one_step(
     if crossing:
         monkeypatch.setattr(landing.os, "link", no_link)
     (folders[1] / "frame.png").write_bytes(b"old")
-    wanted = replace(placing(folders), replaces=digest(b"old"))
+    wanted = result(folders, stale_digest=digest(b"old"))
     for _ in range(2):
-        assert place((wanted,)) == (Placed.LANDED,)
-    assert [(path.name, path.read_bytes()) for path in folders[1].iterdir()] == [("frame.png", DATA)]
-
-
-def test_replacement_that_was_interrupted_is_done_again(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "frame.png").write_bytes(b"old")
-    assert settle(replace(placing(folders), replaces=digest(b"old"))) is Placed.LANDED
+        assert put(wanted) is Placed.LANDED
     assert [(path.name, path.read_bytes()) for path in folders[1].iterdir()] == [("frame.png", DATA)]
 
 
@@ -118,13 +112,13 @@ def test_try_beside_another_places_nothing_of_the_others(
 
     monkeypatch.setattr(landing.os, "fsync", fsync)
     monkeypatch.setattr(landing.os, "dup", dup)
-    copied = replace(placing(folders), may_change=True)
+    copied = result(folders)
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(place, (copied,))
+        first = threads.submit(put, copied, running=True)
         assert written.wait(20)
-        other = threads.submit(settle, copied)
+        other = threads.submit(put, copied, running=True)
         try:
-            assert first.result(20) == (Placed.LANDED,)
+            assert first.result(20) is Placed.LANDED
             assert (folders[1] / "frame.png").read_bytes() == DATA
         finally:
             ended.set()
@@ -138,7 +132,7 @@ def test_file_that_is_replaced_may_have_been_altered(folders: tuple[Path, Path],
         (folders[1] / "frame.png").write_bytes(b"someone's")
     else:
         (folders[1] / "frame.png").symlink_to(folders[1] / "other")
-    assert place((replace(placing(folders), replaces=digest(b"old")),)) == (Placed.LANDED,)
+    assert put(result(folders, stale_digest=digest(b"old"))) is Placed.LANDED
     assert (folders[1] / "frame.png").read_bytes() == DATA
     assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
 
@@ -152,13 +146,13 @@ def no_link(source: str, target: str, *, real: object = os.link, **options: obje
 
 def test_same_bytes_under_the_final_name_are_landed(folders: tuple[Path, Path]) -> None:
     (folders[1] / "frame.png").write_bytes(DATA)
-    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert put(result(folders)) is Placed.LANDED
 
 
 def test_names_in_folders_land_in_folders(folders: tuple[Path, Path]) -> None:
     (folders[0] / "a" / "b").mkdir(parents=True)
     (folders[0] / "a" / "b" / "frame.png").write_bytes(DATA)
-    assert place((placing(folders, "a/b/frame.png"),)) == (Placed.LANDED,)
+    assert put(result(folders, "a/b/frame.png")) is Placed.LANDED
     assert (folders[1] / "a" / "b" / "frame.png").read_bytes() == DATA
 
 
@@ -176,7 +170,7 @@ def test_what_is_no_whole_file_is_missing(folders: tuple[Path, Path], kind: str)
         os.mkfifo(path)
     elif kind == "size":
         path.write_bytes(DATA + b"!")
-    assert place((placing(folders),)) == (Placed.MISSING,)
+    assert put(result(folders)) is Placed.MISSING
     assert not (folders[1] / "frame.png").exists()
 
 
@@ -185,29 +179,29 @@ def test_linked_folder_in_the_attempt_is_not_followed(folders: tuple[Path, Path]
     secrets.mkdir()
     (secrets / "frame.png").write_bytes(DATA)
     (folders[0] / "a").symlink_to(secrets)
-    assert place((placing(folders, "a/frame.png"),)) == (Placed.MISSING,)
+    assert put(result(folders, "a/frame.png")) is Placed.MISSING
 
 
 def test_linked_folder_in_the_task_is_not_followed(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (folders[0] / "a").mkdir()
     (folders[0] / "a" / "frame.png").write_bytes(DATA)
     (folders[1] / "a").symlink_to(tmp_path)
-    assert place((placing(folders, "a/frame.png"),)) == (Placed.TAKEN,)
+    assert put(result(folders, "a/frame.png")) is Placed.TAKEN
     assert not (tmp_path / "frame.png").exists()
 
 
 def test_task_that_was_deleted_gets_no_directory_again(folders: tuple[Path, Path]) -> None:
     folders[1].rmdir()
-    assert place((placing(folders),)) == (Placed.GONE,)
+    assert put(result(folders)) is Placed.GONE
     assert not folders[1].exists()
 
 
 def test_other_file_system_gets_a_whole_copy(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landing.os, "link", no_link)
-    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert put(result(folders)) is Placed.LANDED
     assert [path.name for path in folders[1].iterdir()] == ["frame.png"]
     assert (folders[1] / "frame.png").read_bytes() == DATA
-    assert place((placing(folders),)) == (Placed.LANDED,)
+    assert put(result(folders)) is Placed.LANDED
 
 
 def test_copies_of_interrupted_tries_are_removed(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -217,7 +211,7 @@ def test_copies_of_interrupted_tries_are_removed(folders: tuple[Path, Path], tmp
         for name in (".landing-1", ".landing-1-ab12", ".landing-12-ab12", "frame.png"):
             (folder / name).write_bytes(b"half")
     (target / "link").symlink_to(strange)
-    remove_copies([placing(folders, name) for name in ("frame.png", "a/frame.png", "link/frame.png", "none/x.png")])
+    remove_copies([result(folders, name) for name in ("frame.png", "a/frame.png", "link/frame.png", "none/x.png")])
     for folder, kept in ((target, 2), (target / "a", 2), (strange, 4)):
         files = [path.name for path in folder.iterdir() if path.is_file()]
         assert len(files) == kept
@@ -226,7 +220,7 @@ def test_copies_of_interrupted_tries_are_removed(folders: tuple[Path, Path], tmp
 
 def test_interrupted_landing_without_any_file_is_missing(folders: tuple[Path, Path]) -> None:
     (folders[0] / "frame.png").unlink()
-    assert settle(placing(folders)) is Placed.MISSING
+    assert put(result(folders)) is Placed.MISSING
 
 
 @pytest.mark.parametrize("name", ["frame_0001.png", "a/b/c.exr", "größe.png", "with blank.png", ".hidden"])
@@ -281,12 +275,11 @@ def test_found_outputs_are_regular_files_below_the_directory(folders: tuple[Path
 
 def test_result_lands_in_its_folder_and_leaves_an_input_of_its_name_alone(folders: tuple[Path, Path]) -> None:
     (folders[1] / "frame.png").write_bytes(b"an input")
-    apart = replace(placing(folders), folder="results")
+    apart = result(folders, folder="results")
     for _ in range(2):
-        assert place((apart,)) == (Placed.LANDED,)
+        assert put(apart) is Placed.LANDED
     assert (folders[1] / "results" / "frame.png").read_bytes() == DATA
     assert (folders[1] / "frame.png").read_bytes() == b"an input"
-    assert modified_ns(apart) == (folders[0] / "frame.png").stat().st_mtime_ns
     (folders[1] / "results" / ".landing-1-ab12").touch()
     remove_copies((apart,))
     assert [path.name for path in (folders[1] / "results").iterdir()] == ["frame.png"]
@@ -295,5 +288,5 @@ def test_result_lands_in_its_folder_and_leaves_an_input_of_its_name_alone(folder
 def test_folder_that_is_a_link_takes_no_result(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folders[1] / "results").symlink_to(tmp_path / "elsewhere")
-    assert place((replace(placing(folders), folder="results"),)) == (Placed.TAKEN,)
+    assert put(result(folders, folder="results")) is Placed.TAKEN
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -17,12 +17,11 @@ import aiohttp
 import structlog
 
 from renderonline.database.machines import hello
-from renderonline.database.work_landing import Offer
 from renderonline.farm.command_line import join
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.machines import checked_address
 from renderonline.farm.settling import Ending
-from renderonline.farm.tasks import Outcome
+from renderonline.farm.tasks import Offer, Outcome
 from renderonline.protocol import hpc
 from renderonline.renderapi.landings import written_offers
 from renderonline.renderapi.machines import Machine
