@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from renderonline.database.door import Database
 from renderonline.database.submissions import list_inputs
+from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.storage.staging import Stage
 from tests.support.renderapi import Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced, manifest, pack, pieces, record
@@ -449,3 +450,24 @@ async def test_body_without_a_length_is_refused(mine: Uploader) -> None:
     headers = {"Upload-Offset": "0"}
     reply = await mine.call("PATCH", f"/uploads/{upload['upload_id']}/files/0", data=endless(), headers=headers)
     assert (reply.status, reply.json()["code"]) == (400, "length_required")
+
+
+@pytest.mark.parametrize("as_form", [True, False])
+async def test_files_of_a_committed_task_stay_when_something_fails_after_the_commit(
+    api: Running, mine: Uploader, monkeypatch: pytest.MonkeyPatch, as_form: bool
+) -> None:
+    submit = Dispatcher.submit
+
+    async def failing(self: Dispatcher, *args: Any) -> Any:
+        await submit(self, *args)
+        raise RuntimeError("after the commit")
+
+    monkeypatch.setattr(Dispatcher, "submit", failing)
+    if as_form:
+        assert (await api.submit({"engine": "scribe"}, ("s1.txt", b"PAGES"), version=2)).status == 500
+    else:
+        upload = await mine.announce(announced("s1.txt", b"PAGES", chunked=False))
+        assert (await mine.append(upload["upload_id"], 0, 0, b"PAGES")).status == 204
+        assert (await mine.submit(upload["upload_id"])).status == 500
+    (task,) = (await api.call("GET", "/tasks")).json()["items"]
+    assert scene_of(api, task).read_bytes() == b"PAGES"
