@@ -24,7 +24,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
-from renderonline.renderapi.guessing import Guesses
+from renderonline.renderapi.auth import Guesses
 from renderonline.serving.directories import private_read, private_write
 
 log = structlog.get_logger(__name__)

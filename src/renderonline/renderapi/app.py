@@ -1,34 +1,44 @@
-"""RenderAPI as one ASGI application: everything is made, joined and ended here; and standing by (R10 Standby)."""
+"""RenderAPI as one ASGI application: everything is made, joined and ended here; standing by (R10 Standby); errors as
+RFC 9457 problem JSON with a stable `code`, for everything but v1; and the headers that every answer has."""
 
 import asyncio
 import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import structlog
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from renderonline import __version__
 from renderonline.database import migrating, submissions
 from renderonline.database.door import Database
 from renderonline.database.ids import IdBlocks
 from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
-from renderonline.farm.errors import Conflict, NotAvailable, RenderOnlineError
-from renderonline.renderapi import errors, views
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
+from renderonline.renderapi import views
 from renderonline.renderapi.administration import bootstrap
-from renderonline.renderapi.headers import shared, strict
 from renderonline.renderapi.metrics import Metrics
-from renderonline.renderapi.routes import ops, pages, v1, v2_attempts, v2_farm, v2_tasks, v2_uploads
+from renderonline.renderapi.routes import ops, pages, v1, v2_farm, v2_tasks, v2_uploads
+from renderonline.renderapi.routes.answers import json_answer
 from renderonline.renderapi.routes.guard import V2, check_declared
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
+from renderonline.serving.web import is_loopback
 from renderonline.storage.modes import make_places
 
 log = structlog.get_logger(__name__)
@@ -37,6 +47,16 @@ FORGET_S: Final = 3600.0
 """How often old idempotency keys are removed."""
 STANDBY: Final = "standby"
 """The code of an answer that says: ask the RenderAPI that dispatches."""
+_OPEN: Final = "/renderapi/"
+"""Below it pages of every origin may call, with the headers email and token (R11 Web authority); nowhere else."""
+_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
+_STRICT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_HTTPS_S: Final = 31_536_000
+_CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_HANDLED: Final = (RenderOnlineError, HTTPException, RequestValidationError, ClientDisconnect, Exception)
 
 
 def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
@@ -52,16 +72,52 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lambda app: _lifespan(app, settings, metrics),
-        exception_handlers=dict(errors.HANDLERS),
+        exception_handlers=dict.fromkeys(_HANDLED, _answer),
         middleware=[*map(Middleware, (believed, strict, shared, metrics.measured, only_dispatching))],
     )
     app.state.standby = Standby()
     app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
-    for part in (v2_tasks, v2_uploads, v2_attempts, v2_farm, pages):
+    for part in (v2_tasks, v2_uploads, v2_farm, pages):
         app.include_router(part.router, prefix=V2)
     check_declared(app.routes)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def problem(
+    status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, told: Mapping[str, Any] | None = None
+) -> Response:
+    """An answer that says what went wrong and what to do; `told` is more of it for programs."""
+    title = HTTPStatus(status).phrase
+    content = {"type": f"urn:renderonline:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    content |= told or {}
+    return Response(orjson.dumps(content), status, dict(headers or {}), "application/problem+json")
+
+
+def problem_of(error: RenderOnlineError) -> Response:
+    if error.status >= 500:
+        log.warning("request failed", code=error.reason_code, reason=error.message)
+    headers = {"Retry-After": "5"} if error.status == 503 else {}
+    if "offset" in error.told:
+        headers["Upload-Offset"] = str(error.told["offset"])
+    return problem(error.status, error.message, error.reason_code, headers, error.told)
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    match error:
+        case RenderOnlineError():
+            return problem_of(error)
+        case HTTPException():  # Starlette's: no such path, no such method
+            detail = error.detail if error.status_code != 404 else "There is nothing at this address."
+            return problem(error.status_code, detail, _CODES.get(error.status_code, "error"), error.headers)
+        case RequestValidationError():  # FastAPI's: which field, and what it should be
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+            return problem_of(InvalidRequest(f"{place}: {first['msg']}."))
+        case ClientDisconnect():
+            return Response(status_code=400)  # the client is gone; nobody reads this
+        case _:  # a fault of ours; the server logs it whole
+            return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -218,8 +274,42 @@ def only_dispatching(app: ASGIApp) -> ASGIApp:
         if not standby.why_not or scope["type"] == "lifespan":
             await app(scope, receive, send)
         elif scope["path"] == "/healthz" and standby.failure is None:
-            await errors.json_answer({"status": STANDBY, "version": __version__})(scope, receive, send)
+            await json_answer({"status": STANDBY, "version": __version__})(scope, receive, send)
         else:
-            await errors.problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)
+            await problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)
 
     return answer
+
+
+def shared(app: ASGIApp) -> ASGIApp:
+    """Middleware: pages of other origins may use the API."""
+    opened = CORSMiddleware(
+        app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], max_age=600, expose_headers=_EXPOSED
+    )
+
+    async def share(scope: Scope, receive: Receive, send: Send) -> None:
+        await (opened if scope.get("path", "").startswith(_OPEN) else app)(scope, receive, send)
+
+    return share
+
+
+def strict(app: ASGIApp) -> ASGIApp:
+    """Middleware: a browser runs nothing of an answer, frames it nowhere and guesses no type, unless the answer has a
+    policy of its own; a name that was reached by HTTPS stays with it."""
+
+    async def restrict(scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        keeps = scope.get("scheme") == "https" and not is_loopback(host.rpartition(":")[0] or host)
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _STRICT.items():
+                    headers.setdefault(name, value)
+                if keeps:
+                    headers.setdefault("Strict-Transport-Security", f"max-age={_HTTPS_S}")
+            await send(message)
+
+        await app(scope, receive, sent if scope["type"] == "http" else send)
+
+    return restrict

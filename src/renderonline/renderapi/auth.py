@@ -6,6 +6,9 @@ costs none, and a changed row is noticed within 5 s (R3.4 Changes by hand).
 A session is a cookie that counts only for requests which the page itself makes. The cookie names a session; what it
 stands for is kept here, bounded, and in a private file, so that a restart logs nobody out. A session ends by logging
 out, after a while without a request, after a longer one in any case, and when the account's token changes.
+
+Wrong tokens and join codes are counted, logged, and answered the later the more there are. What was sent is always
+compared first: the right token never waits and is never locked out, whatever others send.
 """
 
 import asyncio
@@ -16,6 +19,7 @@ import json
 import re
 import secrets
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,7 +35,7 @@ from renderonline.database import accounts
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
-from renderonline.renderapi.guessing import Guesses
+from renderonline.serving.admission import source_of
 from renderonline.serving.directories import private_read, private_write
 from renderonline.serving.proxies import client_of
 
@@ -40,6 +44,7 @@ log = structlog.get_logger(__name__)
 REMEMBERED_S: Final = 4.0
 """Less than the 5 s within which a changed row is noticed."""
 MAX_REMEMBERED: Final = 10_000
+"""Look-ups, and also addresses and accounts of wrong secrets."""
 MAX_HEADER: Final = 1_000
 """Characters of an e-mail or a token that are looked at."""
 CSRF_HEADER: Final = "x-renderonline"
@@ -51,6 +56,19 @@ _ODD: Final = re.compile(r"[\x00-\x1f\x7f\\]|/\.\.?(/|$)")
 MAX_SESSIONS: Final = 10_000
 MAX_OF_ONE: Final = 50
 """Sessions of one account; the oldest goes."""
+WINDOW_S: Final = 60.0
+"""An address or account that nothing wrong came from for this time starts again at zero."""
+FREE: Final = 5
+"""Wrong secrets of an address, or for an account, that are answered at once: people mistype."""
+FIRST_S: Final = 0.1
+LONGEST_S: Final = 2.0
+MOST_WAITING: Final = 32
+"""Answers that wait at the same time; more are given at once, because each holds a connection."""
+MOST_WAITING_OF_ONE: Final = 4
+LONGEST_ACCOUNT: Final = 255
+"""Characters of an account's name that are remembered; a header holds 60,000."""
+LINES: Final = 30
+"""Lines of the log in a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,62 @@ class Principal:
     def tasks_of(self) -> int | None:
         """Whose tasks they may see and change: their own id, or None for everybody's."""
         return None if self.may(Permission.ALL_TASKS) else self.user_id
+
+
+class Guesses:
+    """One for the whole farm: what is tried at one door counts at the others."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._waiting: Counter[str] = Counter()
+        self._lines = (0, 0.0)
+
+    async def wrong(self, what: str, client: str, account: str = "") -> None:
+        """Somebody at the address `client` sent a wrong secret, for `account` if they named one. Returns when they may
+        hear so: after at most `LONGEST_S`."""
+        address = source_of(client)
+        here = self._count(f"address {address}")
+        named = account[:LONGEST_ACCOUNT].casefold()
+        counted = max(here, self._count(f"account {named}") if named else 0)
+        self._tell(what, here, client, account)
+        wait_s = self.delay_s(counted)
+        full = self._waiting.total() >= MOST_WAITING or self._waiting[address] >= MOST_WAITING_OF_ONE
+        if not wait_s or full:
+            return
+        self._waiting[address] += 1
+        try:
+            await asyncio.sleep(wait_s)
+        finally:
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
+
+    @staticmethod
+    def delay_s(count: int) -> float:
+        """How long the answer to the `count`th wrong secret waits."""
+        return min(FIRST_S * 2 ** min(count - FREE - 1, 10), LONGEST_S) if count > FREE else 0.0
+
+    def _count(self, who: str) -> int:
+        now = self._clock()
+        count, until = self._counts.pop(who, (0, 0.0))
+        count = count + 1 if now < until else 1
+        self._counts[who] = (count, now + WINDOW_S)
+        if len(self._counts) > MAX_REMEMBERED:
+            self._counts.popitem(last=False)
+        return count
+
+    def _tell(self, what: str, count: int, client: str, account: str) -> None:
+        """A line for the 1st, 10th, 100th … of an address, and never many."""
+        if str(count).strip("0") != "1":
+            return
+        lines, until = self._lines
+        if self._clock() >= until:
+            lines, until = 0, self._clock() + WINDOW_S
+        self._lines = (lines + 1, until)
+        if lines < LINES:
+            named = account[:100].encode("unicode_escape").decode("ascii")
+            log.warning("wrong secret", what=what, client=client, account=named, from_there=count)
 
 
 class Authenticator:

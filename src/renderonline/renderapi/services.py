@@ -14,12 +14,11 @@ from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlin
 from renderonline.farm.watching import Patience
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
-from renderonline.renderapi.auth import Authenticator, Principal, Sessions
+from renderonline.renderapi.auth import Authenticator, Guesses, Principal, Sessions
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.delivering import Deliverer
 from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.events import Events
-from renderonline.renderapi.guessing import Guesses
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.notifying import Notifier
 from renderonline.renderapi.reading import Reading

@@ -19,7 +19,7 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from renderonline.renderapi import guessing
+from renderonline.renderapi import auth
 from tests.support.renderapi import SCENE, Running, renderapi
 
 EXAMPLES: Final = 6
@@ -39,7 +39,7 @@ async def test_whatever_is_sent_gets_a_proper_answer(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guessing, "LONGEST_S", 0.0)  # who guesses waits: test_guessing.py
+    monkeypatch.setattr(auth, "LONGEST_S", 0.0)  # who guesses waits: test_auth.py
     async with renderapi(tmp_path / "data") as api:
         description = (await api.call("GET", "/openapi.json")).json()
         who = await api.new_user("fuzz@example.org", role)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.renderapi import guessing
-from renderonline.renderapi.guessing import FREE, LONGEST_S, MOST_WAITING, MOST_WAITING_OF_ONE, WINDOW_S, Guesses
+from renderonline.renderapi import auth
+from renderonline.renderapi.auth import FREE, LONGEST_S, MOST_WAITING, MOST_WAITING_OF_ONE, WINDOW_S, Guesses
 from tests.integration.renderapi.test_sessions import log_in
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
@@ -118,7 +118,7 @@ async def test_account_is_slowed_from_everywhere_and_forgiven_after_a_while(monk
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guessing, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(auth, "MAX_REMEMBERED", 10)
     guesses = Guesses()
     asyncio.run(_many(guesses))
     assert len(guesses._counts) == 10

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 
 from renderonline.protocol.codec import decode, encode
 from renderonline.protocol.link import LINK_PATH, FromRenderAPI, Hello, Refused, Result, Started
-from renderonline.renderapi import guessing
+from renderonline.renderapi import auth
 from renderonline.renderapi.app import create_app
 from renderonline.renderapi.routes import ops
 from renderonline.renderapi.settings import load_settings
@@ -239,7 +239,7 @@ def filled(value: Any, known: Mapping[str, Any]) -> Any:
 
 @pytest.fixture(name="world")
 async def _world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(guessing, "LONGEST_S", 0.0)  # hundreds of wrong tokens are sent here
+    monkeypatch.setattr(auth, "LONGEST_S", 0.0)  # hundreds of wrong tokens are sent here
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(renderapi(tmp_path / "data"))
         plan = (await api.call("GET", "/subscriptions")).json()["items"][0]["subscription_id"]

@@ -15,8 +15,8 @@ from renderonline import __version__
 from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import NotFound
 from renderonline.protocol.link import LINK_PATH
-from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.metrics import CONTENT_TYPE
+from renderonline.renderapi.routes.answers import json_answer
 from renderonline.renderapi.routes.guard import V2, Door, PlainRoute, declare
 from renderonline.renderapi.services import principal_of, services_of
 from renderonline.serving.proxies import client_of, is_forwarded

@@ -14,8 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from renderonline.renderapi import views
-from renderonline.renderapi.errors import json_answer
-from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
+from renderonline.renderapi.routes.answers import Caller, Center, Json, Part, json_answer
 from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.routes.models import Credentials, TicketFor
 

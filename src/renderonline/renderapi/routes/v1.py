@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
-from renderonline.renderapi.errors import json_answer
+from renderonline.renderapi.routes.answers import json_answer
 from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.services import by_headers, services_of
 from renderonline.renderapi.task_requests import read_v1

@@ -1,4 +1,5 @@
-"""`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. No body is held in memory."""
+"""`/renderapi/v2/tasks`: submit tasks, look at them, act on them, fetch what they made. `/renderapi/v2/attempts`: what
+machines without the farm's directory fetch and send, by the attempt's token. No large body is held in memory."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,10 +18,9 @@ from renderonline.farm.films import Film
 from renderonline.farm.selecting import chooser
 from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
-from renderonline.renderapi.errors import json_answer
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.looks import client_of
-from renderonline.renderapi.routes.answers import Caller, Center, Handler, Json, Part
+from renderonline.renderapi.routes.answers import Caller, Center, Handler, Held, Json, Part, json_answer
 from renderonline.renderapi.routes.guard import V2, Door
 from renderonline.renderapi.routes.models import (
     Accept,
@@ -36,6 +36,7 @@ from renderonline.renderapi.routes.models import (
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 from renderonline.serving.bodies import bounded
+from renderonline.storage.previews import LARGEST
 
 router = Part("tasks")
 
@@ -251,3 +252,31 @@ class _EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._seat:
             await super().__call__(scope, receive, send)
+
+
+@router.call("GET", "/attempts/{attempt_id}/inputs", "Inputs", needs=Door.ATTEMPT)
+async def list_inputs(center: Center, held: Held) -> Json:
+    """The files that the attempt's task was submitted with. For its machine: `Authorization: Attempt <token>`."""
+    scene, files = await center.transfers.inputs(held)
+    return {"scene": scene, "files": list(files)}
+
+
+@router.call("GET", "/attempts/{attempt_id}/inputs/{name:path}", "application/octet-stream", needs=Door.ATTEMPT)
+async def input_file(request: Request, center: Center, held: Held, name: str) -> Response:
+    """One of these files; ranges are answered."""
+    return downloads.answer(await center.transfers.input_file(held, name), request.headers)
+
+
+@router.call("PUT", "/attempts/{attempt_id}/outputs/{name:path}", needs=Door.ATTEMPT)
+async def send_output(request: Request, center: Center, attempt_id: Id, held: Held, name: str) -> None:
+    """A finished file of the attempt, before it is reported; `X-Digest` is its BLAKE2b-256 in hex."""
+    await center.transfers.receive(attempt_id, held, name, request)
+
+
+@router.call("PUT", "/attempts/{attempt_id}/previews/{name:path}", needs=Door.ATTEMPT, include_in_schema=False)
+async def put_preview(
+    request: Request, center: Center, held: Held, attempt_id: Id, name: str, size: Size = "thumb"
+) -> None:
+    """A machine sends the preview of a frame; its attempt's token is the authority."""
+    body = Request(request.scope, bounded(request, request.receive, LARGEST))
+    await center.transfers.receive_preview(attempt_id, held, name, size, await body.body())
