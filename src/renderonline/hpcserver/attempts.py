@@ -29,7 +29,6 @@ from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
-from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.card_rack import Rack
 from renderonline.hpcserver.journal import Journal
@@ -49,6 +48,7 @@ from renderonline.hpcserver.transfers import PreviewSender, Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign, Progress, Result, Started
 from renderonline.storage.images import ImageChecker
+from renderonline.storage.logs import AttemptLog
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -4,17 +4,15 @@
 import asyncio
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from renderonline.hpcserver import telemetry
-from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.attempts import Attempt, Workshop
 from renderonline.hpcserver.outcomes import handed_back
 from renderonline.protocol.link import Assign, HeldAttempt
-from renderonline.storage import modes
+from renderonline.storage.logs import AttemptLog, AttemptLogs
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +34,7 @@ class Runner:
         self.idle.set()
         self._idle_since = time.monotonic()
         self._workshop = workshop
-        self._logs_directory = workshop.settings.home / "logs"
+        self._all_logs = AttemptLogs(workshop.settings.home / "logs")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
@@ -46,7 +44,7 @@ class Runner:
         await in_thread(self._workshop.scratch.remove)
         await in_thread(self._workshop.own_files.cache.open)
         await self.journal.open()
-        self.logs = await in_thread(_open_logs, self._logs_directory, set(self.journal.held))
+        self.logs = await in_thread(_open_logs, self._all_logs, set(self.journal.held))
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -67,7 +65,7 @@ class Runner:
         if self.full:
             self.refuse(number, assign.token, self.full)
             return
-        self.logs[number] = output = AttemptLog(self._logs_directory / str(number))
+        self.logs[number] = output = AttemptLog(self._all_logs, number)
         self.attempts[number] = attempt = Attempt(assign, self._workshop, output)
         self.idle.clear()
         task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")
@@ -145,10 +143,8 @@ class Runner:
                     attempt.observe(usage, now)
 
 
-def _open_logs(directory: Path, kept: set[int]) -> dict[int, AttemptLog]:
+def _open_logs(logs: AttemptLogs, held: set[int]) -> dict[int, AttemptLog]:
     """The logs that an earlier run left of attempts that are still held; the others are deleted."""
-    modes.make_private(directory)
-    found = {place.name: AttemptLog(place) for place in directory.iterdir()}
-    for name in set(found) - set(map(str, kept)):
-        found.pop(name).remove()
-    return {int(name): attempt_log for name, attempt_log in found.items()}
+    for number in set(logs.on_disk()) - held:
+        logs.remove(number)
+    return {number: AttemptLog(logs, number) for number in logs.on_disk()}

@@ -22,7 +22,6 @@ from starlette.routing import Route
 from renderonline.farm.arguments import strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
-from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.home import Home
 from renderonline.hpcserver.processes import CantStart, EngineProcess, Processes
@@ -32,6 +31,7 @@ from renderonline.protocol import hpc
 from renderonline.sandbox.box import BoxKind, Found
 from renderonline.sandbox.probing import NoBox
 from renderonline.serving.web import is_loopback, serve
+from renderonline.storage.logs import AttemptLog, AttemptLogs
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,8 @@ class V1Node:
         self._engine_ids = tuple(engines)
         self._engines = prefixes
         self._settings = settings
-        self._log_directory = settings.home / "logs" / "v1"
+        self._log = AttemptLog(AttemptLogs(settings.home / "logs"), 0)
+        """Of the latest render; no attempt of a farm has the number 0."""
         self._render: _Render | None = None
         self._one_call = asyncio.Lock()
         self._count = 0
@@ -117,15 +118,14 @@ class V1Node:
         self._count += 1
         name = f"v1.{self._count}"
         place = self._scratch.make(name)
-        AttemptLog(self._log_directory).remove()
-        output = AttemptLog(self._log_directory)
+        self._log.remove()
         box = self._boxes.of_v1(request.engine_id, place)
         process = await self._processes.start(
             name,
             [*prefix, *words],
             directory=Path.cwd() if box is None else place / "home",
             environment=clean_environment(os.environ, {}, place, also=self._settings.pass_environment),
-            on_lines=output.append,
+            on_lines=self._log.append,
             nice=self._settings.nice,
             box=box,
         )

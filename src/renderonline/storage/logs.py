@@ -1,16 +1,17 @@
-"""Logs of attempts, as files beside the farm's data (R5.3 Progress and logs): the head and the tail of each, at most
-about 8 MiB.
+"""Logs of attempts, as files (R5.3 Progress and logs): the head and the tail of each, at most about 8 MiB.
 
     <directory>/<attempt>.log              from byte 0, at most `HEAD` bytes
     <directory>/<attempt>.tail/<offset>    the latest two pieces after it, at most `PIECE` bytes each
 
-Offsets count the bytes of the whole log as the machine wrote it, also those that were left out in the middle.
+Offsets count the bytes of the whole log as the engine wrote it, also those that were left out in the middle. RenderAPI
+and machines keep their logs in this form. Pieces hold whole characters, up to three bytes beyond their limit.
 """
 
 import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -62,7 +63,7 @@ class AttemptLogs:
         modes.make_private(directory)
 
     def append(self, attempt_id: int, offset: int, data: bytes) -> int:
-        """Add bytes that begin at `offset`; what is there already is skipped, a gap stays a gap. Gives the end.
+        """Add UTF-8 that begins at `offset`; what is there already is skipped, a gap stays a gap. Returns the end.
         `OSError` (ENOSPC) when they would leave too little of the disk."""
         pieces = self._pieces(attempt_id)
         last = pieces[-1] if pieces else None
@@ -77,7 +78,7 @@ class AttemptLogs:
                 path = self._tail(attempt_id) / str(offset) if offset else self._head(attempt_id)
                 path.parent.mkdir(mode=modes.DIRECTORY, exist_ok=True)
                 last = _Piece(offset, path, 0)
-            part = data[: last.limit - last.size]
+            part = data[: _whole(data, last.limit - last.size)]
             with open(last.path, "ab", opener=modes.private) as file:
                 file.write(part)
             last = last._replace(size=last.size + len(part))
@@ -92,8 +93,8 @@ class AttemptLogs:
         pieces = self._pieces(attempt_id)
         return pieces[-1].end if pieces else 0
 
-    def read(self, attempt_id: int, offset: int = 0) -> LogPart:
-        """The log from `offset`, at most 1 MiB and never over a gap."""
+    def read(self, attempt_id: int, offset: int = 0, limit: int = _MOST_AT_ONCE) -> LogPart:
+        """The log from `offset`, at most `limit` bytes and never over a gap."""
         pieces = self._pieces(attempt_id)
         size = pieces[-1].end if pieces else 0
         for piece in pieces:
@@ -101,7 +102,7 @@ class AttemptLogs:
                 begin = max(offset, piece.offset)
                 with open(piece.path, "rb") as file:
                     file.seek(begin - piece.offset)
-                    return LogPart(begin, file.read(_MOST_AT_ONCE), size)
+                    return LogPart(begin, file.read(limit), size)
         return LogPart(size, b"", size)
 
     def on_disk(self) -> tuple[int, ...]:
@@ -130,3 +131,36 @@ class AttemptLogs:
         with contextlib.suppress(OSError), os.scandir(self._tail(attempt_id)) as entries:
             pieces += [_Piece(int(one.name), Path(one.path), one.stat().st_size) for one in entries]
         return sorted(pieces)
+
+
+class AttemptLog:
+    """The log of one attempt on the machine that renders it. `size` counts the bytes written so far, also those that
+    were left out."""
+
+    def __init__(self, logs: AttemptLogs, attempt_id: int) -> None:
+        self._logs, self._attempt_id = logs, attempt_id
+        self.size = logs.size(attempt_id)
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Add lines. Raises OSError when the disk refuses."""
+        data = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+        try:
+            self._logs.append(self._attempt_id, self.size, data)
+        finally:
+            self.size = self._logs.size(self._attempt_id)  # a full disk may have taken a part
+
+    def read(self, offset: int, limit: int) -> tuple[int, str]:
+        """Text of at most `limit` bytes from `offset`, or from where the kept part goes on, and its true offset. Never
+        ends within a character; "" when there is no more."""
+        part = self._logs.read(self._attempt_id, offset, limit)
+        return part.offset, part.data.decode("utf-8", "ignore")
+
+    def remove(self) -> None:
+        """Remove the log."""
+        self._logs.remove(self._attempt_id)
+        self.size = 0
+
+
+def _whole(data: bytes, limit: int) -> int:
+    """Where to cut UTF-8 so that at least `limit` bytes stand before the cut, and no character is split."""
+    return next((cut for cut in range(limit, min(limit + 3, len(data))) if data[cut] & 0xC0 != 0x80), limit + 3)

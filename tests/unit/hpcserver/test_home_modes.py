@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from renderonline.database.outbox import Outbox
-from renderonline.hpcserver.attempt_log import AttemptLog
 from renderonline.hpcserver.home import locked
+from renderonline.storage.logs import AttemptLog, AttemptLogs
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ def test_files_of_hpcserver_are_nobody_elses(tmp_path: Path) -> None:
     with locked(tmp_path / "new" / "home") as home:
         home.say_ready(url="x")
         Outbox(tmp_path / "new" / "home" / "outbox.sqlite", full_size=1 << 20).close()
-        AttemptLog(tmp_path / "new" / "home" / "logs" / "7").append(["a line"])
+        AttemptLog(AttemptLogs(tmp_path / "new" / "home" / "logs"), 7).append(["a line"])
         found = list((tmp_path / "new").rglob("*"))
-        assert len(found) == 8
+        assert len(found) == 7
         assert {str(path): oct(path.stat().st_mode) for path in found if path.stat().st_mode & 0o077} == {}
         assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

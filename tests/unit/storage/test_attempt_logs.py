@@ -4,9 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from renderonline.storage import logs
-from renderonline.storage.logs import AttemptLogs
+from renderonline.storage.logs import AttemptLog, AttemptLogs
 
 
 @pytest.fixture
@@ -100,3 +102,45 @@ def test_what_has_no_room_beside_the_reserve_is_left_out(tmp_path: Path, monkeyp
     free = 2000
     assert kept.append(1, 21, b"later") == 26
     assert kept.read(1, 10).offset == 21
+
+
+def read_all(log: AttemptLog, limit: int, offset: int = 0) -> str:
+    text = ""
+    while True:
+        begin, piece = log.read(offset, limit)
+        if not piece:
+            return text
+        assert begin == offset
+        text += piece
+        offset = begin + len(piece.encode())
+
+
+@given(
+    st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n")), max_size=20),
+    st.integers(4, 50),
+)
+def test_log_of_a_machine_reads_back_in_pieces_that_never_cut_a_character(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], limit: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "HEAD", 10)
+        patch.setattr(logs, "PIECE", 1000)
+        log = AttemptLog(AttemptLogs(tmp_path_factory.mktemp("log")), 1)
+        for line in lines:
+            log.append([line])
+        assert read_all(log, limit) == "".join(f"{line}\n" for line in lines)
+        assert log.size == len("".join(f"{line}\n" for line in lines).encode())
+
+
+def test_log_of_a_machine_goes_on_after_it_was_opened_again(tmp_path: Path) -> None:
+    AttemptLog(AttemptLogs(tmp_path), 1).append(["one", "zwei ü"])
+    log = AttemptLog(AttemptLogs(tmp_path), 1)
+    log.append(["three"])
+    assert read_all(log, 1000) == "one\nzwei ü\nthree\n"
+
+
+def test_silent_engine_leaves_no_file(tmp_path: Path) -> None:
+    log = AttemptLog(AttemptLogs(tmp_path), 1)
+    assert log.read(0, 10) == (0, "")
+    log.remove()
+    assert list(tmp_path.iterdir()) == []
