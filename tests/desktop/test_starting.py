@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from renderonline.serving.directories import private_write
+from renderonline.sandbox.privacy import write_private
 from tests.faults.proxy import Proxy
 from tests.support.certificates import self_signed
 from tests.support.desktop import WINDOW, Desktop
@@ -69,7 +69,7 @@ def test_farm_whose_certificate_only_the_login_trusts(display: str, tmp_path: Pa
     tls = ("--certificate", str(files.fullchain_pem_path), "--key", str(files.priv_pem_path))
     with RealFarm(tmp_path, flags=tls) as farm:
         login = {"url": farm.url, "email": farm.login.email, "token": farm.login.token, trust: trusted[trust]}
-        private_write(tmp_path / "home" / "config" / "client.json", json.dumps(login))
+        write_private(tmp_path / "home" / "config" / "client.json", json.dumps(login))
         with Desktop(display, tmp_path / "home") as desktop:
             desktop.shows("New task")
             assert desktop.page("location.protocol") == "https:"

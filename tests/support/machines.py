@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from renderonline.hpcserver import process_table
-from renderonline.serving.directories import private_write
+from renderonline.sandbox.privacy import write_private
 from tests.support.fake_renderapi import FakeRenderAPI
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ class Node:
         """Be a machine of the farm without the enrolment; `certificate` (PEM) is the pinned one."""
         self.home.mkdir(parents=True, exist_ok=True)
         content = {"url": self.url, "machine_id": 1000, "secret": "secret", "certificate": certificate}
-        private_write(self.home / "machine.json", json.dumps(content))
+        write_private(self.home / "machine.json", json.dumps(content))
 
     def start(self, **run: Any) -> None:
         """Start the program; `run` are arguments of `run_linked`."""

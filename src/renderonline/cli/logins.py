@@ -7,7 +7,8 @@ from pathlib import Path
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.rnoclient.sdk import Client, Login
-from renderonline.serving.directories import config_directory, private_read, private_write
+from renderonline.sandbox.privacy import write_private
+from renderonline.serving.directories import config_directory, private_read
 
 FIELDS = tuple(field.name for field in fields(Login))
 
@@ -32,7 +33,7 @@ def saved() -> Login | None:
 def save(login: Login) -> Path:
     """Keep a login for the next commands."""
     path = config_file()
-    private_write(path, json.dumps(_known(login), indent=2) + "\n")
+    write_private(path, json.dumps(_known(login), indent=2) + "\n")
     return path
 
 

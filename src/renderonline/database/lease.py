@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +26,7 @@ from renderonline.database.door import Database
 from renderonline.database.rows import AnyRow
 from renderonline.database.schema import leases
 from renderonline.farm.errors import Conflict, NotAvailable
+from renderonline.sandbox.privacy import lock_file
 
 LEASE_S: Final = 10.0
 """A holder whose beat did not move for so long has lost the lease."""
@@ -103,19 +103,11 @@ class _FileLease(Lease):
     _file: IO[str] | None = None
 
     def take(self) -> bool:
-        path = Path(f"{self._database.place.database}.lock")
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        file = open(handle, "r+", encoding="utf-8")  # noqa: SIM115 (open for as long as the lease is held)
         try:
-            _lock(file)
-        except OSError:
-            self.holder = file.read(200).strip() or "another program"
-            file.close()
+            self._file = lock_file(Path(f"{self._database.place.database}.lock"), f"{self.holder}\n")
+        except OSError as error:
+            self.holder = str(error)
             raise self._in_use() from None
-        file.truncate(0)
-        file.write(f"{self.holder}\n")
-        file.flush()
-        self._file = file
         return True
 
     def hold(self) -> None:
@@ -131,18 +123,6 @@ class _FileLease(Lease):
             self._file.truncate(0)
             self._file.close()
             self._file = None
-
-
-def _lock(file: IO[str]) -> None:
-    """Lock the file for as long as it is open; `OSError` when another program has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _RowLease(Lease):

@@ -20,7 +20,8 @@ from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvaila
 from renderonline.protocol.calls import Busy, Caller, Trust, no_renderapi
 from renderonline.protocol.codec import encode, from_wire
 from renderonline.protocol.link import LINK_PATH
-from renderonline.serving.directories import private_read, private_write
+from renderonline.sandbox.privacy import write_private
+from renderonline.serving.directories import private_read
 from renderonline.serving.web import is_loopback
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ def stored(home: Path, url: str) -> Identity | None:
         return None
     if identity.url != (wanted := base(url)):
         identity = replace(identity, url=wanted)
-        private_write(home / FILE, encode(identity))
+        write_private(home / FILE, encode(identity))
     return identity
 
 
@@ -121,7 +122,7 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
         kind = type(error) if isinstance(error, (InvalidRequest, NotAuthenticated)) else NotAvailable
         raise kind(f"This machine could not join: {error.message}", code=error.reason_code) from error
     identity = Identity(caller.url, machine_id, secret, "" if pinned is None else ssl.DER_cert_to_PEM_cert(pinned))
-    private_write(home / FILE, encode(identity))
+    write_private(home / FILE, encode(identity))
     log.info("machine has joined the farm", url=identity.url, machine_id=machine_id)
     return identity
 

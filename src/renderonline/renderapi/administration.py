@@ -25,7 +25,8 @@ from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
 from renderonline.renderapi.auth import Guesses
-from renderonline.serving.directories import private_read, private_write
+from renderonline.sandbox.privacy import write_private
+from renderonline.serving.directories import private_read
 
 log = structlog.get_logger(__name__)
 
@@ -243,7 +244,7 @@ def _add_admin(database: Database, path: Path, now_us: int) -> None:
     while email in taken:
         email = f"admin-{secrets.token_hex(3)}@localhost"
     # The file first: a login that nobody knows would lock everybody out for good.
-    private_write(path, json.dumps({"url": "", "email": email, "token": token}))
+    write_private(path, json.dumps({"url": "", "email": email, "token": token}))
 
     def add(connection: Connection) -> None:
         known = accounts.list_subscriptions(connection)
@@ -263,7 +264,7 @@ def announce_login(data_directory: Path, url: str) -> None:
     except (OSError, ValueError):
         return
     if login.get("url") != url:
-        private_write(path, json.dumps({**login, "url": url}))
+        write_private(path, json.dumps({**login, "url": url}))
 
 
 def _forget_login(path: Path, token: str) -> None:

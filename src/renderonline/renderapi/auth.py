@@ -35,8 +35,9 @@ from renderonline.database import accounts
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
+from renderonline.sandbox.privacy import write_private
 from renderonline.serving.admission import source_of
-from renderonline.serving.directories import private_read, private_write
+from renderonline.serving.directories import private_read
 from renderonline.serving.proxies import client_of
 
 log = structlog.get_logger(__name__)
@@ -302,7 +303,7 @@ class Sessions:
         async with self._turn:  # what is written last is the newest
             text = json.dumps({key: asdict(one) for key, one in self._open.items()})
             try:
-                await asyncio.to_thread(private_write, self._file, text)
+                await asyncio.to_thread(write_private, self._file, text)
             except OSError as error:  # they hold until this RenderAPI ends
                 log.warning("sessions can't be kept over a restart", file=str(self._file), reason=error.strerror)
 

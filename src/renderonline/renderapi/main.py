@@ -13,11 +13,10 @@ from renderonline.renderapi.administration import announce_login
 from renderonline.renderapi.app import Standby, create_app
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.box import BoxKind
-from renderonline.sandbox.privacy import keep_private
+from renderonline.sandbox.privacy import keep_private, write_private
 from renderonline.sandbox.probing import probe
 from renderonline.serving import logs, web
 from renderonline.serving.admission import raise_descriptors
-from renderonline.serving.directories import private_write
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +48,7 @@ async def serve(settings: Settings, web_page: Path | None = None) -> None:
             log.info("RenderAPI stands by", url=url)
         await standby.begun.wait()
         announce_login(settings.data_directory, url)
-        private_write(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
+        write_private(ready_file, json.dumps({"url": url, "pid": os.getpid()}))
         log.info("RenderAPI answers", url=url)
 
     if not web.is_loopback(settings.host) and settings.certificate is None:

@@ -1,10 +1,9 @@
-"""Where a program keeps its data and its settings, and how private files are written and read."""
+"""Where a program keeps its data and its settings, and how private files are read."""
 
 import os
 import shlex
 import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_config_path, user_data_path
@@ -32,23 +31,8 @@ def _named(variable: str) -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
-def private_write(path: Path, text: str) -> None:
-    """Write `text` to `path` so that only this user can read it, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def private_read(path: Path) -> str:
-    """The text of a file that `private_write` wrote. `InvalidRequest` when others than its owner may read it by now."""
+    """The text of a file that `write_private` wrote. `InvalidRequest` when others than its owner may read it by now."""
     if sys.platform != "win32" and stat.S_IMODE(path.stat().st_mode) & (stat.S_IRGRP | stat.S_IROTH):
         raise InvalidRequest(f"Others may read {path}, which holds a secret. {_mended_by(path)}")
     return path.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ import structlog
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import Landing
+from renderonline.sandbox.privacy import write_private
 from renderonline.storage import manifests, modes
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import task_directory
@@ -312,11 +313,7 @@ def kept_mark(download_path: str) -> tuple[str, str]:
         known = path.read_text(encoding="ascii", errors="replace")
         if len(known) == len(token):
             return str(path), known
-    begun = path.with_name(f"{_PART}{token}")
-    with open(begun, "w", encoding="ascii", opener=modes.private) as file:
-        file.write(token)
-        modes.open_file(file.fileno(), path.parent)
-    begun.replace(path)
+    write_private(path, token, mode=modes.inside(path.parent.stat())[1])
     return str(path), token
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from blake3 import blake3
 from pyfastcdc import FastCDC
 
-from renderonline.storage import modes
+from renderonline.sandbox.privacy import write_private
 from renderonline.storage.staging import DIGEST_BYTES, SENT_CHUNK, Place
 
 VERSION: Final = "cdc:v1"
@@ -95,16 +95,13 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
     """Keep the chunks of files of a task; None: they are found out when somebody asks for a file of this name. Where
     that can't be, nothing is kept."""
     path, rows = path_of(directory), []
-    temporary = path.with_name(f"{path.name}.new")
     with contextlib.suppress(OSError):
         for name, chunks in files.items():
             status = (directory / name).stat()
             rows.append((name, status.st_size, status.st_mtime_ns, None if chunks is None else len(chunks)))
         path.parent.mkdir(mode=0o700, exist_ok=True)
         head = json.dumps({"version": VERSION, "files": rows}).encode()
-        with open(temporary, "wb", opener=modes.private) as file:
-            file.write(head + b"\n" + b"".join(chunks or b"" for chunks in files.values()))
-        temporary.rename(path)
+        write_private(path, b"\n".join((head, b"".join(filter(None, files.values())))), durable=False)
 
 
 def any_of(roots: Iterable[Path], user_id: int) -> bool:

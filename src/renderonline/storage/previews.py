@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.sandbox.privacy import write_private
 from renderonline.storage import modes
 
 SIZES: Final[Mapping[str, int]] = {"view": 1920, "thumb": 320}
@@ -133,14 +134,7 @@ class PreviewFiles:
         path = self.path(task_id, name, size)
         modes.make_private(self._directory)
         path.parent.mkdir(mode=modes.DIRECTORY, exist_ok=True)
-        aside = path.with_suffix(f".{os.urandom(8).hex()}")
-        try:
-            with open(aside, "wb", opener=modes.private) as file:
-                file.write(jpeg)
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+        write_private(path, jpeg, durable=False)
         return path
 
     def take_back(self, path: Path) -> None:

@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge, Unfit
 from renderonline.farm.tasks import InputFile
+from renderonline.sandbox.privacy import write_private
 from renderonline.storage import modes, names
 from renderonline.storage.digests import InputSums
 
@@ -114,12 +115,12 @@ class Stage:
         (directory / "data").mkdir(mode=modes.DIRECTORY)
         have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files) + len(mapping)
         facts = "[\n" + ",\n".join(rows) + "\n]"
-        contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode(), f"{_FACTS}.new": facts.encode()}
+        contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode()}
         contents |= {f"data/{len(files)}": mapping} if mapping else {}
         for name, content in contents.items():
             with open(directory / name, "wb", opener=modes.private) as made:
                 made.write(content)
-        (directory / f"{_FACTS}.new").rename(directory / _FACTS)
+        write_private(directory / _FACTS, facts, durable=False)
         return cls(directory)
 
     def held(self, sent: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable
 from renderonline.hpcserver import enrolment
 from renderonline.protocol.calls import Trust
-from renderonline.serving.directories import private_write
+from renderonline.sandbox.privacy import write_private
 from tests.support.pinned_certificates import Certificate
 
 
@@ -160,6 +160,6 @@ def test_fingerprints_that_are_none_are_refused(fingerprint: str) -> None:
 
 
 def test_broken_identity_file_says_what_to_do(tmp_path: Path) -> None:
-    private_write(tmp_path / "machine.json", "{")
+    write_private(tmp_path / "machine.json", "{")
     with pytest.raises(InvalidRequest, match="join again"):
         enrolment.stored(tmp_path, "http://127.0.0.1:1")

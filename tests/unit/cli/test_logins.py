@@ -8,7 +8,7 @@ import pytest
 from renderonline.cli import logins
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated
 from renderonline.rnoclient.sdk import Login
-from renderonline.serving.directories import private_write
+from renderonline.sandbox.privacy import write_private
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,6 @@ def test_environment_comes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"email": "a"}'])
 def test_broken_file_is_told_with_the_way_out(text: str) -> None:
-    private_write(logins.config_file(), text)
+    write_private(logins.config_file(), text)
     with pytest.raises(InvalidRequest, match="renderonline login"):
         logins.current(None)

@@ -24,11 +24,7 @@ import uv
 
 from renderonline.engines.children import Answer, ask, sigterm_unwinds
 from renderonline.farm.errors import NoSpace, NotAvailable
-
-try:
-    import fcntl
-except ImportError:  # Windows: without it two installations at once are not told apart
-    fcntl = None  # type: ignore[assignment]
+from renderonline.sandbox.privacy import Locked, lock_file, write_private
 
 Progress = Callable[[float, str], None]
 """Told how far it is (0 to 1) and what is being done."""
@@ -289,21 +285,20 @@ def _read_marker(directory: Path) -> Installation | None:
 
 
 def _write_marker(directory: Path, python: Path, version: str) -> None:
-    aside = directory / f"{_MARKER}.new"
     environment = python.relative_to(directory).parts[0]
-    aside.write_text(json.dumps({"environment": environment, "version": version}) + "\n", encoding="utf-8")
-    aside.replace(directory / _MARKER)
+    marker = json.dumps({"environment": environment, "version": version}) + "\n"
+    write_private(directory / _MARKER, marker, mode=0o644)
 
 
 @contextmanager
 def _one_at_a_time(directory: Path, progress: Progress) -> Iterator[None]:
     """Two installations of the same directory at once: the second waits, then finds it done."""
-    with (directory / "lock").open("w") as file:
-        while fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                progress(0.0, "Waiting for another installation of Blender to end")
-                time.sleep(0.3)
+    lock = None
+    while lock is None:
+        try:
+            lock = lock_file(directory / "lock")
+        except Locked:
+            progress(0.0, "Waiting for another installation of Blender to end")
+            time.sleep(0.3)
+    with lock:
         yield

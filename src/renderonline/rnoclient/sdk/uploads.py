@@ -29,6 +29,7 @@ from renderonline.protocol.calls import Reply
 from renderonline.rnoclient.sdk.connection import Connection
 from renderonline.rnoclient.sdk.events import json_object
 from renderonline.rnoclient.sdk.transfers import SEND_TIMEOUT_S, Progress, answered
+from renderonline.sandbox.privacy import write_private
 
 PACK_BYTES: Final = 8 * 1024 * 1024
 SENDERS: Final = 3
@@ -72,8 +73,7 @@ class FileCache:
             for old in self._directory.iterdir():
                 if old.stat().st_mtime < time.time() - self._keep_s:
                     old.unlink(missing_ok=True)
-            path.with_suffix(".new").write_bytes(content)
-            path.with_suffix(".new").replace(path)
+            write_private(path, content, durable=False)
 
 
 class Chunker(Protocol):
