@@ -35,8 +35,8 @@ MOST_PIECES: Final = 200
 
 
 class Lease(NamedTuple):
-    """What a leased chunk is. `missing`: the range of it that is still to be rendered; None: all. `pieces`: what else
-    waits since the chunk was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
+    """A leased chunk. `missing`: the range of it that is still to be rendered; None: all. `pieces`: the chunks that
+    wait because this one was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
 
     frames: FrameRange | None
     missing: FrameRange | None = None
@@ -46,7 +46,7 @@ class Lease(NamedTuple):
 
 @dataclass(slots=True)
 class Assigned:
-    """What became of the wanted leases, by attempt; those that are not there can't be leased now."""
+    """The leases that were made, by attempt; a wanted attempt that is missing here can't be leased now."""
 
     leases: dict[int, Lease] = field(default_factory=dict)
     tasks: tuple[TaskState, ...] = ()
@@ -164,7 +164,7 @@ class EndedStep:
 
 @dataclass(frozen=True, slots=True)
 class WarnedStep:
-    """RenderAPI itself has something to say of what an attempt made (R16 No false success)."""
+    """RenderAPI's own warnings about an attempt's results (R16 No false success)."""
 
     attempt_id: int
     texts: tuple[str, ...]
@@ -192,7 +192,7 @@ class Ended(NamedTuple):
 @dataclass(slots=True)
 class Applied:
     """What a batch of steps did. `superseded` are live attempts that late results, or the early end of their task,
-    left without work: their machines are to be told. `completed` are waiting or failed chunks that late results
+    left without work: their machines must stop them. `completed` are waiting or failed chunks that late results
     completed. `dropped` steps had no effect."""
 
     ended: list[Ended] = field(default_factory=list)
@@ -310,7 +310,7 @@ class _Applier:
         return True
 
     def _complete(self, chunk: ChunkRow) -> None:
-        """Late results gave the chunk all it needs: whoever has it now is left without work (R5.5 Late results)."""
+        """Late results completed the chunk: an attempt that has it now is left without work (R5.5 Late results)."""
         sheet = self._sheet
         if chunk.state in LIVE:
             verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
@@ -363,7 +363,7 @@ class _Applier:
             self._supersede(attempts.c.task_id == task.task_id, verdict)
             sheet.move_all(task.task_id, (ChunkState.WAITING,), ChunkState.CANCELED, reason=stopped)
             reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
-        if chunk.kind != ChunkKind.FILM or not task.reason:  # why it has no frames tells more
+        if chunk.kind != ChunkKind.FILM or not task.reason:  # the reason why frames are missing says more
             task.reason = reason
 
     def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:

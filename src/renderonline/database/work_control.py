@@ -1,7 +1,7 @@
 """What people do to tasks: cancel, delete, pause, resume, change, try again. One operation each, guarded by the task's
 row, that can be repeated.
 
-`user_id` is whose the task must be (None: anybody's); `NotFound` when it is not there or not theirs.
+`user_id` is the owner that the task must have (None: any); `NotFound` when it does not exist or has another owner.
 """
 
 from collections import defaultdict
@@ -26,7 +26,6 @@ from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, O
 CONDEMNED: Final = 2
 """The value of `tasks.canceled` while a task is being deleted: its files may be gone, so its rows must follow."""
 _OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
-_BAD: Final = (ChunkState.FAILED, ChunkState.CANCELED)
 _FRESH: Final = {"tries": 0, "not_before_us": 0, "reason": None}
 _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "of_frame", "state"))).where(
     results.c.state.in_(("landing", "landed"))
@@ -34,12 +33,19 @@ _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "f
 _A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
 _NOW, _AT_THE_END = 0, 1
 """The stages of films."""
-Anew = tuple[frozenset[int], frozenset[int]]
-"""What of a task is to be rendered again, whatever came of it: chunks by id, and frames. Neither: all of it."""
+_AGAIN: Final = (ChunkState.WAITING, ChunkState.FAILED, ChunkState.CANCELED)
+"""Chunks in these states start again when a task is retried."""
+
+
+class Selection(NamedTuple):
+    """What of a task is to be rendered again, whatever its state: chunks by id, and frames. Neither: all of it."""
+
+    chunk_ids: frozenset[int] = frozenset()
+    frames: frozenset[int] = frozenset()
 
 
 class Stopped(NamedTuple):
-    """An attempt whose task is taken away."""
+    """An attempt that was ended because of its task."""
 
     attempt_id: int
     machine_id: int
@@ -48,8 +54,8 @@ class Stopped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Acted:
-    """A task to which something was done, and what is to be stopped. `landing`: results of it that are wanted anew are
-    on their way to their final name; repeat it when they are there."""
+    """A changed task, and the attempts that its machines have to stop. `landing`: results that are to be made again are
+    still on their way to their final name; repeat the operation when they are there."""
 
     state: TaskState
     stopped: tuple[Stopped, ...] = ()
@@ -140,7 +146,7 @@ def _is_shared(connection: Connection, task: TaskState) -> bool:
 
 
 def delete_task(connection: Connection, task_id: int) -> None:
-    """Second step: the rows. Since the first one nobody can have started anything of it."""
+    """Second step: delete the rows. Since the first step nothing of the task can have been started."""
     task = look(connection, task_id, lock=True)
     if task is None:
         return
@@ -178,22 +184,22 @@ def change_task(
 
 
 def requeue_task(
-    connection: Connection, task_id: int, moment: Moment, *, anew: Anew | None = None, user_id: int | None
+    connection: Connection, task_id: int, moment: Moment, *, selection: Selection | None = None, user_id: int | None
 ) -> Acted:
     """Put chunks back to waiting, with all their tries: those that failed, were canceled or wait after a failure; or
-    (`anew`) any, also ones that run or succeeded. Results that are wanted anew are dropped, but their files stay until
-    the next ones have landed; a chunk that renders a wanted frame for the first time just now goes on.
+    the `selection`, also chunks that run or succeeded. Results that are to be made again become stale, and their files
+    stay until the next ones have landed; a chunk that renders a selected frame for the first time goes on.
 
     A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on; one
     that was canceled is canceled again at the end, unless all of its canceled chunks are put back.
     `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
     """
     sheet, task = _opened(connection, task_id, moment, user_id)
-    if anew is None and task.status is TaskStatus.SUCCEEDED:
+    if selection is None and task.status is TaskStatus.SUCCEEDED:
         raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
     _count_again(connection, task)
-    wanted = _wanted(connection, task_id, anew)
-    dropped = [result for _, theirs in wanted for result in theirs]
+    wanted = _selected(connection, task_id, selection)
+    dropped = [result for _, made in wanted for result in made]
     stopped: tuple[Stopped, ...] = ()
     by_state: dict[ChunkState, list[int]] = defaultdict(list)
     for chunk, _ in wanted:
@@ -206,10 +212,10 @@ def requeue_task(
         connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
         # Files that no attempt landed are written in their place: nothing is known of them until they are whole again.
         connection.execute(results.delete().where(results.c.result_id.in_(ids), results.c.attempt_id == 0))
-    sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, theirs) for chunk, theirs in wanted)
+    sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, made) for chunk, made in wanted)
     task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
-    if anew is not None and not any(anew):  # the warnings were about pictures that are all replaced
+    if selection is not None and not any(selection):  # the warnings were about pictures that are all replaced
         task.warnings = telling.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
@@ -224,38 +230,38 @@ def _count_again(connection: Connection, task: TaskState) -> None:
         check_limit(connection, task.user_id, lock=True)
 
 
-def _wanted(connection: Connection, task_id: int, anew: Anew | None) -> list[tuple[Any, Sequence[Any]]]:
-    """The chunks that are to be rendered again, each with its results that are to be dropped; lowest stages first."""
+def _selected(connection: Connection, task_id: int, selection: Selection | None) -> list[tuple[Any, Sequence[Any]]]:
+    """The chunks that are to be rendered again, each with its results that become stale; lowest stages first."""
     parts = select(chunks).where(chunks.c.task_id == task_id).order_by(chunks.c.stage, chunks.c.chunk_id)
     known = connection.execute(parts).all()
-    if anew is None:
-        again = [chunk for chunk in known if chunk.state in (ChunkState.WAITING, *_BAD)]
-        later = [chunk for chunk in known if chunk not in again and again and chunk.stage > again[0].stage]
-        return [(chunk, ()) for chunk in again + later]
-    (chunk_ids, wanted), unknown = anew, set(anew[1])
-    made: dict[int, list[Any]] = defaultdict(list)
+    if selection is None:
+        lowest = next((chunk.stage for chunk in known if chunk.state in _AGAIN), None)
+        later = (lowest is not None and chunk.stage > lowest for chunk in known)
+        return [(chunk, ()) for chunk, is_later in zip(known, later, strict=True) if is_later or chunk.state in _AGAIN]
+    unknown = set(selection.frames)
+    results_of: dict[int, list[Any]] = defaultdict(list)
     for result in connection.execute(_MADE.where(results.c.task_id == task_id)):
-        made[result.chunk_id].append(result)
+        results_of[result.chunk_id].append(result)
     found: list[tuple[Any, Sequence[Any]]] = []
     for chunk in known:
-        theirs, frames = made[chunk.chunk_id], wanted.intersection(_frames(chunk))
+        made, frames = results_of[chunk.chunk_id], selection.frames.intersection(_frames(chunk))
         unknown -= frames
-        # A later stage is made of what earlier ones give.
-        whole = chunk.chunk_id in chunk_ids or bool(found and chunk.stage > found[0][0].stage)
-        whole = whole or not (any(anew) or _is_film(chunk))
-        if not whole and any(one.frame is not None for one in theirs):
-            theirs = [one for one in theirs if one.frame in frames or one.of_frame in frames]
-        if whole or (frames and (theirs or chunk.state not in LIVE)):
-            found.append((chunk, theirs))
+        # A later stage uses the results of the earlier ones.
+        whole = chunk.chunk_id in selection.chunk_ids or bool(found and chunk.stage > found[0][0].stage)
+        whole = whole or not (any(selection) or _is_film(chunk))
+        if not whole and any(result.frame is not None for result in made):
+            made = [result for result in made if result.frame in frames or result.of_frame in frames]
+        if whole or (frames and (made or chunk.state not in LIVE)):
+            found.append((chunk, made))
     if unknown:
         raise InvalidRequest(f"Task {task_id} has no frame {format_frames(sorted(unknown))[:60]}.")
-    if missing := chunk_ids.difference(chunk.chunk_id for chunk in known):
+    if missing := selection.chunk_ids.difference(chunk.chunk_id for chunk in known):
         raise InvalidRequest(f"Task {task_id} has no chunk {min(missing)}: see renderonline logs {task_id} --list")
     return found
 
 
 def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Film, user_id: int | None) -> Acted:
-    """Have a film made of the frames that have landed; while others are still to come, another one when they are there.
+    """Make a film of the frames that have landed; while others are still to come, a second one when all are there.
 
     A task that had ended counts against its user's queue limit again (`LimitReached`); one that was canceled is
     canceled again at the end. One that is paused stays so while frames are to come, but its film is made at once.
@@ -272,7 +278,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
     for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
         if (chunk := films.get(stage)) is not None:
-            stopped += _stop(sheet, attempts.c.chunk_id == chunk.chunk_id, "the film is made anew")
+            stopped += _stop(sheet, attempts.c.chunk_id == chunk.chunk_id, "the film is made again")
             state = ChunkState(chunk.state)
             sheet.move_all(task_id, (state,), ChunkState.WAITING, chunk_ids=(chunk.chunk_id,), **_FRESH)
         else:
@@ -320,8 +326,8 @@ def _theirs(task: TaskState | None, task_id: int, user_id: int | None) -> TaskSt
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What `explain` tells of a task: where it stands, the reasons of its chunks, the tasks that it waits for, and how
-    the newest of its attempts that failed did ("": none did, or it ended otherwise)."""
+    """What the database says about why a task is where it is: its state, the reasons of its chunks, the tasks that it
+    waits for, and the failure class of its newest failed attempt ("": none failed, or the task did not)."""
 
     state: TaskState
     reasons: tuple[str, ...]
@@ -332,8 +338,8 @@ class Story:
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
     """What is known of a task in the database."""
     task = _theirs(look(connection, task_id), task_id, user_id)
-    told = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
-    reasons = connection.scalars(told.order_by(chunks.c.chunk_id).limit(5))
+    reasons_of = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
+    reasons = connection.scalars(reasons_of.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
     failed = select(attempts.c.failure).where(attempts.c.task_id == task_id, attempts.c.failure != "")
     newest = connection.scalar(failed.order_by(attempts.c.attempt_id.desc()).limit(1))

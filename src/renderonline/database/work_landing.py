@@ -1,8 +1,7 @@
 """Results on their way to their final name (R6 Landing): a row `landing` first, the file steps outside, then `landed`.
 
-A result is unique by (task, output name): whoever inserts the row first wins. A result that is to be made again is
-`stale`: its file keeps the name, and is shown, until the next result of that name has taken its place.
-"""
+A result is unique by (task, output name): the attempt that inserts the row first wins. A result that is to be made
+again is `stale`: its file keeps the name, and is shown, until the next result of that name has taken its place."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -59,9 +58,9 @@ _STORED: Final = ("attempt_id", "name", "frame", "of_frame", "size", "digest", "
 
 
 def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
-    """Step (a) for each offer of a machine, in order; gives those that are to be landed. The others: the attempt is not
-    the machine's, it is over, its token is wrong, its task is canceled or gone (R5.5 Late results); it has landed the
-    same before; another attempt was first."""
+    """Step (a) for each offer of a machine, in order; returns those that are to be landed. The others: the attempt is
+    not the machine's, it is over, its token is wrong, its task is canceled or gone (R5.5 Late results); it has landed
+    the same before; another attempt was first."""
     found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
     rows = {row.attempt_id: row for row in found if row.machine_id == machine_id and not row.canceled}
     begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]

@@ -211,7 +211,7 @@ def reserve(
 
 
 class _Loads:
-    """What runs while a plan is made: what the plan gives counts at once."""
+    """What runs while a plan is made, including what the plan has assigned so far."""
 
     def __init__(self, usage: Usage, policy: Policy) -> None:
         self._users, self._tasks = dict(usage.users), dict(usage.tasks)

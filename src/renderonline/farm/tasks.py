@@ -74,7 +74,7 @@ CHUNK_TRANSITIONS: Final[Mapping[ChunkState, frozenset[ChunkState]]] = {
     ChunkState.FAILED: frozenset({ChunkState.WAITING, ChunkState.SUCCEEDED}),
     ChunkState.CANCELED: frozenset({ChunkState.WAITING}),
 }
-"""Which state may follow which. A settled chunk goes back to waiting only when somebody asks for it again;
+"""Which state may follow which. A settled chunk goes back to waiting only when a person asks for it again;
 a failed one, or one that waits again, succeeds when a late result completes it (R5.5 Late results)."""
 
 

@@ -1,7 +1,7 @@
 """What people do to tasks: cancel, delete, pause, resume, change, try again, and ask why nothing happens.
 
-Every use case can be repeated. `user_id` is whose task it must be; None for those who may touch everybody's.
-`NotFound` when a task is not there or not theirs.
+Every use case can be repeated. `user_id` is the owner that the task must have; None: any.
+`NotFound` when it does not exist or has another owner.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 _STOPPING_S: Final = 10.0
-"""Deleting waits at most so long for engines to end, so that they write nothing behind us; requeueing for results on
-their way."""
+"""The longest time that deleting waits for engines to end, so that they write nothing afterwards, and requeueing for
+results on their way."""
 _LOOK_S: Final = 0.05
 _AGAIN_S: Final = 1.0
 _ENDED: Final = {
@@ -46,7 +46,7 @@ _ENDED: Final = {
 }
 _BUSY: Final = "it is busy"
 _NAMED: Final = 5
-"""So many machines are named at most for one reason."""
+"""The number of machines that are named at most for one reason."""
 
 
 class Control:
@@ -69,7 +69,7 @@ class Control:
         """Stop a task, then remove its files and its rows. `only_ended`: `Conflict` when it is still needed. Files go
         first; what a stop interrupts is carried through by `Housekeeping`."""
         condemned = await self._write(partial(work.condemn_task, only_ended=only_ended), task_id, user_id)
-        if not condemned.had_ended:  # else nobody is to hear of a second end
+        if not condemned.had_ended:  # its end was announced before
             self._follow_cancel(condemned.canceled)
         await self._until_stopped(condemned.canceled.stopped)
         await asyncio.to_thread(self._remove_files, condemned)
@@ -105,9 +105,9 @@ class Control:
         stopped. Each frame that was there is shown until the next one takes its place (R6 Landing). `InvalidRequest`
         for chunks and frames that it does not have, `LimitReached` when the user's queue is full."""
         wanted = await asyncio.to_thread(parse_frames, frames) if frames else ()
-        anew = (frozenset(chunks), frozenset(wanted))
+        selection = work.Selection(frozenset(chunks), frozenset(wanted))
         for _ in range(int(_STOPPING_S / _LOOK_S)):
-            acted = await self._write(partial(work.requeue_task, anew=anew), task_id, user_id)
+            acted = await self._write(partial(work.requeue_task, selection=selection), task_id, user_id)
             if not acted.landing:
                 return await self._changed(acted)
             self._follow(acted.stopped)
@@ -151,7 +151,7 @@ class Control:
         """Memory and machines follow what was committed. A slot is free when its machine says so."""
         for attempt_id, machine_id, _ in stopped:
             self._shared.memory.end_attempt(attempt_id)
-            self._shared.machines.cancel(machine_id, attempt_id, "somebody stopped it")
+            self._shared.machines.cancel(machine_id, attempt_id, "it was stopped")
 
     async def _until_stopped(self, stopped: Sequence[work.Stopped]) -> None:
         """Wait until no machine has these attempts any more, or for a while; the rest is swept up later."""

@@ -47,7 +47,7 @@ _log = structlog.get_logger(__name__)
 REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4 Changes by hand)."""
 MANY_CHUNKS: Final = 1000
-"""Going through more than these in one go would hold everybody up."""
+"""More than these are prepared in a thread: the event loop would stand still."""
 _REBUILD_PAUSE_S: Final = 1.0
 _TOKEN_BYTES: Final = 16
 
@@ -165,8 +165,8 @@ class Dispatcher:
                 timer.cancel()
                 timer = None
             try:
-                due = await self._leasing.give()
-            except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+                due = await self._leasing.assign_free()
+            except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
                 _log.exception("Nothing could be assigned")
                 self.shared.gave_up()
                 continue
@@ -247,8 +247,9 @@ class Leasing:
         self._reports = reports
         self._leases: set[asyncio.Task[None]] = set()
 
-    async def give(self) -> float | None:
-        """Give all free slots work; comes back before the commits. Returns when the next chunk is due (monotonic)."""
+    async def assign_free(self) -> float | None:
+        """Assign chunks to all free slots; returns before the commits. Returns when the next
+        chunk is due (monotonic)."""
         memory = self._shared.memory
         await self._ids.refill()
         due = memory.release_due()
@@ -380,12 +381,12 @@ class Leasing:
         self._reports.read_again({new.task_id for new in refused})
 
     def _free(self, new: LiveAttempt) -> None:
-        """The attempt never reached its machine."""
+        """Free the slot of an attempt that never reached its machine."""
         self._shared.files.remove(new.machine_id, (new.attempt_id,))
         self._shared.machines.release(new.machine_id, new.attempt_id)
 
     def _learn(self, assigned: Assigned) -> dict[int, str]:
-        """Take the facts of tasks that are new to us; gives those that can't be understood, and why."""
+        """Take the facts of new tasks; returns the tasks whose facts can't be understood, and why."""
         wrong: dict[int, str] = {}
         for task_id, facts in assigned.facts.items():
             try:

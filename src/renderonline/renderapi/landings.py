@@ -37,11 +37,11 @@ _HEX: Final = frozenset("0123456789abcdef")
 
 
 class Landings:
-    """Who lands now. Reports land side by side; what was interrupted is settled alone, so that no row it finds is one
-    whose file somebody is placing just then."""
+    """Lets reports land side by side, and interrupted landings be settled alone: then no open row belongs to a file
+    that is being placed."""
 
     def __init__(self) -> None:
-        self._door = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._none = asyncio.Event()
         self._none.set()
         self._count = 0
@@ -49,7 +49,7 @@ class Landings:
     @asynccontextmanager
     async def beside_others(self) -> AsyncIterator[None]:
         """From before step (a) until after (c)."""
-        async with self._door:
+        async with self._lock:
             self._count += 1
             self._none.clear()
         try:
@@ -61,8 +61,8 @@ class Landings:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """When those that land have landed; others wait meanwhile."""
-        async with self._door:
+        """Wait for all landings that have begun; new ones wait meanwhile."""
+        async with self._lock:
             await self._none.wait()
             yield
 
@@ -148,9 +148,8 @@ def written_offers(order: Order) -> tuple[Offer, ...]:
 async def land(
     database: Database, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
 ) -> tuple[tuple[Landing, ...], tuple[WarnedStep, ...]]:
-    """Steps (a) and (b); gives the landings of which (c) is to be written, in the order of the offers, and what is to
-    be said of the others. `closed`: the attempts of which nothing is written any more, and whose files were whole at
-    the end."""
+    """Steps (a) and (b); returns the landings that are ready for step (c), in the order of the offers, and warnings
+    about the others. `closed`: the attempts whose engines have ended, with whole files."""
     if not offers:
         return (), ()
     begun = await database.write(partial(begin_landing, offers=offers, machine_id=machine_id))
@@ -158,9 +157,9 @@ async def land(
     ours = {(one.offer.attempt_id, one.offer.name) for one in begun}
     dropped = [one for one in offers if one.more and (one.attempt_id, one.name) not in ours]
     differ = await database.read(partial(differing, offers=dropped)) if dropped else ()
-    said = [(one.attempt_id, OTHER_BYTES.format(name=one.name)) for one in differ]
-    said += [(one.offer.attempt_id, NAME_TAKEN.format(name=one.offer.name)) for one in taken]
-    return landed, tuple(WarnedStep(attempt_id, (text,)) for attempt_id, text in said)
+    warnings = [(one.attempt_id, OTHER_BYTES.format(name=one.name)) for one in differ]
+    warnings += [(one.offer.attempt_id, NAME_TAKEN.format(name=one.offer.name)) for one in taken]
+    return landed, tuple(WarnedStep(attempt_id, (text,)) for attempt_id, text in warnings)
 
 
 async def settle_interrupted(database: Database, moment: Moment, policy: RetryPolicy) -> None:
@@ -178,8 +177,8 @@ async def settle_interrupted(database: Database, moment: Moment, policy: RetryPo
 async def _placed(
     database: Database, landings: Sequence[Landing], closed: Collection[int]
 ) -> tuple[tuple[Landing, ...], tuple[Landing, ...]]:
-    """Do the file step; returns what has landed, and what another file had the name of. Names of all that did not land
-    are free again. A disk that refuses is given a moment, then the results are given up."""
+    """Do the file step; returns what has landed, and what could not because another file has its name. The names of all
+    that did not land are free again. When the disk refuses, it is tried again for a moment."""
     outcomes = {one.result_id: Placed.REFUSED if one.scene else Placed.MISSING for one in landings}
     for left in reversed(range(_TRIES)):
         todo = [one for one in landings if outcomes[one.result_id] is Placed.REFUSED]

@@ -18,11 +18,11 @@ from renderonline.protocol.link import Progress
 from renderonline.renderapi.orders import Order
 
 _RECENT: Final = 8
-"""So many machines that had parts of a task are remembered, for they know its scene."""
+"""The machines that had parts of a task most recently are remembered, because they have its scene."""
 
 
 class Clock(Protocol):
-    """The clocks that the dispatcher reads (R1.3 Silence). The module `time` is one; tests give their own."""
+    """The clocks that the dispatcher reads (R1.3 Silence): the module `time`, or a test's own."""
 
     def monotonic(self) -> float:
         """Seconds that only go forward: silence, leases, backoff."""
@@ -51,7 +51,7 @@ class _Later(NamedTuple):
 
 
 class Memory:
-    """What the dispatcher knows. `wake` is called whenever a plan could have something to give."""
+    """What the dispatcher knows. `wake` is called whenever a plan could assign something."""
 
     def __init__(self, wake: Callable[[], None], clock: Clock, policy: RetryPolicy) -> None:
         self._wake = wake
@@ -112,7 +112,7 @@ class Memory:
             self._dependents[other].discard(task_id)
 
     def task_ended(self, task_id: int, *, succeeded: bool) -> frozenset[int]:
-        """A task has nothing left to do; gives the tasks that waited for it and may start now."""
+        """A task has nothing left to do; returns the tasks that waited for it and may start now."""
         self.forget_task(task_id)
         dependents = self._dependents.pop(task_id, set()) if succeeded else set()
         freed = [task for dependent in dependents if (task := self.tasks.get(dependent)) is not None]
@@ -157,7 +157,7 @@ class Memory:
         self._take_later(task_id, chunk_id)
 
     def release_due(self) -> float | None:
-        """Make ready what has waited long enough; gives when the next one is due (monotonic)."""
+        """Make ready what has waited long enough; returns when the next chunk is due (monotonic)."""
         now = self._clock.monotonic()
         while self._timers:
             due, task_id, chunk_id = self._timers[0]
@@ -230,7 +230,7 @@ class Memory:
         return Usage(self._running, {task_id: len(live) for task_id, live in self._by_task.items()})
 
     def count(self, user_id: int, chunks: int) -> None:
-        """So many chunks more of this user are live, or are being committed."""
+        """Change the number of this user's chunks that are live or being committed."""
         self._running[user_id] += chunks
         if self._running[user_id] <= 0:
             del self._running[user_id]

@@ -1,4 +1,4 @@
-"""Orders: from a leased chunk to what its machine is told to run, and the files that must come of it."""
+"""Orders: from a leased chunk to what its machine runs, and the files that it must write."""
 
 import asyncio
 import contextlib
@@ -94,7 +94,7 @@ class _Known:
         return to_wire(rules) if rules else {}
 
     def film(self) -> Command:
-        """The film of what has landed; `InvalidRequest` when nobody knows the names of the frames."""
+        """The film of what has landed; `InvalidRequest` when the names of the frames are not known."""
         film = Film.parse(self.facts.film)
         if not self.pattern:
             raise InvalidRequest(f"Nobody knows which files of engine {self.facts.engine} are frames.")
@@ -203,7 +203,7 @@ def _cards(attempt: Attempt, definition: EngineDefinition | None) -> int:
 
 
 def limits_of(definition: EngineDefinition, frames: int) -> Limits:
-    """When an attempt at so many frames ends; 0: nobody knows which, as in renders of the existing system."""
+    """The limits of an attempt at this number of frames; 0: it is not known, as in renders of the existing system."""
     times = [limit for limit in (definition.time_s, definition.frame_time_s * frames) if limit > 0]
     return Limits(min(times, default=0.0), definition.stall_s, definition.memory_mib)
 

@@ -1,4 +1,4 @@
-"""What attempts report, applied: results land, ends are settled, memory and watchers follow (R5 Attempts and reports,
+"""Applies what attempts report: results land, ends are settled, memory and watchers follow (R5 Attempts and reports,
 R6 Landing).
 
 Reports of one machine are applied in order; a result lands before the end of its attempt is settled. Only after the
@@ -128,7 +128,7 @@ class Reports:
         self._shared.wake()
 
     def read_again(self, task_ids: Collection[int]) -> None:
-        """Memory has something else of these tasks than the database."""
+        """Read tasks from the database again that memory may have wrong, in the background."""
         if task_ids:
             _ = self._shared.spawn(self._shared.reload(task_ids))
 
@@ -153,7 +153,7 @@ class Reports:
             return None
 
     def admit(self, order: Order, name: str, size: int | None = None) -> None:
-        """Count what a machine sends of its attempt: a file of so many bytes, or (None) its preview. `InvalidRequest`
+        """Count what a machine sends of its attempt: a file of `size` bytes, or (None) its preview. `InvalidRequest`
         when it is none that the attempt has to write, and beyond the bounds of others."""
         if order.wanted and name not in order.wanted:
             self._besides.admit(order, name, size)
@@ -244,7 +244,7 @@ class Reports:
         self._shared.memory.chunk_back(chunk.task_id, back)
 
     def tasks_changed(self, states: Iterable[TaskState]) -> None:
-        """Tasks were written: tell it, and let go of those that ended."""
+        """Announce tasks that were written, and forget those that ended."""
         memory = self._shared.memory
         again: set[int] = set()
         for state in states:

@@ -100,7 +100,7 @@ class Shared:
         return attempt_id in self.memory.attempts or abs(self.newest - attempt_id) < OURS
 
     async def reload(self, task_ids: Collection[int]) -> None:
-        """Read tasks anew: they were resumed, tried again, or added by hand. In the writer's turn, so that memory does
+        """Read tasks again: they were resumed, tried again, or added by hand. In the writer's turn, so that memory does
         not miss what is committed meanwhile."""
         queued = await self.database.write(partial(queue_of, task_ids=task_ids))
         for task_id in set(task_ids) - {task.task_id for task in queued}:
@@ -110,13 +110,13 @@ class Shared:
         self.wake()
 
     async def guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        """What goes wrong in one round must not end the dispatcher; memory may be in doubt afterwards."""
+        """Await this; an error must not end the dispatcher, but memory is in doubt afterwards."""
         try:
             await work
         except RenderOnlineError as error:
             _log.warning("The dispatcher could not do something", error=error.message)
             self.gave_up()
-        except Exception:  # noqa: BLE001 (told in the log; the dispatcher goes on)
+        except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
             _log.exception("The dispatcher failed")
             self.gave_up()
 

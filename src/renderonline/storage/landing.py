@@ -306,8 +306,8 @@ def _remove_tree(path: Path) -> bool:
 
 
 def kept_mark(download_path: str) -> tuple[str, str]:
-    """The file in `download_path` whose random token tells a machine that it sees the same files, and the token; made
-    when it is not there. Blocks; OSError when it can't be."""
+    """The file in `download_path` whose random token shows a machine that it sees the same files, and the token; made
+    when it is missing. Blocks; OSError when it can't be."""
     path, token = Path(download_path, ".mark"), secrets.token_hex(16)
     with contextlib.suppress(FileNotFoundError):
         known = path.read_text(encoding="ascii", errors="replace")

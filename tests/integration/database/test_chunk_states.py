@@ -1,11 +1,14 @@
 """The one way in which chunks change their state: checked, counted, however many there are."""
 
+import time
+
 import pytest
 from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
 from renderonline.database.schema import chunks, tasks
 from renderonline.database.submissions import NewChunk
+from renderonline.database.work_control import requeue_task
 from renderonline.database.work_sheet import Moment, Sheet
 from renderonline.farm.errors import Conflict
 from renderonline.farm.frames import FrameRange
@@ -57,3 +60,14 @@ async def test_chunks_changed_at_once_are_counted_with_those_changed_before(data
     assert await states(database) == ["failed"] + ["canceled"] * 4
     row = await database.read(lambda c: c.execute(select(tasks)).one())
     assert (row.chunks_waiting, row.chunks_failed, row.chunks_canceled) == (0, 1, 4)
+
+
+async def test_retry_of_many_chunks_does_not_compare_each_with_all_others(database: Database, task_id: int) -> None:
+    user_id = (await database.write(add_user)).user_id
+    many = [NewChunk(number, FrameRange(number, number)) for number in range(100, 4100)]
+    large = await database.write(lambda c: submit(c, user_id, chunks=many, frames_total=len(many)).task_id)
+    assert large != task_id
+    begun = time.process_time()
+    acted = await database.write(lambda c: requeue_task(c, large, Moment.at(1e9), user_id=user_id))
+    assert acted.state.counters.waiting == len(many)
+    assert time.process_time() - begun < 5  # it took 15
