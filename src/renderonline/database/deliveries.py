@@ -10,7 +10,7 @@ from sqlalchemy import Connection, and_, bindparam, select
 
 from renderonline.database.rows import insert, update
 from renderonline.database.schema import deliveries, renders, results, tasks
-from renderonline.database.work_sheet import Moment, Sheet, TaskState, name_hash
+from renderonline.database.work_sheet import Moment, Sheet, TaskRow, name_hash
 
 _MOST_DIGESTS: Final = 20
 """Files that were begun to be delivered under one name and may lie there, because a stop came before the row."""
@@ -88,7 +88,7 @@ def withdraw_delivery(connection: Connection, begun: Begun) -> None:
 
 def end_delivery(
     connection: Connection, one: Undelivered, moment: Moment, delivery_id: int = 0, warning: str = ""
-) -> TaskState | None:
+) -> TaskRow | None:
     """It is delivered by the task (`delivery_id`) or lies there already, or (with a `warning`) it can't be; gives the
     task when it changed."""
     if delivery_id:
@@ -97,7 +97,7 @@ def end_delivery(
     return warn_of_delivery(connection, one.task_id, moment, warning) if warning else None
 
 
-def warn_of_delivery(connection: Connection, task_id: int, moment: Moment, warning: str) -> TaskState | None:
+def warn_of_delivery(connection: Connection, task_id: int, moment: Moment, warning: str) -> TaskRow | None:
     """Keep a warning with the task; None when it is gone."""
     sheet = Sheet(connection, moment)
     if sheet.lock_task(task_id) is None:

@@ -29,7 +29,7 @@ from renderonline.database.retention import DAY_US, KEEP_DAYS
 from renderonline.database.rows import AnyRow, from_row, json_object, json_texts, the_row
 from renderonline.database.schema import attempts, chunks, engines, machines, renders, results, tasks, users
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.farm.tasks import AttemptState, Counters, Landed, LandedFacts, TaskStatus, task_status
+from renderonline.farm.tasks import AttemptState, Counters, Landed, TaskStatus, task_status
 from renderonline.protocol.v1 import NEWEST_TASKS, EngineInfo, RenderInfo, TaskEntry, TaskInfo, task_not_found
 
 T = TypeVar("T")
@@ -299,11 +299,10 @@ def latest_result(connection: Connection, task_id: int) -> ResultView | None:
     return None if row is None else _result(row)
 
 
-def landed_files(connection: Connection, task_id: int) -> dict[str, LandedFacts]:
+def landed_files(connection: Connection, task_id: int) -> dict[str, Landed]:
     """What is known of all landed files of a task, by where they lie in its directory."""
     rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
-    # Of what `Landed` is made: a ZIP waits for thousands.
-    return {f"{row[1]}/{row[0]}" if row[1] else row[0]: row[2:] for row in rows}
+    return {f"{row[1]}/{row[0]}" if row[1] else row[0]: Landed(*row[2:]) for row in rows}
 
 
 def landed_file(connection: Connection, task_id: int, name: str) -> Landed:

@@ -15,14 +15,14 @@ from sqlalchemy import Connection, bindparam, select
 
 from renderonline.database.schema import attempts, chunks, machines, results, tasks
 from renderonline.database.submissions import NewTask, Submitted, submit
-from renderonline.database.work_loading import Attempt, QueuedChunk, TaskFacts, is_at_once, load_facts
+from renderonline.database.work_loading import AttemptFacts, QueuedChunk, TaskFacts, is_at_once, load_facts
 from renderonline.database.work_sheet import (
     MAKE_STALE,
     AttemptRow,
     ChunkRow,
     Moment,
     Sheet,
-    TaskState,
+    TaskRow,
     landed_among,
     landed_frames,
 )
@@ -34,7 +34,7 @@ MOST_PIECES: Final = 200
 """A chunk with more gaps than this is rendered again as a whole."""
 
 
-class Lease(NamedTuple):
+class LeasedChunk(NamedTuple):
     """A leased chunk. `missing`: the range of it that is still to be rendered; None: all. `pieces`: the chunks that
     wait because this one was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
 
@@ -48,13 +48,13 @@ class Lease(NamedTuple):
 class Assigned:
     """The leases that were made, by attempt; a wanted attempt that is missing here can't be leased now."""
 
-    leases: dict[int, Lease] = field(default_factory=dict)
-    tasks: tuple[TaskState, ...] = ()
+    leases: dict[int, LeasedChunk] = field(default_factory=dict)
+    tasks: tuple[TaskRow, ...] = ()
     facts: Mapping[int, TaskFacts] = field(default_factory=dict)
 
 
 def assign(
-    connection: Connection, wanted: Sequence[Attempt], moment: Moment, *, facts_of: Collection[int] = ()
+    connection: Connection, wanted: Sequence[AttemptFacts], moment: Moment, *, facts_of: Collection[int] = ()
 ) -> Assigned:
     """Lease chunks to machines. `facts_of`: tasks of which the caller needs the facts as well."""
     assigned = Assigned(facts=load_facts(connection, facts_of))
@@ -74,7 +74,7 @@ def assign(
 
 
 def submit_and_lease(
-    connection: Connection, new: NewTask, ahead: Sequence[Attempt], moment: Moment
+    connection: Connection, new: NewTask, ahead: Sequence[AttemptFacts], moment: Moment
 ) -> tuple[Submitted, Assigned]:
     """Submit a task and lease its first chunks in the same transaction; the task of `ahead` is the new one."""
     submitted = submit(connection, new)
@@ -84,7 +84,7 @@ def submit_and_lease(
     return submitted, assign(connection, wanted, moment, facts_of=(submitted.task_id,))
 
 
-def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
+def _leasable(sheet: Sheet, new: AttemptFacts) -> ChunkRow | None:
     task, chunk = sheet.tasks.get(new.task_id), sheet.chunks.get(new.chunk_id)
     if task is None or chunk is None or chunk.state is not ChunkState.WAITING:
         return None
@@ -93,29 +93,29 @@ def _leasable(sheet: Sheet, new: Attempt) -> ChunkRow | None:
     return chunk if not new.whole or _make_whole(sheet, chunk) else None
 
 
-def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> Lease | None:
+def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> LeasedChunk | None:
     """What is to be rendered of a chunk. None: late results completed it. What a chunk lacks is one range, or it is cut
     again into the fewest ranges of what is missing and of what has landed."""
     if chunk.kind == ChunkKind.FILM:
         sheet.connection.execute(_OLD_FILM, {"key": chunk.task_id})
-        return Lease(None, film=True)
+        return LeasedChunk(None, film=True)
     if chunk.frames is None or chunk.chunk_id not in sheet.begun:
-        return Lease(chunk.frames)
+        return LeasedChunk(chunk.frames)
     landed = landed_frames(sheet.connection, chunk.task_id, chunk.frames)
     if not landed:
-        return Lease(chunk.frames)
+        return LeasedChunk(chunk.frames)
     stepped = steps or chunk.frames.step > 1
     missing = covering(set(chunk.frames.frames()) - landed, steps=stepped)
     if not missing:
         sheet.move(chunk, ChunkState.SUCCEEDED)
         return None
     if len(missing) == 1:
-        return Lease(chunk.frames, missing[0])
+        return LeasedChunk(chunk.frames, missing[0])
     done = covering(landed, steps=stepped)
     if steps is None or len(missing) + len(done) > MOST_PIECES:
-        return Lease(chunk.frames)
+        return LeasedChunk(chunk.frames)
     waiting = sheet.recut(chunk, missing, done)
-    return Lease(chunk.frames, pieces=tuple(QueuedChunk(chunk_id, chunk.place) for chunk_id in waiting))
+    return LeasedChunk(chunk.frames, pieces=tuple(QueuedChunk(chunk_id, chunk.place) for chunk_id in waiting))
 
 
 _FILMS: Final = select(chunks.c.chunk_id).where(
@@ -181,7 +181,7 @@ class Mark(NamedTuple):
     seq: int
 
 
-class Ended(NamedTuple):
+class EndedAttempt(NamedTuple):
     """An attempt that ended, where its chunk stands now, and the verdict."""
 
     attempt: AttemptRow
@@ -195,12 +195,12 @@ class Applied:
     left without work: their machines must stop them. `completed` are waiting or failed chunks that late results
     completed. `dropped` steps had no effect."""
 
-    ended: list[Ended] = field(default_factory=list)
-    superseded: list[Ended] = field(default_factory=list)
+    ended: list[EndedAttempt] = field(default_factory=list)
+    superseded: list[EndedAttempt] = field(default_factory=list)
     completed: list[ChunkRow] = field(default_factory=list)
     started: list[int] = field(default_factory=list)
     landed: set[int] = field(default_factory=set)
-    tasks: tuple[TaskState, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
     dropped: int = 0
 
 
@@ -366,7 +366,7 @@ class _Applier:
         if chunk.kind != ChunkKind.FILM or not task.reason:  # the reason why frames are missing says more
             task.reason = reason
 
-    def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> Ended:
+    def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> EndedAttempt:
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
         attempt.state, attempt.outcome, attempt.ended_us = AttemptState.ENDED, verdict.outcome, at_us
         attempt.failure, attempt.reason = verdict.failure[:40], verdict.reason or None
@@ -376,7 +376,7 @@ class _Applier:
         chunk.tries += int(verdict.counts)
         chunk.not_before_us = sheet.moment.us + int(verdict.delay_s * 1_000_000) if verdict.delay_s else 0
         chunk.reason = verdict.reason or None
-        return Ended(attempt, chunk, verdict)
+        return EndedAttempt(attempt, chunk, verdict)
 
     def _missing(self, attempt: AttemptRow, wanted: Collection[str]) -> tuple[str, ...]:
         if not wanted:

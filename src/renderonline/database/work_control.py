@@ -16,7 +16,7 @@ from renderonline.database.rows import frames_of, json_object, portions, update
 from renderonline.database.schema import attempts, chunks, deliveries, inputs, queue, renders, results, tasks, waits_for
 from renderonline.database.submissions import check_limit
 from renderonline.database.work_loading import BLOCKED
-from renderonline.database.work_sheet import MAKE_STALE, Moment, Sheet, TaskState, look
+from renderonline.database.work_sheet import MAKE_STALE, Moment, Sheet, TaskRow, look
 from renderonline.farm import telling
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.films import Film
@@ -44,7 +44,7 @@ class Selection(NamedTuple):
     frames: frozenset[int] = frozenset()
 
 
-class Stopped(NamedTuple):
+class StoppedAttempt(NamedTuple):
     """An attempt that was ended because of its task."""
 
     attempt_id: int
@@ -57,8 +57,8 @@ class Acted:
     """A changed task, and the attempts that its machines have to stop. `landing`: results that are to be made again are
     still on their way to their final name; repeat the operation when they are there."""
 
-    state: TaskState
-    stopped: tuple[Stopped, ...] = ()
+    state: TaskRow
+    stopped: tuple[StoppedAttempt, ...] = ()
     landing: bool = False
 
 
@@ -72,7 +72,7 @@ def cancel_task(
     return Acted(task) if task.ended else _cancel(sheet, task)
 
 
-def _cancel(sheet: Sheet, task: TaskState, mark: int = 1, reason: str = "Canceled.") -> Acted:
+def _cancel(sheet: Sheet, task: TaskRow, mark: int = 1, reason: str = "Canceled.") -> Acted:
     stopped = _stop(sheet, attempts.c.task_id == task.task_id, "the task was canceled")
     sheet.move_all(task.task_id, _OPEN, ChunkState.CANCELED)
     task.canceled, task.reason = mark, reason
@@ -80,7 +80,7 @@ def _cancel(sheet: Sheet, task: TaskState, mark: int = 1, reason: str = "Cancele
     return Acted(task, stopped)
 
 
-def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[Stopped, ...]:
+def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[StoppedAttempt, ...]:
     """End the live ones of these attempts; that is no failure."""
     stopped = _attempts(sheet.connection, which & (attempts.c.state != AttemptState.ENDED.value))
     ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": sheet.moment.us}
@@ -90,10 +90,10 @@ def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[Stopped, ...]:
     return stopped
 
 
-def _attempts(connection: Connection, which: Any) -> tuple[Stopped, ...]:
+def _attempts(connection: Connection, which: Any) -> tuple[StoppedAttempt, ...]:
     columns = (attempts.c.attempt_id, attempts.c.machine_id, attempts.c.directory)
     query = select(*columns).where(which).order_by(attempts.c.attempt_id)
-    return tuple(Stopped(*row) for row in connection.execute(query))
+    return tuple(StoppedAttempt(*row) for row in connection.execute(query))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Condemned:
     had_ended: bool
     scene: str
     file_name: str
-    attempts: tuple[Stopped, ...]
+    attempts: tuple[StoppedAttempt, ...]
     shared: bool
 
 
@@ -140,7 +140,7 @@ def list_condemned(connection: Connection) -> tuple[int, ...]:
     return tuple(connection.scalars(select(tasks.c.task_id).where(tasks.c.canceled == CONDEMNED)))
 
 
-def _is_shared(connection: Connection, task: TaskState) -> bool:
+def _is_shared(connection: Connection, task: TaskRow) -> bool:
     others = (tasks.c.render_id == task.render_id) & (tasks.c.task_id != task.task_id)
     return connection.scalar(select(tasks.c.task_id).where(others).limit(1)) is not None
 
@@ -166,7 +166,7 @@ def pause_task(
     if task.ended:
         raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
     sheet.task(task_id).paused = int(paused)
-    stopped: tuple[Stopped, ...] = ()
+    stopped: tuple[StoppedAttempt, ...] = ()
     if now and task.counters.live:
         stopped = _stop(sheet, attempts.c.task_id == task_id, "the task was paused")
         sheet.move_all(task_id, LIVE, ChunkState.WAITING)
@@ -200,7 +200,7 @@ def requeue_task(
     _count_again(connection, task)
     wanted = _selected(connection, task_id, selection)
     dropped = [result for _, made in wanted for result in made]
-    stopped: tuple[Stopped, ...] = ()
+    stopped: tuple[StoppedAttempt, ...] = ()
     by_state: dict[ChunkState, list[int]] = defaultdict(list)
     for chunk, _ in wanted:
         by_state[ChunkState(chunk.state)].append(chunk.chunk_id)
@@ -223,7 +223,7 @@ def requeue_task(
     return Acted(task, stopped, landing=any(result.state == "landing" for result in dropped))
 
 
-def _count_again(connection: Connection, task: TaskState) -> None:
+def _count_again(connection: Connection, task: TaskRow) -> None:
     if task.canceled == CONDEMNED:
         raise Conflict(f"Task {task.task_id} is being deleted.")
     if task.ended:
@@ -274,7 +274,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     update(connection, tasks, task_id, {"film": str(film.of_scene(_facts(connection, task)))})
     known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
     films = {chunk.stage: chunk for chunk in known if _is_film(chunk)}
-    stopped: tuple[Stopped, ...] = ()
+    stopped: tuple[StoppedAttempt, ...] = ()
     rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
     for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
         if (chunk := films.get(stage)) is not None:
@@ -291,7 +291,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     return Acted(task, stopped)
 
 
-def _facts(connection: Connection, task: TaskState) -> dict[str, Any]:
+def _facts(connection: Connection, task: TaskRow) -> dict[str, Any]:
     """What the scene says of itself."""
     return json_object(connection.scalar(select(renders.c.facts).where(renders.c.render_id == task.render_id)))
 
@@ -312,13 +312,13 @@ def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
     return sum(one.frame is not None and one.state == "landed" for one in dropped)
 
 
-def _opened(connection: Connection, task_id: int, moment: Moment, user_id: int | None) -> tuple[Sheet, TaskState]:
+def _opened(connection: Connection, task_id: int, moment: Moment, user_id: int | None) -> tuple[Sheet, TaskRow]:
     """A task whose row is locked, to be changed."""
     sheet = Sheet(connection, moment)
-    return sheet, _theirs(sheet.lock_task(task_id), task_id, user_id)
+    return sheet, _owned(sheet.lock_task(task_id), task_id, user_id)
 
 
-def _theirs(task: TaskState | None, task_id: int, user_id: int | None) -> TaskState:
+def _owned(task: TaskRow | None, task_id: int, user_id: int | None) -> TaskRow:
     if task is None or user_id not in (None, task.user_id):
         raise NotFound(f"Task {task_id} does not exist.")
     return task
@@ -329,7 +329,7 @@ class Story:
     """What the database says about why a task is where it is: its state, the reasons of its chunks, the tasks that it
     waits for, and the failure class of its newest failed attempt ("": none failed, or the task did not)."""
 
-    state: TaskState
+    state: TaskRow
     reasons: tuple[str, ...]
     blocked_by: tuple[int, ...]
     failure: str
@@ -337,7 +337,7 @@ class Story:
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
     """What is known of a task in the database."""
-    task = _theirs(look(connection, task_id), task_id, user_id)
+    task = _owned(look(connection, task_id), task_id, user_id)
     reasons_of = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
     reasons = connection.scalars(reasons_of.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))

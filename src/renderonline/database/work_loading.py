@@ -262,7 +262,7 @@ def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, tuple[frozenset[int], int
 
 
 @dataclass(slots=True)
-class Attempt:
+class AttemptFacts:
     """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first
     (R7.4 Whole tasks). `steps`: whether its engine is known to take steps; None: its chunk can't be cut again, for the
     machine takes whole tasks. `film`: it makes a film."""
@@ -282,7 +282,7 @@ class Attempt:
     film: bool = False
 
 
-A = TypeVar("A", bound=Attempt)
+A = TypeVar("A", bound=AttemptFacts)
 _LIVE: Final = (
     select(
         *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
@@ -304,10 +304,10 @@ def load_live(connection: Connection, kind: type[A]) -> tuple[A, ...]:
     return tuple(_attempt(row, kind) for row in connection.execute(_LIVE.where(attempts.c.state.in_(states))))
 
 
-def load_attempt(connection: Connection, attempt_id: int) -> Attempt | None:
+def load_attempt(connection: Connection, attempt_id: int) -> AttemptFacts | None:
     """One attempt, whatever its state; None when it or its task is gone."""
     row = connection.execute(_LIVE.where(attempts.c.attempt_id == attempt_id)).one_or_none()
-    return None if row is None else _attempt(row, Attempt)
+    return None if row is None else _attempt(row, AttemptFacts)
 
 
 def _attempt(row: AnyRow, kind: type[A]) -> A:
@@ -346,10 +346,12 @@ def download_paths(connection: Connection) -> frozenset[str]:
 
 
 class Owner(NamedTuple):
-    """The machine that has an attempt, and the attempt's token."""
+    """The machine that has, or had, an attempt, and the attempt's token. `over`: nothing of it is wanted any more,
+    because it ended otherwise than `lost`."""
 
     machine_id: int
     token: str
+    over: bool
 
 
 _OWNERS: Final = select(
@@ -357,21 +359,11 @@ _OWNERS: Final = select(
 )
 
 
-def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Owner | None]:
-    """The attempts among these that the database still has; None for those of which nothing is wanted any more, because
-    they ended otherwise than `lost`."""
-    found: dict[int, Owner | None] = {}
+def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Owner]:
+    """The owners of those attempts among these that the database still has."""
+    found: dict[int, Owner] = {}
     for part in portions(attempt_ids):
         for row in connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part))):
             over = row.state == AttemptState.ENDED.value and row.outcome != Outcome.LOST.value
-            found[row.attempt_id] = None if over else Owner(row.machine_id, row.token)
-    return found
-
-
-def load_tokens(connection: Connection, attempt_ids: Sequence[int], machine_id: int) -> dict[int, str]:
-    """The tokens of those attempts among these that are, or were, this machine's."""
-    found: dict[int, str] = {}
-    for part in portions(attempt_ids):
-        rows = connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part)))
-        found |= {row.attempt_id: row.token for row in rows if row.machine_id == machine_id}
+            found[row.attempt_id] = Owner(row.machine_id, row.token, over)
     return found

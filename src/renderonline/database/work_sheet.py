@@ -25,7 +25,7 @@ from renderonline.database.rows import (
     updating,
 )
 from renderonline.database.schema import attempts, chunks, queue, results, tasks
-from renderonline.database.work_loading import Attempt
+from renderonline.database.work_loading import AttemptFacts
 from renderonline.farm import telling
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import (
@@ -56,7 +56,7 @@ class Moment:
 
 
 @dataclass(slots=True)
-class TaskState:
+class TaskRow:
     """A task as a transaction reads it and changes it; `Sheet.flush` writes it."""
 
     task_id: int
@@ -76,7 +76,7 @@ class TaskState:
     counters: Counters
 
     @classmethod
-    def of(cls, values: Sequence[Any]) -> "TaskState":
+    def of(cls, values: Sequence[Any]) -> "TaskRow":
         """From the values of `COLUMNS`."""
         *plain, warnings = values[: -len(_COUNTERS)]
         return cls(*(*plain, json_texts(warnings), Counters(*values[-len(_COUNTERS) :])))
@@ -110,7 +110,7 @@ class TaskState:
 
 _COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
 COLUMNS: Final = tuple(
-    tasks.c[name] for name in (*(one.name for one in fields(TaskState) if one.name != "counters"), *_COUNTERS.values())
+    tasks.c[name] for name in (*(one.name for one in fields(TaskRow) if one.name != "counters"), *_COUNTERS.values())
 )
 _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
@@ -121,13 +121,13 @@ _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
 
 
-def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskState | None:
+def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskRow | None:
     """Read a task, and perhaps lock its row; None when it is gone."""
     row = connection.execute(_LOCK if lock else _LOOK, {"task_id": task_id}).first()
-    return None if row is None else TaskState.of(row)
+    return None if row is None else TaskRow.of(row)
 
 
-def _write(connection: Connection, task: TaskState, moment: Moment) -> TaskState:
+def _write(connection: Connection, task: TaskRow, moment: Moment) -> TaskRow:
     """Write a changed task whose row is locked, and everything that follows from its chunks (R2 Task status)."""
     status = task.status
     task.frames_done = max(0, task.frames_done)
@@ -225,7 +225,7 @@ class Sheet:
     def __init__(self, connection: Connection, moment: Moment) -> None:
         self.connection = connection
         self.moment = moment
-        self.tasks: dict[int, TaskState] = {}
+        self.tasks: dict[int, TaskRow] = {}
         self.chunks: dict[int, ChunkRow] = {}
         self.attempts: dict[int, AttemptRow] = {}
         self.begun: set[int] = set()
@@ -256,20 +256,20 @@ class Sheet:
             known = self.chunks[chunk[0]] = ChunkRow(*(*chunk[:-3], frames_of(*chunk[-3:])))
             known.state = ChunkState(known.state)
         if task[0] not in self.tasks:
-            self.tasks[task[0]] = TaskState.of(task)
+            self.tasks[task[0]] = TaskRow.of(task)
 
     def _rows(self, query: Any, ids: Iterable[int]) -> Sequence[Any]:
         wanted = sorted(set(ids))
         return self.connection.execute(query, {"ids": wanted}).all() if wanted else ()
 
-    def lock_task(self, task_id: int) -> TaskState | None:
+    def lock_task(self, task_id: int) -> TaskRow | None:
         """Lock and read a task; None when it is gone."""
         task = look(self.connection, task_id, lock=True)
         if task is not None:
             self.tasks[task_id] = task
         return task
 
-    def task(self, task_id: int) -> TaskState:
+    def task(self, task_id: int) -> TaskRow:
         """A task that was read and is about to be changed: `flush` writes it."""
         self._changed.add(task_id)
         return self.tasks[task_id]
@@ -343,12 +343,12 @@ class Sheet:
         """The attempt's changed fields are to be written."""
         self._touched[attempt.attempt_id] = attempt
 
-    def lease(self, attempt: Attempt) -> None:
+    def lease(self, attempt: AttemptFacts) -> None:
         """Insert a new attempt."""
         state = {"state": AttemptState.ASSIGNED.value, "assigned_us": self.moment.us}
         self._leased.append({name: getattr(attempt, name) for name in _OF_LEASE} | state)
 
-    def flush(self) -> tuple[TaskState, ...]:
+    def flush(self) -> tuple[TaskRow, ...]:
         """Write everything that changed; returns the changed tasks as they are now. To be called once, at the end."""
         if self._leased:
             self.connection.execute(inserting(attempts), self._leased)

@@ -141,10 +141,6 @@ class Landed(NamedTuple):
     digest: str
 
 
-LandedFacts = tuple[int, int | None, int | None, str]
-"""A `Landed`, or what it is made of."""
-
-
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A result that an attempt has made, its name and frame checked.

@@ -85,9 +85,9 @@ class AttemptFiles:
         stale = []
         for attempt_id, directory in found.items():
             owner = owners.get(attempt_id)
-            if owner is not None:
-                self.know(attempt_id, Folder(directory, *owner))
-            elif attempt_id in owners or newest - OURS < attempt_id < newest:
+            if owner is not None and not owner.over:
+                self.know(attempt_id, Folder(directory, owner.machine_id, owner.token))
+            elif owner is not None or newest - OURS < attempt_id < newest:
                 stale.append(directory)
         if stale:
             _log.info("Directories of old attempts are removed", count=len(stale))

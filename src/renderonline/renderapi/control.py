@@ -16,7 +16,7 @@ import structlog
 from renderonline.database import work_control as work
 from renderonline.database.door import Database
 from renderonline.database.work_loading import QueuedTask
-from renderonline.database.work_sheet import TaskState
+from renderonline.database.work_sheet import TaskRow
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
 from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
@@ -57,11 +57,11 @@ class Control:
         self._dispatcher = dispatcher
         self._shared = dispatcher.shared
 
-    async def cancel(self, task_id: int, *, user_id: int | None) -> TaskState:
+    async def cancel(self, task_id: int, *, user_id: int | None) -> TaskRow:
         """Take a task from the queue and stop what runs of it. `Conflict` (`not_in_queue`) when it ended otherwise."""
         return self._follow_cancel(await self._write(work.cancel_task, task_id, user_id))
 
-    async def dequeue(self, task_id: int, *, user_id: int | None) -> TaskState:
+    async def dequeue(self, task_id: int, *, user_id: int | None) -> TaskRow:
         """v1's way: `Conflict` also when it was canceled already."""
         return self._follow_cancel(await self._write(partial(work.cancel_task, queued=True), task_id, user_id))
 
@@ -86,21 +86,21 @@ class Control:
                 return
             await asyncio.sleep(_AGAIN_S)
 
-    async def pause(self, task_id: int, *, now: bool = False, user_id: int | None) -> TaskState:
+    async def pause(self, task_id: int, *, now: bool = False, user_id: int | None) -> TaskRow:
         """Start nothing new of a task; `now`: stop what runs, without a failure. `Conflict` when it has ended."""
         return await self._changed(await self._write(partial(work.pause_task, paused=True, now=now), task_id, user_id))
 
-    async def resume(self, task_id: int, *, user_id: int | None) -> TaskState:
+    async def resume(self, task_id: int, *, user_id: int | None) -> TaskRow:
         return await self._changed(await self._write(partial(work.pause_task, paused=False), task_id, user_id))
 
-    async def retry(self, task_id: int, *, user_id: int | None) -> TaskState:
+    async def retry(self, task_id: int, *, user_id: int | None) -> TaskRow:
         """Put what failed or was canceled back to waiting; what waits after a failure starts at once. `Conflict` when
         the task succeeded, `LimitReached` when the user's queue is full."""
         return await self._changed(await self._write(work.requeue_task, task_id, user_id))
 
     async def requeue(
         self, task_id: int, *, chunks: Collection[int] = (), frames: str = "", user_id: int | None
-    ) -> TaskState:
+    ) -> TaskRow:
         """Render a task, or chunks and a range of frames of it, again, whatever came of them; what runs of them is
         stopped. Each frame that was there is shown until the next one takes its place (R6 Landing). `InvalidRequest`
         for chunks and frames that it does not have, `LimitReached` when the user's queue is full."""
@@ -116,12 +116,12 @@ class Control:
         await self._shared.reload((task_id,))
         raise NotAvailable(f"Results of task {task_id} are on their way to the disk. Try again in a moment.")
 
-    async def film(self, task_id: int, film: Film, *, user_id: int | None) -> TaskState:
+    async def film(self, task_id: int, film: Film, *, user_id: int | None) -> TaskRow:
         """Have a film made of what is there of a task, and another one at its end. `Conflict` when no frame has landed,
         `LimitReached` when the user's queue is full."""
         return await self._changed(await self._write(partial(work.film_task, film=film), task_id, user_id))
 
-    async def change(self, task_id: int, changes: Mapping[str, Any], *, user_id: int | None) -> TaskState:
+    async def change(self, task_id: int, changes: Mapping[str, Any], *, user_id: int | None) -> TaskRow:
         """Change `name` ("": the file's), `priority` or `running_limit` (0: none). `InvalidRequest` for others."""
         if not changes or not changes.get("name", "").isprintable():
             raise InvalidRequest("Name at least one field to change; a name has printable characters only.")
@@ -135,32 +135,32 @@ class Control:
         guarded = partial(operation, task_id=task_id, moment=self._shared.now(), user_id=user_id)
         return await self._database.write(guarded)
 
-    async def _changed(self, acted: work.Acted) -> TaskState:
+    async def _changed(self, acted: work.Acted) -> TaskRow:
         self._follow(acted.stopped)
         self._shared.orders.forget(acted.state.task_id)
         await self._shared.reload((acted.state.task_id,))
         self._shared.announcer.task(acted.state)
         return acted.state
 
-    def _follow_cancel(self, canceled: work.Acted) -> TaskState:
+    def _follow_cancel(self, canceled: work.Acted) -> TaskRow:
         self._follow(canceled.stopped)
         self._dispatcher.reports.tasks_changed((canceled.state,))
         return canceled.state
 
-    def _follow(self, stopped: Sequence[work.Stopped]) -> None:
+    def _follow(self, stopped: Sequence[work.StoppedAttempt]) -> None:
         """Memory and machines follow what was committed. A slot is free when its machine says so."""
         for attempt_id, machine_id, _ in stopped:
             self._shared.memory.end_attempt(attempt_id)
             self._shared.machines.cancel(machine_id, attempt_id, "it was stopped")
 
-    async def _until_stopped(self, stopped: Sequence[work.Stopped]) -> None:
+    async def _until_stopped(self, stopped: Sequence[work.StoppedAttempt]) -> None:
         """Wait until no machine has these attempts any more, or for a while; the rest is swept up later."""
         for _ in range(int(_STOPPING_S / _LOOK_S)):
             if not any(map(self._occupied, stopped)):
                 return
             await asyncio.sleep(_LOOK_S)
 
-    def _occupied(self, stopped: work.Stopped) -> bool:
+    def _occupied(self, stopped: work.StoppedAttempt) -> bool:
         machine = self._shared.machines.get(stopped.machine_id)
         return machine is not None and machine.reachable and stopped.attempt_id in machine.occupied
 

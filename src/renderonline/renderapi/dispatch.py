@@ -24,7 +24,7 @@ from renderonline.database.engines import EngineRow
 from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import list_machines
 from renderonline.database.submissions import NewTask, Submitted
-from renderonline.database.work import Assigned, Lease, assign, submit_and_lease
+from renderonline.database.work import Assigned, LeasedChunk, assign, submit_and_lease
 from renderonline.database.work_loading import QueuedTask
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.ready import Bucket, ReadyIndex
@@ -395,7 +395,7 @@ class Leasing:
                 wrong[task_id] = error.message
         return wrong
 
-    async def _send(self, new: LiveAttempt, lease: Lease) -> str:
+    async def _send(self, new: LiveAttempt, lease: LeasedChunk) -> str:
         """Tell the machine; without a link it is told when it is back (R5.4 Hello). Gives why that can't be done, or
         ""."""
         orders = self._shared.orders

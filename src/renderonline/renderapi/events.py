@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from renderonline.database.work_sheet import TaskState
+from renderonline.database.work_sheet import TaskRow
 from renderonline.farm.errors import LimitReached
 from renderonline.farm.tasks import ChunkState, Landing
 from renderonline.protocol.link import Progress
@@ -160,7 +160,7 @@ class Announcer:
         if (tell := self._quiet.pop(key, None)) is not None:
             self._now_and_then(key, tell)
 
-    def task(self, state: TaskState) -> None:
+    def task(self, state: TaskRow) -> None:
         """A task changed; its end is told at once."""
         key = ("task", state.task_id)
         if state.ended:
@@ -169,7 +169,7 @@ class Announcer:
         else:
             self._now_and_then(key, partial(self._task, state))
 
-    def _task(self, state: TaskState) -> None:
+    def _task(self, state: TaskRow) -> None:
         told = ("task_id", "status", "frames_total", "frames_done", "reason", "warnings")
         data = {name: getattr(state, name) for name in told}
         data["chunks"] = {one.value: getattr(state.counters, one.value) for one in ChunkState}

@@ -22,7 +22,7 @@ from renderonline.database.door import Connection, Database
 from renderonline.database.submissions import list_inputs
 from renderonline.database.work_landing import InPlace, take_in_place
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
-from renderonline.farm.tasks import Landed, LandedFacts
+from renderonline.farm.tasks import Landed
 from renderonline.renderapi.downloads import Content, archive_of, content_of
 from renderonline.storage.archive import members_of
 from renderonline.storage.digests import digest_file
@@ -149,7 +149,7 @@ class LandedFiles:
         await self._take(task_id, (), unknown=True)
 
     async def _take(self, task_id: int, wanted: Collection[str], *, unknown: bool) -> set[str]:
-        def read(connection: Connection) -> tuple[tasks.SceneFile, dict[str, LandedFacts], frozenset[str]]:
+        def read(connection: Connection) -> tuple[tasks.SceneFile, dict[str, Landed], frozenset[str]]:
             inputs = frozenset(one.name for one in list_inputs(connection, task_id))
             return tasks.scene_file(connection, task_id), tasks.landed_files(connection, task_id), inputs
 
@@ -163,7 +163,7 @@ class LandedFiles:
         def chosen(place: str) -> bool:
             name = place.removeprefix(folder)
             return place not in kept and (
-                name in wanted or (unknown and (place not in known or not Landed(*known[place]).digest))
+                name in wanted or (unknown and (place not in known or not known[place].digest))
             )
 
         found = await asyncio.to_thread(_found, directory, scene.results_in, chosen)

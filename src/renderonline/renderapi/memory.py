@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
-from renderonline.database.work_loading import Attempt, QueuedChunk, QueuedTask
+from renderonline.database.work_loading import AttemptFacts, QueuedChunk, QueuedTask
 from renderonline.farm.ready import ReadyIndex, Signature
 from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy
@@ -32,7 +32,7 @@ class Clock(Protocol):
 
 
 @dataclass(slots=True)
-class LiveAttempt(Attempt):
+class LiveAttempt(AttemptFacts):
     """A live attempt. `leased`: its lease is committed; `order` is None after a restart, until it is needed; `since`:
     from when its machine has to start it, or since when it runs, in awake seconds; None: that is not known yet."""
 

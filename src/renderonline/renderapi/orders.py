@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 from renderonline.database.door import Database
-from renderonline.database.work_loading import Attempt, TaskFacts, load_attempt, load_facts
+from renderonline.database.work_loading import AttemptFacts, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, frame_of_name, frames_pattern, reading_of
 from renderonline.engines.definition import FILM_READING, EngineDefinition
 from renderonline.engines.loading import parse_definition
@@ -153,7 +153,7 @@ class Orders:
             with contextlib.suppress(OSError):  # then no machine finds one, and each works in a directory of its own
                 self._marks[place] = await asyncio.to_thread(kept_mark, place)
 
-    def write(self, attempt: Attempt, missing: FrameRange | None = None) -> Order:
+    def write(self, attempt: AttemptFacts, missing: FrameRange | None = None) -> Order:
         """The order for an attempt at a task that was learned, of which perhaps only some frames are `missing`.
         `InvalidRequest` when the command can't be written."""
         known = self._tasks[attempt.task_id]
@@ -196,7 +196,7 @@ class Orders:
         return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory, known.expects)
 
 
-def _cards(attempt: Attempt, definition: EngineDefinition | None) -> int:
+def _cards(attempt: AttemptFacts, definition: EngineDefinition | None) -> int:
     """How many graphics cards an attempt gets for itself; -1: it sees all of them, as of old."""
     manages = definition is not None and any(one.id == DEVICE for one in definition.arguments)
     return attempt.needs.gpus if manages or attempt.needs.gpus or attempt.film else -1

@@ -15,7 +15,7 @@ from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.films import FORMATS
 from renderonline.farm.needs import Needs
-from renderonline.farm.tasks import LandedFacts, TaskStatus
+from renderonline.farm.tasks import Landed, TaskStatus
 from renderonline.protocol.v1 import Info, UserInfo
 from renderonline.renderapi import views
 from renderonline.renderapi.auth import Principal
@@ -116,7 +116,7 @@ class Reading:
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
         """
 
-        def read(connection: Connection) -> tuple[SceneFile, dict[str, LandedFacts], dict[str, int | None]]:
+        def read(connection: Connection) -> tuple[SceneFile, dict[str, Landed], dict[str, int | None]]:
             scene = tasks.scene_file(connection, task_id, user_id=user_id)
             landed = tasks.landed_files(connection, task_id) if has_directory(scene) else {}
             wanted = chosen is not None or scene.names

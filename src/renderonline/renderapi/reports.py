@@ -16,7 +16,7 @@ import structlog
 from renderonline.database.machines import bench_machine
 from renderonline.database.work import (
     Applied,
-    Ended,
+    EndedAttempt,
     EndedStep,
     Mark,
     StartedStep,
@@ -25,8 +25,8 @@ from renderonline.database.work import (
     apply_steps,
     token_fits,
 )
-from renderonline.database.work_loading import QueuedChunk, is_at_once, load_tokens
-from renderonline.database.work_sheet import TaskState
+from renderonline.database.work_loading import QueuedChunk, is_at_once, load_owners
+from renderonline.database.work_sheet import TaskRow
 from renderonline.farm import telling
 from renderonline.farm.blame import Blame, may_bench
 from renderonline.farm.errors import InvalidRequest
@@ -47,7 +47,7 @@ _LONGEST_REASON: Final = 2000
 
 C = TypeVar("C", Report, HeldAttempt)
 Wanted = Mapping[str, int | None]
-Landed = Mapping[tuple[int, str], Landing]
+LandingOf = Mapping[tuple[int, str], Landing]
 
 
 class Reports:
@@ -94,7 +94,8 @@ class Reports:
         files, machine_id = self._shared.files, machine.machine_id
         tokens = {claim.attempt: files.token(claim.attempt, machine_id) for claim in claims}
         if unknown := [attempt_id for attempt_id, token in tokens.items() if token is None]:
-            tokens |= await self._shared.database.read(partial(load_tokens, attempt_ids=unknown, machine_id=machine_id))
+            owners = await self._shared.database.read(partial(load_owners, attempt_ids=unknown))
+            tokens |= {key: owner.token for key, owner in owners.items() if owner.machine_id == machine_id}
         fits = [token_fits(claim.token, tokens.get(claim.attempt) or "") for claim in claims]
         if not all(fits):
             self._shared.reject(machine, claims[fits.index(False)].attempt)
@@ -174,7 +175,7 @@ class Reports:
 
     async def _land(
         self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
-    ) -> tuple[Landed, Sequence[Step]]:
+    ) -> tuple[LandingOf, Sequence[Step]]:
         landed, said = await land(self._shared.database, offers, machine_id, closed)
         if len(landed) < len(offers):
             _log.info("Results were not landed", machine_id=machine_id, offered=len(offers), landed=len(landed))
@@ -220,7 +221,7 @@ class Reports:
             memory.chunk_done(chunk.task_id, chunk.chunk_id)
         self.tasks_changed(applied.tasks)
 
-    def _end(self, ended: Ended) -> None:
+    def _end(self, ended: EndedAttempt) -> None:
         attempt, chunk, verdict = ended
         self._shared.memory.end_attempt(attempt.attempt_id)
         if attempt.outcome is not Outcome.SUCCEEDED:
@@ -243,7 +244,7 @@ class Reports:
         )
         self._shared.memory.chunk_back(chunk.task_id, back)
 
-    def tasks_changed(self, states: Iterable[TaskState]) -> None:
+    def tasks_changed(self, states: Iterable[TaskRow]) -> None:
         """Announce tasks that were written, and forget those that ended."""
         memory = self._shared.memory
         again: set[int] = set()
@@ -268,7 +269,7 @@ class Benching:
         self._blame = Blame()
         self._benched: set[int] = set()
 
-    def observe(self, ended: Iterable[Ended]) -> None:
+    def observe(self, ended: Iterable[EndedAttempt]) -> None:
         """These ends are committed."""
         for attempt, chunk, verdict in ended:
             machine_id = attempt.machine_id
@@ -318,7 +319,7 @@ class Benching:
                 self._blame.forgive(machine.machine_id)
 
 
-def _step(report: Report, landings: Landed, wanted: Wanted | None) -> Step | None:
+def _step(report: Report, landings: LandingOf, wanted: Wanted | None) -> Step | None:
     if isinstance(report, Started):
         return StartedStep(report.attempt, token=report.token, at_us=report.at_us)
     if isinstance(report, Result):

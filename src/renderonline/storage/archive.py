@@ -21,7 +21,7 @@ from typing import Final
 
 import orjson
 
-from renderonline.farm.tasks import LandedFacts
+from renderonline.farm.tasks import Landed
 from renderonline.storage.landed import PIECE_BYTES, Compared, Member, file_pieces
 from renderonline.storage.names import UNFINISHED, unused_folder
 
@@ -33,14 +33,11 @@ _DESCRIPTOR: Final = 0x8
 _UNIX: Final = 0x031E
 
 
-_UNKNOWN: Final[LandedFacts] = (-1, None, None, "")
-
-
-def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Member, ...]:
+def members_of(directory: Path, known: Mapping[str, Landed]) -> tuple[Member, ...]:
     """Every regular file below `directory`, by name; symbolic links and special files are left out.
 
-    A file that is `known` (by name) is in it as it should be, without a look at it, which takes longer than all else:
-    whoever reads it finds out. Blocking.
+    A file that is `known` (by name) is listed as it landed, without asking the file system, which takes longer than all
+    else: reading it compares it. Blocks.
     """
     members: list[Member] = []
     waiting = [(str(directory), "")]
@@ -49,10 +46,10 @@ def members_of(directory: Path, known: Mapping[str, LandedFacts]) -> tuple[Membe
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for entry in os.listdir(handle):
-                size, crc32, landed_us, digest = known.get(prefix + entry, _UNKNOWN)
                 path = f"{folder}/{entry}"
-                if digest:
-                    members.append(Member(prefix + entry, path, size, (landed_us or 0) * 1000, crc32, digest))
+                if (one := known.get(prefix + entry)) is not None and one.digest:
+                    written_ns = (one.landed_us or 0) * 1000
+                    members.append(Member(prefix + entry, path, one.size, written_ns, one.crc32, one.digest))
                     continue
                 status = os.stat(entry, dir_fd=handle, follow_symlinks=False)
                 name = prefix + _shown(entry)
