@@ -15,7 +15,7 @@ from typer import Abort
 from typer.exceptions import TyperException
 
 from renderonline import __version__
-from renderonline.cli import databases, desktop, engines, farm, machines, show, submit, tasks, users
+from renderonline.cli import databases, engines, farm, machines, show, submit, tasks, users
 from renderonline.cli.commands import flag, group
 from renderonline.cli.supervise import INTERRUPTED
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, NotFound, RenderOnlineError
@@ -45,7 +45,6 @@ for name, commands in (
     (None, submit.commands),
     (None, tasks.commands),
     (None, users.own),
-    (None, desktop.commands),
     ("engine", engines.commands),
     ("machine", machines.commands),
     ("user", users.commands),

@@ -19,7 +19,7 @@ from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import data_directory
-from renderonline.serving.reaching import reach
+from renderonline.serving.web import reach
 
 NAME = "this-computer"
 STOP_GRACE_S = 5.0

@@ -1,12 +1,13 @@
-"""`renderonline login`, `renderonline user …` and `renderonline subscription …`."""
+"""`renderonline login`, `desktop`, `user …` and `subscription …`."""
 
+import os
 import sys
 from pathlib import Path
 
 import typer
 
 from renderonline.cli import logins, show
-from renderonline.cli.commands import Output, argument, choose, command, given, group, option
+from renderonline.cli.commands import URL, Output, argument, choose, command, given, group, option
 from renderonline.farm.errors import InvalidRequest
 from renderonline.rnoclient.sdk import Client, Item, Login
 
@@ -47,6 +48,28 @@ def login(
         me = client.me()
     path = logins.save(wanted)
     return {"user": me, "saved": str(path)}, f"You are {me['email']} ({me['role']}) at {wanted.url}. Kept in {path}."
+
+
+@command(own, "renderonline desktop", "renderonline desktop --url https://farm.example:5000")
+def desktop(*, url: str | None = URL) -> int:
+    """The web page in a window of its own, with native dialogs, downloads that resume, and messages when tasks end.
+
+    The login is asked for once and kept in the system's keyring.
+    """
+    try:
+        from renderonline.rnoclient.desktop import login_dialog, shell
+    except ImportError as error:
+        raise InvalidRequest(
+            f"The desktop program needs Qt and a keyring ({error}). Install them: pip install 'renderonline[desktop]'"
+        ) from None
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))):
+        raise InvalidRequest("There is no screen here (DISPLAY is not set): start it in a desktop session.")
+    given = os.environ.get("RENDERONLINE_EMAIL"), os.environ.get("RENDERONLINE_TOKEN")
+    if url and all(given):
+        return shell.run(Login(url, *map(str, given)))
+    kept = login_dialog.remembered()
+    known = [one for one in (kept, logins.saved()) if one is not None and url in (None, one.url)]
+    return shell.run(known[0] if known else None, url=url or "", is_new=bool(known) and known[0] is not kept)
 
 
 @command(commands, "renderonline user add ada@studio.org --first-name Ada --last-name Lovelace")

@@ -24,7 +24,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
-from renderonline.renderapi.auth import Guesses
+from renderonline.renderapi.auth import Throttle
 from renderonline.sandbox.privacy import write_private
 from renderonline.serving.directories import private_read
 
@@ -91,8 +91,8 @@ def _add_user(connection: Connection, values: Values, now_us: int) -> User:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A kind of thing that is kept in the database: how its rows are listed, found, changed and removed there."""
+class Resource:
+    """How the rows of one kind are listed, found, changed and removed in the database."""
 
     rows: Callable[[Connection], tuple[Any, ...]]
     find: Callable[[Connection, int], Any] | None = None
@@ -100,11 +100,11 @@ class Kept:
     remove: Callable[[Connection, Any], None] | None = None
 
 
-USERS: Final = Kept(accounts.list_users, accounts.get_user, accounts.change_user)
-SUBSCRIPTIONS: Final = Kept(accounts.list_subscriptions, change=accounts.change_subscription)
-ENGINES: Final = Kept(engines.list_engines, engines.get_engine, _change_engine, engines.remove_engine)
-ARGTYPES: Final = Kept(engines.list_argtypes, remove=engines.remove_argtype)
-MACHINES: Final = Kept(machines.list_machines, change=machines.change_machine, remove=machines.remove_machine)
+USERS: Final = Resource(accounts.list_users, accounts.get_user, accounts.change_user)
+SUBSCRIPTIONS: Final = Resource(accounts.list_subscriptions, change=accounts.change_subscription)
+ENGINES: Final = Resource(engines.list_engines, engines.get_engine, _change_engine, engines.remove_engine)
+ARGTYPES: Final = Resource(engines.list_argtypes, remove=engines.remove_argtype)
+MACHINES: Final = Resource(machines.list_machines, change=machines.change_machine, remove=machines.remove_machine)
 
 
 class Administration:
@@ -114,18 +114,18 @@ class Administration:
         self,
         database: Database,
         changed: Callable[[], Awaitable[None]],
-        guesses: Guesses,
+        throttle: Throttle,
         *,
         files: Path,
         data_directory: Path,
     ) -> None:
-        self._database, self._changed, self._guesses = database, changed, guesses
+        self._database, self._changed, self._throttle = database, changed, throttle
         self._files, self._data_directory = files, data_directory
 
-    async def rows(self, kind: Kept) -> tuple[Any, ...]:
+    async def rows(self, kind: Resource) -> tuple[Any, ...]:
         return await self._database.read(kind.rows)
 
-    async def row(self, kind: Kept, key: int) -> Any:
+    async def row(self, kind: Resource, key: int) -> Any:
         find = kind.find
         assert find is not None
         return await self._database.read(lambda connection: find(connection, key))
@@ -138,14 +138,14 @@ class Administration:
         kept = await self._database.read(partial(retention.kept_bytes, user_id=user.user_id))
         return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
-    async def change(self, kind: Kept, key: int, changes: Values) -> Any:
+    async def change(self, kind: Resource, key: int, changes: Values) -> Any:
         """Change some fields of a row; gives it as it is then."""
         if not changes:
             raise InvalidRequest("Name at least one field to change.")
         assert kind.change is not None
         return await self._write(kind.change, key, changes)
 
-    async def remove(self, kind: Kept, key: int | str) -> None:
+    async def remove(self, kind: Resource, key: int | str) -> None:
         assert kind.remove is not None
         await self._write(kind.remove, key)
 
@@ -201,7 +201,7 @@ class Administration:
             await self._database.read(partial(machines.check_code, code=code, now_us=_now_us()))
             row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:
-            await self._guesses.wrong("join code", client)
+            await self._throttle.wrong("join code", client)
             raise
         log.info("machine has joined", machine=row.machine_id, name=name, client=client)
         return row.machine_id, secret

@@ -34,8 +34,7 @@ from renderonline.renderapi import views
 from renderonline.renderapi.administration import bootstrap
 from renderonline.renderapi.metrics import Metrics
 from renderonline.renderapi.routes import ops, pages, v1, v2_farm, v2_tasks, v2_uploads
-from renderonline.renderapi.routes.answers import json_answer
-from renderonline.renderapi.routes.guard import V2, check_declared
+from renderonline.renderapi.routes.router import V2, check_declared, json_answer
 from renderonline.renderapi.services import Services
 from renderonline.renderapi.settings import Settings
 from renderonline.serving.web import is_loopback

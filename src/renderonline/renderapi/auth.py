@@ -74,10 +74,10 @@ LINES: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who is known, and may do what their role allows. `seal` changes with their token."""
+    """Somebody who is known, and may do what their role allows. `fingerprint` changes with their token."""
 
     user: User
-    seal: str
+    fingerprint: str
 
     @property
     def user_id(self) -> int:
@@ -97,8 +97,8 @@ class Principal:
         return None if self.may(Permission.ALL_TASKS) else self.user_id
 
 
-class Guesses:
-    """One for the whole farm: what is tried at one door counts at the others."""
+class Throttle:
+    """Delays answers to wrong secrets. One object serves all ways to log in: they share its counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -107,8 +107,8 @@ class Guesses:
         self._lines = (0, 0.0)
 
     async def wrong(self, what: str, client: str, account: str = "") -> None:
-        """Somebody at the address `client` sent a wrong secret, for `account` if they named one. Returns when they may
-        hear so: after at most `LONGEST_S`."""
+        """Count a wrong secret from the address `client`, for `account` if one was named. Returns when it may be
+        answered: after at most `LONGEST_S`."""
         address = source_of(client)
         here = self._count(f"address {address}")
         named = account[:LONGEST_ACCOUNT].casefold()
@@ -169,11 +169,11 @@ class Authenticator:
         key = hashlib.sha256(f"{email.casefold()}\0{token}".encode("utf-8", "surrogatepass")).digest()
         return await self._known(key, partial(self._ask, email, token))
 
-    async def holder(self, user_id: int, seal: str) -> Principal | None:
-        """The active user who had this seal, None when they are not or their token is another one now."""
+    async def holder(self, user_id: int, fingerprint: str) -> Principal | None:
+        """The active user who had this fingerprint, None when they are not or their token is another one now."""
         ask = partial(self._database.read, partial(accounts.active_account, user_id=user_id))
         found = await self._known(b"%d" % user_id, ask)
-        return found if found is not None and hmac.compare_digest(found.seal, seal) else None
+        return found if found is not None and hmac.compare_digest(found.fingerprint, fingerprint) else None
 
     async def _known(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
         known = self._remembered.get(key)
@@ -191,7 +191,7 @@ class Authenticator:
     async def _remember(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
         principal = None
         if (account := await ask()) is not None:
-            # The seal is the same for a raw token and for the hash that takes its place.
+            # The fingerprint is the same for a raw token and for the hash that takes its place.
             stored = account.token
             principal = Principal(account.user, stored if stored.startswith(TOKEN_PREFIX) else hash_token(stored))
         self._remembered.pop(key, None)
@@ -212,10 +212,10 @@ class Authenticator:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who is logged in since when (seconds since 1970); `seal` changes with the account's token."""
+    """Who is logged in since when (seconds since 1970); `fingerprint` changes with the account's token."""
 
     user_id: int
-    seal: str
+    fingerprint: str
     begun: float
     seen: float
 
@@ -224,9 +224,9 @@ class Sessions:
     """All sessions. `idle_s` without a request ends one, `longest_s` after its begin it ends anyway."""
 
     def __init__(
-        self, authenticator: Authenticator, guesses: Guesses, file: Path, *, idle_s: float, longest_s: float
+        self, authenticator: Authenticator, throttle: Throttle, file: Path, *, idle_s: float, longest_s: float
     ) -> None:
-        self._authenticator, self._guesses, self._file = authenticator, guesses, file
+        self._authenticator, self._throttle, self._file = authenticator, throttle, file
         self._idle_s, self._longest_s = idle_s, longest_s
         self._turn = asyncio.Lock()
         self._open: dict[str, Session] = {}
@@ -243,11 +243,11 @@ class Sessions:
             )
         principal = await self._authenticator.find(email, token)
         if principal is None:
-            await self._guesses.wrong("login", client_of(connection), email)
+            await self._throttle.wrong("login", client_of(connection), email)
             raise NotAuthenticated("This e-mail and token don't belong to an active account of this farm.")
         name, now = secrets.token_urlsafe(32), time.time()
         self._drop_old(principal.user_id)
-        self._open[_key(name)] = Session(principal.user_id, principal.seal, now, now)
+        self._open[_key(name)] = Session(principal.user_id, principal.fingerprint, now, now)
         await self._keep()
         return principal, name
 
@@ -268,7 +268,7 @@ class Sessions:
             return None
         if keeps_open:
             self._open[key] = replace(session, seen=time.time())
-        return await self._authenticator.holder(session.user_id, session.seal)
+        return await self._authenticator.holder(session.user_id, session.fingerprint)
 
     def ticket(self, connection: HTTPConnection, path: str) -> str:
         """An address with which the browser itself, which sends no header of ours, may fetch `path` in this session."""

@@ -14,7 +14,7 @@ from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlin
 from renderonline.farm.watching import Patience
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
-from renderonline.renderapi.auth import Authenticator, Guesses, Principal, Sessions
+from renderonline.renderapi.auth import Authenticator, Principal, Sessions, Throttle
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.delivering import Deliverer
 from renderonline.renderapi.dispatch import Dispatcher
@@ -52,10 +52,10 @@ class Services:
             pool_sandbox=settings.pool_boxes,
         )
         self.authenticator = Authenticator(database)
-        self.guesses = Guesses()
+        self.throttle = Throttle()
         self.sessions = Sessions(
             self.authenticator,
-            self.guesses,
+            self.throttle,
             settings.data_directory / "sessions.json",
             idle_s=settings.session_idle_s,
             longest_s=settings.session_s,
@@ -64,7 +64,7 @@ class Services:
         self.reading = Reading(database, self.dispatcher)
         self.control = Control(database, self.dispatcher)
         self.administration = Administration(
-            database, self._changed, self.guesses, files=settings.files, data_directory=settings.data_directory
+            database, self._changed, self.throttle, files=settings.files, data_directory=settings.data_directory
         )
         self.transfers = AttemptTransfers(self.dispatcher, self.submissions.places)
 
@@ -123,7 +123,7 @@ async def by_headers(connection: HTTPConnection) -> Principal | None:
     if found is not None:
         let_in(connection, f"user {found.user_id}")
     elif email and token:
-        await services.guesses.wrong("token", client_of(connection), email)
+        await services.throttle.wrong("token", client_of(connection), email)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Run a web application: one uvicorn process with TLS, deadlines and a clean end."""
+"""Run a web application: one uvicorn process with TLS, deadlines and a clean end; and its address for others."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mutabl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -30,6 +31,9 @@ from renderonline.serving.deadlines import LinkProtocol, patient
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+_SOMEWHERE: Final = ("192.0.2.1", 9)
+"""An address for documentation (RFC 5737). The system names the local address of a route there; nothing is sent."""
+USUAL_PORT: Final = 5000
 MAX_LINK_MESSAGE: Final = 4 * 1024 * 1024
 """The largest WebSocket message that is read, in bytes."""
 
@@ -102,6 +106,43 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.casefold() == "localhost"
+
+
+class Reach(NamedTuple):
+    """The address for other computers. `first`: what must be changed before it works there, "" for nothing."""
+
+    url: str
+    first: str = ""
+
+
+def reach(asked: str, *, public_url: str, listens: str, is_doubtful: bool = False) -> Reach:
+    """Return the address for other computers of a server that listens on the host `listens` and was called as `asked`.
+    `public_url`: the one that an administrator has set, or "". `is_doubtful`: the call came through a proxy that is
+    not trusted."""
+    if public_url:
+        return Reach(public_url.rstrip("/"))
+    url, there = asked.rstrip("/"), urlsplit(asked)
+    if is_doubtful:
+        return Reach(url, "A proxy that is not trusted passed this on: name it in TrustedProxies, or set PublicUrl.")
+    if not is_loopback(there.hostname or ""):
+        return Reach(url)
+    if is_loopback(listens):
+        port = f" --port {there.port}" if there.port not in (None, USUAL_PORT) else ""
+        why = f"Only this computer itself reaches {url}. For others start the farm so that they do"
+        return Reach(url, f"{why}: renderonline up --host 0.0.0.0{port}")
+    return Reach(f"{there.scheme}://{_bracketed(_own_address())}{f':{there.port}' if there.port else ''}")
+
+
+def _own_address() -> str:
+    """Return the address by which others in the network reach this computer, or its name when it is not known."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect(_SOMEWHERE)
+        return str(asking.getsockname()[0])
+    return socket.gethostname()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class _Server(uvicorn.Server):

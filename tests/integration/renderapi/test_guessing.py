@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.renderapi import auth
-from renderonline.renderapi.auth import FREE, LONGEST_S, MOST_WAITING, MOST_WAITING_OF_ONE, WINDOW_S, Guesses
+from renderonline.renderapi.auth import FREE, LONGEST_S, MOST_WAITING, MOST_WAITING_OF_ONE, WINDOW_S, Throttle
 from tests.integration.renderapi.test_sessions import log_in
 from tests.support.renderapi import Reply, Running, renderapi, wait_until
 
@@ -83,7 +83,7 @@ async def test_behind_a_trusted_proxy_it_is_the_client_that_counts(
 
 
 def test_answers_wait_longer_and_longer_but_never_long() -> None:
-    waits = [Guesses.delay_s(count) for count in range(1, 100)]
+    waits = [Throttle.delay_s(count) for count in range(1, 100)]
     assert waits[:FREE] == [0.0] * FREE
     assert waits[FREE] > 0
     assert waits == sorted(waits)
@@ -91,11 +91,11 @@ def test_answers_wait_longer_and_longer_but_never_long() -> None:
 
 
 async def test_few_answers_wait_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Guesses, "delay_s", staticmethod(lambda _count: 3600.0))
-    guesses = Guesses()
+    monkeypatch.setattr(Throttle, "delay_s", staticmethod(lambda _count: 3600.0))
+    throttle = Throttle()
     clients = [f"10.0.{number}.1" for number in range(2 * MOST_WAITING)]
-    answers = [asyncio.create_task(guesses.wrong("token", client)) for client in clients for _ in range(2)]
-    answers += [asyncio.create_task(guesses.wrong("token", clients[0], f"user {number}")) for number in range(100)]
+    answers = [asyncio.create_task(throttle.wrong("token", client)) for client in clients for _ in range(2)]
+    answers += [asyncio.create_task(throttle.wrong("token", clients[0], f"user {number}")) for number in range(100)]
     for _ in range(10):
         await asyncio.sleep(0)
     waiting = [answer for answer in answers if not answer.done()]
@@ -107,29 +107,29 @@ async def test_few_answers_wait_at_the_same_time(monkeypatch: pytest.MonkeyPatch
 
 async def test_account_is_slowed_from_everywhere_and_forgiven_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, counts = [0.0], list[int]()
-    monkeypatch.setattr(Guesses, "delay_s", staticmethod(lambda count: counts.append(count) or 0.0))
-    guesses = Guesses(clock=lambda: now[0])
+    monkeypatch.setattr(Throttle, "delay_s", staticmethod(lambda count: counts.append(count) or 0.0))
+    throttle = Throttle(clock=lambda: now[0])
     for number in range(10):
-        await guesses.wrong("token", f"10.0.0.{number}", "ada@example.org")
-    await guesses.wrong("token", "10.0.0.1", "bob@example.org")
+        await throttle.wrong("token", f"10.0.0.{number}", "ada@example.org")
+    await throttle.wrong("token", "10.0.0.1", "bob@example.org")
     now[0] = WINDOW_S + 1
-    await guesses.wrong("token", "10.0.0.1", "ADA@example.org")
+    await throttle.wrong("token", "10.0.0.1", "ADA@example.org")
     assert counts == [*range(1, 11), 2, 1]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MAX_REMEMBERED", 10)
-    guesses = Guesses()
-    asyncio.run(_many(guesses))
-    assert len(guesses._counts) == 10
+    throttle = Throttle()
+    asyncio.run(_many(throttle))
+    assert len(throttle._counts) == 10
 
 
 async def test_no_long_name_is_remembered() -> None:
-    guesses = Guesses()
-    await guesses.wrong("token", "10.0.0.1", "ß" * 60_000)
-    assert max(map(len, guesses._counts)) < 1000
+    throttle = Throttle()
+    await throttle.wrong("token", "10.0.0.1", "ß" * 60_000)
+    assert max(map(len, throttle._counts)) < 1000
 
 
-async def _many(guesses: Guesses) -> None:
+async def _many(throttle: Throttle) -> None:
     for number in range(100):
-        await guesses.wrong("token", f"10.0.0.{number}", f"user {number}")
+        await throttle.wrong("token", f"10.0.0.{number}", f"user {number}")

@@ -16,8 +16,7 @@ from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import NotFound
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi.metrics import CONTENT_TYPE
-from renderonline.renderapi.routes.answers import json_answer
-from renderonline.renderapi.routes.guard import V2, Door, PlainRoute, declare
+from renderonline.renderapi.routes.router import V2, Access, PlainRoute, declare, json_answer
 from renderonline.renderapi.services import principal_of, services_of
 from renderonline.serving.proxies import client_of, is_forwarded
 from renderonline.serving.web import is_loopback
@@ -33,8 +32,8 @@ def routes() -> list[BaseRoute]:
         f"{V2}/docs": docs,
         f"{V2}/openapi.json": openapi,
     }
-    opens = [PlainRoute(path, call, "GET", Door.OPEN) for path, call in calls.items()]
-    return [*opens, PlainRoute("/metrics", metrics, "GET", Door.NEARBY), WebSocketRoute(LINK_PATH, link)]
+    opens = [PlainRoute(path, call, "GET", Access.OPEN) for path, call in calls.items()]
+    return [*opens, PlainRoute("/metrics", metrics, "GET", Access.NEARBY), WebSocketRoute(LINK_PATH, link)]
 
 
 class _Wheel:
@@ -73,7 +72,7 @@ async def link(socket: WebSocket) -> None:
     await services_of(socket).dispatcher.link(socket)
 
 
-declare(link, Door.MACHINE)
+declare(link, Access.MACHINE)
 
 
 def _is_local(request: Request) -> bool:

@@ -14,11 +14,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from renderonline.renderapi import views
-from renderonline.renderapi.routes.answers import Caller, Center, Json, Part, json_answer
-from renderonline.renderapi.routes.guard import Door, PlainRoute
 from renderonline.renderapi.routes.models import Credentials, TicketFor
+from renderonline.renderapi.routes.router import (
+    Access,
+    Json,
+    PlainRoute,
+    PrincipalDep,
+    Router,
+    ServicesDep,
+    json_answer,
+)
 
-router = Part("session")
+router = Router("session")
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self'; "
@@ -73,37 +80,37 @@ def routes(directory: Path) -> list[BaseRoute]:
             raise HTTPException(404)
         return file.answer(request, _FOR_EVER if request.path_params["digest"] == digest else "no-cache")
 
-    places = [PlainRoute(place, page, "GET", Door.OPEN) for place in _PLACES]
-    return [*places, PlainRoute("/web/{digest}/{name:path}", page_file, "GET", Door.OPEN)]
+    places = [PlainRoute(place, page, "GET", Access.OPEN) for place in _PLACES]
+    return [*places, PlainRoute("/web/{digest}/{name:path}", page_file, "GET", Access.OPEN)]
 
 
-@router.call("POST", "/session", "Me", 201, needs=Door.OPEN)
-async def log_in(request: Request, center: Center, body: Credentials) -> Response:
+@router.call("POST", "/session", "Me", 201, needs=Access.OPEN)
+async def log_in(request: Request, services: ServicesDep, body: Credentials) -> Response:
     """Begin a session of the web page: the answer sets its cookie."""
-    principal, name = await center.sessions.log_in(request, body.email, body.token)
-    await center.administration.used_on_the_page(body.token)
+    principal, name = await services.sessions.log_in(request, body.email, body.token)
+    await services.administration.used_on_the_page(body.token)
     response = json_answer(views.me(principal), 201)
-    center.sessions.set_cookie(request, response, name)
+    services.sessions.set_cookie(request, response, name)
     return response
 
 
-@router.call("GET", "/session", "Login", needs=Door.OPEN)
-async def logged_in(request: Request, center: Center) -> Json:
+@router.call("GET", "/session", "Login", needs=Access.OPEN)
+async def logged_in(request: Request, services: ServicesDep) -> Json:
     """Whose session this is; null when nobody is logged in."""
-    principal = await center.sessions.principal(request)
+    principal = await services.sessions.principal(request)
     return {"me": principal and views.me(principal)}
 
 
-@router.call("DELETE", "/session", needs=Door.OPEN)
-async def log_out(request: Request, center: Center) -> Response:
+@router.call("DELETE", "/session", needs=Access.OPEN)
+async def log_out(request: Request, services: ServicesDep) -> Response:
     """End the session."""
-    await center.sessions.log_out(request)
+    await services.sessions.log_out(request)
     response = Response(status_code=204)
-    center.sessions.set_cookie(request, response, "")
+    services.sessions.set_cookie(request, response, "")
     return response
 
 
-@router.call("POST", "/session/tickets", "Ticket", 201, needs=Door.ACCOUNT)
-async def ticket(request: Request, _caller: Caller, center: Center, body: TicketFor) -> Json:
+@router.call("POST", "/session/tickets", "Ticket", 201, needs=Access.ACCOUNT)
+async def ticket(request: Request, _caller: PrincipalDep, services: ServicesDep, body: TicketFor) -> Json:
     """An address from which the browser itself can download a file, in this session only."""
-    return {"url": center.sessions.ticket(request, body.path)}
+    return {"url": services.sessions.ticket(request, body.path)}

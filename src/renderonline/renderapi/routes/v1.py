@@ -11,8 +11,7 @@ from starlette.routing import BaseRoute
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import v1
 from renderonline.renderapi import downloads
-from renderonline.renderapi.routes.answers import json_answer
-from renderonline.renderapi.routes.guard import Door, PlainRoute
+from renderonline.renderapi.routes.router import Access, PlainRoute, json_answer
 from renderonline.renderapi.services import by_headers, services_of
 from renderonline.renderapi.task_requests import read_v1
 from renderonline.serving.bodies import bounded
@@ -23,8 +22,8 @@ MAX_JSON: Final = 64 * 1024
 def routes() -> list[BaseRoute]:
     """All of v1."""
     calls = (enqueue, dequeue, download, delete)
-    posts = [PlainRoute(f"{v1.BASE_PATH}/{call.__name__}", call, "POST", Door.V1_ACCOUNT) for call in calls]
-    return [PlainRoute(f"{v1.BASE_PATH}/info", info, "GET", Door.V1_ACCOUNT), *posts]
+    posts = [PlainRoute(f"{v1.BASE_PATH}/{call.__name__}", call, "POST", Access.V1_ACCOUNT) for call in calls]
+    return [PlainRoute(f"{v1.BASE_PATH}/info", info, "GET", Access.V1_ACCOUNT), *posts]
 
 
 async def info(request: Request) -> Response:

@@ -20,8 +20,6 @@ from renderonline.renderapi import downloads, views
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.events import Event
 from renderonline.renderapi.looks import client_of
-from renderonline.renderapi.routes.answers import Caller, Center, Handler, Held, Json, Part, json_answer
-from renderonline.renderapi.routes.guard import V2, Door
 from renderonline.renderapi.routes.models import (
     Accept,
     Cursor,
@@ -33,12 +31,23 @@ from renderonline.renderapi.routes.models import (
     Size,
     TaskChange,
 )
+from renderonline.renderapi.routes.router import (
+    V2,
+    Access,
+    Handler,
+    HolderDep,
+    Json,
+    PrincipalDep,
+    Router,
+    ServicesDep,
+    json_answer,
+)
 from renderonline.renderapi.services import may_stay
 from renderonline.renderapi.task_requests import read_v2
 from renderonline.serving.bodies import bounded
 from renderonline.storage.previews import LARGEST
 
-router = Part("tasks")
+router = Router("tasks")
 
 OWN: Final = Permission.OWN_TASKS
 """Whose tasks they may see and change says `Principal.tasks_of`."""
@@ -66,18 +75,18 @@ _CONTENT: Final[Json] = {
 _UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
 
 
-@router.call("GET", "/me", "Account", needs=Door.ACCOUNT)
-async def me(caller: Caller, center: Center) -> Json:
+@router.call("GET", "/me", "Account", needs=Access.ACCOUNT)
+async def me(principal: PrincipalDep, services: ServicesDep) -> Json:
     """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take; and
     whether this farm sends mail to those who ask for it."""
-    farm = {"sends_mail": center.submissions.sends_mail}
-    return views.me(caller) | await center.administration.limits(caller.user) | farm
+    farm = {"sends_mail": services.submissions.sends_mail}
+    return views.me(principal) | await services.administration.limits(principal.user) | farm
 
 
 @router.call("GET", "/tasks", "Tasks", needs=OWN)
 async def list_tasks(
-    caller: Caller,
-    center: Center,
+    principal: PrincipalDep,
+    services: ServicesDep,
     limit: Limit = 50,
     cursor: Cursor = None,
     status: Word = "",
@@ -88,30 +97,36 @@ async def list_tasks(
 ) -> Json:
     """Tasks, newest first: my own, or with `all=1` everybody's that I may see."""
     page = {"limit": limit, "cursor": cursor}
-    return await center.reading.tasks(caller, page, everybody=everybody, status=status, engine=engine, search=search)
+    return await services.reading.tasks(
+        principal, page, everybody=everybody, status=status, engine=engine, search=search
+    )
 
 
 @router.call("POST", "/tasks", "Task", 201, needs=OWN, openapi_extra=_UPLOAD)
-async def submit(request: Request, caller: Caller, center: Center, idempotency_key: Key = None) -> Response:
+async def submit(
+    request: Request, principal: PrincipalDep, services: ServicesDep, idempotency_key: Key = None
+) -> Response:
     """Submit a task: a part `request` and one file, or JSON that names an upload."""
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() == "application/json":
         body = await Request(request.scope, bounded(request, request.receive)).body()
-        task_id = await center.submissions.submit_upload(caller, request.headers, body, client_of(request))
+        task_id = await services.submissions.submit_upload(principal, request.headers, body, client_of(request))
     else:
-        task_id = await center.submissions.submit_form(caller, request, read_v2)
-    task = await center.reading.submitted(caller, task_id)
+        task_id = await services.submissions.submit_form(principal, request, read_v2)
+    task = await services.reading.submitted(principal, task_id)
     return json_answer(task, 201, {"Location": f"{V2}/tasks/{task_id}"})
 
 
 @router.call("GET", "/tasks/{task_id}", "Task", needs=OWN)
-async def get_task(caller: Caller, center: Center, task_id: Id) -> Json:
+async def get_task(principal: PrincipalDep, services: ServicesDep, task_id: Id) -> Json:
     """One task."""
-    return await center.reading.task(caller, task_id)
+    return await services.reading.task(principal, task_id)
 
 
 def _parts(what: str) -> Handler:
-    async def parts(caller: Caller, center: Center, task_id: Id, limit: Limit = 100, cursor: Cursor = None) -> Json:
-        return await center.reading.parts(caller, task_id, what, limit, cursor)
+    async def parts(
+        principal: PrincipalDep, services: ServicesDep, task_id: Id, limit: Limit = 100, cursor: Cursor = None
+    ) -> Json:
+        return await services.reading.parts(principal, task_id, what, limit, cursor)
 
     parts.__name__ = f"list_{what}"
     return parts
@@ -126,15 +141,15 @@ for _what, _told in (
 
 
 @router.call("GET", "/tasks/{task_id}/explain", "Reasons", needs=OWN)
-async def explain(caller: Caller, center: Center, task_id: Id) -> Json:
+async def explain(principal: PrincipalDep, services: ServicesDep, task_id: Id) -> Json:
     """Why the task is not running, or not faster."""
-    return {"reasons": await center.control.explain(task_id, user_id=caller.tasks_of)}
+    return {"reasons": await services.control.explain(task_id, user_id=principal.tasks_of)}
 
 
 def _acting(act: Any) -> Handler:
-    async def acting(caller: Caller, center: Center, task_id: Id) -> Json:
-        await act(center.control, task_id, user_id=caller.tasks_of)
-        return await center.reading.task(caller, task_id)
+    async def acting(principal: PrincipalDep, services: ServicesDep, task_id: Id) -> Json:
+        await act(services.control, task_id, user_id=principal.tasks_of)
+        return await services.reading.task(principal, task_id)
 
     acting.__name__ = act.__name__
     return acting
@@ -149,69 +164,77 @@ for _act, _told in (
 
 
 @router.call("POST", "/tasks/{task_id}/pause", "Task", needs=OWN)
-async def pause(caller: Caller, center: Center, task_id: Id, *, now: bool = False) -> Json:
+async def pause(principal: PrincipalDep, services: ServicesDep, task_id: Id, *, now: bool = False) -> Json:
     """Start nothing new of a task; what runs goes on, or with `now=1` is stopped and waits, without a failure."""
-    await center.control.pause(task_id, now=now, user_id=caller.tasks_of)
-    return await center.reading.task(caller, task_id)
+    await services.control.pause(task_id, now=now, user_id=principal.tasks_of)
+    return await services.reading.task(principal, task_id)
 
 
 @router.call("POST", "/tasks/{task_id}/requeue", "Task", needs=OWN)
-async def requeue(caller: Caller, center: Center, task_id: Id, body: Requeue | None = None) -> Json:
+async def requeue(principal: PrincipalDep, services: ServicesDep, task_id: Id, body: Requeue | None = None) -> Json:
     """Render a task again, or only some chunks (ids) and frames (a range); what there is stays until it is replaced."""
-    await center.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=caller.tasks_of)
-    return await center.reading.task(caller, task_id)
+    await services.control.requeue(task_id, **(body.model_dump() if body else {}), user_id=principal.tasks_of)
+    return await services.reading.task(principal, task_id)
 
 
 @router.call("POST", "/tasks/{task_id}/accept", "Task", needs=Permission.ALL_TASKS)
-async def accept(caller: Caller, center: Center, task_id: Id, body: Accept | None = None) -> Json:
+async def accept(principal: PrincipalDep, services: ServicesDep, task_id: Id, body: Accept | None = None) -> Json:
     """Take a task's files as they lie on the server from now on, although they are not those that landed."""
-    await center.reading.accept(caller, task_id, body.names if body else ())
-    return await center.reading.task(caller, task_id)
+    await services.reading.accept(principal, task_id, body.names if body else ())
+    return await services.reading.task(principal, task_id)
 
 
 @router.call("POST", "/tasks/{task_id}/film", "Task", needs=OWN)
-async def make_film(caller: Caller, center: Center, task_id: Id, body: FilmRequest | None = None) -> Json:
+async def make_film(
+    principal: PrincipalDep, services: ServicesDep, task_id: Id, body: FilmRequest | None = None
+) -> Json:
     """Have a film made of the frames that are there, and another one when the task has ended; it becomes a result."""
     film = Film.parse(body.film if body else "mp4")
-    await center.control.film(task_id, film, user_id=caller.tasks_of)
-    return await center.reading.task(caller, task_id)
+    await services.control.film(task_id, film, user_id=principal.tasks_of)
+    return await services.reading.task(principal, task_id)
 
 
 @router.call("PATCH", "/tasks/{task_id}", "Task", needs=OWN)
-async def change(caller: Caller, center: Center, task_id: Id, body: TaskChange) -> Json:
+async def change(principal: PrincipalDep, services: ServicesDep, task_id: Id, body: TaskChange) -> Json:
     """Change a task's name, priority, or how many of its chunks run at once."""
-    await center.control.change(task_id, body.model_dump(exclude_unset=True), user_id=caller.tasks_of)
-    return await center.reading.task(caller, task_id)
+    await services.control.change(task_id, body.model_dump(exclude_unset=True), user_id=principal.tasks_of)
+    return await services.reading.task(principal, task_id)
 
 
 @router.call("DELETE", "/tasks/{task_id}", needs=OWN)
-async def delete(caller: Caller, center: Center, task_id: Id) -> None:
+async def delete(principal: PrincipalDep, services: ServicesDep, task_id: Id) -> None:
     """Stop a task and delete it with all its files."""
-    await center.control.delete(task_id, user_id=caller.tasks_of)
+    await services.control.delete(task_id, user_id=principal.tasks_of)
 
 
 @router.call("GET", "/tasks/{task_id}/download", "application/zip", needs=OWN)
 async def download(
-    request: Request, caller: Caller, center: Center, task_id: Id, frames: Frames = "", name: Names = ()
+    request: Request, principal: PrincipalDep, services: ServicesDep, task_id: Id, frames: Frames = "", name: Names = ()
 ) -> Response:
     """The task's scene and results as a ZIP, or only some of them; ranges are answered."""
     chosen = await asyncio.to_thread(chooser, frames, name) if frames or name else None
-    content = await center.reading.archive(task_id, caller.tasks_of, f"task-{task_id}.zip", chosen)
+    content = await services.reading.archive(task_id, principal.tasks_of, f"task-{task_id}.zip", chosen)
     return downloads.answer(content, request.headers)
 
 
 @router.call("GET", "/tasks/{task_id}/results/{name:path}", "application/octet-stream", needs=OWN)
-async def result(request: Request, caller: Caller, center: Center, task_id: Id, name: str) -> Response:
+async def result(request: Request, principal: PrincipalDep, services: ServicesDep, task_id: Id, name: str) -> Response:
     """One result as a file; ranges are answered."""
-    return downloads.answer(await center.reading.result_file(caller, task_id, name), request.headers)
+    return downloads.answer(await services.reading.result_file(principal, task_id, name), request.headers)
 
 
 @router.call("GET", "/tasks/{task_id}/previews/{name:path}", "image/jpeg", needs=OWN)
 async def get_preview(
-    request: Request, caller: Caller, center: Center, task_id: Id, name: str, size: Size = "thumb", v: Version = ""
+    request: Request,
+    principal: PrincipalDep,
+    services: ServicesDep,
+    task_id: Id,
+    name: str,
+    size: Size = "thumb",
+    v: Version = "",
 ) -> Response:
     """A small JPEG of a result (`thumb`), or one that a browser can show (`view`)."""
-    jpeg, etag = await center.reading.preview(caller, task_id, name, size)
+    jpeg, etag = await services.reading.preview(principal, task_id, name, size)
     kept = "max-age=31536000, immutable" if v else "no-cache"
     headers = {"ETag": etag, "Cache-Control": f"private, {kept}", "X-Content-Type-Options": "nosniff"}
     if request.headers.get("if-none-match") == etag:
@@ -220,26 +243,32 @@ async def get_preview(
 
 
 @router.call("GET", "/attempts/{attempt_id}/log", "text/plain", needs=OWN)
-async def attempt_log(caller: Caller, center: Center, attempt_id: Id, offset: LogOffset = 0) -> Response:
+async def attempt_log(
+    principal: PrincipalDep, services: ServicesDep, attempt_id: Id, offset: LogOffset = 0
+) -> Response:
     """An attempt's log from a byte offset on; `X-Log-Size` says where it ends now."""
-    data, size = await center.reading.log(caller, attempt_id, offset)
+    data, size = await services.reading.log(principal, attempt_id, offset)
     headers = {"X-Log-Size": str(size), "X-Content-Type-Options": "nosniff"}
     return Response(data, 200, headers, "text/plain; charset=utf-8")
 
 
-@router.call("GET", "/events", "text/event-stream", needs=Door.ACCOUNT, tags=["events"])
+@router.call("GET", "/events", "text/event-stream", needs=Access.ACCOUNT, tags=["events"])
 async def events(
-    request: Request, caller: Caller, center: Center, last_event_id: LastHeader = None, since: Last = None
+    request: Request,
+    principal: PrincipalDep,
+    services: ServicesDep,
+    last_event_id: LastHeader = None,
+    since: Last = None,
 ) -> Response:
     """Everything that happens and may be seen (task, result, progress, machine, resync), as server-sent events."""
-    may_see_farm, tasks_of = caller.may(Permission.MACHINES), caller.tasks_of
+    may_see_farm, tasks_of = principal.may(Permission.MACHINES), principal.tasks_of
 
     def may_see(event: Event) -> bool:
         return may_see_farm if event.user_id is None else tasks_of in (None, event.user_id)
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = center.events.stream(last_event_id or since, may_see, partial(may_stay, request, caller))
-    return _EventStream(stream, 200, headers, "text/event-stream", seat=center.events.seat(caller.user_id))
+    stream = services.events.stream(last_event_id or since, may_see, partial(may_stay, request, principal))
+    return _EventStream(stream, 200, headers, "text/event-stream", seat=services.events.seat(principal.user_id))
 
 
 class _EventStream(StreamingResponse):
@@ -254,29 +283,29 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-@router.call("GET", "/attempts/{attempt_id}/inputs", "Inputs", needs=Door.ATTEMPT)
-async def list_inputs(center: Center, held: Held) -> Json:
+@router.call("GET", "/attempts/{attempt_id}/inputs", "Inputs", needs=Access.ATTEMPT)
+async def list_inputs(services: ServicesDep, held: HolderDep) -> Json:
     """The files that the attempt's task was submitted with. For its machine: `Authorization: Attempt <token>`."""
-    scene, files = await center.transfers.inputs(held)
+    scene, files = await services.transfers.inputs(held)
     return {"scene": scene, "files": list(files)}
 
 
-@router.call("GET", "/attempts/{attempt_id}/inputs/{name:path}", "application/octet-stream", needs=Door.ATTEMPT)
-async def input_file(request: Request, center: Center, held: Held, name: str) -> Response:
+@router.call("GET", "/attempts/{attempt_id}/inputs/{name:path}", "application/octet-stream", needs=Access.ATTEMPT)
+async def input_file(request: Request, services: ServicesDep, held: HolderDep, name: str) -> Response:
     """One of these files; ranges are answered."""
-    return downloads.answer(await center.transfers.input_file(held, name), request.headers)
+    return downloads.answer(await services.transfers.input_file(held, name), request.headers)
 
 
-@router.call("PUT", "/attempts/{attempt_id}/outputs/{name:path}", needs=Door.ATTEMPT)
-async def send_output(request: Request, center: Center, attempt_id: Id, held: Held, name: str) -> None:
+@router.call("PUT", "/attempts/{attempt_id}/outputs/{name:path}", needs=Access.ATTEMPT)
+async def send_output(request: Request, services: ServicesDep, attempt_id: Id, held: HolderDep, name: str) -> None:
     """A finished file of the attempt, before it is reported; `X-Digest` is its BLAKE2b-256 in hex."""
-    await center.transfers.receive(attempt_id, held, name, request)
+    await services.transfers.receive(attempt_id, held, name, request)
 
 
-@router.call("PUT", "/attempts/{attempt_id}/previews/{name:path}", needs=Door.ATTEMPT, include_in_schema=False)
+@router.call("PUT", "/attempts/{attempt_id}/previews/{name:path}", needs=Access.ATTEMPT, include_in_schema=False)
 async def put_preview(
-    request: Request, center: Center, held: Held, attempt_id: Id, name: str, size: Size = "thumb"
+    request: Request, services: ServicesDep, held: HolderDep, attempt_id: Id, name: str, size: Size = "thumb"
 ) -> None:
     """A machine sends the preview of a frame; its attempt's token is the authority."""
     body = Request(request.scope, bounded(request, request.receive, LARGEST))
-    await center.transfers.receive_preview(attempt_id, held, name, size, await body.body())
+    await services.transfers.receive_preview(attempt_id, held, name, size, await body.body())

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.looks import client_of
-from renderonline.renderapi.routes.answers import Caller, Center, Json, Part
 from renderonline.renderapi.routes.models import FileIndex, UploadOffset
+from renderonline.renderapi.routes.router import Json, PrincipalDep, Router, ServicesDep
 from renderonline.serving.bodies import content_length
 
-router = Part("uploads")
+router = Router("uploads")
 
 OWN: Final = Permission.OWN_TASKS
 
@@ -28,45 +28,54 @@ _NEW: Final[Json] = {
 
 
 @router.call("POST", "/uploads", "Upload", 201, needs=OWN, openapi_extra=_NEW)
-async def create(request: Request, caller: Caller, center: Center) -> Json:
+async def create(request: Request, principal: PrincipalDep, services: ServicesDep) -> Json:
     """Announce files; the answer says what is to be sent of each."""
-    return await center.submissions.uploads.create(caller.user_id, request, content_length(request.headers))
+    return await services.submissions.uploads.create(principal.user_id, request, content_length(request.headers))
 
 
 @router.call("GET", "/uploads/{upload_id}", "Upload", needs=OWN)
-async def describe(request: Request, caller: Caller, center: Center, upload_id: str) -> Json:
+async def describe(request: Request, principal: PrincipalDep, services: ServicesDep, upload_id: str) -> Json:
     """What is there of each file, and what is to be sent."""
-    return await center.submissions.uploads.describe(caller.user_id, upload_id, client_of(request))
+    return await services.submissions.uploads.describe(principal.user_id, upload_id, client_of(request))
 
 
 @router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts", needs=OWN)
 async def facts(
-    request: Request, caller: Caller, center: Center, upload_id: str, name: Annotated[str, Query(max_length=1000)]
+    request: Request,
+    principal: PrincipalDep,
+    services: ServicesDep,
+    upload_id: str,
+    name: Annotated[str, Query(max_length=1000)],
 ) -> Json:
     """What a scene that is there says of itself: version, scenes (the active one first), files that it needs."""
-    return await center.submissions.scene_facts(caller.user_id, upload_id, name, client_of(request))
+    return await services.submissions.scene_facts(principal.user_id, upload_id, name, client_of(request))
 
 
 @router.call("PATCH", "/uploads/{upload_id}/files/{index}", needs=OWN, openapi_extra=_BODY)
 async def append(
-    request: Request, caller: Caller, center: Center, upload_id: str, index: FileIndex, upload_offset: UploadOffset
+    request: Request,
+    principal: PrincipalDep,
+    services: ServicesDep,
+    upload_id: str,
+    index: FileIndex,
+    upload_offset: UploadOffset,
 ) -> Response:
     """Go on with a file that comes without chunks. `Upload-Offset` says from where, and in the answer how far it is."""
-    uploads, length = center.submissions.uploads, _length(request)
-    offset = await uploads.append(caller.user_id, upload_id, index, int(upload_offset), request, length)
+    uploads, length = services.submissions.uploads, _length(request)
+    offset = await uploads.append(principal.user_id, upload_id, index, int(upload_offset), request, length)
     return Response(status_code=204, headers={"Upload-Offset": str(offset)})
 
 
 @router.call("PUT", "/uploads/{upload_id}/pack", needs=OWN, openapi_extra=_BODY)
-async def pack(request: Request, caller: Caller, center: Center, upload_id: str) -> None:
+async def pack(request: Request, principal: PrincipalDep, services: ServicesDep, upload_id: str) -> None:
     """Send chunks: each a file's index and the chunk's (u32, little endian), then its bytes."""
-    await center.submissions.uploads.put_pack(caller.user_id, upload_id, request, _length(request))
+    await services.submissions.uploads.put_pack(principal.user_id, upload_id, request, _length(request))
 
 
 @router.call("DELETE", "/uploads/{upload_id}", needs=OWN)
-async def delete(caller: Caller, center: Center, upload_id: str) -> None:
+async def delete(principal: PrincipalDep, services: ServicesDep, upload_id: str) -> None:
     """Give an upload up."""
-    await center.submissions.uploads.delete(caller.user_id, upload_id)
+    await services.submissions.uploads.delete(principal.user_id, upload_id)
 
 
 def _length(request: Request) -> int:

@@ -31,9 +31,8 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from renderonline.rnoclient.desktop.entering import LoginDialog, Session
-from renderonline.rnoclient.desktop.remembering import forget, remember
-from renderonline.rnoclient.desktop.work import Failed, Note, Said, Work
+from renderonline.rnoclient.desktop.background import Background, FailedDownload, Message
+from renderonline.rnoclient.desktop.login_dialog import LoginDialog, PageSession, forget, remember
 from renderonline.rnoclient.sdk import Login
 from renderonline.rnoclient.sdk.connection import BASE
 from renderonline.rnoclient.web import DIRECTORY
@@ -155,11 +154,11 @@ def _open_outside(url: QUrl) -> None:
 class Window(QMainWindow):
     """The page, and what comes and goes beside it. `end` before the application ends."""
 
-    def __init__(self, login: Login, session: Session) -> None:
+    def __init__(self, login: Login, session: PageSession) -> None:
         super().__init__()
         self._login = login
         self._origins = [_origin(url) for url in login.url.split(",")]
-        self._work = Work(login)
+        self._background = Background(login)
         self._profile = QWebEngineProfile(self)  # off the record: the keyring is the only memory
         self._profile.cookieStore().setCookie(session.cookie, QUrl(session.address))
         self._profile.downloadRequested.connect(self._save)
@@ -178,7 +177,7 @@ class Window(QMainWindow):
         geometry: Any = self._settings.value("geometry")
         if isinstance(geometry, QByteArray):
             self.restoreGeometry(geometry)
-        self._work.watch()
+        self._background.watch()
         self._view.load(QUrl(f"{session.address}/"))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
@@ -187,7 +186,7 @@ class Window(QMainWindow):
         question = (
             "A download is not finished. It goes on where it stopped when you save to the same place again. Quit?"
         )
-        if self._work.downloads and QMessageBox.question(self, NAME, question) != box.Yes:
+        if self._background.downloads and QMessageBox.question(self, NAME, question) != box.Yes:
             event.ignore()
             return
         event.accept()
@@ -196,7 +195,7 @@ class Window(QMainWindow):
     def end(self) -> None:
         """Take everything down in the order that WebEngine wants: page, view, profile."""
         self._settings.setValue("geometry", self.saveGeometry())
-        self._work.close()
+        self._background.close()
         self._listening.stop()
         self._tray.hide()
         self._view.setPage(None)  # type: ignore[arg-type]  # Qt takes a null
@@ -262,7 +261,7 @@ class Window(QMainWindow):
         elif _origin(url.toString()) in self._origins and url.path().startswith(BASE):
             request.cancel()
             query = "&".join(part for part in url.query().split("&") if part and not part.startswith("ticket="))
-            self._work.download(url.path(QUrl.ComponentFormattingOption.FullyEncoded).removeprefix(BASE)
+            self._background.download(url.path(QUrl.ComponentFormattingOption.FullyEncoded).removeprefix(BASE)
                                 + (f"?{query}" if query else ""), Path(name))  # fmt: skip
         else:  # what the page itself made
             request.setDownloadDirectory(str(Path(name).parent))
@@ -270,24 +269,24 @@ class Window(QMainWindow):
             request.accept()
 
     def _listen(self) -> None:
-        """Tell what the threads have said."""
+        """Show the messages of the background threads."""
         while True:
             try:
-                said: Said = self._work.said.get_nowait()
+                message = self._background.messages.get_nowait()
             except queue.Empty:
                 return
-            self.statusBar().showMessage(said.text, SHOWN_MS)
-            if isinstance(said, Failed):
-                self._offer_again(said)
-            elif said.loud:
-                self._tell(said)
+            self.statusBar().showMessage(message.text, SHOWN_MS)
+            if isinstance(message, FailedDownload):
+                self._offer_again(message)
+            elif message.loud:
+                self._notify(message)
 
-    def _tell(self, note: Note) -> None:
-        print(note.text, flush=True)
+    def _notify(self, message: Message) -> None:
+        print(message.text, flush=True)
         QApplication.alert(self)
-        self._tray.showMessage(NAME, note.text, self.windowIcon())
+        self._tray.showMessage(NAME, message.text, self.windowIcon())
 
-    def _offer_again(self, failed: Failed) -> None:
+    def _offer_again(self, failed: FailedDownload) -> None:
         box = QMessageBox.StandardButton
         if QMessageBox.warning(self, NAME, failed.text, box.Retry | box.Cancel) == box.Retry:
             failed.again()

@@ -9,8 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from renderonline.renderapi.app import create_app
-from renderonline.renderapi.routes.answers import Part
-from renderonline.renderapi.routes.guard import Door, check_declared, declare
+from renderonline.renderapi.routes.router import Access, Router, check_declared, declare
 from renderonline.renderapi.settings import load_settings
 
 
@@ -22,7 +21,7 @@ async def declared(_request: Request) -> Response:
     return Response()
 
 
-declare(declared, Door.OPEN)
+declare(declared, Access.OPEN)
 
 
 def test_every_route_of_the_application_declares_who_may_call_it(tmp_path: Path) -> None:
@@ -35,9 +34,9 @@ def test_every_route_of_the_application_declares_who_may_call_it(tmp_path: Path)
 
 def test_a_call_of_v2_without_a_declaration_can_not_be_made() -> None:
     with pytest.raises(TypeError, match="needs"):
-        Part("tasks").call("GET", "/more")  # type: ignore[call-arg]
+        Router("tasks").call("GET", "/more")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="declare who may call it"):
-        Part("tasks").get("/more")(answer)
+        Router("tasks").get("/more")(answer)
 
 
 @pytest.mark.parametrize("route", [Route("/more", declared), Mount("/more", routes=[Route("/", declared)])])

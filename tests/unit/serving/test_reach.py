@@ -2,13 +2,13 @@
 
 import pytest
 
-from renderonline.serving import reaching
-from renderonline.serving.reaching import Reach, reach
+from renderonline.serving import web
+from renderonline.serving.web import Reach, reach
 
 
 @pytest.fixture(autouse=True)
 def _address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaching, "_own_address", lambda: "192.168.1.20")
+    monkeypatch.setattr(web, "_own_address", lambda: "192.168.1.20")
 
 
 def told(asked: str, listens: str = "0.0.0.0", public_url: str = "", *, is_doubtful: bool = False) -> Reach:

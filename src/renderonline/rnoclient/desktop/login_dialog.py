@@ -1,11 +1,14 @@
-"""The way into a farm: the session that the page needs, and the dialog that asks for what opens it."""
+"""Logging in to a farm: the login in the system's keyring, the dialog that asks for it, and the session of the page."""
 
 import json
 from concurrent.futures import Future
+from dataclasses import asdict, fields
 from http.cookies import SimpleCookie
 from threading import Thread
 from typing import Final, NamedTuple
 
+import keyring
+from keyring.errors import KeyringError
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtNetwork import QNetworkCookie
 from PySide6.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFormLayout, QLabel, QLineEdit
@@ -14,6 +17,8 @@ from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvaila
 from renderonline.rnoclient.sdk import Login
 from renderonline.rnoclient.sdk.connection import Connection
 
+_SERVICE, _ENTRY = "renderonline", "desktop"
+_FIELDS = tuple(field.name for field in fields(Login))
 LOOK_MS: Final = 50
 SPACE: Final = 20
 """Pixels around the dialog's fields."""
@@ -21,8 +26,34 @@ SHOW_MS: Final = 700
 """A farm that answers sooner to a login that is known is entered without a dialog."""
 
 
-class Session(NamedTuple):
-    """A session of the web page: the RenderAPI that gave it, the cookie that names it, and the certificate (DER) that
+def remembered() -> Login | None:
+    """Return the login of the last start; None when there is none, or no keyring that can be opened."""
+    try:
+        found = json.loads(keyring.get_password(_SERVICE, _ENTRY) or "null")
+        return Login(**{name: found[name] for name in _FIELDS if found.get(name)})
+    except (KeyringError, ValueError, TypeError, AttributeError, InvalidRequest):
+        return None
+
+
+def remember(login: Login) -> bool:
+    """Store a login in the keyring; return False when this system has none that accepts it."""
+    try:
+        keyring.set_password(_SERVICE, _ENTRY, json.dumps(asdict(login)))
+    except KeyringError:
+        return False
+    return True
+
+
+def forget() -> None:
+    """Remove the login from the keyring."""
+    try:
+        keyring.delete_password(_SERVICE, _ENTRY)
+    except KeyringError:
+        return
+
+
+class PageSession(NamedTuple):
+    """A session of the web page: the RenderAPI that opened it, the cookie that names it, and the certificate (DER) that
     the login trusts there; None over plain HTTP."""
 
     address: str
@@ -30,8 +61,8 @@ class Session(NamedTuple):
     certificate: bytes | None
 
 
-def log_in(login: Login) -> Session:
-    """A session for this login. Raises what RenderAPI answers."""
+def log_in(login: Login) -> PageSession:
+    """Open a session with this login. Raises the error that RenderAPI answers."""
     connection = Connection(login)
     body = json.dumps({"email": login.email, "token": login.token}).encode()
     headers = {"content-type": "application/json", "x-renderonline": "desktop"}  # as the page does
@@ -45,16 +76,16 @@ def log_in(login: Login) -> Session:
     cookie.setPath("/")
     cookie.setSecure(bool(morsel["secure"]))
     cookie.setSameSitePolicy(QNetworkCookie.SameSite.Strict)
-    return Session(connection.address, cookie, connection.certificate())
+    return PageSession(connection.address, cookie, connection.certificate())
 
 
 class LoginDialog(QDialog):
-    """Asks for the farm's address, e-mail and token until they open a session; `login` and `keep` are the answer."""
+    """Asks for the farm's address, e-mail and token until they open a session; `login` and `keep` hold the answer."""
 
     def __init__(self, login: Login, name: str) -> None:
         super().__init__()
         self.login = login
-        self._asked: Future[Session] | None = None
+        self._asked: Future[PageSession] | None = None
         self.setWindowTitle(f"{name}: log in")
         self.setMinimumWidth(460)
         form = QFormLayout(self)
@@ -68,9 +99,9 @@ class LoginDialog(QDialog):
         for label, field in (("&Farm", self._url), ("&E-mail", self._email), ("&Token", self._token)):
             form.addRow(label, field)
         form.addRow("", self.keep)
-        self._told = QLabel()
-        self._told.setWordWrap(True)
-        form.addRow(self._told)
+        self._message = QLabel()
+        self._message.setWordWrap(True)
+        form.addRow(self._message)
         kinds = QDialogButtonBox.StandardButton
         buttons = QDialogButtonBox(kinds.Ok | kinds.Cancel)
         self._ok = buttons.button(kinds.Ok)
@@ -82,7 +113,7 @@ class LoginDialog(QDialog):
         self._looking.timeout.connect(self._look)
         self._looking.start(LOOK_MS)
 
-    def session(self) -> Session | None:
+    def session(self) -> PageSession | None:
         """Ask until a farm has been entered; None when the user gave up. A complete login is tried at once."""
         waiting = QEventLoop()
         self.finished.connect(waiting.quit)
@@ -106,7 +137,7 @@ class LoginDialog(QDialog):
             except InvalidRequest as error:
                 self._say(error.message)
                 return
-        self._asked = asked = Future[Session]()
+        self._asked = asked = Future[PageSession]()
         Thread(target=_settle, args=(asked, self.login), name="login", daemon=True).start()
         self._say(f"Asking {url} …")
 
@@ -133,8 +164,8 @@ class LoginDialog(QDialog):
 
     def _say(self, text: str) -> None:
         """Show a text; while a farm is asked nothing can be changed."""
-        self._told.setText(text)
-        self._told.setVisible(bool(text))
+        self._message.setText(text)
+        self._message.setVisible(bool(text))
         for part in (self._url, self._email, self._token, self.keep, self._ok):
             part.setEnabled(self._asked is None)
         if self._asked is None:
@@ -143,8 +174,8 @@ class LoginDialog(QDialog):
         self.adjustSize()
 
 
-def _settle(asked: Future[Session], login: Login) -> None:
+def _settle(asked: Future[PageSession], login: Login) -> None:
     try:
         asked.set_result(log_in(login))
-    except Exception as error:  # noqa: BLE001 - the dialog says it
+    except Exception as error:  # noqa: BLE001 - shown in the dialog
         asked.set_exception(error)
