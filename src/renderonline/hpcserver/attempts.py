@@ -392,7 +392,7 @@ class Attempt:
         if succeeded or (self._expected and self._rules.decode and not no_device):
             bad = await (self._check_expected() if self._expected else self._report_all_files())
         if self._more and not no_device:
-            await self._report_more(succeeded=succeeded)
+            await self._report_more(succeeded=succeeded, complete=not bad)
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
@@ -415,8 +415,9 @@ class Attempt:
         stamps = await self._workshop.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
         return [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
 
-    async def _report_more(self, *, succeeded: bool) -> None:
-        """Take what the engine wrote besides. When it failed, only what can be seen to be whole."""
+    async def _report_more(self, *, succeeded: bool, complete: bool) -> None:
+        """Take what the engine wrote besides. When it failed, only what can be seen to be whole; if the frames are
+        `complete` all the same, nothing is rendered again, and the task must say what it lacks."""
         more = self._more
         for name in await self._changed([one for name, one in self._good.items() if name not in self._expected]):
             more.refuse(name, f"{name} was written more than once by one attempt; its first version came home.")
@@ -428,6 +429,9 @@ class Attempt:
         decodes = self._rules.decode
         new = [name for name in there if more.wants(name) and name not in self._good]
         wanted = [name for name in new if succeeded or (decodes and is_picture(name))]
+        unsure = sorted(set(new).difference(wanted)) if complete and decodes else []
+        for name in await self._workshop.in_thread(lambda: list(filter(self._is_new, unsure))):
+            more.refuse(name, f"{name} did not come home: the engine failed, and the file may not be whole.")
         admitted = await self._workshop.in_thread(lambda: list(filter(self._admitted, wanted)))
         for bad in await self._check_all(admitted):
             if not bad.missing:  # what was there before is no result
@@ -435,6 +439,9 @@ class Attempt:
         for sentence in more.warnings():
             self._warn(sentence)
             self._write_log([f"RenderOnline: warning: {sentence}"])
+
+    def _is_new(self, name: str) -> bool:
+        return outputs.stamp_of(self._root / name) != self._before.get(name)
 
     def _admitted(self, name: str) -> bool:
         stamp = outputs.stamp_of(self._root / name)

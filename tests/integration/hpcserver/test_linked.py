@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from OpenImageIO import ROI, ImageBuf, ImageSpec
 
+from renderonline.farm.more_results import MoreResults
 from renderonline.protocol.link import Cancel, Drain, Limits
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, linked_node, png, until
@@ -169,6 +170,22 @@ async def test_exit_code_zero_is_not_enough(
     assert (exited["outcome"], exited["failure"]) == ("failed", failure)
     assert exited["reason"]
     assert len(api.reports(1, "result")) == (1 if "cp" in script else 0)
+
+
+@pytest.mark.parametrize(("frames", "names"), [(("f.png",), ["notes.svg"]), (("f.png", "g.png"), [])])
+async def test_files_besides_that_a_crash_leaves_behind_are_a_warning_when_the_frames_are_there(
+    api: FakeRenderAPI, node: Node, tmp_path: Path, frames: tuple[str, ...], names: list[str]
+) -> None:
+    await api.linked()
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png())
+    script = f"cp {picture} f.png; cp {picture} mask.png; echo half > notes.svg; kill -SEGV $$"
+    more, reading = MoreResults(take=("*",)), {"progress": [{"regex": "Saved: (.*)", "kind": "saved"}]}
+    await api.assign(1, ["-c", script], tmp_path / "1", names=frames, more=more, reading=reading)
+    exited = await api.report(1, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("failed", "crash")
+    assert [one["name"] for one in api.reports(1, "result")] == ["f.png", "mask.png"]
+    assert [warning.split()[0] for warning in exited.get("warnings", [])] == names
 
 
 async def test_file_that_was_there_before_is_no_result(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
