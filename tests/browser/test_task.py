@@ -231,6 +231,16 @@ def test_address_of_a_frame_opens_it(farm: PaintedFarm, visit: Visitor) -> None:
     assert download.value.suggested_filename == "frame_0002.png"
 
 
+def test_file_that_is_no_frame_has_the_name_with_which_it_is_downloaded(farm: PaintedFarm, visit: Visitor) -> None:
+    task_id = farm.rendered("Sunset", "1", film="mp4", names="{title}_take")
+    page = visit.page(f"/tasks/{task_id}")
+    page.get_by_role("button", name="Film Sunset_take.mp4").click()
+    expect(page.locator("dialog.viewer header strong")).to_have_text("Sunset_take.mp4")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download", exact=True).click()
+    assert download.value.suggested_filename == "Sunset_take.mp4"
+
+
 def test_failed_task_says_why_shows_its_log_and_is_tried_again(farm: PaintedFarm, visit: Visitor) -> None:
     task_id = farm.rendered("Failing", "1-4", "failed", scene="fail 2\n", chunk_size=1)
     page = visit.page(f"/tasks/{task_id}")

@@ -190,10 +190,10 @@ class Frames extends Part {
     const small = result?.preview ? previewOf(task.task_id, result, 'thumb') : result && PICTURES.test(result.name) ? pathOf(task.task_id, result) : '';
     const chosen = this.choosing ? this.#chosen.has(cell.label) : null;
     const look = result || cell.state === 'failed' || cell.state === 'missing';
-    return html`<div role="listitem" class="cell ${cell.state} ${chosen ? 'chosen' : ''}"><button type="button" data-frame=${cell.label} aria-label="${cell.frame === null ? (FILMS.test(cell.label) ? 'Film' : 'File') : 'Frame'} ${cell.label}, ${word(cell.state)}" title=${cell.reason ?? nothing}
+    return html`<div role="listitem" class="cell ${cell.state} ${chosen ? 'chosen' : ''}"><button type="button" data-frame=${cell.label} aria-label="${cell.frame === null ? (FILMS.test(cell.label) ? 'Film' : 'File') : 'Frame'} ${cell.shown ?? cell.label}, ${word(cell.state)}" title=${cell.reason ?? nothing}
       aria-pressed=${chosen === null ? nothing : chosen} ?disabled=${!look && !this.choosing} @click=${(event) => this.#press(cell, shown, event)}>
       ${small ? html`<ro-thumb .of=${[`${task.task_id}/${result.name}/${result.digest}`, small]}></ro-thumb>` : html`<span class="blank">${result ? (FILMS.test(result.name) ? icon('film') : html`<b>${result.name.split('.').pop()}</b>`) : cell.state === 'unknown' ? nothing : icon(cell.state)}</span>`}
-      <span class="label">${cell.label}</span></button></div>`;
+      <span class="label">${cell.shown ?? cell.label}</span></button></div>`;
   }
 }
 

@@ -48,7 +48,7 @@ class Task extends Part {
     super.connectedCallback();
     tasks.addEventListener('change', this.#changed);
     addEventListener('popstate', this.#changed);
-    this.follow('result', (told) => { if (told.task_id === this.taskId) { this.#results.set(told.name, told); this.#rendering.delete(told.frame); this.#redraw(); } });
+    this.follow('result', (told) => { if (told.task_id === this.taskId) { this.#results.set(told.name, { called: this.#results.get(told.name)?.called, ...told }); this.#rendering.delete(told.frame); this.#redraw(); } });
     this.follow('progress', (told) => { if (told.task_id === this.taskId) this.#progress(told); });
     this.follow('task', (told) => { if (told.task_id === this.taskId && told.status === 'deleted') this.#gone(); });
     this.follow('resync', () => this.load());
@@ -178,7 +178,7 @@ class Task extends Part {
     for (const [frame, result] of files) found.set(frame, { frame, label: String(frame), state: 'succeeded', result });
     const others = [...this.#results.values()].filter((one) => one.frame === null || files.get(one.frame) !== one);
     this.#cells = [...found.values()].sort((one, other) => one.frame - other.frame);
-    for (const result of others) this.#cells.push({ frame: null, label: result.name, state: 'succeeded', result });
+    for (const result of others) this.#cells.push({ frame: null, label: result.name, shown: result.called, state: 'succeeded', result });
     return this.#cells;
   }
 

@@ -14,6 +14,8 @@ const named = (name) => name.split('/').map(encodeURIComponent).join('/');
 export const pathOf = (taskId, result) => `/tasks/${taskId}/results/${named(result.name)}`;
 /** A small JPEG that the machine has made of a result; its digest lets browsers keep it. */
 export const previewOf = (taskId, result, kind) => `/tasks/${taskId}/previews/${named(result.name)}?size=${kind}&v=${result.digest}`;
+/** What a cell of the grid is called: a file that is no frame as it is when it is downloaded. */
+const titled = (cell) => (cell.frame === null ? cell.shown ?? cell.label : `Frame ${cell.label}`);
 
 /** Looks at frames one by one or as a flipbook. */
 class Viewer extends Part {
@@ -255,15 +257,15 @@ class Viewer extends Part {
     const { result } = cell;
     const facts = result ? [this.#shown ? `${this.#shown.width} × ${this.#shown.height}` : '', size(result.size), result.facts?.device ? `on ${result.facts.device}` : ''].filter(Boolean).join(' · ') : word(cell.state);
     const button = (name, label, act, more = '') => html`<button type="button" class="plain ${more}" aria-label=${label} title=${label} @click=${act}>${icon(name)}</button>`;
-    return html`<dialog class="viewer" aria-label="Frame ${cell.label} of ${this.task.name}" @close=${() => this.closed()} @keydown=${this.#pressed}>
-      <header><strong>${this.beside ? `Frames ${this.beside} | ${cell.label}` : cell.frame === null ? cell.label : `Frame ${cell.label}`}</strong><span class="soft">${facts}</span><span class="grow"></span>
+    return html`<dialog class="viewer" aria-label="${titled(cell)} of ${this.task.name}" @close=${() => this.closed()} @keydown=${this.#pressed}>
+      <header><strong>${this.beside ? `Frames ${this.beside} | ${cell.label}` : titled(cell)}</strong><span class="soft">${facts}</span><span class="grow"></span>
         ${result ? html`<button type="button" class="plain" aria-label="Download" @click=${() => attempt(() => download(pathOf(this.task.task_id, result)))}>${icon('download')}<span>Download</span></button>` : nothing}
         ${cell.frame === null ? nothing : html`<button type="button" class="plain" aria-label="Render again" @click=${() => this.again(cell.label)}>${icon('retry')}<span>Render again</span></button>`}
         ${button('close', 'Close', () => this.box.close())}</header>
       ${this.task.warnings?.length ? html`<p class="alarm" role="note">${icon('warning')}<span>${this.task.warnings[0]}${this.task.warnings.length > 1 ? html` <b>and ${plural(this.task.warnings.length - 1, 'more warning')}</b>` : ''}</span></p>` : nothing}
       <div class="stage ${this.zoom ? 'zoomed' : ''}" tabindex="-1" @wheel=${(event) => { event.preventDefault(); this.#zoomTo(this.scale * (event.deltaY < 0 ? 1.15 : 1 / 1.15)); }} @pointerdown=${this.#drag} @dblclick=${() => this.#zoomTo(this.zoom ? 0 : 1)}>
-        <canvas role="img" aria-label="Picture of ${cell.frame === null ? cell.label : `frame ${cell.label}`}${this.beside ? `, beside frame ${this.beside}` : ''}" ?hidden=${Boolean(this.film)}></canvas>
-        ${this.film ? html`<video src=${this.film} controls autoplay loop muted playsinline aria-label="Film ${cell.label}"></video>` : this.problem || !result || !this.#source(result) ? html`<p>${this.problem || (result ? `A browser can’t show ${result.name.split('.').pop().toUpperCase()} files. Download it to look at it.` : cell.reason || word(cell.state))}</p>` : nothing}
+        <canvas role="img" aria-label="Picture of ${cell.frame === null ? titled(cell) : `frame ${cell.label}`}${this.beside ? `, beside frame ${this.beside}` : ''}" ?hidden=${Boolean(this.film)}></canvas>
+        ${this.film ? html`<video src=${this.film} controls autoplay loop muted playsinline aria-label="Film ${titled(cell)}"></video>` : this.problem || !result || !this.#source(result) ? html`<p>${this.problem || (result ? `A browser can’t show ${result.name.split('.').pop().toUpperCase()} files. Download it to look at it.` : cell.reason || word(cell.state))}</p>` : nothing}
         ${this.keys ? html`<dl class="keys"><div><dt>Space</dt><dd>play, pause</dd></div><div><dt>← →</dt><dd>previous, next</dd></div><div><dt>Home End</dt><dd>first, last</dd></div><div><dt>+ −</dt><dd>zoom</dd></div><div><dt>F, 1</dt><dd>fit, real size</dd></div><div><dt>C</dt><dd>compare two</dd></div><div><dt>Esc</dt><dd>close</dd></div></dl>` : nothing}</div>
       <footer ?hidden=${Boolean(this.film)}><input type="range" aria-label="Frame" min="0" max=${Math.max(0, there.length - 1)} .value=${String(place)} aria-valuetext="frame ${cell.label}" @input=${(event) => this.#go(Number(event.target.value))}>
         <div class="buttons">${button('first', 'First frame', () => this.#go(0), 'wide-only')}${button('previous', 'Previous frame', () => this.#go(place - 1))}
