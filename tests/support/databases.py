@@ -35,7 +35,7 @@ class Templates:
         source, target = self._mariadb, database_name(url)
         server.execute(
             *(f"CREATE TABLE `{table}` LIKE {source}.`{table}`" for table in self._tables),
-            *(f"INSERT INTO `{table}` SELECT * FROM {source}.`{table}`" for table in ("farm", "alembic_version")),
+            f"INSERT INTO `farm` SELECT * FROM {source}.`farm`",
             database=target,
         )
 

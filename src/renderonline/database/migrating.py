@@ -1,38 +1,39 @@
 """Migrating: an empty database gets the schema, one of the existing system is adopted with its rows.
 
-Can be run any number of times, and again after it was killed half-way. It holds the lease while it runs, so it refuses
-while a RenderAPI uses the database.
+Each step looks whether it is done, because MySQL commits every DDL statement by itself: a migration can be run any
+number of times, and again after it was killed half-way. Databases of earlier versions take this way too: what is
+missing is added. A migration holds the lease while it runs, so it refuses while a RenderAPI uses the database.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, inspect, select
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateColumn
 
 from renderonline.database import adopting, ids
+from renderonline.database.columns import Id
 from renderonline.database.connecting import explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.database.lease import Lease
-from renderonline.database.migrations.versions import r0001_foundation
 from renderonline.database.rows import update
-from renderonline.database.schema import farm, metadata, users
+from renderonline.database.schema import farm, leases, metadata, users
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
-from renderonline.farm.errors import Conflict
+from renderonline.farm.errors import Conflict, InvalidRequest
 
-_DIRECTORY: Final = Path(__file__).parent / "migrations"
+REVISION: Final = "0012"
+"""The schema of this version, kept in the farm's row `schema`. Raise it with every change of `schema`."""
+_NARROW: Final = (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a migration did. `before` and `after` are revisions; `before` is "" for a database without ours. `origin`:
-    `created` by us, or `adopted` from the existing system; `adopted_tasks`: how many got their chunk in this run."""
+    """What a migration did. `before` and `after` are revisions; `before` is "" for a database that names none.
+    `origin`: `created` by us, or `adopted` from the existing system; `adopted_tasks`: how many got their chunk in this
+    run."""
 
     before: str
     after: str
@@ -51,7 +52,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
         before = _upgrade(database)
         database.write_now(ids.make_counters)
         adopted = adopt(database)
-        origin = database.read_now(_origin)
+        origin = database.read_now(lambda connection: _farm_value(connection, "origin")) or "created"
         return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
 
 
@@ -66,11 +67,11 @@ def adopt(database: Database) -> int:
 
 def is_current(database: Database) -> bool:
     """Whether the schema is the one that this program needs. Blocks."""
-    return database.read_now(_revision) == _scripts().get_current_head()
+    return database.read_now(_revision) == REVISION
 
 
 def _revision(connection: Connection) -> str:
-    return MigrationContext.configure(connection).get_current_revision() or ""
+    return _farm_value(connection, "schema") if inspect(connection).has_table(farm.name) else ""
 
 
 def upgrade_tokens(database: Database) -> int:
@@ -93,20 +94,51 @@ def _hash_tokens(connection: Connection) -> int:
 
 def _upgrade(database: Database) -> str:
     engine = patient_engine(database.place)
-    config = Config()
-    config.set_main_option("script_location", str(_DIRECTORY).replace("%", "%%"))
     try:
         with explained(database.place), engine.connect() as connection:
             before = _revision(connection)
-            connection.rollback()
-            config.attributes["connection"] = connection
-            if before != _scripts().get_current_head():  # every revision can be run again
-                command.stamp(config, "base", purge=True)
-            command.upgrade(config, "head")
-            connection.commit()
+            if before != REVISION:
+                _complete_schema(connection)
+                connection.execute(farm.delete().where(farm.c.key == "schema"))
+                connection.execute(farm.insert().values(key="schema", value=REVISION))
+                connection.commit()
             return before
     finally:
         engine.dispose()
+
+
+def _complete_schema(connection: Connection) -> None:
+    """Every table as `schema` has it, in an empty database or around the rows of the existing system."""
+    existing = {name for name in metadata.tables if inspect(connection).has_table(name)}
+    _note_origin(connection, adopted=not existing <= {farm.name, leases.name})  # those two are made before all others
+    for table in metadata.tables.values():
+        if table.name in existing:
+            _complete_table(connection, table)
+        table.create(connection, checkfirst=True)
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
+def _note_origin(connection: Connection, *, adopted: bool) -> None:
+    """Before anything else is changed, so that it is known however often this is run again."""
+    farm.create(connection, checkfirst=True)
+    if not _farm_value(connection, "origin"):
+        connection.execute(farm.insert().values(key="origin", value="adopted" if adopted else "created"))
+    connection.commit()
+
+
+def _complete_table(connection: Connection, table: Table) -> None:
+    """Add the columns that are missing; widen the existing system's ids: 255 engines and machines are too few."""
+    present = {column["name"]: column["type"] for column in inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in present:
+            change = "ADD COLUMN"
+        elif column.type is Id and isinstance(present[column.name], _NARROW):
+            change = "MODIFY COLUMN"
+        else:
+            continue
+        specification = CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} {change} {specification}")
 
 
 def _refuse_foreign(connection: Connection) -> None:
@@ -114,17 +146,25 @@ def _refuse_foreign(connection: Connection) -> None:
     current = _revision(connection)
     if not current:
         for table in metadata.tables.values():
-            r0001_foundation.check(connection, table)
-    elif current > (_scripts().get_current_head() or ""):
+            _refuse_foreign_table(connection, table)
+    elif current > REVISION:
         raise Conflict(
             f"The database has the schema {current}, which this version of RenderOnline does not know. "
             "Install the version that made it, or a newer one."
         )
 
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(_DIRECTORY))
+def _refuse_foreign_table(connection: Connection, table: Table) -> None:
+    """A table of this name that lacks what can't be added is somebody else's."""
+    if not inspect(connection).has_table(table.name):
+        return
+    needed = {column.name for column in table.columns if not column.nullable and column.server_default is None}
+    if missing := sorted(needed - {column["name"] for column in inspect(connection).get_columns(table.name)}):
+        raise InvalidRequest(
+            f"The table {table.name} is there but has no column {', '.join(missing)}: this is not RenderOnline's "
+            "schema. Name another database, or bring the table into its original form."
+        )
 
 
-def _origin(connection: Connection) -> str:
-    return connection.scalar(select(farm.c.value).where(farm.c.key == "origin")) or "created"
+def _farm_value(connection: Connection, key: str) -> str:
+    return connection.scalar(select(farm.c.value).where(farm.c.key == key)) or ""

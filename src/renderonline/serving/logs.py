@@ -44,5 +44,5 @@ def configure(*, json_lines: bool, level: str) -> None:
     handler.setFormatter(written(foreign_pre_chain=shared, processors=[written.remove_processors_meta, *rendered]))
     logging.basicConfig(handlers=[handler], level=number, force=True)
     # The server's own start and stop lines repeat ours; what goes wrong is kept.
-    for noisy in ("uvicorn.error", "uvicorn.asgi", "asyncio", "websockets", "alembic"):
+    for noisy in ("uvicorn.error", "uvicorn.asgi", "asyncio", "websockets"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))

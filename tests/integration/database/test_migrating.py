@@ -109,7 +109,7 @@ def test_attempt_ids_start_far_away_from_task_ids(db: Database) -> None:
 
 def test_a_database_of_a_newer_version_is_left_alone(db: Database) -> None:
     migrate(db)
-    run(db, "UPDATE alembic_version SET version_num = '9999'")
+    run(db, "UPDATE farm SET value = '9999' WHERE `key` = 'schema'")
     with pytest.raises(Conflict, match="9999"):
         migrate(db)
 
@@ -161,7 +161,7 @@ def make_0001(db: Database) -> None:
     for name, columns in COLUMNS_0001.items():
         added = [column.name for column in metadata.tables[name].columns if column.name not in columns.split()]
         later += [f"ALTER TABLE {name} DROP COLUMN {column}" for column in added]
-    run(db, *later, "UPDATE alembic_version SET version_num = '0001'")
+    run(db, *later, "UPDATE farm SET value = '0001' WHERE `key` = 'schema'")
 
 
 def test_a_database_of_an_earlier_version_is_upgraded_with_its_rows(db: Database) -> None:

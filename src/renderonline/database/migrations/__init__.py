@@ -1,1 +1,0 @@
-"""The schema's history: Alembic revisions. The first adopts the existing system's tables; all of them only add."""

@@ -1,1 +1,0 @@
-"""The revisions, oldest first. A revision that was released is never changed."""
