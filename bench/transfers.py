@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.figures import MB, file_of, told
 from bench.servers import Cost, Server, nginx, receive, send
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import Errand, Transfers
+from renderonline.hpcserver.transfers import Transfers, TransferSession
 from renderonline.storage.digests import InputSums, digest_file
 from renderonline.storage.manifests import manifest_of
 from tests.support.farm import RealFarm
@@ -132,7 +132,7 @@ class _Bench:
             for server in (self._ours, self._other):
                 with self._target() as handle, server.measured(PULLED) as found:
                     transfers = Transfers(Identity(f"http://127.0.0.1:{server.port}", MACHINE, ""))
-                    transfers.fetch(Errand(FIRST_ATTEMPT, TOKEN), "scene.bin", PULLED, handle, set())
+                    transfers.fetch(TransferSession(FIRST_ATTEMPT, TOKEN), "scene.bin", PULLED, handle, set())
                     transfers.close()
                 speeds[server.port] += found
         ours, theirs = (_median(runs, "speed") for runs in speeds.values())

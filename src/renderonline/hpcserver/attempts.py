@@ -29,22 +29,29 @@ from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
-from renderonline.hpcserver.boxes import Boxes
+from renderonline.hpcserver.boxes import Boxes, Outside
 from renderonline.hpcserver.card_rack import Rack
+from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.journal import Journal
-from renderonline.hpcserver.kernels import ENGINE, Kernels
-from renderonline.hpcserver.lending import Lending
-from renderonline.hpcserver.more_outputs import MoreOutputs, is_picture
-from renderonline.hpcserver.outcomes import Ending, decide, failed, handed_back
-from renderonline.hpcserver.outputs import Bad, Checkers, Good, Stamp
-from renderonline.hpcserver.outside import Outside
-from renderonline.hpcserver.own_files import HURRY_S, InputCache, OwnFiles, Parcel
+from renderonline.hpcserver.kernels import ENGINE, AttemptCards, Kernels
+from renderonline.hpcserver.outputs import (
+    Bad,
+    Checkers,
+    Ending,
+    Good,
+    MoreOutputs,
+    Stamp,
+    decide,
+    failed,
+    handed_back,
+    is_picture,
+)
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
+from renderonline.hpcserver.scratch import Scratch, clean_environment, in_ascii, link, shares_files, unlink
 from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.spawner import MOST_PROCESSES
-from renderonline.hpcserver.surroundings import Scratch, clean_environment, in_ascii, link, shares_files, unlink
 from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
-from renderonline.hpcserver.transfers import PreviewSender, Transfers
+from renderonline.hpcserver.transfers import HURRY_S, PreviewSender, RemoteFiles, Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign, Progress, Result, Started
 from renderonline.storage.images import ImageChecker
@@ -76,7 +83,7 @@ APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share t
 
 
 @dataclass
-class Workshop:
+class Resources:
     """What every attempt of this machine uses. `engines`: name in lower case -> the words its command lines begin with.
     `progress`: the newest of every attempt, until it is sent."""
 
@@ -96,8 +103,7 @@ class Workshop:
         self.scratch = Scratch(self.settings.home / "scratch")
         self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
         self.previews = PreviewSender(self.transfers)
-        cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
-        self.own_files = OwnFiles(self.transfers, cache)
+        self.input_cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
         self.progress: dict[int, Progress] = {}
         prefix = self.engines.get(ENGINE, ())
         self.kernels = Kernels(self.settings.home, prefix, self.processes, self.boxes, self.scratch)
@@ -106,8 +112,7 @@ class Workshop:
         """End the helping processes and threads; what they have not begun is left."""
         await self.in_thread(self.checkers.close)
         self.previews.close()
-        for threads in (self.own_files.threads, self.threads):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
         """Begin what may wait for a disk."""
@@ -117,12 +122,12 @@ class Workshop:
 class Attempt:
     """A live attempt; `run` is its whole life and reports its end."""
 
-    def __init__(self, assign: Assign, workshop: Workshop, output: AttemptLog) -> None:
+    def __init__(self, assign: Assign, resources: Resources, output: AttemptLog) -> None:
         self.assign = assign
         self.name = str(assign.attempt)
         self.process: EngineProcess | None = None
-        self._parcel: Parcel | None = None
-        self._workshop, self._log = workshop, output
+        self._remote: RemoteFiles | None = None
+        self._resources, self._log = resources, output
         self._log_failed = False
         self._root = Path(assign.directory)
         self._rules = ReadingRules()
@@ -145,7 +150,7 @@ class Attempt:
         self._peak_bytes = self._oom_kills = self._file_bytes = 0
         self._newest = ""
         self._outside = Outside()
-        self._cards = Lending(assign, workshop.rack, workshop.kernels, self._write_log)
+        self._cards = AttemptCards(assign, resources.rack, resources.kernels, self._write_log)
         self._device = ""
         """On what it renders, as it says itself."""
 
@@ -156,8 +161,8 @@ class Attempt:
             log.info("attempt is ended", attempt=self.name, outcome=ending.outcome, reason=ending.reason)
         if self._queueing is not None:
             self._queueing.cancel()
-        if self._parcel is not None and ending.outcome == Outcome.CANCELED:
-            self._parcel.errand.hurry(HURRY_S) if ending.failure else self._parcel.errand.stop()
+        if self._remote is not None and ending.outcome == Outcome.CANCELED:
+            self._remote.session.hurry(HURRY_S) if ending.failure else self._remote.session.stop()
         if self.process is not None:
             grace = self.assign.limits.grace_s if grace_s is None else grace_s
             self.process.stop(self._rules.stop_signal, min(grace, MAX_GRACE_S))
@@ -168,43 +173,43 @@ class Attempt:
 
     def stop_transfers(self) -> None:
         """HPCServer ends: nothing more is fetched or sent."""
-        if self._parcel is not None:
-            self._parcel.errand.stop()
+        if self._remote is not None:
+            self._remote.session.stop()
 
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
-        workshop, assign = self._workshop, self.assign
+        resources, assign = self._resources, self.assign
         preparing: asyncio.Task[Ending | None] | None = None
         try:
-            await workshop.journal.store(Held(assign.attempt, assign.token, assign.directory))
+            await resources.journal.store(Held(assign.attempt, assign.token, assign.directory))
             preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
             if await self._take_slot():
                 try:
                     ending = await self._live(preparing)
                 finally:
-                    self._cards.give_back()
-                    workshop.slots.release()  # before the end is told: the next assignment may come at once
+                    self._cards.release()
+                    resources.slots.release()  # before the end is told: the next assignment may come at once
             else:
                 ending = self._verdict or Ending(Outcome.CANCELED)
         except NoSpace as error:
             ending = handed_back(str(error))
         code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
         report = partial(ending.report, assign.attempt, assign.token, warnings=self._warnings)
-        workshop.journal.report(report(exit_code=code, peak_memory_mib=peak))
+        resources.journal.report(report(exit_code=code, peak_memory_mib=peak))
         log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
             check.cancel()
         self.stop_transfers()
         if preparing is not None and not preparing.done():
             await asyncio.wait({preparing})
-        if self._parcel is not None:
-            workshop.threads.submit(self._parcel.release)
-        if not workshop.scratch.remove_empty(self.name):
-            workshop.threads.submit(workshop.scratch.remove, self.name)
+        if self._remote is not None:
+            resources.threads.submit(self._remote.release)
+        if not resources.scratch.remove_empty(self.name):
+            resources.threads.submit(resources.scratch.remove, self.name)
 
     async def _take_slot(self) -> bool:
         """Wait for a slot; False when it was ended before there was one."""
-        slots = self._workshop.slots
+        slots = self._resources.slots
         if not slots.locked():
             return await slots.acquire()
         self._queueing = asyncio.create_task(slots.acquire())
@@ -233,26 +238,28 @@ class Attempt:
 
     async def _prepare(self) -> Ending | None:
         """Make everything ready; an ending when it can't be."""
-        workshop = self._workshop
-        ending = await workshop.in_thread(self._make_ready)
+        resources = self._resources
+        ending = await resources.in_thread(self._make_ready)
         if ending is APART:
-            self._parcel = Parcel(self.assign, workshop.own_files, workshop.scratch.place(self.name))
-            self.assign, self._root = self._parcel.assign, Path(self._parcel.assign.directory)
-            ending = self._verdict or await self._parcel.fetch() or await workshop.in_thread(self._make_ready)
+            self._remote = RemoteFiles(
+                self.assign, resources.transfers, resources.input_cache, resources.scratch.place(self.name)
+            )
+            self.assign, self._root = self._remote.assign, Path(self._remote.assign.directory)
+            ending = self._verdict or await self._remote.fetch() or await resources.in_thread(self._make_ready)
         return ending
 
     def _make_ready(self) -> Ending | None:
         """In a thread. `APART`: the task's files have to be fetched first."""
         assign = self.assign
-        if assign.engine.casefold() not in self._workshop.engines:
+        if assign.engine.casefold() not in self._resources.engines:
             return failed("no_engine", f"This machine has no engine {assign.engine}.")
         if refused := REFUSED_VARIABLES & {name.upper() for name in assign.environment}:
             return failed("command", f"The engine's definition sets {min(refused)}, which is refused.")
         if not self._root.is_absolute() or ".." in self._root.parts:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
-            if self._parcel is None:
-                self._workshop.scratch.make(self.name)
+            if self._remote is None:
+                self._resources.scratch.make(self.name)
                 if not shares_files(assign):
                     return APART
             if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
@@ -273,19 +280,19 @@ class Attempt:
         return None
 
     async def _run_engine(self) -> Ended:
-        workshop, assign, settings = self._workshop, self.assign, self._workshop.settings
-        place = workshop.scratch.place(self.name)
+        resources, assign, settings = self._resources, self.assign, self._resources.settings
+        place = resources.scratch.place(self.name)
         self._active_at = self._seen_at = time.monotonic()
         argv, links = in_ascii(assign)
-        await workshop.in_thread(link, self._root, links)
-        box = workshop.boxes.of(assign, place, await workshop.in_thread(self._cards.devices))
+        await resources.in_thread(link, self._root, links)
+        box = resources.boxes.of(assign, place, await resources.in_thread(self._cards.devices))
         self._outside = Outside(box)
         wanted = {**assign.environment, INPUTS: assign.root}
         environment = clean_environment(os.environ, wanted, place, also=settings.pass_environment)
-        environment |= await workshop.in_thread(self._cards.environment, place)
-        self.process = process = await workshop.processes.start(
+        environment |= await resources.in_thread(self._cards.environment, place)
+        self.process = process = await resources.processes.start(
             self.name,
-            [*workshop.engines[assign.engine.casefold()], *argv],
+            [*resources.engines[assign.engine.casefold()], *argv],
             directory=self._root,
             environment=environment,
             on_lines=self._read,
@@ -293,7 +300,7 @@ class Attempt:
             box=box,
             file_bytes=self._file_bytes,
         )
-        workshop.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
+        resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
         self._oom_kills = kernel_oom_kills()
         if self._verdict is not None:
             self.end(self._verdict)  # it was canceled while it was being started
@@ -306,7 +313,7 @@ class Attempt:
             if timer is not None:
                 timer.cancel()
             self._take(self._reader.rest())
-            await workshop.in_thread(unlink, self._root, links)
+            await resources.in_thread(unlink, self._root, links)
 
     def observe(self, used: Usage, now: float) -> None:
         """Take note of what the process tree uses and hold it to its limits."""
@@ -334,8 +341,8 @@ class Attempt:
         if newest is not None:
             number, fraction, message = self.assign.attempt, newest.fraction or 0.0, newest.message[:MAX_MESSAGE]
             progress = Progress(number, fraction, newest.frame, newest.remaining_s, message)
-            self._workshop.progress[number] = progress
-            self._workshop.journal.news.set()
+            self._resources.progress[number] = progress
+            self._resources.journal.news.set()
 
     def _take(self, readings: Iterable[Reading]) -> Reading | None:
         """Act on what lines told; the newest that is about progress."""
@@ -374,7 +381,7 @@ class Attempt:
             self._checking[name] = asyncio.create_task(self._check_saved(name))
 
     async def _check_saved(self, name: str) -> Bad | None:
-        if self._more.wants(name) and not await self._workshop.in_thread(self._admitted, name):
+        if self._more.wants(name) and not await self._resources.in_thread(self._admitted, name):
             return None
         return await self._check(name)
 
@@ -396,11 +403,11 @@ class Attempt:
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
-        outside = await self._workshop.in_thread(self._outside.found)
+        outside = await self._resources.in_thread(self._outside.found)
         self._write_log([f"RenderOnline: warning: {sentence}" for sentence in outside])
         for sentence in outside:
             self._warn(sentence)
-        full = await self._workshop.in_thread(lambda: shutil.disk_usage(self._root).free < FULL)
+        full = await self._resources.in_thread(lambda: shutil.disk_usage(self._root).free < FULL)
         said = partial(decide, failure=self._failure, reason=self._reason, bad=bad)
         ending = said(code=ended.code, rules=self._rules, out_of_memory=oom, disk_full=full)
         return ending if ending.outcome == Outcome.SUCCEEDED else ending.because(outside)
@@ -412,7 +419,7 @@ class Attempt:
         return bad + await self._check_all([name for name in self._expected if name not in self._good])
 
     async def _changed(self, good: Sequence[Good]) -> list[str]:
-        stamps = await self._workshop.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
+        stamps = await self._resources.in_thread(lambda: [outputs.stamp_of(self._root / one.name) for one in good])
         return [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
 
     async def _report_more(self, *, succeeded: bool, complete: bool) -> None:
@@ -422,7 +429,7 @@ class Attempt:
         for name in await self._changed([one for name, one in self._good.items() if name not in self._expected]):
             more.refuse(name, f"{name} was written more than once by one attempt; its first version came home.")
         try:
-            there = await self._workshop.in_thread(outputs.list_files, self._root, len(self._expected))
+            there = await self._resources.in_thread(outputs.list_files, self._root, len(self._expected))
         except (InvalidRequest, OSError) as error:
             more.refuse("", f"What the engine wrote besides its frames did not come home. {error}")
             there = []
@@ -430,9 +437,9 @@ class Attempt:
         new = [name for name in there if more.wants(name) and name not in self._good]
         wanted = [name for name in new if succeeded or (decodes and is_picture(name))]
         unsure = sorted(set(new).difference(wanted)) if complete and decodes else []
-        for name in await self._workshop.in_thread(lambda: list(filter(self._is_new, unsure))):
+        for name in await self._resources.in_thread(lambda: list(filter(self._is_new, unsure))):
             more.refuse(name, f"{name} did not come home: the engine failed, and the file may not be whole.")
-        admitted = await self._workshop.in_thread(lambda: list(filter(self._admitted, wanted)))
+        admitted = await self._resources.in_thread(lambda: list(filter(self._admitted, wanted)))
         for bad in await self._check_all(admitted):
             if not bad.missing:  # what was there before is no result
                 more.refuse(bad.name, bad.reason)
@@ -449,7 +456,7 @@ class Attempt:
 
     async def _report_all_files(self) -> list[Bad]:
         try:
-            names = await self._workshop.in_thread(outputs.list_files, self._root)
+            names = await self._resources.in_thread(outputs.list_files, self._root)
         except (InvalidRequest, OSError) as error:
             return [Bad("", str(error))]
         return [bad for bad in await self._check_all(names) if not bad.missing]  # what was there before is no result
@@ -462,26 +469,26 @@ class Attempt:
 
     async def _check(self, name: str) -> Bad | None:
         """Check one file and report it if it is good."""
-        workshop, assign, is_more = self._workshop, self.assign, self._more.wants(name)
+        resources, assign, is_more = self._resources, self.assign, self._more.wants(name)
         decodes = self._expected and self._rules.decode and (not is_more or is_picture(name))
-        checkers, rules = workshop.checkers if decodes else None, ReadingRules() if is_more else self._rules
+        checkers, rules = resources.checkers if decodes else None, ReadingRules() if is_more else self._rules
         about = (self._root, name, self._before.get(name), checkers, rules)
         async with self._one_picture if checkers is not None else contextlib.nullcontext():
-            found = await workshop.in_thread(outputs.check_file, *about)
+            found = await resources.in_thread(outputs.check_file, *about)
         if isinstance(found, Bad):
             return found
         if found.facts.get("constant") and not is_more:
             self._write_log([f"RenderOnline: warning: {name}: {outputs.ONE_COLOUR}"])
-        if self._parcel is not None and (wrong := await self._parcel.send(found)) is not None:
+        if self._remote is not None and (wrong := await self._remote.send(found)) is not None:
             if isinstance(wrong, Bad):
                 return wrong
             self.end(wrong)
             return Bad(name, wrong.reason)
         if found.previews:
-            await workshop.previews.send(assign.attempt, assign.token, name, found.previews)
+            await resources.previews.send(assign.attempt, assign.token, name, found.previews)
         self._good[name] = replace(found, previews={})
         file, at_us, frame = found.file, time.time_ns() // 1000, self._expected.get(name)
         facts = {**found.facts, "device": self._device[: outputs.MAX_FACT]} if self._device else found.facts
         measured = (name, file.size, file.digest, file.crc32, frame, facts)
-        workshop.journal.report(Result(0, assign.attempt, assign.token, at_us, *measured))
+        resources.journal.report(Result(0, assign.attempt, assign.token, at_us, *measured))
         return None

@@ -16,7 +16,7 @@ import structlog
 
 from renderonline.database.outbox import Append, Held, Outbox
 from renderonline.farm.errors import NoSpace
-from renderonline.hpcserver.outcomes import LOST
+from renderonline.hpcserver.outputs import LOST
 from renderonline.protocol.codec import encode
 from renderonline.protocol.link import Exited, Report
 

@@ -1,8 +1,8 @@
-"""What drivers compile for Blender's Cycles: made once by HPCServer, with a scene of ours, and handed to attempts.
+"""The graphics cards of an attempt, and what drivers compile for Blender's Cycles: made once, copied for attempts.
 
-Only where there is a card. It runs beside the work, at the lowest priority, and takes no slot. Every attempt gets a
-copy of its own, because the drivers write into their caches: no scene can change what the next one runs. The same
-little render tells whether a card works at all, which no engine's output may decide for others.
+HPCServer compiles with a scene of its own, only where there is a card, beside the work, at the lowest priority, without
+a slot. Every attempt gets a copy of its own, because the drivers write into their caches: no scene can change what the
+next one runs. The same little render tells whether a card works at all, which no engine's output may decide for others.
 
 Sources: CUDA C++ Programming Guide, appendix CUDA Environment Variables; OptiX Programming Guide, section Compilation
 cache; oneAPI DPC++ `EnvironmentVariables.md` (`SYCL_CACHE_DIR`); compute-runtime `COMPILER_CACHE.md`
@@ -12,7 +12,7 @@ cache; oneAPI DPC++ `EnvironmentVariables.md` (`SYCL_CACHE_DIR`); compute-runtim
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,14 +20,18 @@ from typing import Final
 import structlog
 
 from renderonline.engines.blender.install import LAUNCHER
+from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver.boxes import Boxes, own_box
 from renderonline.hpcserver.card_rack import Rack, device_files, variables
 from renderonline.hpcserver.card_tools import FoundCard
+from renderonline.hpcserver.outputs import Ending, handed_back
 from renderonline.hpcserver.processes import Processes
-from renderonline.hpcserver.surroundings import Scratch, clean_environment
+from renderonline.hpcserver.scratch import Scratch, clean_environment
+from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)
+
 
 SCRIPT: Final = LAUNCHER / "card_trial.py"
 _LAUNCHERS: Final = (str(LAUNCHER), str(LAUNCHER / "__main__.py"))
@@ -128,3 +132,55 @@ def _made(caches: Path) -> Path:
 def _environment(caches: Path) -> dict[str, str]:
     limits = {"CUDA_CACHE_MAXSIZE": str(LARGEST), "SYCL_CACHE_PERSISTENT": "1", "NEO_CACHE_PERSISTENT": "1"}
     return {name: str(caches / folder) for name, folder in CACHES.items()} | limits
+
+
+Failure = tuple[str, str] | None
+"""A failure class and the line that says so."""
+
+
+class AttemptCards:
+    """The cards of this machine that an attempt has, from `take` to `release`. `say` writes into the attempt's log."""
+
+    def __init__(self, assign: Assign, rack: Rack, kernels: Kernels, say: Callable[[Sequence[str]], None]) -> None:
+        self._assign, self._rack, self._kernels, self._say = assign, rack, kernels, say
+        self._name = str(assign.attempt)
+        self._cards: Sequence[FoundCard] | None = None
+        """None: it may use all that this machine has."""
+
+    def take(self) -> Ending | None:
+        """Take the cards that it is to have for itself; an ending when they are not free."""
+        wanted = self._assign.cards
+        if wanted < 0:
+            return None
+        self._cards = self._rack.take(self._name, wanted, self._assign.card_memory_mib) if wanted else ()
+        return handed_back("The graphics cards of this machine are taken.") if self._cards is None else None
+
+    def release(self) -> None:
+        """Nothing of the attempt runs any more."""
+        self._rack.release(self._name)
+
+    def devices(self) -> Sequence[str] | None:
+        """The device files that it may open in its box; None: those of all cards. Blocks."""
+        cards = self._cards
+        if cards == () and self._assign.draws:
+            cards = self._rack.drawable or None
+            told = cards[0].card.name if cards else "whatever this machine draws with"
+            self._say([f"RenderOnline: it has no graphics card of its own, and may draw on {told} as others do."])
+        return None if cards is None else device_files(cards)
+
+    def environment(self, place: Path) -> dict[str, str]:
+        """The variables that tell its engine of its cards, and of what was compiled for them. Blocks."""
+        if self._cards is None:
+            return {}
+        return variables(self._cards) | (self._kernels.hand_out(place) if self._cards else {})
+
+    async def examined(self, failure: Failure) -> Failure:
+        """The failure as it is believed. An engine that says that it can't use its cards may only say so because its
+        scene does: when Blender, run by us, can't use them either, they get no work any more."""
+        if failure is None or failure[0] != NO_DEVICE:
+            return failure
+        cards = self._cards if self._cards and self._assign.engine.casefold() == ENGINE else ()
+        refused = [card for card in cards if await self._kernels.refuses((card,))]
+        if refused:
+            self._rack.mark_unusable(refused, failure[1])
+        return failure if refused else ("error", failure[1])

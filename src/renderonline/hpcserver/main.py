@@ -16,17 +16,16 @@ from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import checking, enrolment, telemetry
-from renderonline.hpcserver.attempts import Workshop
+from renderonline.hpcserver.attempts import Resources
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.card_rack import Rack, find_cards
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.films import film_engine
-from renderonline.hpcserver.home import Home, locked
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.link import Link, MachineRefused
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.runner import Runner
-from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.settings import Home, Settings, locked
 from renderonline.hpcserver.transfers import Transfers
 from renderonline.hpcserver.v1 import serve_v1
 from renderonline.protocol.link import PROTOCOL, EngineOffer, Hello
@@ -126,12 +125,12 @@ class _Machine:
             down.callback(transfers.close)
             prefixes = {engine.name.casefold(): engine.launched for engine in found}
             boxes = Boxes(box, settings, prefixes)
-            workshop = Workshop(settings, prefixes, processes, journal, transfers, boxes, rack)
-            runner = Runner(workshop)
+            resources = Resources(settings, prefixes, processes, journal, transfers, boxes, rack)
+            runner = Runner(resources)
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
-            compiling = asyncio.create_task(workshop.kernels.compile(rack))
+            compiling = asyncio.create_task(resources.kernels.compile(rack))
             down.callback(compiling.cancel)
             desk = telemetry.Desk(settings.idle_minutes, settings.max_load)
             link = Link(

@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from renderonline.hpcserver import telemetry
-from renderonline.hpcserver.attempts import Attempt, Workshop
-from renderonline.hpcserver.outcomes import handed_back
+from renderonline.hpcserver.attempts import Attempt, Resources
+from renderonline.hpcserver.outputs import handed_back
 from renderonline.protocol.link import Assign, HeldAttempt
 from renderonline.storage.logs import AttemptLog, AttemptLogs
 
@@ -25,24 +25,24 @@ class Runner:
     `progress` what was not sent yet. `draining` (until it is emptied) and `stopping` (for good) say why nothing new is
     taken. `idle` is set while no attempt lives."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, resources: Resources) -> None:
         self.attempts: dict[int, Attempt] = {}
         self.logs: dict[int, AttemptLog] = {}
-        self.journal, self.progress = workshop.journal, workshop.progress
+        self.journal, self.progress = resources.journal, resources.progress
         self.draining = self.stopping = ""
         self.idle = asyncio.Event()
         self.idle.set()
         self._idle_since = time.monotonic()
-        self._workshop = workshop
-        self._all_logs = AttemptLogs(workshop.settings.home / "logs")
+        self._resources = resources
+        self._all_logs = AttemptLogs(resources.settings.home / "logs")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Settle what an earlier run left: its processes are dead by now."""
-        in_thread = self._workshop.in_thread
-        await in_thread(self._workshop.scratch.remove)
-        await in_thread(self._workshop.own_files.cache.open)
+        in_thread = self._resources.in_thread
+        await in_thread(self._resources.scratch.remove)
+        await in_thread(self._resources.input_cache.open)
         await self.journal.open()
         self.logs = await in_thread(_open_logs, self._all_logs, set(self.journal.held))
         self._watching = asyncio.create_task(self._watch())
@@ -55,7 +55,7 @@ class Runner:
             attempt.stop_transfers()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
-        await self._workshop.close()
+        await self._resources.close()
 
     def assign(self, assign: Assign) -> None:
         """Take an assignment, idempotent by attempt (R5.1 Stored assignment); what can't be taken is handed back."""
@@ -66,7 +66,7 @@ class Runner:
             self.refuse(number, assign.token, self.full)
             return
         self.logs[number] = output = AttemptLog(self._all_logs, number)
-        self.attempts[number] = attempt = Attempt(assign, self._workshop, output)
+        self.attempts[number] = attempt = Attempt(assign, self._resources, output)
         self.idle.clear()
         task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")
         self._tasks.add(task)
@@ -124,7 +124,7 @@ class Runner:
                 self.idle.set()
 
     async def _watch(self) -> None:
-        processes = self._workshop.processes
+        processes = self._resources.processes
         while True:
             await asyncio.sleep(WATCH_S)
             running = [(attempt.process, attempt.name) for attempt in self.attempts.values()]
@@ -133,7 +133,7 @@ class Runner:
             if not roots or processes.spawner_pid is None:
                 continue
             try:
-                used = await self._workshop.in_thread(telemetry.usage, processes.spawner_pid, roots, keys)
+                used = await self._resources.in_thread(telemetry.usage, processes.spawner_pid, roots, keys)
             except Exception:  # the limits must go on being watched
                 log.exception("the process table can't be read")
                 continue

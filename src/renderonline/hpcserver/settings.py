@@ -1,7 +1,13 @@
-"""The settings of a machine: `HPCServer.json` (C1 Render node; further keys are optional) and what we add."""
+"""The settings of a machine: `HPCServer.json` (C1 Render node; further keys are optional) and what we add; its data
+directory, which one program uses at a time."""
 
+import json
+import os
 import platform
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,13 +15,15 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace
 from renderonline.hpcserver.card_tools import by_hand
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import is_plain_directory
+from renderonline.sandbox.privacy import Locked, lock_file, write_private
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file
+from renderonline.storage import modes
 
 PREFIX: Final = "HPCSERVER_"
 
@@ -112,3 +120,41 @@ def _check_opened(path: Path, home: Path) -> None:
             f"SandboxRead and SandboxWrite must not name {path}: this machine's own files lie in {home}, and its"
             " secret. Name the directories that scenes need."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The locked directory. `name` is its identity: it marks the engines of this HPCServer (R8 Process trees)."""
+
+    name: str
+    ready: Path
+
+    def say_ready(self, **facts: object) -> None:
+        """Write `hpcserver.json` {pid, …} for whoever started this program; it goes when the program ends."""
+        write_private(self.ready, json.dumps({"pid": os.getpid(), **facts}), durable=False)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Home]:
+    """The data directory, this program's alone while the context lasts. Raises `Conflict` when another HPCServer has
+    it, `NoSpace` when it can't be made."""
+    with ExitStack() as down:
+        try:
+            modes.make_private(path)
+            down.enter_context(lock_file(path / "hpcserver.lock", str(os.getpid())))
+            identity = path / "identity"
+            name = identity.read_text(encoding="ascii").strip() if identity.exists() else ""
+            if not re.fullmatch("[0-9a-f]{16}", name):
+                name = secrets.token_hex(8)
+                write_private(identity, name)
+            home = Home(name, path / "hpcserver.json")
+            home.ready.unlink(missing_ok=True)
+        except Locked as error:
+            raise Conflict(
+                f"Another HPCServer (process {error}) uses {path}. Stop it, or give this one a data directory of its"
+                " own (DataDirectory)."
+            ) from None
+        except OSError as error:
+            raise NoSpace(f"The data directory {path} can't be used: {error.strerror}.") from error
+        down.callback(home.ready.unlink, missing_ok=True)
+        yield home

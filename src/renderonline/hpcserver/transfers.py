@@ -1,6 +1,6 @@
 """The files of attempts, to and from RenderAPI over HTTP (`docs/reference/link.md`). All but `PreviewSender` blocks.
 
-Every transfer goes on through cuts and restarts of RenderAPI, at the byte where it stopped; its `Errand` ends it.
+A transfer goes on through cuts and restarts of RenderAPI, at the byte where it stopped, until its session ends.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from io import FileIO
 from pathlib import Path
@@ -22,9 +24,23 @@ from urllib.parse import quote
 
 import structlog
 
-from renderonline.farm.errors import InvalidRequest, LimitReached, NoSpace, NotAvailable, RenderOnlineError
+from renderonline.farm.errors import (
+    Conflict,
+    InvalidRequest,
+    LimitReached,
+    NoSpace,
+    NotAvailable,
+    NotFound,
+    RenderOnlineError,
+)
+from renderonline.farm.tasks import InputFile
 from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver.input_cache import DIGEST, InputCache
+from renderonline.hpcserver.outputs import Bad, Ending, Good, failed, handed_back, inside
+from renderonline.hpcserver.scratch import in_own_directories
 from renderonline.protocol.calls import NO_RENDERAPI, Reply, backoff
+from renderonline.protocol.codec import from_wire
+from renderonline.protocol.link import Assign
 from renderonline.storage.staging import write_at
 
 log = structlog.get_logger(__name__)
@@ -44,14 +60,21 @@ PREVIEW_PATIENCE_S: Final = 2.0
 PREVIEW_QUIET_S: Final = 30.0
 """After a preview that could not be sent, none is tried for this long."""
 PREVIEW_THREADS: Final = 2
+THREADS: Final = 16
+FETCHES: Final = 4
+"""Files of one task that are fetched at once."""
+HURRY_S: Final = 20.0
+"""How long an attempt that is handed back tries to send the files that it has."""
+MAX_FILES: Final = 100_000
+OVER: Final = handed_back("The farm does not want this attempt any more.")
 _PATH: Final = "/renderapi/v2/attempts"
 
 
 class Stopped(Exception):
-    """The errand is over: its attempt was ended, or its patience."""
+    """The session is over: its attempt was ended, or its patience."""
 
 
-class Errand:
+class TransferSession:
     """The transfers of one attempt. `patience_s`: how long they go on without success; None: for ever."""
 
     def __init__(self, attempt: int, token: str, patience_s: float | None = None) -> None:
@@ -80,7 +103,7 @@ class Errand:
             raise Stopped
 
     def watch(self, connection: http.client.HTTPConnection) -> None:
-        """Note the connection that this thread uses, which `stop` shuts down. `Stopped` when the errand is over."""
+        """Note the connection that this thread uses, which `stop` shuts down. `Stopped` when the session is over."""
         with self._lock:
             self._open[threading.get_ident()] = connection
         self.pause(0)
@@ -96,21 +119,23 @@ class Transfers:
 
     def __init__(self, identity: Identity) -> None:
         self._caller = identity.caller(blocksize=PIECE)
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="transfers")
         self._lock = threading.Lock()
 
     def close(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
         self._caller.close()
 
-    def inputs(self, errand: Errand) -> Any:
+    def inputs(self, session: TransferSession) -> Any:
         """The task's files, as RenderAPI lists them: {"scene", "files": [{"name", "size", "digest", "crc32"}]}."""
 
         def ask() -> Any:
-            with self._call(errand, "GET", "inputs") as response:
+            with self._call(session, "GET", "inputs") as response:
                 return Reply.of(response).json()
 
-        return _persist(errand, ask)
+        return _persist(session, ask)
 
-    def fetch(self, errand: Errand, name: str, size: int, handle: int, done: set[int]) -> None:
+    def fetch(self, session: TransferSession, name: str, size: int, handle: int, done: set[int]) -> None:
         """Write one of the task's files to `handle`. `done`: the parts (numbers, of `PART` bytes) that are there;
         those that come are added to it. OSError of the disk."""
         waiting = iter([number for number in range(-(-size // PART)) if number not in done])
@@ -121,7 +146,7 @@ class Transfers:
                     number = next(waiting, None)
                 if number is None:
                     return
-                self._fetch_part(errand, name, range(number * PART, min(size, (number + 1) * PART)), handle)
+                self._fetch_part(session, name, range(number * PART, min(size, (number + 1) * PART)), handle)
                 done.add(number)
 
         if size <= PART:
@@ -131,7 +156,9 @@ class Transfers:
             for worker in [threads.submit(work) for _ in range(CONNECTIONS)]:
                 worker.result()
 
-    def send(self, errand: Errand, where: str, content: Path | bytes, headers: Mapping[str, str] | None = None) -> None:
+    def send(
+        self, session: TransferSession, where: str, content: Path | bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
         """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`, quoted, with any query). Raises the
         error with which RenderAPI refuses it, and `InvalidRequest` for a file that is no regular one. While the farm's
         disk is full it waits: to render a frame again would cost more."""
@@ -141,18 +168,18 @@ class Transfers:
                 body: bytes | FileIO = content if isinstance(content, bytes) else stack.enter_context(_regular(content))
                 size = len(body) if isinstance(body, bytes) else os.fstat(body.fileno()).st_size
                 length = {"Content-Length": str(size)}
-                with self._call(errand, "PUT", where, body=body, headers={**length, **(headers or {})}) as response:
+                with self._call(session, "PUT", where, body=body, headers={**length, **(headers or {})}) as response:
                     Reply.of(response)
 
-        _persist(errand, put)
+        _persist(session, put)
 
-    def _fetch_part(self, errand: Errand, name: str, part: range, handle: int) -> None:
+    def _fetch_part(self, session: TransferSession, name: str, part: range, handle: int) -> None:
         position = part.start
 
         def get() -> None:
             nonlocal position
             wanted = {"Range": f"bytes={position}-{part.stop - 1}"} if part.stop > position else {}
-            with self._call(errand, "GET", f"inputs/{quote(name)}", headers=wanted) as response:
+            with self._call(session, "GET", f"inputs/{quote(name)}", headers=wanted) as response:
                 if response.status != HTTPStatus.PARTIAL_CONTENT and (position or response.status != HTTPStatus.OK):
                     raise http.client.HTTPException(f"status {response.status}, where a range was asked for")
                 buffer = memoryview(bytearray(min(PIECE, len(part) or 1)))
@@ -165,19 +192,87 @@ class Transfers:
                 if response.read(1):
                     raise http.client.HTTPException("more came than was asked for")
 
-        _persist(errand, get)
+        _persist(session, get)
 
     @contextlib.contextmanager
     def _call(
-        self, errand: Errand, method: str, where: str, *, headers: Mapping[str, str] | None = None, **options: Any
+        self,
+        session: TransferSession,
+        method: str,
+        where: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Iterator[http.client.HTTPResponse]:
-        path = f"{_PATH}/{errand.attempt}/{where}"
-        known = {**errand.headers, **(headers or {})}
+        path = f"{_PATH}/{session.attempt}/{where}"
+        known = {**session.headers, **(headers or {})}
         try:
-            with self._caller.open(method, path, headers=known, keep=True, watch=errand.watch, **options) as response:
+            with self._caller.open(method, path, headers=known, keep=True, watch=session.watch, **options) as response:
                 yield response
         finally:
-            errand.forget()
+            session.forget()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    files: tuple[InputFile, ...]
+
+
+class RemoteFiles:
+    """The files of one attempt on a machine that does not share the farm's directory: the task's files are fetched into
+    `place` before it begins, and each finished file is sent before it is reported (`docs/reference/link.md`). `session`
+    can be stopped at any time."""
+
+    def __init__(self, assign: Assign, transfers: Transfers, cache: InputCache, place: Path) -> None:
+        self.assign = in_own_directories(assign, place / "input", place / "output")
+        self.session = TransferSession(assign.attempt, assign.token)
+        self._transfers, self._cache = transfers, cache
+        self._pinned: list[str] = []
+
+    async def fetch(self) -> Ending | None:
+        """Fetch the task's files; an ending when they can't be had."""
+        return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._fetch)
+
+    async def send(self, found: Good) -> Bad | Ending | None:
+        """Send a finished file: what is wrong with it, or why the whole attempt can't go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._send, found)
+
+    def release(self) -> None:
+        """Its inputs are not needed any more. Blocks."""
+        pinned, self._pinned = self._pinned, []
+        self._cache.release(pinned)
+
+    def _fetch(self) -> Ending | None:
+        try:
+            Path(self.assign.root).mkdir(parents=True)
+            with ThreadPoolExecutor(FETCHES) as threads:
+                for _ in threads.map(self._place, _wanted(self._transfers.inputs(self.session))):
+                    pass
+        except (Stopped, Conflict):
+            return OVER
+        except RenderOnlineError as error:
+            return failed("no_input", error.message)
+        except OSError as error:
+            return failed("no_space", f"The task's files can't be kept here: {error.strerror}.")
+        return None
+
+    def _place(self, one: InputFile) -> None:
+        target = inside(Path(self.assign.root), one.name)
+        self._pinned.append(one.digest)
+        fetch = partial(self._transfers.fetch, self.session, one.name, one.size)
+        self._cache.place(one, target, fetch, partial(self.session.pause, 0))
+
+    def _send(self, found: Good) -> Bad | Ending | None:
+        path, headers = inside(Path(self.assign.directory), found.name), {"X-Digest": found.file.digest}
+        try:
+            self._transfers.send(self.session, f"outputs/{quote(found.name)}", path, headers)
+        except (Stopped, NotFound, Conflict):
+            return OVER
+        except RenderOnlineError as error:
+            return Bad(found.name, f"{found.name} was refused: {error.message}")
+        except OSError as error:
+            return Bad(found.name, f"{found.name} can't be read: {error.strerror}.")
+        return None
 
 
 class PreviewSender:
@@ -195,36 +290,36 @@ class PreviewSender:
         """Send the previews of one file; never raises, and comes back within `PREVIEW_PATIENCE_S`."""
         if time.monotonic() < self._quiet_until:
             return
-        errand = Errand(attempt, token, PREVIEW_PATIENCE_S)
+        session = TransferSession(attempt, token, PREVIEW_PATIENCE_S)
         try:
             async with asyncio.timeout(PREVIEW_PATIENCE_S):
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._send, errand, name, previews)
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._send, session, name, previews)
         except RenderOnlineError as error:
             log.info("previews are not wanted", attempt=attempt, name=name, reason=str(error))
         except (TimeoutError, Stopped, OSError) as error:
             log.info("previews could not be sent", attempt=attempt, name=name, reason=str(error))
             self._quiet_until = time.monotonic() + PREVIEW_QUIET_S
 
-    def _send(self, errand: Errand, name: str, previews: Mapping[str, bytes]) -> None:
+    def _send(self, session: TransferSession, name: str, previews: Mapping[str, bytes]) -> None:
         if time.monotonic() >= self._quiet_until:
             for size, jpeg in previews.items():
-                self._transfers.send(errand, f"previews/{quote(name)}?size={size}", jpeg)
+                self._transfers.send(session, f"previews/{quote(name)}?size={size}", jpeg)
 
 
-def _persist(errand: Errand, action: Callable[[], T]) -> T:
-    """Run `action` again and again until it succeeds, is refused, or the errand is over."""
+def _persist(session: TransferSession, action: Callable[[], T]) -> T:
+    """Run `action` again and again until it succeeds, is refused, or the session is over."""
     pauses = backoff(PAUSE_S, LONGEST_PAUSE_S)
     while True:
         try:
             return action()
         except NoSpace:
-            errand.pause(random.uniform(0.5, 1.0) * FULL_S)  # noqa: S311 - spreads load, guards nothing
+            session.pause(random.uniform(0.5, 1.0) * FULL_S)  # noqa: S311 - spreads load, guards nothing
         except RenderOnlineError as error:
             is_fault = isinstance(error, (NotAvailable, LimitReached)) or type(error) is RenderOnlineError
             if not is_fault or error.reason_code == NO_RENDERAPI:
                 raise
-            log.info("RenderAPI does not answer, trying again", attempt=errand.attempt, reason=error.message)
-            errand.pause(next(pauses))
+            log.info("RenderAPI does not answer, trying again", attempt=session.attempt, reason=error.message)
+            session.pause(next(pauses))
 
 
 def _regular(path: Path) -> FileIO:
@@ -241,3 +336,10 @@ def _write(handle: int, data: memoryview, position: int, name: str) -> None:
         write_at(handle, data, position)
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from error
+
+
+def _wanted(answer: Any) -> tuple[InputFile, ...]:
+    found = from_wire(_Inputs, answer).files
+    if len(found) > MAX_FILES or not all(DIGEST.fullmatch(one.digest) for one in found):
+        raise InvalidRequest("RenderAPI names files of the task that can't be.")
+    return found

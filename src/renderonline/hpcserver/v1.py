@@ -23,10 +23,9 @@ from renderonline.farm.arguments import strip_program
 from renderonline.farm.command_line import split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver.boxes import Boxes
-from renderonline.hpcserver.home import Home
 from renderonline.hpcserver.processes import CantStart, EngineProcess, Processes
-from renderonline.hpcserver.settings import Settings
-from renderonline.hpcserver.surroundings import Scratch, clean_environment
+from renderonline.hpcserver.scratch import Scratch, clean_environment
+from renderonline.hpcserver.settings import Home, Settings
 from renderonline.protocol import hpc
 from renderonline.sandbox.box import BoxKind, Found
 from renderonline.sandbox.probing import NoBox

@@ -14,8 +14,8 @@ import pytest
 from renderonline.farm.boxes import BoxKind
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.processes import Processes
+from renderonline.hpcserver.scratch import Scratch, clean_environment
 from renderonline.hpcserver.settings import Settings
-from renderonline.hpcserver.surroundings import Scratch, clean_environment
 from renderonline.protocol.link import Assign
 from renderonline.sandbox import probing
 from tests.support.blender import blender_prefix, write_small_scene

@@ -16,7 +16,7 @@ import pytest
 
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import PART, Errand, Stopped, Transfers
+from renderonline.hpcserver.transfers import PART, Stopped, Transfers, TransferSession
 from tests.faults.engine import DEFINITION
 from tests.faults.proxy import Proxy
 from tests.support.held_attempts import Held, held_attempt
@@ -52,15 +52,15 @@ def cutting(proxy: Proxy, times: int, pause_s: float) -> Iterator[Callable[[], i
         thread.join()
 
 
-def errand_of(held: Held, patience_s: float | None = 100.0) -> Errand:
-    return Errand(held.assign.attempt, held.assign.token, patience_s)
+def session_of(held: Held, patience_s: float | None = 100.0) -> TransferSession:
+    return TransferSession(held.assign.attempt, held.assign.token, patience_s)
 
 
 async def fetched(transfers: Transfers, held: Held, target: Path, done: set[int] | None = None) -> None:
     handle = os.open(target, os.O_RDWR | os.O_CREAT)
     try:
         given = set() if done is None else done
-        await asyncio.to_thread(transfers.fetch, errand_of(held), "a.scene", len(SCENE), handle, given)
+        await asyncio.to_thread(transfers.fetch, session_of(held), "a.scene", len(SCENE), handle, given)
     finally:
         os.close(handle)
 
@@ -94,21 +94,21 @@ async def test_result_is_sent_whole_however_often_it_is_cut(held: Held, tmp_path
     transfers = Transfers(Identity(proxy.url, held.machine_id, ""))
     headers = {"X-Digest": hashlib.blake2b(data, digest_size=32).hexdigest()}
     with contextlib.closing(proxy), contextlib.closing(transfers), cutting(proxy, 5, 0.05):
-        await asyncio.to_thread(transfers.send, errand_of(held), "outputs/frame_0001.png", frame, headers)
+        await asyncio.to_thread(transfers.send, session_of(held), "outputs/frame_0001.png", frame, headers)
     assert (held.directory / "frame_0001.png").read_bytes() == data
     assert [path.name for path in held.directory.iterdir()] == ["frame_0001.png"]
 
 
 async def test_canceled_attempt_stops_at_once_also_in_a_dead_network(held: Held, tmp_path: Path) -> None:
     proxy = Proxy(int(held.api.url.rpartition(":")[2]))
-    transfers, errand = Transfers(Identity(proxy.url, held.machine_id, "")), errand_of(held, None)
+    transfers, session = Transfers(Identity(proxy.url, held.machine_id, "")), session_of(held, None)
     with contextlib.closing(proxy), contextlib.closing(transfers):
-        await asyncio.to_thread(transfers.inputs, errand)
+        await asyncio.to_thread(transfers.inputs, session)
         proxy.stalled = True
-        asking = asyncio.ensure_future(asyncio.to_thread(transfers.inputs, errand))
+        asking = asyncio.ensure_future(asyncio.to_thread(transfers.inputs, session))
         assert not (await asyncio.wait({asking}, timeout=0.3))[0]
         begin = time.monotonic()
-        errand.stop()
+        session.stop()
         with pytest.raises(Stopped):
             await asking
         assert time.monotonic() - begin < 2.0
@@ -136,7 +136,7 @@ async def test_answer_that_is_cut_in_the_middle_is_asked_for_again(held: Held) -
     thread.start()
     transfers = Transfers(Identity(f"http://127.0.0.1:{listener.getsockname()[1]}", held.machine_id, ""))
     with contextlib.closing(listener), contextlib.closing(transfers):
-        listed = await asyncio.to_thread(transfers.inputs, errand_of(held))
+        listed = await asyncio.to_thread(transfers.inputs, session_of(held))
         await asyncio.to_thread(thread.join)
     assert (listed["scene"], asked) == ("a.scene", 2)
 
@@ -144,31 +144,31 @@ async def test_answer_that_is_cut_in_the_middle_is_asked_for_again(held: Held) -
 async def test_patience_ends_while_renderapi_is_away(tmp_path: Path) -> None:
     transfers = Transfers(Identity("http://127.0.0.1:9", 1, ""))
     with pytest.raises(Stopped):
-        await asyncio.to_thread(transfers.inputs, Errand(1, "token", 0.3))
+        await asyncio.to_thread(transfers.inputs, TransferSession(1, "token", 0.3))
 
 
 async def test_refusals_and_odd_files_are_told_and_not_repeated(held: Held, tmp_path: Path) -> None:
-    transfers, errand = Transfers(Identity(held.api.url, held.machine_id, "")), errand_of(held)
+    transfers, session = Transfers(Identity(held.api.url, held.machine_id, "")), session_of(held)
     frame, pipe = tmp_path / "frame.png", tmp_path / "pipe"
     frame.write_bytes(b"x")
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(frame)
     with contextlib.closing(transfers):
         with pytest.raises(InvalidRequest, match="not a file that this attempt"):
-            await asyncio.to_thread(transfers.send, errand, "outputs/other.png", frame, {"X-Digest": "0" * 64})
+            await asyncio.to_thread(transfers.send, session, "outputs/other.png", frame, {"X-Digest": "0" * 64})
         with pytest.raises(InvalidRequest, match="no regular file"):
-            await asyncio.to_thread(transfers.send, errand, "outputs/frame_0001.png", pipe, {})
+            await asyncio.to_thread(transfers.send, session, "outputs/frame_0001.png", pipe, {})
         with pytest.raises(OSError, match="symbolic"):
-            await asyncio.to_thread(transfers.send, errand, "outputs/frame_0001.png", tmp_path / "link", {})
+            await asyncio.to_thread(transfers.send, session, "outputs/frame_0001.png", tmp_path / "link", {})
         with pytest.raises(NotFound):
-            await asyncio.to_thread(transfers.inputs, Errand(held.assign.attempt, "wrong"))
+            await asyncio.to_thread(transfers.inputs, TransferSession(held.assign.attempt, "wrong"))
 
 
 async def test_the_address_that_answers_is_found_among_several(held: Held) -> None:
     """R10 Standby: one of several RenderAPIs dispatches."""
     transfers = Transfers(Identity(f"http://127.0.0.1:9,{held.api.url}", held.machine_id, ""))
     with contextlib.closing(transfers):
-        listed = await asyncio.to_thread(transfers.inputs, errand_of(held))
+        listed = await asyncio.to_thread(transfers.inputs, session_of(held))
     assert listed["scene"] == "a.scene"
 
 
@@ -182,14 +182,14 @@ async def test_pinned_certificate_is_the_only_one_that_is_told_the_token(tmp_pat
         for pinned, works in ((certificate, True), (other, False)):
             identity = Identity(api.url, held.machine_id, "", ssl.DER_cert_to_PEM_cert(pinned.der))
             with contextlib.closing(Transfers(identity)) as transfers:
-                asking = asyncio.to_thread(transfers.inputs, errand_of(held, 1.0))
+                asking = asyncio.to_thread(transfers.inputs, session_of(held, 1.0))
                 if works:
                     assert (await asking)["scene"] == "a.scene"
                     frame = tmp_path / "frame.png"
                     frame.write_bytes(SCENE[: 1 << 22])
                     digest = {"X-Digest": hashlib.blake2b(SCENE[: 1 << 22], digest_size=32).hexdigest()}
                     where = "outputs/frame_0001.png"
-                    await asyncio.to_thread(transfers.send, errand_of(held), where, frame, digest)
+                    await asyncio.to_thread(transfers.send, session_of(held), where, frame, digest)
                     assert (held.directory / "frame_0001.png").read_bytes() == SCENE[: 1 << 22]
                 else:
                     with pytest.raises(Stopped):
@@ -199,7 +199,7 @@ async def test_pinned_certificate_is_the_only_one_that_is_told_the_token(tmp_pat
 async def test_full_disk_of_this_machine_is_not_taken_for_the_network(held: Held) -> None:
     handle = os.open("/dev/full", os.O_RDWR)
     with contextlib.closing(Transfers(Identity(held.api.url, held.machine_id, ""))) as transfers:
-        fetching = asyncio.to_thread(transfers.fetch, errand_of(held, 2.0), "a.scene", len(SCENE), handle, set())
+        fetching = asyncio.to_thread(transfers.fetch, session_of(held, 2.0), "a.scene", len(SCENE), handle, set())
         with pytest.raises(OSError, match="No space left"):
             await fetching
     os.close(handle)

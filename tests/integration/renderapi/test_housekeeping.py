@@ -14,12 +14,11 @@ from renderonline.database.door import Database
 from renderonline.database.work import submit_and_lease
 from renderonline.database.work_control import delete_task
 from renderonline.farm.errors import NoSpace, NotAvailable
-from renderonline.hpcserver import own_files
 from renderonline.hpcserver import transfers as sending_files
 from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.outputs import Good
-from renderonline.hpcserver.own_files import InputCache, OwnFiles, Parcel
-from renderonline.hpcserver.transfers import Transfers
+from renderonline.hpcserver.transfers import OVER, RemoteFiles, Transfers
 from renderonline.renderapi import control, housekeeping
 from renderonline.storage.digests import digest_file
 from renderonline.storage.names import INCOMING
@@ -333,12 +332,12 @@ async def test_finished_frame_waits_for_room_on_the_farms_disk(
 
     async with held_attempt(api, DEFINITION, ("a.scene", b"x")) as held:
         transfers = Transfers(Identity(api.url, held.machine_id, ""))
-        parcel = Parcel(held.assign, OwnFiles(transfers, InputCache(tmp_path / "cache", MIB)), tmp_path / "own")
-        frame = Path(parcel.assign.directory) / "frame_0001.png"
+        remote = RemoteFiles(held.assign, transfers, InputCache(tmp_path / "cache", MIB), tmp_path / "own")
+        frame = Path(remote.assign.directory) / "frame_0001.png"
         frame.parent.mkdir(parents=True)
         frame.write_bytes(b"frame")
         monkeypatch.setattr(housekeeping, "_free_bytes", full)
-        sending = asyncio.ensure_future(parcel.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
+        sending = asyncio.ensure_future(remote.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
 
         async def tried() -> bool:
             return len(refusals) > 2
@@ -349,9 +348,9 @@ async def test_finished_frame_waits_for_room_on_the_farms_disk(
         assert await sending is None
         assert (held.directory / "frame_0001.png").read_bytes() == b"frame"
         monkeypatch.setattr(housekeeping, "_free_bytes", full)
-        canceled = asyncio.ensure_future(parcel.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
-        parcel.errand.stop()
-        assert await canceled == own_files.OVER
+        canceled = asyncio.ensure_future(remote.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
+        remote.session.stop()
+        assert await canceled == OVER
         transfers.close()
 
 

@@ -5,8 +5,7 @@ import pytest
 
 from renderonline.farm.boxes import BoxKind
 from renderonline.farm.films import FILM_ENGINE
-from renderonline.hpcserver.boxes import Boxes, own_directories
-from renderonline.hpcserver.outside import Outside
+from renderonline.hpcserver.boxes import Boxes, Outside, own_directories
 from renderonline.hpcserver.settings import Settings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox.box import Box, Found

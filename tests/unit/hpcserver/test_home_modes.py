@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.database.outbox import Outbox
-from renderonline.hpcserver.home import locked
+from renderonline.hpcserver.settings import locked
 from renderonline.storage.logs import AttemptLog, AttemptLogs
 
 

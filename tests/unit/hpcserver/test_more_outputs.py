@@ -1,7 +1,7 @@
 """Files besides the frames are held to their bounds, and what stays behind is said."""
 
 from renderonline.farm.more_results import MoreResults
-from renderonline.hpcserver.more_outputs import MoreOutputs, is_picture
+from renderonline.hpcserver.outputs import MoreOutputs, is_picture
 
 RULES = MoreResults(take=("*",), leave=("*.tmp",), files=2, mib=1)
 EXPECTED = {"frame_0001.png"}

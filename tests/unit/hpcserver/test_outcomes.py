@@ -4,8 +4,7 @@ import pytest
 
 from renderonline.engines.definition import ReadingRules
 from renderonline.farm.tasks import Outcome
-from renderonline.hpcserver.outcomes import MAX_REASON, decide
-from renderonline.hpcserver.outputs import Bad
+from renderonline.hpcserver.outputs import MAX_REASON, Bad, decide
 
 RULES = ReadingRules(exit_codes={"3": "scene", "137": "license"})
 MISSING = Bad("f.png", "f.png was not written.", missing=True)

@@ -1,7 +1,5 @@
-"""What an attempt has on a machine that does not share the farm's directory: its task's files are fetched before it
-begins, and each finished file is sent before it is reported (`docs/reference/link.md`)."""
+"""Files of tasks on a machine that does not share the farm's directory: fetched once, kept for the next attempts."""
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -13,42 +11,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Final
 
 import structlog
 from blake3 import blake3
 
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import InputFile
-from renderonline.hpcserver.outcomes import Ending, failed, handed_back
-from renderonline.hpcserver.outputs import Bad, Good, inside
-from renderonline.hpcserver.surroundings import in_own_directories
-from renderonline.hpcserver.transfers import Errand, Stopped, Transfers
-from renderonline.protocol.codec import from_wire
-from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)
 
-THREADS: Final = 16
-FETCHES: Final = 4
-"""Files of one task that are fetched at once."""
-HURRY_S: Final = 20.0
-"""An attempt that is handed back tries so long to send what it has."""
-MAX_FILES: Final = 100_000
 WAIT_S: Final = 0.2
 Fetch = Callable[[int, set[int]], None]
 """Writes the file to a handle; the numbers of the parts that are there, to be added to."""
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _CHANGED_NS: Final = 1_000_000_000
 """The modification time of every file in the cache (ns): another one tells that somebody wrote into it."""
 _FICLONE: Final = 0x40049409
 _TRIES: Final = 2
-OVER: Final = handed_back("The farm does not want this attempt any more.")
 
 
 class InputCache:
@@ -72,7 +53,7 @@ class InputCache:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._limit = self._limit or shutil.disk_usage(self._root).total // 10
         for path in list(self._root.iterdir()):
-            if not _DIGEST.fullmatch(path.name) or not _is_unchanged(path):
+            if not DIGEST.fullmatch(path.name) or not _is_unchanged(path):
                 path.unlink()
         self._make_room(0)
 
@@ -180,85 +161,3 @@ def _share(kept: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(kept, target)
         target.chmod(0o444)
-
-
-@dataclass
-class OwnFiles:
-    """What all parcels use."""
-
-    transfers: Transfers
-    cache: InputCache
-
-    def __post_init__(self) -> None:
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="transfers")
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    files: tuple[InputFile, ...]
-
-
-class Parcel:
-    """The files of one attempt, in `place`, a directory of its own. `errand` can be stopped at any time."""
-
-    def __init__(self, assign: Assign, files: OwnFiles, place: Path) -> None:
-        self.assign = in_own_directories(assign, place / "input", place / "output")
-        self.errand = Errand(assign.attempt, assign.token)
-        self._files = files
-        self._pinned: list[str] = []
-
-    async def fetch(self) -> Ending | None:
-        """Have the task's files here; an ending when they can't be."""
-        return await asyncio.get_running_loop().run_in_executor(self._files.threads, self._fetch)
-
-    async def send(self, found: Good) -> Bad | Ending | None:
-        """Send a finished file: what is wrong with it, or why the whole attempt can't go on."""
-        return await asyncio.get_running_loop().run_in_executor(self._files.threads, self._send, found)
-
-    def release(self) -> None:
-        """Its inputs are not needed any more. Blocks."""
-        pinned, self._pinned = self._pinned, []
-        self._files.cache.release(pinned)
-
-    def _fetch(self) -> Ending | None:
-        try:
-            Path(self.assign.root).mkdir(parents=True)
-            with ThreadPoolExecutor(FETCHES) as threads:
-                for _ in threads.map(self._place, _wanted(self._files.transfers.inputs(self.errand))):
-                    pass
-        except Stopped:
-            return OVER
-        except Conflict:
-            return OVER
-        except RenderOnlineError as error:
-            return failed("no_input", error.message)
-        except OSError as error:
-            return failed("no_space", f"The task's files can't be kept here: {error.strerror}.")
-        return None
-
-    def _place(self, one: InputFile) -> None:
-        target = inside(Path(self.assign.root), one.name)
-        self._pinned.append(one.digest)
-        fetch = partial(self._files.transfers.fetch, self.errand, one.name, one.size)
-        self._files.cache.place(one, target, fetch, partial(self.errand.pause, 0))
-
-    def _send(self, found: Good) -> Bad | Ending | None:
-        path, headers = inside(Path(self.assign.directory), found.name), {"X-Digest": found.file.digest}
-        try:
-            self._files.transfers.send(self.errand, f"outputs/{quote(found.name)}", path, headers)
-        except Stopped:
-            return OVER
-        except (NotFound, Conflict):
-            return OVER
-        except RenderOnlineError as error:
-            return Bad(found.name, f"{found.name} was refused: {error.message}")
-        except OSError as error:
-            return Bad(found.name, f"{found.name} can't be read: {error.strerror}.")
-        return None
-
-
-def _wanted(answer: Any) -> tuple[InputFile, ...]:
-    found = from_wire(_Inputs, answer).files
-    if len(found) > MAX_FILES or not all(_DIGEST.fullmatch(one.digest) for one in found):
-        raise InvalidRequest("RenderAPI names files of the task that can't be.")
-    return found

@@ -1,4 +1,4 @@
-"""What an engine finds around it: a clean environment and a home and temporary directory of its own (R8 Process trees).
+"""The environment variables, home and temporary directory of an attempt, instead of the account's (R8 Process trees).
 
 Nothing is inherited but what an engine needs to find its libraries, its language and its graphics card: no secret of
 the account that runs HPCServer reaches a scene's scripts.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from renderonline.hpcserver.process_table import MARK
-from renderonline.hpcserver.surroundings import (
+from renderonline.hpcserver.scratch import (
     INHERITED,
     Scratch,
     clean_environment,
