@@ -78,8 +78,9 @@ class TaskRow:
     @classmethod
     def of(cls, values: Sequence[Any]) -> "TaskRow":
         """From the values of `COLUMNS`."""
-        *plain, warnings = values[: -len(_COUNTERS)]
-        return cls(*(*plain, json_texts(warnings), Counters(*values[-len(_COUNTERS) :])))
+        named = dict(zip(_NAMES, values, strict=True))
+        counters = Counters(**{state.value: named.pop(column) for state, column in _COUNTERS.items()})
+        return cls(**named | {"warnings": json_texts(named["warnings"]), "counters": counters})
 
     def add(self, state: ChunkState, number: int) -> None:
         """Count chunks in this state that were made, or (negative) removed."""
@@ -109,9 +110,8 @@ class TaskRow:
 
 
 _COUNTERS: Final = {state: f"chunks_{state.value}" for state in ChunkState}
-COLUMNS: Final = tuple(
-    tasks.c[name] for name in (*(one.name for one in fields(TaskRow) if one.name != "counters"), *_COUNTERS.values())
-)
+_NAMES: Final = (*(one.name for one in fields(TaskRow) if one.name != "counters"), *_COUNTERS.values())
+COLUMNS: Final = tuple(tasks.c[name] for name in _NAMES)
 _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
 _KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
@@ -162,6 +162,13 @@ class ChunkRow:
     reason: str | None
     frames: FrameRange | None
 
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "ChunkRow":
+        """From the values of `_CHUNK`."""
+        named = dict(zip(_CHUNK_NAMES, values, strict=True))
+        frames = frames_of(*(named.pop(name) for name in FRAMES))
+        return cls(**named | {"state": ChunkState(named["state"]), "frames": frames})
+
 
 @dataclass(slots=True)
 class AttemptRow:
@@ -182,7 +189,8 @@ class AttemptRow:
     peak_memory_mib: int
 
 
-_CHUNK: Final = tuple(chunks.c[name] for name in (*(one.name for one in fields(ChunkRow)[:-1]), *FRAMES))
+_CHUNK_NAMES: Final = (*(one.name for one in fields(ChunkRow) if one.name != "frames"), *FRAMES)
+_CHUNK: Final = tuple(chunks.c[name] for name in _CHUNK_NAMES)
 _ATTEMPT: Final = tuple(attempts.c[one.name] for one in fields(AttemptRow))
 _OF_TASK: Final = chunks.join(tasks, tasks.c.task_id == chunks.c.task_id)
 _BEGUN: Final = exists().where(attempts.c.chunk_id == chunks.c.chunk_id)
@@ -253,8 +261,7 @@ class Sheet:
     def _know(self, row: Sequence[Any]) -> None:
         chunk, task = row[: len(_CHUNK)], row[len(_CHUNK) :]
         if chunk[0] not in self.chunks:
-            known = self.chunks[chunk[0]] = ChunkRow(*(*chunk[:-3], frames_of(*chunk[-3:])))
-            known.state = ChunkState(known.state)
+            self.chunks[chunk[0]] = ChunkRow.of(chunk)
         if task[0] not in self.tasks:
             self.tasks[task[0]] = TaskRow.of(task)
 

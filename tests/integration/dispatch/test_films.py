@@ -9,7 +9,7 @@ from renderonline.database.schema import subscriptions
 from renderonline.database.submissions import NewChunk
 from renderonline.database.tasks import TaskView, Wanted, list_tasks
 from renderonline.database.work import assign
-from renderonline.database.work_loading import Attempt
+from renderonline.database.work_loading import AttemptFacts
 from renderonline.farm.errors import Conflict, LimitReached, NotFound
 from renderonline.farm.films import FILM_ENGINE, Film
 from renderonline.farm.frames import FrameRange
@@ -184,7 +184,7 @@ async def test_a_v1_machine_that_takes_it_whole_leaves_the_film_to_others(rig: R
     await rig.control.resume(row, user_id=rig.user_id)
     chunk = next(one for one in await rig.chunks(row) if one.kind == ChunkKind.RENDER)
     machine_id = await rig.add_machine()
-    new = Attempt(2**41, "token", chunk.chunk_id, row, rig.user_id, machine_id, "/nowhere", whole=True)
+    new = AttemptFacts(2**41, "token", chunk.chunk_id, row, rig.user_id, machine_id, "/nowhere", whole=True)
     done = await rig.database.write(partial(assign, wanted=[new], moment=rig.dispatcher.shared.now()))
     assert done.leases[2**41].frames == FrameRange(1, 3)
     kinds = [one.kind for one in await rig.chunks(row)]
