@@ -1,7 +1,6 @@
 """`renderonline submit`, and which files it sends: their names there are relative to the folder of the scene."""
 
 import os
-import shutil
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,11 +25,13 @@ commands = group("Submitting.")
 
 @dataclass(frozen=True, slots=True)
 class SceneFiles:
-    """What is sent: the scene, its name there, and the other files (names there -> files here)."""
+    """What is sent: the scene, its name there, and the other files (names there -> files here). `unpack`: it is a ZIP
+    with a scene of that name in it."""
 
     path: Path
     scene: str
     inputs: Mapping[str, Path]
+    unpack: bool = False
 
 
 @command(
@@ -95,16 +96,18 @@ def submit(
         early = unbaked_told(scene.unbaked) if most > max(chunk, 1) else []
         for text in early:  # before anything is sent: Ctrl-C, and bake
             show.note(f"Warning: {text}")
-        sent = _sent(client, file, [*(others or []), *scene.inside], folder, stack)
+        engines = client.admin.engines()
+        sent = _sent(file, [*(others or []), *scene.inside], folder, engines)
         if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths or scene.outside):
             inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
             sent = replace(sent, inputs=inputs)
-        chosen = engine or guess_engine(client.admin.engines(), sent.path)
+        chosen = engine or guess_engine(engines, Path(sent.scene))
         step = stack.enter_context(show.bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
             sent.path,
             scene=sent.scene,
             inputs=sent.inputs,
+            unpack=sent.unpack,
             engine=chosen,
             arguments=arguments,
             frames=frames,
@@ -131,13 +134,12 @@ def submit(
     return code
 
 
-def _sent(client: Client, file: Path, others: list[Path], folder: Path | None, stack: ExitStack) -> SceneFiles:
+def _sent(file: Path, others: list[Path], folder: Path | None, engines: list[Item]) -> SceneFiles:
     if file.suffix.casefold() == ".zip":
         if others or folder is not None:
             raise InvalidRequest(f"{file.name} is a ZIP: put into it what the scene needs, or unpack it.")
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")))
-        engines = client.admin.engines()
-        return unpacked(file, directory, {one.casefold() for engine in engines for one in engine["extensions"]})
+        scene = scene_in(file, {one.casefold() for engine in engines for one in engine["extensions"]})
+        return SceneFiles(file, scene, {}, unpack=True)
     return gathered(file, others, folder)
 
 
@@ -185,29 +187,21 @@ def gathered(scene: Path, others: Iterable[Path] = (), folder: Path | None = Non
     return SceneFiles(found.pop(main), main, found)
 
 
-def unpacked(archive: Path, directory: Path, extensions: Collection[str]) -> SceneFiles:
-    """The files of a ZIP, unpacked into `directory`; its scene is the one file with one of the `extensions` (in lower
-    case) that lies nearest to the top."""
+def scene_in(archive: Path, extensions: Collection[str]) -> str:
+    """The name of the scene in a ZIP: the one file with one of the `extensions` (in lower case) that lies nearest to
+    the top. `InvalidRequest` when there is none, or more than one."""
     try:
         with zipfile.ZipFile(archive) as found:
-            members = {names.name_in_zip(one): one for one in found.infolist()}
-            wanted = [one for one in members if not one.endswith("/") and "__MACOSX/" not in one]
-            places = {name: directory / held for name, held in names.fitted(wanted).items()}
-            for name, place in places.items():
-                names.check_relative(name, name)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with found.open(members[name]) as source, place.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            inside = [name for name, _ in names.files_in_zip(found)]
+    except (zipfile.BadZipFile, OSError) as error:
         raise InvalidRequest(f"{archive} can't be unpacked: {error}.") from None
-    fitting = [name for name in places if PurePosixPath(name).suffix.casefold() in extensions]
+    fitting = [name for name in inside if PurePosixPath(name).suffix.casefold() in extensions]
     top = min((name.count("/") for name in fitting), default=0)
     scenes = [name for name in fitting if name.count("/") == top]
     if len(scenes) != 1:
-        told = ", ".join(scenes[:5]) or "none"
-        raise InvalidRequest(f"Which file of {archive.name} is the scene ({told})? Unpack it and use --folder.")
-    (scene,) = scenes
-    return SceneFiles(places.pop(scene), scene, places)
+        listed = ", ".join(scenes[:5]) or "none"
+        raise InvalidRequest(f"Which file of {archive.name} is the scene ({listed})? Unpack it and use --folder.")
+    return scenes[0]
 
 
 def _name(path: Path, folder: Path) -> str:

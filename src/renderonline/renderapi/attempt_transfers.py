@@ -168,7 +168,7 @@ class AttemptTransfers:
         self._shared.files.receives(attempt_id, folder)
         self._shared.moved(holder.machine_id)
         try:
-            await self._places.check_disk(Path(holder.directory), length)
+            await asyncio.to_thread(self._places.check_disk, Path(holder.directory), length)
             arrival = await asyncio.to_thread(Arrival, holder.directory, name)
             whole = False
             found = hashlib.blake2b(digest_size=32)

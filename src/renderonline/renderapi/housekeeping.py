@@ -68,18 +68,18 @@ class Places:
             if length > self.limit:
                 raise too_large(self.limit)
             found = await self._of_engines() or {self._files}
-            self.check_room(await asyncio.to_thread(lambda: max(map(_free_bytes, found))), length)
+            self._check(await asyncio.to_thread(lambda: max(map(_free_bytes, found))), length)
 
-    async def check_disk(self, directory: Path, length: int) -> None:
-        """Raise `NoSpace` when so many bytes more have no room where `directory` is."""
-        self.check_room(await asyncio.to_thread(_free_bytes, directory), length)
+    def check_disk(self, directory: Path, length: int = 0) -> None:
+        """Raise `NoSpace` when so many bytes more have no room where `directory` is. Blocks."""
+        self._check(_free_bytes(directory), length)
 
     def watched(self, directory: Path, take: Take) -> Take:
         """`take`, with a look at the disk before each piece: what had room when it began may have lost it to what
         others send meanwhile. `NoSpace` then."""
 
         def look(piece: memoryview) -> object:
-            self.check_room(_free_bytes(directory), len(piece))
+            self.check_disk(directory, len(piece))
             return take(piece)
 
         return look
@@ -89,8 +89,7 @@ class Places:
         free = await asyncio.to_thread(_free_bytes, directory)
         return max(min(free - self._reserve, self.limit), 0)
 
-    def check_room(self, free: int, length: int) -> None:
-        """Raise `NoSpace` when so many bytes leave too little of the disk."""
+    def _check(self, free: int, length: int) -> None:
         if free - length < self._reserve:
             raise NoSpace("The server has no room for a file of this size. Delete tasks that are not needed any more.")
 
@@ -105,7 +104,7 @@ class Places:
     def place(self, stage: Stage, engine: EngineRow, user_id: int) -> Path:
         """Make a task's directory below the engine's download path, with the files of an upload in it. Blocks."""
         root = self.root_of(engine)
-        self.check_room(_free_bytes(root), 0)
+        self.check_disk(root)
         with disk_errors():
             directory = names.make_task_directory(root, user_id, names.ticks_of(datetime.now().astimezone()))
             try:

@@ -128,7 +128,7 @@ class Uploads:
         """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`, `ClientDisconnect`."""
         root, upload_id = await self._places.staging(), secrets.token_hex(16)
         directory = root / names.INCOMING / f"{user_id}-{upload_id}"
-        await self._places.check_disk(root, 3 * length)
+        await asyncio.to_thread(self._places.check_disk, root, 3 * length)
         announcement = Announcement(directory.with_name(f"{upload_id}{names.PART}"))
         long = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
         try:
@@ -188,7 +188,7 @@ class Uploads:
                     raise WrongOffset(f"The file goes on at byte {there}.", offset=there)
                 if length > stage.files[index].size - there:
                     raise InvalidRequest("This is more than was announced of the file.", code="too_long")
-                await self._places.check_disk(stage.directory, length)
+                await asyncio.to_thread(self._places.check_disk, stage.directory, length)
                 async with _in_threads(stage.opened(index)) as handle:
                     watched = self._places.watched(stage.directory, len)
                     await receive_body(request, handle, length=length, update=watched)
@@ -202,7 +202,7 @@ class Uploads:
         session = await self.find(user_id, upload_id)
         if session.taken:
             raise Conflict("A task is being made of this upload.", code="busy")
-        await self._places.check_disk(session.stage.directory, length)
+        await asyncio.to_thread(self._places.check_disk, session.stage.directory, length)
         session.putting += 1
         reader = staging.PackReader(session.stage)
         try:
@@ -236,7 +236,8 @@ class Uploads:
                 prepared = await arriving.receive(request, length, check)
             yield Session(arriving.upload_id, arriving.stage(), self._aside), prepared
         finally:
-            await asyncio.to_thread(arriving.remove)
+            if arriving.is_there():
+                await asyncio.to_thread(arriving.remove)
 
     @contextlib.asynccontextmanager
     async def taking(
@@ -336,8 +337,9 @@ class _Arriving:
         body = Body(request, length or None)
         stopped = await body.read(form.take)
         if form.file_names:
-            await self._begin(request, length, check)
-            stopped = bool(await in_thread(request, form.go_on)) or await body.read(self._watched())
+            root = await self._root(check)
+            stopped = bool(await in_thread(request, partial(self._begin, root, length)))
+            stopped = stopped or await body.read(self._watched())
         if not stopped:
             form.finish()
         self._close()
@@ -352,32 +354,37 @@ class _Arriving:
         assert self._directory is not None
         return Stage(self._directory, self._sums.of(names.clean_file_name(self._form.file_names[0])))
 
+    def is_there(self) -> bool:
+        """Whether something is stored: the upload of a committed task was removed already."""
+        return self._handle is not None or (self._directory is not None and self._directory.exists())
+
     def remove(self) -> None:
         """Remove what was stored. Blocks."""
         self._close()
         if self._directory is not None:
             staging.remove(self._directory)
 
-    async def _begin(self, request: Request, length: int, check: Check) -> None:
-        """The file begins: check what is known, and make a place for it."""
+    async def _root(self, check: Check) -> Path | None:
+        """The download path of the file that begins; None when a rule is broken as far as the form is known."""
         form = self._form
         if not form.requests:
-            root = await self._places.staging()
-        else:
-            self._checked = form.parts
-            try:
-                self._prepared = await check(form)
-                root = self._places.root_of(self._prepared.engine)
-                await self._places.check_disk(root, length)
-            except RenderOnlineError as error:
-                form.refuse(error)
-                return
-        await in_thread(request, partial(self._open, root))
+            return await self._places.staging()
+        self._checked = form.parts
+        try:
+            self._prepared = await check(form)
+            return self._places.root_of(self._prepared.engine)
+        except RenderOnlineError as error:
+            form.refuse(error)
+            return None
 
-    def _open(self, root: Path) -> None:
-        self._directory = names.incoming_directory(root) / f"{self.upload_id}{names.PART}"
-        self._handle = staging.open_single(self._directory)
-        self._form.store(writing(self._handle, self._sums.update))
+    def _begin(self, root: Path | None, length: int) -> bool:
+        """Store the file from its first bytes on, which were read already; returns whether to stop reading."""
+        if root is not None:
+            self._places.check_disk(root, length)
+            self._directory = names.incoming_directory(root) / f"{self.upload_id}{names.PART}"
+            self._handle = staging.open_single(self._directory)
+            self._form.store(writing(self._handle, self._sums.update))
+        return self._form.go_on()
 
     def _watched(self) -> Callable[[memoryview], object]:
         take = self._form.take

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Final
-from zipfile import ZipInfo
+from zipfile import ZipFile, ZipInfo
 
 from renderonline.farm.errors import Unfit
 from renderonline.storage import modes
@@ -117,6 +117,12 @@ def check_relative(name: str, new: str) -> None:
         raise Unfit(f"{MAPPING} is the farm's own: call your file something else.", code="bad_name")
     if any(part.startswith(UNFINISHED) for part in parts):
         raise Unfit(f"Names that begin with {UNFINISHED} are the farm's own.", code="bad_name")
+
+
+def files_in_zip(archive: ZipFile) -> list[tuple[str, ZipInfo]]:
+    """The files of a ZIP with their names, without folders and what macOS adds to each file."""
+    named = [(name_in_zip(member), member) for member in archive.infolist()]
+    return [(name, member) for name, member in named if not name.endswith("/") and "__MACOSX/" not in name]
 
 
 def name_in_zip(member: ZipInfo) -> str:

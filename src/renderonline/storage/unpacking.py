@@ -12,7 +12,7 @@ from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
 from renderonline.sandbox.box import NO_BOX, Found
 from renderonline.storage.announcing import checked
 from renderonline.storage.confined import Confined
-from renderonline.storage.names import name_in_zip
+from renderonline.storage.names import files_in_zip
 from renderonline.storage.staging import Announced, Stage
 
 TIME_S: Final = 300.0
@@ -54,15 +54,15 @@ def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
     most = min(most_bytes, max(SMALL_BYTES, MOST_RATIO * Path(archive).stat().st_size))
     try:
         with zipfile.ZipFile(archive) as zipped:
-            members = [one for one in zipped.infolist() if not name_in_zip(one).endswith("/")]
-            if any(stat.S_ISLNK(one.external_attr >> 16) or one.flag_bits & 1 for one in members):
+            members = files_in_zip(zipped)
+            if any(stat.S_ISLNK(member.external_attr >> 16) or member.flag_bits & 1 for _, member in members):
                 return "broken", "Links and encrypted files in a ZIP are not taken."
-            announced = [Announced(name_in_zip(one), one.file_size) for one in members]
+            announced = [Announced(name, member.file_size) for name, member in members]
             checked(announced)
             if sum(one.size for one in announced) > most:
                 return "large", f"The ZIP holds more than {most >> 20} MiB."
             stage = Stage.create(Path(directory), announced)
-            for index, member in enumerate(members):
+            for index, (_, member) in enumerate(members):
                 _extract(zipped, member, stage, index)
     except Unfit as error:
         return "name", error.message

@@ -37,7 +37,8 @@ async def test_a_zip_is_unpacked_and_keeps_its_folders(api: Running) -> None:
     mine = Uploader(api)
     folder = zipfile.ZipInfo("pack/tex/")
     files = {"pack/a.txt": b"scene", "pack/tex/wood.png": b"wood" * 1000, "pack/empty": b""}
-    upload_id = await sent(mine, zipped((folder, b""), *files.items()))
+    macos = ("__MACOSX/pack/._a.txt", b"of the Finder")
+    upload_id = await sent(mine, zipped((folder, b""), macos, *files.items()))
     task = (await mine.submit(upload_id, unpack=True)).json()
     assert task["file_name"] == "pack/a.txt"
     (scene,) = api.settings.files.glob("*/*/pack/a.txt")

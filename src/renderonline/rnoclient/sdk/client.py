@@ -56,6 +56,7 @@ class Client:
         engine: str,
         scene: str = "",
         inputs: Mapping[str, str | Path] | None = None,
+        unpack: bool = False,
         arguments: Mapping[str, str] | None = None,
         frames: str | None = None,
         name: str = "",
@@ -76,7 +77,9 @@ class Client:
         (R4.1 Submit once).
 
         `scene` is its name there, perhaps in folders (`shots/a.blend`; by default the file's), and `inputs` has the
-        other files that it needs: names there -> files here. `progress` is first told what the farm has already.
+        other files that it needs: names there -> files here. `unpack`: the file is a ZIP that the farm unpacks, and
+        `scene` the name of the scene in it, "" when only one file can be it. `progress` is first told what the farm
+        has already.
         `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
         asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
         memory_mib, gpus, gpu_memory_mib, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`:
@@ -92,8 +95,9 @@ class Client:
         request |= {"strict": True} if strict else {}
         request |= {**({"names": names} if names else {}), **({"deliver": deliver} if deliver else {})}
         path = Path(file)
-        main = scene or path.name
-        files = {main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
+        main = scene or ("" if unpack else path.name)
+        files = {path.name if unpack else main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
+        request |= {"unpack": True} if unpack else {}
         alone = len(files) == 1 and main == path.name
         if not alone or transfers.size_of(path) >= LARGE:
             try:
