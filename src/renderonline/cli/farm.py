@@ -12,7 +12,7 @@ from renderonline.cli.supervise import leash
 from renderonline.farm.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from renderonline.hpcserver.checking import Finding
+    from renderonline.hpcserver.checking import CheckResult
 
 WARNED: Final = 6
 """The exit code of `node --check` when nothing is worse than a warning."""
@@ -187,7 +187,7 @@ def _hide_code(code: str) -> None:
         os.execv(sys.executable, [sys.executable, *argv[1:]])  # noqa: S606 (this program itself)
 
 
-def show_findings(findings: "Sequence[Finding]", *, as_json: bool) -> int:
+def show_findings(findings: "Sequence[CheckResult]", *, as_json: bool) -> int:
     """Print what `node --check` found; its exit code."""
     from renderonline.hpcserver.checking import Level
 

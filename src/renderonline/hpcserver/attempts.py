@@ -37,10 +37,10 @@ from renderonline.hpcserver.kernels import ENGINE, AttemptCards, Kernels
 from renderonline.hpcserver.outputs import (
     Bad,
     Checkers,
-    Ending,
     Good,
     MoreOutputs,
     Stamp,
+    Verdict,
     decide,
     failed,
     handed_back,
@@ -50,7 +50,7 @@ from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Pr
 from renderonline.hpcserver.scratch import Scratch, clean_environment, in_ascii, link, shares_files, unlink
 from renderonline.hpcserver.settings import Settings
 from renderonline.hpcserver.spawner import MOST_PROCESSES
-from renderonline.hpcserver.telemetry import Usage, kernel_oom_kills
+from renderonline.hpcserver.telemetry import ProcessUsage, kernel_oom_kills
 from renderonline.hpcserver.transfers import HURRY_S, PreviewSender, RemoteFiles, Transfers
 from renderonline.protocol.codec import from_wire
 from renderonline.protocol.link import Assign, Progress, Result, Started
@@ -79,7 +79,7 @@ FULL: Final = 2 * RESERVE
 """With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
 INPUTS: Final = "RENDERONLINE_INPUTS"
 """The variable that tells an engine where its task's files lie."""
-APART: Final = Ending(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
+APART: Final = Verdict(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Attempt:
         self._rules = ReadingRules()
         self._reader = OutputReader(self._rules, assign.frames)
         self._queueing: asyncio.Task[bool] | None = None
-        self._verdict: Ending | None = None
+        self._verdict: Verdict | None = None
         self._failure: tuple[str, str] | None = None
         self._reason = ""
         self._warnings: dict[str, None] = {}
@@ -145,7 +145,7 @@ class Attempt:
         self._one_picture = asyncio.Lock()
         """Pictures that take long to decode keep no checker from the other attempts."""
         self._ended = Ended(None)
-        self._used = Usage(0.0, 0)
+        self._used = ProcessUsage(0.0, 0)
         self._seen_at = self._active_at = 0.0
         self._peak_bytes = self._oom_kills = self._file_bytes = 0
         self._newest = ""
@@ -154,7 +154,7 @@ class Attempt:
         self._device = ""
         """On what it renders, as it says itself."""
 
-    def end(self, ending: Ending, grace_s: float | None = None) -> None:
+    def end(self, ending: Verdict, grace_s: float | None = None) -> None:
         """End it for this reason; the first reason counts, a later call can only shorten the grace (seconds)."""
         if self._verdict is None:
             self._verdict = ending
@@ -169,7 +169,7 @@ class Attempt:
 
     def cancel(self, reason: str) -> None:
         """RenderAPI, or whoever has the word, wants it no more."""
-        self.end(Ending(Outcome.CANCELED, "", reason))
+        self.end(Verdict(Outcome.CANCELED, "", reason))
 
     def stop_transfers(self) -> None:
         """HPCServer ends: nothing more is fetched or sent."""
@@ -179,7 +179,7 @@ class Attempt:
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
         resources, assign = self._resources, self.assign
-        preparing: asyncio.Task[Ending | None] | None = None
+        preparing: asyncio.Task[Verdict | None] | None = None
         try:
             await resources.journal.store(Held(assign.attempt, assign.token, assign.directory))
             preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
@@ -190,7 +190,7 @@ class Attempt:
                     self._cards.release()
                     resources.slots.release()  # before the end is told: the next assignment may come at once
             else:
-                ending = self._verdict or Ending(Outcome.CANCELED)
+                ending = self._verdict or Verdict(Outcome.CANCELED)
         except NoSpace as error:
             ending = handed_back(str(error))
         code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
@@ -218,7 +218,7 @@ class Attempt:
         await asyncio.wait({self._queueing})
         return not self._queueing.cancelled()
 
-    async def _live(self, preparing: "asyncio.Task[Ending | None]") -> Ending:
+    async def _live(self, preparing: "asyncio.Task[Verdict | None]") -> Verdict:
         try:
             ending = await preparing
             if (ending := self._verdict or ending or self._cards.take()) is not None:
@@ -236,7 +236,7 @@ class Attempt:
                 self._ended = await self.process.wait()
             return failed("machine", f"HPCServer failed: {type(error).__name__}: {error}")
 
-    async def _prepare(self) -> Ending | None:
+    async def _prepare(self) -> Verdict | None:
         """Make everything ready; an ending when it can't be."""
         resources = self._resources
         ending = await resources.in_thread(self._make_ready)
@@ -248,7 +248,7 @@ class Attempt:
             ending = self._verdict or await self._remote.fetch() or await resources.in_thread(self._make_ready)
         return ending
 
-    def _make_ready(self) -> Ending | None:
+    def _make_ready(self) -> Verdict | None:
         """In a thread. `APART`: the task's files have to be fetched first."""
         assign = self.assign
         if assign.engine.casefold() not in self._resources.engines:
@@ -305,7 +305,7 @@ class Attempt:
         if self._verdict is not None:
             self.end(self._verdict)  # it was canceled while it was being started
         limit = assign.limits.time_s
-        late = Ending(Outcome.TIMED_OUT, "timed_out", f"It ran longer than {limit:g} s.")
+        late = Verdict(Outcome.TIMED_OUT, "timed_out", f"It ran longer than {limit:g} s.")
         timer = asyncio.get_running_loop().call_later(limit, self.end, late) if limit > 0 else None
         try:
             return await process.wait()
@@ -315,7 +315,7 @@ class Attempt:
             self._take(self._reader.rest())
             await resources.in_thread(unlink, self._root, links)
 
-    def observe(self, used: Usage, now: float) -> None:
+    def observe(self, used: ProcessUsage, now: float) -> None:
         """Take note of what the process tree uses and hold it to its limits."""
         limits, passed = self.assign.limits, now - self._seen_at
         if passed > OWN_PAUSE_S or abs(used.cpu_s - self._used.cpu_s) > BUSY_SHARE * passed:
@@ -330,7 +330,7 @@ class Attempt:
             self.end(failed("too_many_processes", reason), grace_s=0.0)
         elif limits.stall_s and now - self._active_at > limits.stall_s:
             reason = f"It wrote nothing and used no CPU time for {limits.stall_s:g} s."
-            self.end(Ending(Outcome.STALLED, "stalled", reason))
+            self.end(Verdict(Outcome.STALLED, "stalled", reason))
 
     def _read(self, lines: Sequence[str]) -> None:
         self._active_at = time.monotonic()
@@ -385,7 +385,7 @@ class Attempt:
             return None
         return await self._check(name)
 
-    async def _judge(self, ended: Ended) -> Ending:
+    async def _judge(self, ended: Ended) -> Verdict:
         for check in self._checking.values():
             await check
         verdict = self._verdict

@@ -35,7 +35,7 @@ class Level(StrEnum):
     ERROR = "ERROR"
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One line of the check."""
 
     subject: str
@@ -45,15 +45,15 @@ class Finding(NamedTuple):
 
 def findings(
     settings: Settings, engines: Sequence[FoundEngine], url: str = "", fingerprint: str = ""
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Everything that was looked at, in the order in which it is read. `url`: the farm that is asked for; "" is the one
     that this machine has joined. Blocks; asks the farm once."""
     try:
         found = probe(settings.sandbox)
-        yield Finding("sandbox", *_box(found))
+        yield CheckResult("sandbox", *_box(found))
     except NoBox as error:
         found = Found()
-        yield Finding("sandbox", error.message, Level.ERROR)
+        yield CheckResult("sandbox", error.message, Level.ERROR)
     yield account()
     yield _secrets(settings.home, found)
     yield from _engines(settings, engines)
@@ -71,15 +71,15 @@ def told(found: Found) -> str:
     return "none: any scene can read and write what this account can"
 
 
-def account() -> Finding:
+def account() -> CheckResult:
     """Whose rights engines would have without a box, and the box itself has."""
     if os.geteuid() == 0:
-        return Finding("user", "root: make an account for renderers", Level.WARNING)
+        return CheckResult("user", "root: make an account for renderers", Level.WARNING)
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # an account that has no name
         name = f"number {os.geteuid()}"
-    return Finding("user", name)
+    return CheckResult("user", name)
 
 
 def _box(found: Found) -> tuple[str, Level]:
@@ -87,55 +87,55 @@ def _box(found: Found) -> tuple[str, Level]:
     return told(found) + advice, Level.WARNING if found.kind == BoxKind.NONE else Level.OK
 
 
-def _secrets(home: Path, found: Found) -> Finding:
+def _secrets(home: Path, found: Found) -> CheckResult:
     """Who can read the machine's secret: other accounts by its mode, engines when nothing keeps them from it."""
     path = home / enrolment.FILE
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return Finding("secrets", "none yet: this machine has joined no farm")
+        return CheckResult("secrets", "none yet: this machine has joined no farm")
     except OSError as error:
-        return Finding("secrets", f"{path} can't be read: {error.strerror}", Level.ERROR)
+        return CheckResult("secrets", f"{path} can't be read: {error.strerror}", Level.ERROR)
     name = f"{path.name} {stat.S_IMODE(mode):04o}"
     if mode & _OTHERS:
-        return Finding("secrets", f"{name}, others can read it: chmod 600 {path}", Level.ERROR)
+        return CheckResult("secrets", f"{name}, others can read it: chmod 600 {path}", Level.ERROR)
     if found.kind == BoxKind.NONE:
-        return Finding("secrets", f"{name}, but engines can read it: they have no box", Level.WARNING)
-    return Finding("secrets", f"{name}, not visible to engines")
+        return CheckResult("secrets", f"{name}, but engines can read it: they have no box", Level.WARNING)
+    return CheckResult("secrets", f"{name}, not visible to engines")
 
 
-def _engines(settings: Settings, engines: Sequence[FoundEngine]) -> Iterator[Finding]:
+def _engines(settings: Settings, engines: Sequence[FoundEngine]) -> Iterator[CheckResult]:
     for engine in engines:
-        yield Finding("engine", f"{engine.name} {engine.version}".strip() + f": {engine.prefix[0]}")
+        yield CheckResult("engine", f"{engine.name} {engine.version}".strip() + f": {engine.prefix[0]}")
     there = {engine.name.casefold() for engine in engines}
     for name, program in settings.engines.items():
         if name.casefold() not in there:
             text = f"{name} of the settings is not there or does not answer: {program}"
-            yield Finding("engine", text, Level.WARNING)
+            yield CheckResult("engine", text, Level.WARNING)
     if not engines and not settings.engines:
         text = "none found: renderonline engine install blender, or name one with --engine NAME=PATH"
-        yield Finding("engine", text, Level.WARNING)
+        yield CheckResult("engine", text, Level.WARNING)
 
 
-def _cards(settings: Settings) -> Finding:
+def _cards(settings: Settings) -> CheckResult:
     cards = find_cards(settings.cards).cards
     told = [f"{card.name} ({card.kind}{f', {card.memory_mib} MiB' if card.memory_mib else ''})" for card in cards]
-    return Finding("cards", ", ".join(told) or "none found: Cycles renders on the processor")
+    return CheckResult("cards", ", ".join(told) or "none found: Cycles renders on the processor")
 
 
-def _disk(home: Path) -> Finding:
+def _disk(home: Path) -> CheckResult:
     place = next(path for path in (home, *home.parents) if os.path.exists(path))
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding("disk", f"{place} can't be used: {error.strerror}", Level.ERROR)
+        return CheckResult("disk", f"{place} can't be used: {error.strerror}", Level.ERROR)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding("disk", f"{place} can't be written by this account", Level.ERROR)
+        return CheckResult("disk", f"{place} can't be written by this account", Level.ERROR)
     text = f"{free / 1e9:.1f} GB free in {place}"
-    return Finding("disk", text, Level.OK if free >= LITTLE_BYTES else Level.WARNING)
+    return CheckResult("disk", text, Level.OK if free >= LITTLE_BYTES else Level.WARNING)
 
 
-def _farm(home: Path, url: str, fingerprint: str) -> Finding:
+def _farm(home: Path, url: str, fingerprint: str) -> CheckResult:
     try:
         identity = enrolment.kept(home)
         if url and (identity is None or not identity.is_of(url)):
@@ -143,9 +143,11 @@ def _farm(home: Path, url: str, fingerprint: str) -> Finding:
         elif identity is not None:
             caller = identity.caller()
         else:
-            return Finding("farm", "not joined yet: renderonline machine invite, on the farm, prints the line to type")
+            return CheckResult(
+                "farm", "not joined yet: renderonline machine invite, on the farm, prints the line to type"
+            )
         version = enrolment.version_at(caller)
     except RenderOnlineError as error:
-        return Finding("farm", error.message, Level.ERROR)
+        return CheckResult("farm", error.message, Level.ERROR)
     joined = ", not joined yet" if identity is None else f", joined as machine {identity.machine_id}"
-    return Finding("farm", f"{caller.url} answers (RenderOnline {version}){joined}")
+    return CheckResult("farm", f"{caller.url} answers (RenderOnline {version}){joined}")

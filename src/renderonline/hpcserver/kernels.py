@@ -25,7 +25,7 @@ from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver.boxes import Boxes, own_box
 from renderonline.hpcserver.card_rack import Rack, device_files, variables
 from renderonline.hpcserver.card_tools import FoundCard
-from renderonline.hpcserver.outputs import Ending, handed_back
+from renderonline.hpcserver.outputs import Verdict, handed_back
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.scratch import Scratch, clean_environment
 from renderonline.protocol.link import Assign
@@ -147,7 +147,7 @@ class AttemptCards:
         self._cards: Sequence[FoundCard] | None = None
         """None: it may use all that this machine has."""
 
-    def take(self) -> Ending | None:
+    def take(self) -> Verdict | None:
         """Take the cards that it is to have for itself; an ending when they are not free."""
         wanted = self._assign.cards
         if wanted < 0:

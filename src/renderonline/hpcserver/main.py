@@ -90,7 +90,7 @@ def run_v1(settings: Settings) -> int:
     return 0
 
 
-def check(settings: Settings, *, url: str = "", fingerprint: str = "") -> list[checking.Finding]:
+def check(settings: Settings, *, url: str = "", fingerprint: str = "") -> list[checking.CheckResult]:
     """What there is to say of this computer as a machine of the farm at `url` ("": the one that it has joined)."""
     film = film_engine()
     engines = (*_find_engines(settings), *([film] if film is not None else []))
@@ -132,11 +132,11 @@ class _Machine:
             await runner.start()
             compiling = asyncio.create_task(resources.kernels.compile(rack))
             down.callback(compiling.cancel)
-            desk = telemetry.Desk(settings.idle_minutes, settings.max_load)
+            owners_use = telemetry.OwnersUse(settings.idle_minutes, settings.max_load)
             link = Link(
                 identity,
                 hello=lambda: msgspec.structs.replace(hello, held=runner.held(), cards=rack.cards),
-                load=lambda: telemetry.load(settings.home, runner.full or desk.why(), rack.loads()),
+                load=lambda: telemetry.load(settings.home, runner.full or owners_use.why(), rack.loads()),
                 runner=runner,
                 on_welcome=lambda: self._home.say_ready(**known),
                 heartbeat_s=settings.heartbeat_s,

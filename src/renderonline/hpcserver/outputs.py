@@ -300,14 +300,14 @@ SIGNALED: Final = 128
 MAX_REASON: Final = 1_000
 
 
-class Ending(NamedTuple):
+class Verdict(NamedTuple):
     """Outcome, failure class ("" when it succeeded or was canceled) and a reason in plain words."""
 
     outcome: Outcome
     failure: str = ""
     reason: str = ""
 
-    def because(self, sentences: Sequence[str]) -> "Ending":
+    def because(self, sentences: Sequence[str]) -> "Verdict":
         """The same with what explains it."""
         return self._replace(reason=" ".join((self.reason, *sentences))[:MAX_REASON])
 
@@ -325,13 +325,13 @@ class Ending(NamedTuple):
         return Exited(0, attempt, token, time.time_ns() // 1000, *known, told)
 
 
-def failed(failure: str, reason: str) -> Ending:
-    return Ending(Outcome.FAILED, failure, reason[:MAX_REASON])
+def failed(failure: str, reason: str) -> Verdict:
+    return Verdict(Outcome.FAILED, failure, reason[:MAX_REASON])
 
 
-def handed_back(reason: str) -> Ending:
+def handed_back(reason: str) -> Verdict:
     """This machine can't go on with it; somebody else may, and nobody failed."""
-    return Ending(Outcome.CANCELED, "handed_back", reason)
+    return Verdict(Outcome.CANCELED, "handed_back", reason)
 
 
 LOST: Final = failed("lost_process", "HPCServer, or its process that starts engines, ended, and the engine with it.")
@@ -346,7 +346,7 @@ def decide(
     reason: str = "",
     out_of_memory: bool = False,
     disk_full: bool = True,
-) -> Ending:
+) -> Verdict:
     """The ending of a process that ended by itself. `code` None: it was lost. `failure` is the first line that matched
     a failure pattern, with its class, `reason` why the engine says that it ends; `bad` the expected files that are no
     results; `out_of_memory`: the kernel ended processes for want of memory meanwhile; `disk_full`: whether the disk has
@@ -372,7 +372,7 @@ def decide(
         return failed(*failure)
     worst = [output for output in bad if output.missing] or bad
     if not worst:
-        return Ending(Outcome.SUCCEEDED)
+        return Verdict(Outcome.SUCCEEDED)
     why = worst[0].reason + (f" ({len(worst) - 1} more)" if len(worst) > 1 else "")
     if worst[0].missing:
         return failed("missing_output", f"The engine says that it succeeded, but {why}")

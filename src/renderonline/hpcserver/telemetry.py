@@ -24,7 +24,7 @@ MEASURE_S: Final = 2.0
 """The load of other programs is measured over at least so long."""
 
 
-class Usage(NamedTuple):
+class ProcessUsage(NamedTuple):
     """What a process tree uses: CPU seconds since it began, resident bytes and threads (a process has one) now."""
 
     cpu_s: float
@@ -67,10 +67,10 @@ def kernel_oom_kills() -> int:
         return 0
 
 
-def usage(spawner: int, roots: Mapping[int, str], keys: Mapping[str, str]) -> dict[str, Usage]:
+def usage(spawner: int, roots: Mapping[int, str], keys: Mapping[str, str]) -> dict[str, ProcessUsage]:
     """What each engine's tree uses: `roots` maps the engines' process ids to their names, `keys` their keys. An
     orphan (its parent is the spawner again) belongs to the engine whose key it carries."""
-    totals = dict.fromkeys(roots.values(), Usage(0.0, 0))
+    totals = dict.fromkeys(roots.values(), ProcessUsage(0.0, 0))
     names = dict(roots)
     try:
         descendants = psutil.Process(spawner).children(recursive=True)  # parents come before their children
@@ -89,7 +89,7 @@ def usage(spawner: int, roots: Mapping[int, str], keys: Mapping[str, str]) -> di
             continue
         spent = times.user + times.system + times.children_user + times.children_system
         before = totals[name]
-        totals[name] = Usage(before.cpu_s + spent, before.memory_bytes + memory, before.threads + threads)
+        totals[name] = ProcessUsage(before.cpu_s + spent, before.memory_bytes + memory, before.threads + threads)
     return totals
 
 
@@ -116,16 +116,16 @@ def cpu_of_others() -> float:
     return float(busy)
 
 
-class Desk:
-    """Says whether work would disturb somebody. `idle_minutes`: take work when nobody has used the computer for so
-    long; `max_load`: while others keep at most so many processors busy; 0: whatever they do."""
+class OwnersUse:
+    """Whether people or other programs use this computer. `idle_minutes`: take work after nobody has used it for this
+    long; `max_load`: take work while others keep at most this many processors busy; 0: without regard to them."""
 
     def __init__(self, idle_minutes: float, max_load: float) -> None:
         self._idle_minutes, self._max_load = idle_minutes, max_load
         self._load, self._measured = 0.0, (time.monotonic(), cpu_of_others() if max_load else 0.0)
 
     def why(self) -> str:
-        """Why nothing should be taken now, in plain words; "" when nobody would mind. Blocks a few milliseconds."""
+        """Why no work is taken now, in plain words; "" when it is. Blocks a few milliseconds."""
         used_at = last_input() if self._idle_minutes else None
         if used_at is not None and 0 <= time.time() - used_at < self._idle_minutes * 60:
             return f"somebody is at the desk; it takes work when nobody was for {self._idle_minutes:g} minutes"

@@ -36,7 +36,7 @@ from renderonline.farm.errors import (
 from renderonline.farm.tasks import InputFile
 from renderonline.hpcserver.enrolment import Identity
 from renderonline.hpcserver.input_cache import DIGEST, InputCache
-from renderonline.hpcserver.outputs import Bad, Ending, Good, failed, handed_back, inside
+from renderonline.hpcserver.outputs import Bad, Good, Verdict, failed, handed_back, inside
 from renderonline.hpcserver.scratch import in_own_directories
 from renderonline.protocol.calls import NO_RENDERAPI, Reply, backoff
 from renderonline.protocol.codec import from_wire
@@ -229,11 +229,11 @@ class RemoteFiles:
         self._transfers, self._cache = transfers, cache
         self._pinned: list[str] = []
 
-    async def fetch(self) -> Ending | None:
+    async def fetch(self) -> Verdict | None:
         """Fetch the task's files; an ending when they can't be had."""
         return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._fetch)
 
-    async def send(self, found: Good) -> Bad | Ending | None:
+    async def send(self, found: Good) -> Bad | Verdict | None:
         """Send a finished file: what is wrong with it, or why the whole attempt can't go on."""
         return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._send, found)
 
@@ -242,7 +242,7 @@ class RemoteFiles:
         pinned, self._pinned = self._pinned, []
         self._cache.release(pinned)
 
-    def _fetch(self) -> Ending | None:
+    def _fetch(self) -> Verdict | None:
         try:
             Path(self.assign.root).mkdir(parents=True)
             with ThreadPoolExecutor(FETCHES) as threads:
@@ -262,7 +262,7 @@ class RemoteFiles:
         fetch = partial(self._transfers.fetch, self.session, one.name, one.size)
         self._cache.place(one, target, fetch, partial(self.session.pause, 0))
 
-    def _send(self, found: Good) -> Bad | Ending | None:
+    def _send(self, found: Good) -> Bad | Verdict | None:
         path, headers = inside(Path(self.assign.directory), found.name), {"X-Digest": found.file.digest}
         try:
             self._transfers.send(self.session, f"outputs/{quote(found.name)}", path, headers)

@@ -37,7 +37,7 @@ class LogPart(NamedTuple):
         return self.offset + len(self.data)
 
 
-class _Piece(NamedTuple):
+class _LogPiece(NamedTuple):
     offset: int
     path: Path
     size: int
@@ -77,7 +77,7 @@ class AttemptLogs:
             if last is None or last.end != offset or last.size >= last.limit:
                 path = self._tail(attempt_id) / str(offset) if offset else self._head(attempt_id)
                 path.parent.mkdir(mode=modes.DIRECTORY, exist_ok=True)
-                last = _Piece(offset, path, 0)
+                last = _LogPiece(offset, path, 0)
             part = data[: _whole(data, last.limit - last.size)]
             with open(last.path, "ab", opener=modes.private) as file:
                 file.write(part)
@@ -122,14 +122,14 @@ class AttemptLogs:
     def _tail(self, attempt_id: int) -> Path:
         return self._directory / f"{attempt_id}.tail"
 
-    def _pieces(self, attempt_id: int) -> list[_Piece]:
+    def _pieces(self, attempt_id: int) -> list[_LogPiece]:
         """The pieces of a log in order. Names are looked up, so that a restart needs no memory."""
         pieces = []
         head = self._head(attempt_id)
         with contextlib.suppress(OSError):
-            pieces.append(_Piece(0, head, os.stat(head).st_size))
+            pieces.append(_LogPiece(0, head, os.stat(head).st_size))
         with contextlib.suppress(OSError), os.scandir(self._tail(attempt_id)) as entries:
-            pieces += [_Piece(int(one.name), Path(one.path), one.stat().st_size) for one in entries]
+            pieces += [_LogPiece(int(one.name), Path(one.path), one.stat().st_size) for one in entries]
         return sorted(pieces)
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.engines.discovery import FoundEngine
-from renderonline.hpcserver.checking import Finding, Level, findings
+from renderonline.hpcserver.checking import CheckResult, Level, findings
 from renderonline.hpcserver.settings import load
 from tests.support.farm import RealFarm
 
 ENGINE = FoundEngine("painter", ("/usr/bin/painter", "-b"), "1.0")
 
 
-def found(home: Path, url: str = "", **flags: Any) -> Mapping[str, Finding]:
+def found(home: Path, url: str = "", **flags: Any) -> Mapping[str, CheckResult]:
     """What is said of each subject."""
     settings = load(None, environment={}, flags={"data_directory": home, **flags})
     return {finding.subject: finding for finding in findings(settings, [ENGINE], url)}
@@ -39,8 +39,8 @@ def without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_leaves_no_trace(tmp_path: Path) -> None:
     said = found(tmp_path / "data" / "hpcserver")
     assert not list(tmp_path.iterdir())
-    assert said["secrets"] == Finding("secrets", "none yet: this machine has joined no farm")
-    assert said["engine"] == Finding("engine", "painter 1.0: /usr/bin/painter")
+    assert said["secrets"] == CheckResult("secrets", "none yet: this machine has joined no farm")
+    assert said["engine"] == CheckResult("engine", "painter 1.0: /usr/bin/painter")
     assert said["farm"].text.startswith("not joined yet")
     assert said["disk"].level is Level.OK
 
@@ -80,14 +80,14 @@ def test_secret_that_others_can_read_is_told_with_the_line_that_hides_it(tmp_pat
 def test_secret_is_visible_to_engines_without_a_box_only(tmp_path: Path) -> None:
     joined(tmp_path / "home")
     boxed, bare = (found(tmp_path / "home", sandbox=setting)["secrets"] for setting in ("auto", "off"))
-    assert boxed == Finding("secrets", "machine.json 0600, not visible to engines")
+    assert boxed == CheckResult("secrets", "machine.json 0600, not visible to engines")
     assert bare.level is Level.WARNING
     assert "engines can read it" in bare.text
 
 
 def test_root_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert found(tmp_path)["user"] == Finding("user", "root: make an account for renderers", Level.WARNING)
+    assert found(tmp_path)["user"] == CheckResult("user", "root: make an account for renderers", Level.WARNING)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert found(tmp_path)["user"].level is Level.OK
 

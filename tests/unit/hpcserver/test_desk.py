@@ -8,7 +8,7 @@ import time
 import pytest
 
 from renderonline.hpcserver import telemetry as desk
-from renderonline.hpcserver.telemetry import Desk, cpu_of_others, last_input
+from renderonline.hpcserver.telemetry import OwnersUse, cpu_of_others, last_input
 
 
 @pytest.mark.parametrize(
@@ -18,20 +18,20 @@ def test_machine_takes_nothing_while_its_desk_is_used(
     monkeypatch: pytest.MonkeyPatch, minutes_ago: float, takes: bool
 ) -> None:
     monkeypatch.setattr(desk, "last_input", lambda: time.time() - minutes_ago * 60)
-    told = Desk(10, 0).why()
+    told = OwnersUse(10, 0).why()
     assert told == ("" if takes else "somebody is at the desk; it takes work when nobody was for 10 minutes")
 
 
 def test_load_alone_counts_where_nobody_can_tell_when_the_desk_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "last_input", lambda: None)
-    assert not Desk(10, 0).why()
+    assert not OwnersUse(10, 0).why()
 
 
 def test_load_of_others_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     spent = iter([100.0, 100.0 + 10**6, 100.0 + 10**6])
     monkeypatch.setattr(desk, "MEASURE_S", 0.0)
     monkeypatch.setattr(desk, "cpu_of_others", lambda: next(spent))
-    busy = Desk(0, 1.5)
+    busy = OwnersUse(0, 1.5)
     assert "more than 1.5" in busy.why()
     assert not busy.why()
 
@@ -39,7 +39,7 @@ def test_load_of_others_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_desk_that_is_not_watched_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(desk, "last_input")
     monkeypatch.delattr(desk, "cpu_of_others")
-    assert not Desk(0, 0).why()
+    assert not OwnersUse(0, 0).why()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the door of Linux")
