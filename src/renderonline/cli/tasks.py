@@ -313,8 +313,9 @@ def tell_warnings(task: Task, but: Collection[str] = ()) -> None:
 
 def _warned(task: Task) -> str:
     count = len(task.get("warnings", ()))
-    stuck = ", can't start" if task.get("stuck") else ""
-    return f", {count} warning{'s' * (count > 1)}{stuck}" if count else stuck
+    more = ", can't start" if task.get("stuck") else ""
+    more += ", not checked" if task.get("unchecked") and task["status"] in ENDED else ""
+    return f", {count} warning{'s' * (count > 1)}{more}" if count else more
 
 
 def _row(task: Task) -> list[object]:
@@ -336,7 +337,7 @@ def _show_one(task: Task) -> None:
     scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
     told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
-    names = "task_id name status reason stuck engine file_name file_size scene arguments frames frames_done"
+    names = "task_id name status reason stuck unchecked engine file_name file_size scene arguments frames frames_done"
     more = "progress latest chunks priority running_limit queued started ended deletes_at"
     show.fields(shown, [*names.split(), *more.split()])
     for text in (*task.get("warnings", ()), *told):  # a line each: they are sentences

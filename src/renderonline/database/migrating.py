@@ -24,7 +24,7 @@ from renderonline.database.schema import farm, leases, metadata, users
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
 
-REVISION: Final = "0012"
+REVISION: Final = "0013"
 """The schema of this version, kept in the farm's row `schema`. Raise it with every change of `schema`."""
 _NARROW: Final = (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)
 

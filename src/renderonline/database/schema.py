@@ -129,6 +129,7 @@ tasks = _table(
     *required(Flag, "strict", default="0"),  # a file that is missing while it renders is a failure
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
     *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
+    *optional(Text, "unchecked"),  # why no machine looked at its scene at first; null: one did, or its engine can't
     *optional(Text, "names"),  # what its results are called that leave the farm; null: as they are
     *optional(
         Text, "deliver"

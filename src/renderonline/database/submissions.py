@@ -80,6 +80,7 @@ class NewTask:
     warnings: Sequence[str] = ()
     results_in: str = ""
     strict: bool = False
+    unchecked: str | None = None
     names: str = ""
     deliver: str = ""
 
@@ -238,6 +239,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
         "paused": int(new.paused),
         "notify": int(new.notify),
         "strict": int(new.strict),
+        "unchecked": new.unchecked,
         "needs": None if new.needs == NOTHING else encode(new.needs),
         "frames": new.frames or None,
         "names": new.names or None,

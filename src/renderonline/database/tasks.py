@@ -62,7 +62,8 @@ class Wanted:
 class TaskView:
     """A task as its owner sees it, and where its file lies. Times are microseconds since 1970 UTC. `machine_ids`:
     machines that have a part of it now; of a task that has ended the one that had the last. `facts`: what the scene
-    says of itself, {} where several tasks are asked for; `delete_us`: when its days are over, null: they never are."""
+    says of itself, {} where several tasks are asked for; `unchecked`: why no machine looked at its scene before it was
+    rendered, null: one did, or its engine can't; `delete_us`: when its days are over, null: they never are."""
 
     task_id: int
     name: str
@@ -94,6 +95,7 @@ class TaskView:
     film: str
     names: str
     deliver: str
+    unchecked: str | None
     warnings: tuple[str, ...]
     facts: Mapping[str, Any]
 

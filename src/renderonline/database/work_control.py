@@ -174,6 +174,30 @@ def pause_task(
     return Acted(task, stopped)
 
 
+def note_check(
+    connection: Connection,
+    task_id: int,
+    moment: Moment,
+    *,
+    unchecked: str | None,
+    warnings: Sequence[str],
+    failure: str,
+) -> TaskRow | None:
+    """A machine looked at a task's scene, or (`unchecked`) none did; None when the task is gone. `failure`: why
+    nothing of it is to be rendered; a task of which something is being rendered already goes on."""
+    sheet = Sheet(connection, moment)
+    if sheet.lock_task(task_id) is None:
+        return None
+    task = sheet.task(task_id)
+    task.unchecked = unchecked
+    task.warn(warnings)
+    if failure and not task.ended and not task.counters.live:
+        sheet.move_all(task_id, (ChunkState.WAITING,), ChunkState.CANCELED)
+        task.reason = failure
+    sheet.flush()
+    return task
+
+
 def change_task(
     connection: Connection, task_id: int, moment: Moment, *, changes: Mapping[str, Any], user_id: int | None
 ) -> Acted:

@@ -114,6 +114,8 @@ class QueuedTask(ReadyTask):
     begun: bool = False
     paused: bool = False
     waits_for: frozenset[int] = frozenset()
+    is_checked_first: bool = False
+    """Whether a machine still looks at its scene, and nothing of it is rendered before."""
     needs: Needs = NOTHING
     plain: Bucket | None = None
     """Those chunks of which nothing is to be considered, once they are `sorted_out`; `chunks` are the others then."""
@@ -141,7 +143,7 @@ class QueuedTask(ReadyTask):
 
     @property
     def may_start(self) -> bool:
-        return not self.paused and not self.waits_for
+        return not (self.paused or self.waits_for or self.is_checked_first)
 
 
 _FILMS: Final = (

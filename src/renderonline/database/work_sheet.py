@@ -72,6 +72,7 @@ class TaskRow:
     frames_total: int
     frames_done: int
     reason: str | None
+    unchecked: str | None
     warnings: tuple[str, ...]
     counters: Counters
 
@@ -115,7 +116,7 @@ COLUMNS: Final = tuple(tasks.c[name] for name in _NAMES)
 _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
 _KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
-_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason", "warnings")
+_WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason", "unchecked", "warnings")
 _WRITE_TASK: Final = updating(tasks, _WRITTEN)
 _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
@@ -142,7 +143,7 @@ def _write(connection: Connection, task: TaskRow, moment: Moment) -> TaskRow:
     values = {name: getattr(task, name) for name in _KEPT}
     values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
     values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
-    values |= {"reason": task.reason or None, "warnings": texts_json(task.warnings)}
+    values |= {"reason": task.reason or None, "unchecked": task.unchecked, "warnings": texts_json(task.warnings)}
     connection.execute(_WRITE_TASK, {"key": task.task_id, **values})
     return task
 

@@ -122,6 +122,16 @@ FILM_READING: Final = ReadingRules(
 
 
 @dataclass(frozen=True, slots=True)
+class SceneCheck:
+    """How an engine looks at the scene of a new task without rendering it: its command with these variables besides.
+    What it says is read as of an attempt. It is ended after `time_s` seconds; `engine_version`: the oldest that can."""
+
+    environment: Mapping[str, str]
+    time_s: float = 30.0
+    engine_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineDefinition:
     """How to speak to a renderer.
 
@@ -132,6 +142,7 @@ class EngineDefinition:
     any it is only what the machine's own settings name. With `renderers_arguments` its program lists what it can render
     with, one name a line after the line `renderers_after`. `facts`: who reads its scenes (`FACT_READERS`), "": nobody.
     An attempt may run for `time_s` seconds, and for `frame_time_s` times the frames it renders; 0: no limit.
+    `check`: how it looks at a scene before it is rendered, None: it can't.
     `ascii_paths`: it opens no paths with other letters, double quotes or backslashes, nor long ones.
     `network`, `sandbox_read`, `sandbox_write`: what is open to it in its box besides its task's files.
     """
@@ -147,6 +158,7 @@ class EngineDefinition:
     frames: FrameArguments | None = None
     outputs: Outputs | None = None
     reading: ReadingRules = field(default_factory=ReadingRules)
+    check: SceneCheck | None = None
     executables: tuple[str, ...] = ()
     version_arguments: tuple[str, ...] = ()
     version_regex: str = ""

@@ -21,6 +21,7 @@ from renderonline.engines.definition import (
     FrameArguments,
     Outputs,
     ReadingRules,
+    SceneCheck,
 )
 from renderonline.engines.reading import LONGEST_LINE
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
@@ -38,6 +39,7 @@ LOADERS: Final = ("LD_", "PYTHON")
 """What the variables of the system's loader and of Python begin with."""
 MOST_MORE_FILES: Final = 10_000
 MOST_MORE_MIB: Final = 1 << 20
+LONGEST_CHECK_S: Final = 30.0
 FAILURE_CLASS: Final = "[a-z_]{1,40}"
 
 
@@ -107,7 +109,9 @@ def _check(definition: EngineDefinition) -> None:
     if definition.outputs is not None:
         _check_outputs(definition, definition.outputs)
     _check_reading(definition.reading)
-    _check_environment(definition.environment)
+    _check_environment("environment", definition.environment)
+    if definition.check is not None:
+        _check_check(definition.check)
     for field in ("sandbox_read", "sandbox_write"):
         for path in getattr(definition, field):
             plain = "holds absolute directories without .. and placeholders, for instance /mnt/nas/tex"
@@ -116,10 +120,19 @@ def _check(definition: EngineDefinition) -> None:
         _must(getattr(definition, field) >= 0, field, "must not be negative")
 
 
-def _check_environment(environment: Mapping[str, str]) -> None:
+def _check_check(check: SceneCheck) -> None:
+    version = "must be numbers with dots between them, such as 3.4"
+    _must_match(r"([0-9]{1,6}(\.[0-9]{1,6}){0,5})?", check.engine_version, "check.engine_version", version)
+    _must(check.environment, "check.environment", "must name a variable: without one the engine would render")
+    _check_environment("check.environment", check.environment)
+    _must(not placeholders(check.environment.values()), "check.environment", "must not hold placeholders")
+    _must(0 < check.time_s <= LONGEST_CHECK_S, "check.time_s", f"must be more than 0 and at most {LONGEST_CHECK_S:g}")
+
+
+def _check_environment(field: str, environment: Mapping[str, str]) -> None:
     """What decides which code a program loads is not a definition's, and still less a task's, to say."""
     for name, value in environment.items():
-        where = f"environment.{name}"
+        where = f"{field}.{name}"
         _must(name.upper() not in REFUSED_VARIABLES, where, "makes programs load code of its choice and is refused")
         given = placeholders((value,)) and name.upper().startswith(LOADERS)
         _must(not given, where, "decides what code is loaded, so it must not hold a placeholder")

@@ -6,7 +6,7 @@ what would exceed them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heapreplace
 from typing import Final, NamedTuple
 
@@ -179,6 +179,26 @@ def plan(
                 if served.count > 1:
                     again[served.ability.machine_id] = served.less(cursor.signature.needs)
     return assignments
+
+
+def idle_machine(
+    free_slots: Iterable[FreeSlots], policy: Policy, signature: Signature, reserved: Mapping[int, Signature]
+) -> int | None:
+    """The linked machine that may look at a scene now, by what its task's chunks need; None when none is free. It is
+    one with the most of the `free_slots` that the plan left. A look uses no graphics card."""
+    needs = without_cards(signature.needs)
+    able = [
+        free
+        for free in free_slots
+        if free.ability.linked and free.count > 0 and free.ability.machine_id not in reserved
+        and policy.fits(free.ability, signature) and not any(free.missing(needs))
+    ]  # fmt: skip
+    return max(able, key=lambda free: free.count).ability.machine_id if able else None
+
+
+def without_cards(needs: Needs) -> Needs:
+    """The same without graphics cards."""
+    return replace(needs, gpus=0, gpu_memory_mib=0, prefers_gpu=False, draws=False)
 
 
 def reserve(

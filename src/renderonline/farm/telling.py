@@ -18,6 +18,7 @@ LONGEST: Final = 300
 """Characters of one."""
 _ABSENT: Final = re.compile(r"not there|lies outside|does not exist|missing from|Unable to open|Cannot find")
 _FILE: Final = re.compile(r"[^/\\'\"\s]+\.[A-Za-z0-9]{1,8}\b")
+_UNBAKED: Final = "not baked:"
 _MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
 
 
@@ -39,10 +40,21 @@ def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) 
     return (*plain[: most - 1], f"and at least {max(left, *counted, 1)} more: the log has them")
 
 
+def of_check(warnings: Iterable[str], parts: int) -> tuple[str, ...]:
+    """What a machine that looked at a scene says, as far as it is of interest for a task of so many parts."""
+    return tuple(text for text in warnings if parts > 1 or not text.startswith(_UNBAKED))
+
+
 def _once(texts: Iterable[str]) -> Iterator[str]:
-    """The farm, the launcher and Blender itself each say that a file is missing: the first one is enough."""
-    absent = set[str]()
+    """The farm, the launcher and Blender itself each say that a file is missing, or what is not baked: the first one is
+    enough."""
+    absent, unbaked = set[str](), False
     for text in texts:
+        if text.startswith(_UNBAKED):
+            if not unbaked:
+                yield text
+            unbaked = True
+            continue
         files = {name.casefold() for name in _FILE.findall(text)} if _ABSENT.search(text) else set[str]()
         if not files or files - absent:
             yield text
@@ -62,4 +74,4 @@ def unbaked_told(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     they = ", ".join(names[:5]) + " …" * (len(names) > 5)
-    return [f"not baked: each part begins it from the start: {they}; bake, or use --chunk {MAX_FRAMES} for one part"]
+    return [f"{_UNBAKED} each part begins it from the start: {they}; bake, or use --chunk {MAX_FRAMES} for one part"]

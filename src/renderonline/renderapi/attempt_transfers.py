@@ -65,7 +65,8 @@ class AttemptTransfers:
 
     async def holder(self, attempt_id: int, request: Request) -> Holder:
         """The attempt whose token the request carries."""
-        found = await self._shared.database.read(partial(load_holder, attempt_id=attempt_id))
+        found = self._dispatcher.reports.checks.holder(attempt_id)
+        found = found or await self._shared.database.read(partial(load_holder, attempt_id=attempt_id))
         given = request.headers.get("authorization", "")
         token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
         if found is None or not token_fits(token, found.token):
@@ -159,6 +160,8 @@ class AttemptTransfers:
     async def receive(self, attempt_id: int, holder: Holder, name: str, request: Request) -> None:
         """Take a result into the attempt's directory, from where it lands when it is reported (R6 Landing)."""
         length, digest = _announced(request)
+        if self._dispatcher.reports.checks.holds(attempt_id):
+            raise InvalidRequest("A check of a scene has no results.", code="not_wanted")
         order = await self._dispatcher.reports.order_of(attempt_id)
         if order is not None and not order.takes(name):
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")

@@ -184,6 +184,8 @@ def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
         yield f"{_ENDED[state.status]}{again}"
         if state.status is TaskStatus.FAILED:
             yield from dict.fromkeys(filter(None, (state.reason, *story.reasons)))
+        if state.unchecked:
+            yield f"No machine checked its scene first: {state.unchecked}."
         return
     if state.counters.live:
         names = {_machine_name(shared, one.machine_id) for one in shared.memory.attempts_of(state.task_id)}
@@ -198,6 +200,8 @@ def reasons(story: work.Story, shared: Shared) -> Iterable[str]:
 def _why_waiting(story: work.Story, shared: Shared) -> Iterable[str]:
     memory, task_id = shared.memory, story.state.task_id
     task = memory.tasks.get(task_id)
+    if task is not None and task.is_checked_first:
+        yield "A machine looks at its scene first, for it is strict."
     if story.state.paused:
         yield f"It is paused. Go on with: renderonline resume {task_id}."
     elif story.blocked_by:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -71,7 +72,7 @@ class Dispatcher:
     ) -> None:
         self.shared = Shared(database, events, data_directory, policy, pool_sandbox, reserve_mib)
         self.memory = self.shared.memory
-        self.reports = Reports(self.shared)
+        self.reports = Reports(self.shared, ids)
         self._ids = ids
         self._watching = Watching(self.shared, self.reports, silence_s=silence_s, grace_s=grace_s, patience=patience)
         self._leasing = Leasing(self.shared, ids, self.reports)
@@ -94,6 +95,7 @@ class Dispatcher:
     async def stop(self) -> None:
         """End all links and loops. Attempts go on without us and are found again at the next start."""
         self.shared.ready = False
+        self.reports.checks.stop()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -166,6 +168,7 @@ class Dispatcher:
                 timer = None
             try:
                 due = await self._leasing.assign_free()
+                self.reports.checks.advance()
             except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
                 _log.exception("Nothing could be assigned")
                 self.shared.gave_up()
@@ -212,7 +215,8 @@ class Dispatcher:
         for attempt in live:
             self.shared.files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         for machine in self.shared.machines:
-            machine.occupied = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
+            held = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
+            machine.occupied = {**held, **self.reports.checks.occupied(machine.machine_id)}
             self.shared.machines.note(machine)
         self.shared.ready = not self.shared.in_doubt.is_set()
 
@@ -266,7 +270,10 @@ class Leasing:
         many = len(new.chunks) > MANY_CHUNKS
         task = await asyncio.to_thread(heavy(_queued), new, engine) if many else _queued(new, engine)
         ready_at_once = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
-        with self._ahead(task, plans=ready_at_once and self._shared.ready) as ahead:
+        with contextlib.ExitStack() as claimed:
+            if (check := claimed.enter_context(self._reports.checks.claim(task, engine, new))) is not None:
+                new, ready_at_once = replace(new, unchecked=check.unchecked), ready_at_once and not check.holds
+            ahead = claimed.enter_context(self._ahead(task, plans=ready_at_once and self._shared.ready))
             commit = heavy(submit_and_lease) if many else submit_and_lease
             operation = partial(commit, new=new, ahead=ahead, moment=self._shared.now())
             try:
@@ -276,6 +283,8 @@ class Leasing:
                 raise
             if submitted.repeated:
                 return submitted
+            if check is not None:
+                self._reports.checks.begin(check, submitted.task_id)
             if not ready_at_once:
                 self._reports.read_again((submitted.task_id,))
                 return submitted

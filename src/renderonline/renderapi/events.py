@@ -170,7 +170,7 @@ class Announcer:
             self._now_and_then(key, partial(self._task, state))
 
     def _task(self, state: TaskRow) -> None:
-        told = ("task_id", "status", "frames_total", "frames_done", "reason", "warnings")
+        told = ("task_id", "status", "frames_total", "frames_done", "reason", "unchecked", "warnings")
         data = {name: getattr(state, name) for name in told}
         data["chunks"] = {one.value: getattr(state.counters, one.value) for one in ChunkState}
         self._events.publish("task", data, user_id=state.user_id)

@@ -57,6 +57,8 @@ class Memory:
         self._wake = wake
         self._clock = clock
         self._policy = policy
+        self.checked_first: set[int] = set()
+        """Tasks of which nothing starts before a machine has looked at the scene."""
         self.load((), ())
 
     def load(self, queue: Iterable[QueuedTask], live: Iterable[LiveAttempt]) -> None:
@@ -85,6 +87,7 @@ class Memory:
             task.recent = known.recent
         self.forget_task(task.task_id)
         self.tasks[task.task_id] = task
+        task.is_checked_first = task.task_id in self.checked_first
         task.engine = task.engine.casefold()
         plain, task.plain = task.sorted_out().plain, None
         odd, task.chunks = task.chunks, ()

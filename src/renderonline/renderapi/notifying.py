@@ -229,6 +229,7 @@ def _of(view: TaskView, url: str, picture: Member | None) -> Message:
         f"Reason: {tame(view.reason)}" if view.reason else "",
         *(f"Warning: {tame(text)}" for text in view.warnings[:MOST_WARNINGS]),
         f"and {len(view.warnings) - MOST_WARNINGS} more warnings" if len(view.warnings) > MOST_WARNINGS else "",
+        f"Not checked first: {tame(view.unchecked)}" if view.unchecked else "",
         f"Fetch it: renderonline download {number}" if good else f"See why: renderonline logs {number}",
         url,
     )

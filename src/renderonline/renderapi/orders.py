@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from renderonline.database.door import Database
 from renderonline.database.work_loading import AttemptFacts, TaskFacts, load_attempt, load_facts
 from renderonline.engines.commands import Command, build, frame_of_name, frames_pattern, reading_of
-from renderonline.engines.definition import FILM_READING, EngineDefinition
+from renderonline.engines.definition import FILM_READING, EngineDefinition, SceneCheck
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, strip_program
 from renderonline.farm.cards import DEVICE
@@ -28,7 +30,7 @@ from renderonline.storage.landing import kept_mark
 from renderonline.storage.names import task_directory
 
 _KEPT: Final = 512
-_definition = lru_cache(_KEPT)(parse_definition)
+definition_of = lru_cache(_KEPT)(parse_definition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class _Known:
 
     def __init__(self, facts: TaskFacts) -> None:
         self.facts = facts
-        self.definition = definition = _definition(facts.definition) if facts.definition else None
+        self.definition = definition = definition_of(facts.definition) if facts.definition else None
         names = (facts.engine, *(definition.executables if definition else ()))
         self.words = strip_program(split(facts.arguments) if facts.template is None else facts.template, names)
         # Arguments that the definition got since the submission have their default.
@@ -137,14 +139,33 @@ class Orders:
         attempt = await self._database.read(partial(load_attempt, attempt_id=attempt_id))
         if attempt is None:
             return None
+        attempt.needs = needs or attempt.needs
+        return self.write(attempt) if await self._learned(attempt) else None
+
+    async def of_check(self, attempt: AttemptFacts, check: SceneCheck) -> tuple[Assign, TaskFacts] | None:
+        """What tells a machine to look at a task's scene (`attempt` has no row), and the task's facts; None when the
+        task is gone. `InvalidRequest` when it can't be written."""
+        if not await self._learned(attempt):
+            return None
+        if (known := self._tasks.get(attempt.task_id)) is None:
+            return None  # it ended meanwhile
+        if known.frames:
+            attempt.frames = FrameRange(known.frames[0], known.frames[0])
+        assign = self.write(attempt).assign
+        limits = replace(assign.limits, time_s=check.time_s)
+        environment = {**assign.environment, **check.environment}
+        told = replace(assign, expected=(), more=NOTHING_MORE, environment=environment, limits=limits)
+        return told, known.facts
+
+    async def _learned(self, attempt: AttemptFacts) -> bool:
+        """Have ready what the order of an attempt needs; False when its task is gone."""
         if not self.knows(attempt.task_id):
             facts = await self._database.read(partial(load_facts, task_ids=(attempt.task_id,)))
             if attempt.task_id not in facts:
-                return None
+                return False
             self.learn(facts[attempt.task_id])
         await self.see_mark(attempt.directory)
-        attempt.needs = needs or attempt.needs
-        return self.write(attempt)
+        return True
 
     async def see_mark(self, directory: str) -> None:
         """Have the mark ready by which a machine knows that it shares the place of this attempt's directory."""

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from renderonline.database.ids import IdBlocks
 from renderonline.database.machines import bench_machine
 from renderonline.database.work import (
     Applied,
@@ -38,6 +39,7 @@ from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Star
 from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
 from renderonline.renderapi.machines import Machine
 from renderonline.renderapi.orders import Order
+from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.shared import Shared
 
 _log = structlog.get_logger(__name__)
@@ -53,9 +55,10 @@ LandingOf = Mapping[tuple[int, str], Landing]
 class Reports:
     """Applies reports and the dispatcher's own verdicts. `dropped`: reports that were acknowledged without effect."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, ids: IdBlocks) -> None:
         self._shared = shared
         self.benching = Benching(shared)
+        self.checks = SceneChecks(shared, ids, self.tasks_changed)
         self.dropped = 0
         self._landings = Landings()
         self._besides = Besides()
@@ -74,6 +77,7 @@ class Reports:
         released = [shared.machines.release(machine_id, attempt_id) for attempt_id in over]
         if any(released):
             shared.wake()
+        reports = self.checks.take(reports)
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
         orders = {attempt_id: await self._known(attempt_id) for attempt_id in attempts}
         wanted = {attempt_id: None if one is None else one.wanted for attempt_id, one in orders.items()}
@@ -250,6 +254,8 @@ class Reports:
         again: set[int] = set()
         for state in states:
             self._shared.announcer.task(state)
+            if state.status is TaskStatus.CANCELED:
+                self.checks.drop(state)
             if state.ended:
                 again |= memory.task_ended(state.task_id, succeeded=state.status is TaskStatus.SUCCEEDED)
                 self._shared.orders.forget(state.task_id)

@@ -17,6 +17,7 @@ from renderonline.engines.loading import parse_definition, shipped
 from renderonline.engines.reading import OutputReader
 from renderonline.engines.renderers import renderers_of
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.telling import unbaked_told
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
     BAKED_NODES,
@@ -336,6 +337,43 @@ def test_a_missing_library_is_said_in_a_line_that_the_definition_knows(tmp_path:
     reader = OutputReader(DEFINITION.reading, (1,))
     lines = (done.stdout + done.stderr).splitlines()
     assert any(reader.line(line).warning for line in lines), lines
+
+
+LACKING = """
+image = bpy.data.images.new("wood", 8, 8)
+image.filepath_raw, image.file_format = os.path.join(os.path.dirname(sys.argv[1]), "wood.png"), "PNG"
+image.save(); image.source = "FILE"; os.remove(image.filepath_raw)
+material = bpy.data.materials.new("m"); material.use_nodes = True; monkey.data.materials.append(material)
+material.node_tree.nodes.new("ShaderNodeTexImage").image = image
+bpy.data.objects.remove(scene.camera)
+for kind in ("CLOTH", "SOFT_BODY"):
+    monkey.modifiers.new(kind, kind)
+"""
+
+
+def test_a_check_says_what_is_missing_and_renders_nothing(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert DEFINITION.check is not None
+    for name, value in DEFINITION.check.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def warnings(scene: Path) -> list[str]:
+        done = run_blender("-b", str(scene), "-o", str(tmp_path / "out" / "f_#"), "-s", "1", "-e", "10", "-a")
+        assert done.returncode == 0, done.stderr
+        readings = list(OutputReader(DEFINITION.reading, (1,)).lines(done.stdout.splitlines()))
+        assert not any(reading.failure for reading in readings)
+        return [reading.warning for reading in readings if reading.warning]
+
+    assert warnings(scenes / "small.blend") == []
+    file, camera, unbaked = warnings(write_small_scene(tmp_path / "lacking.blend", LACKING))
+    assert file == "//wood.png is not there: it was not sent with the scene"
+    assert camera.startswith("The scene has no camera: choose one")
+    names = read(str(tmp_path / "lacking.blend"))["unbaked"]
+    assert unbaked_told(names) == [unbaked]
+    monkeypatch.setenv("RENDERONLINE_BLENDER_ENGINE", "OCTANE")
+    assert warnings(scenes / "small.blend") == ["this Blender has no render engine OCTANE"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_sigterm_ends_a_render_at_once(scenes: Path, tmp_path: Path) -> None:

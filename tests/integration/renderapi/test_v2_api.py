@@ -124,6 +124,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
         "facts": {},
         "missing_inputs": [],
         "warnings": [],
+        "unchecked": "no linked machine was free",
         "stuck": "No machine is connected. Add one: renderonline machine invite.",
         "progress": 0.0,
         "latest": None,

@@ -18,6 +18,7 @@ from renderonline.farm.scheduling import (
     FreeSlots,
     Policy,
     Usage,
+    idle_machine,
     plan,
     reserve,
 )
@@ -253,6 +254,23 @@ def test_v1_machine_takes_whole_tasks_only() -> None:
 def test_v1_machine_makes_a_cut_task_whole_only_without_linked_machines() -> None:
     assert given_to(one_task(Shape.UNCUT, chunks=3), V1) == [Assignment(1, 1, 1, whole=True)]
     assert given_to(one_task(Shape.UNCUT, chunks=3), V1, machines=(V1, LINKED)) == []
+
+
+def test_a_scene_is_looked_at_by_the_linked_machine_with_the_most_free_slots() -> None:
+    policy = Policy.of((LINKED, SECOND, V1), {})
+    wanted, both = Signature("blender"), [FreeSlots(LINKED), FreeSlots(SECOND, 2)]
+    assert idle_machine([*both, FreeSlots(V1, 9)], policy, wanted, {}) == 1001
+    assert idle_machine(both, policy, wanted, {1001: wanted}) == 1000
+    assert idle_machine([FreeSlots(V1)], policy, wanted, {}) is None
+    assert idle_machine(both, policy, Signature("povray"), {}) is None
+
+
+def test_a_look_needs_what_the_task_needs_but_no_card() -> None:
+    able = LINKED._replace(memory_mib=1000, gpus=1)
+    wanted = Signature("blender", needs=Needs(memory_mib=600, gpus=1))
+    policy = Policy.of((able, SECOND), {})
+    assert idle_machine([FreeSlots(SECOND), FreeSlots(able, gpus=1)], policy, wanted, {}) == 1000
+    assert idle_machine([FreeSlots(able, memory_mib=500)], policy, wanted, {}) is None
 
 
 def test_task_made_whole_is_given_once() -> None:

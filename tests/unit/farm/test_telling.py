@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.telling import LONGEST, MOST_OF_TASK, cleaned, joined, of_scene
+from renderonline.farm.telling import LONGEST, MOST_OF_TASK, cleaned, joined, of_check, of_scene
 
 
 def test_a_warning_is_kept_once() -> None:
@@ -16,6 +16,13 @@ def test_a_file_is_called_missing_once_whoever_says_it() -> None:
     later = ("//tex/a.png is not there: it was not sent with the scene", "Image file '/x/tex/b.png' does not exist.")
     others = ("a.png rendered in software", "c.png is not there")
     assert joined((first,), (*later, *others)) == (first, *others)
+
+
+def test_what_is_not_baked_is_said_once_and_only_where_there_are_several_parts() -> None:
+    first, later = (f"not baked: each part begins it from the start: {names}" for names in ("a, b", "b, a"))
+    assert joined((first,), (later, "c")) == (first, "c")
+    assert of_check((first, "c"), 1) == ("c",)
+    assert of_check((first, "c"), 2) == (first, "c")
 
 
 def test_beyond_the_bound_the_last_one_says_how_many_more_there_were() -> None:

@@ -210,6 +210,8 @@ class Connection:
 
     def _take_log(self, line: link.Log) -> None:
         """Keep a piece of the log of an attempt that the machine has or had (R5.3 Progress and logs)."""
+        if self._reports.checks.holds(line.attempt):
+            return
         if line.attempt not in self._attempts:
             self._shared.reject(self.machine, line.attempt)
         elif line.text and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
@@ -379,6 +381,7 @@ class LinkedMachines:
         offsets = await asyncio.to_thread(lambda: {number: shared.logs.size(number) for number in held})
         machine.facts, machine.full, machine.load = facts, message.full, {}
         connection = Connection(shared, self._reports, socket, machine, message.instance, last_seq=row.last_seq)
+        self._reports.checks.lost(machine_id)
         kept, again, lost = self._reconcile(machine_id, held)
         resumed = {str(number): offsets[number] for number in kept}
         connection.send(link.Welcome(min(message.protocol, PROTOCOL), tuple(kept), row.last_seq, resumed))
@@ -436,6 +439,7 @@ class LinkedMachines:
             del self._open[machine.machine_id]
         if machine.link is connection:
             machine.link = None
+            self._reports.checks.lost(machine.machine_id)
             self._shared.machines.note(machine)
 
 

@@ -43,6 +43,8 @@ class Task(TypedDict):
     """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
     warnings: list[str]
     """What a person must know of its pictures although nothing failed, such as files that were missing; at most 20."""
+    unchecked: str | None
+    """Why no machine looked at its scene before it was rendered; null when one did, or its engine can't."""
     missing_inputs: list[str]
     """Files that the scene needs and that were not submitted with it."""
     stuck: str | None

@@ -39,6 +39,37 @@ def copy_bakes(bpy: Any) -> None:
             warn(f"the bake of {thing.name} can't be read from a library: pack it (Bake Target: Packed)")
 
 
+def unbaked(scene: Any) -> list[str]:
+    """The simulations of a scene that nobody baked, but those of geometry nodes: they show no bake to Python."""
+    found: dict[str, None] = {}
+    for thing in scene.objects:
+        found |= {f"{kind} of {thing.name}": None for kind, cold in _simulations(thing) if cold}
+    world = scene.rigidbody_world
+    if world is not None and world.collection is not None and _is_cold(world.point_cache):
+        found["rigid bodies"] = None
+    return list(found)
+
+
+def _simulations(thing: Any) -> Iterator[tuple[str, bool]]:
+    for modifier in thing.modifiers:
+        if not modifier.show_render:
+            continue
+        if modifier.type in ("CLOTH", "SOFT_BODY"):
+            yield modifier.type.lower().replace("_", " "), _is_cold(modifier.point_cache)
+        elif modifier.type == "DYNAMIC_PAINT" and modifier.canvas_settings is not None:
+            surfaces = modifier.canvas_settings.canvas_surfaces
+            yield "dynamic paint", any(_is_cold(one.point_cache) for one in surfaces)
+        elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
+            yield "fluid", not modifier.domain_settings.has_cache_baked_data
+    for system in thing.particle_systems:
+        if system.settings.type == "EMITTER" and system.settings.physics_type != "NO":
+            yield "particles", _is_cold(system.point_cache)
+
+
+def _is_cold(cache: Any) -> bool:
+    return cache is not None and not (cache.is_baked or cache.use_external)
+
+
 def _named(thing: Any) -> dict[tuple[int, int | None, str], tuple[Any, str]]:
     """What names a directory of bakes: the places of a modifier and of one of its bakes, and the property."""
     found: dict[tuple[int, int | None, str], tuple[Any, str]] = {}

@@ -221,6 +221,20 @@ def _compositing(scene: Any) -> Any:
     return scene.node_tree if scene.use_nodes else None
 
 
+def has_camera(scene: Any) -> bool:
+    """Whether Blender finds a camera for the scene, or may need none: what only composes pictures, or shows strips, is
+    rendered without one."""
+    cameras = scene.camera is not None or any(thing.type == "CAMERA" for thing in scene.objects)
+    composes = scene.render.use_compositing and _compositing(scene) is not None
+    return cameras or composes or bool(_strips(scene)) or any(marker.camera for marker in scene.timeline_markers)
+
+
+def _strips(scene: Any) -> Any:
+    """The strips of a scene's sequencer that is used."""
+    editor = scene.sequence_editor if scene.render.use_sequencer else None
+    return getattr(editor, "strips_all", None) or getattr(editor, "sequences_all", None) or ()
+
+
 def layers_read(scene: Any) -> set[str]:
     """The view layers of the scene that its own compositor reads."""
     nodes = _nodes(_compositing(scene), set()) if scene.render.use_compositing else ()
@@ -238,9 +252,7 @@ def _rendered(scene: Any) -> Iterator[Any]:
         yield one
         if one.render.use_compositing:
             waiting += [node.scene for node in _nodes(_compositing(one), set()) if node.bl_idname == RENDER_LAYERS]
-        editor = one.sequence_editor if one.render.use_sequencer else None
-        strips = getattr(editor, "strips_all", None) or getattr(editor, "sequences_all", None) or ()
-        waiting += [strip.scene for strip in strips if strip.type == "SCENE" and not strip.mute]
+        waiting += [strip.scene for strip in _strips(one) if strip.type == "SCENE" and not strip.mute]
 
 
 def _nodes(tree: Any, seen: set[int]) -> Iterator[Any]:

@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from .bakes import unbaked
 from .blocked_python import Blocked
-from .companions import Companions, escaped, takes_variables
+from .companions import Companions, escaped, has_camera, takes_variables
 from .devices import Devices
 from .engine_names import EngineNames
 from .files import find_files, missing_at_first
 from .freestyle import export_svg, settle_svg
 from .sound import write_sound
-from .speech import Failed, NoEngine, Refused, held_back, say, warn
+from .speech import Failed, NoEngine, Refused, held_back, say, several, warn
 from .wishes import Wishes
 
 LARGEST_FRAME: Final = 1_048_574
@@ -27,6 +28,8 @@ ODD_FORMATS: Final = frozenset({"AVIF", "DDS", "PSD", "FITS"})
 """Those that a scene may have and the farm does not take: it can't look into such files."""
 FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
 NO_CAMERA: Final = "The scene has no camera: choose one in Blender, or name one with --arg camera=NAME"
+
+IN_ONE_PART: Final = "--chunk 100000 for one part"
 
 
 class Session:
@@ -153,6 +156,9 @@ class Session:
         render = self.scene.render
         if render.image_settings.file_format in FILMS:
             raise Refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
+        if self.wishes.of("CHECK"):
+            self._check()
+            return
         self.wishes.apply(self.scene, self.engines)
         companions = Companions(self.bpy, self.scene, self.directory)
         self.engines.check(companions.scenes)
@@ -170,6 +176,20 @@ class Session:
             self._render_frame(frame, companions)
             for sentence in blocked.found():
                 warn(sentence)
+
+    def _check(self) -> None:
+        """Say what would end a render, or be wrong in its pictures, as far as it shows without one; which files are
+        missing was said when the file was loaded."""
+        scene = self.scene
+        try:
+            self.wishes.apply(scene, self.engines)
+            self.engines.check(Companions(self.bpy, scene, "").scenes)
+        except Failed as failed:
+            warn(failed)
+        if not has_camera(scene):
+            warn(NO_CAMERA)
+        if names := unbaked(scene):
+            warn(f"not baked: each part begins it from the start: {several(names)}; bake, or use {IN_ONE_PART}")
 
     def _render_frame(self, frame: int, companions: Companions) -> None:
         self.frame = frame

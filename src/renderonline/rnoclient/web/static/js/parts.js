@@ -98,7 +98,10 @@ export const statusOf = (task) => (warned(task) ? html`<span class="state succee
 export const progressOf = (task, label) => bar(task.progress, label, warned(task) ? 'warned' : task.status);
 
 /** What people must know of a task without opening it: that nothing of it can start, what is wrong with its pictures. */
-export const chipsOf = (task) => html`${task.stuck ? html`<span class="chip" title=${task.stuck}>${icon('offline')}Can't start</span>` : nothing}${task.warnings?.length ? html`<span class="chip" title=${task.warnings.join('\n')}>${icon('warning')}${plural(task.warnings.length, 'warning')}</span>` : nothing}`;
+export const chipsOf = (task) => html`${task.stuck ? html`<span class="chip" title=${task.stuck}>${icon('offline')}Can't start</span>` : nothing}${task.warnings?.length ? html`<span class="chip" title=${task.warnings.join('\n')}>${icon('warning')}${plural(task.warnings.length, 'warning')}</span>` : nothing}${uncheckedOf(task)}`;
+
+/** That no machine looked at the scene of a task that has ended before it was rendered. */
+export const uncheckedOf = (task) => (task.unchecked && ENDED.has(task.status) ? html`<span class="chip" title=${`No machine checked its scene first: ${task.unchecked}`}>${icon('info')}Not checked</span>` : nothing);
 
 /** A sentence in which lines to type look like it. */
 export const told = (text) => text.split(/(renderonline [a-z](?:[^.:;]|[.:;](?=\S))*)/).map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));

@@ -5,7 +5,7 @@ import './frames.js';
 import './log.js';
 import { FILMS } from './viewer.js';
 import './timeline.js';
-import { ENDED, Part, ago, attempt, define, dialog, duration, empty, html, icon, nothing, number, percent, plural, progressOf, remaining, size, stateOf, statusOf, told, unready, when, word } from './parts.js';
+import { ENDED, Part, ago, attempt, define, dialog, duration, empty, html, icon, nothing, number, percent, plural, progressOf, remaining, size, stateOf, statusOf, told, uncheckedOf, unready, when, word } from './parts.js';
 import { tasks } from './store.js';
 import { ACTIONS, act } from './tasks.js';
 
@@ -213,7 +213,7 @@ class Task extends Part {
         ${left === null ? nothing : html`<span>${duration(left)} left</span>`}
         ${running.length ? html`<span>on ${[...new Set(running.map((one) => one.machine))].join(', ')}</span>` : nothing}
         ${ENDED.has(task.status) && task.started && task.ended ? html`<span>took ${duration((Date.parse(task.ended) - Date.parse(task.started)) / 1000)}</span>` : nothing}
-        <span class="soft">${task.email} · ${ago(task.queued)}</span></div>
+        ${uncheckedOf(task)}<span class="soft">${task.email} · ${ago(task.queued)}</span></div>
         ${progressOf(task, 'Progress')}${this.#warned(task)}${this.#because(task)}</section>
       <div class="tabs" role="tablist" aria-label="About this task" @keydown=${this.#tabKey}>${TABS.map(([name, title]) => html`<button type="button" role="tab" id="tab-${name}" aria-selected=${tab === name}
         aria-controls="panel" tabindex=${tab === name ? 0 : -1} @click=${() => this.#show({ tab: name === 'frames' ? '' : name })}>${title}</button>`)}</div>
@@ -311,9 +311,9 @@ class Task extends Part {
 
   #facts(task) {
     const facts = [['Number', task.task_id], ['Engine', task.engine], ['Scene', `${task.file_name}, ${size(task.file_size)}`], ['Frames', task.frames || 'what the scene says'],
-      ['Frames in a part', task.chunk_size || 'decided by the farm'], ['Rendered on', [...new Set([...this.#results.values()].map((one) => one.facts?.device).filter(Boolean))].slice(0, 5).join('; ')], ['Owner', task.email], ['Submitted', when(task.queued)], ['Started', when(task.started)], ['Ended', when(task.ended)],
+      ['Frames in a part', task.chunk_size || 'decided by the farm'], ['Rendered on', [...new Set([...this.#results.values()].map((one) => one.facts?.device).filter(Boolean))].slice(0, 5).join('; ')], ['Owner', task.email], ['Submitted', when(task.queued)], ['Started', when(task.started)], ['Ended', when(task.ended)], ['Not checked', task.unchecked],
       ['Parts', Object.entries(task.chunks).filter(([, count]) => count).map(([state, count]) => `${count} ${word(state).toLowerCase()}`).join(', ')]];
-    return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.filter(([name, value]) => value || name !== 'Rendered on').map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+    return html`<div class="two"><section class="card"><h2>Task</h2><dl>${facts.filter(([name, value]) => value || !['Rendered on', 'Not checked'].includes(name)).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
         <div><dt><label for="task-priority">Priority</label></dt><dd class="slider"><input id="task-priority" type="range" min="0" max="100" step="5" .value=${String(task.priority)} ?disabled=${ENDED.has(task.status)}
           @change=${(event) => attempt(async () => tasks.put(await call('PATCH', `/tasks/${task.task_id}`, { priority: Number(event.target.value) })), 'Priority changed.')}><output>${task.priority}</output></dd></div></dl></section>
       <section class="card"><h2>Arguments</h2>${Object.keys(task.arguments).length ? html`<dl>${Object.entries(task.arguments).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>` : html`<p class="help">All as the engine has them.</p>`}</section>

@@ -1,0 +1,265 @@
+"""Checks of scenes: a machine's own engine looks at the scene of a new task before its frames are rendered.
+
+A check is an attempt without a chunk, kept in memory only: tasks, chunks and their counters never know of it. What it
+finds are warnings of the task; whatever prevents it leaves a sentence in `tasks.unchecked`, which is there from the
+submission on. Only a strict task waits for its check, and fails when files are missing (docs/decisions/0013).
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from renderonline.database.engines import EngineRow
+from renderonline.database.ids import IdBlocks
+from renderonline.database.submissions import NewTask
+from renderonline.database.task_inputs import Holder
+from renderonline.database.work_control import note_check
+from renderonline.database.work_loading import AttemptFacts, QueuedTask
+from renderonline.database.work_sheet import TaskRow
+from renderonline.engines.definition import SceneCheck
+from renderonline.farm import telling
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.needs import Needs
+from renderonline.farm.ready import Signature
+from renderonline.farm.scheduling import idle_machine, without_cards
+from renderonline.farm.settling import Ending, plain_reason
+from renderonline.farm.tasks import Outcome
+from renderonline.protocol.link import Exited, Report
+from renderonline.renderapi.attempt_files import Folder
+from renderonline.renderapi.orders import Order, definition_of
+from renderonline.renderapi.shared import Shared
+from renderonline.storage.landing import attempt_directory
+
+NOT_YET: Final = "no machine has looked at its scene"
+NOBODY_FREE: Final = "no linked machine was free"
+NOT_THERE: Final = "its machine went away"
+SCENE_FAILURE: Final = "scene"
+"""The class of a failure for which a strict task fails."""
+
+
+@dataclass(slots=True, eq=False)
+class Check:
+    """The check of one task, which has so many `parts` to render. `attempt`: what its machine has, None as long as it
+    waits for one; `holder`: that attempt to its machine, once it was sent; `unchecked`: what the task says until the
+    check has ended."""
+
+    task: QueuedTask
+    how: SceneCheck
+    strict: bool
+    parts: int
+    signature: Signature
+    unchecked: str = NOT_YET
+    attempt: AttemptFacts | None = None
+    holder: Holder | None = None
+    timer: asyncio.TimerHandle | None = None
+    over: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing of its task may start before it has ended."""
+        return self.strict and self.unchecked == NOT_YET
+
+
+class SceneChecks:
+    """All checks of this RenderAPI: of each user's tasks one at a time. `changed` is told what became of a task."""
+
+    def __init__(self, shared: Shared, ids: IdBlocks, changed: Callable[[Iterable[TaskRow]], None]) -> None:
+        self._shared, self._ids, self._changed = shared, ids, changed
+        self._lines: dict[int, list[Check]] = {}
+        """By user; the first of a line has a machine, or takes the next that is free."""
+        self._held: dict[int, Check] = {}
+        """By attempt: what machines have, until they say that it has ended."""
+
+    @contextlib.contextmanager
+    def claim(self, task: QueuedTask, engine: EngineRow, new: NewTask) -> Iterator[Check | None]:
+        """The check of a task that is being committed, with a machine's slot if one is free; None where its engine
+        can't look at scenes. The slot is free again at the end of this unless the check was begun."""
+        how = None
+        with contextlib.suppress(InvalidRequest):  # said when the task is leased
+            how = definition_of(engine.definition).check if engine.definition else None
+        if how is None:
+            yield None
+            return
+        needs = task.needs.joined(Needs(engine_version=how.engine_version))
+        parts = len(new.chunks) - bool(new.film)
+        check = Check(task, how, new.strict, parts, Signature(task.engine.casefold(), needs=needs))
+        if task.user_id not in self._lines and not self._is_busy(task.user_id):
+            if self._take_slot(check):
+                self._lines[task.user_id] = [check]
+            else:
+                check.unchecked = NOBODY_FREE
+        try:
+            yield check
+        finally:
+            if not task.task_id and check.attempt is not None:
+                self._leave(check)
+                self._release(check)
+
+    def begin(self, check: Check, task_id: int) -> None:
+        """Its task is committed."""
+        check.task.task_id = task_id
+        if check.unchecked != NOT_YET:
+            return
+        line = self._lines.setdefault(check.task.user_id, [])
+        if check not in line:
+            line.append(check)
+        too_long = f"it took longer than {check.how.time_s:g} s"
+        check.timer = asyncio.get_running_loop().call_later(check.how.time_s, self._end, check, too_long)
+        if check.strict:
+            self._shared.memory.checked_first.add(check.task.task_id)
+        if check.attempt is not None:
+            _ = self._shared.spawn(self._send(check, check.attempt))
+        else:
+            self._shared.wake()
+
+    def advance(self) -> None:
+        """Give the checks that wait what the plan left free."""
+        for user_id, (check, *_) in self._lines.items():
+            if check.attempt is None and not self._is_busy(user_id) and self._take_slot(check):
+                assert check.attempt is not None
+                _ = self._shared.spawn(self._send(check, check.attempt))
+
+    def _is_busy(self, user_id: int) -> bool:
+        """Whether a machine still has a check of this user."""
+        return any(check.task.user_id == user_id for check in self._held.values())
+
+    def _take_slot(self, check: Check) -> bool:
+        machines, task = self._shared.machines, check.task
+        reserved = self._shared.memory.reserved
+        machine_id = idle_machine(machines.free_slots(), machines.policy, check.signature, reserved)
+        machine = None if machine_id is None else machines.get(machine_id)
+        if machine is None:
+            return False
+        attempt_id = self._ids.next_attempt_id()
+        check.attempt = attempt = AttemptFacts(
+            attempt_id=attempt_id,
+            token=secrets.token_urlsafe(16),
+            chunk_id=0,
+            task_id=task.task_id,
+            user_id=task.user_id,
+            machine_id=machine.machine_id,
+            directory=attempt_directory(task.download_path, attempt_id),
+            needs=without_cards(check.signature.needs),
+        )
+        machines.occupy(machine, attempt_id, attempt.needs)
+        self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
+        return True
+
+    def _release(self, check: Check) -> None:
+        """Its machine was not told of it."""
+        assert check.attempt is not None
+        self._shared.files.remove(check.attempt.machine_id, (check.attempt.attempt_id,))
+        self._shared.machines.release(check.attempt.machine_id, check.attempt.attempt_id)
+        self._shared.wake()
+
+    async def _send(self, check: Check, attempt: AttemptFacts) -> None:
+        attempt.task_id = check.task.task_id
+        told, problem = None, NOT_THERE
+        try:
+            told = await self._shared.orders.of_check(attempt, check.how)
+        except InvalidRequest as error:
+            problem = error.message
+        machine = self._shared.machines.get(attempt.machine_id)
+        if check.over or told is None or machine is None or machine.link is None:
+            self._release(check)
+            self._end(check, problem)
+            return
+        assign, facts = told
+        where = {name: getattr(facts, name) for name in ("scene", "file_name", "results_in")}
+        named = {name: getattr(attempt, name) for name in ("token", "task_id", "machine_id", "directory")}
+        check.holder = Holder(**named, **where, over=False)
+        self._held[attempt.attempt_id] = check
+        machine.link.assign(Order(assign, {}, uses_directory=False))
+
+    def holder(self, attempt_id: int) -> Holder | None:
+        """What the token of a check opens for its machine; None for every other attempt."""
+        check = self._held.get(attempt_id)
+        return None if check is None or check.holder is None else check.holder._replace(over=check.over)
+
+    def holds(self, attempt_id: int) -> bool:
+        """Whether this attempt is a check that its machine may still have."""
+        return attempt_id in self._held
+
+    def occupied(self, machine_id: int) -> Mapping[int, Needs]:
+        """What a machine's slots are occupied with by checks."""
+        checks = (line[0].attempt for line in self._lines.values())
+        attempts = [*(one.attempt for one in self._held.values()), *checks]
+        return {one.attempt_id: one.needs for one in attempts if one is not None and one.machine_id == machine_id}
+
+    def take(self, reports: Sequence[Report]) -> Sequence[Report]:
+        """Take note of what machines report of checks; gives the other reports."""
+        ours = {report.attempt: check for report in reports if (check := self._held.get(report.attempt)) is not None}
+        for report in reports:
+            if isinstance(report, Exited) and report.attempt in ours:
+                del self._held[report.attempt]
+                self._exited(ours[report.attempt], report)
+        return [report for report in reports if report.attempt not in ours]
+
+    def lost(self, machine_id: int) -> None:
+        """A machine's link ended, or begins anew: it goes on with no check."""
+        for check in list(self._held.values()):
+            if check.attempt is not None and check.attempt.machine_id == machine_id:
+                del self._held[check.attempt.attempt_id]
+                self._end(check, NOT_THERE)
+
+    def drop(self, state: TaskRow) -> None:
+        """A task was canceled."""
+        for check in list(self._lines.get(state.user_id, ())):
+            if check.task.task_id == state.task_id:
+                self._close(check)
+                self._shared.memory.checked_first.discard(state.task_id)
+
+    def stop(self) -> None:
+        """RenderAPI stops: tasks go on unchecked at the next start."""
+        for check in (one for line in self._lines.values() for one in line):
+            check.over = True
+            if check.timer is not None:
+                check.timer.cancel()
+        self._lines, self._held = {}, {}
+
+    def _exited(self, check: Check, report: Exited) -> None:
+        outcome = Outcome(report.outcome) if report.outcome in set(Outcome) else Outcome.FAILED
+        reason = plain_reason(Ending(outcome, report.failure[:40], report.reason, report.exit_code))
+        fails = check.strict and outcome is Outcome.FAILED and report.failure == SCENE_FAILURE
+        unchecked = None if fails or outcome is Outcome.SUCCEEDED else telling.cleaned(reason)
+        warnings = telling.of_check(report.warnings, check.parts)
+        self._end(check, unchecked, warnings, telling.cleaned(reason) if fails else "")
+
+    def _end(self, check: Check, unchecked: str | None, warnings: Sequence[str] = (), failure: str = "") -> None:
+        """The check is over; its task says what came of it, and goes on."""
+        if not check.over:
+            self._close(check)
+            _ = self._shared.spawn(self._tell(check, unchecked, warnings, failure))
+
+    def _close(self, check: Check) -> None:
+        check.over = True
+        if check.timer is not None:
+            check.timer.cancel()
+        self._leave(check)
+        attempt = check.attempt
+        if attempt is not None and attempt.attempt_id in self._held:
+            self._shared.machines.cancel(attempt.machine_id, attempt.attempt_id, "nobody waits for this check any more")
+        self._shared.wake()
+
+    def _leave(self, check: Check) -> None:
+        line = self._lines.get(check.task.user_id, [])
+        if check in line:
+            line.remove(check)
+        if not line:
+            self._lines.pop(check.task.user_id, None)
+
+    async def _tell(self, check: Check, unchecked: str | None, warnings: Sequence[str], failure: str) -> None:
+        task_id = check.task.task_id
+        note = partial(note_check, unchecked=unchecked, warnings=warnings, failure=failure)
+        try:
+            state = await self._shared.database.write(partial(note, task_id=task_id, moment=self._shared.now()))
+        finally:
+            self._shared.memory.checked_first.discard(task_id)
+        if state is not None:
+            self._changed((state,))
+            if check.strict and not state.ended:
+                await self._shared.reload((task_id,))
