@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from renderonline.engines.blender.launcher.companions import Companions, below
-from renderonline.engines.blender.launcher.engine_names import EngineNames
 from renderonline.engines.blender.launcher.session import Session
 from renderonline.engines.blender.launcher.speech import Failed, NoEngine, Refused, say, speak_utf8
-from renderonline.engines.blender.launcher.wishes import Wishes
+from renderonline.engines.blender.launcher.wishes import EngineNames, Wishes
 from renderonline.engines.commands import spelled
 from renderonline.engines.loading import parse_definition, shipped
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from renderonline.engines.blender.launcher.sequences import _lacking
+from renderonline.engines.blender.launcher.files import _lacking
 
 
 @pytest.mark.parametrize(

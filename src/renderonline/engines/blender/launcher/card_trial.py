@@ -42,7 +42,7 @@ def main() -> int:
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     runpy.run_path(beside, run_name="beside")["become_package"]()
     devices = importlib.import_module(f"{NAME}.devices")
-    bpy = sys.modules.get("bpy") or importlib.import_module(f"{NAME}.module").import_bpy()
+    bpy = sys.modules.get("bpy") or importlib.import_module(f"{NAME}.command").import_bpy()
     try:
         render(bpy, devices)
     except devices.NoDevice as none:

@@ -2,14 +2,19 @@
 
 A path in the scene's own folder keeps its place there (`//passes/` becomes `passes/`), an absolute one loses its root,
 and nothing leads out. Two outputs never share a file: the second one gets the folder of its node's name.
+
+Freestyle's SVG files are written by an add-on of Blender's own, which a Blender without settings has switched off. The
+scene's sound is mixed down to one file beside the frames, from which films get it: by the attempt that renders the
+task's first frame, before its frames, for the time that the task's frames last.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .speech import Failed, warn
+from .speech import Failed, one_line, say, warn
 
 MOST_FILES: Final = 20_000
 """Files below the output directory of which the new ones are looked for."""
@@ -282,3 +287,79 @@ def _below(directory: str) -> Iterator[str]:
         left -= len(names)
         if left <= 0:
             return
+
+
+SOUND: Final = "sound.flac"
+FIRST: Final = "RENDERONLINE_BLENDER_FIRST"
+LAST: Final = "RENDERONLINE_BLENDER_LAST"
+"""Variables with the first and the last frame of the whole task."""
+
+
+def write_sound(bpy: Any, scene: Any, directory: str, first: int) -> None:
+    """Mix the scene's sound down into `directory`, if it has any and `first` is the task's first frame."""
+    try:
+        begin, end = int(os.environ.get(FIRST, "")), int(os.environ.get(LAST, ""))
+    except ValueError:  # no farm asks for it
+        return
+    if not directory or first != begin or not has_sound(scene):
+        return
+    path, own = os.path.join(directory, SOUND), (scene.frame_start, scene.frame_end)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        # The end first, where it is moved away from the start: Blender keeps them in order.
+        scene.frame_end = max(end, scene.frame_end)
+        scene.frame_start, scene.frame_end = begin, end
+        with bpy.context.temp_override(scene=scene):
+            bpy.ops.sound.mixdown(filepath=path, container="FLAC", codec="FLAC", format="S16")
+    except (RuntimeError, TypeError, AttributeError, OSError) as error:
+        warn(f"The scene's sound could not be mixed: {one_line(error)}")
+        return
+    finally:
+        scene.frame_end = max(own[1], scene.frame_end)
+        scene.frame_start, scene.frame_end = own
+    say(f"Saved: '{path}'")
+
+
+def has_sound(scene: Any, seen: frozenset[str] = frozenset()) -> bool:
+    """Whether anything of a scene, or of the scenes in its strips, is to be heard."""
+    if any(item.type == "SPEAKER" and item.data.sound and not item.data.muted for item in scene.objects):
+        return True
+    for strip in _all_strips(scene):
+        if strip.mute:
+            continue
+        if strip.type == "SOUND":
+            return True
+        other = getattr(strip, "scene", None) if strip.type == "SCENE" else None
+        if other is not None and other.name not in seen and has_sound(other, seen | {scene.name}):
+            return True
+    return False
+
+
+def _all_strips(scene: Any) -> Iterator[Any]:
+    editor = scene.sequence_editor
+    if editor is not None:  # strips_all is their name since Blender 4.4
+        yield from editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all
+
+
+ADD_ON: Final = "render_freestyle_svg"
+"""Comes with every Blender before 4.2."""
+
+
+def export_svg(bpy: Any, scene: Any) -> None:
+    """Switch the add-on on when the scene wants SVG files; a warning where this Blender does not have it."""
+    properties = getattr(scene, "bl_system_properties_get", lambda: scene)()  # of add-ons, since Blender 5.0
+    wanted = properties.get("svg_export") if properties is not None else None
+    if not (scene.render.use_freestyle and wanted and wanted.get("use_svg_export")):
+        return
+    if importlib.util.find_spec(ADD_ON) is not None:
+        bpy.ops.preferences.addon_enable(module=ADD_ON)
+    else:
+        warn("The scene exports Freestyle's lines as SVG: this Blender lacks the add-on, so no SVG file is written.")
+
+
+def settle_svg(path: str, frame: int) -> None:
+    """Give the SVG file of a frame, whose picture is at `path`, the frame's name: the add-on puts the number behind the
+    whole name."""
+    written = f"{path}{frame:04d}.svg"
+    if os.path.isfile(written):
+        os.replace(written, os.path.splitext(path)[0] + ".svg")

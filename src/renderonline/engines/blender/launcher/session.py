@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from .bakes import unbaked
-from .blocked_python import Blocked
-from .companions import Companions, escaped, has_camera, takes_variables
+from .companions import (
+    Companions,
+    escaped,
+    export_svg,
+    has_camera,
+    settle_svg,
+    takes_variables,
+    write_sound,
+)
 from .devices import Devices
-from .engine_names import EngineNames
 from .files import find_files, missing_at_first
-from .freestyle import export_svg, settle_svg
-from .sound import write_sound
 from .speech import Failed, NoEngine, Refused, held_back, say, several, warn
-from .wishes import Wishes
+from .wishes import EngineNames, Wishes
 
 LARGEST_FRAME: Final = 1_048_574
 MOST_FRAMES: Final = 100_000
@@ -238,3 +242,39 @@ def whole_number(option: str, text: str, smallest: int, largest: int) -> int:
     if not smallest <= number <= largest:
         raise Refused(f"{option} {text} must be a number from {smallest} to {largest}")
     return number
+
+
+ADVICE: Final = "Bake what they do into keyframes before you submit."
+
+
+class Blocked:
+    """Finds each thing once; drivers only show it after a frame."""
+
+    def __init__(self, bpy: Any) -> None:
+        self._bpy = bpy
+        self._looked = False
+
+    def found(self) -> Iterator[str]:
+        """Sentences about what is off, after the first frame; nothing later."""
+        if self._looked:
+            return
+        self._looked = True
+        texts = [text.name for text in self._bpy.data.texts if text.use_module]
+        if texts:
+            yield f"Python is switched off on this farm; these scripts did not run: {several(texts)}. {ADVICE}"
+        drivers = sorted({driver.expression for driver in self._drivers() if _is_blocked(driver)})
+        if drivers:
+            yield f"Python is switched off on this farm; these drivers stand still: {several(drivers)}. {ADVICE}"
+
+    def _drivers(self) -> Iterator[Any]:
+        data = self._bpy.data
+        for collection in data.bl_rna.properties:
+            if collection.type == "COLLECTION":
+                for block in getattr(data, collection.identifier):
+                    for owner in (block, getattr(block, "node_tree", None)):
+                        animation = getattr(owner, "animation_data", None)
+                        yield from (curve.driver for curve in (animation.drivers if animation else ()))
+
+
+def _is_blocked(driver: Any) -> bool:
+    return driver.type == "SCRIPTED" and not driver.is_simple_expression and not driver.is_valid

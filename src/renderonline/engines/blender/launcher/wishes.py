@@ -1,14 +1,90 @@
 """What a task says of its scene beyond Blender's own options: it comes in the environment, "" for what the scene says.
 
-The template stays a command line that any Blender understands.
+The template stays a command line that any Blender understands. Also the names of the render engines that this Blender
+has.
 """
 
+import ctypes
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from .companions import layers_read
-from .engine_names import EEVEE, EngineNames
-from .speech import Refused, several, warn
+from .speech import NoEngine, Refused, say, several, warn
+
+EEVEE: Final = ("BLENDER_EEVEE", "BLENDER_EEVEE_NEXT")
+"""The same engine: Blender 4.2 to 4.5 had the second name."""
+_SEARCHED_BYTES: Final = 4096
+"""Of a scene's memory, from its render settings on."""
+_LONGEST_NAME: Final = 32
+
+
+class EngineNames:
+    """Made before a file is loaded: Blender shows its first engine where a scene names one that it does not have, so
+    the name has to be read from the scene's memory, and where it lies is found with a scene whose engine is known."""
+
+    def __init__(self, bpy: Any) -> None:
+        self._offset = _find(bpy.context.scene.render)
+
+    def wanted(self, scene: Any) -> str:
+        """The engine that the scene names."""
+        shown = str(scene.render.engine)
+        if self._offset is None:
+            return shown
+        name = ctypes.string_at(scene.render.as_pointer() + self._offset, _LONGEST_NAME).partition(b"\0")[0]
+        return name.decode(errors="replace") or shown
+
+    def choose(self, scene: Any, name: str) -> None:
+        """Give the scene another engine; `NoEngine` when this Blender does not have it."""
+        for spelled in (name, *(EEVEE if name in EEVEE else ())):
+            try:
+                scene.render.engine = spelled
+                return
+            except TypeError:
+                continue
+        raise NoEngine(f"this Blender has no render engine {name}")
+
+    def check(self, scenes: Iterable[Any]) -> None:
+        """`NoEngine` when one of the scenes names an engine that this Blender does not have."""
+        for scene in scenes:
+            name, shown = self.wanted(scene), str(scene.render.engine)
+            if name in EEVEE and shown != name:
+                self.choose(scene, name)
+            elif name != shown:
+                raise NoEngine(
+                    f"this Blender has no render engine {name}, which scene {several([scene.name])} uses. Render on a "
+                    "machine whose Blender has its add-on, or choose another engine (argument engine)"
+                )
+
+
+def _find(render: Any) -> int | None:
+    """Where an engine's name lies in the memory of render settings; None where that can't be told."""
+    places: set[int] | None = None
+    kept = render.engine
+    try:
+        for name in ("BLENDER_WORKBENCH", "CYCLES", "BLENDER_WORKBENCH"):
+            render.engine = name
+            wanted = name.encode() + b"\0"
+            memory = ctypes.string_at(render.as_pointer(), _SEARCHED_BYTES)
+            found = {at for at in range(len(memory)) if memory.startswith(wanted, at)}
+            places = found if places is None else places & found
+    except (TypeError, ValueError):
+        return None
+    finally:
+        render.engine = kept
+    return places.pop() if places and len(places) == 1 else None
+
+
+def list_engines(bpy: Any) -> None:
+    """Print their names, one a line. What the module shows as the choices are only its own: those of add-ons are named
+    where a name is refused."""
+    say("Blender Engine Listing:")
+    try:
+        bpy.context.scene.render.engine = "?"
+    except TypeError as error:
+        for name in re.findall(r"'(\w+)'", str(error)):
+            say(f"\t{name}")
+
 
 PREFIX: Final = "RENDERONLINE_BLENDER_"
 MOST: Final[Mapping[str, int]] = {"SAMPLES": 16_777_216, "WIDTH": 65_536, "HEIGHT": 65_536, "PERCENT": 32_767}
