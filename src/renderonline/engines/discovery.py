@@ -4,12 +4,18 @@ Every program found is asked for its version, once, all at the same time, and wi
 or can't start is no engine. Blocking: call it in a thread.
 """
 
+import json
+import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +24,11 @@ import structlog
 from renderonline.engines.blender.install import installed, launched
 from renderonline.engines.children import ask
 from renderonline.engines.definition import EngineDefinition
-from renderonline.engines.renderers import renderers_of
 
 PROBE_TIME_S: Final = 20.0
+MOST_RENDERERS: Final = 64
+"""Renderers of one program."""
+_RENDERERS_FILE: Final = "renderers.json"
 
 _log = structlog.get_logger(__name__)
 
@@ -102,3 +110,52 @@ def _with_version(found: FoundEngine, definition: EngineDefinition) -> FoundEngi
     told = "\n".join((*answer.out, *answer.err))
     match = re.search(definition.version_regex, told) if definition.version_regex else None
     return replace(found, version=match[1] if match.re.groups else match[0]) if match else found
+
+
+def renderers_of(
+    prefix: Sequence[str], version: str, definition: EngineDefinition, time_s: float, directory: Path | None
+) -> tuple[str, ...]:
+    """The renderers that the program lists, sorted; () when it lists none, or nobody knows how to ask. The answer is
+    kept in `directory` for as long as the program stays what it is."""
+    if not definition.renderers_arguments:
+        return ()
+    key = _key(prefix, version, definition)
+    known = _known(directory)
+    if (remembered := known.get(key)) is not None:
+        return tuple(remembered)
+    answer = ask([*prefix, *definition.renderers_arguments], time_s)
+    named = _listed(answer.out, definition.renderers_after) if answer.code == 0 else ()
+    found = sorted(set(named))[:MOST_RENDERERS]
+    if found and directory is not None:
+        _keep(directory, {**known, key: found})
+    return tuple(found)
+
+
+def _listed(lines: Sequence[str], title: str) -> Iterator[str]:
+    """The names below the list's title."""
+    below = dropwhile(lambda line: line != title, lines)
+    next(below, None)
+    return takewhile(lambda line: re.fullmatch(r"\w{1,64}", line, re.ASCII) is not None, below)
+
+
+def _key(prefix: Sequence[str], version: str, definition: EngineDefinition) -> str:
+    with suppress(OSError):
+        state = os.stat(prefix[0])
+        version = f"{version} {state.st_size} {state.st_mtime_ns}"
+    return sha256("\0".join((*prefix, version, *definition.renderers_arguments)).encode(errors="replace")).hexdigest()
+
+
+def _known(directory: Path | None) -> dict[str, list[str]]:
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        if directory is not None:
+            known = json.loads((directory / _RENDERERS_FILE).read_text(encoding="utf-8"))
+            return {str(key): [str(name) for name in names] for key, names in known.items()}
+    return {}
+
+
+def _keep(directory: Path, known: dict[str, list[str]]) -> None:
+    """Without it the program is only asked again."""
+    aside = directory / f".{_RENDERERS_FILE}.{secrets.token_hex(8)}"
+    with suppress(OSError):
+        aside.write_text(json.dumps(known), encoding="utf-8")
+        aside.replace(directory / _RENDERERS_FILE)
