@@ -73,12 +73,12 @@ def backup(
 
 def _opened(connection: str | None, config: Path | None, *, ready: bool = True) -> "Database":
     """The database that the options name; with `ready` only if it is there and has our tables."""
-    from renderonline.database import connection_strings, migrating
+    from renderonline.database import connecting, migrating
     from renderonline.database.door import Database
     from renderonline.renderapi.settings import load_settings
 
     named = load_settings(config, flags={"connection_string": connection}).database
-    place = connection_strings.parse(named)
+    place = connecting.parse(named)
     if ready and place.dialect == "sqlite" and not Path(place.database).exists():
         raise NotFound(f"There is no database {place.database}. Make it with `renderonline db migrate`.")
     database = Database.open(named)

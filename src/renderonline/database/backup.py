@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from renderonline.database.connecting import explained, patient_engine
-from renderonline.database.connection_strings import Place
+from renderonline.database.connecting import Place, explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.farm.errors import Conflict, NoSpace, NotAvailable, NotFound
 

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Engine
 
 from renderonline.database import connecting
-from renderonline.database.connection_strings import Place, parse
+from renderonline.database.connecting import Place, parse
 from renderonline.database.writer import Job, Writer
 from renderonline.farm.errors import NotAvailable
 

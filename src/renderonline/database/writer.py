@@ -19,8 +19,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, Engine, event
 
-from renderonline.database.connecting import in_words, is_disconnect, is_transient
-from renderonline.database.connection_strings import Place
+from renderonline.database.connecting import Place, in_words, is_disconnect, is_transient
 from renderonline.farm.errors import NotAvailable
 
 _MAX_BATCH: Final = 256

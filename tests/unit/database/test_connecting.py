@@ -4,8 +4,7 @@ import sqlite3
 
 from sqlalchemy.exc import OperationalError
 
-from renderonline.database.connecting import in_words
-from renderonline.database.connection_strings import parse
+from renderonline.database.connecting import in_words, parse
 from renderonline.farm.errors import NotAvailable
 
 

@@ -2,7 +2,7 @@ import ssl
 
 import pytest
 
-from renderonline.database.connection_strings import parse
+from renderonline.database.connecting import parse
 from renderonline.farm.errors import InvalidRequest
 
 
