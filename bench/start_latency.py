@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from renderonline.sandbox import probing, system
-from renderonline.sandbox.box import Box, Found
-from renderonline.sandbox.starting import start
+from renderonline.sandbox import box, probing
+from renderonline.sandbox.box import Box, Found, start
 from tests.support.farm import RealFarm
 
 SUBMISSIONS = 100
@@ -54,13 +53,13 @@ def run_boxes() -> None:
         places = tuple(str(Path(name, part)) for part in ("task", "output", "home", "tmp"))
         for place in places:
             Path(place).mkdir()
-        box = Box(places[:1], places[1:], (), places[3], devices=system.cards())
-        alone = _ended(Found(), box)
+        open_box = Box(places[:1], places[1:], (), places[3], devices=box.cards())
+        alone = _ended(Found(), open_box)
         print(f"a program that does nothing, start to end, {SUBMISSIONS} times: p50 {alone:.2f} ms without a box")
         for kind in ("bwrap", "landlock"):
             with contextlib.suppress(probing.NoBox):
                 found = probing.probe(kind)
-                taken = _ended(found, box)
+                taken = _ended(found, open_box)
                 print(f"  in {found.version}: p50 {taken:.2f} ms, {taken - alone:.2f} ms more (goal: at most 8 ms)")
 
 

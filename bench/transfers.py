@@ -18,9 +18,9 @@ from pathlib import Path
 
 from bench.figures import MB, file_of, told
 from bench.servers import Cost, Server, nginx, receive, send
-from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import Transfers, TransferSession
-from renderonline.storage.digests import InputSums, digest_file
+from renderonline.hpcserver.file_exchange import Transfers, TransferSession
+from renderonline.hpcserver.joining import Identity
+from renderonline.storage.disk import InputSums, digest_file
 from renderonline.storage.manifests import manifest_of
 from tests.support.farm import RealFarm
 

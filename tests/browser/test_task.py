@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from renderonline.storage.previews import PreviewFiles
+from renderonline.storage.images import PreviewFiles
 from tests.browser.test_looks import look
 from tests.support.browsing import PHONE, WIDE, PaintedFarm, Visitor
 from tests.support.farm import wait_until

@@ -123,7 +123,7 @@ def test_signal_ends_the_program_while_a_file_is_chosen(farm: RealFarm, display:
 
 
 def command(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "renderonline.cli", "desktop"]
+    argv = [sys.executable, "-m", "renderonline.cli.main", "desktop"]
     clean = {name: value for name, value in os.environ.items() if name not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     own = {"RENDERONLINE_CONFIG": str(home), **environment}
     return subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=60)

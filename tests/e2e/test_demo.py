@@ -20,7 +20,7 @@ import psutil
 import pytest
 from OpenImageIO import UINT8, ImageBuf, ImageBufAlgo
 
-from renderonline.hpcserver.films import count_frames
+from renderonline.hpcserver.film_maker import count_frames
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(600)]
 
@@ -41,7 +41,7 @@ class Demo:
         if path is not None:
             environment["PATH"] = path
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "renderonline.cli", "demo", "--output", str(self.output)],
+            [sys.executable, "-m", "renderonline.cli.main", "demo", "--output", str(self.output)],
             env=environment,
             cwd=directory,
             stdout=subprocess.PIPE,
@@ -175,8 +175,8 @@ def test_demo_keeps_its_promises_and_shows_its_processes(tmp_path: Path) -> None
     with Demo(tmp_path) as demo:
         demo.wait_for(r"Rendered \d+ of 24")
         running = commands(demo)
-        assert sum(" renderonline.cli api " in words for words in running) == 1
-        assert sum(" renderonline.cli node " in words for words in running) == 2
+        assert sum(" renderonline.cli.main api " in words for words in running) == 1
+        assert sum(" renderonline.cli.main node " in words for words in running) == 2
         wait_until(lambda: len(blenders(demo)) == 2, 60, "Blender does not run twice")
         assert demo.end() == 0, demo.text
         demo.assert_nothing_is_left()
@@ -201,7 +201,7 @@ def test_second_demo_takes_less_than_a_minute_and_replaces_only_its_own_files(tm
     (output / "frame_0025.png").write_text("of an older demo")
     with Clock() as clock:
         done = subprocess.run(
-            [sys.executable, "-m", "renderonline.cli", "demo", "--json", "--output", str(output)],
+            [sys.executable, "-m", "renderonline.cli.main", "demo", "--json", "--output", str(output)],
             capture_output=True,
             text=True,
             timeout=300,

@@ -81,7 +81,7 @@ class Kept:
         """Start it unless it runs."""
         if self.is_running:
             return
-        argv = [sys.executable, "-P", "-m", "renderonline.cli", *self._words]
+        argv = [sys.executable, "-P", "-m", "renderonline.cli.main", *self._words]
         with self.log.open("ab") as output:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
             self._process = subprocess.Popen(argv, env=self._environment, start_new_session=True, **pipes)
@@ -241,7 +241,7 @@ class FaultFarm:
         if self.database == "mariadb":
             self.mariadb = self._exits.enter_context(PrivateMariaDB())
             self.url = self.mariadb.create_database()
-            argv = [sys.executable, "-P", "-m", "renderonline.cli", "db", "migrate", "-c", self.url]
+            argv = [sys.executable, "-P", "-m", "renderonline.cli.main", "db", "migrate", "-c", self.url]
             subprocess.run(argv, check=True, capture_output=True)
         else:
             self.url = f"sqlite:///{data / 'renderonline.sqlite'}"

@@ -86,7 +86,7 @@ class Desktop:
         }
         self.display = display
         self.lines: list[str] = []
-        argv = [sys.executable, "-m", "renderonline.cli", "desktop", *words]
+        argv = [sys.executable, "-m", "renderonline.cli.main", "desktop", *words]
         self.process = subprocess.Popen(
             argv,
             env={**os.environ, **own, **environment},

@@ -20,16 +20,13 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import check, engines, machines
-from renderonline.database.door import Database
-from renderonline.database.ids import IdBlocks
+from renderonline.database import administration_rows, machine_rows, upkeep
+from renderonline.database.door import Database, IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
-from renderonline.database.submissions import NewChunk, NewTask
+from renderonline.database.submission_rows import NewChunk, NewTask
 from renderonline.farm.frames import cut, parse_frames
 from renderonline.farm.machines import MOST_SLOTS
-from renderonline.farm.settling import RetryPolicy
-from renderonline.farm.watching import Patience
-from renderonline.protocol.codec import decode, encode
+from renderonline.farm.settling import Patience, RetryPolicy
 from renderonline.protocol.link import (
     LINK_PATH,
     PROTOCOL,
@@ -46,9 +43,11 @@ from renderonline.protocol.link import (
     Result,
     Started,
     Welcome,
+    decode,
+    encode,
 )
 from renderonline.renderapi.control import Control
-from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.renderapi.planner import Dispatcher
 from tests.support.farm_rows import add_user
 
 DEADLINE_S = 20.0
@@ -138,8 +137,8 @@ class Rig:
         """Make the rows that every test needs, and start."""
         self.files.mkdir(parents=True, exist_ok=True)
         self.user_id = (await self.database.write(lambda c: add_user(c, limit=1000))).user_id
-        new = engines.NewEngine("fake", ".scene", str(self.files), "fake x", DEFINITION)
-        self.engine_id = (await self.database.write(lambda c: engines.add_engine(c, new))).engine_id
+        new = administration_rows.NewEngine("fake", ".scene", str(self.files), "fake x", DEFINITION)
+        self.engine_id = (await self.database.write(lambda c: administration_rows.add_engine(c, new))).engine_id
         await self.start()
 
     @property
@@ -191,8 +190,10 @@ class Rig:
         name = name or f"machine{next(_names)}"
 
         def make(connection: Any) -> int:
-            code = machines.invite(connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1, slots=slots)
-            return machines.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
+            code = machine_rows.invite(
+                connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1, slots=slots
+            )
+            return machine_rows.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
 
         machine_id = await self.database.write(make)
         self.secrets[machine_id] = f"secret of {name}"
@@ -200,7 +201,7 @@ class Rig:
 
     async def add_v1(self, port: int) -> int:
         """A v1 machine's row."""
-        row = await self.database.write(lambda c: machines.add_v1(c, "127.0.0.1", port, now_us=1))
+        row = await self.database.write(lambda c: machine_rows.add_v1(c, "127.0.0.1", port, now_us=1))
         await self.dispatcher.refresh()
         return row.machine_id
 
@@ -232,7 +233,7 @@ class Rig:
             "chunk_size": chunk_size,
         }
         new = NewTask(**{**values, **more})
-        row = await self.database.read(lambda c: engines.get_engine(c, new.engine_id))
+        row = await self.database.read(lambda c: administration_rows.get_engine(c, new.engine_id))
         return (await self.dispatcher.submit(new, row)).task_id
 
     # -- looking
@@ -289,7 +290,7 @@ class Rig:
 
     async def assert_sound(self) -> None:
         """The database keeps R2 Task status and its invariants."""
-        found = [one for one in await self.database.read(check.check) if not one.is_warning]
+        found = [one for one in await self.database.read(upkeep.check) if not one.is_warning]
         assert not found, found
 
 
@@ -301,7 +302,7 @@ class Machine:
     machine_id: int
     slots: int = 1
     works: bool = True
-    engines: tuple[str, ...] = ("Fake",)
+    administration_rows: tuple[str, ...] = ("Fake",)
     instance: str = ""
     held: tuple[HeldAttempt, ...] = ()
     secret: str = ""

@@ -38,7 +38,7 @@ class Program:
     def __init__(self, words: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "program.log"
-        argv = [sys.executable, "-P", "-m", "renderonline.cli", *words]
+        argv = [sys.executable, "-P", "-m", "renderonline.cli.main", *words]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 argv,

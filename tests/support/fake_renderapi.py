@@ -13,8 +13,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from renderonline.protocol.codec import encode
-from renderonline.protocol.link import LINK_PATH, Ack, Assign, ExpectedOutput, Limits
+from renderonline.protocol.link import LINK_PATH, Ack, Assign, ExpectedOutput, Limits, encode
 from tests.support.pinned_certificates import Certificate
 
 DEADLINE_S = 20.0

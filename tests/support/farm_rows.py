@@ -5,8 +5,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from renderonline.database import accounts, engines, submissions
-from renderonline.database.submissions import NewChunk, NewTask, Submitted
+from renderonline.database import administration_rows, submission_rows
+from renderonline.database.submission_rows import NewChunk, NewTask, Submitted
 from renderonline.farm.accounts import Role, User, hash_token
 from renderonline.farm.frames import cut, parse_frames
 
@@ -21,15 +21,15 @@ def add_user(
 ) -> User:
     """A user with a subscription of their own, with this queue limit."""
     email = email or f"user{next(_numbers)}@example.org"
-    subscription = accounts.add_subscription(connection, f"for {email}"[:50], limit)
-    new = accounts.NewUser(email, hash_token(token), subscription.subscription_id, "Ada", "Lovelace", role)
-    return accounts.add_user(connection, new, now_us=NOW_US)
+    subscription = administration_rows.add_subscription(connection, f"for {email}"[:50], limit)
+    new = administration_rows.NewUser(email, hash_token(token), subscription.subscription_id, "Ada", "Lovelace", role)
+    return administration_rows.add_user(connection, new, now_us=NOW_US)
 
 
 def add_engine(connection: Connection, name: str = "blender", download_path: str = "/srv/renders") -> int:
     """An engine; gives its id."""
-    new = engines.NewEngine(name, ".blend", download_path, "blender -b $RENDERONLINE:@uploaded_file -a")
-    return engines.add_engine(connection, new).engine_id
+    new = administration_rows.NewEngine(name, ".blend", download_path, "blender -b $RENDERONLINE:@uploaded_file -a")
+    return administration_rows.add_engine(connection, new).engine_id
 
 
 def new_task(
@@ -62,4 +62,4 @@ def new_task(
 
 def submit(connection: Connection, user_id: int, engine_id: int = 1, **more: object) -> Submitted:
     """Submit a task of this user."""
-    return submissions.submit(connection, new_task(user_id, engine_id, **more))
+    return submission_rows.submit(connection, new_task(user_id, engine_id, **more))

@@ -11,8 +11,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from renderonline.protocol.codec import decode, encode
-from renderonline.protocol.link import Ack, Assign, EngineOffer, Exited, FromRenderAPI, Hello, Welcome
+from renderonline.protocol.link import Ack, Assign, EngineOffer, Exited, FromRenderAPI, Hello, Welcome, decode, encode
 from tests.support.renderapi import Reply, Running
 
 

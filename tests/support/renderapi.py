@@ -17,7 +17,7 @@ import aiohttp
 from renderonline.engines.loading import shipped
 from renderonline.renderapi.main import READY_FILE, serve
 from renderonline.renderapi.settings import Settings, load_settings
-from renderonline.rnoclient.web import DIRECTORY
+from renderonline.rnoclient import WEB_PAGE
 from renderonline.storage.names import INCOMING
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ async def renderapi(directory: Path, *, reads_scenes: bool = False, **flags: Any
 @contextlib.asynccontextmanager
 async def _renderapi(directory: Path, **flags: Any) -> AsyncIterator[Running]:
     settings = load_settings(flags={"port": 0, "data_directory": directory, **flags}, environment={})
-    server = asyncio.create_task(serve(settings, DIRECTORY))
+    server = asyncio.create_task(serve(settings, WEB_PAGE))
     ready = directory / READY_FILE
     try:
         while not ready.exists():

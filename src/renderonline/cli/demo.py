@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from renderonline.cli import show
-from renderonline.cli.engines import install_blender
+from renderonline.cli import terminal
+from renderonline.cli.engine_commands import install_blender
 from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
 from renderonline.cli.up import LocalFarm, sandbox_lines
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
@@ -41,9 +41,9 @@ def run(output: Path, *, keep: bool, as_json: bool) -> int:
             with demo.step("all"):
                 demo.run(output, keep=keep)
     except Interrupted:
-        show.note("Stopped, and cleaned up.")
+        terminal.note("Stopped, and cleaned up.")
         return INTERRUPTED
-    show.answer((demo.facts(output), lambda: demo.summary(output)), as_json=as_json)
+    terminal.print_answer((demo.facts(output), lambda: demo.summary(output)), as_json=as_json)
     return 1 if demo.problems else 0
 
 
@@ -99,9 +99,9 @@ class Demo:
         if not self.quiet:
             programs = {"RenderAPI": api, **nodes}.items()
             shown = ", ".join(f"{name} (pid {program.process.pid})" for name, program in programs)
-            show.note("\n".join([f"The farm is up at {farm.url}: {shown}", *sandbox_lines(known[MACHINES[0]])]))
+            terminal.note("\n".join([f"The farm is up at {farm.url}: {shown}", *sandbox_lines(known[MACHINES[0]])]))
         with Client(login) as client:
-            with self.step("submit"), show.bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
+            with self.step("submit"), terminal.bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
                 threads = str(max(1, (os.cpu_count() or 2) // len(MACHINES)))
                 task = client.submit(
                     Path(__file__).with_name(SCENE),
@@ -122,7 +122,7 @@ class Demo:
         self, client: Client, task: Task, names: dict[int, str], farm: LocalFarm, nodes: dict[str, Program]
     ) -> None:
         """Show who renders how much until the task has ended."""
-        with show.bar("", "count", quiet=self.quiet) as shown:
+        with terminal.bar("", "count", quiet=self.quiet) as shown:
             for task in client.watch(task["task_id"]):  # noqa: B020 - its states
                 self._revive(farm, nodes)
                 farm.supervisor.check()
@@ -139,7 +139,7 @@ class Demo:
         """An HPCServer that was killed is started again; the farm renders its chunk anew."""
         for name, program in nodes.items():
             if (program.process.poll() or 0) < 0:
-                show.note(f"{name} was killed, and is started again.")
+                terminal.note(f"{name} was killed, and is started again.")
                 farm.supervisor.forget(program)
                 nodes[name] = farm.start_node(name, None)
 
@@ -151,19 +151,19 @@ class Demo:
 
     def summary(self, output: Path) -> None:
         """What happened, for people."""
-        show.say()
-        show.table(["STEP", ">SECONDS"], [(name, f"{value:.1f}") for name, value in self.seconds.items()])
-        show.say()
-        show.table(["MACHINE", ">FRAMES"], sorted(self.frames.items()))
-        show.say()
+        terminal.say()
+        terminal.table(["STEP", ">SECONDS"], [(name, f"{value:.1f}") for name, value in self.seconds.items()])
+        terminal.say()
+        terminal.table(["MACHINE", ">FRAMES"], sorted(self.frames.items()))
+        terminal.say()
         places = [("frames", output / "frame_0001.png … "), ("film", output / FILM), ("scene", output / SCENE)]
         places += [("farm (kept)", self.kept)] if self.kept else []
-        show.table(["WHAT", "WHERE"], [*places, ("Blender", data_directory() / "engines" / "blender")])
+        terminal.table(["WHAT", "WHERE"], [*places, ("Blender", data_directory() / "engines" / "blender")])
         for problem in self.problems:
-            show.note(f"Not as promised: {problem}")
+            terminal.note(f"Not as promised: {problem}")
         if not self.problems:
             next_step = "renderonline up, then in another terminal renderonline submit FILE.blend --frames 1-24"
-            show.say(f"\nYour own scene: {next_step}")
+            terminal.say(f"\nYour own scene: {next_step}")
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -15,9 +15,17 @@ from typer import Abort
 from typer.exceptions import TyperException
 
 from renderonline import __version__
-from renderonline.cli import databases, engines, farm, machines, show, submit, tasks, users
-from renderonline.cli.commands import flag, group
+from renderonline.cli import (
+    engine_commands,
+    farm_commands,
+    machine_commands,
+    submit,
+    task_commands,
+    terminal,
+    user_commands,
+)
 from renderonline.cli.supervise import INTERRUPTED
+from renderonline.cli.terminal import flag, group
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, NotFound, RenderOnlineError
 
 FAILED = 1
@@ -41,22 +49,22 @@ def root(*, version: bool = flag("--version", "Print the version and end.")) -> 
 
 
 for name, commands in (
-    (None, farm.commands),
+    (None, farm_commands.commands),
     (None, submit.commands),
-    (None, tasks.commands),
-    (None, users.own),
-    ("engine", engines.commands),
-    ("machine", machines.commands),
-    ("user", users.commands),
-    ("subscription", users.subscriptions),
-    ("db", databases.commands),
+    (None, task_commands.commands),
+    (None, user_commands.own),
+    ("engine", engine_commands.commands),
+    ("machine", machine_commands.commands),
+    ("user", user_commands.commands),
+    ("subscription", user_commands.subscriptions),
+    ("db", farm_commands.database_commands),
 ):
     app.add_typer(commands, name=name)
 
 
 def main() -> None:
     """The program's entry."""
-    show.replace_letters()
+    terminal.replace_letters()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -69,20 +77,24 @@ def run(words: Sequence[str]) -> int:
         if "--json" in words:
             print(json.dumps({"code": error.reason_code, "detail": error.message}), file=sys.stderr)
         else:
-            show.note(f"Error: {error.message}")
+            terminal.note(f"Error: {error.message}")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED)
     except TyperException as error:
         show_usage = getattr(error, "show", None)
-        show_usage() if show_usage is not None else show.note(f"Error: {error}")
+        show_usage() if show_usage is not None else terminal.note(f"Error: {error}")
         return int(error.exit_code)
     except (Abort, KeyboardInterrupt):
-        show.note("Stopped.")
+        terminal.note("Stopped.")
         return INTERRUPTED
     except BrokenPipeError:  # `renderonline tasks | head`
         with contextlib.suppress(OSError):
             sys.stderr.close()
         return FAILED
     except OSError as error:  # a file or directory of the user's that can't be used
-        show.note(f"Error: {error}")
+        terminal.note(f"Error: {error}")
         return FAILED
     return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

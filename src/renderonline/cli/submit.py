@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from renderonline.cli import show
-from renderonline.cli.commands import argument, command, flag, group, option, pairs
-from renderonline.cli.tasks import fetch_results, follow, tell_warnings
+from renderonline.cli import terminal
+from renderonline.cli.task_commands import fetch_results, follow, tell_warnings
+from renderonline.cli.terminal import argument, command, flag, group, option, pairs
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, parse_frames
-from renderonline.farm.telling import unbaked_told
+from renderonline.farm.needs import unbaked_told
 from renderonline.rnoclient.scenes import FOLDER, ToSend, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
@@ -95,14 +95,14 @@ def submit(
         most = len(parse_frames(frames)) if frames else MAX_FRAMES
         early = unbaked_told(scene.unbaked) if most > max(chunk, 1) else []
         for text in early:  # before anything is sent: Ctrl-C, and bake
-            show.note(f"Warning: {text}")
+            terminal.note(f"Warning: {text}")
         engines = client.admin.engines()
         sent = _sent(file, [*(others or []), *scene.inside], folder, engines)
         if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths or scene.outside):
             inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
             sent = replace(sent, inputs=inputs)
         chosen = engine or guess_engine(engines, Path(sent.scene))
-        step = stack.enter_context(show.bar(f"Sending {file.name}", "bytes", quiet=json))
+        step = stack.enter_context(terminal.bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
             sent.path,
             scene=sent.scene,
@@ -122,15 +122,15 @@ def submit(
             strict=strict,
             names=names,
             deliver=deliver,
-            progress=show.sending(step),
+            progress=terminal.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
     tell_warnings(task, but=early)
     follow_it = "" if stays else f" Follow it: renderonline watch {number}"
-    show.answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
+    terminal.print_answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0
     if download is not None and code == 0:
-        show.answer(fetch_results(client, number, download, overwrite=overwrite, quiet=json), as_json=json)
+        terminal.print_answer(fetch_results(client, number, download, overwrite=overwrite, quiet=json), as_json=json)
     return code
 
 
@@ -148,9 +148,9 @@ def _tell_packed(scene: ToSend) -> None:
     for path in scene.outside.values():
         folders.setdefault(path.parent, []).append(path.name)
     for folder, inside in folders.items():  # every one: the scene chose them
-        show.note(f"Sent from outside of the folder, from {folder}: {several(inside)}")
+        terminal.note(f"Sent from outside of the folder, from {folder}: {several(inside)}")
     for refused, why in scene.refused.items():
-        show.note(f"Not sent: {refused} ({why})")
+        terminal.note(f"Not sent: {refused} ({why})")
 
 
 def _written(folder: Path, stack: ExitStack) -> Path:

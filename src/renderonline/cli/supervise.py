@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Final, Self
 
 from renderonline.farm.errors import NotAvailable, RenderOnlineError
-from renderonline.storage import modes
+from renderonline.storage import disk
 
 LEASH: Final = "RENDERONLINE_LEASH"
 POLL_S: Final = 0.05
@@ -114,11 +114,11 @@ class Supervisor:
         self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> Program:
         """Start `renderonline` with `words` as a process group of its own, its output into `log`."""
-        modes.make_private(log.parent)
-        argv = [sys.executable, "-P", "-m", "renderonline.cli", *words]
+        disk.make_private(log.parent)
+        argv = [sys.executable, "-P", "-m", "renderonline.cli.main", *words]
         given = {name: value for name, value in os.environ.items() if not name.startswith(self._hidden or "\0")}
         given |= {**(environment or {}), LEASH: "1", "PYTHONUNBUFFERED": "1"}
-        with self._interrupts.held(), open(log, "ab", opener=modes.private) as output:
+        with self._interrupts.held(), open(log, "ab", opener=disk.private) as output:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
             program = Program(name, subprocess.Popen(argv, env=given, start_new_session=True, **pipes), log)
             self._programs.append(program)

@@ -1,5 +1,6 @@
 """A farm on this computer: RenderAPI and HPCServers as child processes under one supervisor. `renderonline up` keeps
-it until it is stopped."""
+it until it is stopped.
+"""
 
 import json
 import os
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from renderonline.cli import logins, show
-from renderonline.cli.engines import engines_here
+from renderonline.cli import terminal
+from renderonline.cli.engine_commands import engines_here
 from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
-from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.farm.machines import MOST_SLOTS
+from renderonline.farm.needs import BoxKind
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.serving.directories import data_directory
 from renderonline.serving.web import reach
@@ -143,26 +144,26 @@ def run(*, host: str, port: int, slots: int | None, as_json: bool) -> int:
             node = farm.wait_for_node(NAME, farm.start_node(NAME, code, slots=slots, stop_grace_s=STOP_GRACE_S))
             known = {"url": farm.url, "email": first.email if first else None, "data": str(farm.directory)}
             known["sandbox"] = node["sandbox"]
-            show.answer((known, lambda: show.say(introduction(farm, first, node, host))), as_json=as_json)
+            terminal.print_answer((known, lambda: terminal.say(introduction(farm, first, node, host))), as_json=as_json)
             while True:
                 supervisor.check()
                 time.sleep(0.5)
     except Interrupted as interrupt:
         if not as_json:
-            show.note("Stopped.")
+            terminal.note("Stopped.")
         return INTERRUPTED if interrupt.signal == signal.SIGINT else 0
 
 
 def _saved(farm: LocalFarm, first: Login | None, known_at: str) -> Login | None:
     """The login of the other commands: the first one when there is no other; the address that it is for follows this
     very farm, which was at `known_at` when its HPCServer joined."""
-    saved = logins.saved()
+    saved = terminal.saved()
     if saved is None and first is not None:
         saved = first
-        logins.save(first)
+        terminal.save(first)
     elif saved is not None and known_at and as_node(saved.url) == known_at != as_node(farm.url):
         saved = replace(saved, url=farm.url)
-        logins.save(saved)
+        terminal.save(saved)
     return saved
 
 

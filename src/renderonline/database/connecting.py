@@ -51,7 +51,7 @@ _SSL_MODES: Final = frozenset({"none", "disabled", "preferred", "required", "ver
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DatabasePlace:
     """Where a database is and how to reach it. `dialect` is `sqlite` or `mysql` (MariaDB is `mysql` too)."""
 
     dialect: str
@@ -89,7 +89,7 @@ class Place:
         return f"{self.database} on {self.unix_socket or f'{self.host}:{self.port}'}"
 
 
-def parse(text: str) -> Place:
+def parse(text: str) -> DatabasePlace:
     """The place that a connection string names. Raises `InvalidRequest` that says what is wrong with it."""
     text = text.strip()
     if not text:
@@ -101,13 +101,13 @@ def parse(text: str) -> Place:
     return _mysql(_url_values(text) if "://" in re.split("[;=]", text, maxsplit=1)[0] else _ado_values(text))
 
 
-def _sqlite(text: str) -> Place:
+def _sqlite(text: str) -> DatabasePlace:
     path = text.partition("://")[2]
     if not path.startswith("/") or path.strip("/") in {"", ":memory:"}:
         raise InvalidRequest(
             "A SQLite URL names a file: sqlite:///relative/file.db or sqlite:////absolute/file.db (four slashes)."
         )
-    return Place(dialect="sqlite", database=unquote(path[1:].split("?", 1)[0]))
+    return DatabasePlace(dialect="sqlite", database=unquote(path[1:].split("?", 1)[0]))
 
 
 def _url_values(text: str) -> dict[str, str]:
@@ -149,7 +149,7 @@ def _ado_values(text: str) -> dict[str, str]:
     return values
 
 
-def _mysql(values: Mapping[str, str]) -> Place:
+def _mysql(values: Mapping[str, str]) -> DatabasePlace:
     if not values.get("database"):
         raise InvalidRequest(
             "The connection string names no database. Add Database=NAME, or /NAME at the end of the URL."
@@ -162,10 +162,10 @@ def _mysql(values: Mapping[str, str]) -> Place:
         raise InvalidRequest("SslMode is one of None, Preferred, Required, VerifyCA, VerifyFull.")
     others = {name: values.get(name, "") for name in ("user", "password", "unix_socket", "ssl_ca")}
     host = values.get("host") or "localhost"
-    return Place("mysql", values["database"], host=host, port=int(port), ssl_mode=ssl_mode, **others)
+    return DatabasePlace("mysql", values["database"], host=host, port=int(port), ssl_mode=ssl_mode, **others)
 
 
-def _tls_arguments(place: Place) -> dict[str, Any]:
+def _tls_arguments(place: DatabasePlace) -> dict[str, Any]:
     if place.ssl_mode in {"none", "disabled"} or (place.unix_socket and place.ssl_mode == "preferred"):
         return {"ssl_disabled": True}
     if place.ssl_mode == "preferred":
@@ -211,7 +211,7 @@ _SQLITE_WORDS: Final = (
 )
 
 
-def writer_engine(place: Place, silence_s: float) -> Engine:
+def writer_engine(place: DatabasePlace, silence_s: float) -> Engine:
     """The engine of the one writer. A program that stands still must not keep its locks: after `silence_s` without a
     word MySQL ends its connection."""
     return _engine(
@@ -219,7 +219,7 @@ def writer_engine(place: Place, silence_s: float) -> Engine:
     )
 
 
-def reader_engine(place: Place, readers: int) -> Engine:
+def reader_engine(place: DatabasePlace, readers: int) -> Engine:
     """The engine of the readers; on SQLite it can't write."""
     engine = _engine(place, begin="BEGIN", isolation="REPEATABLE READ", size=readers, socket_s=_SOCKET_S)
     if place.dialect == "sqlite":
@@ -227,13 +227,13 @@ def reader_engine(place: Place, readers: int) -> Engine:
     return engine
 
 
-def patient_engine(place: Place) -> Engine:
+def patient_engine(place: DatabasePlace) -> Engine:
     """An engine of one connection for work that may be silent for long: migrations and backups."""
     return _engine(place, begin="BEGIN IMMEDIATE", isolation="REPEATABLE READ", size=1, socket_s=None)
 
 
 def _engine(
-    place: Place, *, begin: str, isolation: str, size: int, socket_s: int | None, silence_s: float | None = None
+    place: DatabasePlace, *, begin: str, isolation: str, size: int, socket_s: int | None, silence_s: float | None = None
 ) -> Engine:
     options: dict[str, Any]
     if place.dialect == "sqlite":
@@ -250,7 +250,7 @@ def _engine(
     return create_engine(place.url, connect_args=options, isolation_level=isolation, pool_size=size, pool_recycle=3600)
 
 
-def make_file(place: Place) -> None:
+def make_file(place: DatabasePlace) -> None:
     """Create the SQLite file, readable by its owner only: it holds the accounts. Does nothing when it exists."""
     path = Path(place.database)
     if not path.parent.is_dir():
@@ -279,7 +279,7 @@ def is_disconnect(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and (error.connection_invalidated or _code(error) >= 2000)
 
 
-def in_words(error: BaseException, place: Place) -> BaseException:
+def in_words(error: BaseException, place: DatabasePlace) -> BaseException:
     """An error of the database as one that a person understands; what is not known comes back as it is."""
     if not isinstance(error, DBAPIError):
         return error
@@ -296,7 +296,7 @@ def in_words(error: BaseException, place: Place) -> BaseException:
 
 
 @contextmanager
-def explained(place: Place) -> Iterator[None]:
+def explained(place: DatabasePlace) -> Iterator[None]:
     """Errors of the database inside are raised `in_words`."""
     try:
         yield

@@ -14,13 +14,11 @@ from sqlalchemy import Connection, Table, inspect, select
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateColumn
 
-from renderonline.database import adopting, ids
-from renderonline.database.columns import Id
+from renderonline.database import door, existing
 from renderonline.database.connecting import explained, patient_engine
 from renderonline.database.door import Database
-from renderonline.database.lease import Lease
-from renderonline.database.rows import update
-from renderonline.database.schema import farm, leases, metadata, users
+from renderonline.database.schema import Id, farm, leases, metadata, update, users
+from renderonline.database.standby import Lease
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
 
@@ -50,7 +48,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
     database.read_now(_refuse_foreign)
     with nullcontext(lease) if lease is not None else Lease.acquire(database, "renderonline db migrate"):
         before = _upgrade(database)
-        database.write_now(ids.make_counters)
+        database.write_now(door.make_counters)
         adopted = adopt(database)
         origin = database.read_now(lambda connection: _farm_value(connection, "origin")) or "created"
         return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
@@ -59,9 +57,9 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
 def adopt(database: Database) -> int:
     """Give each task without chunks its one chunk (R7.6 Adopted tasks); gives how many there were. Blocks."""
     adopted, after = 0, 0
-    while batch := database.write_now(partial(adopting.adopt_tasks, after=after)):
+    while batch := database.write_now(partial(existing.adopt_tasks, after=after)):
         adopted, after = adopted + len(batch), batch[-1]
-    database.write_now(adopting.tidy_queue)
+    database.write_now(existing.tidy_queue)
     return adopted
 
 

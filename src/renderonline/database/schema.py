@@ -1,26 +1,78 @@
-"""The tables. v1's columns are those of the existing system (C3 Database schema); everything else is only added.
+"""The words in which tables are written, for the schema and for its migrations.
+
+The tables. v1's columns are those of the existing system (C3 Database schema); everything else is only added.
 
 v1 times are the server's local time for v1 readers only; columns `*_us` are microseconds since 1970 UTC
 (R1.2 Stored times). Booleans are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOINCREMENT on
 SQLite too.
+
+Rows as values, and what all of them are changed with.
 """
 
-from functools import partial
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import cache, partial
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    Column,
+    Connection,
     DateTime,
+    Executable,
     Index,
+    Insert,
     Integer,
     MetaData,
+    Row,
     SmallInteger,
     String,
+    Table,
     Text,
     UniqueConstraint,
+    Update,
+    bindparam,
     text,
 )
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import TypeEngine
 
-from renderonline.database.columns import Big, Flag, Id, Long, key, optional, required, table
+from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.frames import FrameRange
+
+Kind = TypeEngine[Any] | type[TypeEngine[Any]]
+
+Big = BigInteger().with_variant(mysql.BIGINT(unsigned=True), "mysql", "mariadb").with_variant(Integer, "sqlite")
+Id = Integer().with_variant(mysql.INTEGER(unsigned=True), "mysql", "mariadb")
+"""Engines, machines, users, subscriptions and small counts: wider than v1's, 255 are not enough."""
+Flag = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
+Long = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def key(kind: Kind, *names: str, counts: bool = False) -> list[Column[object]]:
+    """The primary key; one that `counts` gives each new row the next id, and none twice (R1.1 Unique ids)."""
+    return [Column(name, kind, primary_key=True, autoincrement=counts) for name in names]
+
+
+def required(kind: Kind, *names: str, default: str | None = None) -> list[Column[object]]:
+    """Columns that are never null."""
+    return [Column(name, kind, nullable=False, server_default=default) for name in names]
+
+
+def optional(kind: Kind, *names: str) -> list[Column[object]]:
+    """Columns that may be null."""
+    return [Column(name, kind) for name in names]
+
+
+def table(metadata: MetaData, name: str, *items: SchemaItem) -> Table:
+    """A table as all of ours are made."""
+    counts = any(isinstance(item, Column) and item.autoincrement is True for item in items)
+    dialects: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+    dialects |= {"mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4", "sqlite_autoincrement": counts}
+    return Table(name, metadata, *items, **dialects)
+
 
 metadata = MetaData()
 _table = partial(table, metadata)
@@ -245,3 +297,86 @@ leases = _table(
 farm = _table("farm", *key(String(50), "key"), *required(Text, "value"))
 """Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,
 `next_v1_machine_id`, `next_linked_machine_id`."""
+
+T = TypeVar("T")
+AnyRow = Row[*tuple[Any, ...]]
+FRAMES: Final = ("first_frame", "last_frame", "frame_step")
+_AT_ONCE: Final = 1000
+
+
+def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
+    """A dataclass from the columns of its fields' names; `given` stand for columns that hold something else."""
+    names = [one.name for one in fields(kind) if one.init and one.name not in given]  # type: ignore[arg-type]
+    return kind(**{name: getattr(row, name) for name in names}, **given)
+
+
+def the_row(connection: Connection, query: Executable, missing: str) -> AnyRow:
+    """The first row of a query, or `NotFound` with this message."""
+    row = connection.execute(query).first()
+    if row is None:
+        raise NotFound(missing)
+    return row
+
+
+def json_object(text: str | None) -> dict[str, Any]:
+    """A JSON object of a column; empty when there is none."""
+    value = json.loads(text) if text else None
+    return value if isinstance(value, dict) else {}
+
+
+def json_texts(text: str | None) -> tuple[str, ...]:
+    """The texts of a JSON list in a column; none when there is no list."""
+    value = json.loads(text) if text else None
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def texts_json(texts: Sequence[str]) -> str | None:
+    """A column's JSON list of texts; null for none."""
+    return json.dumps(texts, ensure_ascii=False) if texts else None
+
+
+def frames_of(first: int | None, last: int | None, step: int | None) -> FrameRange | None:
+    """A chunk's frames from its columns, `FRAMES`."""
+    return None if first is None or last is None else FrameRange(first, last, step or 1)
+
+
+def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
+    """A chunk's columns from its frames."""
+    shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
+    return dict(zip(FRAMES, shape, strict=True))
+
+
+def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many at once as a statement names without growing out of hand."""
+    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
+
+
+@cache
+def inserting(table: Table) -> Insert:
+    """The statement that adds a row, built once: SQLAlchemy takes longer to build one than SQLite to run it."""
+    return table.insert()
+
+
+def insert(connection: Connection, table: Table, values: Mapping[str, Any]) -> int:
+    """Add a row; gives its new id."""
+    inserted = connection.execute(inserting(table), dict(values)).inserted_primary_key
+    assert inserted is not None
+    return int(inserted[0])
+
+
+def update(connection: Connection, table: Table, row_id: int, changes: Mapping[str, Any]) -> None:
+    """Change some columns of the row with this id."""
+    if changes:
+        connection.execute(table.update().where(table.primary_key.columns[0] == row_id).values(**changes))
+
+
+def updating(table: Table, names: Iterable[str]) -> Update:
+    """The statement that writes these columns of the row whose id is `key`."""
+    same = table.primary_key.columns[0] == bindparam("key")
+    return table.update().where(same).values({name: bindparam(name) for name in names})
+
+
+def refuse_unknown(changes: Mapping[str, Any], known: Collection[str], of: str) -> None:
+    """Raise `InvalidRequest` for a column that can't be changed."""
+    if unknown := sorted(changes.keys() - set(known)):
+        raise InvalidRequest(f"{unknown[0]} of {of} can't be changed.")

@@ -51,7 +51,7 @@ def child(
             _end(process)
 
 
-class Answer(NamedTuple):
+class ChildAnswer(NamedTuple):
     """What a program wrote on stdout and stderr, line by line without blank ones. `code` None: it took too long, or
     could not be started."""
 
@@ -67,7 +67,7 @@ def ask(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     meanwhile: Callable[[int], object] = lambda _pid: None,
-) -> Answer:
+) -> ChildAnswer:
     """Run a program to its end, but for `time_s` at most; `meanwhile` is called with its process id now and then."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, suppress(FileNotFoundError):
         with child(argv, stdout=out, stderr=err, cwd=cwd, environment=environment) as process:
@@ -77,8 +77,8 @@ def ask(
                     process.wait(0.2)
                 meanwhile(process.pid)
             code = process.poll()
-        return Answer(code, _lines(out), _lines(err))
-    return Answer(None)
+        return ChildAnswer(code, _lines(out), _lines(err))
+    return ChildAnswer(None)
 
 
 def _lines(words: IO[bytes]) -> list[str]:

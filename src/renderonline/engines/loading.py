@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Any, Final, get_args, get_type_hints
 
-from renderonline.engines.commands import FARM_VALUES, template_words
+from renderonline.engines.command_lines import FARM_VALUES, template_words
 from renderonline.engines.definition import (
     FACT_READERS,
+    LONGEST_LINE,
     MISSING,
     PROGRESS_KINDS,
     SCENE_FACTS,
@@ -23,11 +24,10 @@ from renderonline.engines.definition import (
     ReadingRules,
     SceneCheck,
 )
-from renderonline.engines.reading import LONGEST_LINE
 from renderonline.farm.arguments import TYPES, ArgType, check_value, placeholders
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.more_results import MoreResults
-from renderonline.protocol.codec import from_wire
+from renderonline.farm.result_names import MoreResults
+from renderonline.protocol.link import from_wire
 from renderonline.sandbox.box import is_plain_directory
 
 LONGEST_DEFINITION: Final = 64 * 1024

@@ -1,12 +1,54 @@
-"""What chunks need of a machine besides its engine, and what machines have (R9 Scheduling)."""
+"""The kinds of box that keep a program to what it was given. Pure; `renderonline.sandbox` makes them.
+
+What chunks need of a machine besides its engine, and what machines have (R9 Scheduling).
+
+Needs that no machine of the farm has, whatever becomes free: what is lacking, and the line that helps
+(R9 Scheduling).
+
+Warnings of a task: what a person must know of its pictures, although nothing failed (R16 No false success).
+
+They are short texts, each once, in a bounded number, and stay with the task wherever its success is shown. What engines
+print comes from scenes of strangers: it is cut and made plain here.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
 
-from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.frames import MAX_FRAMES
+from renderonline.farm.tasks import missing_told
+
+
+class BoxKind(StrEnum):
+    """What keeps an engine to its own task; ordered, the weakest first.
+
+    `NONE`: nothing, an engine may do what the account may. `LANDLOCK`: files, network and sockets of others are
+    refused, other processes can be seen but not touched. `BWRAP`: nothing else is there at all.
+    """
+
+    NONE = "none"
+    LANDLOCK = "landlock"
+    BWRAP = "bwrap"
+
+    @property
+    def rank(self) -> int:
+        return tuple(BoxKind).index(self)
+
+    def __lt__(self, other: str) -> bool:
+        return self.rank < BoxKind(other).rank
+
+    def __le__(self, other: str) -> bool:
+        return self.rank <= BoxKind(other).rank
+
+    def __gt__(self, other: str) -> bool:
+        return self.rank > BoxKind(other).rank
+
+    def __ge__(self, other: str) -> bool:
+        return self.rank >= BoxKind(other).rank
+
 
 MAX_TAGS: Final = 16
 MAX_MEMORY_MIB: Final = 2**26
@@ -184,3 +226,123 @@ def _parts(version: str) -> tuple[int, ...]:
     while parts and parts[-1] == 0:
         parts.pop()
     return tuple(parts)
+
+
+_INSTALLING: Final = {"blender": "Install it on one: renderonline engine install blender."}
+_OTHERS: Final = "Install its program on one; what is found there says: renderonline engine list --here."
+_SET: Final = "renderonline machine set NAME"
+
+
+def unmet(abilities: Sequence[Ability], engine: str, needs: Needs) -> str:
+    """Why none of these machines can ever take a chunk, and what to do; "" when one can. `engine` is case-folded."""
+    if any(not one.lacks(engine, needs) for one in abilities):
+        return ""
+    having = [one for one in abilities if engine in dict(one.engines)]
+    if not having:
+        return f"No machine has the engine {engine}. {_INSTALLING.get(engine, _OTHERS)}"
+    lacking = _labels(having, needs) or _sizes(having, engine, needs)
+    return f"No machine with {engine} {lacking}" if lacking else f"Every machine with {engine} lacks something of it."
+
+
+def _labels(having: Sequence[Ability], needs: Needs) -> str:
+    """What an operator gives a machine, of which none has it."""
+    for tag in needs.tags:
+        if not any(tag in one.tags for one in having):
+            return f"has the tag {tag}. Give it to one: {_SET} --tags {tag}"
+    if any(one.pool == needs.pool for one in having):
+        return ""
+    if needs.pool:
+        return f"is in the pool {needs.pool}. Put one in: {_SET} --pool {needs.pool}"
+    return f'is free of a pool. Name a pool when you submit, or free one: {_SET} --pool "".'
+
+
+def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
+    """What a machine is or has, of which none has enough; each is looked at alone."""
+    memory_mib = max(one.memory_mib for one in having)
+
+    def lacked(alone: Needs) -> bool:
+        return all(one.lacks(engine, replace(alone, pool=one.pool)) for one in having)
+
+    most = max(one.gpus for one in having)
+    fewer = f"the graphics cards that it needs; the most is {most}. Ask for fewer."
+    none = "a graphics card. Submit it without --gpus, and for Blender with --arg device=cpu"
+    cards = Needs(gpus=needs.gpus, gpu_memory_mib=needs.gpu_memory_mib)
+    told = {
+        f"is of version {needs.engine_version} or newer. Update it on one.": Needs(needs.engine_version),
+        f"can render with {needs.renderer}. Install its add-on on one.": Needs(renderer=needs.renderer),
+        "is linked, as it must be for this. Let one join: renderonline machine invite.": Needs(linked=needs.linked),
+        f"has the box {needs.sandbox} or a better one. On a machine this says how: renderonline node --check.": Needs(
+            sandbox=needs.sandbox
+        ),
+        f"has {needs.memory_mib} MiB of memory; the most is {memory_mib}. Submit it with less.": Needs(
+            memory_mib=needs.memory_mib
+        ),
+        f"has {fewer if most else none}": cards,
+    }
+    return next((text for text, alone in told.items() if lacked(alone)), "")
+
+
+MOST_OF_TASK: Final = 20
+MOST_OF_ATTEMPT: Final = 10
+"""Warnings that one attempt reports."""
+LONGEST: Final = 300
+"""Characters of one."""
+_ABSENT: Final = re.compile(r"not there|lies outside|does not exist|missing from|Unable to open|Cannot find")
+_FILE: Final = re.compile(r"[^/\\'\"\s]+\.[A-Za-z0-9]{1,8}\b")
+_UNBAKED: Final = "not baked:"
+_MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
+
+
+def cleaned(text: str) -> str:
+    """A warning as it is kept: on one line, printable, not too long; "" when nothing is left of it."""
+    words = " ".join("".join(one if one.isprintable() else " " for one in text[: 4 * LONGEST]).split())
+    return words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"
+
+
+def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) -> tuple[str, ...]:
+    """The warnings that were `known` and `more`, each once and cleaned. Beyond `most` the last one says how many there
+    were at least: those that are not kept can't be told apart later."""
+    texts = dict.fromkeys(_once(filter(None, map(cleaned, (*known, *more)))))
+    counted = [int(found[1]) for text in texts if (found := _MORE.fullmatch(text))]
+    plain = [text for text in texts if not _MORE.fullmatch(text)]
+    if not counted and len(plain) <= most:
+        return tuple(plain)
+    left = max(0, len(plain) - (most - 1))
+    return (*plain[: most - 1], f"and at least {max(left, *counted, 1)} more: the log has them")
+
+
+def of_check(warnings: Iterable[str], parts: int) -> tuple[str, ...]:
+    """What a machine that looked at a scene says, as far as it is of interest for a task of so many parts."""
+    return tuple(text for text in warnings if parts > 1 or not text.startswith(_UNBAKED))
+
+
+def _once(texts: Iterable[str]) -> Iterator[str]:
+    """The farm, the launcher and Blender itself each say that a file is missing, or what is not baked: the first one is
+    enough."""
+    absent, unbaked = set[str](), False
+    for text in texts:
+        if text.startswith(_UNBAKED):
+            if not unbaked:
+                yield text
+            unbaked = True
+            continue
+        files = {name.casefold() for name in _FILE.findall(text)} if _ABSENT.search(text) else set[str]()
+        if not files or files - absent:
+            yield text
+        absent |= files
+
+
+def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:
+    """The warnings that a task of so many parts has because of what its scene says of itself, when it is submitted and
+    whenever all of it is rendered again."""
+    unbaked = [name for name in facts.get("unbaked", ()) if isinstance(name, str)] if parts > 1 else []
+    told = (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ())), *unbaked_told(unbaked))
+    return joined((), told)
+
+
+def unbaked_told(names: Sequence[str]) -> list[str]:
+    """What to do about simulations that each part of a task would begin anew."""
+    if not names:
+        return []
+    they = ", ".join(names[:5]) + " …" * (len(names) > 5)
+    return [f"{_UNBAKED} each part begins it from the start: {they}; bake, or use --chunk {MAX_FRAMES} for one part"]

@@ -1,15 +1,130 @@
-"""What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4 Retries,
-R5.5 Late results)."""
+"""What the farm itself watches of an attempt, so that a machine that lies can't hold a chunk for ever
+(R14 Authority first).
+
+A machine ends an attempt at its time limit, and it alone judges stalls (R1.4 Retries); these rules bound one that does
+not. All times are awake seconds (`farm.machines.AwakeClock`).
+
+Whose fault it is when chunks fail on a machine: the chunks' or the machine's (R1.5 Machine blame).
+
+What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4 Retries,
+R5.5 Late results).
+"""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from renderonline.farm.cards import NO_DEVICE
+from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import ChunkState, Outcome
-from renderonline.farm.watching import OVERTIME
+
+NOT_STARTED: Final = "not_started"
+"""Failure class: the machine took the chunk and did nothing with it. The chunk is not to blame."""
+OVERTIME: Final = "overtime"
+"""Failure class: the machine did not end it at its time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the farm waits, in seconds.
+
+    `start_s`: for a machine that shows neither `started` nor bytes of files on their way; `fetch_s`: for one that only
+    ever fetches files; `end_s`: beyond time limit and grace, for the end of an attempt; `sending_s`: the same while its
+    files still come in.
+    """
+
+    start_s: float = 60.0
+    fetch_s: float = 6 * 3600.0
+    end_s: float = 60.0
+    sending_s: float = 3600.0
+
+    def not_started(self, now: float, assigned: float, moved: float) -> bool:
+        """Whether an assignment without `started` is taken back. `moved`: when bytes of files last moved between the
+        farm and this machine."""
+        return now - max(assigned, moved) >= self.start_s or now - assigned >= self.fetch_s
+
+    def overtime(self, now: float, started: float, moved: float, *, limit_s: float) -> bool:
+        """Whether the farm ends an attempt that runs. `limit_s`: its time limit and grace; 0: it has none."""
+        over = now - started - limit_s
+        return limit_s > 0 and over >= (self.end_s if now - moved >= self.end_s else self.sending_s)
+
+
+def waits_for_slot(place: int, *, running: int, slots: int) -> bool:
+    """Whether the assignment at this `place` (from 0, oldest first) of a machine waits for a slot that another attempt
+    of the machine holds: so many of them run."""
+    return running > 0 and place >= slots - running
+
+
+MOST_FAILURES: Final = 3
+"""So many failures that count against a machine, or so many different tasks that failed there, bench it; also so many
+of which it started nothing."""
+BENCHED_SHARE: Final = 4
+"""Of so many machines the farm benches at most one by itself."""
+_KEPT: Final = 100
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A chunk that failed on a machine. `counts`: it succeeded elsewhere, so it was the machine."""
+
+    task_id: int
+    counts: bool = False
+
+
+class Blame:
+    """Remembers what failed on each machine since something succeeded there last."""
+
+    def __init__(self) -> None:
+        self._failures: dict[int, dict[int, _Failure]] = defaultdict(dict)
+        self._untouched: dict[int, set[int]] = defaultdict(set)
+
+    def failed(self, machine_id: int, task_id: int, chunk_id: int) -> str:
+        """A chunk failed on a machine; gives why the machine is to be benched, or ""."""
+        failures = self._failures[machine_id]
+        failures[chunk_id] = _Failure(task_id)
+        if len(failures) > _KEPT:
+            del failures[next(iter(failures))]
+        return self._verdict(machine_id)
+
+    def succeeded(self, machine_id: int, chunk_id: int) -> dict[int, str]:
+        """A chunk succeeded on a machine: that one is well; gives the others that are to be benched, and why."""
+        self.forgive(machine_id)
+        others = [other for other, failures in self._failures.items() if chunk_id in failures]
+        for other in others:
+            self._failures[other][chunk_id].counts = True
+        return {other: reason for other in others if (reason := self._verdict(other))}
+
+    def not_started(self, machine_id: int, task_id: int) -> str:
+        """A machine did nothing with a chunk that it was given; gives why it is to be benched, or "". The tasks count,
+        so that one that is hard to begin does not bench a machine."""
+        tasks = self._untouched[machine_id]
+        if len(tasks) < MOST_FAILURES:
+            tasks.add(task_id)
+        return f"it started nothing of {len(tasks)} tasks in a row" if len(tasks) >= MOST_FAILURES else ""
+
+    def started(self, machine_id: int) -> None:
+        """A machine has started a chunk."""
+        self._untouched.pop(machine_id, None)
+
+    def forgive(self, machine_id: int) -> None:
+        """Nothing is held against this machine any more."""
+        self._failures.pop(machine_id, None)
+        self._untouched.pop(machine_id, None)
+
+    def _verdict(self, machine_id: int) -> str:
+        failures = self._failures[machine_id].values()
+        counted, tasks = sum(one.counts for one in failures), len({one.task_id for one in failures})
+        if tasks >= MOST_FAILURES:
+            return f"parts of {tasks} tasks failed there and none succeeded in between"
+        return f"{counted} parts failed there that succeeded elsewhere" if counted >= MOST_FAILURES else ""
+
+
+def may_bench(machines: int, benched: int) -> bool:
+    """Whether the farm may bench another one of so many machines by itself, so many of which are benched already."""
+    return (benched + 1) * BENCHED_SHARE <= machines
+
 
 FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film", "too_many_processes"})
 """Failure classes that every other machine would see as well: no second try."""

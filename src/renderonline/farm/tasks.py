@@ -3,14 +3,18 @@
 `CHUNK_TRANSITIONS` holds for every change of a chunk: `database.work_sheet` makes them all and checks each.
 
 A task's status is derived from the counters of its chunks and two flags; it is never stored.
+
+Choosing some of a task's files.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from renderonline.farm.errors import Conflict
+from renderonline.farm.frames import is_among
 
 
 class TaskStatus(StrEnum):
@@ -198,3 +202,15 @@ def missing_told(names: Sequence[str]) -> list[str]:
     told = ", ".join(names[:5]) + " …" * (len(names) > 5) + (" are" if names[1:] else " is")
     folders = dict.fromkeys(name.split("/")[0] for name in names)
     return [f"{told} not there: submit with {' '.join(f'--with {one}' for one in folders)}"]
+
+
+def chooser(frames: str = "", names: Collection[str] = ()) -> Callable[[str, int | None], bool]:
+    """Whether a file (its name, its frame) is one of `frames` (a range), or called like one of `names` (* and ? stand
+    for anything); with neither every file is. `InvalidRequest` for what is no range."""
+    wanted = is_among(frames) if frames else lambda _: False
+
+    def chosen(name: str, frame: int | None) -> bool:
+        named = any(name == one or fnmatchcase(name, one) for one in names)
+        return named or wanted(frame) or not (frames or names)
+
+    return chosen

@@ -21,41 +21,47 @@ from typing import Final, TypeVar
 import structlog
 
 from renderonline.database.outbox import Held
-from renderonline.engines.definition import ReadingRules
+from renderonline.engines.definition import OutputReader, OutputReading, ReadingRules
 from renderonline.engines.loading import REFUSED_VARIABLES
-from renderonline.engines.reading import OutputReader, Reading
-from renderonline.farm import telling
-from renderonline.farm.cards import NO_DEVICE
+from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest, NoSpace
+from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
-from renderonline.hpcserver.boxes import Boxes, Outside
+from renderonline.hpcserver.boxes import (
+    Boxes,
+    Outside,
+    Scratch,
+    clean_environment,
+    in_ascii,
+    link,
+    shares_files,
+    unlink,
+)
 from renderonline.hpcserver.card_rack import Rack
+from renderonline.hpcserver.file_exchange import HURRY_S, PreviewSender, RemoteFiles, Transfers
 from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.kernels import ENGINE, AttemptCards, Kernels
 from renderonline.hpcserver.outputs import (
+    AttemptVerdict,
     Bad,
     Checkers,
     Good,
     MoreOutputs,
     Stamp,
-    Verdict,
     decide,
     failed,
     handed_back,
     is_picture,
 )
 from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
-from renderonline.hpcserver.scratch import Scratch, clean_environment, in_ascii, link, shares_files, unlink
-from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.settings import NodeSettings
 from renderonline.hpcserver.spawner import MOST_PROCESSES
 from renderonline.hpcserver.telemetry import ProcessUsage, kernel_oom_kills
-from renderonline.hpcserver.transfers import HURRY_S, PreviewSender, RemoteFiles, Transfers
-from renderonline.protocol.codec import from_wire
-from renderonline.protocol.link import Assign, Progress, Result, Started
+from renderonline.protocol.link import Assign, Progress, Result, Started, from_wire
+from renderonline.storage.attempt_logs import AttemptLog
 from renderonline.storage.images import ImageChecker
-from renderonline.storage.logs import AttemptLog
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -79,7 +85,7 @@ FULL: Final = 2 * RESERVE
 """With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
 INPUTS: Final = "RENDERONLINE_INPUTS"
 """The variable that tells an engine where its task's files lie."""
-APART: Final = Verdict(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
+APART: Final = AttemptVerdict(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
 
 
 @dataclass
@@ -87,7 +93,7 @@ class Resources:
     """What every attempt of this machine uses. `engines`: name in lower case -> the words its command lines begin with.
     `progress`: the newest of every attempt, until it is sent."""
 
-    settings: Settings
+    settings: NodeSettings
     engines: Mapping[str, tuple[str, ...]]
     processes: Processes
     journal: Journal
@@ -133,7 +139,7 @@ class Attempt:
         self._rules = ReadingRules()
         self._reader = OutputReader(self._rules, assign.frames)
         self._queueing: asyncio.Task[bool] | None = None
-        self._verdict: Verdict | None = None
+        self._verdict: AttemptVerdict | None = None
         self._failure: tuple[str, str] | None = None
         self._reason = ""
         self._warnings: dict[str, None] = {}
@@ -154,7 +160,7 @@ class Attempt:
         self._device = ""
         """On what it renders, as it says itself."""
 
-    def end(self, ending: Verdict, grace_s: float | None = None) -> None:
+    def end(self, ending: AttemptVerdict, grace_s: float | None = None) -> None:
         """End it for this reason; the first reason counts, a later call can only shorten the grace (seconds)."""
         if self._verdict is None:
             self._verdict = ending
@@ -169,7 +175,7 @@ class Attempt:
 
     def cancel(self, reason: str) -> None:
         """RenderAPI, or whoever has the word, wants it no more."""
-        self.end(Verdict(Outcome.CANCELED, "", reason))
+        self.end(AttemptVerdict(Outcome.CANCELED, "", reason))
 
     def stop_transfers(self) -> None:
         """HPCServer ends: nothing more is fetched or sent."""
@@ -179,7 +185,7 @@ class Attempt:
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
         resources, assign = self._resources, self.assign
-        preparing: asyncio.Task[Verdict | None] | None = None
+        preparing: asyncio.Task[AttemptVerdict | None] | None = None
         try:
             await resources.journal.store(Held(assign.attempt, assign.token, assign.directory))
             preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
@@ -190,7 +196,7 @@ class Attempt:
                     self._cards.release()
                     resources.slots.release()  # before the end is told: the next assignment may come at once
             else:
-                ending = self._verdict or Verdict(Outcome.CANCELED)
+                ending = self._verdict or AttemptVerdict(Outcome.CANCELED)
         except NoSpace as error:
             ending = handed_back(str(error))
         code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
@@ -218,7 +224,7 @@ class Attempt:
         await asyncio.wait({self._queueing})
         return not self._queueing.cancelled()
 
-    async def _live(self, preparing: "asyncio.Task[Verdict | None]") -> Verdict:
+    async def _live(self, preparing: "asyncio.Task[AttemptVerdict | None]") -> AttemptVerdict:
         try:
             ending = await preparing
             if (ending := self._verdict or ending or self._cards.take()) is not None:
@@ -236,7 +242,7 @@ class Attempt:
                 self._ended = await self.process.wait()
             return failed("machine", f"HPCServer failed: {type(error).__name__}: {error}")
 
-    async def _prepare(self) -> Verdict | None:
+    async def _prepare(self) -> AttemptVerdict | None:
         """Make everything ready; an ending when it can't be."""
         resources = self._resources
         ending = await resources.in_thread(self._make_ready)
@@ -248,7 +254,7 @@ class Attempt:
             ending = self._verdict or await self._remote.fetch() or await resources.in_thread(self._make_ready)
         return ending
 
-    def _make_ready(self) -> Verdict | None:
+    def _make_ready(self) -> AttemptVerdict | None:
         """In a thread. `APART`: the task's files have to be fetched first."""
         assign = self.assign
         if assign.engine.casefold() not in self._resources.engines:
@@ -305,7 +311,7 @@ class Attempt:
         if self._verdict is not None:
             self.end(self._verdict)  # it was canceled while it was being started
         limit = assign.limits.time_s
-        late = Verdict(Outcome.TIMED_OUT, "timed_out", f"It ran longer than {limit:g} s.")
+        late = AttemptVerdict(Outcome.TIMED_OUT, "timed_out", f"It ran longer than {limit:g} s.")
         timer = asyncio.get_running_loop().call_later(limit, self.end, late) if limit > 0 else None
         try:
             return await process.wait()
@@ -330,7 +336,7 @@ class Attempt:
             self.end(failed("too_many_processes", reason), grace_s=0.0)
         elif limits.stall_s and now - self._active_at > limits.stall_s:
             reason = f"It wrote nothing and used no CPU time for {limits.stall_s:g} s."
-            self.end(Verdict(Outcome.STALLED, "stalled", reason))
+            self.end(AttemptVerdict(Outcome.STALLED, "stalled", reason))
 
     def _read(self, lines: Sequence[str]) -> None:
         self._active_at = time.monotonic()
@@ -344,9 +350,9 @@ class Attempt:
             self._resources.progress[number] = progress
             self._resources.journal.news.set()
 
-    def _take(self, readings: Iterable[Reading]) -> Reading | None:
+    def _take(self, readings: Iterable[OutputReading]) -> OutputReading | None:
         """Act on what lines told; the newest that is about progress."""
-        newest: Reading | None = None
+        newest: OutputReading | None = None
         for reading in readings:
             self._failure = self._failure or reading.failure
             self._reason = reading.reason or self._reason
@@ -362,7 +368,7 @@ class Attempt:
     def _warn(self, text: str) -> None:
         """Keep what a person must know of the pictures, until the end."""
         if len(self._warnings) < MOST_WARNINGS:
-            self._warnings[telling.cleaned(text)] = None
+            self._warnings[needs.cleaned(text)] = None
 
     def _write_log(self, lines: Sequence[str]) -> None:
         try:
@@ -385,7 +391,7 @@ class Attempt:
             return None
         return await self._check(name)
 
-    async def _judge(self, ended: Ended) -> Verdict:
+    async def _judge(self, ended: Ended) -> AttemptVerdict:
         for check in self._checking.values():
             await check
         verdict = self._verdict

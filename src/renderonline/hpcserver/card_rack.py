@@ -1,4 +1,10 @@
-"""The graphics cards of this machine: found once at the start, given to attempts, each to one at a time.
+"""What the tools of the makers, and the system, say of graphics cards: their text -> cards. Pure but for `from_system`.
+
+Sources: `nvidia-smi --help-query-gpu`; AMD SMI and ROCm SMI command line guides; Linux `Documentation/gpu/amdgpu`
+(`mem_info_vram_total`, `gpu_busy_percent`, `unique_id`); Intel XPU System Management Interface user guide;
+`system_profiler(8)`.
+
+The graphics cards of this machine: found once at the start, given to attempts, each to one at a time.
 
 What an attempt may use it is told by the variables that the makers' programs read, by UUID where a card has one; in a
 box it is all that it can open. When HPCServer is killed its engines die with it (R8 Process trees), so this needs no
@@ -6,21 +12,259 @@ memory.
 """
 
 import glob
+import json
 import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from renderonline.farm.cards import LONGEST_TEXT, Card, CardKind, CardLoad
+from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.machines import LONGEST_TEXT, Card, CardKind, CardLoad
 from renderonline.farm.needs import MAX_GPUS
-from renderonline.hpcserver import card_tools as tools
-from renderonline.hpcserver.card_tools import FoundCard
+
+MIB: Final = 1 << 20
+
+NVIDIA: Final = (
+    "nvidia-smi", "--query-gpu=uuid,name,memory.total,pci.bus_id,utilization.gpu,memory.used",
+    "--format=csv,noheader,nounits",
+)  # fmt: skip
+AMD: Final = ("amd-smi", "static", "--asic", "--bus", "--vram", "--json")
+ROCM: Final = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showuniqueid", "--showbus", "--json")
+INTEL: Final = ("xpu-smi", "discovery", "-j")
+APPLE: Final = ("system_profiler", "SPDisplaysDataType", "-json")
+_VENDORS: Final = {"0x1002": CardKind.HIP, "0x8086": CardKind.ONEAPI}
+_UNITS: Final = {"B": 1 / MIB, "KB": 1 / 1024, "MB": 1.0, "GB": 1024.0}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCard:
+    """A card as a tool tells of it. `index`: its number among those of its kind, as its maker's programs count; `bus`:
+    its place on the PCI bus (`0000:01:00.0`), "" when nobody says."""
+
+    card: Card
+    index: int = 0
+    bus: str = ""
+    load: float = -1.0
+    memory_used_mib: int = 0
+
+    @property
+    def now(self) -> CardLoad:
+        """How it was doing when the tool was asked."""
+        return CardLoad(self.card.id, self.load, self.memory_used_mib)
+
+
+def nvidia(text: str) -> list[FoundCard]:
+    """What `nvidia-smi` answers to `NVIDIA`: a line each, words between commas, `[N/A]` for what it can't tell."""
+    found: list[FoundCard] = []
+    for line in text.splitlines():
+        words = [word.strip() for word in line.split(",")]
+        if len(words) != 6 or not words[0].startswith("GPU-"):
+            continue
+        uuid, name, total, bus, load, used = words
+        card = Card(_short(uuid), _short(name), CardKind.CUDA.value, _whole(total))
+        busy = _number(load)
+        found.append(FoundCard(card, len(found), _bus(bus), -1.0 if busy is None else busy / 100, _whole(used)))
+    return found
+
+
+def amd_cards(text: str) -> list[FoundCard]:
+    """What `amd-smi` answers to `AMD`."""
+    found: list[FoundCard] = []
+    for one in _list(_json(text), "gpu_data"):
+        asic, vram, bus = (_table(one.get(part)) for part in ("asic", "vram", "bus"))
+        serial = str(asic.get("asic_serial", "")).removeprefix("0x").lower()
+        index = _whole(one.get("gpu"))
+        name = str(asic.get("market_name") or "AMD graphics card")
+        card = Card(_amd_id(serial, index), _short(name), CardKind.HIP.value, _mib(vram.get("size")))
+        found.append(FoundCard(card, index, _bus(str(bus.get("bdf", "")))))
+    return found
+
+
+def rocm(text: str) -> list[FoundCard]:
+    """What the older `rocm-smi` answers to `ROCM`: `{"card0": {"Unique ID": …}}`."""
+    found: list[FoundCard] = []
+    for called, told in _table(_json(text)).items():
+        number = re.fullmatch(r"card(\d{1,3})", str(called))
+        if number is None or not isinstance(told, Mapping):
+            continue
+        words = {key.casefold(): str(value) for key, value in _table(told).items()}
+        serial = words.get("unique id", "").removeprefix("0x").lower()
+        name = words.get("card series") or words.get("card model") or "AMD graphics card"
+        total, used = (_whole(words.get(f"vram total {what}memory (b)")) // MIB for what in ("", "used "))
+        card = Card(_amd_id(serial, int(number[1])), _short(name), CardKind.HIP.value, total)
+        found.append(FoundCard(card, int(number[1]), _bus(words.get("pci bus", "")), -1.0, used))
+    return found
+
+
+def intel_cards(text: str) -> list[FoundCard]:
+    """What `xpu-smi` answers to `INTEL`; it knows cards, not what is built into processors."""
+    found: list[FoundCard] = []
+    for one in _list(_json(text), "device_list"):
+        if str(one.get("device_type", "GPU")).upper() != "GPU":
+            continue
+        index, uuid = _whole(one.get("device_id")), str(one.get("uuid") or "")
+        memory = _whole(one.get("memory_physical_size_byte")) // MIB
+        card = Card(
+            _short(uuid) or f"intel-{index}", _short(str(one.get("device_name", ""))), CardKind.ONEAPI.value, memory
+        )
+        found.append(FoundCard(card, index, _bus(str(one.get("pci_bdf_address", "")))))
+    return found
+
+
+def apple(text: str) -> list[FoundCard]:
+    """What `system_profiler` answers to `APPLE`: cards that speak Metal. An Apple processor's card shares the memory of
+    the computer, so it has no size of its own."""
+    found: list[FoundCard] = []
+    for one in _list(_json(text), "SPDisplaysDataType"):
+        metal = str(one.get("spdisplays_mtlgpufamilysupport") or one.get("spdisplays_metal") or "")
+        if not metal or "notsupported" in metal.casefold():
+            continue
+        name, index = str(one.get("sppci_model") or one.get("_name") or "Apple graphics"), len(found)
+        memory = _mib(one.get("spdisplays_vram") or one.get("spdisplays_vram_shared"))
+        found.append(FoundCard(Card(f"metal-{index}", _short(name), CardKind.METAL.value, memory), index))
+    return found
+
+
+def from_system(root: Path = Path("/sys/class/drm")) -> list[FoundCard]:
+    """Cards of AMD and Intel that Linux itself tells of, in the order of the PCI bus. Intel's only where they have
+    memory of their own: Cycles does not use what is built into processors."""
+    found: list[FoundCard] = []
+    places = {place.resolve(): place for place in (card / "device" for card in root.glob("card[0-9]*"))}
+    numbers = dict.fromkeys(CardKind, 0)
+    for device, place in sorted(places.items(), key=lambda one: one[0].name):
+        kind = _VENDORS.get(_text(place / "vendor"))
+        total = _whole(_text(place / "mem_info_vram_total")) or _whole(_text(place.parent / "lmem_total_bytes"))
+        if kind is None or not total:
+            continue
+        index = numbers[kind]
+        numbers[kind] += 1
+        maker = "AMD" if kind is CardKind.HIP else "Intel"
+        name = _text(place / "product_name") or f"{maker} graphics card {_text(place / 'device')}".strip()
+        card_id = _amd_id(_text(place / "unique_id"), index) if kind is CardKind.HIP else f"intel-{index}"
+        load, used = system_load(place)
+        found.append(FoundCard(Card(card_id, _short(name), kind.value, total // MIB), index, device.name, load, used))
+    return found
+
+
+def system_load(device: Path) -> tuple[float, int]:
+    """How busy a card is (0 to 1, -1: unknown) and how many MiB of it are in use, as Linux tells of AMD's."""
+    busy = _number(_text(device / "gpu_busy_percent"))
+    return -1.0 if busy is None else busy / 100, _whole(_text(device / "mem_info_vram_used")) // MIB
+
+
+def card_by_hand(setting: str) -> FoundCard:
+    """A card as the setting `Cards` names it: `KIND:ID[:MIB[:NAME]]`, such as `cuda:0:24576:RTX 4090`. `InvalidRequest`
+    for what is none."""
+    kind, _, rest = setting.partition(":")
+    matched = re.fullmatch(r"([\w-]{1,64})(?::(\d{1,9}))?(?::(.{1,200}))?", rest)
+    if kind not in set(CardKind) or matched is None:
+        raise InvalidRequest(
+            f"Cards names {setting}; write KIND:ID, KIND:ID:MIB or KIND:ID:MIB:NAME with one of"
+            f" {', '.join(CardKind)}, for instance cuda:0:24576:RTX 4090, or none."
+        )
+    card_id = matched[1]
+    index = int(card_id) if card_id.isdecimal() and len(card_id) < 4 else 0
+    return FoundCard(Card(card_id, matched[3] or f"{kind} {card_id}", kind, int(matched[2] or 0)), index)
+
+
+def visible(found: list[FoundCard], environment: Mapping[str, str]) -> list[FoundCard]:
+    """Those that this program may use itself: the variables that hide cards from it (a batch system sets them) hold for
+    its engines too."""
+    kept: list[FoundCard] = []
+    for one in found:
+        names = {
+            CardKind.CUDA.value: ("CUDA_VISIBLE_DEVICES",),
+            CardKind.HIP.value: ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+            CardKind.ONEAPI.value: ("ZE_AFFINITY_MASK",),
+        }.get(one.card.kind, ())
+        told = [environment[name] for name in names if name in environment]
+        if all(any(_names(word.strip(), one) for word in words.split(",")) for words in told):
+            kept.append(one)
+    return kept
+
+
+def _names(word: str, found: FoundCard) -> bool:
+    if word.isdecimal():
+        return int(word) == found.index
+    return word.startswith("GPU-") and found.card.id.startswith(word)
+
+
+def joined(by_tool: list[FoundCard], by_system: list[FoundCard]) -> list[FoundCard]:
+    """What a tool says; how busy a card is, and where it is, the system knows too."""
+    there = {one.bus: one for one in by_system if one.bus}
+    same = ((one, there.get(one.bus)) for one in by_tool)
+    return [one if other is None else replace(one, load=other.load, memory_used_mib=other.memory_used_mib)
+            for one, other in same] or by_system  # fmt: skip
+
+
+def _amd_id(serial: str, index: int) -> str:
+    """AMD's programs call a card `GPU-` and its serial number (16 digits of 16) where it has one."""
+    known = re.fullmatch(r"[0-9a-f]{1,16}", serial) and int(serial, 16)
+    return f"GPU-{int(serial, 16):016x}" if known else f"amd-{index}"
+
+
+def _bus(text: str) -> str:
+    """A place on the PCI bus as Linux writes it; nvidia-smi writes eight digits in front."""
+    match = re.fullmatch(r"(?:0{4})?([0-9a-f]{4}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.strip().lower())
+    return f"{match[1]}:{match[2]}" if match else ""
+
+
+def _short(text: str) -> str:
+    return "".join(letter for letter in text.strip() if letter.isprintable())[:LONGEST_TEXT]
+
+
+def _number(text: object) -> float | None:
+    match = re.match(r"\s*(\d{1,18}(?:\.\d{1,6})?)", str(text))
+    return float(match[1]) if match else None
+
+
+def _whole(text: object) -> int:
+    return int(_number(text) or 0)
+
+
+def _mib(told: object) -> int:
+    """A size with its unit: `24 GB`, `{"value": 24560, "unit": "MB"}`; a bare number is in MiB."""
+    if isinstance(told, Mapping):
+        told = f"{told.get('value', '')} {told.get('unit', 'MB')}"
+    match = re.match(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?B)?", str(told or ""), re.IGNORECASE)
+    return int(float(match[1]) * _UNITS[(match[2] or "MB").upper()]) if match else 0
+
+
+def _json(text: str) -> object:
+    """The JSON of a tool; some write a line of complaint in front of it."""
+    for begin in ("[", "{"):
+        at = text.find(begin)
+        if at >= 0 and not text[:at].strip(" \n\r\t").startswith(("{", "[")):
+            try:
+                return json.loads(text[at:])
+            except ValueError:
+                continue
+    return None
+
+
+def _list(content: object, key: str) -> Iterator[Mapping[str, Any]]:
+    """The objects of a list, which may stand below a key."""
+    if isinstance(content, Mapping):
+        content = content.get(key)
+    yield from (one for one in content if isinstance(one, Mapping)) if isinstance(content, list) else ()
+
+
+def _table(content: object) -> Mapping[str, Any]:
+    return content if isinstance(content, Mapping) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
 
 log = structlog.get_logger(__name__)
 
@@ -61,15 +305,15 @@ def ask(command: Sequence[str]) -> str:
 def find_cards(by_hand: Sequence[str] = (), *, ask: Ask = ask, environment: Mapping[str, str] = os.environ) -> "Rack":
     """The cards of this computer, or those that the setting `Cards` names; `none` are none. Blocks."""
     if by_hand:
-        named = [] if tuple(by_hand) == ("none",) else [tools.by_hand(one) for one in by_hand]
+        named = [] if tuple(by_hand) == ("none",) else [card_by_hand(one) for one in by_hand]
         return Rack(_numbered(named), ask)
-    system = tools.from_system()
+    system = from_system()
     amd = [one for one in system if one.card.kind == CardKind.HIP]
     intel = [one for one in system if one.card.kind == CardKind.ONEAPI]
-    told = tools.amd(ask(tools.AMD)) or tools.rocm(ask(tools.ROCM)) if amd or not system else []
-    found = [*tools.nvidia(ask(tools.NVIDIA)), *tools.joined(told, amd)]
-    found += tools.joined(tools.intel(ask(tools.INTEL)), intel) + tools.apple(ask(tools.APPLE))
-    return Rack(_numbered(tools.visible(found, environment)[:MAX_GPUS]), ask)
+    told = amd_cards(ask(AMD)) or rocm(ask(ROCM)) if amd or not system else []
+    found = [*nvidia(ask(NVIDIA)), *joined(told, amd)]
+    found += joined(intel_cards(ask(INTEL)), intel) + apple(ask(APPLE))
+    return Rack(_numbered(visible(found, environment)[:MAX_GPUS]), ask)
 
 
 def _numbered(found: Sequence[FoundCard]) -> list[FoundCard]:
@@ -135,7 +379,7 @@ class Rack:
             self._look_at = time.monotonic() + LOOK_S
             told = {}
             if any(one.card.kind == CardKind.CUDA for one in self.found):
-                told = {one.card.id: one.now for one in tools.nvidia(self._ask(tools.NVIDIA))}
+                told = {one.card.id: one.now for one in nvidia(self._ask(NVIDIA))}
                 # A driver that hangs must not hold up every heartbeat.
                 self._look_at += 0.0 if told else QUIET_S
             self._seen = [told.get(one.card.id) or _by_system(one) for one in self.found]
@@ -145,7 +389,7 @@ class Rack:
 def _by_system(found: FoundCard) -> CardLoad:
     if not found.bus:
         return CardLoad(found.card.id)
-    load, used = tools.system_load(Path("/sys/bus/pci/devices", found.bus))
+    load, used = system_load(Path("/sys/bus/pci/devices", found.bus))
     return CardLoad(found.card.id, load, used)
 
 

@@ -17,8 +17,7 @@ import structlog
 from renderonline.database.outbox import Append, Held, Outbox
 from renderonline.farm.errors import NoSpace
 from renderonline.hpcserver.outputs import LOST
-from renderonline.protocol.codec import encode
-from renderonline.protocol.link import Exited, Report
+from renderonline.protocol.link import Exited, Report, encode
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -20,14 +20,12 @@ from typing import Final
 import structlog
 
 from renderonline.engines.blender.install import LAUNCHER
-from renderonline.farm.cards import NO_DEVICE
 from renderonline.farm.errors import RenderOnlineError
-from renderonline.hpcserver.boxes import Boxes, own_box
-from renderonline.hpcserver.card_rack import Rack, device_files, variables
-from renderonline.hpcserver.card_tools import FoundCard
-from renderonline.hpcserver.outputs import Verdict, handed_back
+from renderonline.farm.machines import NO_DEVICE
+from renderonline.hpcserver.boxes import Boxes, Scratch, clean_environment, own_box
+from renderonline.hpcserver.card_rack import FoundCard, Rack, device_files, variables
+from renderonline.hpcserver.outputs import AttemptVerdict, handed_back
 from renderonline.hpcserver.processes import Processes
-from renderonline.hpcserver.scratch import Scratch, clean_environment
 from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)
@@ -147,7 +145,7 @@ class AttemptCards:
         self._cards: Sequence[FoundCard] | None = None
         """None: it may use all that this machine has."""
 
-    def take(self) -> Verdict | None:
+    def take(self) -> AttemptVerdict | None:
         """Take the cards that it is to have for itself; an ending when they are not free."""
         wanted = self._assign.cards
         if wanted < 0:

@@ -15,19 +15,19 @@ import renderonline
 from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
-from renderonline.hpcserver import checking, enrolment, telemetry
+from renderonline.hpcserver import joining, telemetry
 from renderonline.hpcserver.attempts import Resources
 from renderonline.hpcserver.boxes import Boxes
 from renderonline.hpcserver.card_rack import Rack, find_cards
-from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.films import film_engine
+from renderonline.hpcserver.existing import serve_v1
+from renderonline.hpcserver.farm_link import Link, MachineRefused
+from renderonline.hpcserver.file_exchange import Transfers
+from renderonline.hpcserver.film_maker import film_engine
+from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.journal import Journal
-from renderonline.hpcserver.link import Link, MachineRefused
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.runner import Runner
-from renderonline.hpcserver.settings import Home, Settings, locked
-from renderonline.hpcserver.transfers import Transfers
-from renderonline.hpcserver.v1 import serve_v1
+from renderonline.hpcserver.settings import Home, NodeSettings, locked
 from renderonline.protocol.link import PROTOCOL, EngineOffer, Hello
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import BoxKind, Found
@@ -46,7 +46,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_linked(
-    settings: Settings,
+    settings: NodeSettings,
     *,
     url: str,
     code: str | None = None,
@@ -59,7 +59,7 @@ def run_linked(
     keep_private()
     code = code or taken_from_environment(JOIN_CODE) or None
     with locked(settings.home) as home:
-        identity = enrolment.stored(settings.home, url)
+        identity = joining.stored(settings.home, url)
         if identity is not None:
             try:
                 run(_Machine(settings, home, idle_exit_s).live(identity))
@@ -74,12 +74,12 @@ def run_linked(
                 " `renderonline machine invite`; give it with --code.",
                 code="no_join_code",
             )
-        identity = enrolment.enrol(settings.home, url, code=code, name=settings.name, fingerprint=fingerprint or "")
+        identity = joining.enrol(settings.home, url, code=code, name=settings.name, fingerprint=fingerprint or "")
         run(_Machine(settings, home, idle_exit_s).live(identity))
     return 0
 
 
-def run_v1(settings: Settings) -> int:
+def run_v1(settings: NodeSettings) -> int:
     """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Gives 0."""
     keep_private()
     # The configured engines as they are spelled; only without any, those that are found.
@@ -90,18 +90,18 @@ def run_v1(settings: Settings) -> int:
     return 0
 
 
-def check(settings: Settings, *, url: str = "", fingerprint: str = "") -> list[checking.CheckResult]:
+def check(settings: NodeSettings, *, url: str = "", fingerprint: str = "") -> list[joining.CheckResult]:
     """What there is to say of this computer as a machine of the farm at `url` ("": the one that it has joined)."""
     film = film_engine()
     engines = (*_find_engines(settings), *([film] if film is not None else []))
-    return list(checking.findings(settings, engines, url, fingerprint))
+    return list(joining.findings(settings, engines, url, fingerprint))
 
 
 @dataclass
 class _Machine:
     """One life of a linked HPCServer."""
 
-    _settings: Settings
+    _settings: NodeSettings
     _home: Home
     _idle_exit_s: float | None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -115,7 +115,7 @@ class _Machine:
         found, hello = await asyncio.to_thread(_about, settings, identity, box, tuple(one.name for one in rack.cards))
         _tell_cards(rack)
         known = {"machine_id": identity.machine_id, "name": settings.name, "sandbox": box.kind.value}
-        known |= {"sandbox_told": checking.told(box), "sandbox_advice": box.advice}
+        known |= {"sandbox_told": joining.told(box), "sandbox_advice": box.advice}
         processes = Processes(self._home.name, box)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
@@ -211,7 +211,7 @@ async def _acknowledged(journal: Journal) -> None:
         await asyncio.sleep(0.01)
 
 
-def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
+def _find_engines(settings: NodeSettings) -> tuple[FoundEngine, ...]:
     definitions = {name: parse_definition(text) for name, text in shipped().items()}
     found = find_engines(settings.engines, definitions, data_directory() / "engines")
     for engine in found:
@@ -221,7 +221,7 @@ def _find_engines(settings: Settings) -> tuple[FoundEngine, ...]:
     return found
 
 
-def found_box(settings: Settings) -> Found:
+def found_box(settings: NodeSettings) -> Found:
     """The box around engines that the settings ask for. Raises `NoBox` when there is none and they ask for one."""
     found = probing.probe(settings.sandbox)
     if found.kind == BoxKind.NONE:
@@ -233,13 +233,13 @@ def found_box(settings: Settings) -> Found:
         )
     else:
         log.info("engines run in a box", box=found.version, better=found.advice)
-    if checking.account().level != checking.Level.OK:
+    if joining.account().level != joining.Level.OK:
         log.warning("HPCServer runs as root, and so do engines; make an account for renderers")
     return found
 
 
 def _about(
-    settings: Settings, identity: Identity, box: Found, gpus: tuple[str, ...]
+    settings: NodeSettings, identity: Identity, box: Found, gpus: tuple[str, ...]
 ) -> tuple[Sequence[FoundEngine], Hello]:
     """What this machine can run, and what it says of itself, all but what changes while it runs."""
     film = film_engine()

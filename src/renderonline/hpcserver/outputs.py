@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
-from renderonline.engines.definition import ReadingRules
-from renderonline.engines.reading import failure_of_exit
-from renderonline.farm import telling
+from renderonline.engines.definition import ReadingRules, failure_of_exit
+from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.more_results import Bounds, MoreResults
+from renderonline.farm.result_names import Bounds, MoreResults
 from renderonline.farm.settling import EXIT_WORDS
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited
-from renderonline.storage.digests import FileDigest, bytes_on_disk, digest_file, hardly_written
+from renderonline.storage.disk import FileDigest, bytes_on_disk, digest_file, hardly_written
 from renderonline.storage.images import ImageCheck, ImageChecker
 from renderonline.storage.landing import check_name, walked
 
@@ -300,14 +299,14 @@ SIGNALED: Final = 128
 MAX_REASON: Final = 1_000
 
 
-class Verdict(NamedTuple):
+class AttemptVerdict(NamedTuple):
     """Outcome, failure class ("" when it succeeded or was canceled) and a reason in plain words."""
 
     outcome: Outcome
     failure: str = ""
     reason: str = ""
 
-    def because(self, sentences: Sequence[str]) -> "Verdict":
+    def because(self, sentences: Sequence[str]) -> "AttemptVerdict":
         """The same with what explains it."""
         return self._replace(reason=" ".join((self.reason, *sentences))[:MAX_REASON])
 
@@ -321,17 +320,17 @@ class Verdict(NamedTuple):
         warnings: Iterable[str] = (),
     ) -> Exited:
         known = (self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
-        told = telling.joined((), warnings, telling.MOST_OF_ATTEMPT)
+        told = needs.joined((), warnings, needs.MOST_OF_ATTEMPT)
         return Exited(0, attempt, token, time.time_ns() // 1000, *known, told)
 
 
-def failed(failure: str, reason: str) -> Verdict:
-    return Verdict(Outcome.FAILED, failure, reason[:MAX_REASON])
+def failed(failure: str, reason: str) -> AttemptVerdict:
+    return AttemptVerdict(Outcome.FAILED, failure, reason[:MAX_REASON])
 
 
-def handed_back(reason: str) -> Verdict:
+def handed_back(reason: str) -> AttemptVerdict:
     """This machine can't go on with it; somebody else may, and nobody failed."""
-    return Verdict(Outcome.CANCELED, "handed_back", reason)
+    return AttemptVerdict(Outcome.CANCELED, "handed_back", reason)
 
 
 LOST: Final = failed("lost_process", "HPCServer, or its process that starts engines, ended, and the engine with it.")
@@ -346,7 +345,7 @@ def decide(
     reason: str = "",
     out_of_memory: bool = False,
     disk_full: bool = True,
-) -> Verdict:
+) -> AttemptVerdict:
     """The ending of a process that ended by itself. `code` None: it was lost. `failure` is the first line that matched
     a failure pattern, with its class, `reason` why the engine says that it ends; `bad` the expected files that are no
     results; `out_of_memory`: the kernel ended processes for want of memory meanwhile; `disk_full`: whether the disk has
@@ -372,7 +371,7 @@ def decide(
         return failed(*failure)
     worst = [output for output in bad if output.missing] or bad
     if not worst:
-        return Verdict(Outcome.SUCCEEDED)
+        return AttemptVerdict(Outcome.SUCCEEDED)
     why = worst[0].reason + (f" ({len(worst) - 1} more)" if len(worst) > 1 else "")
     if worst[0].missing:
         return failed("missing_output", f"The engine says that it succeeded, but {why}")

@@ -1,5 +1,6 @@
 """The attempts of this machine: takes assignments, keeps them within their limits, hands them back
-(R5 Attempts and reports, R8 Process trees)."""
+(R5 Attempts and reports, R8 Process trees).
+"""
 
 import asyncio
 import time
@@ -12,7 +13,7 @@ from renderonline.hpcserver import telemetry
 from renderonline.hpcserver.attempts import Attempt, Resources
 from renderonline.hpcserver.outputs import handed_back
 from renderonline.protocol.link import Assign, HeldAttempt
-from renderonline.storage.logs import AttemptLog, AttemptLogs
+from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 
 log = structlog.get_logger(__name__)
 

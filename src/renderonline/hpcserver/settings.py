@@ -1,5 +1,6 @@
 """The settings of a machine: `HPCServer.json` (C1 Render node; further keys are optional) and what we add; its data
-directory, which one program uses at a time."""
+directory, which one program uses at a time.
+"""
 
 import json
 import os
@@ -16,14 +17,14 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace
-from renderonline.hpcserver.card_tools import by_hand
+from renderonline.hpcserver.card_rack import card_by_hand
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import is_plain_directory
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file
-from renderonline.storage import modes
+from renderonline.storage import disk
 
 PREFIX: Final = "HPCSERVER_"
 
@@ -37,7 +38,7 @@ class EngineSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class NodeSettings:
     """Everything that can be set. Times in seconds."""
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 5001
@@ -92,11 +93,11 @@ class Settings:
         return (self.data_directory or data_directory() / "hpcserver").expanduser().absolute()
 
 
-def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[str, Any]) -> NodeSettings:
     """Settings from a file, the environment (`HPCSERVER_…`) and flags, later ones stronger. Raises `InvalidRequest`
     that names the setting."""
     content = read_file(file) if file is not None else {}
-    settings = merge(Settings, file=content, environment=environment, prefix=PREFIX, flags=flags)
+    settings = merge(NodeSettings, file=content, environment=environment, prefix=PREFIX, flags=flags)
     check_exposed(file, strict=settings.strict_files)
     for address in settings.allow:
         try:
@@ -105,7 +106,7 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
             raise InvalidRequest(f"Allow names {address}, which is neither an address nor a network.") from error
     for card in settings.cards:
         if settings.cards != ("none",):
-            by_hand(card)
+            card_by_hand(card)
     for path in (*settings.sandbox_read, *settings.sandbox_write):
         _check_opened(path, settings.home)
     sandbox = probing.checked(settings.sandbox)
@@ -140,7 +141,7 @@ def locked(path: Path) -> Iterator[Home]:
     it, `NoSpace` when it can't be made."""
     with ExitStack() as down:
         try:
-            modes.make_private(path)
+            disk.make_private(path)
             down.enter_context(lock_file(path / "hpcserver.lock", str(os.getpid())))
             identity = path / "identity"
             name = identity.read_text(encoding="ascii").strip() if identity.exists() else ""

@@ -25,9 +25,9 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-from renderonline.farm.boxes import BoxKind
+from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver import process_table
-from renderonline.sandbox import bubblewrap, starting
+from renderonline.sandbox import box
 from renderonline.sandbox.box import Box, Found
 from renderonline.sandbox.privacy import keep_private
 
@@ -183,7 +183,7 @@ class Spawner:
         told, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
         _bound_files(message["file_bytes"])
         try:
-            process = starting.start(
+            process = box.start(
                 found,
                 Box(**(message["box"] or {})),
                 message["argv"],
@@ -263,7 +263,7 @@ class Spawner:
                     if engine.status >= 0:
                         self._read_status(engine)
                     if engine.first:
-                        engine.code = bubblewrap.exit_code(engine.code)
+                        engine.code = box.exit_code(engine.code)
                     engine.peak_kib = usage.ru_maxrss
                     engine.ended_at = time.monotonic()
         self._unreaped = ended is not None

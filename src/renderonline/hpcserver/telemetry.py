@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import psutil
 
-from renderonline.farm.cards import CardLoad
+from renderonline.farm.machines import CardLoad
 from renderonline.hpcserver.process_table import key_of
 from renderonline.protocol.link import Heartbeat
 

@@ -13,12 +13,11 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import accounts, engines, machines, retention
-from renderonline.database.accounts import NewUser
+from renderonline.database import administration_rows, control_rows, machine_rows
+from renderonline.database.administration_rows import EngineRow, NewEngine, NewUser
 from renderonline.database.door import Connection, Database
-from renderonline.database.engines import EngineRow, NewEngine
-from renderonline.database.machines import JoinCode, MachineRow
-from renderonline.engines.commands import argtypes as argtypes_of
+from renderonline.database.machine_rows import JoinCode, MachineRow
+from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
@@ -42,7 +41,7 @@ def add_engine(connection: Connection, definition: str, download_path: str) -> E
     parsed = parse_definition(definition)
     _check_download_path(download_path)
     new = NewEngine(parsed.name, parsed.extensions[0], download_path, parsed.template, definition)
-    row = engines.add_engine(connection, new)
+    row = administration_rows.add_engine(connection, new)
     _project_argtypes(connection, parsed)
     return row
 
@@ -56,16 +55,16 @@ def _change_engine(connection: Connection, engine_id: int, changes: Values) -> E
         _project_argtypes(connection, parsed)
     if "download_path" in values:
         _check_download_path(values["download_path"])
-    return engines.change_engine(connection, engine_id, values)
+    return administration_rows.change_engine(connection, engine_id, values)
 
 
 def _project_argtypes(connection: Connection, definition: EngineDefinition) -> None:
     """The rows of `argtypes` are the rule for values, so what the engine's own definition says must stand there."""
-    rows = {row.argtype_id: row for row in engines.list_argtypes(connection)}
+    rows = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
     for wanted in argtypes_of(definition):
         row = rows.get(wanted.argtype_id)
         if row is None:
-            engines.put_argtype(connection, wanted)
+            administration_rows.put_argtype(connection, wanted)
         elif row != wanted:
             raise Conflict(
                 f"Argument type {wanted.argtype_id} is {_rule(row)} on this farm, but the engine wants "
@@ -84,10 +83,10 @@ def _check_download_path(path: str) -> None:
 
 def _add_user(connection: Connection, values: Values, now_us: int) -> User:
     if values.get("subscription_id") is None:
-        if not (known := accounts.list_subscriptions(connection)):
+        if not (known := administration_rows.list_subscriptions(connection)):
             raise InvalidRequest("There is no subscription yet. Add one first: renderonline subscription add.")
         values = {**values, "subscription_id": known[0].subscription_id}
-    return accounts.add_user(connection, NewUser(**values), now_us=now_us)
+    return administration_rows.add_user(connection, NewUser(**values), now_us=now_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +99,15 @@ class Resource:
     remove: Callable[[Connection, Any], None] | None = None
 
 
-USERS: Final = Resource(accounts.list_users, accounts.get_user, accounts.change_user)
-SUBSCRIPTIONS: Final = Resource(accounts.list_subscriptions, change=accounts.change_subscription)
-ENGINES: Final = Resource(engines.list_engines, engines.get_engine, _change_engine, engines.remove_engine)
-ARGTYPES: Final = Resource(engines.list_argtypes, remove=engines.remove_argtype)
-MACHINES: Final = Resource(machines.list_machines, change=machines.change_machine, remove=machines.remove_machine)
+USERS: Final = Resource(administration_rows.list_users, administration_rows.get_user, administration_rows.change_user)
+SUBSCRIPTIONS: Final = Resource(administration_rows.list_subscriptions, change=administration_rows.change_subscription)
+ENGINES: Final = Resource(
+    administration_rows.list_engines, administration_rows.get_engine, _change_engine, administration_rows.remove_engine
+)
+ARGTYPES: Final = Resource(administration_rows.list_argtypes, remove=administration_rows.remove_argtype)
+MACHINES: Final = Resource(
+    machine_rows.list_machines, change=machine_rows.change_machine, remove=machine_rows.remove_machine
+)
 
 
 class Administration:
@@ -133,9 +136,9 @@ class Administration:
     async def limits(self, user: User) -> dict[str, int]:
         """How many tasks somebody may have in the queue (0 without a subscription), and how much their tasks take and
         may take."""
-        found = await self._database.read(accounts.list_subscriptions)
+        found = await self._database.read(administration_rows.list_subscriptions)
         mine = [one for one in found if one.subscription_id == user.subscription_id] or [Subscription(0, "", 0)]
-        kept = await self._database.read(partial(retention.kept_bytes, user_id=user.user_id))
+        kept = await self._database.read(partial(control_rows.kept_bytes, user_id=user.user_id))
         return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
     async def change(self, kind: Resource, key: int, changes: Values) -> Any:
@@ -157,7 +160,7 @@ class Administration:
     async def new_token(self, user_id: int) -> str:
         """Another token; the old one is worth nothing from now on."""
         token = secrets.token_urlsafe(32)
-        await self._write(accounts.set_token, user_id, hash_token(token))
+        await self._write(administration_rows.set_token, user_id, hash_token(token))
         return token
 
     async def used_on_the_page(self, token: str) -> None:
@@ -170,7 +173,7 @@ class Administration:
         await self.new_token(user_id)
 
     async def add_subscription(self, values: Values) -> Subscription:
-        return await self._write(accounts.add_subscription, **values)
+        return await self._write(administration_rows.add_subscription, **values)
 
     async def add_engine(self, definition: str, download_path: str | None) -> EngineRow:
         """A new engine; its files go to the farm's own place unless a path is named."""
@@ -179,18 +182,18 @@ class Administration:
     async def put_argtype(self, argtype: ArgType) -> ArgType:
         """Add or change an argument type. `InvalidRequest` for a type or a regex that could never be used."""
         _check_argtype(argtype)
-        return await self._write(engines.put_argtype, argtype)
+        return await self._write(administration_rows.put_argtype, argtype)
 
     async def add_machine(self, ip_address: str, port: int) -> MachineRow:
         """A machine that speaks v1."""
-        return await self._write(machines.add_v1, ip_address, port, now_us=_now_us())
+        return await self._write(machine_rows.add_v1, ip_address, port, now_us=_now_us())
 
     async def invite(self, uses: int, hours: float, slots: int, created_by: int) -> JoinCode:
         """A code with which machines join, for a while."""
         now_us = _now_us()
         end_us = now_us + int(hours * 3600 * 1_000_000)
         return await self._write(
-            machines.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us, slots=slots
+            machine_rows.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us, slots=slots
         )
 
     async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
@@ -198,8 +201,8 @@ class Administration:
         code that is not valid, the later the more of them there were."""
         secret = secrets.token_urlsafe(32)
         try:  # looked at first: trying codes out does not reach the writer
-            await self._database.read(partial(machines.check_code, code=code, now_us=_now_us()))
-            row = await self._write(machines.enroll, code, name, secret, now_us=_now_us())
+            await self._database.read(partial(machine_rows.check_code, code=code, now_us=_now_us()))
+            row = await self._write(machine_rows.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:
             await self._throttle.wrong("join code", client)
             raise
@@ -230,16 +233,18 @@ def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: 
     `InvalidRequest` when others may read the first login."""
     with contextlib.suppress(FileNotFoundError):
         private_read(data_directory / FIRST_LOGIN)
-    if not database.read_now(engines.list_engines) and not database.read_now(accounts.list_users):
+    if not database.read_now(administration_rows.list_engines) and not database.read_now(
+        administration_rows.list_users
+    ):
         for toml in shipped().values():
             database.write_now(partial(add_engine, definition=toml, download_path=str(files)))
-    if not database.read_now(accounts.has_admin):
+    if not database.read_now(administration_rows.has_admin):
         _add_admin(database, data_directory / FIRST_LOGIN, now_us)
 
 
 def _add_admin(database: Database, path: Path, now_us: int) -> None:
     token = secrets.token_urlsafe(32)
-    taken = {user.email.casefold() for user in database.read_now(accounts.list_users)}
+    taken = {user.email.casefold() for user in database.read_now(administration_rows.list_users)}
     email = "admin@localhost"
     while email in taken:
         email = f"admin-{secrets.token_hex(3)}@localhost"
@@ -247,10 +252,12 @@ def _add_admin(database: Database, path: Path, now_us: int) -> None:
     write_private(path, json.dumps({"url": "", "email": email, "token": token}))
 
     def add(connection: Connection) -> None:
-        known = accounts.list_subscriptions(connection)
-        subscription = known[0] if known else accounts.add_subscription(connection, "standard", queue_limit=100)
+        known = administration_rows.list_subscriptions(connection)
+        subscription = (
+            known[0] if known else administration_rows.add_subscription(connection, "standard", queue_limit=100)
+        )
         new = NewUser(email, hash_token(token), subscription.subscription_id, "First", "Administrator", Role.ADMIN)
-        accounts.add_user(connection, new, now_us=now_us)
+        administration_rows.add_user(connection, new, now_us=now_us)
 
     database.write_now(add)
     log.info("first login was made", email=email, file=str(path))

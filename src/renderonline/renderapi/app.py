@@ -1,5 +1,6 @@
 """RenderAPI as one ASGI application: everything is made, joined and ended here; standing by (R10 Standby); errors as
-RFC 9457 problem JSON with a stable `code`, for everything but v1; and the headers that every answer has."""
+RFC 9457 problem JSON with a stable `code`, for everything but v1; and the headers that every answer has.
+"""
 
 import asyncio
 import contextlib
@@ -25,20 +26,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from renderonline import __version__
-from renderonline.database import migrating, submissions
-from renderonline.database.door import Database
-from renderonline.database.ids import IdBlocks
-from renderonline.database.lease import BEATS, LOOKS, Lease, Overtaken
+from renderonline.database import migrating, submission_rows
+from renderonline.database.door import Database, IdBlocks
+from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
-from renderonline.renderapi import views
+from renderonline.renderapi import task_views
 from renderonline.renderapi.administration import bootstrap
-from renderonline.renderapi.metrics import Metrics
-from renderonline.renderapi.routes import ops, pages, v1, v2_farm, v2_tasks, v2_uploads
+from renderonline.renderapi.routes import existing, farm_routes, pages, task_routes
 from renderonline.renderapi.routes.router import V2, check_declared, json_answer
-from renderonline.renderapi.services import Services
+from renderonline.renderapi.services import Metrics, Services
 from renderonline.renderapi.settings import Settings
 from renderonline.serving.web import is_loopback
-from renderonline.storage.modes import make_places
+from renderonline.storage.disk import make_places
 
 log = structlog.get_logger(__name__)
 
@@ -75,9 +74,13 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         middleware=[*map(Middleware, (believed, strict, shared, metrics.measured, only_dispatching))],
     )
     app.state.standby = Standby()
-    app.router.routes += [*v1.routes(), *ops.routes(), *(pages.routes(web) if web is not None else [])]
-    for part in (v2_tasks, v2_uploads, v2_farm, pages):
-        app.include_router(part.router, prefix=V2)
+    app.router.routes += [
+        *existing.routes(),
+        *pages.operation_routes(),
+        *(pages.routes(web) if web is not None else []),
+    ]
+    for router in (task_routes.router, task_routes.upload_router, farm_routes.router, pages.router):
+        app.include_router(router, prefix=V2)
     check_declared(app.routes)
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
@@ -123,7 +126,7 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
     """FastAPI's description of the calls, with our shapes of the answers."""
     if app.openapi_schema is None:
         schema = generate()
-        schema["components"]["schemas"] |= views.shapes()
+        schema["components"]["schemas"] |= task_views.shapes()
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -212,7 +215,7 @@ async def _look_after(database: Database, lease: Lease, ids: IdBlocks, every_s: 
             await ids.refill()
             if time.monotonic() - forgotten > FORGET_S:
                 forgotten = time.monotonic()
-                await database.write(partial(submissions.forget_old, now_us=time.time_ns() // 1000))
+                await database.write(partial(submission_rows.forget_old, now_us=time.time_ns() // 1000))
         except Overtaken:
             return  # the writer has told everybody
         except NotAvailable as error:

@@ -17,29 +17,20 @@ from typing import Final
 from blake3 import blake3
 from starlette.requests import Request
 
-from renderonline.database.submissions import list_inputs
-from renderonline.database.task_inputs import (
-    Holder,
-    frame,
-    frames,
-    landed_by,
-    load_holder,
-    result_names,
-    store_inputs,
-)
-from renderonline.database.work import token_fits
+from renderonline.database.file_rows import Holder, frame, frames, landed_by, load_holder, result_names, store_inputs
+from renderonline.database.report_rows import token_fits
+from renderonline.database.submission_rows import list_inputs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError, Unfit
 from renderonline.farm.tasks import InputFile, Landed
-from renderonline.renderapi.attempt_files import Folder
-from renderonline.renderapi.dispatch import Dispatcher
 from renderonline.renderapi.downloads import Content
 from renderonline.renderapi.housekeeping import Places
-from renderonline.renderapi.reading import checked_size
+from renderonline.renderapi.orders import Folder
+from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.task_views import checked_size
 from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import receive_body
-from renderonline.storage.archive import members_of
-from renderonline.storage.digests import InputSums
-from renderonline.storage.landed import RESULT_SUMS, Altered, Compared, Member, file_pieces
+from renderonline.storage.archive import RESULT_SUMS, Altered, Compared, Member, file_pieces, members_of
+from renderonline.storage.disk import InputSums
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import results_directory, task_directory
 from renderonline.storage.staging import disk_error, disk_errors

@@ -31,14 +31,13 @@ import structlog
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from renderonline.database import accounts
+from renderonline.database import administration_rows
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
 from renderonline.sandbox.privacy import write_private
-from renderonline.serving.admission import source_of
+from renderonline.serving.admission import client_of, source_of
 from renderonline.serving.directories import private_read
-from renderonline.serving.proxies import client_of
 
 log = structlog.get_logger(__name__)
 
@@ -171,11 +170,13 @@ class Authenticator:
 
     async def holder(self, user_id: int, fingerprint: str) -> Principal | None:
         """The active user who had this fingerprint, None when they are not or their token is another one now."""
-        ask = partial(self._database.read, partial(accounts.active_account, user_id=user_id))
+        ask = partial(self._database.read, partial(administration_rows.active_account, user_id=user_id))
         found = await self._known(b"%d" % user_id, ask)
         return found if found is not None and hmac.compare_digest(found.fingerprint, fingerprint) else None
 
-    async def _known(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
+    async def _known(
+        self, key: bytes, ask: Callable[[], Awaitable[administration_rows.Account | None]]
+    ) -> Principal | None:
         known = self._remembered.get(key)
         if known is not None and self._clock() < known[0]:
             return known[1]
@@ -188,7 +189,9 @@ class Authenticator:
         """Somebody's account was changed through us: ask again at once."""
         self._remembered.clear()
 
-    async def _remember(self, key: bytes, ask: Callable[[], Awaitable[accounts.Account | None]]) -> Principal | None:
+    async def _remember(
+        self, key: bytes, ask: Callable[[], Awaitable[administration_rows.Account | None]]
+    ) -> Principal | None:
         principal = None
         if (account := await ask()) is not None:
             # The fingerprint is the same for a raw token and for the hash that takes its place.
@@ -200,18 +203,18 @@ class Authenticator:
             del self._remembered[next(iter(self._remembered))]
         return principal
 
-    async def _ask(self, email: str, token: str) -> accounts.Account | None:
-        account = await self._database.read(partial(accounts.authenticate, email=email, token=token))
+    async def _ask(self, email: str, token: str) -> administration_rows.Account | None:
+        account = await self._database.read(partial(administration_rows.authenticate, email=email, token=token))
         if account is not None and not account.token.startswith(TOKEN_PREFIX):
             user_id = account.user.user_id
-            sealed = await self._database.write(partial(accounts.seal_token, user_id=user_id, raw=token))
+            sealed = await self._database.write(partial(administration_rows.seal_token, user_id=user_id, raw=token))
             if sealed:
                 log.info("raw token was replaced by its hash", user=user_id)
         return account
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class LoginSession:
     """Who is logged in since when (seconds since 1970); `fingerprint` changes with the account's token."""
 
     user_id: int
@@ -229,10 +232,10 @@ class Sessions:
         self._authenticator, self._throttle, self._file = authenticator, throttle, file
         self._idle_s, self._longest_s = idle_s, longest_s
         self._turn = asyncio.Lock()
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, LoginSession] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
             kept = json.loads(private_read(file))
-            self._open = {key: replace(Session(**one), seen=time.time()) for key, one in kept.items()}
+            self._open = {key: replace(LoginSession(**one), seen=time.time()) for key, one in kept.items()}
 
     async def log_in(self, connection: HTTPConnection, email: str, token: str) -> tuple[Principal, str]:
         """Begin a session: who it is, and what the cookie must say. `NotAuthenticated` for a wrong e-mail or token,
@@ -247,7 +250,7 @@ class Sessions:
             raise NotAuthenticated("This e-mail and token don't belong to an active account of this farm.")
         name, now = secrets.token_urlsafe(32), time.time()
         self._drop_old(principal.user_id)
-        self._open[_key(name)] = Session(principal.user_id, principal.fingerprint, now, now)
+        self._open[_key(name)] = LoginSession(principal.user_id, principal.fingerprint, now, now)
         await self._keep()
         return principal, name
 
@@ -289,7 +292,7 @@ class Sessions:
             samesite="strict",
         )
 
-    def _is_open(self, session: Session) -> bool:
+    def _is_open(self, session: LoginSession) -> bool:
         now = time.time()
         return now < session.seen + self._idle_s and now < session.begun + self._longest_s
 

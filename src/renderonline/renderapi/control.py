@@ -13,21 +13,20 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from renderonline.database import work_control as work
+from renderonline.database import control_rows as work
 from renderonline.database.door import Database
-from renderonline.database.work_loading import QueuedTask
-from renderonline.database.work_sheet import TaskRow
+from renderonline.database.queue_rows import QueuedTask
+from renderonline.database.task_rows import TaskRow
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
-from renderonline.farm.films import Film
 from renderonline.farm.frames import parse_frames
-from renderonline.farm.needs import Needs
+from renderonline.farm.needs import Needs, unmet
 from renderonline.farm.ready import Signature
+from renderonline.farm.result_names import Film
 from renderonline.farm.scheduling import Allowance
 from renderonline.farm.settling import advice
 from renderonline.farm.tasks import TaskStatus
-from renderonline.farm.unmet import unmet
-from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.machines import Machine, offered
+from renderonline.renderapi.connected_machines import Machine, offered
+from renderonline.renderapi.planner import Dispatcher
 from renderonline.renderapi.shared import Shared
 from renderonline.storage.landing import remove_attempt, remove_task
 

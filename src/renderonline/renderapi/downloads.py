@@ -1,25 +1,51 @@
 """Sending what a task has: one file, or its whole directory as a ZIP that is never written anywhere.
 
 Files are read in a thread, one piece ahead of the network, so that memory stays bounded and the event loop free.
+
+What is served is what landed (R15 Served as landed): who asks for a file gets the bytes whose digest is known, or is
+told its name.
+
+A file that is not what it was is found when its bytes are read: the answer is cut off then, and refused from there on,
+until the file is right again, its frames are rendered again, or an operator accepts it as it is.
 """
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import partial
-from typing import Final
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import quote
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from renderonline.farm.errors import NotFound, RenderOnlineError
-from renderonline.storage.archive import StoredArchive, etag_of
-from renderonline.storage.landed import Compared, Member, file_pieces
+from renderonline.database import listing_rows
+from renderonline.database.door import Connection, Database
+from renderonline.database.report_rows import InPlace, take_in_place
+from renderonline.database.submission_rows import list_inputs
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
+from renderonline.farm.tasks import Landed
+from renderonline.storage.archive import (
+    RESULT_SUMS,
+    Altered,
+    Compared,
+    Member,
+    StoredArchive,
+    etag_of,
+    file_pieces,
+    is_as_known,
+    members_of,
+)
+from renderonline.storage.disk import digest_file
+from renderonline.storage.names import task_directory
 
 log = structlog.get_logger(__name__)
 
@@ -172,3 +198,179 @@ def _span(asked: str, size: int) -> tuple[int, int] | None:
 def _disposition(name: str) -> str:
     plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name)}"
+
+
+_log = structlog.get_logger(__name__)
+
+_TASKS: Final = 1000
+_FILES: Final = 1000
+"""Files that are remembered as altered, of each of so many tasks; others are found again."""
+_NAMED: Final = 5
+
+COMPARED: Final = "compared"
+NOT_COMPARED: Final = "not_compared"
+ALTERED: Final = "altered"
+
+
+class LandedFiles:
+    """One for each dispatcher. `compared` is for whoever reads files of tasks."""
+
+    def __init__(self, database: Database) -> None:
+        self.compared = Compared()
+        self._database = database
+        self._altered: OrderedDict[int, dict[str, str]] = OrderedDict()
+
+    def integrity(self, task_id: int, name: str, digest: str) -> str:
+        """What is known of a result: `compared` with its digest whenever it is sent, `not_compared` for want of one, or
+        found `altered`."""
+        if not digest:
+            return NOT_COMPARED
+        return ALTERED if self._altered.get(task_id, {}).get(name) == digest else COMPARED
+
+    def altered(self, task_id: int) -> Collection[str]:
+        """The names of the files of a task that were found altered."""
+        return tuple(self._altered.get(task_id, ()))
+
+    async def archive(
+        self, task_id: int, find: Callable[[], Sequence[Member]], name: str, own: Mapping[str, str]
+    ) -> Content:
+        """The ZIP of a task's files that `find` (which may block) finds; `own` has the names of those results that are
+        called otherwise in it. `Conflict` (`altered`) when one of them was found altered and still is, `NotFound` when
+        they are not there."""
+
+        def checked() -> Sequence[Member]:
+            members = find()
+            if self._altered.get(task_id):
+                self.check(task_id, [one._replace(name=own.get(one.name, one.name)) for one in members])
+            return members
+
+        return self._watched(task_id, await archive_of(checked, name, self.compared), own)
+
+    async def file(
+        self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any] = RESULT_SUMS
+    ) -> Content:
+        """The file `name` of a task, which lies at `path`; errors as of `archive`."""
+        try:
+            member = await asyncio.to_thread(self._member, task_id, path, name, known, sums)
+        except OSError as error:
+            raise NotFound(f"The file {path.name} is not on the server any more.", code="files_gone") from error
+        return self._watched(task_id, content_of(member, path.name, self.compared))
+
+    def _member(self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any]) -> Member:
+        there = Member.of(name, path)
+        if not known.digest:
+            return there
+        when = there.modified_ns if known.landed_us is None else known.landed_us * 1000
+        member = Member(name, path, known.size, when, known.crc32, known.digest, sums)
+        if there.size != known.size:
+            self._note(task_id, member)
+        self.check(task_id, (member,))
+        return member
+
+    def check(self, task_id: int, members: Sequence[Member]) -> None:
+        """Look again at those that were found altered; `Conflict` (`altered`) when they still are. Blocks."""
+        suspects = self._altered.get(task_id)
+        if not suspects:
+            return
+        found: list[str] = []
+        for member in members:
+            if member.name not in suspects:
+                continue
+            if suspects[member.name] == member.digest and not is_as_known(member, self.compared):
+                found.append(member.name)
+                if len(found) > _NAMED:
+                    break
+            else:
+                suspects.pop(member.name, None)
+        if found:
+            raise _refusal(task_id, found)
+
+    def _watched(self, task_id: int, content: Content, own: Mapping[str, str] = MappingProxyType({})) -> Content:
+        def pieces(start: int, end: int) -> Iterator[bytes]:
+            try:
+                yield from content.pieces(start, end)
+            except Altered as error:
+                name = error.member.name
+                self._note(task_id, error.member._replace(name=own.get(name, name)))
+                raise
+
+        return replace(content, pieces=pieces)
+
+    def _note(self, task_id: int, member: Member) -> None:
+        _log.warning("A file of a task is not what it was", task=task_id, name=member.name)
+        suspects = self._altered.setdefault(task_id, {})
+        if len(suspects) < _FILES:
+            suspects[member.name] = member.digest
+        if len(self._altered) > _TASKS:
+            self._altered.popitem(last=False)
+
+    async def accept(self, task_id: int, names: Collection[str] = ()) -> None:
+        """Take files of a task as they lie there from now on: these, or all that were found altered or have no digest.
+        `NotFound` when one is not there, or is what the task was submitted with; `Conflict` when there is nothing to
+        accept."""
+        wanted = set(names) or {*self.altered(task_id)}
+        taken = await self._take(task_id, wanted, unknown=not names)
+        if missing := sorted(set(names) - taken):
+            raise NotFound(f"Task {task_id} has no file {missing[0]} that can be accepted.")
+        if not taken:
+            raise Conflict(f"No file of task {task_id} was found altered, and all have a digest: nothing to accept.")
+
+    async def settle(self, task_id: int) -> None:
+        """Files that an existing node wrote beside the scene have no digest; now that they are whole they get one."""
+        await self._take(task_id, (), unknown=True)
+
+    async def _take(self, task_id: int, wanted: Collection[str], *, unknown: bool) -> set[str]:
+        def read(connection: Connection) -> tuple[listing_rows.SceneFile, dict[str, Landed], frozenset[str]]:
+            inputs = frozenset(one.name for one in list_inputs(connection, task_id))
+            return listing_rows.scene_file(connection, task_id), listing_rows.landed_files(connection, task_id), inputs
+
+        scene, known, inputs = await self._database.read(read)
+        if not has_directory(scene):
+            return set()
+        directory = task_directory(scene.file_path, scene.file_name)
+        kept = inputs or {Path(scene.file_path).relative_to(directory).as_posix()}
+        folder = f"{scene.results_in}/" if scene.results_in else ""
+
+        def chosen(place: str) -> bool:
+            name = place.removeprefix(folder)
+            return place not in kept and (
+                name in wanted or (unknown and (place not in known or not known[place].digest))
+            )
+
+        found = await asyncio.to_thread(_found, directory, scene.results_in, chosen)
+        take = partial(take_in_place, task_id=task_id, files=found, now_us=time.time_ns() // 1000)
+        await self._database.write(take)
+        suspects = self._altered.get(task_id, {})
+        for one in found:
+            suspects.pop(one.name, None)
+        return {one.name for one in found}
+
+
+def has_directory(scene: listing_rows.SceneFile) -> bool:
+    """Whether the task's file lies in a directory of its own, `<user_id>/<ticks>/`."""
+    directory = task_directory(scene.file_path, scene.file_name)
+    return directory.is_absolute() and directory.name.isdigit() and directory.parent.name == str(scene.user_id)
+
+
+def _found(directory: Path, folder: str, chosen: Callable[[str], bool]) -> list[InPlace]:
+    """Those files of a task's directory that are `chosen` by their place in it; of two of one name the one in the
+    results' `folder`."""
+    found: dict[str, InPlace] = {}
+    for member in members_of(directory, {}) if directory.is_dir() else ():
+        if chosen(member.name):
+            try:
+                now = digest_file(Path(member.path))
+            except (OSError, InvalidRequest):  # it went, or somebody still writes
+                continue
+            apart = bool(folder) and member.name.startswith(f"{folder}/")
+            name = member.name.removeprefix(f"{folder}/") if apart else member.name
+            if apart or name not in found:
+                found[name] = InPlace(name, folder if apart else "", now.size, now.digest, now.crc32)
+    return list(found.values())
+
+
+def _refusal(task_id: int, names: Sequence[str]) -> Conflict:
+    told = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    ways = f"Render the frames again (renderonline requeue {task_id} --frames …), or have an operator accept the files"
+    message = f"Not as it landed: {told}. Somebody has changed it on the server. {ways} as they are"
+    return Conflict(f"{message} (renderonline accept {task_id}).", code=ALTERED, names=names[:_NAMED])

@@ -12,16 +12,22 @@ import orjson
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.work import WarnedStep, apply_steps
-from renderonline.database.work_landing import begin_landing, differing, drop_landing, open_landings
-from renderonline.database.work_sheet import Moment
+from renderonline.database.report_rows import (
+    WarnedStep,
+    apply_steps,
+    begin_landing,
+    differing,
+    drop_landing,
+    open_landings,
+)
+from renderonline.database.task_rows import Moment
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.more_results import Bounds, frame_in
+from renderonline.farm.result_names import Bounds, frame_in
 from renderonline.farm.settling import RetryPolicy
 from renderonline.farm.tasks import Landing, Offer
 from renderonline.protocol.link import Result
 from renderonline.renderapi.orders import Order
-from renderonline.storage.digests import FileDigest, digest_file
+from renderonline.storage.disk import FileDigest, digest_file
 from renderonline.storage.landing import Placed, check_name, found_outputs, place, remove_copies
 
 _log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
-from renderonline.database.work_loading import AttemptFacts, QueuedChunk, QueuedTask
+from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, QueuedTask
 from renderonline.farm.ready import ReadyIndex, Signature
 from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from renderonline.database.engines import EngineRow
-from renderonline.database.ids import IdBlocks
-from renderonline.database.submissions import NewTask
-from renderonline.database.task_inputs import Holder
-from renderonline.database.work_control import note_check
-from renderonline.database.work_loading import AttemptFacts, QueuedTask
-from renderonline.database.work_sheet import TaskRow
+from renderonline.database.administration_rows import EngineRow
+from renderonline.database.control_rows import note_check
+from renderonline.database.door import IdBlocks
+from renderonline.database.file_rows import Holder
+from renderonline.database.queue_rows import AttemptFacts, QueuedTask
+from renderonline.database.submission_rows import NewTask
+from renderonline.database.task_rows import TaskRow
 from renderonline.engines.definition import SceneCheck
-from renderonline.farm import telling
+from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import Needs
 from renderonline.farm.ready import Signature
@@ -29,8 +29,7 @@ from renderonline.farm.scheduling import idle_machine, without_cards
 from renderonline.farm.settling import Ending, plain_reason
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited, Report
-from renderonline.renderapi.attempt_files import Folder
-from renderonline.renderapi.orders import Order, definition_of
+from renderonline.renderapi.orders import Folder, Order, definition_of
 from renderonline.renderapi.shared import Shared
 from renderonline.storage.landing import attempt_directory
 
@@ -225,9 +224,9 @@ class SceneChecks:
         outcome = Outcome(report.outcome) if report.outcome in set(Outcome) else Outcome.FAILED
         reason = plain_reason(Ending(outcome, report.failure[:40], report.reason, report.exit_code))
         fails = check.strict and outcome is Outcome.FAILED and report.failure == SCENE_FAILURE
-        unchecked = None if fails or outcome is Outcome.SUCCEEDED else telling.cleaned(reason)
-        warnings = telling.of_check(report.warnings, check.parts)
-        self._end(check, unchecked, warnings, telling.cleaned(reason) if fails else "")
+        unchecked = None if fails or outcome is Outcome.SUCCEEDED else needs.cleaned(reason)
+        warnings = needs.of_check(report.warnings, check.parts)
+        self._end(check, unchecked, warnings, needs.cleaned(reason) if fails else "")
 
     def _end(self, check: Check, unchecked: str | None, warnings: Sequence[str] = (), failure: str = "") -> None:
         """The check is over; its task says what came of it, and goes on."""

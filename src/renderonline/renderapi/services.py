@@ -1,32 +1,97 @@
-"""What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it."""
+"""Figures for Prometheus (`/metrics`): requests, machines by status, events, and the process itself.
+
+What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it.
+"""
 
 import contextlib
 import hashlib
 import secrets
 import ssl
-from typing import cast
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final, cast
 
+import prometheus_client as prometheus
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from renderonline.database.door import Database
-from renderonline.database.ids import IdBlocks
+from renderonline import __version__
+from renderonline.database.door import Database, IdBlocks
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
-from renderonline.farm.watching import Patience
+from renderonline.farm.settling import Patience
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal, Sessions, Throttle
+from renderonline.renderapi.connected_machines import Machine
 from renderonline.renderapi.control import Control
-from renderonline.renderapi.delivering import Deliverer
-from renderonline.renderapi.dispatch import Dispatcher
-from renderonline.renderapi.events import Events
-from renderonline.renderapi.metrics import Metrics
-from renderonline.renderapi.notifying import Notifier
-from renderonline.renderapi.reading import Reading
+from renderonline.renderapi.events import Events, Notifier
+from renderonline.renderapi.housekeeping import Deliverer
+from renderonline.renderapi.planner import Dispatcher
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
-from renderonline.serving.admission import let_in
-from renderonline.serving.proxies import client_of
+from renderonline.renderapi.task_views import TaskViews
+from renderonline.serving.admission import client_of, let_in
 from renderonline.serving.web import TlsFiles
+
+CONTENT_TYPE: Final[str] = prometheus.CONTENT_TYPE_LATEST
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Metrics:
+    """The figures of one RenderAPI."""
+
+    def __init__(self) -> None:
+        self._registry = of = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=of)
+        prometheus.GCCollector(registry=of)
+        build = prometheus.Info("renderonline_build", "The version that runs.", registry=of)
+        build.info({"version": __version__})
+        labels = ("method", "endpoint", "status")
+        self._requests = prometheus.Counter(
+            "renderonline_requests", "Requests that were answered.", labels, registry=of
+        )
+        told = "Seconds until the head of the answer left."
+        self._seconds = prometheus.Histogram(
+            "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
+        )
+
+    def measured(self, app: ASGIApp) -> ASGIApp:
+        """Middleware that counts requests, by the name of what answered them, and takes their time."""
+
+        async def measure(scope: Scope, receive: Receive, send: Send) -> None:
+            begun = time.perf_counter()
+
+            async def sent(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    method = scope["method"] if scope["method"] in _METHODS else "other"
+                    endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+                    self._requests.labels(method, endpoint, str(message["status"])).inc()
+                    self._seconds.labels(endpoint).observe(time.perf_counter() - begun)
+                await send(message)
+
+            await app(scope, receive, sent if scope["type"] == "http" else send)
+
+        return measure
+
+    def render(self, machines: Iterable[Machine], figures: Mapping[str, float]) -> bytes:
+        """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
+        of = prometheus.CollectorRegistry()
+        status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
+        boxes = prometheus.Gauge("renderonline_boxes", "Machines by their box.", ("sandbox",), registry=of)
+        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
+        fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
+        fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
+        for machine in machines:
+            status.labels(machine.status.value).inc()
+            boxes.labels(machine.ability.sandbox.value).inc()
+            if machine.fetches or machine.fetched_bytes:
+                fetches.labels(str(machine.machine_id)).set(machine.fetches)
+                fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)
+        for name, value in figures.items():
+            told = name.replace("_", " ").capitalize() + "."
+            prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
+        return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
 
 
 class Services:
@@ -61,7 +126,7 @@ class Services:
             longest_s=settings.session_s,
         )
         self.submissions = Submissions(database, ids, self.dispatcher, settings)
-        self.reading = Reading(database, self.dispatcher)
+        self.reading = TaskViews(database, self.dispatcher)
         self.control = Control(database, self.dispatcher)
         self.administration = Administration(
             database, self._changed, self.throttle, files=settings.files, data_directory=settings.data_directory

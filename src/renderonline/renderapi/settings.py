@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from renderonline.database.lease import LEASE_S
+from renderonline.database.standby import LEASE_S
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import GRACE_S
 from renderonline.farm.needs import checked_box, checked_pool
@@ -15,11 +15,11 @@ from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import SILENCE_S
 from renderonline.sandbox import probing
 from renderonline.serving import settings as sources
+from renderonline.serving.admission import Proxies
 from renderonline.serving.directories import data_directory
-from renderonline.serving.proxies import Proxies
 from renderonline.serving.settings import Positive, PositiveInt
 from renderonline.serving.web import TlsFiles
-from renderonline.storage.modes import MODES
+from renderonline.storage.disk import MODES
 
 ENVIRONMENT_PREFIX: Final = "RENDERAPI_"
 

@@ -11,19 +11,18 @@ from typing import Any, Final, ParamSpec, TypeVar
 import structlog
 
 from renderonline.database.door import Connection, Database
-from renderonline.database.work_loading import QueuedTask, load_queue
-from renderonline.database.work_sheet import Moment
+from renderonline.database.queue_rows import QueuedTask, load_queue
+from renderonline.database.task_rows import Moment
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import AwakeClock
 from renderonline.farm.settling import RetryPolicy
-from renderonline.renderapi.attempt_files import OURS, AttemptFiles
+from renderonline.renderapi.connected_machines import Machine, Machines
+from renderonline.renderapi.downloads import LandedFiles
 from renderonline.renderapi.events import Announcer, Publisher
-from renderonline.renderapi.landed import LandedFiles
-from renderonline.renderapi.machines import Machine, Machines
 from renderonline.renderapi.memory import Clock, Memory
-from renderonline.renderapi.orders import Orders
-from renderonline.storage.logs import AttemptLogs
-from renderonline.storage.previews import PreviewFiles
+from renderonline.renderapi.orders import OURS, AttemptFiles, Orders
+from renderonline.storage.attempt_logs import AttemptLogs
+from renderonline.storage.images import PreviewFiles
 
 _log = structlog.get_logger(__name__)
 

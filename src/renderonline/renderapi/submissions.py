@@ -19,26 +19,23 @@ from typing import Any, Final
 import structlog
 from starlette.requests import Request
 
-from renderonline.database import accounts, engines, submissions
-from renderonline.database.door import Connection, Database
-from renderonline.database.engines import EngineRow
-from renderonline.database.ids import IdBlocks
-from renderonline.database.submissions import NewChunk, NewTask
+from renderonline.database import administration_rows, submission_rows
+from renderonline.database.administration_rows import EngineRow
+from renderonline.database.door import Connection, Database, IdBlocks
+from renderonline.database.submission_rows import NewChunk, NewTask
 from renderonline.engines.loading import parse_definition
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
-from renderonline.protocol import v1
+from renderonline.protocol import existing
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.delivering import checked_place
-from renderonline.renderapi.dispatch import MANY_CHUNKS, Dispatcher
-from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
-from renderonline.renderapi.looks import Gone, client_of
-from renderonline.renderapi.scene_facts import SceneFacts
+from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places, checked_place
+from renderonline.renderapi.planner import MANY_CHUNKS, Dispatcher
+from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
+from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.shared import heavy
-from renderonline.renderapi.task_requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
-from renderonline.renderapi.uploads import Session, Uploads
+from renderonline.renderapi.uploads import Uploads, UploadSession
 from renderonline.serving.bodies import content_length
 from renderonline.storage import manifests, names
 from renderonline.storage.multipart import Form
@@ -96,10 +93,10 @@ class Submissions:
         async def check(form: Form) -> Prepared:
             """The contract's checks from top to bottom."""
             if not form.file_names:
-                raise InvalidRequest(v1.NO_FILES, code="no_file")
+                raise InvalidRequest(existing.NO_FILES, code="no_file")
             asked = read_request(form.request, key)
             if len(form.file_names) > 1:
-                raise InvalidRequest(v1.ONE_FILE, code="two_files")
+                raise InvalidRequest(existing.ONE_FILE, code="two_files")
             return await self._prepared(asked, principal, [names.clean_file_name(form.file_names[0])])
 
         try:
@@ -138,7 +135,7 @@ class Submissions:
             return repeated.task_id
 
     async def _submit(
-        self, principal: Principal, prepared: Prepared, session: Session, stage: Stage, gone: Gone
+        self, principal: Principal, prepared: Prepared, session: UploadSession, stage: Stage, gone: Gone
     ) -> int:
         """Make a task of the files in `stage`, which are the upload `session` or were unpacked from it."""
         user_id = principal.user_id
@@ -165,12 +162,14 @@ class Submissions:
         index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
         if index is None or not await asyncio.to_thread(stage.has, index):
             raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
-        rows = await self._database.read(engines.list_engines)
+        rows = await self._database.read(administration_rows.list_engines)
         definitions = [self._parse(row.definition) for row in rows if row.definition and row.is_enabled]
         readers = [one.facts for one in definitions if names.extension_of(name).casefold() in one.extensions]
         return await self._facts.read(user_id, next(filter(None, readers), ""), name, stage.states, gone)
 
-    async def _commit(self, new: NewTask, engine: EngineRow, directory: Path, session: Session, stage: Stage) -> int:
+    async def _commit(
+        self, new: NewTask, engine: EngineRow, directory: Path, session: UploadSession, stage: Stage
+    ) -> int:
         size = sum(file.size for file in new.inputs)
         try:
             if self.housekeeping.limit(new.user_id) and await self._known(new.user_id, new.client_key) is not None:
@@ -194,7 +193,7 @@ class Submissions:
     async def _settle(self, new: NewTask, directory: Path) -> None:
         """Something failed before or after a commit: only the database knows whether there is such a task. Without one
         its files are removed."""
-        look = partial(submissions.is_committed, user_id=new.user_id, file_path=new.file_path)
+        look = partial(submission_rows.is_committed, user_id=new.user_id, file_path=new.file_path)
         while True:
             with contextlib.suppress(NotAvailable):
                 committed = await self._database.write(look)
@@ -207,7 +206,7 @@ class Submissions:
         for root in await self.places.roots():
             await asyncio.to_thread(names.sweep_incoming, root)
             for directory in await asyncio.to_thread(names.marked, root):
-                if await self._database.read(partial(submissions.names_directory, directory=str(directory))):
+                if await self._database.read(partial(submission_rows.names_directory, directory=str(directory))):
                     names.keep(directory)
                 else:
                     await asyncio.to_thread(names.discard, directory)
@@ -225,17 +224,19 @@ class Submissions:
         def look(connection: Connection) -> Prepared:
             if (known := _known(connection, principal.user_id, asked.client_key)) is not None:
                 raise Repeated(known)
-            submissions.check_limit(connection, principal.user_id)
-            engine = _engine(engines.list_engines(connection), asked)
+            submission_rows.check_limit(connection, principal.user_id)
+            engine = _engine(administration_rows.list_engines(connection), asked)
             if asked.notify and not self.sends_mail:
                 message = "This farm sends no mail: submit without notify, or an administrator sets NotifyMail."
                 raise InvalidRequest(message)
             request = replace(asked, deliver=checked_place(asked.deliver, self._roots))
             definition = None if engine.definition is None else self._parse(engine.definition)
-            argtypes = {row.argtype_id: row for row in engines.list_argtypes(connection)}
+            argtypes = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
             main = scene_among(files, scene, engine, definition)
             prepared = heavy(prepare)(request, engine, definition, argtypes, main)
-            return replace(prepared, default_names=accounts.names_of(connection, principal.user.subscription_id))
+            return replace(
+                prepared, default_names=administration_rows.names_of(connection, principal.user.subscription_id)
+            )
 
         return await self._database.read(look)
 
@@ -292,7 +293,7 @@ def _keep(directory: Path, stage: Stage) -> None:
 def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
     if not client_key:
         return None
-    found = submissions.find(connection, user_id, client_key, now_us=time.time_ns() // 1000)
+    found = submission_rows.find(connection, user_id, client_key, now_us=time.time_ns() // 1000)
     return None if found is None else found.task_id
 
 
@@ -303,4 +304,4 @@ def _engine(rows: Iterable[EngineRow], request: SubmitRequest) -> EngineRow:
         named = request.exact and row.name.casefold() == wanted.casefold()
         if row.is_enabled and (named or str(row.engine_id) == wanted.strip()):
             return row
-    raise InvalidRequest(v1.engine_not_found(wanted), code="engine_not_found")
+    raise InvalidRequest(existing.engine_not_found(wanted), code="engine_not_found")

@@ -27,13 +27,13 @@ from starlette.requests import Request
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
-from renderonline.renderapi.looks import Gone, Looks, client_of
-from renderonline.renderapi.task_requests import Prepared
+from renderonline.renderapi.requests import Prepared
+from renderonline.renderapi.scene_surveys import Gone, Looks, client_of
 from renderonline.serving.bodies import Body, in_thread, receive_body, writing
 from renderonline.serving.web import step_back
-from renderonline.storage import manifests, names, staging, unpacking
-from renderonline.storage.announcing import SHORT_BYTES, Announcement
-from renderonline.storage.digests import InputSums
+from renderonline.storage import confined, manifests, names, staging
+from renderonline.storage.confined import SHORT_BYTES, Announcement
+from renderonline.storage.disk import InputSums
 from renderonline.storage.multipart import Form
 from renderonline.storage.staging import Stage, disk_errors, is_lacking, too_large
 
@@ -54,7 +54,7 @@ _disk_errors = partial(disk_errors, "This upload was removed. Announce its files
 
 
 @dataclass(slots=True)
-class Session:
+class UploadSession:
     """An open upload. `appending`: files that somebody writes; `putting`: packs on their way; `taken`: a task is being
     made of it."""
 
@@ -118,7 +118,7 @@ class Uploads:
     def __init__(self, places: Places, housekeeping: Housekeeping) -> None:
         self._places = places
         self._housekeeping = housekeeping
-        self._sessions: dict[tuple[int, str], Session] = {}
+        self._sessions: dict[tuple[int, str], UploadSession] = {}
         self._announcing: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._large = Looks("uploads", at_once=2)
         self._unpacking = Looks("unpacking", modest=True)
@@ -162,7 +162,7 @@ class Uploads:
         session = await self.find(user_id, upload_id)
         return await self._viewed(user_id, session, gone)
 
-    async def _viewed(self, user_id: int, session: Session, gone: Gone) -> dict[str, Any]:
+    async def _viewed(self, user_id: int, session: UploadSession, gone: Gone) -> dict[str, Any]:
         with _disk_errors():
             return await self._in_turn(user_id, gone, lambda _: session.view(), large=session.stage.is_large)
 
@@ -221,20 +221,22 @@ class Uploads:
             raise Conflict("A task is being made of this upload.", code="busy")
         await self.forget(user_id, session)
 
-    async def forget(self, user_id: int, session: Session) -> None:
+    async def forget(self, user_id: int, session: UploadSession) -> None:
         """Remove an upload that is not needed any more."""
         self._sessions.pop((user_id, session.upload_id), None)
         await asyncio.to_thread(staging.remove, session.stage.directory)
 
     @contextlib.asynccontextmanager
-    async def receiving(self, request: Request, length: int, check: Check) -> AsyncIterator[tuple[Session, Prepared]]:
+    async def receiving(
+        self, request: Request, length: int, check: Check
+    ) -> AsyncIterator[tuple[UploadSession, Prepared]]:
         """Receive a form as an upload of a single file, which is removed at the end. `length`: bytes of the body, 0
         when the client does not say. Raises what `check` raises, `InvalidRequest`, `TooLarge`, `NoSpace`."""
         arriving = _Arriving(Form(request.headers.get("content-type", ""), limit=self._places.limit), self._places)
         try:
             with disk_errors():
                 prepared = await arriving.receive(request, length, check)
-            yield Session(arriving.upload_id, arriving.stage(), self._aside), prepared
+            yield UploadSession(arriving.upload_id, arriving.stage(), self._aside), prepared
         finally:
             if arriving.is_there():
                 await asyncio.to_thread(arriving.remove)
@@ -242,7 +244,7 @@ class Uploads:
     @contextlib.asynccontextmanager
     async def taking(
         self, user_id: int, upload_id: str, gone: Gone, *, unpack: bool = False
-    ) -> AsyncIterator[tuple[Session, Stage]]:
+    ) -> AsyncIterator[tuple[UploadSession, Stage]]:
         """An upload of which a task is made, and its files, or those of the ZIP that it is: nobody else may change it
         meanwhile. `Conflict` (`busy`), `NotFound`, `ClientDisconnect`, what `unpacking.unpacked` raises."""
         session = await self.find(user_id, upload_id)
@@ -257,7 +259,7 @@ class Uploads:
             if unpack:
                 await asyncio.to_thread(staging.remove, inside)
 
-    async def _unpacked(self, user_id: int, session: Session, directory: Path, gone: Gone) -> Stage:
+    async def _unpacked(self, user_id: int, session: UploadSession, directory: Path, gone: Gone) -> Stage:
         if len(session.stage.files) != 1:
             raise InvalidRequest("Only an upload that is one ZIP can be unpacked.", code="broken_archive")
         await session.finished(session.stage)
@@ -266,12 +268,12 @@ class Uploads:
 
         def unpack(stopped: threading.Event) -> Stage:
             staging.remove(directory)
-            return unpacking.unpacked(archive, directory, most, stopped, self._places.box())
+            return confined.unpacked(archive, directory, most, stopped, self._places.box())
 
         with _disk_errors():
             return await self._unpacking.look(user_id, unpack, gone)
 
-    async def find(self, user_id: int, upload_id: str) -> Session:
+    async def find(self, user_id: int, upload_id: str) -> UploadSession:
         """A user's open upload, as it is on the disk; `NotFound` for everything else."""
         session = self._sessions.get((user_id, upload_id))
         if session is None:
@@ -282,8 +284,8 @@ class Uploads:
             session = self._sessions.get((user_id, upload_id)) or await self._opened(user_id, upload_id, stage)
         return session
 
-    async def _opened(self, user_id: int, upload_id: str, stage: Stage) -> Session:
-        session = Session(upload_id, stage, self._aside)
+    async def _opened(self, user_id: int, upload_id: str, stage: Stage) -> UploadSession:
+        session = UploadSession(upload_id, stage, self._aside)
         found = await self._look_up(user_id, stage)
         known = self._sessions.get((user_id, upload_id))
         if known is not None:

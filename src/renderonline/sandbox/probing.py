@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.sandbox import landlock
-from renderonline.sandbox.box import Box, Found
-from renderonline.sandbox.starting import start
+from renderonline.farm.needs import BoxKind
+from renderonline.sandbox import box
+from renderonline.sandbox.box import Box, Found, start
 
 SETTINGS: Final = ("auto", "bwrap", "landlock", "off", "required")
 """What the setting `Sandbox` can be."""
@@ -90,7 +89,7 @@ def _allowing() -> str:
 
 def _landlock(advice: str) -> Found:
     """`advice`: what would get bubblewrap."""
-    version = landlock.abi()
+    version = box.abi()
     found = Found(BoxKind.LANDLOCK, f"Landlock ABI {version}", advice, abi=version)
     return found if version and _works(found) else Found(advice=advice)
 

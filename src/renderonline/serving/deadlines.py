@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest
-from renderonline.serving.proxies import is_host
+from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest, is_host
 
 if TYPE_CHECKING:
     from uvicorn._types import (

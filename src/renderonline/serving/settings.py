@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.codec import requirement
+from renderonline.protocol.link import requirement
 from renderonline.serving.directories import exposed
 
 log = structlog.get_logger(__name__)

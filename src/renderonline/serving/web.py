@@ -1,9 +1,15 @@
-"""Run a web application: one uvicorn process with TLS, deadlines and a clean end; and its address for others."""
+"""Run a web application: one uvicorn process with TLS, deadlines and a clean end; and its address for others.
+
+This very program as a wheel, so that another computer installs the version that the farm runs.
+"""
 
 import asyncio
+import base64
 import contextlib
 import ctypes
 import gc
+import hashlib
+import io
 import ipaddress
 import os
 import platform
@@ -12,9 +18,11 @@ import socket
 import ssl
 import sys
 import threading
+import zipfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +31,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+import renderonline
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.serving.admission import Acceptor, Admission, Guest, most_connections
 from renderonline.serving.bodies import THREADS
@@ -316,3 +325,42 @@ async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
     finally:
         await phase("shutdown")
         await task
+
+
+_TAG: Final = "py3-none-any"
+_KIND: Final = f"Wheel-Version: 1.0\nGenerator: renderonline\nRoot-Is-Purelib: true\nTag: {_TAG}\n"
+
+
+def wheel_name() -> str:
+    """The wheel's file name; "" where this program runs without having been installed."""
+    try:
+        return f"renderonline-{metadata.version('renderonline')}-{_TAG}.whl"
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def make_wheel() -> bytes:
+    """The wheel (PyPA's binary distribution format): the package's files as they lie here, and what its installation
+    says of it. Blocks for a moment."""
+    about, installed = f"{wheel_name().removesuffix(f'-{_TAG}.whl')}.dist-info", metadata.distribution("renderonline")
+    told = {name: (installed.read_text(name) or "").encode() for name in ("METADATA", "entry_points.txt")}
+    contents = {**dict(_package()), **{f"{about}/{name}": text for name, text in told.items()}}
+    contents[f"{about}/WHEEL"] = _KIND.encode()
+    lines = [f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in contents.items()]
+    contents[f"{about}/RECORD"] = "".join([*lines, f"{about}/RECORD,,\n"]).encode()
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return written.getvalue()
+
+
+def _package() -> Iterator[tuple[str, bytes]]:
+    root = Path(renderonline.__file__).parent
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield f"renderonline/{path.relative_to(root).as_posix()}", path.read_bytes()
+
+
+def _digest(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")

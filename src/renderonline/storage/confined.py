@@ -2,26 +2,43 @@
 the memory.
 
 One child serves many calls; it is started again after it died.
+
+A ZIP that a user sent, taken apart in a child with limits (R13 Hostile content). What it says of itself is not
+believed: bytes are counted while they are written.
+
+What a client announces of an upload: a short list is read at once, a long one in a child (R13 Hostile content),
+because Python holds everything else up while it reads JSON (R14 Authority first).
 """
 
+import base64
+import binascii
 import contextlib
 import importlib
 import json
 import math
 import os
+import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final, Self
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Final, Self
 
-from renderonline.sandbox import system
-from renderonline.sandbox.box import NO_BOX, Box, BoxKind, Found
-from renderonline.sandbox.starting import start
+from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
+from renderonline.protocol.link import from_wire, read_json
+from renderonline.sandbox import box
+from renderonline.sandbox.box import NO_BOX, Box, BoxKind, Found, start
+from renderonline.storage import names
+from renderonline.storage.names import files_in_zip
+from renderonline.storage.staging import LARGEST_CHUNK, MOST_FILES, SENT_CHUNK, Announced, Stage
 
 LONGEST_REPLY: Final = 1 << 20
 """Bytes of JSON."""
@@ -55,7 +72,7 @@ class Confined:
         write: Sequence[str] = (),
     ) -> None:
         self.time_s, self._reply_bytes = time_s, reply_bytes
-        self._found, self._box = found, Box((*system.python_paths(), *read), tuple(write))
+        self._found, self._box = found, Box((*box.python_paths(), *read), tuple(write))
         self._words = (function, str(memory_bytes), str(time_s), str(file_bytes))
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -189,3 +206,211 @@ def serve(function: str, memory_bytes: int, time_s: float, file_bytes: int) -> N
 
 if __name__ == "__main__":
     serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+
+TIME_S: Final = 300.0
+MEMORY_BYTES: Final = 1 << 30
+MOST_RATIO: Final = 200
+"""An archive larger than `SMALL_BYTES` may grow to so many times its size."""
+SMALL_BYTES: Final = 64 * 1024 * 1024
+_PIECE: Final = 1024 * 1024
+
+
+def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading.Event, found: Found = NO_BOX) -> Stage:
+    """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
+    ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`, or until
+    it is `stopped`. `found`: the box that takes it apart."""
+    child = Confined(
+        f"{__name__}:unpack",
+        time_s=TIME_S,
+        memory_bytes=MEMORY_BYTES,
+        file_bytes=most_bytes,
+        found=found,
+        read=(str(archive),),
+        write=(str(directory.parent),),
+    )
+    try:
+        with child:
+            wrong, message = child.call(str(archive), str(directory), most_bytes, stopped=stopped)
+    except (TimeoutError, EOFError) as error:
+        message = "The ZIP can't be unpacked: it is broken, or more than this server unpacks."
+        raise InvalidRequest(message, code="broken_archive") from error
+    if wrong:
+        kinds = {"large": TooLarge, "name": Unfit}
+        raise kinds.get(wrong, InvalidRequest)(message, code=f"{wrong}_archive")
+    return Stage(directory)
+
+
+def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
+    """Only for the child: what is wrong (`broken`, `large`, `name`) and a sentence about it; two times "" when all
+    files are staged."""
+    most = min(most_bytes, max(SMALL_BYTES, MOST_RATIO * Path(archive).stat().st_size))
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = files_in_zip(zipped)
+            if any(stat.S_ISLNK(member.external_attr >> 16) or member.flag_bits & 1 for _, member in members):
+                return "broken", "Links and encrypted files in a ZIP are not taken."
+            announced = [Announced(name, member.file_size) for name, member in members]
+            checked(announced)
+            if sum(one.size for one in announced) > most:
+                return "large", f"The ZIP holds more than {most >> 20} MiB."
+            stage = Stage.create(Path(directory), announced)
+            for index, (_, member) in enumerate(members):
+                _extract(zipped, member, stage, index)
+    except Unfit as error:
+        return "name", error.message
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+        return "broken", f"The ZIP can't be unpacked: {str(error)[:200] or type(error).__name__}."
+    return "", ""
+
+
+def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, stage: Stage, index: int) -> None:
+    """Write a member; never more than it was announced with, whatever comes out of it."""
+    left = member.file_size
+    with zipped.open(member) as source, stage.opened(index) as handle, open(handle, "wb", closefd=False) as target:
+        while piece := source.read(_PIECE):
+            left -= len(piece)
+            if left < 0:
+                raise zipfile.BadZipFile("a file is longer than it says")
+            target.write(piece)
+    if left:
+        raise zipfile.BadZipFile("a file is shorter than it says")
+
+
+MOST_BYTES: Final = 32 * 1024 * 1024
+"""Of the JSON: the chunks of some 150 GB."""
+SHORT_BYTES: Final = 256 * 1024
+SMALL_CHUNK: Final = 1024
+"""All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
+FEW_CHUNKS: Final = 64
+STAGE_TIME_S: Final = 60.0
+_MOST_MARKS: Final = 12 * MOST_FILES
+"""Opening brackets and commas: a file has five, and some of its name."""
+_MARKS: Final = b"{[,"
+
+
+def checked(files: Sequence[Announced]) -> None:
+    """Raise `Unfit` for files that can't be: names that are not relative, two of one name, chunks that do not add up to
+    the size."""
+    if not 0 < len(files) <= MOST_FILES:
+        raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
+    folders: set[str] = set()
+    seen: set[str] = set()
+    for file in files:
+        folder, _, base = file.name.rpartition("/")
+        names.check_relative(file.name, base if folder in folders else file.name)
+        if file.name in seen:
+            raise Unfit(f"Two files are called {file.name}.", code="bad_name")
+        seen.add(file.name)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+        if not 0 <= file.size < 2**62 or not re.fullmatch(r"([0-9a-f]{64})?", file.digest):
+            raise Unfit(f"The size or the digest of {file.name} can't be.")
+        if file.chunks is not None:
+            _check_chunks(file, file.chunks)
+    if both := seen & folders:
+        raise Unfit(f"{min(both)} can't be a file and a folder.", code="bad_name")
+
+
+def _check_chunks(file: Announced, chunks: bytes) -> None:
+    whole = len(chunks) % SENT_CHUNK.size == 0
+    lengths = [length for _, length in SENT_CHUNK.iter_unpack(chunks)] if whole else [0]
+    if not all(0 < length <= LARGEST_CHUNK for length in lengths) or sum(lengths) != file.size:
+        raise Unfit(f"The chunks of {file.name} don't add up to its size.", code="bad_manifest")
+    if len(lengths) > file.size // SMALL_CHUNK + FEW_CHUNKS:
+        raise Unfit(f"{file.name} is cut too finely: chunks have 64 KiB or more.", code="bad_manifest")
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """A file that is to come. `chunks`: base64 of one record a chunk, 32 bytes of BLAKE3 and the length (u32, little
+    endian); `digest`: BLAKE3 of the file in hex."""
+
+    name: str
+    size: int
+    chunks: str | None = None
+    digest: str = ""
+
+    def announced(self) -> Announced:
+        """The same, decoded; `Unfit` when it can't be."""
+        try:
+            chunks = None if self.chunks is None else base64.b64decode(self.chunks, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise Unfit(f"The chunks of {self.name[:100]!r} are not base64.", code="bad_manifest") from error
+        return Announced(self.name, self.size, self.digest, chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What a client announces."""
+
+    files: tuple[SentFile, ...]
+
+
+class Announcement:
+    """The JSON as it comes. A long one is kept in the file `aside` until it is closed. Everything blocks."""
+
+    def __init__(self, aside: Path) -> None:
+        self._aside = aside
+        self._file: IO[bytes] | None = None
+        self._short = bytearray()
+        self._size = self._marks = 0
+
+    @property
+    def is_long(self) -> bool:
+        return self._file is not None
+
+    def take(self, piece: memoryview) -> None:
+        """The next bytes. `TooLarge`, or `Unfit` when there is more in them than any list of files holds."""
+        data = bytes(piece)
+        self._size += len(data)
+        self._marks += sum(data.count(mark) for mark in _MARKS)
+        if self._size > MOST_BYTES:
+            raise TooLarge(f"The list of the files of an upload has at most {MOST_BYTES} bytes.")
+        if self._marks > _MOST_MARKS:
+            raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
+        if self._file is None:
+            self._short += data
+            if len(self._short) <= SHORT_BYTES:
+                return
+            self._aside.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file, data, self._short = self._aside.open("xb"), bytes(self._short), bytearray()
+        self._file.write(data)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._aside.unlink(missing_ok=True)
+
+    def stage(self, directory: Path, stopped: threading.Event) -> Stage:
+        """A new upload, in a directory that must not be there. `InvalidRequest` for what is no such list, `Unfit` for
+        files that can't be. Of a long one it may take up to `TIME_S`, or until it is `stopped`."""
+        if self._file is None:
+            return Stage.create(directory, _read(bytes(self._short)))
+        self._file.flush()
+        child = Confined(f"{__name__}:stage", time_s=STAGE_TIME_S, memory_bytes=MEMORY_BYTES, file_bytes=2 * MOST_BYTES)
+        try:
+            with child:
+                message, code = child.call(str(self._aside), str(directory), stopped=stopped)
+        except (TimeoutError, EOFError) as error:
+            raise InvalidRequest("The list of files can't be read: it is more than this server reads.") from error
+        if message:
+            raise (Unfit if code else InvalidRequest)(message, code=code or None)
+        return Stage(directory)
+
+
+def stage(body: str, directory: str) -> tuple[str, str]:
+    """Only for the child: what is wrong, and the code of what can't be; two times "" when it is staged."""
+    try:
+        Stage.create(Path(directory), _read(Path(body).read_bytes()))
+    except Unfit as error:
+        return error.message, error.reason_code
+    except InvalidRequest as error:
+        return error.message, ""
+    return "", ""
+
+
+def _read(body: bytes) -> list[Announced]:
+    files = [file.announced() for file in from_wire(NewUpload, read_json(body)).files]
+    checked(files)
+    return files

@@ -3,14 +3,21 @@
 The bytes are linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
 still runs could write into a linked result. Nothing that a renderer made is followed: a symbolic link in an attempt's
 directory is not a result.
+
+A result copied to a directory that an administrator named: aside first, then under its name in one step.
+
+Every directory on the way is opened without following a link. A file that is there already is only replaced when it is
+the one that the same task wrote there before, told by its digest.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,10 +27,9 @@ import structlog
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import Landing
 from renderonline.sandbox.privacy import write_private
-from renderonline.storage import manifests, modes
-from renderonline.storage.digests import digest_file
+from renderonline.storage import disk, manifests
+from renderonline.storage.disk import digest_file, remove_tree
 from renderonline.storage.names import task_directory
-from renderonline.storage.removing import remove_tree
 
 _log = structlog.get_logger(__name__)
 
@@ -149,7 +155,7 @@ def _link(landing: Landing, name: str, source: int, target: int, *, copied: bool
             return Placed.MISSING
         if copied:
             return _copy(landing, name, file, target)
-        modes.open_file(file, target)
+        disk.open_file(file, target)
         os.fsync(file)
         try:
             os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -170,9 +176,9 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
     then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
     still be copying the same result."""
     temporary = f"{_PART}{landing.result_id}-{secrets.token_hex(8)}"
-    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.FILE, dir_fd=target)
+    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=target)
     try:
-        modes.open_file(copy, target)
+        disk.open_file(copy, target)
         digest = hashlib.blake2b(digest_size=32)
         with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
             while piece := content.read(1 << 20):
@@ -227,7 +233,7 @@ def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iter
                 handle = None
                 break
             if made and above is not None:
-                modes.open_directory(handle, above)
+                disk.open_directory(handle, above)
                 os.fsync(above)  # what lands in it is durable only with the directory itself
             stack.callback(os.close, handle)
         yield handle
@@ -244,8 +250,8 @@ class Arrival:
             if folder is None:
                 raise InvalidRequest(f"{name} would not lie in a directory of the attempt.")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.handle = os.open(self._temporary, flags, modes.FILE, dir_fd=folder)
-            modes.open_file(self.handle, folder)
+            self.handle = os.open(self._temporary, flags, disk.FILE, dir_fd=folder)
+            disk.open_file(self.handle, folder)
             self._folder = os.dup(folder)
 
     def close(self, *, whole: bool) -> None:
@@ -313,7 +319,7 @@ def kept_mark(download_path: str) -> tuple[str, str]:
         known = path.read_text(encoding="ascii", errors="replace")
         if len(known) == len(token):
             return str(path), known
-    write_private(path, token, mode=modes.inside(path.parent.stat())[1])
+    write_private(path, token, mode=disk.inside(path.parent.stat())[1])
     return str(path), token
 
 
@@ -325,3 +331,116 @@ def attempts_on_disk(download_path: str) -> dict[int, str]:
     except OSError:
         return {}
     return {int(entry.name): entry.path for entry in entries if entry.name.isdigit() and entry.name.isascii()}
+
+
+ASIDE: Final = ".renderonline-"
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""Of a file system without hard links."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handing:
+    """A result, `name` in the directory `source`, that goes to `path` below `root`. `key`: unique, what its temporary
+    files begin with; `digest`: BLAKE2b-256 of its bytes; `before`: of those that the task may have delivered there;
+    `again`: an earlier try may have left something, so the whole folder is looked through."""
+
+    key: int
+    source: Path
+    name: str
+    digest: str
+    root: Path
+    path: str
+    before: tuple[str, ...] = ()
+    again: bool = True
+
+
+class Handed(StrEnum):
+    """How it ended. `CHANGED`: the result is not there, or not what landed. `TAKEN`: somebody else's file, or a link,
+    is in the way. `SAME`: somebody else's file is, with these very bytes. `AWAY`: the root is not there."""
+
+    DELIVERED = "delivered"
+    SAME = "same"
+    CHANGED = "changed"
+    TAKEN = "taken"
+    AWAY = "away"
+
+
+def hand_over(one: Handing) -> Handed:
+    """Do it; it can be repeated. Blocks: for a thread. OSError (a full disk, no rights) is for the caller."""
+    *folders, last = PurePosixPath(one.path).parts
+    with walked(one.root) as there:
+        if there is None:
+            return Handed.AWAY
+    *above, name = PurePosixPath(one.name).parts
+    with walked(one.source, above) as source, walked(one.root, folders, make=True) as target:
+        if target is None:
+            return Handed.TAKEN
+        if one.again:
+            _remove_old(one, target)
+        if source is None:
+            return Handed.CHANGED
+        aside = f"{ASIDE}{one.key}-{secrets.token_hex(8)}"
+        try:
+            return _named(one, aside, last, target) if _copied(one, name, source, aside, target) else Handed.CHANGED
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside, dir_fd=target)
+
+
+def _remove_old(one: Handing, target: int) -> None:
+    """What an interrupted try left."""
+    for name in os.listdir(target):
+        if name.startswith(f"{ASIDE}{one.key}-"):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=target)
+
+
+def _copied(one: Handing, name: str, source: int, aside: str, target: int) -> bool:
+    """Whether the bytes that landed lie aside now, durably."""
+    try:
+        file = os.open(name, _FILE, dir_fd=source)
+    except OSError:  # not there, or a symbolic link
+        return False
+    with open(file, "rb") as content:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return False
+        copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=target)
+        digest = hashlib.blake2b(digest_size=32)
+        with open(copy, "wb") as out:
+            disk.open_file(copy, target)
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+                out.write(piece)
+            out.flush()
+            os.fsync(copy)
+    return digest.hexdigest() == one.digest
+
+
+def _named(one: Handing, aside: str, last: str, target: int) -> Handed:
+    try:
+        os.link(aside, last, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, *_NO_LINKS}:
+            raise
+        if not _is_free(last, target):
+            there = _digest(last, target)
+            if not there or there not in one.before:
+                return Handed.SAME if there == one.digest else Handed.TAKEN
+        os.replace(aside, last, src_dir_fd=target, dst_dir_fd=target)
+    os.fsync(target)
+    return Handed.DELIVERED
+
+
+def _is_free(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _digest(name: str, folder: int) -> str:
+    """The digest of a regular file; "" for anything else."""
+    with contextlib.suppress(OSError, InvalidRequest):
+        return digest_file(Path(name), folder).digest
+    return ""

@@ -15,7 +15,7 @@ from typing import Final
 from zipfile import ZipFile, ZipInfo
 
 from renderonline.farm.errors import Unfit
-from renderonline.storage import modes
+from renderonline.storage import disk
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
@@ -198,9 +198,9 @@ def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
     while True:
         directory = root / str(user_id) / str(ticks)
         try:
-            modes.make_below(root, directory.parent)
+            disk.make_below(root, directory.parent)
         except FileExistsError:
-            modes.open_at_least(directory.parent, root)
+            disk.open_at_least(directory.parent, root)
         if _claim(directory, root):
             return directory
         if directory.parent.exists():  # else another upload of the user was discarded just now
@@ -214,7 +214,7 @@ def _claim(directory: Path, root: Path) -> bool:
     except FileExistsError:
         return False
     try:
-        modes.make_below(root, directory)
+        disk.make_below(root, directory)
     except BaseException as error:
         mark.unlink(missing_ok=True)
         if isinstance(error, (FileExistsError, FileNotFoundError)):

@@ -25,8 +25,8 @@ from blake3 import blake3
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge, Unfit
 from renderonline.farm.tasks import InputFile
 from renderonline.sandbox.privacy import write_private
-from renderonline.storage import modes, names
-from renderonline.storage.digests import InputSums
+from renderonline.storage import disk, names
+from renderonline.storage.disk import InputSums
 
 MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
@@ -103,7 +103,7 @@ class Stage:
     @classmethod
     def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
         """A new upload, in a directory that must not be there yet; the files are `checked`."""
-        directory.mkdir(mode=modes.DIRECTORY)
+        directory.mkdir(mode=disk.DIRECTORY)
         rows, table, held = list[str](), bytearray(), names.fitted([file.name for file in files])
         for file in files:
             first, count = len(table) // _PLACED.size, _lay_out(file.chunks, table)
@@ -112,13 +112,13 @@ class Stage:
         mapping = json.dumps(renamed).encode() if renamed else b""
         if mapping:
             rows.append(json.dumps((names.MAPPING, len(mapping), "", len(table) // _PLACED.size, None, "")))
-        (directory / "data").mkdir(mode=modes.DIRECTORY)
+        (directory / "data").mkdir(mode=disk.DIRECTORY)
         have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files) + len(mapping)
         facts = "[\n" + ",\n".join(rows) + "\n]"
         contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode()}
         contents |= {f"data/{len(files)}": mapping} if mapping else {}
         for name, content in contents.items():
-            with open(directory / name, "wb", opener=modes.private) as made:
+            with open(directory / name, "wb", opener=disk.private) as made:
                 made.write(content)
         write_private(directory / _FACTS, facts, durable=False)
         return cls(directory)
@@ -167,7 +167,7 @@ class Stage:
     @contextlib.contextmanager
     def opened(self, index: int) -> Iterator[int]:
         """A handle with which a file without chunks goes on at its end; after that the upload is touched."""
-        handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
+        handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, disk.FILE)
         try:
             os.lseek(handle, 0, os.SEEK_END)
             yield handle
@@ -189,7 +189,7 @@ class Stage:
                 message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
                 raise Unfit(message, code="wrong_chunk")
             # One file open at a time: a megabyte can hold chunks of more files than there are descriptors.
-            handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, modes.FILE)
+            handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, disk.FILE)
             try:
                 write_at(handle, data, offset)
             finally:
@@ -249,7 +249,7 @@ class Stage:
     def _finished(self, index: int) -> InputFile:
         file, path = self.files[index], self.path(index)
         if not file.size:
-            path.touch(mode=modes.FILE)
+            path.touch(mode=disk.FILE)
         self.add_up(index)
         found = self._added.get(index)
         if found is None or path.stat().st_size != file.size or file.digest not in ("", found.digest):
@@ -268,10 +268,10 @@ class Stage:
             target = directory / file.name
             if target.parent not in folders:
                 with contextlib.suppress(FileExistsError):
-                    modes.make_below(directory, target.parent)
+                    disk.make_below(directory, target.parent)
                 folders.update(parent for parent in target.parents if parent.is_relative_to(directory))
             _link(self.path(index), target)
-            modes.open_file(target, directory)
+            disk.open_file(target, directory)
         if len(self.files) > MANY and hasattr(os, "sync"):
             os.sync()
             return
@@ -375,8 +375,8 @@ class Incomplete(Conflict):
 def open_single(directory: Path) -> int:
     """Make the directory of an upload of a single file; returns a handle with which the file is written."""
     for made in (directory, directory / "data"):
-        made.mkdir(mode=modes.DIRECTORY)
-    return os.open(directory / "data" / "0", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, modes.FILE)
+        made.mkdir(mode=disk.DIRECTORY)
+    return os.open(directory / "data" / "0", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, disk.FILE)
 
 
 def remove(directory: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.database.door import Database
-from renderonline.database.lease import Lease
+from renderonline.database.standby import Lease
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def login(farm: RealFarm) -> dict[str, str]:
 def command(farm: RealFarm, *words: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
     """The program itself, with the farm's login in its environment."""
     known = {**os.environ, **login(farm), **environment}
-    argv = [sys.executable, "-m", "renderonline.cli", *words]
+    argv = [sys.executable, "-m", "renderonline.cli.main", *words]
     return subprocess.run(argv, env=known, capture_output=True, timeout=100, check=False)
 
 

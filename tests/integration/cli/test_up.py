@@ -39,7 +39,7 @@ class Home:
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """Start a command."""
         return subprocess.Popen(
-            [sys.executable, "-m", "renderonline.cli", *words],
+            [sys.executable, "-m", "renderonline.cli.main", *words],
             env=self.environment,
             cwd=self.directory,
             stdout=subprocess.PIPE,

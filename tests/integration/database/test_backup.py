@@ -10,9 +10,9 @@ from pymysql.constants import CLIENT
 from sqlalchemy import select
 
 from renderonline.database import migrating
-from renderonline.database.backup import COMPLETE, backup
 from renderonline.database.door import Database
 from renderonline.database.schema import metadata, queue, tasks
+from renderonline.database.upkeep import COMPLETE, backup
 from renderonline.farm.errors import Conflict, NotFound
 from tests.support.farm_rows import add_engine, add_user, submit
 from tests.support.mariadb import PrivateMariaDB, database_name
@@ -104,7 +104,7 @@ async def test_a_backup_that_fails_leaves_no_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("renderonline.database.backup._sync", full)
+    monkeypatch.setattr("renderonline.database.upkeep._sync", full)
     before = names(tmp_path)
     with pytest.raises(Exception, match="No space"):
         await asyncio.to_thread(backup, database, tmp_path / "copy")

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from renderonline.database import migrating
-from renderonline.database.check import MAX_FINDINGS, check
 from renderonline.database.door import Database
 from renderonline.database.schema import attempts, chunks, farm, machines, queue, results, tasks, users, waits_for
+from renderonline.database.upkeep import MAX_FINDINGS, check
 from renderonline.farm.accounts import Role
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 

@@ -5,11 +5,11 @@ import time
 import pytest
 from sqlalchemy import Connection, select
 
+from renderonline.database.control_rows import requeue_task
 from renderonline.database.door import Database
 from renderonline.database.schema import chunks, tasks
-from renderonline.database.submissions import NewChunk
-from renderonline.database.work_control import requeue_task
-from renderonline.database.work_sheet import Moment, Sheet
+from renderonline.database.submission_rows import NewChunk
+from renderonline.database.task_rows import Moment, Sheet
 from renderonline.farm.errors import Conflict
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import ChunkState

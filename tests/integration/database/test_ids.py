@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from renderonline.database.door import Database
-from renderonline.database.ids import BLOCK, FIRST_ATTEMPT, IdBlocks
+from renderonline.database.door import BLOCK, FIRST_ATTEMPT, Database, IdBlocks
 from renderonline.farm.errors import NotAvailable
 
 

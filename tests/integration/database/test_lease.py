@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import text
 
 from renderonline.database.door import Database
-from renderonline.database.lease import Lease, Overtaken
+from renderonline.database.standby import Lease, Overtaken
 from renderonline.farm.errors import Conflict
 from tests.support.mariadb import PrivateMariaDB
 
 HOLDER = """
 import sys, time
 from renderonline.database.door import Database
-from renderonline.database.lease import Lease
+from renderonline.database.standby import Lease
 database = Database.open(sys.argv[1])
 lease = Lease.acquire(database, "the other program", lease_s=1.0)
 print("held", flush=True)

@@ -9,15 +9,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, inspect, select, text
 
-from renderonline.database import accounts, migrating
-from renderonline.database.adopting import micros
-from renderonline.database.check import check
+from renderonline.database import administration_rows, migrating
 from renderonline.database.connecting import patient_engine
-from renderonline.database.door import Database
-from renderonline.database.ids import FIRST_ATTEMPT
-from renderonline.database.lease import Lease
+from renderonline.database.door import FIRST_ATTEMPT, Database
+from renderonline.database.existing import micros
 from renderonline.database.migrating import migrate
 from renderonline.database.schema import attempts, chunks, farm, metadata, queue, tasks, users
+from renderonline.database.standby import Lease
+from renderonline.database.upkeep import check
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
 from tests.support import v1_schema
@@ -257,7 +256,7 @@ def test_the_seed_statements_still_work_afterwards(db: Database) -> None:
     migrate(db)
     run(db, *v1_schema.SEEDS)
     run(db, *v1_schema.task_rows(1, queued=True))
-    assert db.read_now(lambda c: accounts.get_user(c, 1)).role is Role.ARTIST
+    assert db.read_now(lambda c: administration_rows.get_user(c, 1)).role is Role.ARTIST
     assert migrate(db).adopted_tasks == 1
     assert [finding for finding in db.read_now(check) if not finding.is_warning] == []
 
@@ -294,20 +293,20 @@ def test_times_that_no_clock_has_shown_are_none() -> None:
 def test_raw_tokens_of_an_adopted_database_stay_until_they_are_upgraded(db: Database, database_kind: str) -> None:
     make_v1(db, database_kind)
     migrate(db)
-    assert not db.write_now(lambda c: accounts.seal_token(c, 1, "raw-token-1"))
+    assert not db.write_now(lambda c: administration_rows.seal_token(c, 1, "raw-token-1"))
     assert rows(db, users, "user_id")[1].token == "raw-token-1"
     assert migrating.upgrade_tokens(db) == 2
     assert rows(db, users, "user_id")[1].token == hash_token("raw-token-1")
     assert migrating.upgrade_tokens(db) == 0
-    assert db.read_now(lambda c: accounts.authenticate(c, "ada@example.org", "raw-token-1")) is not None
+    assert db.read_now(lambda c: administration_rows.authenticate(c, "ada@example.org", "raw-token-1")) is not None
 
 
 def test_raw_tokens_of_our_own_database_are_replaced_at_first_use(db: Database) -> None:
     migrate(db)
     run(db, *v1_schema.SEEDS)
-    assert not db.write_now(lambda c: accounts.seal_token(c, 1, "another"))
-    assert db.write_now(lambda c: accounts.seal_token(c, 1, "raw-token-1"))
-    assert not db.write_now(lambda c: accounts.seal_token(c, 1, "raw-token-1"))
+    assert not db.write_now(lambda c: administration_rows.seal_token(c, 1, "another"))
+    assert db.write_now(lambda c: administration_rows.seal_token(c, 1, "raw-token-1"))
+    assert not db.write_now(lambda c: administration_rows.seal_token(c, 1, "raw-token-1"))
     assert rows(db, users, "user_id")[1].token == hash_token("raw-token-1")
 
 

@@ -3,12 +3,12 @@
 import pytest
 from sqlalchemy import update
 
-from renderonline.database import accounts, retention
+from renderonline.database import administration_rows, control_rows
+from renderonline.database.control_rows import condemn_task
 from renderonline.database.door import Database
+from renderonline.database.listing_rows import get_task
 from renderonline.database.schema import results, tasks
-from renderonline.database.tasks import get_task
-from renderonline.database.work_control import condemn_task
-from renderonline.database.work_sheet import Moment
+from renderonline.database.task_rows import Moment
 from renderonline.farm.errors import Conflict
 from renderonline.farm.tasks import InputFile
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
@@ -26,7 +26,7 @@ async def task(db: Database, user_id: int, *, ended: int | None = None, **more: 
     """A task that has ended `ended` days ago."""
     task_id = (await db.write(lambda c: submit(c, user_id, **more))).task_id
     if ended is not None:
-        end_us = NOW_US - ended * retention.DAY_US
+        end_us = NOW_US - ended * control_rows.DAY_US
         ending = update(tasks).where(tasks.c.task_id == task_id)
         await db.write(lambda c: c.execute(ending.values(end_us=end_us, chunks_waiting=0, chunks_succeeded=1)))
     return task_id
@@ -45,10 +45,10 @@ async def test_a_task_takes_what_came_with_it_and_what_was_made_of_it(database: 
     await task(database, other.user_id, ended=3, inputs=INPUTS)
     for name, state in (("a.png", "landed"), ("b.png", "landing"), ("c.png", "stale")):
         await result(database, first, name, 2**40, state)
-    found = await database.read(lambda c: retention.kept(c, user_id))
+    found = await database.read(lambda c: control_rows.kept(c, user_id))
     assert found == ((older, 1234, True), (first, 1300 + 3 * 2**40, True))
     assert [type(one.size) for one in found] == [int, int]
-    assert await database.read(lambda c: retention.kept_bytes(c, user_id)) == 2534 + 3 * 2**40
+    assert await database.read(lambda c: control_rows.kept_bytes(c, user_id)) == 2534 + 3 * 2**40
 
 
 async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database, user_id: int) -> None:
@@ -56,7 +56,7 @@ async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database
     free = await task(database, user_id, ended=8)
     waiting = await task(database, user_id, waits_for=(waited_for,))
     done = await task(database, user_id, ended=7, waits_for=(free,))
-    found = await database.read(lambda c: retention.kept(c, user_id))
+    found = await database.read(lambda c: control_rows.kept(c, user_id))
     assert {one.task_id for one in found if one.may_go} == {free, done}
     for task_id in (waited_for, waiting):
         condemning = {"task_id": task_id, "moment": Moment.at(NOW_US / 1e6), "user_id": None, "only_ended": True}
@@ -70,18 +70,20 @@ async def test_days_of_a_subscription_count_from_the_end(database: Database, use
     await task(database, user_id)
     kept_for_ever = await database.write(lambda c: add_user(c))
     await task(database, kept_for_ever.user_id, ended=999)
-    subscription = (await database.read(lambda c: accounts.get_user(c, user_id))).subscription_id
-    assert await database.read(lambda c: retention.due(c, NOW_US)) == ()
+    subscription = (await database.read(lambda c: administration_rows.get_user(c, user_id))).subscription_id
+    assert await database.read(lambda c: control_rows.due(c, NOW_US)) == ()
     for days, expected in ((7, (old,)), (5, (old, new)), (1_000_000, ()), (0, ())):
-        await database.write(lambda c, days=days: accounts.change_subscription(c, subscription, {"keep_days": days}))
-        assert await database.read(lambda c: retention.due(c, NOW_US)) == expected, days
+        await database.write(
+            lambda c, days=days: administration_rows.change_subscription(c, subscription, {"keep_days": days})
+        )
+        assert await database.read(lambda c: control_rows.due(c, NOW_US)) == expected, days
         view = await database.read(lambda c: get_task(c, old))
-        assert view.delete_us == (view.end_us + days * retention.DAY_US if days else None)
+        assert view.delete_us == (view.end_us + days * control_rows.DAY_US if days else None)
 
 
 async def test_only_what_the_database_does_not_have_is_gone(database: Database, user_id: int) -> None:
     task_id = await task(database, user_id)
     many = range(task_id, task_id + 2500)
-    assert await database.read(lambda c: retention.gone(c, "task", many)) == set(many) - {task_id}
-    assert await database.read(lambda c: retention.gone(c, "attempt", [7])) == {7}
-    assert await database.read(lambda c: retention.gone(c, "attempt", ())) == set()
+    assert await database.read(lambda c: control_rows.gone(c, "task", many)) == set(many) - {task_id}
+    assert await database.read(lambda c: control_rows.gone(c, "attempt", [7])) == {7}
+    assert await database.read(lambda c: control_rows.gone(c, "attempt", ())) == set()

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select
 
-from renderonline.database import accounts, submissions
-from renderonline.database.check import check
+from renderonline.database import administration_rows, submission_rows
 from renderonline.database.door import Database
 from renderonline.database.schema import chunks, metadata, queue, renders, tasks, waits_for
-from renderonline.database.submissions import NewTask, Submitted
+from renderonline.database.submission_rows import NewTask, Submitted
+from renderonline.database.upkeep import check
 from renderonline.farm.accounts import User
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from tests.support.farm_rows import NOW_US, add_engine, add_user, new_task
@@ -24,7 +24,7 @@ async def user_with(db: Database, limit: int) -> User:
 
 
 async def submit(db: Database, new: NewTask) -> Submitted:
-    return await db.write(lambda c: submissions.submit(c, new))
+    return await db.write(lambda c: submission_rows.submit(c, new))
 
 
 async def count(db: Database, table: object) -> int:
@@ -82,10 +82,10 @@ async def test_ended_tasks_do_not_count(database: Database) -> None:
     user = await user_with(database, 1)
     first = await submit(database, new_task(user.user_id))
     with pytest.raises(LimitReached):
-        await database.read(lambda c: submissions.check_limit(c, user.user_id))
+        await database.read(lambda c: submission_rows.check_limit(c, user.user_id))
     await database.write(lambda c: c.execute(queue.delete().where(queue.c.task_id == first.task_id)))
     await database.write(lambda c: c.execute(tasks.update().values(end_us=1)))
-    await database.read(lambda c: submissions.check_limit(c, user.user_id))
+    await database.read(lambda c: submission_rows.check_limit(c, user.user_id))
     await submit(database, new_task(user.user_id))
 
 
@@ -101,7 +101,7 @@ async def test_the_same_key_gives_the_same_task(database: Database) -> None:
     assert len({answer.task_id for answer in answers}) == 1
     assert sorted(answer.repeated for answer in answers) == [False] + [True] * 9
     assert await count(database, renders) == 1
-    found = await database.read(lambda c: submissions.find(c, user.user_id, "k", now_us=NOW_US))
+    found = await database.read(lambda c: submission_rows.find(c, user.user_id, "k", now_us=NOW_US))
     assert found == Submitted(answers[0].task_id, answers[0].render_id, repeated=True)
 
 
@@ -110,24 +110,24 @@ async def test_a_key_belongs_to_its_user_and_its_letter_case(database: Database)
     keys = [(one, "key"), (other, "key"), (one, "KEY")]
     answers = [await submit(database, new_task(user.user_id, client_key=key)) for user, key in keys]
     assert len({answer.task_id for answer in answers}) == 3
-    assert await database.read(lambda c: submissions.find(c, one.user_id, "", now_us=NOW_US)) is None
+    assert await database.read(lambda c: submission_rows.find(c, one.user_id, "", now_us=NOW_US)) is None
 
 
 async def test_a_clock_that_jumps_makes_no_second_task(database: Database) -> None:
     user = await user_with(database, 9)
     first = await submit(database, new_task(user.user_id, client_key="k"))
-    assert await database.write(lambda c: submissions.forget_old(c, now_us=NOW_US + 400 * DAY_US)) == 0
+    assert await database.write(lambda c: submission_rows.forget_old(c, now_us=NOW_US + 400 * DAY_US)) == 0
     again = await submit(database, new_task(user.user_id, client_key="k", queue_us=NOW_US + 400 * DAY_US))
     assert again == replace(first, repeated=True)
 
 
 async def test_a_key_is_forgotten_after_seven_days(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submissions, "REMEMBERED", 0)
+    monkeypatch.setattr(submission_rows, "REMEMBERED", 0)
     user = await user_with(database, 9)
     first = await submit(database, new_task(user.user_id, client_key="k"))
     later = await submit(database, new_task(user.user_id, client_key="k", queue_us=NOW_US + 7 * DAY_US))
     assert later.task_id != first.task_id
-    assert await database.write(lambda c: submissions.forget_old(c, now_us=NOW_US + 14 * DAY_US)) == 1
+    assert await database.write(lambda c: submission_rows.forget_old(c, now_us=NOW_US + 14 * DAY_US)) == 1
 
 
 async def test_a_repeated_request_is_answered_even_at_the_limit_and_after_the_end(database: Database) -> None:
@@ -166,7 +166,7 @@ async def test_a_task_waits_for_ones_own_tasks_only(database: Database) -> None:
 
 async def test_who_was_switched_off_meanwhile_is_refused(database: Database) -> None:
     user = await user_with(database, 9)
-    await database.write(lambda c: accounts.change_user(c, user.user_id, {"is_active": False}))
+    await database.write(lambda c: administration_rows.change_user(c, user.user_id, {"is_active": False}))
     with pytest.raises(NotAuthenticated):
         await submit(database, new_task(user.user_id))
     with pytest.raises(NotAuthenticated):

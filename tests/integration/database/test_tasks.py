@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, create_engine, event, update
 
-from renderonline.database import tasks as reading
-from renderonline.database.deliveries import undelivered
+from renderonline.database import listing_rows as reading
 from renderonline.database.door import Database
+from renderonline.database.file_rows import undelivered
+from renderonline.database.listing_rows import Wanted
+from renderonline.database.report_rows import open_landings
 from renderonline.database.schema import attempts, engines, machines, results, tasks
-from renderonline.database.tasks import Wanted
-from renderonline.database.work_landing import open_landings
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import Counters, TaskStatus
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit

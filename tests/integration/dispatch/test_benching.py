@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from renderonline.database import machines
+from renderonline.database import machine_rows
 from tests.support.dispatching import Machine, Rig, joined, until
 
 
@@ -42,7 +42,7 @@ async def test_machine_that_fails_three_tasks_in_a_row_is_benched_and_says_so(ri
     await fail_three_tasks(rig, bad)
     await until(lambda: view(rig, bad)["benched"], "bench")
     assert view(rig, bad)["reason"] == "benched: parts of 3 tasks failed there and none succeeded in between"
-    row = await rig.database.read(lambda c: machines.get_machine(c, bad.machine_id))
+    row = await rig.database.read(lambda c: machine_rows.get_machine(c, bad.machine_id))
     assert abs(row.benched_us - time.time() * 1e6) < 60e6
     await until(lambda: any(one["benched"] for one in rig.events.of("machine")), "event")
     await rig.submit("1")
@@ -93,7 +93,7 @@ async def test_operator_ends_a_bench_at_once_and_nothing_is_held_against_the_mac
     await fail_three_tasks(rig, bad)
     await until(lambda: view(rig, bad)["benched"], "bench")
     await rig.dispatcher.refresh()
-    await rig.database.write(lambda c: machines.change_machine(c, bad.machine_id, {"wish": "active"}))
+    await rig.database.write(lambda c: machine_rows.change_machine(c, bad.machine_id, {"wish": "active"}))
     await rig.dispatcher.refresh()
     assert not view(rig, bad)["benched"]
     task_id = await rig.submit("1")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database import engines
+from renderonline.database import administration_rows
 from renderonline.database.door import Database
-from renderonline.farm.watching import Patience
+from renderonline.farm.settling import Patience
 from renderonline.protocol.link import Assign, HeldAttempt
 from tests.integration.dispatch.test_benching import busy, view
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, opened_rig, until
@@ -133,7 +133,7 @@ async def test_machine_that_starts_nothing_of_three_tasks_is_benched(rig: Rig) -
 async def limited(rig: Rig, limits: str) -> None:
     """Have the rig's engine limit its attempts."""
     definition = limits + DEFINITION
-    await rig.database.write(lambda c: engines.change_engine(c, rig.engine_id, {"definition": definition}))
+    await rig.database.write(lambda c: administration_rows.change_engine(c, rig.engine_id, {"definition": definition}))
 
 
 async def test_attempt_that_goes_on_beyond_its_time_limit_is_ended_by_the_farm(rig: Rig) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from renderonline.database import engines
-from renderonline.farm.cards import Card, CardLoad
+from renderonline.database import administration_rows
+from renderonline.farm.machines import Card, CardLoad
 from renderonline.farm.needs import Needs
 from renderonline.protocol.link import Heartbeat
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, until
@@ -25,7 +25,7 @@ async def says(machine: Machine, *unusable: str) -> None:
 
 
 async def with_device(rig: Rig) -> None:
-    await rig.database.write(lambda c: engines.change_engine(c, rig.engine_id, {"definition": WITH_DEVICE}))
+    await rig.database.write(lambda c: administration_rows.change_engine(c, rig.engine_id, {"definition": WITH_DEVICE}))
 
 
 async def test_machine_gives_as_many_chunks_a_card_as_it_has_cards(rig: Rig) -> None:

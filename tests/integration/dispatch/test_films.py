@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
+from renderonline.database.listing_rows import TaskView, Wanted, list_tasks
+from renderonline.database.queue_rows import AttemptFacts
 from renderonline.database.schema import subscriptions
-from renderonline.database.submissions import NewChunk
-from renderonline.database.tasks import TaskView, Wanted, list_tasks
-from renderonline.database.work import assign
-from renderonline.database.work_loading import AttemptFacts
+from renderonline.database.submission_rows import NewChunk, assign
 from renderonline.farm.errors import Conflict, LimitReached, NotFound
-from renderonline.farm.films import FILM_ENGINE, Film
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import Needs
+from renderonline.farm.result_names import FILM_ENGINE, Film
 from renderonline.farm.tasks import ChunkKind, TaskStatus
 from tests.support.dispatching import Machine, Rig, joined, until
 

@@ -14,8 +14,8 @@ from websockets.exceptions import ConnectionClosed
 
 from renderonline.database.door import Database
 from renderonline.protocol.link import PROTOCOL, Heartbeat, HeldAttempt, Log, Progress, Started
-from renderonline.renderapi.links import linked
-from renderonline.storage.logs import AttemptLogs
+from renderonline.renderapi import machine_links
+from renderonline.storage.attempt_logs import AttemptLogs
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 
 
@@ -220,10 +220,10 @@ async def test_earlier_link_of_the_same_machine_is_closed(rig: Rig) -> None:
 
 
 async def test_machine_whose_earlier_link_does_not_end_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linked, "_CLOSING_S", 0.05)
+    monkeypatch.setattr(machine_links, "_CLOSING_S", 0.05)
     machine = await joined(rig)
     (earlier,) = [one.link for one in rig.dispatcher.shared.machines]
-    assert isinstance(earlier, linked.Connection)
+    assert isinstance(earlier, machine_links.LinkedMachine)
     end = earlier.ended.set
     monkeypatch.setattr(earlier.ended, "set", lambda: None)
     machine = Machine(rig, machine.machine_id, instance=machine.instance)
@@ -305,12 +305,12 @@ async def test_machine_of_the_version_before_works_and_an_older_one_is_told_what
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R5.6 Protocol versions: N and N-1."""
-    monkeypatch.setattr(linked, "PROTOCOL", PROTOCOL + 1)
+    monkeypatch.setattr(machine_links, "PROTOCOL", PROTOCOL + 1)
     before = await joined(rig)
     assert before.welcome is not None
     assert before.welcome.protocol == PROTOCOL
     assert (await rig.ended(await rig.submit("1-3"))).is_success == 1
-    monkeypatch.setattr(linked, "PROTOCOL", PROTOCOL + 2)
+    monkeypatch.setattr(machine_links, "PROTOCOL", PROTOCOL + 2)
     older = Machine(rig, await rig.add_machine())
     await older.dial()
     assert older.refused is not None

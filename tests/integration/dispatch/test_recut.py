@@ -6,7 +6,7 @@ from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
 from renderonline.database.schema import engines, results, tasks
-from renderonline.database.work_sheet import name_hash
+from renderonline.database.task_rows import name_hash
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, until
 
 STEPS = DEFINITION.replace('last = "end_frame"', 'last = "end_frame"\nstep = "frame_step"').replace(

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from renderonline.database.listing_rows import list_results
+from renderonline.database.report_rows import apply_steps, begin_landing
 from renderonline.database.schema import results
-from renderonline.database.tasks import list_results
-from renderonline.database.work import apply_steps
-from renderonline.database.work_landing import begin_landing
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.tasks import Landing, Offer
 from renderonline.renderapi import control

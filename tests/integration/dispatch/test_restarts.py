@@ -63,7 +63,7 @@ async def test_result_that_is_landing_is_not_settled_beside_it(rig: Rig, monkeyp
     """While a report is between (a) and (c), its row and its files are its own: memory may be rebuilt just then."""
     steps: list[str] = []
     placing, go_on = threading.Event(), threading.Event()
-    place, settle = landings.place, landings.settle_interrupted
+    place, settle = landing.place, landings.settle_interrupted
 
     def slow(landings: Sequence[Landing], closed: Collection[int]) -> Sequence[landing.Placed]:
         placing.set()
@@ -165,7 +165,7 @@ async def test_assignment_that_could_not_be_committed_is_made_again(rig: Rig, mo
             monkeypatch.undo()
         raise NotAvailable("The database does not answer.")
 
-    monkeypatch.setattr("renderonline.renderapi.dispatch.assign", assign)
+    monkeypatch.setattr("renderonline.renderapi.planner.assign", assign)
     await joined(rig)
     task_id = await rig.submit("1-3")
     assert (await rig.ended(task_id)).is_success == 1

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database import engines
+from renderonline.database import administration_rows
 from renderonline.database.door import Database
-from renderonline.database.rows import update
 from renderonline.database.schema import engines as engine_rows
-from renderonline.database.schema import tasks
-from renderonline.farm.cards import Card
+from renderonline.database.schema import tasks, update
+from renderonline.farm.machines import Card
 from renderonline.farm.needs import Needs
 from renderonline.protocol.link import Assign
 from renderonline.renderapi.scene_checks import NOBODY_FREE, NOT_THERE, NOT_YET
@@ -300,4 +299,6 @@ async def test_an_engine_that_cannot_look_gets_no_check(rig: Rig) -> None:
     task_id = await rig.submit("1")
     assert (await rig.ended(task_id)).unchecked is None
     assert len(machine.assigned) == 1
-    assert (await rig.database.read(lambda c: engines.get_engine(c, rig.engine_id))).definition == DEFINITION
+    assert (
+        await rig.database.read(lambda c: administration_rows.get_engine(c, rig.engine_id))
+    ).definition == DEFINITION

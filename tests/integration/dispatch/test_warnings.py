@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-from renderonline.database.tasks import get_task
+from renderonline.database.listing_rows import get_task
 from tests.support.dispatching import Rig, begun, until
 
 

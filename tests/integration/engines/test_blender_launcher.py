@@ -12,12 +12,12 @@ from OpenImageIO import ImageBuf
 
 from renderonline.engines.blender.install import launched
 from renderonline.engines.blender.scene_facts import read
-from renderonline.engines.commands import build, complete, template_words
+from renderonline.engines.command_lines import build, complete, template_words
+from renderonline.engines.definition import OutputReader
 from renderonline.engines.discovery import renderers_of
 from renderonline.engines.loading import parse_definition, shipped
-from renderonline.engines.reading import OutputReader
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.telling import unbaked_told
+from renderonline.farm.needs import unbaked_told
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
     BAKED_NODES,

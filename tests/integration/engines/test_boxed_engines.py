@@ -11,11 +11,10 @@ from pathlib import Path
 import OpenImageIO as oiio  # noqa: N813
 import pytest
 
-from renderonline.farm.boxes import BoxKind
-from renderonline.hpcserver.boxes import Boxes
+from renderonline.farm.needs import BoxKind
+from renderonline.hpcserver.boxes import Boxes, Scratch, clean_environment
 from renderonline.hpcserver.processes import Processes
-from renderonline.hpcserver.scratch import Scratch, clean_environment
-from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox import probing
 from tests.support.blender import blender_prefix, write_small_scene
@@ -92,7 +91,7 @@ class Machine:
         output.mkdir()
         engine = Path(prefix[0]).name
         assign = Assign(1, "token", 1, 1, engine, tuple(argv), str(output), root=str(self.root / "task"))
-        settings = Settings(data_directory=self.root / "node")
+        settings = NodeSettings(data_directory=self.root / "node")
         box = Boxes(self.processes.found, settings, {engine: prefix}).of(assign, place)
         environment = clean_environment({"PATH": "/usr/bin:/bin"}, {}, place)
         process = await self.processes.start(

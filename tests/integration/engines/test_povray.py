@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from OpenImageIO import ImageBuf
 
-from renderonline.engines.commands import Command, build, chunks_of, complete, template_words
+from renderonline.engines.command_lines import Command, build, chunks_of, complete, template_words
+from renderonline.engines.definition import OutputReader, OutputReading, failure_of_exit
 from renderonline.engines.discovery import find_engines
 from renderonline.engines.loading import parse_definition, shipped
-from renderonline.engines.reading import OutputReader, Reading, failure_of_exit
 from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
 
@@ -56,7 +56,7 @@ def order(scene: Path, chunk: FrameRange, frames: tuple[int, ...], directory: Pa
     )
 
 
-def run(program: tuple[str, ...], command: Command, directory: Path) -> tuple[int, list[Reading]]:
+def run(program: tuple[str, ...], command: Command, directory: Path) -> tuple[int, list[OutputReading]]:
     done = subprocess.run(
         [*program, *command.argv], capture_output=True, text=True, timeout=60, cwd=directory, check=False
     )

@@ -10,7 +10,7 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.engines.discovery import FoundEngine
-from renderonline.hpcserver.checking import CheckResult, Level, findings
+from renderonline.hpcserver.joining import CheckResult, Level, findings
 from renderonline.hpcserver.settings import load
 from tests.support.farm import RealFarm
 
@@ -57,7 +57,7 @@ def test_each_box_is_told_with_what_gets_a_better_one(
     assert landlock.text.startswith("Landlock ABI ")
     assert landlock.text.endswith("Better: apt-get install bubblewrap")
     assert landlock.level is Level.OK
-    monkeypatch.setattr("renderonline.sandbox.landlock.abi", lambda: 0)
+    monkeypatch.setattr("renderonline.sandbox.box.abi", lambda: 0)
     none = found(tmp_path)["sandbox"]
     assert none.text == (
         "none: any scene can read and write what this account can. Mend it: apt-get install bubblewrap"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable
-from renderonline.hpcserver import enrolment
+from renderonline.hpcserver import joining
 from renderonline.protocol.calls import Trust
 from renderonline.sandbox.privacy import write_private
 from tests.support.pinned_certificates import Certificate
@@ -62,33 +62,33 @@ def test_of_several_renderapis_the_one_that_dispatches_takes_the_machine(tmp_pat
     with serving() as standby, serving() as farm:
         standby.answer = (503, b'{"detail": "This RenderAPI stands by.", "code": "standby"}')
         both = f"{standby.url}/,{farm.url}"
-        identity = enrolment.enrol(tmp_path, both, code="AB-CD", name="box")
+        identity = joining.enrol(tmp_path, both, code="AB-CD", name="box")
         assert identity.url == both.replace("/,", ",")
         assert [turn.url for turn, _ in zip(identity.turns(), range(3), strict=False)] == [
             standby.url, farm.url, standby.url
         ]  # fmt: skip
-        assert enrolment.stored(tmp_path, both) == identity
+        assert joining.stored(tmp_path, both) == identity
 
 
 def test_address_that_is_added_later_is_kept_and_a_strange_farm_is_not_told_the_secret(tmp_path: Path) -> None:
     with serving() as farm:
-        enrolment.enrol(tmp_path, farm.url, code="AB-CD", name="box")
-        again = enrolment.stored(tmp_path, f"{farm.url},http://127.0.0.1:1")
+        joining.enrol(tmp_path, farm.url, code="AB-CD", name="box")
+        again = joining.stored(tmp_path, f"{farm.url},http://127.0.0.1:1")
         assert again is not None
         assert again.url == f"{farm.url},http://127.0.0.1:1"
-        assert enrolment.stored(tmp_path, "http://127.0.0.1:1") is not None
-        assert enrolment.stored(tmp_path, "http://127.0.0.1:2") is None
+        assert joining.stored(tmp_path, "http://127.0.0.1:1") is not None
+        assert joining.stored(tmp_path, "http://127.0.0.1:2") is None
 
 
 def test_code_becomes_a_secret_that_only_this_user_can_read(tmp_path: Path) -> None:
     with serving() as farm:
-        identity = enrolment.enrol(tmp_path, farm.url + "/", code="ABCD-EFGH", name="m")
+        identity = joining.enrol(tmp_path, farm.url + "/", code="ABCD-EFGH", name="m")
     assert farm.asked == [("/renderapi/v2/machines/enroll", {"code": "ABCD-EFGH", "name": "m"})]
     assert (identity.machine_id, identity.secret, identity.tls()) == (1001, "s3cret", None)
     assert identity.link_url == farm.url.replace("http", "ws") + "/renderapi/v2/link"
     assert (tmp_path / "machine.json").stat().st_mode & 0o777 == 0o600
-    assert enrolment.stored(tmp_path, farm.url) == identity
-    assert enrolment.stored(tmp_path, "http://127.0.0.1:1") is None
+    assert joining.stored(tmp_path, farm.url) == identity
+    assert joining.stored(tmp_path, "http://127.0.0.1:1") is None
 
 
 @pytest.mark.parametrize(
@@ -107,25 +107,25 @@ def test_refusals_are_told_and_nothing_is_stored(
     with serving() as farm:
         farm.answer = answer
         with pytest.raises(error):
-            enrolment.enrol(tmp_path, farm.url, code="c", name="m")
+            joining.enrol(tmp_path, farm.url, code="c", name="m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nobody_there_is_told() -> None:
     with pytest.raises(NotAvailable, match="nothing listens there"):
-        enrolment.enrol(Path("/nowhere"), "http://127.0.0.1:1", code="c", name="m")
+        joining.enrol(Path("/nowhere"), "http://127.0.0.1:1", code="c", name="m")
 
 
 def test_unknown_certificate_is_refused_without_a_fingerprint(tmp_path: Path) -> None:
     with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAvailable, match="--fingerprint"):
-        enrolment.enrol(tmp_path / "home", farm.url, code="c", name="m")
+        joining.enrol(tmp_path / "home", farm.url, code="c", name="m")
     assert farm.asked == []
 
 
 def test_wrong_fingerprint_sends_no_code(tmp_path: Path) -> None:
     other = Certificate(tmp_path, "other")
     with serving(Certificate(tmp_path)) as farm, pytest.raises(NotAvailable, match="fingerprint is sha256:"):
-        enrolment.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=other.fingerprint)
+        joining.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=other.fingerprint)
     assert farm.asked == []
 
 
@@ -134,9 +134,9 @@ def test_pinned_certificate_is_trusted_and_no_other_one(tmp_path: Path) -> None:
     spelled = certificate.fingerprint.removeprefix("sha256:").upper()
     pairs = ":".join(spelled[at : at + 2] for at in range(0, 64, 2))
     with serving(certificate) as farm:
-        identity = enrolment.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=pairs)
+        identity = joining.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=pairs)
     assert farm.asked
-    kept = enrolment.stored(tmp_path / "home", farm.url)
+    kept = joining.stored(tmp_path / "home", farm.url)
     assert kept == identity
     context = identity.tls()
     assert context is not None
@@ -150,7 +150,7 @@ def test_pinned_certificate_is_trusted_and_no_other_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["farm:5000", "ftp://farm", "http://", "http://u:p@farm", "https://farm?x=1", ""])
 def test_addresses_that_are_none_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="address"):
-        enrolment.base(url)
+        joining.base(url)
 
 
 @pytest.mark.parametrize("fingerprint", ["", "sha256:", "sha1:" + "0" * 40, "z" * 64, "0" * 63])
@@ -162,4 +162,4 @@ def test_fingerprints_that_are_none_are_refused(fingerprint: str) -> None:
 def test_broken_identity_file_says_what_to_do(tmp_path: Path) -> None:
     write_private(tmp_path / "machine.json", "{")
     with pytest.raises(InvalidRequest, match="join again"):
-        enrolment.stored(tmp_path, "http://127.0.0.1:1")
+        joining.stored(tmp_path, "http://127.0.0.1:1")

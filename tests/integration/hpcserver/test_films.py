@@ -11,7 +11,7 @@ import pytest
 from OpenImageIO import ROI, ImageBuf, ImageSpec
 
 from renderonline.farm.errors import Conflict, InvalidRequest
-from renderonline.hpcserver.films import count_frames, film_engine
+from renderonline.hpcserver.film_maker import count_frames, film_engine
 from tests.e2e.test_own_directories import add_apart
 from tests.support.farm import RealFarm, wait_until
 from tests.support.painter import DEFINITION, write_painter

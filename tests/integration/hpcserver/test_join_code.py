@@ -28,7 +28,7 @@ def command_line(pid: int) -> list[str]:
 
 @contextlib.contextmanager
 def node(home: Path, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
-    argv = [sys.executable, "-m", "renderonline.cli", "node", "--data-directory", str(home), *words]
+    argv = [sys.executable, "-m", "renderonline.cli.main", "node", "--data-directory", str(home), *words]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process

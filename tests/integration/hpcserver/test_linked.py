@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from OpenImageIO import ROI, ImageBuf, ImageSpec
 
-from renderonline.farm.more_results import MoreResults
+from renderonline.farm.result_names import MoreResults
 from renderonline.protocol.link import Cancel, Drain, Limits
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, linked_node, png, until

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import PREVIEW_PATIENCE_S, PreviewSender, Transfers
+from renderonline.hpcserver.file_exchange import PREVIEW_PATIENCE_S, PreviewSender, Transfers
+from renderonline.hpcserver.joining import Identity
 from tests.support.farm import RealFarm, wait_until
 from tests.support.painter import DEFINITION, write_painter
 

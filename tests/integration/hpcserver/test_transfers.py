@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.hpcserver.enrolment import Identity
-from renderonline.hpcserver.transfers import PART, Stopped, Transfers, TransferSession
+from renderonline.hpcserver.file_exchange import PART, Stopped, Transfers, TransferSession
+from renderonline.hpcserver.joining import Identity
 from tests.faults.engine import DEFINITION
 from tests.faults.proxy import Proxy
 from tests.support.held_attempts import Held, held_attempt

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from renderonline.farm.boxes import BoxKind
-from renderonline.farm.command_line import join
+from renderonline.farm.arguments import join
+from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver import process_table
 from renderonline.sandbox import probing
 from tests.support.machines import ROOT, kill, until

@@ -19,8 +19,8 @@ import pytest
 from blake3 import blake3
 from sqlalchemy import create_engine, text
 
-from renderonline.farm.more_results import Bounds
-from renderonline.farm.watching import Patience
+from renderonline.farm.result_names import Bounds
+from renderonline.farm.settling import Patience
 from renderonline.protocol.link import Exited, Result, Started
 from renderonline.renderapi import landings, services
 from renderonline.serving import bodies

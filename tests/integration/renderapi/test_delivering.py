@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from renderonline.database import schema as tables
-from renderonline.database.check import check
-from renderonline.database.deliveries import end_delivery
 from renderonline.database.door import Database
+from renderonline.database.file_rows import end_delivery
+from renderonline.database.upkeep import check
 from renderonline.farm.errors import NotAvailable
-from renderonline.renderapi import delivering
+from renderonline.renderapi import housekeeping
 from tests.support.renderapi import Running, renderapi, wait_until
 
 
@@ -46,7 +46,7 @@ def land(database: Path, directory: Path, name: str, content: bytes, frame: int)
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AGAIN_S", "IDLE_S", "PAUSE_S"):
-        monkeypatch.setattr(delivering, name, 0.02)
+        monkeypatch.setattr(housekeeping, name, 0.02)
 
 
 async def warned(api: Running, text: str) -> list[str]:
@@ -90,9 +90,9 @@ async def test_finished_frames_are_delivered_under_their_names_also_after_a_stop
         (root / "show" / "s010").mkdir(parents=True)
         (root / "show" / "s010" / "s010_0002.png").write_bytes(b"somebody's")
         (root / "show" / "s010" / "s010_0003.png").write_bytes(b"three")
-        monkeypatch.setattr(delivering, "end_delivery", stopped)  # after the file, before its row
+        monkeypatch.setattr(housekeeping, "end_delivery", stopped)  # after the file, before its row
         await delivered(root / "show/s010/s010_0001.png", b"one")
-    monkeypatch.setattr(delivering, "end_delivery", end_delivery)
+    monkeypatch.setattr(housekeeping, "end_delivery", end_delivery)
     put(directory, "frame_0001.png", b"one again", 1)
     put(directory, "frame_0002.png", b"two", 2)
     put(directory, "frame_0003.png", b"three", 3)

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.codec import encode
-from renderonline.protocol.link import Log, Result, Started
+from renderonline.protocol.link import Log, Result, Started, encode
 from renderonline.renderapi.settings import load_settings
-from renderonline.storage.digests import digest_file
+from renderonline.storage.disk import digest_file
 from renderonline.storage.names import INCOMING
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from renderonline.database.control_rows import delete_task
 from renderonline.database.door import Database
-from renderonline.database.work import submit_and_lease
-from renderonline.database.work_control import delete_task
+from renderonline.database.submission_rows import submit_and_lease
 from renderonline.farm.errors import NoSpace, NotAvailable
-from renderonline.hpcserver import transfers as sending_files
-from renderonline.hpcserver.enrolment import Identity
+from renderonline.hpcserver import file_exchange as sending_files
+from renderonline.hpcserver.file_exchange import OVER, RemoteFiles, Transfers
 from renderonline.hpcserver.input_cache import InputCache
+from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.outputs import Good
-from renderonline.hpcserver.transfers import OVER, RemoteFiles, Transfers
 from renderonline.renderapi import control, housekeeping
-from renderonline.storage.digests import digest_file
+from renderonline.storage.disk import digest_file
 from renderonline.storage.names import INCOMING
 from tests.faults.engine import DEFINITION
 from tests.support.farm import RealFarm

@@ -13,11 +13,11 @@ import pytest
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.machines import bench_machine
+from renderonline.database.machine_rows import bench_machine
 from renderonline.farm.errors import InvalidRequest
-from renderonline.renderapi import notifying
-from renderonline.renderapi.notifying import Channel, Message, Notifier, tame
-from renderonline.storage.landed import Member
+from renderonline.renderapi import events
+from renderonline.renderapi.events import Channel, Message, Notifier, tame
+from renderonline.storage.archive import Member
 from tests.support.dispatching import Machine, Recorder, Rig, joined, opened_rig, until
 from tests.support.machines import png
 from tests.support.renderapi import renderapi
@@ -154,8 +154,8 @@ async def test_a_benched_machine_is_told_once_until_it_is_well(database: Databas
 async def test_a_channel_that_hangs_holds_up_neither_the_farm_nor_the_others(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifying, "MOST_WAITING", 3)
-    monkeypatch.setattr(notifying, "CLOSE_S", 0.2)
+    monkeypatch.setattr(events, "MOST_WAITING", 3)
+    monkeypatch.setattr(events, "CLOSE_S", 0.2)
     with Webhook() as hangs, Webhook() as hook, structlog.testing.capture_logs() as logs:
         hangs.waits.clear()
         async with farm(database, tmp_path, hangs.url, hook.url) as rig:
@@ -201,7 +201,7 @@ def as_landed(path: Path, content: bytes) -> Member:
 
 @pytest.mark.parametrize("name", ["large.png", "text.png", "link.png", "gone.png", "altered.png"])
 def test_only_small_pictures_as_they_landed_are_attached(tmp_path: Path, name: str) -> None:
-    contents = {"large.png": png() + bytes(notifying.LARGEST_PICTURE), "text.png": b"secret"}
+    contents = {"large.png": png() + bytes(events.LARGEST_PICTURE), "text.png": b"secret"}
     for its_name, content in contents.items():
         (tmp_path / its_name).write_bytes(content)
     (tmp_path / "altered.png").write_bytes(png().swapcase())

@@ -15,14 +15,13 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from websockets.asyncio.client import connect
 
-from renderonline.protocol.codec import decode, encode
-from renderonline.protocol.link import LINK_PATH, FromRenderAPI, Hello, Refused, Result, Started
+from renderonline.protocol.link import LINK_PATH, FromRenderAPI, Hello, Refused, Result, Started, decode, encode
 from renderonline.renderapi import auth
 from renderonline.renderapi.app import create_app
-from renderonline.renderapi.routes import ops
+from renderonline.renderapi.routes import pages
 from renderonline.renderapi.settings import load_settings
-from renderonline.rnoclient.web import DIRECTORY
-from renderonline.serving.wheel import wheel_name
+from renderonline.rnoclient import WEB_PAGE
+from renderonline.serving.web import wheel_name
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running, renderapi
@@ -290,7 +289,7 @@ async def _world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 def application(directory: Path) -> FastAPI:
-    return create_app(load_settings(flags={"data_directory": directory}, environment={}), DIRECTORY)
+    return create_app(load_settings(flags={"data_directory": directory}, environment={}), WEB_PAGE)
 
 
 def table(app: FastAPI) -> set[str]:
@@ -371,7 +370,7 @@ async def test_no_other_method_of_any_address_does_anything(world: World) -> Non
 
 
 async def test_figures_are_for_this_computer_and_operators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "is_loopback", lambda _host: False)
+    monkeypatch.setattr(pages, "is_loopback", lambda _host: False)
     for caller in CALLERS:
         status, _ = await world.call("GET /metrics", caller)
         assert status == (200 if caller in OPERATORS else 403 if caller in KNOWN else 401)

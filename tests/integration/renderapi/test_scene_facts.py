@@ -11,7 +11,7 @@ import pytest
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
-from renderonline.renderapi.scene_facts import SceneFacts
+from renderonline.renderapi.scene_surveys import SceneFacts
 from renderonline.sandbox.probing import probe
 from tests.support.blend_files import TINY, Blend, File, Scene
 from tests.support.renderapi import Running, renderapi
@@ -219,8 +219,8 @@ async def test_a_scene_goes_where_its_render_engine_may_be(
 async def test_a_render_engine_that_no_machine_has_is_refused_to_all_but_v1(
     api: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("renderonline.renderapi.scene_facts.offered", lambda _: {"blender": "5.0"})
-    monkeypatch.setattr("renderonline.renderapi.scene_facts.renderers_said", lambda _: {"blender": ("CYCLES",)})
+    monkeypatch.setattr("renderonline.renderapi.scene_surveys.offered", lambda _: {"blender": "5.0"})
+    monkeypatch.setattr("renderonline.renderapi.scene_surveys.renderers_said", lambda _: {"blender": ("CYCLES",)})
     assert (await api.call("POST", "/machines", {"ip_address": "10.0.0.1", "port": 5001})).status == 201
     scene = Blend((Scene(engine="OCTANE"),)).write()
     refused = await api.submit({"engine": "blender"}, ("shot.blend", scene), version=2)

@@ -106,7 +106,7 @@ async def test_what_was_not_looked_at_for_lack_of_time_stays_with_the_task(
     api: Running, eve: Uploader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = await uploaded(eve, LIBRARIES, {f"{number}.blend": LIBRARY for number in range(190)})
-    monkeypatch.setattr("renderonline.renderapi.scene_facts.TIME_S", 1.0)
+    monkeypatch.setattr("renderonline.renderapi.scene_surveys.TIME_S", 1.0)
     warning = "not looked at: frames of a.blend and files that it needs (it could not be read within 1 s)"
     asked = {"engine": "blender", "upload": slow, "scene": "a.blend"}
     refused = await eve.call("POST", "/tasks", asked)

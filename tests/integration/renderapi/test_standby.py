@@ -12,8 +12,8 @@ import pytest
 
 from renderonline.cli.supervise import Program, stop_together
 from renderonline.database import migrating
-from renderonline.database.check import check
 from renderonline.database.door import Database
+from renderonline.database.upkeep import check
 from renderonline.farm.errors import NotAvailable, RenderOnlineError
 from renderonline.rnoclient.sdk import Client, Login
 from renderonline.rnoclient.sdk.connection import Connection

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.storage import unpacking
+from renderonline.storage import confined
 from tests.support.renderapi import Running, renderapi
 from tests.support.uploading import SCRIBE, Uploader, announced
 
@@ -97,7 +97,7 @@ async def test_too_many_files_are_refused(api: Running) -> None:
 
 
 async def test_a_zip_that_takes_for_ever_is_given_up(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "TIME_S", 0.001)
+    monkeypatch.setattr(confined, "TIME_S", 0.001)
     mine = Uploader(api)
     reply = await mine.submit(await sent(mine, zipped(("a.txt", b"x"))), unpack=True)
     assert (reply.status, reply.json()["code"]) == (400, "broken_archive")

@@ -15,8 +15,8 @@ import pytest
 from blake3 import blake3
 
 from renderonline.database.door import Database
-from renderonline.database.submissions import list_inputs
-from renderonline.renderapi.dispatch import Dispatcher
+from renderonline.database.submission_rows import list_inputs
+from renderonline.renderapi.planner import Dispatcher
 from renderonline.storage.staging import Stage
 from tests.support.renderapi import Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced, manifest, pack, pieces, record

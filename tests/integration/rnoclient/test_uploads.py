@@ -14,9 +14,9 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotFound
-from renderonline.rnoclient.chunking import upload_options
+from renderonline.rnoclient.scenes import upload_options
 from renderonline.rnoclient.sdk import Client, Login, Task, UploadOptions
-from renderonline.storage.digests import digest_file
+from renderonline.storage.disk import digest_file
 from tests.support.blender import run_python
 from tests.support.cutting import CuttingProxy
 from tests.support.farm import RealFarm, wait_until
@@ -211,7 +211,7 @@ def test_ctrl_c_and_the_same_command_go_on_with_the_same_upload(farm: RealFarm, 
         farm.url, events=[(20 * MIB, lambda: process[0].send_signal(signal.SIGINT))], pace_s=0.0005
     ) as proxy:
         words = ["submit", str(scene), "--frames", "1-2", "--json", "--url", proxy.url]
-        argv = [sys.executable, "-m", "renderonline.cli", *words]
+        argv = [sys.executable, "-m", "renderonline.cli.main", *words]
         process.append(subprocess.Popen(argv, env=environment))
         assert process[0].wait(60) == 130
         before = len(list(farm.client.tasks()))
@@ -277,7 +277,7 @@ def test_some_frames_and_files_are_downloaded_alone(farm: RealFarm, tmp_path: Pa
     login = {"EMAIL": farm.login.email, "TOKEN": farm.login.token, "URL": farm.url}
     environment = {**os.environ, **{f"RENDERONLINE_{name}": value for name, value in login.items()}}
     words = ["download", str(task_id), "--frames", "2", "--only", "*_4.png", "-o", str(tmp_path / "some")]
-    subprocess.run([sys.executable, "-m", "renderonline.cli", *words], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "renderonline.cli.main", *words], env=environment, check=True, timeout=60)
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["frame_2.png", "frame_4.png"]
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.farm.boxes import BoxKind
+from renderonline.farm.needs import BoxKind
 from renderonline.sandbox import probing
-from renderonline.sandbox.box import Box, Found
-from renderonline.sandbox.starting import start
+from renderonline.sandbox.box import Box, Found, start
 
 TCP = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 3)"
 UDP = (

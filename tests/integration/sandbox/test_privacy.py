@@ -65,7 +65,7 @@ async def test_a_machine_and_its_spawner_keep_their_environment_to_themselves(
 
 
 def test_renderapi_keeps_its_environment_to_itself(ordinary: list[str], tmp_path: Path) -> None:
-    argv = [*ordinary, sys.executable, "-P", "-m", "renderonline.cli", "api", "--port", "0"]
+    argv = [*ordinary, sys.executable, "-P", "-m", "renderonline.cli.main", "api", "--port", "0"]
     with subprocess.Popen(
         [*argv, "--data-directory", str(tmp_path)], env={"PATH": os.defpath, "SECRET": "x"}, stderr=subprocess.DEVNULL
     ) as process:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from OpenImageIO import ROI, UINT8, ImageBuf, ImageBufAlgo, ImageSpec
 
-from renderonline.storage.images import ImageChecker
-from renderonline.storage.previews import LARGEST, PreviewFiles
+from renderonline.storage.images import LARGEST, ImageChecker, PreviewFiles
 
 
 @pytest.fixture(scope="module")

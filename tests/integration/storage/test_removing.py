@@ -4,7 +4,7 @@ import os
 import resource
 from pathlib import Path
 
-from renderonline.hpcserver.scratch import Scratch
+from renderonline.hpcserver.boxes import Scratch
 from renderonline.storage import landing
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from renderonline.cli.main import run
-from renderonline.cli.tasks import follow
+from renderonline.cli.task_commands import follow
 from renderonline.rnoclient.scenes import FOLDER, ToSend
 from renderonline.rnoclient.sdk.client import Client
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port

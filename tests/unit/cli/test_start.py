@@ -7,7 +7,7 @@ import sys
 import pytest
 import typer.main
 
-from renderonline.cli.farm import without_code
+from renderonline.cli.farm_commands import without_code
 from renderonline.cli.main import app, run
 
 HEAVY = {"sqlalchemy", "fastapi", "starlette", "uvicorn", "aiohttp", "OpenImageIO", "rich", "numpy", "structlog"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.cli import logins
+from renderonline.cli import terminal
 from renderonline.cli.up import LocalFarm, _saved, introduction
 from renderonline.rnoclient.sdk import Login
 
@@ -20,19 +20,19 @@ def _farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalFarm:
 
 def test_first_login_is_kept_when_there_is_no_other(farm: LocalFarm) -> None:
     first = Login(farm.url, "admin@localhost", "secret")
-    assert _saved(farm, first, "") == logins.saved() == first
+    assert _saved(farm, first, "") == terminal.saved() == first
 
 
 def test_kept_login_follows_the_farm_to_another_port(farm: LocalFarm) -> None:
     kept = Login("http://localhost:5000", "ada@example.org", "secret")
-    logins.save(kept)
-    assert _saved(farm, None, "http://127.0.0.1:5000") == Login(farm.url, kept.email, kept.token) == logins.saved()
+    terminal.save(kept)
+    assert _saved(farm, None, "http://127.0.0.1:5000") == Login(farm.url, kept.email, kept.token) == terminal.saved()
 
 
 def test_login_of_another_farm_stays_as_it_is(farm: LocalFarm) -> None:
     kept = Login("http://elsewhere:5000", "ada@example.org", "secret")
-    logins.save(kept)
-    assert _saved(farm, Login(farm.url, "admin@localhost", "x"), "http://127.0.0.1:5000") == kept == logins.saved()
+    terminal.save(kept)
+    assert _saved(farm, Login(farm.url, "admin@localhost", "x"), "http://127.0.0.1:5000") == kept == terminal.saved()
 
 
 @pytest.mark.parametrize(

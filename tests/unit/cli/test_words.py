@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.cli import show
-from renderonline.cli.commands import pairs
-from renderonline.cli.farm import engine_programs
-from renderonline.cli.machines import split_address
+from renderonline.cli import terminal
+from renderonline.cli.farm_commands import engine_programs
+from renderonline.cli.machine_commands import split_address
 from renderonline.cli.submit import guess_engine
+from renderonline.cli.terminal import pairs
 from renderonline.farm.errors import InvalidRequest
 
 ENGINES = [
@@ -85,11 +85,11 @@ def test_engine_programs_become_the_setting_of_the_settings_file() -> None:
 
 @given(st.text())
 def test_no_text_steers_the_terminal(text: str) -> None:
-    assert not set(show.plain(text)) & {"\x1b", "\r", "\x07", "\x08", "\x9b", "\x00", "\u202e"}
+    assert not set(terminal.plain(text)) & {"\x1b", "\r", "\x07", "\x08", "\x9b", "\x00", "\u202e"}
 
 
 def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    show.table(["NAME"], [["[red]x[/red] [/nonsense]"]])
+    terminal.table(["NAME"], [["[red]x[/red] [/nonsense]"]])
     assert "[red]x[/red] [/nonsense]" in capsys.readouterr().out
 
 
@@ -97,9 +97,9 @@ def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[s
     ("number", "text"), [(0, "0 B"), (999, "999 B"), (1400, "1.4 KB"), (2.5e9, "2.5 GB"), (7e15, "7000.0 TB")]
 )
 def test_sizes_are_for_people(number: float, text: str) -> None:
-    assert show.size(number) == text
+    assert terminal.size(number) == text
 
 
 def test_strange_moment_is_shown_as_it_is() -> None:
-    assert show.when("yesterday") == "yesterday"
-    assert show.when(None) == ""
+    assert terminal.when("yesterday") == "yesterday"
+    assert terminal.when(None) == ""

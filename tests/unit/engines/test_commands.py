@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.engines.commands import (
+from renderonline.engines.command_lines import (
     Command,
     argtypes,
     build,
@@ -16,19 +16,18 @@ from renderonline.engines.commands import (
     frame_of_name,
     frames_of,
     frames_pattern,
-    padded,
     reading_of,
     steps_resolved,
     template_words,
     values_of_frames,
     values_of_scene,
 )
-from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.definition import EngineDefinition, OutputReader
 from renderonline.engines.loading import parse_definition, shipped
-from renderonline.engines.reading import OutputReader
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.result_names import padded
 
 BLENDER = parse_definition(shipped()["blender"])
 POVRAY = parse_definition(shipped()["povray"])

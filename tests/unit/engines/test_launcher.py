@@ -10,9 +10,9 @@ import pytest
 
 from renderonline.engines.blender.launcher.companions import Companions, below
 from renderonline.engines.blender.launcher.session import Session
-from renderonline.engines.blender.launcher.speech import Failed, NoEngine, Refused, say, speak_utf8
+from renderonline.engines.blender.launcher.speech import Failed, NoEngine, WrongOption, say, speak_utf8
 from renderonline.engines.blender.launcher.wishes import EngineNames, Wishes
-from renderonline.engines.commands import spelled
+from renderonline.engines.command_lines import spelled
 from renderonline.engines.loading import parse_definition, shipped
 
 
@@ -115,14 +115,14 @@ def test_without_an_output_directory_the_scene_decides() -> None:
 
 def test_a_wish_that_is_no_value_is_refused_with_its_name() -> None:
     for name, value in (("SAMPLES", "many"), ("WIDTH", "0"), ("PERCENT", "99999"), ("HEIGHT", "-5")):
-        with pytest.raises(Refused, match=f"{name.lower()} {value} must be a number"):
+        with pytest.raises(WrongOption, match=f"{name.lower()} {value} must be a number"):
             Wishes({f"RENDERONLINE_BLENDER_{name}": value})
     assert Wishes({"RENDERONLINE_BLENDER_CAMERA": "", "PATH": "/bin"}).of("CAMERA") == ""
 
 
 def test_a_wrong_name_is_answered_with_those_that_there_are() -> None:
     blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="red"), SimpleNamespace(name="blue")]))
-    with pytest.raises(Refused, match="The file has no scene 'green'; it has: red, blue"):
+    with pytest.raises(WrongOption, match="The file has no scene 'green'; it has: red, blue"):
         Wishes({"RENDERONLINE_BLENDER_SCENE": "green"}).scene_of(blend)
 
 
@@ -204,7 +204,7 @@ def test_a_frame_below_zero_is_never_counted_from_the_end() -> None:
     session = Session(SimpleNamespace(context=SimpleNamespace(scene=scene)), Wishes({}))
     assert [session._frame("-f", text) for text in ("-5", "+1", "7")] == [-5, 2, 7]
     for text in ("--5", "1e3", "1048575", "-1048575", "٣"):
-        with pytest.raises(Refused, match="is not a frame number"):
+        with pytest.raises(WrongOption, match="is not a frame number"):
             session._frame("-s", text)
 
 

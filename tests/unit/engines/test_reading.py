@@ -4,16 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.engines.definition import Pattern, ReadingRules
+from renderonline.engines.definition import OutputReader, OutputReading, Pattern, ReadingRules, failure_of_exit, seconds
 from renderonline.engines.loading import parse_definition, shipped
-from renderonline.engines.reading import OutputReader, Reading, failure_of_exit, seconds
 from renderonline.farm.settling import FINAL_FAILURES
 
 BLENDER = parse_definition(shipped()["blender"]).reading
 POVRAY = parse_definition(shipped()["povray"]).reading
 
 
-def read(rules: ReadingRules, frames: tuple[int, ...], lines: str) -> list[Reading]:
+def read(rules: ReadingRules, frames: tuple[int, ...], lines: str) -> list[OutputReading]:
     reader = OutputReader(rules, frames)
     return [reader.line(line) for line in lines.strip().splitlines()]
 
@@ -195,7 +194,7 @@ def test_without_frames_progress_is_of_the_whole() -> None:
     readings = read(rules, (), "progress 0.25\nprogress nan\nprogress 7\nmemory 5M\nhello")
     assert [reading.fraction for reading in readings] == [0.25, 0.25, 1.0, 1.0, None]
     assert readings[0].frame is None
-    assert Reading() == readings[4]
+    assert OutputReading() == readings[4]
 
 
 def test_a_group_that_took_no_part_is_no_number() -> None:

@@ -247,7 +247,7 @@ def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytes
     told = survey("b.blend", {"b.blend": str(tmp_path / "b.blend"), **libraries})
     assert unseen(told).startswith("not looked at: 2.blend, 3.blend, 4.blend, 5.blend, 6.blend and 3 more (")
 
-    monkeypatch.setattr(scene_facts, "Left", partial(scene_facts.Left, blocks=100, compared=100))
+    monkeypatch.setattr(scene_facts, "Left", partial(blend_file.Left, blocks=100, compared=100))
     tiles = [File("//<UDIM>.png", source=6), File("//<UDIM>.jpg", source=6)]
     told = looked_at(tmp_path, tiles, [f"{number}.png" for number in range(1000, 1200)])
     assert unseen(told).startswith("not looked at: <UDIM>.png, <UDIM>.jpg (")

@@ -13,10 +13,11 @@ from renderonline.farm.arguments import (
     check_options,
     check_value,
     fill,
+    join,
     placeholders,
+    split,
     strip_program,
 )
-from renderonline.farm.command_line import join, split
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 
 texts = st.text(alphabet=st.one_of(st.sampled_from("-+$RENDERONLINE:ab1 @_\"\\'\t\n"), st.characters()), max_size=30)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.blame import Blame, may_bench
+from renderonline.farm.settling import Blame, may_bench
 
 A, B = 1000, 1001
 

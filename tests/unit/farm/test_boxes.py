@@ -1,4 +1,4 @@
-from renderonline.farm.boxes import BoxKind
+from renderonline.farm.needs import BoxKind
 
 
 def test_kinds_are_ordered_from_the_weakest_to_the_strongest() -> None:

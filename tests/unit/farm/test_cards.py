@@ -2,8 +2,8 @@
 
 import pytest
 
-from renderonline.farm.cards import NO_DEVICE, Card, CardLoad, check_cards, with_device
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.machines import NO_DEVICE, Card, CardLoad, check_cards, with_device
 from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.farm.ready import ReadyIndex, ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import RESERVE_US, FreeSlots, Policy, Usage, plan, reserve

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from renderonline.farm.command_line import join, split
+from renderonline.farm.arguments import join, split
 
 words = st.lists(st.text(alphabet=st.one_of(st.sampled_from('\\" \tab'), st.characters(exclude_categories=["Cs"]))))
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.films import Film
+from renderonline.farm.result_names import Film
 
 
 @pytest.mark.parametrize(

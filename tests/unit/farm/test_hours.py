@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.hours import checked_hours, is_open, told
+from renderonline.farm.machines import checked_hours, is_open, told
 
 MONDAY = datetime(2026, 3, 2)
 WEEKNIGHTS = "Mon, Tue, Wed and Thu 18:00 to 08:00 of the next day"

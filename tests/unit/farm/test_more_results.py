@@ -2,7 +2,7 @@
 
 import pytest
 
-from renderonline.farm.more_results import NOTHING_MORE, Bounds, MoreResults, frame_in
+from renderonline.farm.result_names import NOTHING_MORE, Bounds, MoreResults, frame_in
 
 MORE = MoreResults(take=("*",), leave=("blendcache_*", "*.blend1", "tmp/*.txt"))
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.boxes import BoxKind
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.needs import Ability, Needs, box_of
+from renderonline.farm.needs import Ability, BoxKind, Needs, box_of
 from renderonline.farm.ready import ReadyIndex, ReadyTask, Shape, Signature
 from renderonline.farm.scheduling import (
     RESERVE_US,

@@ -3,7 +3,7 @@
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.selecting import chooser
+from renderonline.farm.tasks import chooser
 
 FILES = [("shot.blend", None), ("f_0001.png", 1), ("f_0002.png", 2), ("shot.mp4", None), ("f[1].png", 3)]
 

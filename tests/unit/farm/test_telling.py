@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.telling import LONGEST, MOST_OF_TASK, cleaned, joined, of_check, of_scene
+from renderonline.farm.needs import LONGEST, MOST_OF_TASK, cleaned, joined, of_check, of_scene
 
 
 def test_a_warning_is_kept_once() -> None:

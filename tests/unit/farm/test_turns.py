@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.farm.turns import Turns
+from renderonline.renderapi.scene_surveys import Turns
 
 
 def begun(turns: Turns[str]) -> list[str]:

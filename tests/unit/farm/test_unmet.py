@@ -2,9 +2,7 @@
 
 import pytest
 
-from renderonline.farm.boxes import BoxKind
-from renderonline.farm.needs import Ability, Needs
-from renderonline.farm.unmet import unmet
+from renderonline.farm.needs import Ability, BoxKind, Needs, unmet
 
 CYCLES = frozenset({("blender", "CYCLES")})
 PLAIN = Ability(1, (("blender", "5.0.1"),), memory_mib=16_000, sandbox=BoxKind.LANDLOCK, renderers=CYCLES)

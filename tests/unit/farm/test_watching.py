@@ -2,8 +2,7 @@
 
 import pytest
 
-from renderonline.farm.blame import Blame
-from renderonline.farm.watching import Patience, waits_for_slot
+from renderonline.farm.settling import Blame, Patience, waits_for_slot
 
 FARM = Patience()
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.farm.boxes import BoxKind
-from renderonline.farm.films import FILM_ENGINE
+from renderonline.farm.needs import BoxKind
+from renderonline.farm.result_names import FILM_ENGINE
 from renderonline.hpcserver.boxes import Boxes, Outside, own_directories
-from renderonline.hpcserver.settings import Settings
+from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox.box import Box, Found
 
@@ -42,7 +42,7 @@ def test_of_a_directory_that_holds_something_private_only_the_program_is_shown(t
 
 
 def test_a_task_reads_its_files_and_writes_its_results_and_nothing_of_it_opens_more() -> None:
-    settings = Settings(data_directory=Path("/srv/node"), sandbox_read=(Path("/mnt/tex"),))
+    settings = NodeSettings(data_directory=Path("/srv/node"), sandbox_read=(Path("/mnt/tex"),))
     boxes = Boxes(BWRAP, settings, {"sh": ("/bin/sh",), FILM_ENGINE: (sys.executable,)})
     assign = Assign(
         1, "t", 1, 1, "Sh", ("/etc/shadow",), "/farm/.attempts/1", ("/farm/a/1/scene", "/other/x"),
@@ -59,8 +59,8 @@ def test_a_task_reads_its_files_and_writes_its_results_and_nothing_of_it_opens_m
 
 def test_renders_of_an_existing_farm_have_a_box_only_where_its_directories_are_named() -> None:
     node = Path("/srv/node")
-    assert Boxes(BWRAP, Settings(data_directory=node), {}).of_v1("sh", node) is None
-    named = Settings(data_directory=node, sandbox_write=(Path("/farm"),))
+    assert Boxes(BWRAP, NodeSettings(data_directory=node), {}).of_v1("sh", node) is None
+    named = NodeSettings(data_directory=node, sandbox_write=(Path("/farm"),))
     box = Boxes(BWRAP, named, {}).of_v1("sh", node / "s")
     assert box is not None
     assert box.write == ("/farm", "/srv/node/s/home", "/srv/node/s/tmp")

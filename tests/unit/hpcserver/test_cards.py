@@ -9,9 +9,8 @@ import pytest
 
 from renderonline.engines.blender.install import launched, prefix_of
 from renderonline.farm.errors import InvalidRequest
-from renderonline.hpcserver import card_tools as tools
-from renderonline.hpcserver.card_rack import CARDS, Rack, device_files, find_cards, variables
-from renderonline.hpcserver.card_tools import FoundCard
+from renderonline.hpcserver import card_rack as tools
+from renderonline.hpcserver.card_rack import CARDS, FoundCard, Rack, device_files, find_cards, variables
 from renderonline.hpcserver.kernels import SCRIPT, command
 
 RTX, OLD = "GPU-1a2b3c4d-0000-1111-2222-333344445555", "GPU-99999999-0000-1111-2222-333344445555"
@@ -52,11 +51,11 @@ def test_tools_of_every_maker_are_understood() -> None:
         ("0000:01:00.0", 0.37, 1024),
         ("0000:41:00.0", -1.0, 0),
     ]
-    assert told(tools.amd(AMD)) == [("hip", "GPU-00000000ab12cd34", "Radeon RX 7900 XTX", 24560)]
-    assert told(tools.amd('{"gpu_data": ' + AMD + "}")) == told(tools.amd(AMD))
+    assert told(tools.amd_cards(AMD)) == [("hip", "GPU-00000000ab12cd34", "Radeon RX 7900 XTX", 24560)]
+    assert told(tools.amd_cards('{"gpu_data": ' + AMD + "}")) == told(tools.amd_cards(AMD))
     assert told(tools.rocm(ROCM)) == [("hip", "GPU-0000000000005e1f", "Radeon Pro W6800", 30704)]
     assert (tools.rocm(ROCM)[0].bus, tools.rocm(ROCM)[0].index) == ("0000:0c:00.0", 1)
-    assert told(tools.intel(INTEL)) == [
+    assert told(tools.intel_cards(INTEL)) == [
         ("oneapi", "00000000-0000-0003-0000-000856a08086", "Intel(R) Arc(TM) A770", 15473)
     ]
     assert told(tools.apple(APPLE)) == [("metal", "metal-0", "Apple M2 Max", 0)]
@@ -64,7 +63,7 @@ def test_tools_of_every_maker_are_understood() -> None:
 
 @pytest.mark.parametrize("text", ["", "No devices were found", "{", "[]", "[1, null]", '{"card0": 7}', "\0\n,,,,,\n"])
 def test_tools_that_tell_nothing_give_no_card(text: str) -> None:
-    for parser in (tools.nvidia, tools.amd, tools.rocm, tools.intel, tools.apple):
+    for parser in (tools.nvidia, tools.amd_cards, tools.rocm, tools.intel_cards, tools.apple):
         assert parser(text) == []
 
 
@@ -84,7 +83,7 @@ def test_system_tells_of_cards_without_any_tool(tmp_path: Path) -> None:
     found = tools.from_system(tmp_path)
     assert told(found) == [("hip", "GPU-00000000ab12cd34", "AMD graphics card 0x744c", 24 << 10)]
     assert (found[0].bus, found[0].load, found[0].memory_used_mib) == ("0000:0c:00.0", 0.5, 3)
-    (named,) = tools.joined(tools.amd(AMD), found)
+    (named,) = tools.joined(tools.amd_cards(AMD), found)
     assert (named.card.name, named.load) == ("Radeon RX 7900 XTX", 0.5)
 
 
@@ -107,7 +106,7 @@ def test_cards_that_are_hidden_from_hpcserver_are_hidden_from_engines() -> None:
 
 
 def test_no_two_attempts_ever_have_the_same_card() -> None:
-    rack, random_ = Rack(tools.nvidia(NVIDIA) + tools.amd(AMD)), random.Random(7)
+    rack, random_ = Rack(tools.nvidia(NVIDIA) + tools.amd_cards(AMD)), random.Random(7)
     live: dict[str, frozenset[str]] = {}
     given = 0
     for number in range(3000):
@@ -142,14 +141,14 @@ def test_smallest_card_that_will_do_is_taken_and_unusable_ones_are_not() -> None
 
 
 def test_engine_sees_its_cards_by_the_names_that_drivers_know() -> None:
-    nvidia, amd, intel = tools.nvidia(NVIDIA), tools.amd(AMD), tools.intel(INTEL)
+    nvidia, amd, intel = tools.nvidia(NVIDIA), tools.amd_cards(AMD), tools.intel_cards(INTEL)
     two = variables(nvidia)
     assert two["CUDA_VISIBLE_DEVICES"] == f"{RTX},{OLD}"
     assert (two["HIP_VISIBLE_DEVICES"], two["ONEAPI_DEVICE_SELECTOR"]) == ("-1", "opencl:cpu")
     one = variables(amd)
     assert (one["ROCR_VISIBLE_DEVICES"], one["HIP_VISIBLE_DEVICES"]) == ("GPU-00000000ab12cd34", "0")
     assert variables(intel)["ONEAPI_DEVICE_SELECTOR"] == "level_zero:0"
-    by_number = variables([tools.by_hand("cuda:3")])
+    by_number = variables([tools.card_by_hand("cuda:3")])
     assert (by_number["CUDA_VISIBLE_DEVICES"], by_number["CUDA_DEVICE_ORDER"]) == ("3", "PCI_BUS_ID")
     none = variables(())
     assert (none[CARDS], none["CUDA_VISIBLE_DEVICES"], none["ROCR_VISIBLE_DEVICES"]) == ("", "-1", "-1")
@@ -166,7 +165,7 @@ def test_box_opens_the_device_files_of_the_given_cards_only(tmp_path: Path) -> N
     about = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
     about.parent.mkdir(parents=True)
     about.write_text(f"Model: RTX\nGPU UUID: {RTX}\nDevice Minor: \t 1\n")
-    (rtx, old), (radeon,) = tools.nvidia(NVIDIA), tools.amd(AMD)
+    (rtx, old), (radeon,) = tools.nvidia(NVIDIA), tools.amd_cards(AMD)
     common = {"/dev/nvidiactl", "/dev/nvidia-uvm"}
     assert set(device_files([rtx], tmp_path)) == common | {"/dev/nvidia1", "/dev/dri/card1", "/dev/dri/renderD128"}
     assert set(device_files([radeon], tmp_path)) == {"/dev/kfd", "/dev/dri/renderD129"}

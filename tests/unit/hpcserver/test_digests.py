@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.storage import digests
-from renderonline.storage.digests import digest_file
+from renderonline.storage import disk
+from renderonline.storage.disk import digest_file
 
 
 def test_size_digest_and_crc_are_those_of_the_bytes(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch
             file.write(b"more")
         return real(data, value)
 
-    monkeypatch.setattr(digests.zlib, "crc32", grow)
-    monkeypatch.setattr(digests, "_PIECE", 5)
+    monkeypatch.setattr(disk.zlib, "crc32", grow)
+    monkeypatch.setattr(disk, "_PIECE", 5)
     with pytest.raises(InvalidRequest, match="changed"):
         digest_file(path)

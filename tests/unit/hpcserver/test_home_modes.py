@@ -8,7 +8,7 @@ import pytest
 
 from renderonline.database.outbox import Outbox
 from renderonline.hpcserver.settings import locked
-from renderonline.storage.logs import AttemptLog, AttemptLogs
+from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 
 
 @pytest.fixture(autouse=True)

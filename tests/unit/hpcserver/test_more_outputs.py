@@ -1,6 +1,6 @@
 """Files besides the frames are held to their bounds, and what stays behind is said."""
 
-from renderonline.farm.more_results import MoreResults
+from renderonline.farm.result_names import MoreResults
 from renderonline.hpcserver.outputs import MoreOutputs, is_picture
 
 RULES = MoreResults(take=("*",), leave=("*.tmp",), files=2, mib=1)

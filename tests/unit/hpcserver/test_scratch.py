@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from renderonline.hpcserver.process_table import MARK
-from renderonline.hpcserver.scratch import (
+from renderonline.hpcserver.boxes import (
     INHERITED,
     Scratch,
     clean_environment,
@@ -17,6 +16,7 @@ from renderonline.hpcserver.scratch import (
     shares_files,
     unlink,
 )
+from renderonline.hpcserver.process_table import MARK
 from renderonline.protocol.link import Assign
 
 PLACE = Path("/scratch/1")

@@ -12,8 +12,19 @@ from msgspec import Struct
 
 from renderonline.engines.definition import Pattern, ReadingRules
 from renderonline.farm.errors import InvalidRequest
-from renderonline.protocol.codec import MAX_DEPTH, decode, encode, from_wire, read_json, to_wire
-from renderonline.protocol.link import FromMachine, FromRenderAPI, Heartbeat, Hello, Progress
+from renderonline.protocol.link import (
+    MAX_DEPTH,
+    FromMachine,
+    FromRenderAPI,
+    Heartbeat,
+    Hello,
+    Progress,
+    decode,
+    encode,
+    from_wire,
+    read_json,
+    to_wire,
+)
 
 MESSAGES = (*get_args(FromMachine), *get_args(FromRenderAPI))
 plain = st.recursive(

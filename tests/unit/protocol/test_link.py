@@ -3,7 +3,7 @@
 import json
 
 from renderonline.protocol import link
-from renderonline.protocol.codec import decode, to_wire
+from renderonline.protocol.link import decode, to_wire
 
 HELLO = link.Hello(1, 1000, "secret", "instance", "boot", "1.0", "box", 1, sandbox="bwrap", sandbox_advice="none")
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
-from renderonline.protocol import v1
-from renderonline.protocol.loose import pascal
-from renderonline.protocol.v1 import EnqueueRequest
+from renderonline.protocol import existing
+from renderonline.protocol.existing import EnqueueRequest, pascal
 
 
 def refusal(part: bytes | str | None) -> str:
     with pytest.raises(InvalidRequest) as refused:
-        v1.parse_enqueue(part)
+        existing.parse_enqueue(part)
     return refused.value.message
 
 
@@ -32,11 +31,13 @@ def refusal(part: bytes | str | None) -> str:
     ],
 )
 def test_an_enqueue_is_read_in_any_letter_case_with_numbers_or_text(part: bytes | str) -> None:
-    assert v1.parse_enqueue(part) == EnqueueRequest("1", (("start_frame", "1"),))
+    assert existing.parse_enqueue(part) == EnqueueRequest("1", (("start_frame", "1"),))
 
 
 def test_a_value_arrives_as_it_was_written() -> None:
-    request = v1.parse_enqueue('{"EngineId": 1, "Arguments": [{"ArgTypeId": "a", "Value": 1.50}], "ClientKey": "k"}')
+    request = existing.parse_enqueue(
+        '{"EngineId": 1, "Arguments": [{"ArgTypeId": "a", "Value": 1.50}], "ClientKey": "k"}'
+    )
     assert request.arguments == (("a", "1.50"),)
     assert request.client_key == "k"
 
@@ -72,45 +73,58 @@ def test_an_enqueue_that_can_not_be_understood_is_refused(part: bytes | str) -> 
 )
 @pytest.mark.parametrize("body", [b'{"TaskId": 123}', b'{"taskId": "123"}', b'{"TASKID": 123, "Other": []}'])
 def test_a_task_id_is_read(content_type: str, body: bytes) -> None:
-    assert v1.parse_task_id(content_type, body) == 123
+    assert existing.parse_task_id(content_type, body) == 123
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/json", "application/json+x", "multipart/form-data"])
 def test_another_content_type_is_refused_before_the_body_is_read(content_type: str | None) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        v1.parse_task_id(content_type, b"{")
+        existing.parse_task_id(content_type, b"{")
     assert refused.value.message == "Request content type must be application/json."
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"TaskId": null}', b'{"TaskId": "x"}', b'{"TaskId": -1}'])
 def test_a_body_without_a_task_id_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        v1.parse_task_id("application/json", body)
+        existing.parse_task_id("application/json", body)
     assert refused.value.message == "Request content has an invalid format."
 
 
 @given(st.binary())
 def test_no_bytes_make_anything_but_invalid_request(sent: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        v1.parse_enqueue(sent)
+        existing.parse_enqueue(sent)
     with pytest.raises(InvalidRequest):
-        v1.parse_task_id("application/json", sent)
+        existing.parse_task_id("application/json", sent)
 
 
 def test_answers_have_the_contracts_keys() -> None:
-    assert v1.enqueue_answer(v1.ENQUEUED, 5) == {"IsAdded": True, "ErrorMessage": v1.ENQUEUED, "TaskId": 5}
-    assert v1.enqueue_answer(v1.NO_FILES) == {"IsAdded": False, "ErrorMessage": "No files were uploaded."}
-    assert v1.dequeue_answer(v1.DEQUEUED, done=True) == {"IsRemoved": True, "ErrorMessage": v1.DEQUEUED}
-    assert v1.delete_answer(v1.DELETED, done=True) == {"IsDeleted": True, "ErrorMessage": v1.DELETED}
-    assert v1.download_refusal(v1.NOT_JSON) == {"DownloadProvided": False, "ErrorMessage": v1.NOT_JSON}
+    assert existing.enqueue_answer(existing.ENQUEUED, 5) == {
+        "IsAdded": True,
+        "ErrorMessage": existing.ENQUEUED,
+        "TaskId": 5,
+    }
+    assert existing.enqueue_answer(existing.NO_FILES) == {"IsAdded": False, "ErrorMessage": "No files were uploaded."}
+    assert existing.dequeue_answer(existing.DEQUEUED, done=True) == {
+        "IsRemoved": True,
+        "ErrorMessage": existing.DEQUEUED,
+    }
+    assert existing.delete_answer(existing.DELETED, done=True) == {"IsDeleted": True, "ErrorMessage": existing.DELETED}
+    assert existing.download_refusal(existing.NOT_JSON) == {
+        "DownloadProvided": False,
+        "ErrorMessage": existing.NOT_JSON,
+    }
 
 
 def test_messages_with_something_in_them() -> None:
-    assert v1.engine_not_found("9") == "Engine with identifier 9 not found."
-    assert v1.extension_mismatch(".blend", ".txt") == "Engine extension .blend not matching with files extension .txt."
-    assert v1.argtype_missing("foo") == "Argument type identifier foo must be present in database."
-    assert v1.task_not_found(123) == "Task with identifier 123 not found for the current user."
-    assert v1.task_not_queued(123) == "Task with identifier 123 is not in the queue."
+    assert existing.engine_not_found("9") == "Engine with identifier 9 not found."
+    assert (
+        existing.extension_mismatch(".blend", ".txt")
+        == "Engine extension .blend not matching with files extension .txt."
+    )
+    assert existing.argtype_missing("foo") == "Argument type identifier foo must be present in database."
+    assert existing.task_not_found(123) == "Task with identifier 123 not found for the current user."
+    assert existing.task_not_queued(123) == "Task with identifier 123 is not in the queue."
 
 
 def test_the_rules_of_arguments_say_the_contracts_messages() -> None:
@@ -122,21 +136,21 @@ def test_the_rules_of_arguments_say_the_contracts_messages() -> None:
     assert wrong.value.message == "Type foo is not valid for RenderOnline."
 
 
-def entry(**changes: Any) -> v1.TaskEntry:
+def entry(**changes: Any) -> existing.TaskEntry:
     given_task = {
         "task_id": 9, "user_id": 1, "queue_time": datetime(2024, 8, 27, 20, 0, 0, 999_999), "start_time": None,
         "end_time": None, "is_running": False, "is_success": False, "render_id": 9, "machine_id": None,
     }  # fmt: skip
-    return v1.TaskEntry(
-        v1.TaskInfo(**{**given_task, **changes}),
-        v1.RenderInfo(9, "a.blend", 12, "-b /x/a.blend", 1),
-        v1.EngineInfo(1, "blender", ".blend", "/x", "-b"),
+    return existing.TaskEntry(
+        existing.TaskInfo(**{**given_task, **changes}),
+        existing.RenderInfo(9, "a.blend", 12, "-b /x/a.blend", 1),
+        existing.EngineInfo(1, "blender", ".blend", "/x", "-b"),
     )
 
 
 def test_info_has_the_contracts_keys_and_shows_no_path() -> None:
-    user = v1.UserInfo(1, "Ada", "Lovelace", "ada@example.org", 1, is_active=True)
-    assert v1.Info(user, (entry(),)).to_json() == {
+    user = existing.UserInfo(1, "Ada", "Lovelace", "ada@example.org", 1, is_active=True)
+    assert existing.Info(user, (entry(),)).to_json() == {
         "User": {
             "UserId": 1,
             "FirstName": "Ada",

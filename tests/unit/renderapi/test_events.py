@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from renderonline.renderapi import events
-from renderonline.renderapi.events import Event, Events
+from renderonline.renderapi.events import Events, TaskEvent
 
 
-def everything(_event: Event) -> bool:
+def everything(_event: TaskEvent) -> bool:
     return True
 
 

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.more_results import MoreResults
+from renderonline.farm.result_names import MoreResults
 from renderonline.protocol.link import Assign, Result
 from renderonline.renderapi.landings import Besides, offer_of
 from renderonline.renderapi.orders import Order

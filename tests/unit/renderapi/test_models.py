@@ -7,7 +7,7 @@ import pytest
 
 from renderonline.renderapi.app import create_app
 from renderonline.renderapi.settings import load_settings
-from renderonline.renderapi.views import shapes
+from renderonline.renderapi.task_views import shapes
 
 
 @pytest.fixture(scope="module", name="description")

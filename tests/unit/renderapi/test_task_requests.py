@@ -8,15 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.database.engines import EngineRow
-from renderonline.engines.commands import argtypes as argtypes_of
+from renderonline.database.administration_rows import EngineRow
+from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition
 from renderonline.engines.loading import parse_definition, shipped
-from renderonline.farm.arguments import ArgType
-from renderonline.farm.command_line import split
+from renderonline.farm.arguments import ArgType, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import Ability, Needs
-from renderonline.renderapi.task_requests import Prepared, SubmitRequest, V1Request, prepare, read_v1, read_v2
+from renderonline.renderapi.requests import Prepared, SubmitRequest, V1Request, prepare, read_v1, read_v2
 
 BLENDER = parse_definition(shipped()["blender"])
 POVRAY = parse_definition(shipped()["povray"])

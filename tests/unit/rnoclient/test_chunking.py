@@ -10,8 +10,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from renderonline.rnoclient.chunking import CachedChunker
-from renderonline.rnoclient.sdk.uploads import FileCache, default_options
+from renderonline.rnoclient.scenes import CachedChunker
+from renderonline.rnoclient.sdk.uploading import FileCache, default_options
 from renderonline.storage import manifests
 from renderonline.storage.manifests import manifest_of
 from renderonline.storage.staging import LARGEST_CHUNK, SENT_CHUNK

@@ -260,7 +260,7 @@ ALONE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from renderonline.rnoclient.sdk import Client, Login, UploadOptions
-from renderonline.rnoclient.sdk.uploads import default_options
+from renderonline.rnoclient.sdk.uploading import default_options
 assert default_options().chunker is None  # files are sent whole
 with Client(Login(sys.argv[2], "ada@studio.org", "secret")) as farm:
     assert farm.me() == {"email": "ada@studio.org"}

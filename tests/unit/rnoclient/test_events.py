@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from renderonline.farm import errors
-from renderonline.rnoclient.sdk import Client, Login, events
-from renderonline.rnoclient.sdk.events import stream
+from renderonline.rnoclient.sdk import Client, Login, connection
+from renderonline.rnoclient.sdk.connection import stream
 from tests.support.scripted_server import Answer, Asked, ScriptedServer
 
 TASK = {"task_id": 7, "status": "running", "frames_done": 0}
@@ -56,7 +56,7 @@ FULL = Answer(429, b'{"title": "x", "detail": "Eight streams are open.", "code":
 
 
 def test_without_a_stream_it_asks_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_S", 0.0)
+    monkeypatch.setattr(connection, "POLL_S", 0.0)
     answers = [FULL, FULL, Answer(body=sse(("e-1", "task", {"task_id": 1})))]
     with ScriptedServer(lambda _: answers.pop(0) if answers else FULL).running() as server:
         found = [event for event in itertools.islice(stream(Client(Login(server.url)).connection), 5) if event.type]
@@ -64,7 +64,7 @@ def test_without_a_stream_it_asks_now_and_then(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_watch_without_a_stream_sees_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_S", 0.0)
+    monkeypatch.setattr(connection, "POLL_S", 0.0)
     states = [TASK, {**TASK, "frames_done": 1}, {**TASK, "status": "succeeded", "frames_done": 2}]
 
     def script(asked: Asked) -> Answer:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from renderonline.cli import logins
+from renderonline.cli import terminal
 from renderonline.farm.errors import InvalidRequest
-from renderonline.hpcserver import enrolment
+from renderonline.hpcserver import joining
 from renderonline.hpcserver.settings import load
 from renderonline.renderapi.settings import load_settings
 from tests.support.certificates import self_signed
@@ -52,10 +52,10 @@ def test_key_that_everybody_may_read(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_secret_of_a_machine_that_others_may_read_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / enrolment.FILE).write_text('{"url": "http://farm:5000", "machine_id": 1000, "secret": "x"}')
-    (tmp_path / enrolment.FILE).chmod(0o644)
+    (tmp_path / joining.FILE).write_text('{"url": "http://farm:5000", "machine_id": 1000, "secret": "x"}')
+    (tmp_path / joining.FILE).chmod(0o644)
     with pytest.raises(InvalidRequest, match=r"chmod 600 .*machine\.json"):
-        enrolment.kept(tmp_path)
+        joining.kept(tmp_path)
 
 
 def test_login_of_the_client_that_others_may_read_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +63,4 @@ def test_login_of_the_client_that_others_may_read_is_not_used(tmp_path: Path, mo
     (tmp_path / "client.json").write_text(json.dumps({"url": "http://farm:5000", "email": "a@b.org", "token": "x"}))
     (tmp_path / "client.json").chmod(0o644)
     with pytest.raises(InvalidRequest, match=r"chmod 600 .*client\.json"):
-        logins.saved()
+        terminal.saved()

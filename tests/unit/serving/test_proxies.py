@@ -7,8 +7,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.serving import proxies
-from renderonline.serving.proxies import Proxies, client_of, is_forwarded, is_host
+from renderonline.serving import admission
+from renderonline.serving.admission import Proxies, client_of, is_forwarded, is_host
 
 
 async def seen(peer: str, *headers: tuple[str, str], trusted: tuple[str, ...] = ("10.0.0.1",)) -> HTTPConnection:
@@ -45,13 +45,13 @@ async def test_client_is_the_right_most_that_is_not_trusted(forwarded: str, clie
 
 
 async def test_of_a_long_list_of_proxies_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, look = [], proxies._address
+    looks, look = [], admission._address
 
     def counted(text: str) -> Any:
         looks.append(text)
         return look(text)
 
-    monkeypatch.setattr(proxies, "_address", counted)
+    monkeypatch.setattr(admission, "_address", counted)
     long = ", ".join(["203.0.113.5", *["10.0.0.2"] * 5000])
     assert client_of(await seen("10.0.0.1", ("x-forwarded-for", long), trusted=("10.0.0.0/8",))) == "10.0.0.2"
     assert len(looks) < 100

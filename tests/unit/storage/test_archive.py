@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from renderonline.farm.tasks import Landed
 from renderonline.storage import archive
-from renderonline.storage.archive import StoredArchive, members_of, results_first
-from renderonline.storage.landed import Changed, Compared, Member
+from renderonline.storage.archive import Changed, Compared, Member, StoredArchive, members_of, results_first
 
 
 @pytest.fixture(name="directory")

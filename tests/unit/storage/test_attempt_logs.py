@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.storage import logs
-from renderonline.storage.logs import AttemptLog, AttemptLogs
+from renderonline.storage import attempt_logs
+from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AttemptLogs:
     """Logs with a head of 10 bytes and pieces of 5."""
-    monkeypatch.setattr(logs, "HEAD", 10)
-    monkeypatch.setattr(logs, "PIECE", 5)
+    monkeypatch.setattr(attempt_logs, "HEAD", 10)
+    monkeypatch.setattr(attempt_logs, "PIECE", 5)
     return AttemptLogs(tmp_path / "logs")
 
 
@@ -68,7 +68,7 @@ def test_one_huge_piece_is_split(small: AttemptLogs) -> None:
 
 
 def test_reading_an_unknown_log_gives_nothing(small: AttemptLogs) -> None:
-    assert small.read(9) == logs.LogPart(0, b"", 0)
+    assert small.read(9) == attempt_logs.LogPart(0, b"", 0)
     assert small.size(9) == 0
 
 
@@ -93,7 +93,7 @@ def test_offsets_that_no_log_has_are_ignored(small: AttemptLogs) -> None:
 
 def test_what_has_no_room_beside_the_reserve_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 1000
-    monkeypatch.setattr(logs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(attempt_logs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     kept = AttemptLogs(tmp_path, reserve=990)
     assert kept.append(1, 0, b"0123456789") == 10
     with pytest.raises(OSError, match="Too little"):
@@ -123,8 +123,8 @@ def test_log_of_a_machine_reads_back_in_pieces_that_never_cut_a_character(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], limit: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "HEAD", 10)
-        patch.setattr(logs, "PIECE", 1000)
+        patch.setattr(attempt_logs, "HEAD", 10)
+        patch.setattr(attempt_logs, "PIECE", 1000)
         log = AttemptLog(AttemptLogs(tmp_path_factory.mktemp("log")), 1)
         for line in lines:
             log.append([line])

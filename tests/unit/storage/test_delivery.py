@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.storage import delivery
-from renderonline.storage.delivery import ASIDE, Handed, Handing, hand_over
+from renderonline.storage import landing
+from renderonline.storage.landing import ASIDE, Handed, Handing, hand_over
 
 
 def digest(data: bytes) -> str:
@@ -83,7 +83,7 @@ def test_a_root_that_is_away_is_told_apart_and_not_made(handing: Handing) -> Non
 
 def test_a_first_try_looks_through_no_folder(handing: Handing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a hundred thousand frames each would be slower than the one before."""
-    monkeypatch.setattr(delivery.os, "listdir", lambda *_: pytest.fail("the folder was listed"))
+    monkeypatch.setattr(landing.os, "listdir", lambda *_: pytest.fail("the folder was listed"))
     assert hand_over(replace(handing, again=False)) is Handed.DELIVERED
 
 
@@ -98,7 +98,7 @@ def test_an_interrupted_try_leaves_nothing_and_no_hard_links_are_no_must(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(delivery.os, "link", refuse)
+    monkeypatch.setattr(landing.os, "link", refuse)
     assert hand_over(handing) is Handed.DELIVERED
     assert {path.name for path in folder.iterdir()} == {"a.png", f"{ASIDE}71-ab"}
     (folder / "b.png").write_bytes(b"somebody's")

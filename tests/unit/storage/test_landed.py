@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.storage.landed import PIECE_BYTES, Altered, Changed, Compared, Member, file_pieces
+from renderonline.storage.archive import PIECE_BYTES, Altered, Changed, Compared, Member, file_pieces
 
 CONTENT = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"the end"
 LATER_NS = 10_000_000_000

@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, LimitReached, RenderOnlineError, TooLarge
-from renderonline.storage.multipart import (
-    DISCARD_BYTES,
-    Field,
-    FileBegins,
-    FileData,
-    FileEnds,
-    Form,
-    MultipartReader,
-)
+from renderonline.storage.multipart import DISCARD_BYTES, Field, FileBegins, FileData, FileEnds, Form, MultipartReader
 
 TYPE = "multipart/form-data; boundary=B"
 

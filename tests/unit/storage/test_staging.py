@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, Unfit
-from renderonline.storage import announcing, manifests, names, staging
-from renderonline.storage.digests import InputSums
+from renderonline.storage import confined, manifests, names, staging
+from renderonline.storage.disk import InputSums
 from renderonline.storage.staging import Announced, Incomplete, PackReader, Place, Stage
 
 CHUNKS = [bytes([number]) * (number * 7 + 1) for number in range(8)]
@@ -33,7 +33,7 @@ def record(index: int, chunk: int, content: bytes) -> bytes:
 def test_chunks_in_any_order_through_any_cuts_make_the_files(order: list[int], size: int, restart: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [announced("a/b", CHUNKS), announced("c", CHUNKS[::-1])]
-        announcing.checked(files)
+        confined.checked(files)
         stage = Stage.create(Path(folder, "u"), files)
         for count, number in enumerate(order):
             if count == restart:
@@ -184,7 +184,7 @@ def test_few_files_are_being_added_up_at_once(tmp_path: Path, monkeypatch: pytes
 
 def test_names_that_are_not_fit_travel_under_others_with_a_mapping(tmp_path: Path) -> None:
     files = [announced("s: 1.blend", CHUNKS[:1]), announced("tex/ho\u0308lz.png", CHUNKS[1:2])]
-    announcing.checked(files)
+    confined.checked(files)
     Stage.create(tmp_path / "u", files)
     stage = Stage(tmp_path / "u")
     assert [one["name"] for one in stage.described()] == ["s: 1.blend", "tex/ho\u0308lz.png"]

@@ -22,7 +22,7 @@ from typing import Final
 import psutil
 import uv
 
-from renderonline.engines.children import Answer, ask, sigterm_unwinds
+from renderonline.engines.children import ChildAnswer, ask, sigterm_unwinds
 from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
 
@@ -194,7 +194,7 @@ def find_python(version: str, directory: Path) -> str | None:
     return _found(_uv(["python", "find", "--system", "--no-python-downloads", version], directory))
 
 
-def _found(answer: Answer) -> str | None:
+def _found(answer: ChildAnswer) -> str | None:
     return answer.out[0] if answer.code == 0 and answer.out else None
 
 
@@ -221,7 +221,7 @@ def _run_uv(arguments: Sequence[str], directory: Path, told: Callable[[int], Non
 
 def _uv(
     arguments: Sequence[str], directory: Path, meanwhile: Callable[[int], None] = lambda _pid: None, **more: str
-) -> Answer:
+) -> ChildAnswer:
     """What uv says, run in our environment without what would make it work on some other project's."""
     try:
         program: str | None = os.fspath(uv.find_uv_bin())

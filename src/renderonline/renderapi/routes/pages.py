@@ -1,29 +1,46 @@
 """The web page: its files, read once and sent compressed with a policy that lets nothing foreign in; and its sessions
-(R11 Web authority). Programs send the headers email and token instead."""
+(R11 Web authority). Programs send the headers email and token instead.
 
+For those who run the farm: `/healthz`, `/metrics`, the page that documents the API, and where machines dial in.
+"""
+
+import asyncio
 import gzip
 import hashlib
+import html
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.websockets import WebSocket
 
-from renderonline.renderapi import views
-from renderonline.renderapi.routes.models import Credentials, TicketFor
+from renderonline import __version__
+from renderonline.farm.accounts import Permission
+from renderonline.farm.errors import NotFound
+from renderonline.protocol.link import LINK_PATH
+from renderonline.renderapi import task_views
 from renderonline.renderapi.routes.router import (
+    V2,
     Access,
+    Credentials,
     Json,
     PlainRoute,
     PrincipalDep,
     Router,
     ServicesDep,
+    TicketFor,
+    declare,
     json_answer,
 )
+from renderonline.renderapi.services import CONTENT_TYPE, principal_of, services_of
+from renderonline.serving.admission import client_of, is_forwarded
+from renderonline.serving.web import is_loopback, make_wheel, wheel_name
 
 router = Router("session")
 
@@ -45,7 +62,7 @@ _BASE: Final = b"/web/-/"
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
 
 
-class _File:
+class _StaticFile:
     def __init__(self, name: str, content: bytes) -> None:
         self.plain, self.packed = content, gzip.compress(content, 9, mtime=0)
         self.etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
@@ -68,8 +85,8 @@ def routes(directory: Path) -> list[BaseRoute]:
     found = sorted(path for path in directory.rglob("*") if path.is_file())
     contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
     digest = hashlib.sha256(b"".join(name.encode() + content for name, content in contents.items())).hexdigest()[:16]
-    index = _File("index.html", contents.pop("index.html").replace(_BASE, f"/web/{digest}/".encode()))
-    files: Mapping[str, _File] = {name: _File(name, content) for name, content in contents.items()}
+    index = _StaticFile("index.html", contents.pop("index.html").replace(_BASE, f"/web/{digest}/".encode()))
+    files: Mapping[str, _StaticFile] = {name: _StaticFile(name, content) for name, content in contents.items()}
 
     async def page(request: Request) -> Response:
         return index.answer(request, "no-cache")
@@ -89,7 +106,7 @@ async def log_in(request: Request, services: ServicesDep, body: Credentials) -> 
     """Begin a session of the web page: the answer sets its cookie."""
     principal, name = await services.sessions.log_in(request, body.email, body.token)
     await services.administration.used_on_the_page(body.token)
-    response = json_answer(views.me(principal), 201)
+    response = json_answer(task_views.me(principal), 201)
     services.sessions.set_cookie(request, response, name)
     return response
 
@@ -98,7 +115,7 @@ async def log_in(request: Request, services: ServicesDep, body: Credentials) -> 
 async def logged_in(request: Request, services: ServicesDep) -> Json:
     """Whose session this is; null when nobody is logged in."""
     principal = await services.sessions.principal(request)
-    return {"me": principal and views.me(principal)}
+    return {"me": principal and task_views.me(principal)}
 
 
 @router.call("DELETE", "/session", needs=Access.OPEN)
@@ -114,3 +131,112 @@ async def log_out(request: Request, services: ServicesDep) -> Response:
 async def ticket(request: Request, _caller: PrincipalDep, services: ServicesDep, body: TicketFor) -> Json:
     """An address from which the browser itself can download a file, in this session only."""
     return {"url": services.sessions.ticket(request, body.path)}
+
+
+def operation_routes() -> list[BaseRoute]:
+    """All of them."""
+    calls = {
+        "/install/{name}": _Wheel().answer,
+        "/healthz": healthz,
+        "/docs": to_docs,
+        f"{V2}/docs": docs,
+        f"{V2}/openapi.json": openapi,
+    }
+    opens = [PlainRoute(path, call, "GET", Access.OPEN) for path, call in calls.items()]
+    return [*opens, PlainRoute("/metrics", metrics, "GET", Access.NEARBY), WebSocketRoute(LINK_PATH, link)]
+
+
+class _Wheel:
+    """This program, for computers that join; made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._name = wheel_name()
+        self._made: asyncio.Task[bytes] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """The wheel of this version, for `pip install`."""
+        if request.path_params["name"] != self._name:
+            raise NotFound(f"There is {self._name or 'nothing'} to install here.")
+        self._made = self._made or asyncio.create_task(asyncio.to_thread(make_wheel))
+        return Response(await asyncio.shield(self._made), media_type="application/octet-stream")
+
+
+async def healthz(request: Request) -> Response:
+    """200 when the database answers and the dispatcher runs; tells nothing about the farm."""
+    well = await services_of(request).reading.healthy()
+    told = {"status": "ok" if well else "database does not answer", "version": __version__}
+    return json_answer(told, 200 if well else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
+    if not _is_local(request):
+        (await principal_of(request)).require(Permission.MACHINES)
+    services = services_of(request)
+    figures = services.metrics.render(services.dispatcher.shared.machines, services.dispatcher.figures())
+    return Response(figures, media_type=CONTENT_TYPE)
+
+
+async def link(socket: WebSocket) -> None:
+    """The link of one machine."""
+    await services_of(socket).dispatcher.link(socket)
+
+
+declare(link, Access.MACHINE)
+
+
+def _is_local(request: Request) -> bool:
+    """Whether a program on this computer asks: not for somebody behind a proxy, and not for a page in a browser whose
+    own name was made to lead here."""
+    return not is_forwarded(request) and is_loopback(client_of(request)) and is_loopback(request.url.hostname or "")
+
+
+async def to_docs(_request: Request) -> Response:
+    """The short address."""
+    return RedirectResponse(f"{V2}/docs")
+
+
+async def openapi(request: Request) -> Response:
+    """The OpenAPI description."""
+    return json_answer(request.app.openapi())
+
+
+async def docs(request: Request) -> Response:
+    """The OpenAPI description as one page that needs no script and no other server."""
+    page = "".join(_page(request.app.openapi()))
+    return HTMLResponse(page, headers={"Content-Security-Policy": _DOCS_POLICY})
+
+
+_DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+details{border:1px solid #8884;border-radius:6px;margin:.4rem 0;padding:.3rem .8rem}summary{cursor:pointer}
+code,pre{font:14px ui-monospace,monospace}b{display:inline-block;min-width:4.5rem}pre{overflow:auto}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181d}a{color:#8bf}}
+"""
+
+
+def _page(schema: Mapping[str, Any]) -> Iterator[str]:
+    title = html.escape(schema["info"]["title"])
+    yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    yield f"<h1>{title}</h1><p>{html.escape(schema['info'].get('description', ''))}</p>"
+    yield f'<p>Machine-readable: <a href="{V2}/openapi.json">openapi.json</a></p>'
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield from _operation(method, path, operation)
+    yield "<h2>Shapes</h2>"
+    for name, shape in sorted(schema["components"]["schemas"].items()):
+        yield f"<details><summary><code>{html.escape(name)}</code></summary>{_json(shape)}</details>"
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<details><summary><b>{method.upper()}</b><code>{html.escape(path)}</code> "
+    yield f"{html.escape(operation.get('summary', ''))}</summary><p>{html.escape(operation.get('description', ''))}</p>"
+    for heading, key in (("Parameters", "parameters"), ("Body", "requestBody"), ("Answers", "responses")):
+        if operation.get(key):
+            yield f"<h4>{heading}</h4>{_json(operation[key])}"
+    yield "</details>"
+
+
+def _json(content: Any) -> str:
+    return f"<pre>{html.escape(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())}</pre>"

@@ -23,9 +23,8 @@ from renderonline.farm.errors import (
 )
 from renderonline.protocol.calls import UNREACHABLE
 from renderonline.rnoclient.sdk.client import Client
-from renderonline.rnoclient.sdk.connection import Login
-from renderonline.rnoclient.sdk.types import ENDED, Item, Task
-from renderonline.rnoclient.sdk.uploads import UploadOptions
+from renderonline.rnoclient.sdk.connection import ENDED, Item, Login, Task
+from renderonline.rnoclient.sdk.uploading import UploadOptions
 
 __all__ = [
     "ENDED",

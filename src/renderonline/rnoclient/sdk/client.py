@@ -1,4 +1,7 @@
-"""The farm as Python calls: `Client(Login(url, email, token)).submit("scene.blend", frames="1-24")`."""
+"""The farm as Python calls: `Client(Login(url, email, token)).submit("scene.blend", frames="1-24")`.
+
+The calls for operators and administrators: users, subscriptions, engines, argtypes, machines.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +12,8 @@ from urllib.parse import quote, urlencode
 
 from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.rnoclient.sdk import events, transfers, uploads
-from renderonline.rnoclient.sdk.admin import Admin
-from renderonline.rnoclient.sdk.connection import Connection, Login
-from renderonline.rnoclient.sdk.owners import Owners
-from renderonline.rnoclient.sdk.types import ENDED, Item, Task
+from renderonline.rnoclient.sdk import connection, downloading, uploading
+from renderonline.rnoclient.sdk.connection import ENDED, Connection, Item, Login, Owners, Task
 
 PAGE: Final = 200
 REFRESH_S: Final = 0.25
@@ -30,7 +30,7 @@ class Client:
     `upload` says how files are sent; by default in the best way for this computer.
     """
 
-    def __init__(self, login: Login, *, patience_s: float = 5.0, upload: uploads.UploadOptions | None = None) -> None:
+    def __init__(self, login: Login, *, patience_s: float = 5.0, upload: uploading.UploadOptions | None = None) -> None:
         self.connection = Connection(login, patience_s=patience_s)
         self._upload = upload
         self.admin = Admin(self.connection)
@@ -71,7 +71,7 @@ class Client:
         strict: bool = False,
         names: str = "",
         deliver: str = "",
-        progress: transfers.Progress | None = None,
+        progress: downloading.Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails
         (R4.1 Submit once).
@@ -99,15 +99,15 @@ class Client:
         files = {path.name if unpack else main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
         request |= {"unpack": True} if unpack else {}
         alone = len(files) == 1 and main == path.name
-        if not alone or transfers.size_of(path) >= LARGE:
+        if not alone or downloading.size_of(path) >= LARGE:
             try:
-                self._upload = self._upload or uploads.default_options()
-                sent = uploads.submit(self.connection, {**request, "scene": main}, files, self._upload, progress)
+                self._upload = self._upload or uploading.default_options()
+                sent = uploading.submit(self.connection, {**request, "scene": main}, files, self._upload, progress)
                 return cast("Task", sent.json())
             except InvalidRequest as error:
                 if error.reason_code != "bad_name" or not alone:
                     raise  # the name of a single file is made fit by the farm
-        return cast("Task", transfers.send(self.connection, request, path, progress).json())
+        return cast("Task", downloading.send(self.connection, request, path, progress).json())
 
     def tasks(
         self,
@@ -193,9 +193,9 @@ class Client:
         yield shown
         if shown["status"] in ENDED:
             return
-        for event in events.stream(self.connection, patience_s=WATCH_PATIENCE_S):
+        for event in connection.stream(self.connection, patience_s=WATCH_PATIENCE_S):
             now = time.monotonic()
-            concerns = event.type == events.RESYNC or event.data.get("task_id") == task_id
+            concerns = event.type == connection.RESYNC or event.data.get("task_id") == task_id
             if not concerns or (event.type == "progress" and now - looked < REFRESH_S):
                 continue
             looked = now
@@ -213,7 +213,7 @@ class Client:
         *,
         frames: str = "",
         names: Sequence[str] = (),
-        progress: transfers.Progress | None = None,
+        progress: downloading.Progress | None = None,
     ) -> Path:
         """The task's scene and results as one ZIP file; resumed where an earlier call was cut.
 
@@ -221,7 +221,7 @@ class Client:
         """
         query = urlencode([("frames", frames)] * bool(frames) + [("name", name) for name in names])
         path = f"/tasks/{task_id:d}/download" + (f"?{query}" if query else "")
-        return transfers.fetch(self.connection, path, Path(target), progress=progress)
+        return downloading.fetch(self.connection, path, Path(target), progress=progress)
 
     def download_results(
         self,
@@ -244,8 +244,8 @@ class Client:
         if not found:
             raise NotFound(f"None of the {len(everything)} results of task {task_id} is among the wanted ones.")
         root, called = Path(directory), _called(everything)
-        targets = {one["name"]: transfers.safe_path(root, called[one["name"]]) for one in found}
-        digests = {name: transfers.digest_of(target) for name, target in targets.items()}
+        targets = {one["name"]: downloading.safe_path(root, called[one["name"]]) for one in found}
+        digests = {name: downloading.digest_of(target) for name, target in targets.items()}
         left = {one["name"] for one in found if digests[one["name"]] != one["digest"]}
         owners, owner = Owners(root), f"task {task_id} of {self.connection.login.url}"
         if not overwrite:
@@ -255,7 +255,7 @@ class Client:
             for number, result in enumerate(found, 1):
                 if result["name"] in left:
                     path = f"/tasks/{task_id:d}/results/{quote(result['name'])}"
-                    transfers.fetch(self.connection, path, targets[result["name"]], digest=result["digest"])
+                    downloading.fetch(self.connection, path, targets[result["name"]], digest=result["digest"])
                     fetched.append((called[result["name"]], result["digest"]))
                 if progress is not None:
                     progress(number, len(found))
@@ -281,3 +281,104 @@ def _called(results: Sequence[Item]) -> dict[str, str]:
     frames = {one["name"]: one.get("of_frame") if one.get("frame") is None else one["frame"] for one in results}
     ordered = sorted(results, key=lambda one: (frames[one["name"]] is None, one["name"]))
     return result_names.distinct((one["name"], one.get("called") or one["name"]) for one in ordered)
+
+
+class Admin:
+    """Administration over `/renderapi/v2`; `NotAllowed` for those who may not."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def users(self) -> list[Item]:
+        """All accounts."""
+        return self._list("/users")
+
+    def add_user(self, **fields: object) -> Item:
+        """A new account: email, first_name, last_name, subscription_id, role. The answer may carry its token."""
+        return self._send("POST", "/users", fields)
+
+    def change_user(self, user_id: int, **fields: object) -> Item:
+        """Change some fields of an account."""
+        return self._send("PATCH", f"/users/{user_id:d}", fields)
+
+    def new_token(self, user_id: int) -> str:
+        """A new token for the account; the old one ends. It is shown once and stored as a hash (R12 Tokens)."""
+        return str(self._send("POST", f"/users/{user_id:d}/token")["token"])
+
+    def log_out(self, user_id: int) -> None:
+        """End the account's token, sessions and event streams; it can do nothing until it gets a new token."""
+        self._connection.call("POST", f"/users/{user_id:d}/logout")
+
+    def subscriptions(self) -> list[Item]:
+        """All subscriptions."""
+        return self._list("/subscriptions")
+
+    def add_subscription(self, **fields: object) -> Item:
+        """A new subscription: name, queue_limit, share, running_limit, keep_days, keep_mib, names."""
+        return self._send("POST", "/subscriptions", fields)
+
+    def change_subscription(self, subscription_id: int, **fields: object) -> Item:
+        """Change some fields of a subscription."""
+        return self._send("PATCH", f"/subscriptions/{subscription_id:d}", fields)
+
+    def engines(self) -> list[Item]:
+        """All engines of the farm."""
+        return self._list("/engines")
+
+    def add_engine(self, definition: str, download_path: str | None = None) -> Item:
+        """A new engine from the text of its TOML definition."""
+        return self._send("POST", "/engines", {"definition": definition, "download_path": download_path})
+
+    def change_engine(self, engine_id: int, **fields: object) -> Item:
+        """Change an engine: definition, download_path, is_enabled."""
+        return self._send("PATCH", f"/engines/{engine_id:d}", fields)
+
+    def remove_engine(self, engine_id: int) -> None:
+        """Remove an engine that no task uses."""
+        self._connection.call("DELETE", f"/engines/{engine_id:d}")
+
+    def argtypes(self) -> list[Item]:
+        """All types of arguments."""
+        return self._list("/argtypes")
+
+    def put_argtype(self, argtype_id: str, argtype: str, regex: str | None = None) -> Item:
+        """Make or replace an argtype."""
+        return self._send("PUT", f"/argtypes/{quote(argtype_id, safe='')}", {"type": argtype, "regex": regex})
+
+    def remove_argtype(self, argtype_id: str) -> None:
+        """Remove an argtype."""
+        self._connection.call("DELETE", f"/argtypes/{quote(argtype_id, safe='')}")
+
+    def machines(self) -> list[Item]:
+        """All machines and what they do now."""
+        return self._list("/machines")
+
+    def add_machine(self, ip_address: str, port: int) -> Item:
+        """A machine that speaks v1, by its address; linked machines join by themselves (`invite`)."""
+        return self._send("POST", "/machines", {"ip_address": ip_address, "port": port})
+
+    def change_machine(self, machine_id: int, **fields: object) -> Item:
+        """Change a machine: wish (active, draining, disabled), name, reason, tags (list), pool, hours, slots_allowed
+        (0: four, or its cores if fewer)."""
+        return self._send("PATCH", f"/machines/{machine_id:d}", fields)
+
+    def remove_machine(self, machine_id: int) -> None:
+        """Forget a machine; its secret is worth nothing afterwards."""
+        self._connection.call("DELETE", f"/machines/{machine_id:d}")
+
+    def restart_machine(self, machine_id: int) -> None:
+        """Have a linked machine's program end after its work; its service starts it again, perhaps a newer one."""
+        self._connection.call("POST", f"/machines/{machine_id:d}/restart")
+
+    def invite(self, uses: int = 1, hours: float = 24, slots: int = 0) -> Item:
+        """A code with which machines join: {code, expires, command, first, install}. `slots`: how many each of them may
+        have; 0: four, or its cores if fewer. `first`: what must be changed before others reach the farm; `install`:
+        where pip finds this version of the program; both null for nothing."""
+        about = {"uses": uses, "hours": hours, **({"slots": slots} if slots else {})}
+        return self._send("POST", "/machines/invite", about)
+
+    def _list(self, path: str) -> list[Item]:
+        return cast("list[Item]", self._connection.call("GET", path).json()["items"])
+
+    def _send(self, method: str, path: str, data: object = None) -> Item:
+        return cast("Item", self._connection.call(method, path, data=data).json())

@@ -1,17 +1,86 @@
-"""One RenderAPI as the SDK's user: where it is, as whom to call it, and which calls are repeated."""
+"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` (described at `/docs` of a farm).
 
+One RenderAPI as the SDK's user: where it is, as whom to call it, and which calls are repeated.
+
+The farm's event stream (SSE), resumed after every break at the event where it broke.
+
+Whose files lie in a folder: a download never replaces another task's, nor what somebody changed, without a word.
+
+What was downloaded, for which task and with which digest, is remembered in the user's cache directory, a file for each
+folder. Without it nothing is replaced that has other bytes: the folder itself holds results only.
+"""
+
+import contextlib
+import hashlib
 import json
+import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPResponse
-from typing import Any, Final, TypeVar
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, Final, TypedDict, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 from renderonline.farm import errors
+from renderonline.farm.errors import Conflict, LimitReached, NotAvailable
 from renderonline.protocol.calls import Advice, Busy, Caller, Reply, Trust, backoff
+
+
+class Task(TypedDict):
+    """A task. Times are ISO 8601 in UTC; `progress` is 0 to 1; `chunks` counts chunks by state."""
+
+    task_id: int
+    name: str
+    user_id: int
+    email: str
+    engine: str
+    engine_id: int
+    status: str
+    priority: int
+    running_limit: int
+    paused: bool
+    file_name: str
+    file_size: int
+    arguments: dict[str, str]
+    frames: str | None
+    frames_total: int
+    frames_done: int
+    chunks: dict[str, int]
+    queued: str | None
+    started: str | None
+    ended: str | None
+    deletes_at: str | None
+    """When it is removed with all its files, for its subscription keeps tasks for so many days; null: not by itself."""
+    reason: str | None
+    machine_ids: list[int]
+    notify: bool
+    needs: dict[str, Any]
+    progress: float
+    latest: dict[str, Any] | None
+    """The file that landed last; null in lists."""
+    integrity: str | None
+    """`compared`, `altered` (somebody changed results on the server) or `not_compared` (they have no digest); null in
+    lists."""
+    facts: dict[str, Any]
+    """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
+    warnings: list[str]
+    """What a person must know of its pictures although nothing failed, such as files that were missing; at most 20."""
+    unchecked: str | None
+    """Why no machine looked at its scene before it was rendered; null when one did, or its engine can't."""
+    missing_inputs: list[str]
+    """Files that the scene needs and that were not submitted with it."""
+    stuck: str | None
+    """Why nothing of it can start whatever becomes free, and what helps; null when something can."""
+
+
+Item = Mapping[str, Any]
+"""Any other row: a result, an attempt, a user, machine, engine, subscription, argtype."""
+
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+"""The statuses that a task keeps (unless somebody asks for it again)."""
 
 BASE: Final = "/renderapi/v2"
 PAUSE_S: Final = 0.2
@@ -121,3 +190,126 @@ def _tidied(url: str) -> str:
         raise errors.InvalidRequest(f"{url!r} is no address of a RenderAPI; write it like http://farm:5000 .")
     path = re.sub(r"(/renderapi(/v\d+)?)?/*$", "", parts.path)
     return parts._replace(path=path, netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+RESYNC: Final = "resync"
+"""The type of the event that says: some events are lost for good, ask for what you show."""
+SILENCE_S: Final = 45.0
+POLL_S: Final = 3.0
+LINE_LIMIT: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened: `type` is task, result, progress, machine or resync; "" is a sign of life."""
+
+    type: str
+    data: dict[str, Any]
+    id: str = ""
+
+
+def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Event]:
+    """All events from now on, for ever; the first is always a `resync`.
+
+    After each break that may have lost events another `resync` follows. Where the account has no stream left there is
+    a `resync` every few seconds instead. `NotAvailable` when RenderAPI can't be reached for longer than `patience_s`.
+    """
+    last_id = ""
+    broken_since = time.monotonic()
+    while True:
+        try:
+            headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
+            with connection.open("GET", "/events", headers=headers, timeout_s=SILENCE_S) as response:
+                if not last_id:
+                    yield Event(RESYNC, {})
+                for event in parse(response):
+                    last_id = event.id or last_id
+                    broken_since = time.monotonic()
+                    if event.type:
+                        yield event
+                broken_since = time.monotonic()
+        except LimitReached:
+            last_id, broken_since = "", time.monotonic()
+            yield Event(RESYNC, {})
+            time.sleep(POLL_S)
+        except NotAvailable:
+            if time.monotonic() - broken_since > patience_s:
+                raise
+        time.sleep(0.5)
+
+
+def parse(response: HTTPResponse) -> Iterator[Event]:
+    """The events of one answer. Comments (keep-alive) come as events without a type."""
+    fields: dict[str, str] = {}
+    data: list[str] = []
+    while line := response.readline(LINE_LIMIT):
+        if not line.endswith(b"\n"):
+            raise HTTPException("an event that was cut or is too long")
+        text = line.decode("utf-8", "replace").rstrip("\r\n")
+        if not text:
+            if data:
+                yield Event(fields.get("event", "message"), json_object("\n".join(data)), fields.get("id", ""))
+            fields, data = {}, []
+            continue
+        key, _, value = text.partition(":")
+        value = value.removeprefix(" ")
+        if not key:
+            yield Event("", {})
+        elif key == "data":
+            data.append(value)
+        else:
+            fields[key] = value
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text holds; {} for everything else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_PLACE: Final = "RENDERONLINE_CACHE"
+
+
+class Owners:
+    """The files of one folder that were downloaded, by name: for which task, and the digest of each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.absolute()
+        named = os.environ.get(_PLACE)
+        place = Path(named) if named else Path.home() / ".cache" / "renderonline"
+        folder = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:32]
+        self._state = place / "downloads" / f"{folder}.json"
+        self._of = self._read()
+
+    def refuse_others(self, there: Iterable[tuple[str, str]], owner: str) -> None:
+        """`Conflict` if one of these files (name, its digest now) is not what was downloaded for `owner`."""
+        others = [name for name, digest in there if self._of.get(name) != [owner, digest]]
+        if others:
+            known = self._of.get(others[0])
+            whose = "is of no download that is known" if known is None else f"is of {known[0]}"
+            if known is not None and known[0] == owner:
+                whose = "was changed since it was downloaded"
+            more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+            told = f"{self._directory / others[0]} would be replaced, but it {whose}{more}."
+            raise Conflict(
+                f"{told} Choose another folder (-o), or replace them with --overwrite.", code="would_replace"
+            )
+
+    def remember(self, fetched: Iterable[tuple[str, str]], owner: str) -> None:
+        """These (name, digest) were downloaded now. A cache that can't be written forgets it."""
+        self._of = {**self._read(), **{name: [owner, digest] for name, digest in fetched}}
+        aside = self._state.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._state.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps(self._of), encoding="utf-8")
+            aside.replace(self._state)
+
+    def _read(self) -> dict[str, list[str]]:
+        try:
+            known = json.loads(self._state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}

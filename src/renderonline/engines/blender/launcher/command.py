@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 from .session import Session
-from .speech import Failed, Refused, say, speak_utf8
+from .speech import Failed, WrongOption, say, speak_utf8
 from .wishes import Wishes, list_engines
 
 
@@ -118,7 +118,7 @@ def parse(words: Sequence[str]) -> list[Step]:
         if word in OPTIONS:
             value = next(rest, None)
             if value is None:
-                raise Refused(f"option {word} needs a value")
+                raise WrongOption(f"option {word} needs a value")
             steps.append((OPTIONS[word], value))
         elif word in ("-a", "--render-anim"):
             steps.append((Session.render_animation, ""))
@@ -127,7 +127,7 @@ def parse(words: Sequence[str]) -> list[Step]:
         elif not word.startswith("-"):
             steps.append((Session.load, word))
         elif word not in WITHOUT_MEANING:
-            raise Refused(f"option {word} is not allowed here. {USAGE}")
+            raise WrongOption(f"option {word} is not allowed here. {USAGE}")
     return steps
 
 

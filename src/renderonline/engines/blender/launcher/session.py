@@ -18,7 +18,7 @@ from .companions import (
 )
 from .devices import Devices
 from .files import find_files, missing_at_first
-from .speech import Failed, NoEngine, Refused, held_back, say, several, warn
+from .speech import Failed, NoEngine, WrongOption, held_back, say, several, warn
 from .wishes import EngineNames, Wishes
 
 LARGEST_FRAME: Final = 1_048_574
@@ -89,7 +89,7 @@ class Session:
 
     def set_format(self, name: str) -> None:
         if name in FILMS:
-            raise Refused(f"format {name} is a film; render frames, the film is encoded from them afterwards")
+            raise WrongOption(f"format {name} is a film; render frames, the film is encoded from them afterwards")
         image = self.scene.render.image_settings
         own = str(image.file_format)
         several_views = self.scene.render.use_multiview and image.views_format == "MULTIVIEW"
@@ -98,7 +98,7 @@ class Session:
                 image.media_type = "MULTI_LAYER_IMAGE" if "MULTILAYER" in name else "IMAGE"
             image.file_format = FORMATS.get(name, name)
         except TypeError:
-            raise Refused(f"format not found '{name}': this Blender can't write it") from None
+            raise WrongOption(f"format not found '{name}': this Blender can't write it") from None
         if several_views and "EXR" not in name:  # only EXR holds views of its own
             image.views_format = "STEREO_3D"
             warn(f"A file of format {name} can't hold several views: the picture has them side by side or as anaglyph.")
@@ -138,7 +138,7 @@ class Session:
             start = self._frame("-f", first)
             end = self._frame("-f", last) if last else start
             if end - start >= MOST_FRAMES:
-                raise Refused(f"-f {text} are too many frames")
+                raise WrongOption(f"-f {text} are too many frames")
             yield from range(start, end + 1)
 
     def _frame(self, option: str, text: str) -> int:
@@ -146,7 +146,7 @@ class Session:
         scenes have such frames."""
         match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
         if match is None or int(match[2]) > LARGEST_FRAME:
-            raise Refused(f"{option} {text} is not a frame number")
+            raise WrongOption(f"{option} {text} is not a frame number")
         if match[1] == "+":
             return int(match[2]) + int(self.scene.frame_start)
         return int(text)
@@ -159,7 +159,7 @@ class Session:
             raise Failed("there is no frame to render: the last frame is before the first")
         render = self.scene.render
         if render.image_settings.file_format in FILMS:
-            raise Refused("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
+            raise WrongOption("the scene's own format is a film; choose one for frames with -F, for instance -F PNG")
         if self.wishes.of("CHECK"):
             self._check()
             return
@@ -237,10 +237,10 @@ class Session:
 
 
 def whole_number(option: str, text: str, smallest: int, largest: int) -> int:
-    """The number that an option's word is; `Refused` when it is none from `smallest` to `largest`."""
+    """The number that an option's word is; `WrongOption` when it is none from `smallest` to `largest`."""
     number = int(text) if re.fullmatch(r"\d{1,7}", text, re.ASCII) else -1
     if not smallest <= number <= largest:
-        raise Refused(f"{option} {text} must be a number from {smallest} to {largest}")
+        raise WrongOption(f"{option} {text} must be a number from {smallest} to {largest}")
     return number
 
 

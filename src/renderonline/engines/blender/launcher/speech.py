@@ -18,7 +18,7 @@ class Failed(Exception):
         super().__init__(one_line(message).removeprefix("Error: "))
 
 
-class Refused(Failed):
+class WrongOption(Failed):
     """An option is not allowed or not understood."""
 
     code = 2

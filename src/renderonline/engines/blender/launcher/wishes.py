@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from .companions import layers_read
-from .speech import NoEngine, Refused, say, several, warn
+from .speech import NoEngine, WrongOption, say, several, warn
 
 EEVEE: Final = ("BLENDER_EEVEE", "BLENDER_EEVEE_NEXT")
 """The same engine: Blender 4.2 to 4.5 had the second name."""
@@ -92,7 +92,7 @@ MOST: Final[Mapping[str, int]] = {"SAMPLES": 16_777_216, "WIDTH": 65_536, "HEIGH
 
 
 class Wishes:
-    """The wishes in an environment. `Refused` when one is no value that Blender takes."""
+    """The wishes in an environment. `WrongOption` when one is no value that Blender takes."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._given = {
@@ -109,7 +109,7 @@ class Wishes:
         if not text:
             return 0
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-            raise Refused(f"{name.lower()} {text} must be a number from 1 to {most}")
+            raise WrongOption(f"{name.lower()} {text} must be a number from 1 to {most}")
         return int(text)
 
     def scene_of(self, bpy: Any) -> Any:
@@ -118,7 +118,7 @@ class Wishes:
         return _one_of("scene", name, bpy.data.scenes) if name else bpy.context.scene
 
     def apply(self, scene: Any, engines: EngineNames) -> None:
-        """Change what is wished for in the scene; `Refused` names what there is instead of a wrong name."""
+        """Change what is wished for in the scene; `WrongOption` names what there is instead of a wrong name."""
         if engine := self.of("ENGINE"):
             engines.choose(scene, engine)
         if name := self.of("CAMERA"):
@@ -148,13 +148,13 @@ class Wishes:
 
 
 def _one_of(kind: str, name: str, there: Iterable[Any]) -> Any:
-    """The block of that name; `Refused` names those that there are."""
+    """The block of that name; `WrongOption` names those that there are."""
     blocks = {block.name: block for block in there}
     if name not in blocks and "\\" in name:  # values are kept in ASCII, with escapes for other letters
         name = name.encode().decode("unicode_escape", "replace")
     if name not in blocks:
         where = "file" if kind == "scene" else "scene"
-        raise Refused(f"The {where} has no {kind} {name!r}; it has: {several(list(blocks), 20) or 'none'}")
+        raise WrongOption(f"The {where} has no {kind} {name!r}; it has: {several(list(blocks), 20) or 'none'}")
     return blocks[name]
 
 

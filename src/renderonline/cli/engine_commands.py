@@ -1,0 +1,240 @@
+"""`renderonline engine …`: engines of the farm, and programs installed on this computer."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from renderonline.cli import terminal
+from renderonline.cli.terminal import (
+    URL,
+    YES,
+    Output,
+    argument,
+    choose,
+    command,
+    confirm,
+    connect,
+    flag,
+    group,
+    option,
+    pairs,
+)
+from renderonline.farm.errors import InvalidRequest
+from renderonline.rnoclient.sdk import Client, Item
+
+if TYPE_CHECKING:
+    from renderonline.engines.definition import EngineDefinition
+    from renderonline.engines.discovery import FoundEngine
+
+commands = group("Render engines, of the farm and of this computer.")
+ENGINE = argument("ENGINE", "The engine's name or number.")
+DEFINITION = argument("FILE.toml", "The engine's definition.")
+
+
+@command(commands, "renderonline engine install blender")
+def install(*, engine: str = argument("ENGINE", "What to install: blender.", default="blender"), json: bool) -> Output:
+    """Install an engine on this computer (Blender: about 380 MB to fetch, 1 GB on the disk)."""
+    if engine != "blender":
+        raise InvalidRequest(f"Only blender can be installed; put {engine} on the PATH and it is found.")
+    prefix = install_blender(quiet=json)
+    return {"engine": engine, "command": list(prefix)}, f"Blender is installed: {' '.join(prefix)}"
+
+
+def install_blender(*, quiet: bool) -> tuple[str, ...]:
+    """Blender's argv prefix on this computer, installed with a progress bar if it is not there."""
+    from renderonline.engines.blender import install as blender
+    from renderonline.serving.directories import data_directory
+
+    with terminal.bar("Blender", "share", quiet=quiet) as step:
+        directory = data_directory() / "engines" / "blender"
+        return tuple(blender.install(directory, lambda fraction, words: step(fraction, 1.0, words)))
+
+
+@command(commands, "renderonline engine list", "renderonline engine list --here", name="list")
+def list_engines(
+    *, here: bool = flag("--here", "What is installed on this computer instead."), url: str | None = URL
+) -> Output:
+    """List the farm's engines, or those of this computer."""
+    if here:
+        local = engines_here()
+        if not local:
+            return local, "No engine was found here. Install Blender: renderonline engine install blender"
+        return local, lambda: terminal.table(["NAME", "VERSION", "COMMAND"], [list(item.values()) for item in local])
+    with connect(url) as client:
+        found = client.admin.engines()
+    return found, lambda: terminal.table([">ENGINE", "NAME", "EXTENSIONS", "ENABLED", "ARGUMENTS"], map(_row, found))
+
+
+@command(commands, "renderonline engine show blender", name="show")
+def show_engine(client: Client, *, engine: str = ENGINE) -> Output:
+    """Show an engine and its arguments."""
+    found = _find(client, engine)
+
+    def print_it() -> None:
+        terminal.print_fields(found, ["name", "engine_id", "extensions", "split", "is_enabled", "download_path"])
+        terminal.say()
+        terminal.table(["ARGUMENT", "TYPE", "DEFAULT", "CHOICES", "MEANING"], map(_argument_row, found["arguments"]))
+
+    return found, print_it
+
+
+@command(commands, "renderonline engine add examples/engines/sleep.toml")
+def add(
+    client: Client,
+    *,
+    file: Path = DEFINITION,
+    download_path: str | None = option("DIRECTORY", "Where RenderAPI keeps its tasks' files."),
+) -> Output:
+    """Add an engine to the farm, from its definition (administrators)."""
+    from renderonline.engines.loading import doubts, parse_definition
+
+    text = _read(file)
+    made = client.admin.add_engine(text, download_path)
+    with suppress(InvalidRequest):  # the farm, which may be newer, took it
+        for doubt in doubts(parse_definition(text)):
+            terminal.note(f"Warning: {doubt}")
+    return made, f"Engine {made['engine_id']} {made['name']} added."
+
+
+@command(commands, "renderonline engine test my-engine.toml --frames 1-10 --arg width=640", name="test")
+def try_out(
+    *,
+    file: Path = DEFINITION,
+    scene: str = option("FILE", "A scene to show the command for.", default="/path/scene"),
+    frames: str = option("RANGE", "The frames to show the command for.", default="1-4"),
+    arg: list[str] | None = option("ID=VALUE", None, "--arg", "-a"),
+) -> Output:
+    """Check a definition without a farm: what would run for a chunk, and is the program here?"""
+    found = _checked(_read(file), scene, frames, pairs("--arg", arg or [], "ID=VALUE"))
+    return found, lambda: terminal.print_fields(found, list(found))
+
+
+@command(
+    commands,
+    "renderonline engine argtype",
+    "renderonline engine argtype samples --type natural --regex '[1-9][0-9]{0,3}'",
+    "renderonline engine argtype samples --delete",
+)
+def argtype(
+    client: Client,
+    *,
+    argtype_id: str | None = argument("[ARGTYPE]", "The type's name.", default=None),
+    kind: str | None = option("TYPE", "file, path, extension, word, sentence, natural, integer or real.", "--type"),
+    regex: str = option("REGEX", "A rule that replaces the type's.", default=""),
+    delete: bool = flag("--delete", "Remove it."),
+) -> Output:
+    """List the types of arguments, or set one (administrators)."""
+    if argtype_id is None:
+        found = client.admin.argtypes()
+        rows = [(item["argtype_id"], item["type"], item["regex"]) for item in found]
+        return found, lambda: terminal.table(["ARGTYPE", "TYPE", "RULE"], rows)
+    if delete:
+        client.admin.remove_argtype(argtype_id)
+        return {"removed": argtype_id}, f"Argument type {argtype_id} removed."
+    if kind is None:
+        raise InvalidRequest("Say with --type what its values are, for instance --type natural .")
+    made = client.admin.put_argtype(argtype_id, kind, regex or None)
+    return made, f"Argument type {argtype_id}: {kind} {regex}".rstrip()
+
+
+@command(commands, "renderonline engine disable povray")
+def disable(client: Client, *, engine: str = ENGINE) -> Output:
+    """Take no new tasks for an engine."""
+    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=False)
+    return changed, f"Engine {changed['name']}: disabled."
+
+
+@command(commands, "renderonline engine enable povray")
+def enable(client: Client, *, engine: str = ENGINE) -> Output:
+    """Take tasks for an engine again."""
+    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=True)
+    return changed, f"Engine {changed['name']}: enabled."
+
+
+@command(commands, "renderonline engine remove povray")
+def remove(client: Client, *, engine: str = ENGINE, yes: bool = YES, json: bool) -> Output:
+    """Remove an engine that no task uses."""
+    confirm(f"Remove engine {engine}?", agreed=yes or json)
+    found = _find(client, engine)
+    client.admin.remove_engine(found["engine_id"])
+    return {"removed": found["engine_id"]}, f"Engine {found['name']} removed."
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} can't be read: {error}.") from None
+
+
+def _find(client: Client, who: str) -> Item:
+    return choose(client.admin.engines(), "engine_id", "name", who)
+
+
+def engines_here() -> list[dict[str, str]]:
+    """What a machine on this computer would offer."""
+    from renderonline.engines.loading import parse_definition, shipped
+
+    found = _installed({name: parse_definition(text) for name, text in shipped().items()})
+    return [{"name": one.name, "version": one.version, "command": " ".join(one.prefix)} for one in found]
+
+
+def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine, ...]":
+    from renderonline.engines.discovery import find_engines
+    from renderonline.serving.directories import data_directory
+
+    return find_engines({}, definitions, data_directory() / "engines")
+
+
+def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict[str, Any]:
+    """What a definition makes of a task's first chunk; `InvalidRequest` for what is wrong with it."""
+    from renderonline.engines.command_lines import (
+        argtypes,
+        build,
+        check_frames,
+        complete,
+        template_words,
+        values_of_frames,
+        without_frames,
+    )
+    from renderonline.engines.loading import parse_definition
+    from renderonline.farm.arguments import check_value
+    from renderonline.farm.frames import cut, parse_frames
+
+    definition = parse_definition(text)
+    wanted = parse_frames(frames) if definition.split == "frames" else ()
+    check_frames(definition, wanted)
+    filled = complete(definition, values_of_frames(definition, values, wanted) if wanted else values)
+    checked = without_frames(definition, filled) if wanted else filled
+    for argtype in argtypes(definition):
+        if argtype.argtype_id in checked:
+            check_value(argtype, checked[argtype.argtype_id])
+    command = build(
+        definition,
+        template_words(definition),
+        filled,
+        chunk=cut(wanted, definition.chunk_size)[0] if wanted else None,
+        task_frames=wanted,
+        scene=scene,
+        output_directory="/path/output",
+    )
+    found = next(iter(_installed({definition.name: definition})), None)
+    return {
+        "name": definition.name,
+        "extensions": list(definition.extensions),
+        "split": definition.split,
+        "program": " ".join(found.prefix) if found else "not found on this computer",
+        "version": found.version if found else "",
+        "command": " ".join(command.argv),
+        "outputs": [output.name for output in command.expected],
+    }
+
+
+def _argument_row(item: Item) -> list[object]:
+    return [item["id"], item["type"], item["default"], " ".join(item["choices"]), item["help"]]
+
+
+def _row(engine: Item) -> list[object]:
+    arguments = ", ".join(str(item["id"]) for item in engine["arguments"])
+    extensions, enabled = " ".join(engine["extensions"]), terminal.yes(engine["is_enabled"])
+    return [engine["engine_id"], engine["name"], extensions, enabled, arguments]

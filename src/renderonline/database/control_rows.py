@@ -1,0 +1,450 @@
+"""What people do to tasks: cancel, delete, pause, resume, change, try again. One operation each, guarded by the task's
+row, that can be repeated.
+
+`user_id` is the owner that the task must have (None: any); `NotFound` when it does not exist or has another owner.
+
+How long tasks stay and how much they take: a subscription's `keep_days` and `keep_mib`.
+
+A task takes what it was submitted with and its results. One that has not ended, or for which a task waits that has not
+ended, never goes.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import BigInteger, Connection, bindparam, cast, func, select
+
+from renderonline.database.queue_rows import BLOCKED
+from renderonline.database.schema import (
+    attempts,
+    chunks,
+    deliveries,
+    frames_of,
+    inputs,
+    json_object,
+    portions,
+    queue,
+    renders,
+    results,
+    subscriptions,
+    tasks,
+    update,
+    users,
+    waits_for,
+)
+from renderonline.database.submission_rows import check_limit
+from renderonline.database.task_rows import MAKE_STALE, Moment, Sheet, TaskRow, look
+from renderonline.farm import needs
+from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.frames import format_frames
+from renderonline.farm.result_names import Film
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
+
+CONDEMNED: Final = 2
+"""The value of `tasks.canceled` while a task is being deleted: its files may be gone, so its rows must follow."""
+_OPEN: Final = (ChunkState.WAITING, *sorted(LIVE))
+_FRESH: Final = {"tries": 0, "not_before_us": 0, "reason": None}
+_MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "frame", "of_frame", "state"))).where(
+    results.c.state.in_(("landing", "landed"))
+)
+_A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
+_NOW, _AT_THE_END = 0, 1
+"""The stages of films."""
+_AGAIN: Final = (ChunkState.WAITING, ChunkState.FAILED, ChunkState.CANCELED)
+"""Chunks in these states start again when a task is retried."""
+
+
+class Selection(NamedTuple):
+    """What of a task is to be rendered again, whatever its state: chunks by id, and frames. Neither: all of it."""
+
+    chunk_ids: frozenset[int] = frozenset()
+    frames: frozenset[int] = frozenset()
+
+
+class StoppedAttempt(NamedTuple):
+    """An attempt that was ended because of its task."""
+
+    attempt_id: int
+    machine_id: int
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """A changed task, and the attempts that its machines have to stop. `landing`: results that are to be made again are
+    still on their way to their final name; repeat the operation when they are there."""
+
+    state: TaskRow
+    stopped: tuple[StoppedAttempt, ...] = ()
+    landing: bool = False
+
+
+def cancel_task(
+    connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, queued: bool = False
+) -> Acted:
+    """Take a task from the queue; `Conflict` (code `not_in_queue`) when it ended otherwise, or (`queued`) at all."""
+    sheet, task = _opened(connection, task_id, moment, user_id)
+    if task.ended and (queued or not task.canceled):
+        raise Conflict(f"Task with identifier {task_id} is not in the queue.", code="not_in_queue")
+    return Acted(task) if task.ended else _cancel(sheet, task)
+
+
+def _cancel(sheet: Sheet, task: TaskRow, mark: int = 1, reason: str = "Canceled.") -> Acted:
+    stopped = _stop(sheet, attempts.c.task_id == task.task_id, "the task was canceled")
+    sheet.move_all(task.task_id, _OPEN, ChunkState.CANCELED)
+    task.canceled, task.reason = mark, reason
+    sheet.flush()
+    return Acted(task, stopped)
+
+
+def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[StoppedAttempt, ...]:
+    """End the live ones of these attempts; that is no failure."""
+    stopped = _attempts(sheet.connection, which & (attempts.c.state != AttemptState.ENDED.value))
+    ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": sheet.moment.us}
+    if stopped:
+        by_id = attempts.c.attempt_id.in_([one.attempt_id for one in stopped])
+        sheet.connection.execute(attempts.update().where(by_id).values(**ended, reason=reason))
+    return stopped
+
+
+def _attempts(connection: Connection, which: Any) -> tuple[StoppedAttempt, ...]:
+    columns = (attempts.c.attempt_id, attempts.c.machine_id, attempts.c.directory)
+    query = select(*columns).where(which).order_by(attempts.c.attempt_id)
+    return tuple(StoppedAttempt(*row) for row in connection.execute(query))
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """A task that is about to be deleted, and what of it lies on disks. `had_ended`: before that; `shared`: another
+    task uses its render."""
+
+    canceled: Acted
+    had_ended: bool
+    scene: str
+    file_name: str
+    attempts: tuple[StoppedAttempt, ...]
+    shared: bool
+
+
+def condemn_task(
+    connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, only_ended: bool = False
+) -> Condemned:
+    """First step of deleting: take the task from the queue, mark it, and say what is to be removed from disks.
+    `only_ended`: `Conflict` when it has not ended, or such a task waits for it.
+
+    It can be repeated: what is marked and still there was interrupted between the steps (`list_condemned`).
+    """
+    sheet, task = _opened(connection, task_id, moment, user_id)
+    if only_ended and not may_go(connection, task_id):
+        raise Conflict(f"Task {task_id} is still needed.")
+    had_ended = task.ended
+    canceled = _cancel(sheet, task, CONDEMNED, "It is being deleted.")
+    files = select(renders.c.file_path, renders.c.file_name).where(renders.c.render_id == task.render_id)
+    scene, file_name = connection.execute(files).first() or ("", "")
+    tried = _attempts(connection, attempts.c.task_id == task_id)
+    return Condemned(
+        canceled=canceled,
+        had_ended=had_ended,
+        scene=scene,
+        file_name=file_name,
+        attempts=tried,
+        shared=_is_shared(connection, task),
+    )
+
+
+def list_condemned(connection: Connection) -> tuple[int, ...]:
+    """Tasks whose deletion has begun and has not ended."""
+    return tuple(connection.scalars(select(tasks.c.task_id).where(tasks.c.canceled == CONDEMNED)))
+
+
+def _is_shared(connection: Connection, task: TaskRow) -> bool:
+    others = (tasks.c.render_id == task.render_id) & (tasks.c.task_id != task.task_id)
+    return connection.scalar(select(tasks.c.task_id).where(others).limit(1)) is not None
+
+
+def delete_task(connection: Connection, task_id: int) -> None:
+    """Second step: delete the rows. Since the first step nothing of the task can have been started."""
+    task = look(connection, task_id, lock=True)
+    if task is None:
+        return
+    shared = _is_shared(connection, task)
+    of_task = [table.c.task_id for table in (deliveries, results, attempts, chunks, inputs, queue, waits_for, tasks)]
+    for column in (*of_task, waits_for.c.waits_for_task_id):
+        connection.execute(column.table.delete().where(column == task_id))
+    if not shared:
+        connection.execute(renders.delete().where(renders.c.render_id == task.render_id))
+
+
+def pause_task(
+    connection: Connection, task_id: int, moment: Moment, *, paused: bool, now: bool = False, user_id: int | None
+) -> Acted:
+    """Start nothing new of a task, or go on; `now`: what runs is stopped and waits. `Conflict` when it has ended."""
+    sheet, task = _opened(connection, task_id, moment, user_id)
+    if task.ended:
+        raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
+    sheet.task(task_id).paused = int(paused)
+    stopped: tuple[StoppedAttempt, ...] = ()
+    if now and task.counters.live:
+        stopped = _stop(sheet, attempts.c.task_id == task_id, "the task was paused")
+        sheet.move_all(task_id, LIVE, ChunkState.WAITING)
+    sheet.flush()
+    return Acted(task, stopped)
+
+
+def note_check(
+    connection: Connection,
+    task_id: int,
+    moment: Moment,
+    *,
+    unchecked: str | None,
+    warnings: Sequence[str],
+    failure: str,
+) -> TaskRow | None:
+    """A machine looked at a task's scene, or (`unchecked`) none did; None when the task is gone. `failure`: why
+    nothing of it is to be rendered; a task of which something is being rendered already goes on."""
+    sheet = Sheet(connection, moment)
+    if sheet.lock_task(task_id) is None:
+        return None
+    task = sheet.task(task_id)
+    task.unchecked = unchecked
+    task.warn(warnings)
+    if failure and not task.ended and not task.counters.live:
+        sheet.move_all(task_id, (ChunkState.WAITING,), ChunkState.CANCELED)
+        task.reason = failure
+    sheet.flush()
+    return task
+
+
+def change_task(
+    connection: Connection, task_id: int, moment: Moment, *, changes: Mapping[str, Any], user_id: int | None
+) -> Acted:
+    """Change name, priority or running_limit, also of a task that has ended."""
+    _, task = _opened(connection, task_id, moment, user_id)
+    update(connection, tasks, task_id, changes)
+    return Acted(task)
+
+
+def requeue_task(
+    connection: Connection, task_id: int, moment: Moment, *, selection: Selection | None = None, user_id: int | None
+) -> Acted:
+    """Put chunks back to waiting, with all their tries: those that failed, were canceled or wait after a failure; or
+    the `selection`, also chunks that run or succeeded. Results that are to be made again become stale, and their files
+    stay until the next ones have landed; a chunk that renders a selected frame for the first time goes on.
+
+    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was paused goes on; one
+    that was canceled is canceled again at the end, unless all of its canceled chunks are put back.
+    `Conflict` when nothing failed, `InvalidRequest` for chunks and frames that the task does not have.
+    """
+    sheet, task = _opened(connection, task_id, moment, user_id)
+    if selection is None and task.status is TaskStatus.SUCCEEDED:
+        raise Conflict(f"No part of task {task_id} failed. To render it again: renderonline requeue {task_id}")
+    _count_again(connection, task)
+    wanted = _selected(connection, task_id, selection)
+    dropped = [result for _, made in wanted for result in made]
+    stopped: tuple[StoppedAttempt, ...] = ()
+    by_state: dict[ChunkState, list[int]] = defaultdict(list)
+    for chunk, _ in wanted:
+        by_state[ChunkState(chunk.state)].append(chunk.chunk_id)
+    for state, chunk_ids in by_state.items():
+        for ids in portions(chunk_ids) if state in LIVE else ():
+            stopped += _stop(sheet, attempts.c.chunk_id.in_(ids), "it is to be rendered again")
+        sheet.move_all(task_id, (state,), ChunkState.WAITING, chunk_ids=chunk_ids, **_FRESH)
+    for ids in portions([result.result_id for result in dropped]):
+        connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
+        # Files that no attempt landed are written in their place: nothing is known of them until they are whole again.
+        connection.execute(results.delete().where(results.c.result_id.in_(ids), results.c.attempt_id == 0))
+    sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, made) for chunk, made in wanted)
+    task.paused = 0
+    task.canceled = int(task.canceled and task.counters.canceled > 0)
+    if selection is not None and not any(selection):  # the warnings were about pictures that are all replaced
+        task.warnings = needs.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
+    if not (task.counters.failed or task.counters.canceled):
+        task.reason = None
+    sheet.flush()
+    return Acted(task, stopped, landing=any(result.state == "landing" for result in dropped))
+
+
+def _count_again(connection: Connection, task: TaskRow) -> None:
+    if task.canceled == CONDEMNED:
+        raise Conflict(f"Task {task.task_id} is being deleted.")
+    if task.ended:
+        check_limit(connection, task.user_id, lock=True)
+
+
+def _selected(connection: Connection, task_id: int, selection: Selection | None) -> list[tuple[Any, Sequence[Any]]]:
+    """The chunks that are to be rendered again, each with its results that become stale; lowest stages first."""
+    parts = select(chunks).where(chunks.c.task_id == task_id).order_by(chunks.c.stage, chunks.c.chunk_id)
+    known = connection.execute(parts).all()
+    if selection is None:
+        lowest = next((chunk.stage for chunk in known if chunk.state in _AGAIN), None)
+        later = (lowest is not None and chunk.stage > lowest for chunk in known)
+        return [(chunk, ()) for chunk, is_later in zip(known, later, strict=True) if is_later or chunk.state in _AGAIN]
+    unknown = set(selection.frames)
+    results_of: dict[int, list[Any]] = defaultdict(list)
+    for result in connection.execute(_MADE.where(results.c.task_id == task_id)):
+        results_of[result.chunk_id].append(result)
+    found: list[tuple[Any, Sequence[Any]]] = []
+    for chunk in known:
+        made, frames = results_of[chunk.chunk_id], selection.frames.intersection(_frames(chunk))
+        unknown -= frames
+        # A later stage uses the results of the earlier ones.
+        whole = chunk.chunk_id in selection.chunk_ids or bool(found and chunk.stage > found[0][0].stage)
+        whole = whole or not (any(selection) or _is_film(chunk))
+        if not whole and any(result.frame is not None for result in made):
+            made = [result for result in made if result.frame in frames or result.of_frame in frames]
+        if whole or (frames and (made or chunk.state not in LIVE)):
+            found.append((chunk, made))
+    if unknown:
+        raise InvalidRequest(f"Task {task_id} has no frame {format_frames(sorted(unknown))[:60]}.")
+    if missing := selection.chunk_ids.difference(chunk.chunk_id for chunk in known):
+        raise InvalidRequest(f"Task {task_id} has no chunk {min(missing)}: see renderonline logs {task_id} --list")
+    return found
+
+
+def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Film, user_id: int | None) -> Acted:
+    """Make a film of the frames that have landed; while others are still to come, a second one when all are there.
+
+    A task that had ended counts against its user's queue limit again (`LimitReached`); one that was canceled is
+    canceled again at the end. One that is paused stays so while frames are to come, but its film is made at once.
+    `Conflict` without frames.
+    """
+    sheet, task = _opened(connection, task_id, moment, user_id)
+    if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
+        raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
+    _count_again(connection, task)
+    update(connection, tasks, task_id, {"film": str(film.of_scene(_facts(connection, task)))})
+    known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
+    films = {chunk.stage: chunk for chunk in known if _is_film(chunk)}
+    stopped: tuple[StoppedAttempt, ...] = ()
+    rendering = any(chunk.state in _OPEN and not _is_film(chunk) for chunk in known)
+    for stage in (_NOW, _AT_THE_END) if rendering else (_AT_THE_END,):
+        if (chunk := films.get(stage)) is not None:
+            stopped += _stop(sheet, attempts.c.chunk_id == chunk.chunk_id, "the film is made again")
+            state = ChunkState(chunk.state)
+            sheet.move_all(task_id, (state,), ChunkState.WAITING, chunk_ids=(chunk.chunk_id,), **_FRESH)
+        else:
+            new = {"kind": ChunkKind.FILM.value, "stage": stage, "state": ChunkState.WAITING.value}
+            sheet.add_chunks(task_id, [new])
+    if not rendering:
+        task.paused = 0
+    task.canceled = int(task.canceled and task.counters.canceled > 0)
+    sheet.flush()
+    return Acted(task, stopped)
+
+
+def _facts(connection: Connection, task: TaskRow) -> dict[str, Any]:
+    """What the scene says of itself."""
+    return json_object(connection.scalar(select(renders.c.facts).where(renders.c.render_id == task.render_id)))
+
+
+def _is_film(chunk: Any) -> bool:
+    return bool(chunk.kind == ChunkKind.FILM)
+
+
+def _frames(chunk: Any) -> range:
+    frames = frames_of(chunk.first_frame, chunk.last_frame, chunk.frame_step)
+    return frames.frames() if frames is not None else range(0)
+
+
+def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
+    """How many frames are not done any more; where the engine names no files they were counted with their chunk."""
+    if chunk.state == ChunkState.SUCCEEDED and all(one.frame is None for one in dropped):
+        return len(_frames(chunk))
+    return sum(one.frame is not None and one.state == "landed" for one in dropped)
+
+
+def _opened(connection: Connection, task_id: int, moment: Moment, user_id: int | None) -> tuple[Sheet, TaskRow]:
+    """A task whose row is locked, to be changed."""
+    sheet = Sheet(connection, moment)
+    return sheet, _owned(sheet.lock_task(task_id), task_id, user_id)
+
+
+def _owned(task: TaskRow | None, task_id: int, user_id: int | None) -> TaskRow:
+    if task is None or user_id not in (None, task.user_id):
+        raise NotFound(f"Task {task_id} does not exist.")
+    return task
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What the database says about why a task is where it is: its state, the reasons of its chunks, the tasks that it
+    waits for, and the failure class of its newest failed attempt ("": none failed, or the task did not)."""
+
+    state: TaskRow
+    reasons: tuple[str, ...]
+    blocked_by: tuple[int, ...]
+    failure: str
+
+
+def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
+    """What is known of a task in the database."""
+    task = _owned(look(connection, task_id), task_id, user_id)
+    reasons_of = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
+    reasons = connection.scalars(reasons_of.order_by(chunks.c.chunk_id).limit(5))
+    blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
+    failed = select(attempts.c.failure).where(attempts.c.task_id == task_id, attempts.c.failure != "")
+    newest = connection.scalar(failed.order_by(attempts.c.attempt_id.desc()).limit(1))
+    failure = newest if newest and task.status is TaskStatus.FAILED else ""
+    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked), failure)
+
+
+DAY_US: Final = 24 * 3600 * 1_000_000
+_later = tasks.alias("later")
+_WAITED_FOR: Final = (
+    select(waits_for.c.task_id)
+    .join(_later, _later.c.task_id == waits_for.c.task_id)
+    .where(waits_for.c.waits_for_task_id == tasks.c.task_id, _later.c.end_us.is_(None))
+)
+_MAY_GO: Final = tasks.c.end_us.is_not(None) & ~_WAITED_FOR.exists()
+_GIVEN: Final = select(func.sum(inputs.c.size)).where(inputs.c.task_id == tasks.c.task_id).scalar_subquery()
+_SIZE_MADE: Final = select(func.sum(results.c.size)).where(results.c.task_id == tasks.c.task_id).scalar_subquery()
+_SIZE: Final = cast(func.coalesce(_GIVEN, renders.c.file_size, 0) + func.coalesce(_SIZE_MADE, 0), BigInteger)
+_KEPT: Final = (
+    select(tasks.c.task_id, _SIZE, _MAY_GO)
+    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .where(tasks.c.user_id == bindparam("user"))
+    .order_by(tasks.c.end_us, tasks.c.task_id)
+)
+_MINE: Final = select(subscriptions.c.keep_days).join(users, users.c.subscription_id == subscriptions.c.subscription_id)
+KEEP_DAYS: Final = _MINE.where(users.c.user_id == tasks.c.user_id).correlate(tasks).scalar_subquery().label("keep_days")
+"""Of the owner of a task."""
+_END: Final = bindparam("now", type_=BigInteger) - cast(KEEP_DAYS, BigInteger) * DAY_US
+_DUE: Final = select(tasks.c.task_id).where(KEEP_DAYS > 0, tasks.c.end_us < _END, _MAY_GO).limit(1000)
+_ONE: Final = select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task"), _MAY_GO)
+
+
+class KeptTask(NamedTuple):
+    """What a task takes of the disk in bytes, and whether it could go."""
+
+    task_id: int
+    size: int
+    may_go: bool
+
+
+def kept(connection: Connection, user_id: int) -> tuple[KeptTask, ...]:
+    """The tasks of a user, those that ended first before the others."""
+    return tuple(KeptTask(*row) for row in connection.execute(_KEPT, {"user": user_id}))
+
+
+def kept_bytes(connection: Connection, user_id: int) -> int:
+    """What all tasks of a user take."""
+    return sum(task.size for task in kept(connection, user_id))
+
+
+def due(connection: Connection, now_us: int) -> tuple[int, ...]:
+    """Tasks whose days are over, at most a thousand."""
+    return tuple(connection.scalars(_DUE, {"now": now_us}))
+
+
+def may_go(connection: Connection, task_id: int) -> bool:
+    """Whether a task has ended and nothing waits for it."""
+    return connection.scalar(_ONE, {"task": task_id}) is not None
+
+
+def gone(connection: Connection, kind: Literal["task", "attempt"], ids: Collection[int]) -> frozenset[int]:
+    """Those of these tasks or attempts that the database does not have."""
+    column = tasks.c.task_id if kind == "task" else attempts.c.attempt_id
+    known = (connection.scalars(select(column).where(column.in_(part))) for part in portions(sorted(ids)))
+    return frozenset(ids).difference(*known)

@@ -1,0 +1,440 @@
+"""Tasks, chunks, attempts and results: reading them. `submissions`, `work` and `work_control` write them.
+
+Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Executable,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    cast,
+    func,
+    or_,
+    select,
+)
+
+from renderonline.database.control_rows import DAY_US, KEEP_DAYS
+from renderonline.database.schema import (
+    AnyRow,
+    attempts,
+    chunks,
+    engines,
+    from_row,
+    json_object,
+    json_texts,
+    machines,
+    renders,
+    results,
+    tasks,
+    the_row,
+    users,
+)
+from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.tasks import AttemptState, Counters, Landed, TaskStatus, task_status
+from renderonline.protocol.existing import NEWEST_TASKS, EngineInfo, RenderInfo, TaskEntry, TaskInfo, task_not_found
+
+T = TypeVar("T")
+
+_MAX_PAGE: Final = 500
+_LONGEST_SEARCH: Final = 200
+_LIVE: Final = (AttemptState.ASSIGNED, AttemptState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some items of a list, and the cursor of the next page; null on the last."""
+
+    items: tuple[T, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which tasks to list. `user_id` null: everybody's. `status` null: any. `engine`: a name or a number. `search`: a
+    task's number, or a part of its name, its file's name or its owner's e-mail."""
+
+    user_id: int | None = None
+    status: TaskStatus | None = None
+    engine: str = ""
+    search: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task as its owner sees it, and where its file lies. Times are microseconds since 1970 UTC. `machine_ids`:
+    machines that have a part of it now; of a task that has ended the one that had the last. `facts`: what the scene
+    says of itself, {} where several tasks are asked for; `unchecked`: why no machine looked at its scene before it was
+    rendered, null: one did, or its engine can't; `delete_us`: when its days are over, null: they never are."""
+
+    task_id: int
+    name: str
+    user_id: int
+    email: str
+    engine: str
+    engine_id: int
+    status: TaskStatus
+    priority: int
+    running_limit: int
+    paused: bool
+    file_name: str
+    file_path: str
+    file_size: int
+    arguments: Mapping[str, str]
+    frames: str
+    chunk_size: int
+    frames_total: int
+    frames_done: int
+    chunks: Counters
+    queue_us: int
+    start_us: int | None
+    end_us: int | None
+    delete_us: int | None
+    reason: str | None
+    machine_ids: tuple[int, ...]
+    notify: bool
+    needs: Mapping[str, Any]
+    film: str
+    names: str
+    deliver: str
+    unchecked: str | None
+    warnings: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkView:
+    """A chunk. `first_frame`, `last_frame`, `frame_step` are null for a chunk without frames."""
+
+    chunk_id: int
+    kind: str
+    stage: int
+    state: str
+    first_frame: int | None
+    last_frame: int | None
+    frame_step: int | None
+    place: int
+    tries: int
+    not_before_us: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView:
+    """An attempt; `machine` is the machine's name, "" when it is gone, the frames are its chunk's."""
+
+    attempt_id: int
+    task_id: int
+    user_id: int
+    chunk_id: int
+    machine_id: int
+    machine: str
+    state: str
+    outcome: str | None
+    assigned_us: int
+    started_us: int | None
+    ended_us: int | None
+    exit_code: int | None
+    failure: str
+    reason: str | None
+    peak_memory_mib: int
+    first_frame: int | None
+    last_frame: int | None
+    frame_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultView:
+    """A landed file, perhaps one that is to be made again. `facts`: what the picture says of itself; `machine_id` null
+    when the attempt is gone; `of_frame`: the frame to which a file besides the frames belongs; `folder`: of the task's
+    directory, in which it lies."""
+
+    name: str
+    folder: str
+    frame: int | None
+    of_frame: int | None
+    size: int
+    digest: str
+    crc32: int
+    attempt_id: int
+    machine_id: int | None
+    landed_us: int
+    facts: Mapping[str, Any]
+
+
+class SceneFile(NamedTuple):
+    """The file that a task was submitted with, whose it is, the folder in which results land ("": beside it), and what
+    results are called that leave the farm (`farm.result_names`)."""
+
+    user_id: int
+    file_path: str
+    file_name: str
+    results_in: str
+    names: str | None
+
+
+def _present(table: Table, *names: str) -> list[ColumnElement[Any]]:
+    """Columns of a table that is joined and may have no row: text is "" then, a number 0."""
+
+    def present(column: Column[Any]) -> ColumnElement[Any]:
+        if isinstance(column.type, String):
+            return func.coalesce(column, "")
+        return cast(func.coalesce(column, 0), BigInteger)  # MySQL would make it a decimal
+
+    return [present(table.c[name]).label(name) for name in names]
+
+
+_SCENE: Final = _present(renders, "file_name", "file_size", "engine_id")
+_WITH_SCENE: Final = tasks.outerjoin(renders, renders.c.render_id == tasks.c.render_id).outerjoin(
+    engines, engines.c.engine_id == renders.c.engine_id
+)
+_V1: Final = select(
+    *(tasks.c[one.name] for one in fields(TaskInfo)),
+    *(*_SCENE, *_present(renders, "arguments")),
+    *_present(engines, "name", "extension", "download_path", "render_argument"),
+).select_from(_WITH_SCENE)
+_TASK: Final = select(
+    tasks,
+    *(*_SCENE, *_present(renders, "file_path")),
+    renders.c["values"].label("values_json"),
+    func.coalesce(engines.c.name, "").label("engine"),
+    *(*_present(users, "email"), KEEP_DAYS),
+).select_from(_WITH_SCENE.outerjoin(users, users.c.user_id == tasks.c.user_id))
+_THIS: Final = tasks.c.task_id == bindparam("task_id")
+_ONE_TASK: Final = _TASK.add_columns(renders.c.facts).where(_THIS)
+_SCENE_FILE: Final = (
+    select(tasks.c.user_id, *_present(renders, "file_path", "file_name"), tasks.c.results_in, tasks.c.names)
+    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .where(_THIS)
+)
+_CHUNK: Final = select(*(chunks.c[one.name] for one in fields(ChunkView)))
+_ATTEMPT: Final = (
+    select(attempts, chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step)
+    .add_columns(func.coalesce(machines.c.name, "").label("machine"), *_present(tasks, "user_id"))
+    .outerjoin(tasks, tasks.c.task_id == attempts.c.task_id)
+    .outerjoin(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
+    .outerjoin(machines, machines.c.machine_id == attempts.c.machine_id)
+)
+_RESULT: Final = (
+    select(results, attempts.c.machine_id)
+    .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
+    .where(results.c.state.in_(("landed", "stale")))
+)
+_LANDED: Final = and_(results.c.task_id == bindparam("task_id"), results.c.state != "landing")
+_LANDED_FILES: Final = select(results.c.name, results.c.folder, *(results.c[name] for name in Landed._fields)).where(
+    _LANDED
+)
+_LANDED_FRAMES: Final = select(results.c.name, func.coalesce(results.c.frame, results.c.of_frame)).where(_LANDED)
+
+
+def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
+    """A user's newest tasks in v1's shape, by task id descending."""
+    query = _V1.where(tasks.c.user_id == user_id).order_by(tasks.c.task_id.desc()).limit(NEWEST_TASKS)
+    return tuple(
+        TaskEntry(
+            from_row(TaskInfo, row, is_running=bool(row.is_running), is_success=bool(row.is_success)),
+            from_row(RenderInfo, row),
+            from_row(EngineInfo, row),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def list_tasks(connection: Connection, wanted: Wanted, *, limit: int = 50, cursor: str | None = None) -> Page[TaskView]:
+    """A page of tasks, newest first."""
+    if len(wanted.search) > _LONGEST_SEARCH:
+        raise InvalidRequest(f"A search has at most {_LONGEST_SEARCH} characters.")
+    query = _TASK.where(*_conditions(wanted))
+    page = _page(connection, query, tasks.c.task_id, limit, cursor, newest_first=True)
+    machine_ids = _live_machines(connection, [row.task_id for row in page.items])
+    return Page(tuple(_task(row, machine_ids) for row in page.items), page.next)
+
+
+def get_task(connection: Connection, task_id: int, *, user_id: int | None = None) -> TaskView:
+    """One task; `user_id` not null: it must be theirs. `NotFound` with the contract's message."""
+    row = _of_task(connection, _ONE_TASK, task_id, user_id)
+    return _task(row, _live_machines(connection, [task_id]))
+
+
+def scene_file(connection: Connection, task_id: int, *, user_id: int | None = None) -> SceneFile:
+    """Where a task's files lie and whose they are, and no more; otherwise as `get_task`."""
+    return SceneFile(*_of_task(connection, _SCENE_FILE, task_id, user_id))
+
+
+def _of_task(connection: Connection, query: Executable, task_id: int, user_id: int | None) -> AnyRow:
+    row = connection.execute(query, {"task_id": task_id}).first() if 0 <= task_id < 2**63 else None
+    if row is None or user_id not in (None, row.user_id):
+        raise NotFound(task_not_found(task_id))
+    return row
+
+
+def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ChunkView]:
+    """A page of a task's chunks, by id."""
+    query = _CHUNK.where(chunks.c.task_id == task_id)
+    return _each(partial(from_row, ChunkView), _page(connection, query, chunks.c.chunk_id, limit, cursor))
+
+
+def list_attempts(
+    connection: Connection, task_id: int | None, limit: int = 100, cursor: str | None = None
+) -> Page[AttemptView]:
+    """A page of a task's attempts, or with null of all tasks', newest first."""
+    query = _ATTEMPT if task_id is None else _ATTEMPT.where(attempts.c.task_id == task_id)
+    page = _page(connection, query, attempts.c.attempt_id, limit, cursor, newest_first=True)
+    return _each(partial(from_row, AttemptView), page)
+
+
+def get_attempt(connection: Connection, attempt_id: int) -> AttemptView:
+    """One attempt, or `NotFound`; whose it is says `user_id`."""
+    known = attempt_id if 0 <= attempt_id < 2**63 else 0
+    query = _ATTEMPT.where(attempts.c.attempt_id == known)
+    return from_row(AttemptView, the_row(connection, query, f"There is no attempt {attempt_id}."))
+
+
+def list_results(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ResultView]:
+    """A page of a task's landed files, in the order in which they were announced."""
+    query = _RESULT.where(results.c.task_id == task_id)
+    return _each(_result, _page(connection, query, results.c.result_id, limit, cursor))
+
+
+def latest_result(connection: Connection, task_id: int) -> ResultView | None:
+    """The file of a task that landed last, None when there is none."""
+    newest = _RESULT.where(results.c.task_id == task_id).order_by(results.c.result_id.desc())
+    row = connection.execute(newest.limit(1)).first()
+    return None if row is None else _result(row)
+
+
+def landed_files(connection: Connection, task_id: int) -> dict[str, Landed]:
+    """What is known of all landed files of a task, by where they lie in its directory."""
+    rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
+    return {f"{row[1]}/{row[0]}" if row[1] else row[0]: Landed(*row[2:]) for row in rows}
+
+
+def landed_file(connection: Connection, task_id: int, name: str) -> Landed:
+    """What is known of one, or `NotFound`."""
+    return landed_place(connection, task_id, name)[1]
+
+
+def landed_place(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
+    """Where the one of this name lies in the task's directory, and what is known of it; or `NotFound`."""
+    found = connection.execute(_LANDED_FILES.where(results.c.name == name), {"task_id": task_id})
+    for its_name, folder, *facts in found:
+        if its_name == name:  # MySQL compares without regard to letter case
+            return f"{folder}/{name}" if folder else name, Landed(*facts)
+    raise NotFound(f"Task {task_id} has no result {name}.")
+
+
+def landed_frames(connection: Connection, task_id: int, name: str = "") -> dict[str, int | None]:
+    """The frame of each of those files by name, also of those besides the frames that belong to one. `name`: of the
+    file that is called so, and perhaps of others."""
+    query = _LANDED_FRAMES.where(results.c.name == name) if name else _LANDED_FRAMES
+    return {row.name: row[1] for row in connection.execute(query, {"task_id": task_id})}
+
+
+def _page(
+    connection: Connection,
+    query: Select[*tuple[Any, ...]],
+    key: ColumnElement[int],
+    limit: int,
+    cursor: str | None,
+    *,
+    newest_first: bool = False,
+) -> Page[AnyRow]:
+    limit = max(1, min(limit, _MAX_PAGE))
+    if cursor:
+        if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):
+            raise InvalidRequest("The cursor is none that this list has given. Start again without one.")
+        query = query.where(key < int(cursor) if newest_first else key > int(cursor))
+    query = query.add_columns(key.label("page_key")).order_by(key.desc() if newest_first else key.asc())
+    rows = connection.execute(query.limit(limit + 1)).all()
+    return Page(tuple(rows[:limit]), str(rows[limit - 1].page_key) if len(rows) > limit else None)
+
+
+def _each(view: Callable[[AnyRow], T], page: Page[AnyRow]) -> Page[T]:
+    return Page(tuple(map(view, page.items)), page.next)
+
+
+def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.user_id is not None:
+        conditions.append(tasks.c.user_id == wanted.user_id)
+    if wanted.status is not None:
+        conditions.append(_has_status(wanted.status))
+    if wanted.engine:
+        named = func.lower(engines.c.name) == wanted.engine.lower()
+        is_number = wanted.engine.isascii() and wanted.engine.isdigit() and len(wanted.engine) < 10
+        conditions.append(or_(named, engines.c.engine_id == int(wanted.engine)) if is_number else named)
+    if search := wanted.search:
+        texts = (tasks.c.name, renders.c.file_name, users.c.email)
+        found = [column.icontains(search, autoescape=True) for column in texts]
+        if search.isascii() and search.isdigit() and len(search) < 19:
+            found.append(tasks.c.task_id == int(search))
+        conditions.append(or_(*found))
+    return conditions
+
+
+def _has_status(status: TaskStatus) -> ColumnElement[bool]:
+    """`farm.tasks.task_status` as a condition."""
+    live = tasks.c.chunks_assigned + tasks.c.chunks_running
+    settled = tasks.c.chunks_waiting + live == 0
+    bad = tasks.c.chunks_failed + tasks.c.chunks_canceled
+    waits = and_(tasks.c.chunks_waiting > 0, live == 0)
+    return {
+        TaskStatus.CANCELED: and_(settled, tasks.c.canceled != 0),
+        TaskStatus.FAILED: and_(settled, tasks.c.canceled == 0, bad > 0),
+        TaskStatus.SUCCEEDED: and_(settled, tasks.c.canceled == 0, bad == 0),
+        TaskStatus.RUNNING: live > 0,
+        TaskStatus.PAUSED: and_(waits, tasks.c.paused != 0),
+        TaskStatus.QUEUED: and_(waits, tasks.c.paused == 0),
+    }[status]
+
+
+def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """Which machines have live attempts of these tasks. Live attempts are few, however many there ever were."""
+    rows = connection.execute(
+        select(attempts.c.task_id, attempts.c.machine_id)
+        .where(attempts.c.state.in_(_LIVE), attempts.c.task_id.in_(set(task_ids)))
+        .distinct()
+        .order_by(attempts.c.machine_id)
+    )
+    found: dict[int, tuple[int, ...]] = {}
+    for task_id, machine_id in rows:
+        found[task_id] = (*found.get(task_id, ()), machine_id)
+    return found
+
+
+def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
+    counters = Counters(**{one.name: getattr(row, f"chunks_{one.name}") for one in fields(Counters)})
+    last = () if row.end_us is None or row.machine_id is None else (row.machine_id,)
+    return from_row(
+        TaskView,
+        row,
+        name=row.name or row.file_name,
+        delete_us=row.end_us + row.keep_days * DAY_US if row.end_us and row.keep_days else None,
+        status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
+        paused=bool(row.paused),
+        notify=bool(row.notify),
+        names=row.names or "",
+        deliver=row.deliver or "",
+        needs=json_object(row.needs),
+        warnings=json_texts(row.warnings),
+        facts=json_object(getattr(row, "facts", None)),
+        arguments=json_object(row.values_json),
+        frames=row.frames or "",
+        chunks=counters,
+        machine_ids=live.get(row.task_id) or last,
+    )
+
+
+def _result(row: AnyRow) -> ResultView:
+    return from_row(ResultView, row, landed_us=row.landed_us or 0, facts=json_object(row.facts))

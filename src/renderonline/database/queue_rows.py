@@ -1,0 +1,374 @@
+"""What the dispatcher's memory is rebuilt from: tasks in the queue, their waiting chunks, live attempts, machines."""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+from sqlalchemy import Connection, Select, bindparam, case, func, select
+
+from renderonline.database.schema import (
+    AnyRow,
+    attempts,
+    chunks,
+    engines,
+    frames_of,
+    from_row,
+    machines,
+    portions,
+    queue,
+    renders,
+    subscriptions,
+    tasks,
+    users,
+    waits_for,
+)
+from renderonline.farm.frames import FrameRange
+from renderonline.farm.needs import NOTHING, Needs
+from renderonline.farm.ready import Bucket, ReadyTask, Shape, Signature
+from renderonline.farm.result_names import FILM_ENGINE
+from renderonline.farm.scheduling import Allowance
+from renderonline.farm.tasks import SETTLED, AttemptState, ChunkKind, ChunkState, Outcome
+from renderonline.protocol.link import from_wire
+
+_FAILURES: Final = (Outcome.FAILED.value, Outcome.LOST.value, Outcome.TIMED_OUT.value, Outcome.STALLED.value)
+_RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id).join(
+    engines, engines.c.engine_id == renders.c.engine_id
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What is needed to write a task's command. `values` and `template` are None for renders of the existing system,
+    whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: what is
+    made of its frames (`farm.films.Film`), "": none. `results_in`: the folder that holds its results, "": beside the
+    scene; `strict`: a file that is missing is a failure, not a warning."""
+
+    task_id: int
+    engine: str
+    definition: str | None
+    scene: str
+    arguments: str
+    frames: str
+    file_name: str
+    film: str
+    results_in: str
+    strict: int
+    values: Mapping[str, str] | None
+    template: tuple[str, ...] | None
+
+
+_FACTS: Final = (
+    select(
+        *(tasks.c.task_id, engines.c.name.label("engine"), engines.c.definition, renders.c.file_path.label("scene")),
+        *(renders.c.arguments, func.coalesce(tasks.c.frames, "").label("frames"), renders.c.file_name, tasks.c.film),
+        *(tasks.c.results_in, tasks.c.strict),
+        *(renders.c["values"].label("given"), renders.c.template.label("words")),
+    )
+    .select_from(_RENDERED)
+    .where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
+)
+
+
+def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, TaskFacts]:
+    """The facts of these tasks; those that are gone are left out."""
+    rows = connection.execute(_FACTS, {"ids": sorted(task_ids)}) if task_ids else ()
+    return {
+        row.task_id: from_row(
+            TaskFacts,
+            row,
+            values=row.given and json.loads(row.given),
+            template=row.words and tuple(json.loads(row.words)),
+        )
+        for row in rows
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedChunk:
+    """A waiting chunk. `avoid`: machines on which it failed; `held_by`: the v1 machine that must answer first because
+    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of what the others give; `at_once`: it was
+    asked for while frames were to come, so it is made also while its task is paused."""
+
+    chunk_id: int
+    place: int = 0
+    not_before_us: int = 0
+    avoid: frozenset[int] = frozenset()
+    held_by: int | None = None
+    film: bool = False
+    at_once: bool = False
+
+
+@dataclass(slots=True)
+class QueuedTask(ReadyTask):
+    """A task in the queue, as the dispatcher keeps it.
+
+    `one_range`: its frames are one range, or it has none; `begun`: some chunk of it ever had an attempt;
+    `chunk_count` counts all its chunks but films, `chunks` are those that wait; `waits_for`: tasks that must succeed
+    first.
+    """
+
+    engine: str
+    download_path: str
+    chunk_count: int
+    chunks: Sequence[QueuedChunk]
+    one_range: bool = True
+    begun: bool = False
+    paused: bool = False
+    waits_for: frozenset[int] = frozenset()
+    is_checked_first: bool = False
+    """Whether a machine still looks at its scene, and nothing of it is rendered before."""
+    needs: Needs = NOTHING
+    plain: Bucket | None = None
+    """Those chunks of which nothing is to be considered, once they are `sorted_out`; `chunks` are the others then."""
+
+    def sorted_out(self) -> Self:
+        """Everything that takes long with many chunks: to be done in any thread, before the task is in memory."""
+        if self.plain is None:
+            odd = [one for one in self.chunks if one.not_before_us or one.avoid or one.film or one.held_by is not None]
+            without = {one.chunk_id for one in odd}
+            places = ((one.chunk_id, one.place) for one in self.chunks if one.chunk_id not in without)
+            self.plain, self.chunks = Bucket.of(self, places, self.signature()), odd
+        return self
+
+    def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
+        """What its chunks need of a machine; a film is not made by the engine, but in the same box."""
+        if film:
+            return Signature(FILM_ENGINE, Shape.PIECE, avoid, film_needs(self.needs))
+        return Signature(self.engine, self.shape, avoid, self.needs)
+
+    @property
+    def shape(self) -> Shape:
+        if self.chunk_count == 1:
+            return Shape.WHOLE
+        return Shape.UNCUT if self.one_range and not self.begun else Shape.PIECE
+
+    @property
+    def may_start(self) -> bool:
+        return not (self.paused or self.waits_for or self.is_checked_first)
+
+
+_FILMS: Final = (
+    select(func.count())
+    .where(chunks.c.task_id == tasks.c.task_id, chunks.c.kind == ChunkKind.FILM.value)
+    .correlate(tasks)
+    .scalar_subquery()
+)
+_QUEUED: Final = (
+    select(
+        *(tasks.c.task_id, tasks.c.user_id, tasks.c.priority, tasks.c.queue_us, tasks.c.paused, tasks.c.frames),
+        *(tasks.c.needs, tasks.c.running_limit, case((tasks.c.film == "", 0), else_=_FILMS).label("films")),
+        *(engines.c.name, engines.c.download_path, *(tasks.c[f"chunks_{state.value}"] for state in ChunkState)),
+    )
+    .select_from(_RENDERED)
+    .where(tasks.c.task_id.in_(select(queue.c.task_id)))
+)
+_WAITING: Final = select(
+    chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage, chunks.c.kind
+).where(chunks.c.state == ChunkState.WAITING.value)
+_STAGES: Final = (
+    select(chunks.c.task_id, func.min(chunks.c.stage), func.min(case((chunks.c.state.not_in(SETTLED), chunks.c.stage))))
+    .where(chunks.c.state != ChunkState.SUCCEEDED.value)
+    .group_by(chunks.c.task_id)
+)
+"""The lowest stage that has not succeeded, and the lowest that is not settled: a film is made of what there is."""
+_OLD_ATTEMPTS: Final = (
+    select(chunks.c.chunk_id, attempts.c.machine_id, attempts.c.outcome, machines.c.secret_hash)
+    .select_from(
+        chunks.join(attempts, attempts.c.chunk_id == chunks.c.chunk_id).outerjoin(
+            machines, machines.c.machine_id == attempts.c.machine_id
+        )
+    )
+    .where(chunks.c.state == ChunkState.WAITING.value, chunks.c.tries > 0, attempts.c.outcome.is_not(None))
+    .order_by(attempts.c.attempt_id)
+)
+_BEGUN: Final = select(attempts.c.task_id).where(attempts.c.task_id.in_(select(queue.c.task_id))).distinct()
+BLOCKED: Final = (
+    select(waits_for.c.waits_for_task_id, waits_for.c.task_id)
+    .join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id)
+    .where(tasks.c.is_success == 0)
+)
+"""What tasks wait for that has not succeeded."""
+
+
+def load_queue(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
+    """The tasks in the queue with their waiting chunks, or those of them that are named."""
+
+    def of(query: Select[Any], column: Any) -> Iterable[AnyRow]:
+        return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids)))).all()
+
+    blocked: dict[int, set[int]] = defaultdict(set)
+    for other, task_id in of(BLOCKED, waits_for.c.task_id):
+        blocked[task_id].add(other)
+    old = _old_attempts(of(_OLD_ATTEMPTS, chunks.c.task_id))
+    rows = of(_WAITING, chunks.c.task_id)
+    staged = of(_STAGES, chunks.c.task_id) if any(row.stage for row in rows) else ()
+    stages = {task_id: lowest for task_id, *lowest in staged}
+    waiting: dict[int, list[QueuedChunk]] = defaultdict(list)
+    for row in rows:
+        film = row.kind == ChunkKind.FILM
+        if row.task_id not in stages or row.stage <= stages[row.task_id][film]:  # only the lowest that is not done
+            avoid, held_by = old.get(row.chunk_id, (frozenset[int](), None))
+            chunk = QueuedChunk(
+                row.chunk_id,
+                place=row.place,
+                not_before_us=row.not_before_us,
+                avoid=avoid,
+                held_by=held_by,
+                film=film,
+                at_once=is_at_once(row.kind, row.stage),
+            )
+            waiting[row.task_id].append(chunk)
+    begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
+    return tuple(
+        QueuedTask(
+            task_id=row.task_id,
+            user_id=row.user_id,
+            priority=row.priority,
+            queued_us=row.queue_us,
+            engine=row.name,
+            download_path=row.download_path,
+            chunk_count=sum(row[-len(ChunkState) :]) - row.films,
+            chunks=waiting.get(row.task_id, ()),
+            one_range="," not in (row.frames or ""),
+            begun=row.task_id in begun,
+            paused=bool(row.paused),
+            waits_for=frozenset(blocked.get(row.task_id, ())),
+            needs=_needs(row.needs),
+            running_limit=row.running_limit,
+        )
+        for row in of(_QUEUED, tasks.c.task_id)
+    )
+
+
+def is_at_once(kind: str, stage: int) -> bool:
+    """Whether a chunk makes a film that was asked for while frames were to come (`QueuedChunk.at_once`)."""
+    return kind == ChunkKind.FILM and stage == 0
+
+
+def film_needs(needs: Needs) -> Needs:
+    """What a task's film needs of a machine: not what its engine needs."""
+    return Needs(pool=needs.pool, sandbox=needs.sandbox)
+
+
+def _needs(text: str | None) -> Needs:
+    return from_wire(Needs, json.loads(text)) if text else NOTHING
+
+
+def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, tuple[frozenset[int], int | None]]:
+    """Where chunks failed, and which v1 machine lost them last; by chunk."""
+    found: dict[int, tuple[frozenset[int], int | None]] = {}
+    for row in rows:
+        avoid, _ = found.get(row.chunk_id, (frozenset[int](), None))
+        held_by = row.machine_id if row.outcome == Outcome.LOST.value and row.secret_hash == "" else None
+        found[row.chunk_id] = (avoid | {row.machine_id} if row.outcome in _FAILURES else avoid, held_by)
+    return found
+
+
+@dataclass(slots=True)
+class AttemptFacts:
+    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first
+    (R7.4 Whole tasks). `steps`: whether its engine is known to take steps; None: its chunk can't be cut again, for the
+    machine takes whole tasks. `film`: it makes a film."""
+
+    attempt_id: int
+    token: str
+    chunk_id: int
+    task_id: int
+    user_id: int
+    machine_id: int
+    directory: str
+    frames: FrameRange | None = None
+    running: bool = False
+    whole: bool = False
+    steps: bool | None = None
+    needs: Needs = NOTHING
+    film: bool = False
+
+
+A = TypeVar("A", bound=AttemptFacts)
+_LIVE: Final = (
+    select(
+        *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
+        *(attempts.c.machine_id, attempts.c.directory, chunks.c.kind, tasks.c.needs, attempts.c.state),
+        *(chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step),
+    )
+    .select_from(
+        attempts.join(chunks, chunks.c.chunk_id == attempts.c.chunk_id).join(
+            tasks, tasks.c.task_id == attempts.c.task_id
+        )
+    )
+    .order_by(attempts.c.attempt_id)
+)
+
+
+def load_live(connection: Connection, kind: type[A]) -> tuple[A, ...]:
+    """Every attempt that has not ended."""
+    states = (AttemptState.ASSIGNED.value, AttemptState.RUNNING.value)
+    return tuple(_attempt(row, kind) for row in connection.execute(_LIVE.where(attempts.c.state.in_(states))))
+
+
+def load_attempt(connection: Connection, attempt_id: int) -> AttemptFacts | None:
+    """One attempt, whatever its state; None when it or its task is gone."""
+    row = connection.execute(_LIVE.where(attempts.c.attempt_id == attempt_id)).one_or_none()
+    return None if row is None else _attempt(row, AttemptFacts)
+
+
+def _attempt(row: AnyRow, kind: type[A]) -> A:
+    film, needs = row.kind == ChunkKind.FILM, _needs(row.needs)
+    return kind(
+        attempt_id=row.attempt_id,
+        token=row.token,
+        chunk_id=row.chunk_id,
+        task_id=row.task_id,
+        user_id=row.user_id,
+        machine_id=row.machine_id,
+        directory=row.directory,
+        frames=frames_of(row.first_frame, row.last_frame, row.frame_step),
+        running=row.state == AttemptState.RUNNING.value,
+        needs=film_needs(needs) if film else needs,
+        film=film,
+    )
+
+
+def load_allowances(connection: Connection) -> dict[int, Allowance]:
+    """What each user may have of the farm."""
+    query = select(users.c.user_id, *(subscriptions.c[name] for name in Allowance._fields)).join(
+        subscriptions, subscriptions.c.subscription_id == users.c.subscription_id
+    )
+    return {user_id: Allowance(*allowed) for user_id, *allowed in connection.execute(query)}
+
+
+def load_queued_ids(connection: Connection) -> frozenset[int]:
+    """The tasks that have a queue row, for noticing what was added or taken away by hand (R3.4 Changes by hand)."""
+    return frozenset(connection.execute(select(queue.c.task_id)).scalars())
+
+
+def download_paths(connection: Connection) -> frozenset[str]:
+    """Every download path that an engine has."""
+    return frozenset(connection.execute(select(engines.c.download_path)).scalars())
+
+
+class Owner(NamedTuple):
+    """The machine that has, or had, an attempt, and the attempt's token. `over`: nothing of it is wanted any more,
+    because it ended otherwise than `lost`."""
+
+    machine_id: int
+    token: str
+    over: bool
+
+
+_OWNERS: Final = select(
+    attempts.c.attempt_id, attempts.c.machine_id, attempts.c.token, attempts.c.state, attempts.c.outcome
+)
+
+
+def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Owner]:
+    """The owners of those attempts among these that the database still has."""
+    found: dict[int, Owner] = {}
+    for part in portions(attempt_ids):
+        for row in connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part))):
+            over = row.state == AttemptState.ENDED.value and row.outcome != Outcome.LOST.value
+            found[row.attempt_id] = Owner(row.machine_id, row.token, over)
+    return found

@@ -1,0 +1,440 @@
+"""Results on their way to their final name (R6 Landing): a row `landing` first, the file steps outside, then `landed`.
+
+A result is unique by (task, output name): the attempt that inserts the row first wins. A result that is to be made
+again is `stale`: its file keeps the name, and is shown, until the next result of that name has taken its place.
+"""
+
+import hmac
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, and_, bindparam, literal_column, select
+
+from renderonline.database.schema import attempts, chunks, from_row, insert, machines, renders, results, tasks, update
+from renderonline.database.task_rows import (
+    STALE_HASH,
+    AttemptRow,
+    ChunkRow,
+    Moment,
+    Sheet,
+    TaskRow,
+    landed_among,
+    result_keys,
+)
+from renderonline.farm.settling import Ending, RetryPolicy, Tried, Verdict, settle
+from renderonline.farm.tasks import LIVE, SETTLED, AttemptState, ChunkKind, ChunkState, Landing, Offer, Outcome
+
+
+class InPlace(NamedTuple):
+    """A file in a `folder` of a task's directory ("": in the directory itself) as it is: by its name there, with
+    BLAKE2b-256 in hex."""
+
+    name: str
+    folder: str
+    size: int
+    digest: str
+    crc32: int
+
+
+ATTEMPTS: Final = (
+    select(attempts, tasks.c.user_id, tasks.c.results_in, renders.c.file_path, renders.c.file_name, chunks.c.kind)
+    .add_columns(and_(tasks.c.canceled != 0, chunks.c.state.in_(SETTLED)).label("canceled"))
+    .join(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
+    .join(tasks, tasks.c.task_id == attempts.c.task_id)
+    .join(renders, renders.c.render_id == tasks.c.render_id)
+)
+"""Attempts with what is known of their tasks. `canceled`: the task, and nobody has asked for this chunk since."""
+_OFFERING: Final = ATTEMPTS.where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
+_KNOWN: Final = (
+    select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
+    .where(results.c.task_id == bindparam("task_id"), results.c.name_hash.in_(bindparam("hashes", expanding=True)))
+    .with_for_update()
+)
+_NAMED: Final = select(results.c.chunk_id, results.c.digest).where(
+    results.c.task_id == bindparam("task_id"), results.c.name_hash == bindparam("hash")
+)
+_REPLACED_ROW: Final = results.alias("replaced")
+_OPEN: Final = (
+    select(results, attempts.c.directory, attempts.c.machine_id, tasks.c.user_id, renders.c.file_path)
+    .add_columns(
+        renders.c.file_name, _REPLACED_ROW.c.result_id.label("stale_id"), _REPLACED_ROW.c.digest.label("stale_digest")
+    )
+    .outerjoin(attempts, attempts.c.attempt_id == results.c.attempt_id)
+    .outerjoin(tasks, tasks.c.task_id == results.c.task_id)
+    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .outerjoin(
+        _REPLACED_ROW, and_(_REPLACED_ROW.c.task_id == results.c.task_id, _REPLACED_ROW.c.name_hash == STALE_HASH)
+    )
+    .where(results.c.state == literal_column("'landing'"))  # as its index says it
+    .order_by(results.c.result_id)
+)
+_STORED: Final = ("attempt_id", "name", "frame", "of_frame", "size", "digest", "crc32", "facts")
+
+
+def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
+    """Step (a) for each offer of a machine, in order; returns those that are to be landed. The others: the attempt is
+    not the machine's, it is over, its token is wrong, its task is canceled or gone (R5.5 Late results); it has landed
+    the same before; another attempt was first."""
+    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
+    rows = {row.attempt_id: row for row in found if row.machine_id == machine_id and not row.canceled}
+    begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]
+    return tuple(landing for landing in begun if landing is not None)
+
+
+def differing(connection: Connection, offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Those offers of files besides an attempt's own under whose name another chunk of their task has landed, or lands,
+    other bytes."""
+    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
+    rows = {row.attempt_id: row for row in found}
+    return tuple(one for one in offers if one.attempt_id in rows and _differs(connection, one, rows[one.attempt_id]))
+
+
+def _differs(connection: Connection, offer: Offer, row: Any) -> bool:
+    known = connection.execute(_NAMED, {"task_id": row.task_id, "hash": result_keys(offer.name)[0]}).first()
+    return known is not None and known.chunk_id != row.chunk_id and known.digest != offer.digest
+
+
+def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
+    late = row.state == AttemptState.ENDED.value
+    if not token_fits(offer.token, row.token) or (late and row.outcome != Outcome.LOST.value):
+        return None
+    key, stale_key = result_keys(offer.name)
+    found = connection.execute(_KNOWN, {"task_id": row.task_id, "hashes": (key, stale_key)})
+    rows = {one.name_hash: one for one in found}
+    known, old = rows.get(key), rows.get(stale_key)
+    if known is not None and (known.attempt_id != offer.attempt_id or known.state == "landed"):
+        return None
+    if late and old is not None:  # perhaps it was made before the frame was wanted again
+        return None
+    values = {name: getattr(offer, name) for name in _STORED}
+    if known is not None:
+        result_id = known.result_id
+        update(connection, results, result_id, values)
+    else:
+        about = {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
+        about |= {"folder": row.results_in}
+        result_id = insert(connection, results, {**about, **values})
+    return Landing(
+        result_id,
+        offer,
+        task_id=row.task_id,
+        user_id=row.user_id,
+        machine_id=row.machine_id,
+        source=row.directory,
+        scene=row.file_path,
+        file_name=row.file_name,
+        folder=row.results_in,
+        late=late,
+        stale_id=old.result_id if old else 0,
+        stale_digest=old.digest if old else "",
+    )
+
+
+_FIRST: Final = select(chunks.c.chunk_id).where(chunks.c.task_id == bindparam("task_id")).order_by(chunks.c.chunk_id)
+
+
+def take_in_place(connection: Connection, task_id: int, files: Sequence[InPlace], now_us: int) -> None:
+    """Results whose bytes are from now on those that lie in their place, and results of no attempt (id 0) for files
+    that nobody has landed. They belong to the task's first chunk. What is landing now is left alone."""
+    chunk_id = connection.scalar(_FIRST, {"task_id": task_id})
+    if chunk_id is None:  # the task is gone
+        return
+    for one in files:
+        key, stale_key = result_keys(one.name)
+        rows = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (key, stale_key)}).all()
+        values = one._asdict()
+        for row in rows:
+            if row.state != "landing":
+                update(connection, results, row.result_id, values)
+        if not rows:
+            about = {"task_id": task_id, "chunk_id": chunk_id, "attempt_id": 0, "name_hash": key, "state": "landed"}
+            insert(connection, results, {**about, **values, "landed_us": now_us})
+
+
+def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
+    """The file steps failed: the names are free again."""
+    ours = results.c.result_id.in_(result_ids) & (results.c.state == "landing")
+    connection.execute(results.delete().where(ours))
+
+
+def open_landings(connection: Connection) -> tuple[Landing, ...]:
+    """Every row `landing` that a stop of RenderAPI left behind, to be settled at start."""
+    return tuple(_left_behind(row) for row in connection.execute(_OPEN))
+
+
+def _left_behind(row: Any) -> Landing:
+    return Landing(
+        row.result_id,
+        from_row(Offer, row, token=None, facts="{}", more=False, wanted=()),
+        task_id=row.task_id,
+        user_id=row.user_id or 0,
+        machine_id=row.machine_id or 0,
+        source=row.directory or "",
+        scene=row.file_path or "",
+        file_name=row.file_name or "",
+        folder=row.folder,
+        stale_id=row.stale_id or 0,
+        stale_digest=row.stale_digest or "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StartedStep:
+    """The engine's process exists. `token` None: RenderAPI itself found out."""
+
+    attempt_id: int
+    token: str | None
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndedStep:
+    """An attempt is over. `token` None: RenderAPI itself decided it. `wanted`: the names that the chunk needs (empty:
+    the engine names none); `warnings`: what a person must know of what it made."""
+
+    attempt_id: int
+    token: str | None
+    ending: Ending
+    wanted: Collection[str]
+    at_us: int
+    peak_memory_mib: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WarnedStep:
+    """RenderAPI's own warnings about an attempt's results (R16 No false success)."""
+
+    attempt_id: int
+    texts: tuple[str, ...]
+
+
+Step = StartedStep | Landing | EndedStep | WarnedStep
+
+
+class Mark(NamedTuple):
+    """The last report of a machine's instance that this transaction applies (R5.2 Outbox)."""
+
+    instance: str
+    seq: int
+
+
+class EndedAttempt(NamedTuple):
+    """An attempt that ended, where its chunk stands now, and the verdict."""
+
+    attempt: AttemptRow
+    chunk: ChunkRow
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a batch of steps did. `superseded` are live attempts that late results, or the early end of their task,
+    left without work: their machines must stop them. `completed` are waiting or failed chunks that late results
+    completed. `dropped` steps had no effect."""
+
+    ended: list[EndedAttempt] = field(default_factory=list)
+    superseded: list[EndedAttempt] = field(default_factory=list)
+    completed: list[ChunkRow] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+    landed: set[int] = field(default_factory=set)
+    tasks: tuple[TaskRow, ...] = ()
+    dropped: int = 0
+
+
+_MARK: Final = (
+    machines.update()
+    .where(machines.c.machine_id == bindparam("key"), machines.c.instance == bindparam("its"))
+    .where(machines.c.last_seq < bindparam("seq"))
+    .values(last_seq=bindparam("seq"))
+)
+_LAND: Final = (
+    results.update()
+    .where(results.c.result_id == bindparam("key"), results.c.attempt_id == bindparam("attempt"))
+    .where(results.c.state == "landing")
+    .values(state="landed", landed_us=bindparam("now"))
+)
+_REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
+_ITS_RESULTS: Final = select(results.c.result_id).where(results.c.state == "landed").limit(1)
+_LIVE: Final = select(attempts.c.attempt_id).where(attempts.c.state != AttemptState.ENDED.value)
+_BEFORE: Final = (
+    select(attempts.c.machine_id, attempts.c.outcome, attempts.c.failure)
+    .where(attempts.c.chunk_id == bindparam("key"), attempts.c.outcome.is_not(None))
+    .order_by(attempts.c.attempt_id.desc())
+    .limit(100)
+)
+
+
+def apply_steps(
+    connection: Connection,
+    steps: Sequence[Step],
+    moment: Moment,
+    policy: RetryPolicy,
+    *,
+    machine_id: int | None = None,
+    mark: Mark | None = None,
+) -> Applied:
+    """Apply what attempts reported, in order, and note how far the machine's reports were applied.
+
+    `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
+    whose token is wrong is dropped and counted (R5.5 Late results).
+    """
+    sheet = Sheet(connection, moment)
+    sheet.load_attempts(step.attempt_id for step in steps)
+    applier = _Applier(sheet, policy)
+    for step in steps:
+        attempt = sheet.attempts.get(step.attempt_id)
+        if attempt is None or machine_id not in (None, attempt.machine_id) or not applier.apply(step, attempt):
+            applier.done.dropped += 1
+    applier.done.tasks = sheet.flush()
+    if mark is not None:
+        connection.execute(_MARK, {"key": machine_id, "its": mark.instance, "seq": mark.seq})
+    return applier.done
+
+
+class _Applier:
+    """Applies steps to a sheet, one after the other. Each method says whether the step had an effect."""
+
+    def __init__(self, sheet: Sheet, policy: RetryPolicy) -> None:
+        self._sheet = sheet
+        self._policy = policy
+        self.done = Applied()
+
+    def apply(self, step: Step, attempt: AttemptRow) -> bool:
+        if isinstance(step, Landing):
+            return self._landed(step, attempt)
+        if isinstance(step, WarnedStep):
+            self._sheet.task(attempt.task_id).warn(step.texts)
+            return True
+        if not token_fits(step.token, attempt.token):
+            return False
+        if attempt.state is AttemptState.ENDED:
+            return isinstance(step, EndedStep) and self._warned_late(step, attempt)
+        return self._started(step, attempt) if isinstance(step, StartedStep) else self._ended(step, attempt)
+
+    def _started(self, step: StartedStep, attempt: AttemptRow) -> bool:
+        if attempt.state is not AttemptState.ASSIGNED:
+            return False
+        self.done.started.append(attempt.attempt_id)
+        attempt.state = AttemptState.RUNNING
+        attempt.started_us = _past(step.at_us, self._sheet.moment)
+        self._sheet.touch(attempt)
+        chunk = self._sheet.chunks[attempt.chunk_id]
+        if chunk.state is ChunkState.ASSIGNED:
+            self._sheet.move(chunk, ChunkState.RUNNING)
+            self._sheet.task(attempt.task_id).machine_id = attempt.machine_id
+        return True
+
+    def _warned_late(self, step: EndedStep, attempt: AttemptRow) -> bool:
+        """The results of an attempt that was lost may have landed since (R5.5 Late results): what must be known of them
+        counts, and nothing else of its end (R16 No false success)."""
+        landed = _ITS_RESULTS.where(results.c.task_id == attempt.task_id, results.c.attempt_id == attempt.attempt_id)
+        if not step.warnings or self._sheet.connection.scalar(landed) is None:
+            return False
+        self._sheet.task(attempt.task_id).warn(step.warnings)
+        return True
+
+    def _landed(self, landing: Landing, attempt: AttemptRow) -> bool:
+        sheet, offer = self._sheet, landing.offer
+        row = {"key": landing.result_id, "attempt": offer.attempt_id, "now": sheet.moment.us}
+        if not sheet.connection.execute(_LAND, row).rowcount:
+            return False
+        if landing.stale_id:
+            sheet.connection.execute(_REPLACED, {"key": landing.stale_id})
+        self.done.landed.add(landing.result_id)
+        sheet.task(attempt.task_id).frames_done += int(offer.frame is not None)
+        if landing.late and offer.wanted and not self._missing(attempt, offer.wanted):
+            self._complete(sheet.chunks[attempt.chunk_id])
+        return True
+
+    def _complete(self, chunk: ChunkRow) -> None:
+        """Late results completed the chunk: an attempt that has it now is left without work (R5.5 Late results)."""
+        sheet = self._sheet
+        if chunk.state in LIVE:
+            verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
+            self._supersede(attempts.c.chunk_id == chunk.chunk_id, verdict)
+        elif chunk.state in (ChunkState.WAITING, ChunkState.FAILED):
+            sheet.move(chunk, ChunkState.SUCCEEDED)
+            self.done.completed.append(chunk)
+
+    def _supersede(self, which: Any, verdict: Verdict) -> None:
+        """End those of these attempts that live: they are left without work."""
+        sheet = self._sheet
+        live = sheet.connection.execute(_LIVE.where(which)).scalars().all()
+        sheet.load_attempts(live)
+        known = [sheet.attempts[key] for key in live if key in sheet.attempts]
+        left = [attempt for attempt in known if attempt.state is not AttemptState.ENDED]
+        self.done.superseded += [self._end(attempt, verdict, sheet.moment.us) for attempt in left]
+
+    def _ended(self, step: EndedStep, attempt: AttemptRow) -> bool:
+        sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
+        succeeded = step.ending.outcome is Outcome.SUCCEEDED
+        tried = () if succeeded else sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})
+        verdict = settle(
+            step.ending,
+            tries=chunk.tries,
+            named=bool(step.wanted),
+            missing=self._missing(attempt, step.wanted),
+            fraction=random.random(),  # noqa: S311 (jitter)
+            policy=self._policy,
+            machine_id=attempt.machine_id,
+            before=[Tried(machine_id, Outcome(outcome), failure) for machine_id, outcome, failure in tried],
+        )
+        attempt.exit_code, attempt.peak_memory_mib = step.ending.exit_code, step.peak_memory_mib
+        if step.warnings:
+            sheet.task(attempt.task_id).warn(step.warnings)
+        self.done.ended.append(self._end(attempt, verdict, _past(step.at_us, sheet.moment)))
+        if verdict.chunk is ChunkState.SUCCEEDED and not step.wanted and chunk.frames is not None:
+            sheet.task(chunk.task_id).frames_done += len(chunk.frames)
+        elif verdict.chunk is ChunkState.FAILED:
+            self._failed_for_good(chunk, verdict.reason)
+        return True
+
+    def _failed_for_good(self, chunk: ChunkRow, reason: str) -> None:
+        """A task stops early when enough of its chunks have failed for good (R1.4 Retries)."""
+        sheet, task = self._sheet, self._sheet.task(chunk.task_id)
+        now = task.counters
+        total = sum(getattr(now, state.value) for state in ChunkState)
+        if self._policy.stops(now.failed, total) and not now.settled:
+            stopped = f"the task stopped early, because {now.failed} of its {total} parts failed"
+            verdict = Verdict(ChunkState.CANCELED, Outcome.CANCELED, reason=stopped)
+            self._supersede(attempts.c.task_id == task.task_id, verdict)
+            sheet.move_all(task.task_id, (ChunkState.WAITING,), ChunkState.CANCELED, reason=stopped)
+            reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
+        if chunk.kind != ChunkKind.FILM or not task.reason:  # the reason why frames are missing says more
+            task.reason = reason
+
+    def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> EndedAttempt:
+        sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
+        attempt.state, attempt.outcome, attempt.ended_us = AttemptState.ENDED, verdict.outcome, at_us
+        attempt.failure, attempt.reason = verdict.failure[:40], verdict.reason or None
+        sheet.touch(attempt)
+        if chunk.state is not verdict.chunk:
+            sheet.move(chunk, verdict.chunk)
+        chunk.tries += int(verdict.counts)
+        chunk.not_before_us = sheet.moment.us + int(verdict.delay_s * 1_000_000) if verdict.delay_s else 0
+        chunk.reason = verdict.reason or None
+        return EndedAttempt(attempt, chunk, verdict)
+
+    def _missing(self, attempt: AttemptRow, wanted: Collection[str]) -> tuple[str, ...]:
+        if not wanted:
+            return ()
+        landed = landed_among(self._sheet.connection, attempt.task_id, wanted)
+        return tuple(name for name in wanted if name not in landed)
+
+
+def token_fits(given: str | None, stored: str) -> bool:
+    """Whether this token opens an attempt; None is RenderAPI itself. In constant time.
+
+    An attempt without a token (an adopted one, R7.6 Adopted tasks) is opened by nobody else (R14 Authority first).
+    """
+    if given is None:
+        return True
+    return bool(stored) and hmac.compare_digest(given.encode("utf-8", "surrogatepass"), stored.encode())
+
+
+def _past(at_us: int, moment: Moment) -> int:
+    """A machine's clock may be wrong: nothing happens in the future or before 1970."""
+    return at_us if 0 < at_us <= moment.us else moment.us

@@ -1,0 +1,392 @@
+"""Submitting a task: everything of it in one transaction, within the user's limit, exactly once (R4.1 Submit once).
+
+The work of the farm: leases and the ends of attempts. Every write is guarded by attempt id and token (R3 One writer,
+R5 Attempts and reports).
+
+Each function is one operation of a group commit: it locks and reads the rows it touches (tasks, then chunks, then
+attempts, each in the order of ids), applies the pure rules of `farm`, and writes by key.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, select
+
+from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, TaskFacts, is_at_once, load_facts
+from renderonline.database.schema import (
+    attempts,
+    chunks,
+    inputs,
+    insert,
+    inserting,
+    portions,
+    queue,
+    renders,
+    results,
+    shape_of,
+    submissions,
+    subscriptions,
+    tasks,
+    texts_json,
+    users,
+    waits_for,
+)
+from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, landed_frames
+from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
+from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
+from renderonline.farm.needs import NOTHING, Needs
+from renderonline.farm.tasks import ChunkKind, ChunkState, InputFile
+from renderonline.protocol.link import encode
+
+_REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
+"""How long a submission's key is known: 7 days."""
+REMEMBERED: Final = 1000
+"""The keys of so many of the newest tasks are known longer: a clock that jumps makes nothing old."""
+_KEY_LENGTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A chunk to make. `frames` is null for a chunk without frames; `stage`: ready when all lower ones succeeded."""
+
+    chunk_id: int
+    frames: FrameRange | None
+    kind: ChunkKind = ChunkKind.RENDER
+    stage: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task to make; everything in it has been checked, and its file lies at `file_path`.
+
+    `arguments`: the engine's argument line for v1 readers. `values`, `template`: JSON (object, list of words).
+    `frames`: canonical range, "" without frames. `queue_time` is local (R1.2 Stored times). `client_key`: "" without
+    one. `chunks` are in the order in which they shall be rendered; `results_in` is the folder of the task's directory
+    in which its results land ("": beside the scene).
+    """
+
+    user_id: int
+    engine_id: int
+    file_name: str
+    file_path: str
+    file_size: int
+    arguments: str
+    values: str
+    template: str
+    queue_us: int
+    queue_time: datetime
+    chunks: Sequence[NewChunk]
+    frames: str = ""
+    frames_total: int = 0
+    chunk_size: int = 0
+    name: str = ""
+    priority: int = 50
+    paused: bool = False
+    client_key: str = ""
+    waits_for: Sequence[int] = ()
+    notify: bool = False
+    needs: Needs = NOTHING
+    running_limit: int = 0
+    inputs: Sequence[InputFile] = ()
+    facts: str | None = None
+    film: str = ""
+    warnings: Sequence[str] = ()
+    results_in: str = ""
+    strict: bool = False
+    unchecked: str | None = None
+    names: str = ""
+    deliver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A task that is in the database. `repeated`: it was there before, by the same key; nothing was stored."""
+
+    task_id: int
+    render_id: int
+    repeated: bool = False
+
+
+# Built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
+_SAME_KEY: Final = (submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
+_FIND: Final = (
+    select(submissions, tasks.c.render_id).outerjoin(tasks, tasks.c.task_id == submissions.c.task_id).where(*_SAME_KEY)
+)
+_ACCOUNT: Final = (
+    select(users.c.is_active, subscriptions.c.queue_limit)
+    .outerjoin(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
+    .where(users.c.user_id == bindparam("user"))
+)
+_LOCK_ACCOUNT: Final = _ACCOUNT.with_for_update()
+_QUEUED: Final = select(func.count()).select_from(
+    select(queue.c.queue_id)
+    .join(tasks, tasks.c.task_id == queue.c.task_id)
+    .where(tasks.c.user_id == bindparam("user"), tasks.c.end_us.is_(None))
+    .limit(bindparam("most"))
+    .subquery()
+)
+_BEFORE: Final = select(
+    _QUEUED.scalar_subquery().label("queued"),
+    select(chunks.c.task_id).where(chunks.c.chunk_id == bindparam("chunk")).scalar_subquery().label("committed"),
+    select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
+)
+"""All that must be known before anything is written, in one round trip; after the account is locked."""
+_NEWEST: Final = select(func.max(tasks.c.task_id))
+_RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
+_OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
+_OF_TASK: Final = (
+    *("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film", "results_in"),
+)
+_OF_INPUT: Final = ("name", "size", "crc32", "digest")
+_INPUTS: Final = (
+    select(*(inputs.c[name] for name in _OF_INPUT))
+    .where(inputs.c.task_id == bindparam("task"))
+    .order_by(inputs.c.input_id)
+)
+
+
+def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
+    """The task that this user submitted with this key, in the last 7 days or among the newest tasks (`REMEMBERED`). To
+    be asked before a body is read."""
+    if not client_key:
+        return None
+    row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
+    if row is None or row.client_key != client_key:
+        return None
+    if row.created_us <= now_us - _REMEMBERED_US and row.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED:
+        return None
+    return Submitted(row.task_id, row.render_id or 0, repeated=True)
+
+
+def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> None:
+    """Raise `LimitReached` when the user may have no further task; without `lock` to refuse early. `submit` decides."""
+    account = connection.execute(_LOCK_ACCOUNT if lock else _ACCOUNT, {"user": user_id}).first()
+    limit = (account.queue_limit or 0) if account else 0
+    _check_limit(limit, connection.scalar(_QUEUED, {"user": user_id, "most": limit}))
+
+
+def submit(connection: Connection, new: NewTask) -> Submitted:
+    """Put a task into the database: render, task, chunks, queue row, what it waits for, the client's key.
+
+    `LimitReached` with the contract's message, `NotAuthenticated` when the account has been switched off,
+    `InvalidRequest` for tasks to wait for that don't exist.
+    """
+    if len(new.client_key) > _KEY_LENGTH:
+        raise InvalidRequest(f"The key of a submission (Idempotency-Key) has at most {_KEY_LENGTH} characters.")
+    # Two submissions of one user go one after the other, on whatever connections (R3.3 Database sessions).
+    account = connection.execute(_LOCK_ACCOUNT, {"user": new.user_id}).first()
+    limit = (account.queue_limit or 0) if account else 0
+    key = {"user": new.user_id, "key": new.client_key}
+    before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
+    # it is this very one: only the answer to the commit was lost (R3.2 Repeatable operations)
+    if before.committed is not None:
+        return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
+    if account is None or account.is_active != 1:
+        raise NotAuthenticated("Your account is not active any more.")
+    if before.known is not None:
+        known = find(connection, new.user_id, new.client_key, now_us=new.queue_us)
+        if known is not None:
+            return known
+        connection.execute(submissions.delete().where(*_SAME_KEY), key)  # it is older than 7 days
+    _check_limit(limit, before.queued)
+    _check_waits(connection, new)
+    render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
+    task_id = insert(connection, tasks, _task_row(new, render_id))
+    same = {"task_id": task_id, "state": ChunkState.WAITING}
+    for places in portions(range(len(new.chunks))):
+        parts = ((place, new.chunks[place]) for place in places)
+        connection.execute(inserting(chunks), [{**same, "place": place, **_chunk_row(one)} for place, one in parts])
+    connection.execute(inserting(queue), {"task_id": task_id})
+    if new.waits_for:
+        others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
+        connection.execute(inserting(waits_for), others)
+    add_inputs(connection, task_id, new.inputs)
+    if new.client_key:
+        row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
+        connection.execute(inserting(submissions), row)
+    return Submitted(task_id, render_id)
+
+
+def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
+    """Remember the files that a task was submitted with."""
+    for some in portions(files):
+        rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in some]
+        connection.execute(inserting(inputs), rows)
+
+
+def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
+    """The files that a task was submitted with; none are known of tasks of the existing system or older ones."""
+    return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
+
+
+def forget_old(connection: Connection, *, now_us: int) -> int:
+    """Remove the keys that `find` does not know any more; gives how many."""
+    old = submissions.c.created_us <= now_us - _REMEMBERED_US
+    early = submissions.c.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED
+    return connection.execute(submissions.delete().where(old, early)).rowcount
+
+
+def _check_limit(limit: int, queued: int | None) -> None:
+    if (queued or 0) >= limit:
+        raise LimitReached(f"Queue limit {limit} reached for your subscription.")
+
+
+def _check_waits(connection: Connection, new: NewTask) -> None:
+    if not new.waits_for:
+        return
+    theirs = select(tasks.c.task_id).where(tasks.c.task_id.in_(new.waits_for), tasks.c.user_id == new.user_id)
+    if missing := sorted(set(new.waits_for) - set(connection.scalars(theirs))):
+        raise InvalidRequest(f"There is no task {missing[0]} of yours to wait for.")
+
+
+def _chunk_row(one: NewChunk) -> dict[str, Any]:
+    return {"chunk_id": one.chunk_id, "kind": one.kind, "stage": one.stage, **shape_of(one.frames)}
+
+
+def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
+    return {name: getattr(new, name) for name in _OF_TASK} | {
+        "queue_time": new.queue_time.replace(microsecond=0, tzinfo=None),
+        "is_running": 0,
+        "is_success": 0,
+        "render_id": render_id,
+        "paused": int(new.paused),
+        "notify": int(new.notify),
+        "strict": int(new.strict),
+        "unchecked": new.unchecked,
+        "needs": None if new.needs == NOTHING else encode(new.needs),
+        "frames": new.frames or None,
+        "names": new.names or None,
+        "deliver": new.deliver or None,
+        "warnings": texts_json(new.warnings),
+        "chunks_waiting": len(new.chunks),
+    }
+
+
+def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
+    """Whether a task with this uploaded file was committed, when nobody answered for its commit. Waits for a
+    transaction that may still be at it: it holds the account's row (R3.3 Database sessions)."""
+    connection.execute(_LOCK_ACCOUNT, {"user": user_id})
+    theirs = select(tasks.c.task_id).join(renders, renders.c.render_id == tasks.c.render_id)
+    this = (tasks.c.user_id == user_id) & (renders.c.file_path == file_path)
+    return connection.scalar(theirs.where(this).limit(1)) is not None
+
+
+def names_directory(connection: Connection, directory: str) -> bool:
+    """Whether the uploaded file of any task lies in `directory`: asked at start, for what a killed program left on the
+    disk. Looks through all renders."""
+    inside = renders.c.file_path.startswith(f"{directory}/", autoescape=True)
+    return connection.scalar(select(renders.c.render_id).where(inside).limit(1)) is not None
+
+
+MOST_PIECES: Final = 200
+"""A chunk with more gaps than this is rendered again as a whole."""
+
+
+class LeasedChunk(NamedTuple):
+    """A leased chunk. `missing`: the range of it that is still to be rendered; None: all. `pieces`: the chunks that
+    wait because this one was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
+
+    frames: FrameRange | None
+    missing: FrameRange | None = None
+    pieces: tuple[QueuedChunk, ...] = ()
+    film: bool = False
+
+
+@dataclass(slots=True)
+class Assigned:
+    """The leases that were made, by attempt; a wanted attempt that is missing here can't be leased now."""
+
+    leases: dict[int, LeasedChunk] = field(default_factory=dict)
+    tasks: tuple[TaskRow, ...] = ()
+    facts: Mapping[int, TaskFacts] = field(default_factory=dict)
+
+
+def assign(
+    connection: Connection, wanted: Sequence[AttemptFacts], moment: Moment, *, facts_of: Collection[int] = ()
+) -> Assigned:
+    """Lease chunks to machines. `facts_of`: tasks of which the caller needs the facts as well."""
+    assigned = Assigned(facts=load_facts(connection, facts_of))
+    sheet = Sheet(connection, moment)
+    sheet.load_chunks(new.chunk_id for new in wanted)
+    for new in wanted:
+        chunk = _leasable(sheet, new)
+        lease = None if chunk is None else _lease(sheet, chunk, steps=new.steps)
+        if chunk is None or lease is None:
+            continue
+        sheet.move(chunk, ChunkState.ASSIGNED)
+        sheet.task(new.task_id).machine_id = new.machine_id
+        sheet.lease(new)
+        assigned.leases[new.attempt_id] = lease
+    assigned.tasks = sheet.flush()
+    return assigned
+
+
+def submit_and_lease(
+    connection: Connection, new: NewTask, ahead: Sequence[AttemptFacts], moment: Moment
+) -> tuple[Submitted, Assigned]:
+    """Submit a task and lease its first chunks in the same transaction; the task of `ahead` is the new one."""
+    submitted = submit(connection, new)
+    if submitted.repeated or not ahead:
+        return submitted, Assigned()
+    wanted = [replace(one, task_id=submitted.task_id) for one in ahead]
+    return submitted, assign(connection, wanted, moment, facts_of=(submitted.task_id,))
+
+
+def _leasable(sheet: Sheet, new: AttemptFacts) -> ChunkRow | None:
+    task, chunk = sheet.tasks.get(new.task_id), sheet.chunks.get(new.chunk_id)
+    if task is None or chunk is None or chunk.state is not ChunkState.WAITING:
+        return None
+    if task.paused and not is_at_once(chunk.kind, chunk.stage):
+        return None
+    return chunk if not new.whole or _make_whole(sheet, chunk) else None
+
+
+def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> LeasedChunk | None:
+    """What is to be rendered of a chunk. None: late results completed it. What a chunk lacks is one range, or it is cut
+    again into the fewest ranges of what is missing and of what has landed."""
+    if chunk.kind == ChunkKind.FILM:
+        sheet.connection.execute(_OLD_FILM, {"key": chunk.task_id})
+        return LeasedChunk(None, film=True)
+    if chunk.frames is None or chunk.chunk_id not in sheet.begun:
+        return LeasedChunk(chunk.frames)
+    landed = landed_frames(sheet.connection, chunk.task_id, chunk.frames)
+    if not landed:
+        return LeasedChunk(chunk.frames)
+    stepped = steps or chunk.frames.step > 1
+    missing = covering(set(chunk.frames.frames()) - landed, steps=stepped)
+    if not missing:
+        sheet.move(chunk, ChunkState.SUCCEEDED)
+        return None
+    if len(missing) == 1:
+        return LeasedChunk(chunk.frames, missing[0])
+    done = covering(landed, steps=stepped)
+    if steps is None or len(missing) + len(done) > MOST_PIECES:
+        return LeasedChunk(chunk.frames)
+    waiting = sheet.recut(chunk, missing, done)
+    return LeasedChunk(chunk.frames, pieces=tuple(QueuedChunk(chunk_id, chunk.place) for chunk_id in waiting))
+
+
+_FILMS: Final = select(chunks.c.chunk_id).where(
+    chunks.c.task_id == bindparam("key"), chunks.c.kind == ChunkKind.FILM.value
+)
+_OLD_FILM: Final = MAKE_STALE.where(results.c.task_id == bindparam("key"), results.c.chunk_id.in_(_FILMS))
+
+
+def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
+    """Replace all chunks of a task, none of which ever had an attempt, by this one (R4.2 Chunk ranges)."""
+    connection, task_id = sheet.connection, chunk.task_id
+    frames = connection.scalar(select(tasks.c.frames).where(tasks.c.task_id == task_id))
+    ranges = cut(parse_frames(frames), 0) if frames else ()
+    tried = select(attempts.c.attempt_id).where(attempts.c.task_id == task_id).limit(1)
+    if len(ranges) > 1 or connection.scalar(tried) is not None:
+        return False
+    others = chunks.delete().where(chunks.c.task_id == task_id, chunks.c.chunk_id != chunk.chunk_id)
+    removed = connection.execute(others.where(chunks.c.kind == ChunkKind.RENDER.value)).rowcount
+    sheet.reshape(chunk, ranges[0] if ranges else None)
+    sheet.task(task_id).add(ChunkState.WAITING, -removed)
+    return True
+
+
+"""What happened to an attempt. A landing: its file lies under its final name (R6 Landing, step 3)."""

@@ -1,0 +1,293 @@
+"""The machine's end of the link: one WebSocket that it dials and dials again (R5 Attempts and reports,
+`docs/reference/link.md`).
+
+Reports go first, then progress and heartbeats, then pieces of logs within a budget, so that a talkative engine never
+delays a report. What was sent and not acknowledged is sent again; logs are resumed by offset.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import orjson
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, ProxyError, WebSocketException
+
+from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
+from renderonline.hpcserver.joining import Identity
+from renderonline.hpcserver.runner import Runner
+from renderonline.protocol import link as wire
+from renderonline.protocol.calls import by_proxy, proxy_of
+from renderonline.protocol.link import decode, encode
+
+log = structlog.get_logger(__name__)
+
+CONNECTION: Final[dict[str, Any]] = {
+    "max_size": 16 * 1024 * 1024, "compression": None,
+    "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
+}  # fmt: skip
+WELCOME_S: Final = 30.0
+BACKOFF_S: Final = 0.25
+MAX_BACKOFF_S: Final = 30.0
+PROGRESS_S: Final = 0.25
+"""Progress of all attempts travels at most so often."""
+RESEND_S: Final = 30.0
+"""Reports that RenderAPI has not acknowledged for so long are sent again on the same link."""
+LOG_PIECE: Final = 16 * 1024
+"""A report waits at most for so many bytes of log."""
+LOG_BURST: Final = 256 * 1024
+LOG_BYTES_PER_S: Final = 512 * 1024
+LOG_FAREWELL: Final = 64 * 1024
+"""So much of its log goes before an attempt's end, so that the log of a short attempt is there when it is over."""
+LOG_POLL_S: Final = 0.5
+
+
+class MachineRefused(NotAllowed):
+    """RenderAPI will never take this machine as it is; dialling again would not help."""
+
+    code = "machine_refused"
+
+
+@dataclass
+class Link:
+    """Keeps the machine linked until `run` is canceled or RenderAPI refuses it for good. `linked`: whether RenderAPI
+    has welcomed this machine on a link that is open. `exit_wanted` is set when RenderAPI wants the program to end after
+    its running attempts. `beat_at`: when the next heartbeat is due."""
+
+    identity: Identity
+    hello: Callable[[], wire.Hello]
+    load: Callable[[], wire.Heartbeat]
+    runner: Runner
+    on_welcome: Callable[[], None]
+    heartbeat_s: float = wire.HEARTBEAT_S
+    linked: bool = False
+    exit_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    beat_at: float = 0.0
+    _failures: int = 0
+
+    async def run(self) -> None:
+        """Dial, serve, dial again; raises `MachineRefused` when that is final."""
+        turns, count = self.identity.turns(), self.identity.url.count(",") + 1
+        while True:
+            identity = next(turns)
+            try:
+                await self._serve(identity)
+                reason = "closed by RenderAPI"
+            except TimeoutError:
+                reason = "RenderAPI does not answer"
+            except (OSError, WebSocketException, NotAvailable) as error:
+                by_renderapi = isinstance(error, InvalidHandshake) and not isinstance(error, ProxyError)
+                refused = "RenderAPI refused the connection: " if by_renderapi else ""
+                reason = refused + (str(error) or type(error).__name__)
+            delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
+            delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
+            self._failures = min(self._failures + 1, 10 * count)
+            where = identity.url + by_proxy(identity.link_url)
+            log.warning("not linked, dialling again", url=where, reason=reason, seconds=round(delay, 1))
+            await asyncio.sleep(delay)
+
+    def nudge(self) -> None:
+        """Tell RenderAPI at once how this machine is."""
+        self.beat_at = 0.0
+        self.runner.journal.news.set()
+
+    async def _serve(self, identity: Identity) -> None:
+        tls, proxy = identity.tls(), proxy_of(identity.link_url)
+        way = None if proxy is None else proxy.url
+        async with connect(identity.link_url, ssl=tls, proxy=way, **CONNECTION) as socket:
+            if tls is not None:
+                certificate = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                identity.trust().check(identity.url, certificate)
+            welcome = await self._greet(socket, identity.url)
+            self._failures = 0
+            sender = asyncio.create_task(_Sender(self, socket, welcome).run())
+            try:
+                self.linked = True
+                await self._receive(socket, sender)
+            finally:
+                self.linked = False
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+    async def _greet(self, socket: ClientConnection, url: str) -> wire.Welcome:
+        full = (await asyncio.to_thread(self.load)).full
+        await socket.send(encode(msgspec.structs.replace(self.hello(), full=full)))
+        text = await asyncio.wait_for(socket.recv(), WELCOME_S)
+        answer: wire.Welcome | wire.Refused = decode(text, wire.Welcome | wire.Refused)
+        if isinstance(answer, wire.Refused):
+            raise _refusal(answer)
+        self.runner.draining = ""
+        self.runner.keep_only(answer.keep)
+        self.runner.journal.acknowledge(answer.last_seq)
+        log.info("linked", url=url, machine_id=self.identity.machine_id)
+        self.on_welcome()
+        return answer
+
+    async def _receive(self, socket: ClientConnection, sender: "asyncio.Task[None]") -> None:
+        sender.add_done_callback(lambda _: asyncio.ensure_future(socket.close()))
+        async for text in socket:
+            try:
+                self._act(decode(text, wire.FromRenderAPI))
+            except InvalidRequest as error:
+                self._refuse_unreadable(text, error)
+        if sender.done():
+            sender.result()  # why sending ended is why the link ended
+
+    def _act(self, message: object) -> None:
+        match message:
+            case wire.Assign():
+                self.runner.assign(message)
+            case wire.Ack():
+                self.runner.journal.acknowledge(message.seq)
+            case wire.Cancel():
+                self.runner.cancel(message.attempt, message.reason)
+            case wire.Drain():
+                self.runner.draining = "RenderAPI wants it to take nothing new."
+                self.nudge()
+                if message.exit:
+                    self.exit_wanted.set()
+            case wire.Refused():
+                raise _refusal(message)
+            case _:
+                log.warning("unexpected message", type=type(message).__name__)
+
+    def _refuse_unreadable(self, text: str | bytes, error: InvalidRequest) -> None:
+        """An assignment that can't be understood is given back; anything else unknown is ignored."""
+        log.error("a message can't be understood", reason=str(error))
+        with suppress(ValueError, KeyError, TypeError):
+            content = orjson.loads(text)
+            if content["type"] == "assign":
+                reason = f"The assignment can't be understood: {error}"
+                self.runner.refuse(int(content["attempt"]), str(content["token"]), reason)
+
+
+class _Sender:
+    """What goes over one link, and what of the outbox has gone."""
+
+    def __init__(self, link: Link, socket: ClientConnection, welcome: wire.Welcome) -> None:
+        self._link = link
+        self._journal = link.runner.journal
+        self._progress = link.runner.progress
+        self._socket = socket
+        self._logs = _Logs(link, welcome)
+        self._sent = self._acknowledged = link.runner.journal.acknowledged
+        self._moved_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Send until the link breaks."""
+        self._link.beat_at = progress_at = 0.0
+        while True:
+            self._journal.news.clear()
+            await self._send_reports()
+            now = time.monotonic()
+            if now >= self._link.beat_at:
+                await self._send(await asyncio.to_thread(self._link.load))
+                self._link.beat_at = now + self._link.heartbeat_s
+            if self._progress and now >= progress_at:
+                progress_at = now + PROGRESS_S
+                newest = list(self._progress.values())
+                self._progress.clear()
+                for progress in newest:
+                    await self._send(progress)
+            if (piece := self._logs.take(now)) is not None:
+                await self._send(piece)
+                continue
+            waits = [self._link.beat_at, now + self._logs.patience(), *([progress_at] if self._progress else [])]
+            await self._wait(min(waits) - now, only_reports=bool(self._progress))
+
+    async def _wait(self, seconds: float, *, only_reports: bool) -> None:
+        """Wait for news; progress that has to wait its turn anyway is no news."""
+        seen, news = self._journal.last_seq, self._journal.news
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await news.wait()
+                while only_reports and self._journal.last_seq == seen and self._link.beat_at > 0.0:
+                    news.clear()
+                    await news.wait()
+
+    async def _send(self, message: object) -> None:
+        await self._socket.send(encode(message))
+
+    async def _send_reports(self) -> None:
+        """Send everything that is on disk and was not sent yet."""
+        self._rewind()
+        while entries := await self._journal.after(self._sent):
+            for seq, body in entries:
+                report: dict[str, Any] = orjson.loads(body)
+                if report["type"] == "exited":
+                    for piece in self._logs.finish(report["attempt"]):
+                        await self._send(piece)
+                await self._socket.send(orjson.dumps({**report, "seq": seq}), text=True)
+                self._sent = seq
+
+    def _rewind(self) -> None:
+        """Send again what was not acknowledged in time: RenderAPI gave up its batch (R3.2 Repeatable operations)."""
+        now, acknowledged = time.monotonic(), self._journal.acknowledged
+        if acknowledged != self._acknowledged or acknowledged == self._sent:
+            self._acknowledged, self._moved_at = acknowledged, now
+        elif now - self._moved_at > RESEND_S:
+            log.warning("reports are sent again", after=acknowledged, up_to=self._sent)
+            self._sent, self._moved_at = acknowledged, now
+
+
+class _Logs:
+    """What of each attempt's log was sent over one link."""
+
+    def __init__(self, link: Link, welcome: wire.Welcome) -> None:
+        self._runner, self._journal = link.runner, link.runner.journal
+        self._offsets = {attempt: welcome.log_offsets.get(str(attempt), 0) for attempt in welcome.keep}
+        """How far each was sent; the one that waited longest comes first."""
+        self._budget = float(LOG_BURST)
+        self._at = 0.0
+        for attempt in set(self._runner.logs) - set(welcome.keep):
+            self._runner.drop_log(attempt)
+
+    def take(self, now: float) -> wire.Log | None:
+        """The next piece to send, if there is one and the budget (bytes) allows it."""
+        self._budget = min(LOG_BURST, self._budget + (now - self._at) * LOG_BYTES_PER_S)
+        self._at = now
+        if self._budget <= 0:
+            return None
+        for attempt in [*self._offsets, *(new for new in self._runner.logs if new not in self._offsets)]:
+            if (piece := self._piece(attempt)) is not None:
+                return piece
+            if attempt not in self._journal.held and attempt not in self._runner.attempts:
+                self._offsets.pop(attempt, None)  # it was sent and belongs to nothing that is still held
+                self._runner.drop_log(attempt)
+        return None
+
+    def finish(self, attempt: int) -> Iterator[wire.Log]:
+        """What is left of the log of an attempt that has ended, up to a bound."""
+        sent = 0
+        while sent < LOG_FAREWELL and (piece := self._piece(attempt)) is not None:
+            sent += len(piece.text)
+            yield piece
+
+    def patience(self) -> float:
+        """Seconds until it is worth asking again."""
+        if self._budget <= 0:
+            return LOG_PIECE / LOG_BYTES_PER_S
+        return LOG_POLL_S if self._runner.logs else 60.0
+
+    def _piece(self, attempt: int) -> wire.Log | None:
+        offset, output = self._offsets.get(attempt, 0), self._runner.logs.get(attempt)
+        if output is None or offset >= output.size:
+            return None
+        begin, text = output.read(offset, LOG_PIECE)
+        if not text:
+            return None
+        size = len(text.encode())
+        self._offsets.pop(attempt, None)
+        self._offsets[attempt] = begin + size
+        self._budget -= size
+        return wire.Log(attempt, begin, text)
+
+
+def _refusal(refused: wire.Refused) -> NotAllowed | NotAvailable:
+    return MachineRefused(refused.message) if refused.final else NotAvailable(refused.message, code=refused.code)

@@ -1,0 +1,307 @@
+"""How a machine joins the farm: with a join code it gets a secret, and learns which certificate to trust (R12 Tokens).
+
+A RenderAPI whose certificate the system trusts needs nothing more. One with a certificate of its own is named by its
+fingerprint (`sha256:…`): the certificate is fetched, compared and stored, and from then on only this one is trusted.
+
+Whether this computer is fit to render for a farm, and what mends it (`renderonline node --check`).
+
+Nothing is changed.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import shutil
+import ssl
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+
+from renderonline.engines.discovery import FoundEngine
+from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.farm.needs import BoxKind
+from renderonline.hpcserver.card_rack import find_cards
+from renderonline.hpcserver.settings import NodeSettings
+from renderonline.protocol.calls import Busy, Caller, Trust, no_renderapi
+from renderonline.protocol.link import LINK_PATH, encode, from_wire
+from renderonline.sandbox.box import Found
+from renderonline.sandbox.privacy import write_private
+from renderonline.sandbox.probing import NoBox, probe
+from renderonline.serving.directories import private_read
+from renderonline.serving.web import is_loopback
+
+log = structlog.get_logger(__name__)
+
+ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
+HEALTH_PATH: Final = "/healthz"
+TIMEOUT_S: Final = 15.0
+FILE: Final = "machine.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What this machine is in one farm. `url`: its RenderAPI; several, of which one dispatches (R10 Standby), are
+    separated by commas. `certificate` is the PEM text of a pinned certificate, "" without one."""
+
+    url: str
+    machine_id: int
+    secret: str
+    certificate: str = ""
+
+    def turns(self) -> "Iterator[Identity]":
+        """The same with one address only, each in its turn, for ever."""
+        return cycle([replace(self, url=url) for url in self.url.split(",")])
+
+    def is_of(self, url: str) -> bool:
+        """Whether the farm at these addresses is this one: one address in common is enough."""
+        return not {*self.url.split(",")}.isdisjoint(base(url).split(","))
+
+    @property
+    def link_url(self) -> str:
+        return self.url.replace("http", "ws", 1) + LINK_PATH
+
+    def tls(self) -> ssl.SSLContext | None:
+        """How to trust RenderAPI; None without TLS."""
+        if "https:" not in self.url:
+            return None
+        if not self.certificate:
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # the certificate itself is pinned, whatever names it carries
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=self.certificate)
+        return context
+
+    def trust(self) -> Trust:
+        """Which certificate RenderAPI must show."""
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate)).hexdigest() if self.certificate else ""
+        return Trust(self.tls(), digest)
+
+    def caller(self, **options: Any) -> Caller:
+        """Calls RenderAPI; `options` as for `Caller`."""
+        return Caller(self.url.split(","), self.trust(), **options)
+
+
+def kept(home: Path) -> Identity | None:
+    """What an earlier enrolment left; None without one. `InvalidRequest` for a file that is broken, or that others may
+    read."""
+    path = home / FILE
+    try:
+        text = private_read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from error
+    try:
+        return from_wire(Identity, json.loads(text))
+    except (ValueError, InvalidRequest) as error:
+        raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
+
+
+def stored(home: Path, url: str) -> Identity | None:
+    """What an earlier enrolment at this RenderAPI left, with the addresses that are given now; None without one.
+    `InvalidRequest` for a broken file."""
+    identity = kept(home)
+    if identity is None or not identity.is_of(url):
+        return None
+    if identity.url != (wanted := base(url)):
+        identity = replace(identity, url=wanted)
+        write_private(home / FILE, encode(identity))
+    return identity
+
+
+def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") -> Identity:
+    """Exchange a join code for this machine's secret and store it, readable by this user only. Blocks. Raises
+    `NotAvailable` when no RenderAPI answers or its certificate is not trusted, `NotAuthenticated` for a wrong code."""
+    caller = caller_of(url, fingerprint)
+    body = json.dumps({"code": code, "name": name}).encode()
+    try:
+        pinned = caller.certificate(TIMEOUT_S) if fingerprint else None
+        reply = caller.ask(
+            "POST", ENROLL_PATH, body=body, headers={"Content-Type": "application/json"}, timeout_s=TIMEOUT_S
+        )
+        answer = reply.json()
+        machine_id, secret = int(answer["machine_id"]), str(answer["secret"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise no_renderapi("it did not answer with a secret") from error
+    except RenderOnlineError as error:
+        kind = type(error) if isinstance(error, (InvalidRequest, NotAuthenticated)) else NotAvailable
+        raise kind(f"This machine could not join: {error.message}", code=error.reason_code) from error
+    identity = Identity(caller.url, machine_id, secret, "" if pinned is None else ssl.DER_cert_to_PEM_cert(pinned))
+    write_private(home / FILE, encode(identity))
+    log.info("machine has joined the farm", url=identity.url, machine_id=machine_id)
+    return identity
+
+
+def caller_of(url: str, fingerprint: str = "") -> Caller:
+    """Calls the RenderAPI at `url`, which this machine has not joined. `InvalidRequest` for what is no address, or no
+    fingerprint."""
+    addresses = base(url).split(",")
+    if fingerprint and not all(address.startswith("https:") for address in addresses):
+        raise InvalidRequest("A fingerprint only makes sense with an https address.")
+    return Caller(addresses, Trust.of(fingerprint=fingerprint or None))
+
+
+def version_at(caller: Caller) -> str:
+    """The version of the RenderAPI that answers. `NotAvailable` when none does, or its certificate is not trusted.
+    Blocking."""
+    try:
+        answer = caller.ask("GET", HEALTH_PATH, timeout_s=TIMEOUT_S).json()
+        return str(answer["version"])[:50]
+    except Busy as error:
+        raise NotAvailable(f"RenderAPI at {caller.url} is not ready: {error.message}.") from error
+    except (KeyError, TypeError) as error:
+        raise no_renderapi("it does not say its version") from error
+
+
+def base(url: str) -> str:
+    """The address of a RenderAPI in one form: scheme, host, port and path without a slash at the end. Several keep
+    their commas."""
+    if "," in url:
+        return ",".join(dict.fromkeys(base(one) for one in url.split(",")))
+    parts = urlsplit(url.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        raise InvalidRequest(f"{url} is not the address of a RenderAPI. Write it like https://farm.example:5000.")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        log.warning("no TLS: everybody on the way can read this machine's secret", url=url)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+LITTLE_BYTES: Final = 1_000_000_000
+"""Less free space than this is worth a warning."""
+_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+"""What `serving.directories.private_read` refuses."""
+
+
+class Level(StrEnum):
+    """How bad a finding is. With a warning the machine renders; with an error it does not."""
+
+    OK = "ok"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+class CheckResult(NamedTuple):
+    """One line of the check."""
+
+    subject: str
+    text: str
+    level: Level = Level.OK
+
+
+def findings(
+    settings: NodeSettings, engines: Sequence[FoundEngine], url: str = "", fingerprint: str = ""
+) -> Iterator[CheckResult]:
+    """Everything that was looked at, in the order in which it is read. `url`: the farm that is asked for; "" is the one
+    that this machine has joined. Blocks; asks the farm once."""
+    try:
+        found = probe(settings.sandbox)
+        yield CheckResult("sandbox", *_box(found))
+    except NoBox as error:
+        found = Found()
+        yield CheckResult("sandbox", error.message, Level.ERROR)
+    yield account()
+    yield _secrets(settings.home, found)
+    yield from _engines(settings, engines)
+    yield _cards(settings)
+    yield _disk(settings.home)
+    yield _farm(settings.home, url, fingerprint)
+
+
+def told(found: Found) -> str:
+    """What a box does, in one line."""
+    if found.kind == BoxKind.BWRAP:
+        return f"{found.version}: engines see their task only, no network"
+    if found.kind == BoxKind.LANDLOCK:
+        return f"{found.version}: engines open no files of others, no network, but see that other processes exist"
+    return "none: any scene can read and write what this account can"
+
+
+def account() -> CheckResult:
+    """Whose rights engines would have without a box, and the box itself has."""
+    if os.geteuid() == 0:
+        return CheckResult("user", "root: make an account for renderers", Level.WARNING)
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # an account that has no name
+        name = f"number {os.geteuid()}"
+    return CheckResult("user", name)
+
+
+def _box(found: Found) -> tuple[str, Level]:
+    advice = f". {'Better' if found.kind != BoxKind.NONE else 'Mend it'}: {found.advice}" if found.advice else ""
+    return told(found) + advice, Level.WARNING if found.kind == BoxKind.NONE else Level.OK
+
+
+def _secrets(home: Path, found: Found) -> CheckResult:
+    """Who can read the machine's secret: other accounts by its mode, engines when nothing keeps them from it."""
+    path = home / FILE
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return CheckResult("secrets", "none yet: this machine has joined no farm")
+    except OSError as error:
+        return CheckResult("secrets", f"{path} can't be read: {error.strerror}", Level.ERROR)
+    name = f"{path.name} {stat.S_IMODE(mode):04o}"
+    if mode & _OTHERS:
+        return CheckResult("secrets", f"{name}, others can read it: chmod 600 {path}", Level.ERROR)
+    if found.kind == BoxKind.NONE:
+        return CheckResult("secrets", f"{name}, but engines can read it: they have no box", Level.WARNING)
+    return CheckResult("secrets", f"{name}, not visible to engines")
+
+
+def _engines(settings: NodeSettings, engines: Sequence[FoundEngine]) -> Iterator[CheckResult]:
+    for engine in engines:
+        yield CheckResult("engine", f"{engine.name} {engine.version}".strip() + f": {engine.prefix[0]}")
+    there = {engine.name.casefold() for engine in engines}
+    for name, program in settings.engines.items():
+        if name.casefold() not in there:
+            text = f"{name} of the settings is not there or does not answer: {program}"
+            yield CheckResult("engine", text, Level.WARNING)
+    if not engines and not settings.engines:
+        text = "none found: renderonline engine install blender, or name one with --engine NAME=PATH"
+        yield CheckResult("engine", text, Level.WARNING)
+
+
+def _cards(settings: NodeSettings) -> CheckResult:
+    cards = find_cards(settings.cards).cards
+    told = [f"{card.name} ({card.kind}{f', {card.memory_mib} MiB' if card.memory_mib else ''})" for card in cards]
+    return CheckResult("cards", ", ".join(told) or "none found: Cycles renders on the processor")
+
+
+def _disk(home: Path) -> CheckResult:
+    place = next(path for path in (home, *home.parents) if os.path.exists(path))
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        return CheckResult("disk", f"{place} can't be used: {error.strerror}", Level.ERROR)
+    if not os.access(place, os.W_OK | os.X_OK):
+        return CheckResult("disk", f"{place} can't be written by this account", Level.ERROR)
+    text = f"{free / 1e9:.1f} GB free in {place}"
+    return CheckResult("disk", text, Level.OK if free >= LITTLE_BYTES else Level.WARNING)
+
+
+def _farm(home: Path, url: str, fingerprint: str) -> CheckResult:
+    try:
+        identity = kept(home)
+        if url and (identity is None or not identity.is_of(url)):
+            identity, caller = None, caller_of(url, fingerprint)
+        elif identity is not None:
+            caller = identity.caller()
+        else:
+            return CheckResult(
+                "farm", "not joined yet: renderonline machine invite, on the farm, prints the line to type"
+            )
+        version = version_at(caller)
+    except RenderOnlineError as error:
+        return CheckResult("farm", error.message, Level.ERROR)
+    joined = ", not joined yet" if identity is None else f", joined as machine {identity.machine_id}"
+    return CheckResult("farm", f"{caller.url} answers (RenderOnline {version}){joined}")
