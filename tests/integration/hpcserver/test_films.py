@@ -268,12 +268,12 @@ def test_without_a_frame_the_reason_is_the_scene_and_not_the_film(farm: RealFarm
         farm.client.film(task_id)
 
 
-def test_a_canceled_task_gives_a_film_of_its_frames(farm: RealFarm, tmp_path: Path) -> None:
+def test_a_canceled_task_has_a_film_made_of_its_frames_and_stays_canceled(farm: RealFarm, tmp_path: Path) -> None:
     task_id = submitted(farm, tmp_path, frames="1-3", chunk_size=1, scene=f"hold 2 {tmp_path / 'never'}\n")
     wait_until(lambda: farm.client.task(task_id)["frames_done"] == 2, "two frames")
     farm.client.cancel(task_id)
     farm.client.film(task_id)
-    farm.wait_for_status(task_id, "failed")
+    farm.wait_for_status(task_id, "canceled")
     assert film_of(farm, tmp_path, task_id) == 3
 
 
