@@ -302,7 +302,7 @@ class Machine:
     machine_id: int
     slots: int = 1
     works: bool = True
-    administration_rows: tuple[str, ...] = ("Fake",)
+    engines: tuple[str, ...] = ("Fake",)
     instance: str = ""
     held: tuple[HeldAttempt, ...] = ()
     secret: str = ""

@@ -1,6 +1,11 @@
-"""The closing table of a test run: kind, passed, failed, skipped, seconds.
+"""Which tests a run takes, and its closing table: kind, passed, failed, skipped, seconds.
 
 With `--every-kind` (what `make test` passes) a kind without a test, or any skip, fails the run.
+With `--thorough` (what `make test-all` passes) nothing is left out. Without it
+- tests of RenderAPI's use cases and of the dispatcher run on SQLite; on MariaDB only those marked `both_databases`,
+  one for each path that reads or writes the database. SQL itself (`tests/integration/database`), the contract and the
+  standby always run on both;
+- tests marked `thorough` do not run: slow variants of a behaviour that another test shows.
 """
 
 from collections import defaultdict
@@ -24,6 +29,28 @@ KINDS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-kind", action="store_true", help="fail if a kind of tests is empty or a test is skipped")
+    parser.addoption("--thorough", action="store_true", help="every test on every database, and the slow variants")
+
+
+_MOSTLY_SQLITE = ("tests/integration/dispatch/", "tests/integration/renderapi/")
+"""Folders whose tests run on MariaDB only when they are marked `both_databases`, unless the run is thorough."""
+
+
+def is_left_out(path: str, keywords: object) -> bool:
+    """Whether only a thorough run takes this test; `keywords` holds the names of its markers."""
+    if "thorough" in keywords:  # type: ignore[operator]
+        return True
+    sql_is_at_stake = "both_databases" in keywords  # type: ignore[operator]
+    return path.startswith(_MOSTLY_SQLITE) and "mariadb" in keywords and not sql_is_at_stake  # type: ignore[operator]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if is_left_out(item.nodeid, {mark.name for mark in item.iter_markers()})]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 _TOGETHER = ("tests/browser/", "tests/e2e/", "tests/desktop/")

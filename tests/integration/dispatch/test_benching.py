@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+import pytest
+
 from renderonline.database import machine_rows
 from tests.support.dispatching import Machine, Rig, joined, until
 
@@ -36,6 +38,7 @@ def view(rig: Rig, machine: Machine) -> dict[str, object]:
     return found.view()
 
 
+@pytest.mark.both_databases
 async def test_machine_that_fails_three_tasks_in_a_row_is_benched_and_says_so(rig: Rig) -> None:
     await busy(rig, 3)
     bad = await joined(rig, works=False)
@@ -74,6 +77,7 @@ async def test_benched_machine_is_tried_again_when_its_time_is_over(rig: Rig) ->
     assert (view(rig, bad)["benched"], view(rig, bad)["reason"]) == (False, "")
 
 
+@pytest.mark.both_databases
 async def test_bench_outlives_a_restart_of_renderapi(rig: Rig) -> None:
     await busy(rig, 3)
     bad = await joined(rig, works=False)
@@ -87,6 +91,7 @@ async def test_bench_outlives_a_restart_of_renderapi(rig: Rig) -> None:
     assert len(bad.assigned) == 3
 
 
+@pytest.mark.both_databases
 async def test_operator_ends_a_bench_at_once_and_nothing_is_held_against_the_machine(rig: Rig) -> None:
     await busy(rig, 3)
     bad = await joined(rig, works=False)

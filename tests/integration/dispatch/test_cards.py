@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from renderonline.database import administration_rows
 from renderonline.farm.machines import Card, CardLoad
 from renderonline.farm.needs import Needs
@@ -67,6 +69,7 @@ async def test_scene_that_prefers_a_card_gets_one_where_there_is_one(rig: Rig) -
     assert (await rig.ended(first)).is_success == 1
 
 
+@pytest.mark.both_databases
 async def test_task_that_must_have_a_card_waits_and_is_told_why(rig: Rig) -> None:
     await with_device(rig)
     able = await joined(rig, hello=CARDS, mute=True)

@@ -8,6 +8,8 @@ from renderonline.farm.errors import Conflict, LimitReached, NotFound
 from renderonline.protocol.link import Log
 from tests.support.dispatching import Rig, begun, joined, until
 
+pytestmark = pytest.mark.both_databases
+
 
 async def test_cancel_stops_the_attempt_and_ends_the_task(rig: Rig) -> None:
     machine = await joined(rig)

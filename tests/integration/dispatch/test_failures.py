@@ -3,10 +3,13 @@ R9 Scheduling)."""
 
 from collections.abc import AsyncIterator
 
+import pytest
+
 from renderonline.protocol.link import Assign
 from tests.support.dispatching import Machine, Rig, begun, joined, until
 
 
+@pytest.mark.both_databases
 async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1")
@@ -76,6 +79,7 @@ async def test_success_without_the_expected_files_is_a_failure(rig: Rig) -> None
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_second_try_renders_only_what_is_missing(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-4", chunk_size=4)
@@ -154,6 +158,7 @@ async def test_result_whose_size_is_wrong_is_not_landed(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_paused_task_starts_nothing_new_and_goes_on_when_resumed(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-3")
@@ -169,6 +174,7 @@ async def test_paused_task_starts_nothing_new_and_goes_on_when_resumed(rig: Rig)
     assert (await rig.ended(task_id)).is_success == 1
 
 
+@pytest.mark.both_databases
 async def test_task_waits_for_the_task_it_names(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     first = await rig.submit("1")
@@ -189,6 +195,7 @@ async def test_arguments_that_the_engine_refuses_are_not_tried_again(rig: Rig) -
     assert len(await rig.attempts(task_id)) == 1
 
 
+@pytest.mark.both_databases
 async def test_task_stops_early_when_ten_chunks_failed_for_good(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=12)
     task_id = await rig.submit("1-50")
@@ -247,6 +254,7 @@ async def begun_on_two(rig: Rig) -> AsyncIterator[tuple[Machine, Assign]]:
         yield machine, assign
 
 
+@pytest.mark.both_databases
 async def test_chunk_that_was_lost_on_two_machines_fails_for_good(rig: Rig) -> None:
     task_id = await rig.submit("1")
     async for machine, _ in begun_on_two(rig):

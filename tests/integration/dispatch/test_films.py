@@ -30,6 +30,7 @@ async def film_row(rig: Rig, task_id: int) -> Any:
     return next(one for one in await rig.chunks(task_id) if one.kind == ChunkKind.FILM)
 
 
+@pytest.mark.both_databases
 async def test_a_film_is_made_after_the_frames_by_a_machine_that_can(rig: Rig) -> None:
     renderer = await joined(rig)
     maker = await joined(rig, engines=(FILM_ENGINE,))
@@ -90,6 +91,7 @@ async def test_frames_that_failed_for_good_do_not_keep_a_film_back(rig: Rig) -> 
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_retried_frames_make_a_new_film_of_which_there_is_one(rig: Rig) -> None:
     machine = await joined(rig, engines=BOTH, works=False)
     task_id = await with_film(rig, 2)
@@ -112,6 +114,7 @@ async def test_retried_frames_make_a_new_film_of_which_there_is_one(rig: Rig) ->
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_a_film_on_demand_comes_at_once_and_again_at_the_end(rig: Rig) -> None:
     machine = await joined(rig, engines=BOTH, works=False)
     task_id = await rig.submit("1-2", 1)
@@ -161,6 +164,7 @@ async def _room(rig: Rig) -> int:
     return int((await rig.rows(subscriptions))[0].queue_limit)
 
 
+@pytest.mark.both_databases
 async def test_a_film_survives_a_restart(rig: Rig) -> None:
     machine = await joined(rig, engines=BOTH, works=False)
     await with_film(rig, 1)

@@ -4,8 +4,12 @@ import asyncio
 import io
 import zipfile
 
+import pytest
+
 from renderonline.renderapi.task_views import TaskViews
 from tests.support.dispatching import Rig, joined, until
+
+pytestmark = pytest.mark.both_databases
 
 
 async def test_submitted_task_is_rendered_and_lands_in_its_directory(rig: Rig) -> None:

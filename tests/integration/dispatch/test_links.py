@@ -26,6 +26,7 @@ async def quick(database: Database, tmp_path: Path) -> AsyncIterator[Rig]:
         yield opened
 
 
+@pytest.mark.both_databases
 async def test_lost_machine_requeues_its_chunk(quick: Rig) -> None:
     gone = await joined(quick, works=False)
     task_id = await quick.submit("1")
@@ -53,6 +54,7 @@ async def _lost(rig: Rig, task_id: int) -> bool:
     return any(one.outcome == "lost" for one in await rig.attempts(task_id))
 
 
+@pytest.mark.both_databases
 async def test_late_result_of_a_lost_attempt_lands_and_completes_the_chunk(quick: Rig) -> None:
     late = await joined(quick, works=False)
     task_id = await quick.submit("1")
@@ -96,6 +98,7 @@ async def test_late_reports_of_a_canceled_task_are_dropped_and_acknowledged(rig:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_reports_that_come_twice_are_applied_once(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.write(assign.attempt, "frame_0001.png")
@@ -262,6 +265,7 @@ async def test_log_is_written_by_one_link_at_a_time(rig: Rig, monkeypatch: pytes
     assert together == [False]
 
 
+@pytest.mark.both_databases
 async def test_two_programs_with_one_secret_disable_the_machine(rig: Rig) -> None:
     first = await joined(rig)
     second = Machine(rig, first.machine_id)
@@ -352,6 +356,7 @@ async def test_hello_that_no_machine_needs_is_refused(rig: Rig, change: dict[str
     assert machine.refused.code == "invalid_hello"
 
 
+@pytest.mark.both_databases
 async def test_restart_finds_live_attempts_again(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=2)
     task_id = await rig.submit("1-3")
@@ -374,6 +379,7 @@ async def test_restart_finds_live_attempts_again(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_attempts_of_a_machine_that_does_not_come_back_are_lost_after_the_grace(quick: Rig) -> None:
     machine = await joined(quick, works=False)
     task_id = await quick.submit("1")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
@@ -35,6 +36,7 @@ async def fails_with(machine: Machine, attempt: int, *landed: int) -> None:
     await machine.exit(attempt, "failed", failure="crash")
 
 
+@pytest.mark.both_databases
 async def test_two_gaps_become_two_chunks_that_hold_exactly_the_missing_frames(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-10", chunk_size=10)
@@ -104,6 +106,7 @@ async def test_chunk_with_a_step_stays_whole_when_nothing_of_it_landed(rig: Rig)
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_pieces_outlive_a_restart_of_renderapi(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-5", chunk_size=5)
@@ -152,6 +155,7 @@ async def test_chunk_that_late_results_completed_is_not_rendered_again(rig: Rig,
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_many_gaps_are_cut_in_one_transaction(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1-99", chunk_size=99)

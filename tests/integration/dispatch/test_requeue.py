@@ -49,6 +49,7 @@ async def offer(rig: Rig, machine: Machine, attempt: int, name: str, data: bytes
     return landing
 
 
+@pytest.mark.both_databases
 async def test_requeued_task_renders_every_frame_again_and_replaces_its_files(rig: Rig) -> None:
     machine = await joined(rig)
     task_id, folder = await done(rig, machine, "1-3")
@@ -94,6 +95,7 @@ async def test_old_frame_is_there_until_the_new_one_takes_its_place(rig: Rig, mo
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.both_databases
 async def test_single_frames_are_rendered_again_and_no_others(rig: Rig) -> None:
     machine = await joined(rig)
     task_id, _ = await done(rig, machine, "1-4", 4)
@@ -205,6 +207,7 @@ async def test_what_a_task_does_not_have_is_refused_and_nothing_changes(rig: Rig
     assert before == (await rig.task(task_id), await rig.chunks(task_id), await rig.rows(results, task_id=task_id))
 
 
+@pytest.mark.both_databases
 async def test_requeueing_an_ended_task_counts_against_the_queue_limit(rig: Rig) -> None:
     machine = await joined(rig)
     task_id, _ = await done(rig, machine, "1")
@@ -282,6 +285,7 @@ async def test_result_that_never_arrives_does_not_hold_up_the_task(rig: Rig, mon
     await machine.given(2)
 
 
+@pytest.mark.both_databases
 async def test_restart_in_the_middle_of_a_replacement_finishes_it(rig: Rig) -> None:
     machine = await joined(rig)
     task_id, folder = await done(rig, machine, "1")
@@ -312,6 +316,7 @@ async def test_late_result_from_before_does_not_pass_for_the_new_frame(rig: Rig)
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_delete_of_a_requeued_running_task_leaves_nothing(rig: Rig) -> None:
     machine = await joined(rig)
     task_id, folder = await done(rig, machine, "1-2")
@@ -340,6 +345,7 @@ async def test_task_that_is_being_deleted_is_not_started_again(rig: Rig) -> None
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_many_chunks_are_requeued_at_once(rig: Rig) -> None:
     task_id = await rig.submit("1-2500")
     await rig.database.write(lambda c: c.execute(text("update chunks set tries = 2, not_before_us = 5")))
@@ -352,6 +358,7 @@ async def test_many_chunks_are_requeued_at_once(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_pause_now_stops_what_runs_without_a_failure(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig, "1-3", 3)
     await machine.write(assign.attempt, "frame_0001.png")
@@ -373,6 +380,7 @@ async def test_pause_now_stops_what_runs_without_a_failure(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_priority_that_is_changed_counts_at_once(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     await rig.submit("1")
@@ -387,6 +395,7 @@ async def test_priority_that_is_changed_counts_at_once(rig: Rig) -> None:
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_running_limit_that_is_changed_counts_at_once(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=3)
     blocker = await rig.submit("1", paused=True)

@@ -18,6 +18,8 @@ from renderonline.renderapi import landings
 from renderonline.storage import landing
 from tests.support.dispatching import DEADLINE_S, Rig, begun, joined, until
 
+pytestmark = pytest.mark.both_databases
+
 DATA = b"the frame"
 
 

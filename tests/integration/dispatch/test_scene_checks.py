@@ -70,6 +70,7 @@ async def unchecked(rig: Rig, task_id: int, wanted: str | None) -> None:
     await until(says, f"{wanted} at task {task_id}")
 
 
+@pytest.mark.both_databases
 async def test_warnings_of_a_check_stand_before_the_first_frame_has_landed(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=2)
     task_id = await rig.submit("1-4")
@@ -169,6 +170,7 @@ async def test_a_canceled_task_ends_its_check_and_frees_its_slot(rig: Rig) -> No
     await rig.assert_sound()
 
 
+@pytest.mark.both_databases
 async def test_a_deleted_task_takes_its_check_along(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1")
@@ -210,6 +212,7 @@ async def test_a_check_that_takes_too_long_ends(rig: Rig) -> None:
     assert rig.dispatcher.reports.dropped == 0
 
 
+@pytest.mark.both_databases
 async def test_a_restart_leaves_the_task_unchecked_and_the_machine_free(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1")
@@ -241,6 +244,7 @@ async def test_a_check_that_fails_fails_no_task(rig: Rig, outcome: str) -> None:
     assert not rig.dispatcher.shared.machines.get(machine.machine_id).row.benched_us  # type: ignore[union-attr]
 
 
+@pytest.mark.both_databases
 async def test_a_strict_task_waits_for_its_check_and_fails_when_files_are_missing(rig: Rig) -> None:
     machine = await joined(rig, works=False, slots=2)
     task_id = await rig.submit("1-4", strict=True)

@@ -7,6 +7,7 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from renderonline.database.machine_rows import change_machine
@@ -36,6 +37,7 @@ async def limit_users(rig: Rig, limit: int) -> None:
     await rig.dispatcher.refresh()
 
 
+@pytest.mark.both_databases
 async def test_task_goes_to_the_machine_that_has_what_it_needs(rig: Rig) -> None:
     plain = await joined(rig)
     able = await joined(rig, hello={"tags": ("GPU",), "memory_mib": 64, "gpus": ("card",)})

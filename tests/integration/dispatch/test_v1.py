@@ -46,6 +46,7 @@ def node(renderer: Path) -> Iterator[ExistingNode]:
         yield running
 
 
+@pytest.mark.both_databases
 async def test_files_that_a_v1_machine_wrote_are_landed(rig: Rig, node: ExistingNode) -> None:
     await rig.add_v1(node.port)
     task_id = await rig.submit("1-3", chunk_size=0)

@@ -1,5 +1,6 @@
 """What machines say that a person must know of a task's pictures stays with the task (R16 No false success)."""
 
+import pytest
 from sqlalchemy import text
 
 from renderonline.database.listing_rows import get_task
@@ -10,6 +11,7 @@ async def warnings(rig: Rig, task_id: int) -> tuple[str, ...]:
     return (await rig.database.read(lambda c: get_task(c, task_id))).warnings
 
 
+@pytest.mark.both_databases
 async def test_warnings_of_attempts_stay_with_their_task_until_all_of_it_is_rendered_again(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig, "1-2")
     await machine.write(assign.attempt, "frame_0001.png")

@@ -45,6 +45,7 @@ async def free(api: Running) -> AsyncIterator[Held]:
         yield one
 
 
+@pytest.mark.both_databases
 async def test_inputs_are_listed_with_their_digests_and_fetched_in_ranges(held: Held) -> None:
     listed = (await held.call("GET", "inputs")).json()
     (file,) = listed["files"]
@@ -95,6 +96,7 @@ async def test_assignment_is_kept_while_its_files_move_and_taken_back_when_nothi
         await wait_until(taken_back)
 
 
+@pytest.mark.both_databases
 async def test_scene_that_somebody_altered_is_sent_to_no_machine(held: Held) -> None:
     (path,) = held.api.settings.files.glob("*/*/a.scene")
     written = path.stat().st_mtime_ns

@@ -13,6 +13,8 @@ from renderonline.farm.accounts import Permission, Role, hash_token
 from renderonline.farm.errors import NotAllowed
 from renderonline.renderapi.auth import REMEMBERED_S, Authenticator, Principal
 
+pytestmark = pytest.mark.both_databases
+
 
 class Clock:
     now = 100.0

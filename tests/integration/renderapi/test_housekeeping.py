@@ -64,6 +64,7 @@ async def multipart(mine: Uploader, size: int) -> Reply:
 # -- keep_mib
 
 
+@pytest.mark.both_databases
 async def test_ended_tasks_make_room_oldest_first(api: Running, mine: Uploader) -> None:
     first, second, third = [await task_of(mine, 3) for _ in range(3)]
     trees = api.tree()
@@ -103,6 +104,7 @@ async def test_a_task_that_the_new_one_waits_for_stays(mine: Uploader) -> None:
     assert {first, third} <= set(await there(mine))
 
 
+@pytest.mark.both_databases
 async def test_open_uploads_count_with_what_was_announced(api: Running, mine: Uploader) -> None:
     first = await mine.announce(announced("a.txt", os.urandom(6 * MIB), chunked=False))
     before = api.tree()
@@ -160,6 +162,7 @@ async def test_submitted_again_with_its_key_needs_no_room(mine: Uploader) -> Non
     assert (first.status, again.status, again.json()["task_id"]) == (201, 201, first.json()["task_id"])
 
 
+@pytest.mark.both_databases
 async def test_parallel_uploads_never_pass_the_limit(mine: Uploader) -> None:
     replies = await asyncio.gather(*(multipart(mine, 3) for _ in range(6)))
     assert sorted(reply.status for reply in replies) == [201, 201, 201, 413, 413, 413]
@@ -174,6 +177,7 @@ async def change_end(api: Running, task_id: int, days: float) -> None:
         database.write_now(lambda c: c.exec_driver_sql(f"update tasks set end_us = {end_us} where task_id = {task_id}"))
 
 
+@pytest.mark.both_databases
 async def test_tasks_go_when_their_days_are_over(
     tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +250,7 @@ async def test_start_sweeps_up_what_is_ours_and_gone(tmp_path: Path, migrated_ur
 # -- a deletion that was interrupted
 
 
+@pytest.mark.both_databases
 async def test_deletion_that_a_stop_interrupts_is_carried_through(
     tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +284,7 @@ async def test_deletion_that_a_stop_interrupts_is_carried_through(
         await wait_until(gone)
 
 
+@pytest.mark.both_databases
 async def test_deletion_outlasts_a_database_that_goes_away(
     api: Running, mine: Uploader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +379,7 @@ def test_server_that_can_not_write_goes_on_when_it_can_again(tmp_path: Path) -> 
 # -- a commit for which nobody answers
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("committed", [True, False])
 async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_task(
     api: Running, monkeypatch: pytest.MonkeyPatch, committed: bool

@@ -11,6 +11,7 @@ from tests.support.renderapi import Running
 SCENE = ("a.blend", b"BLENDER scene")
 
 
+@pytest.mark.both_databases
 async def test_task_shows_what_it_needs(api: Running) -> None:
     wanted = {"tags": ["GPU", "gpu"], "memory_mib": 9, "sandbox": "Bwrap"}
     request = {"engine": "blender", "needs": wanted, "running_limit": 4}
@@ -60,6 +61,7 @@ async def test_needs_that_make_no_sense_leave_nothing(api: Running, request_part
     assert not [path for path in api.tree() if path.endswith(".blend")]
 
 
+@pytest.mark.both_databases
 async def test_operator_sets_tags_pool_and_hours(api: Running) -> None:
     await api.call("POST", "/machines", {"ip_address": "127.0.0.1", "port": 1})
     wanted = {"tags": ["Fast", "gpu"], "pool": "film", "hours": "Mon-Fri 18:00-08:00, Sat"}
@@ -90,6 +92,7 @@ async def test_what_a_machine_can_not_be_changes_nothing(api: Running, change: d
     assert (await api.call("GET", "/machines")).json() == before
 
 
+@pytest.mark.both_databases
 async def test_subscription_limits_what_a_user_runs_at_once(api: Running) -> None:
     made = await api.call("POST", "/subscriptions", {"name": "s", "queue_limit": 5, "running_limit": 3})
     assert made.json()["running_limit"] == 3

@@ -55,6 +55,7 @@ async def rendered(rig: Rig, machine: Machine, picture: bytes) -> None:
     await machine.exit(assign.attempt)
 
 
+@pytest.mark.both_databases
 async def test_the_end_of_a_task_is_told_with_its_last_frame(database: Database, tmp_path: Path) -> None:
     with Webhook() as hook, MailServer() as mails:
         async with farm(database, tmp_path, hook.url, mail=mails.url) as rig:
@@ -90,6 +91,7 @@ async def rig_user(database: Database) -> dict[str, Any]:
     return dict(row._mapping)
 
 
+@pytest.mark.both_databases
 async def test_a_failed_task_is_told_once_with_its_reason_and_mail_only_to_who_asked(
     database: Database, tmp_path: Path
 ) -> None:

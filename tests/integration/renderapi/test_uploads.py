@@ -72,6 +72,7 @@ async def test_the_command_writes_beside_the_folders_not_into_them(api: Running,
     assert f"{directory}/page_" in arguments
 
 
+@pytest.mark.both_databases
 async def test_inputs_are_kept_with_their_digests(api: Running, mine: Uploader) -> None:
     files = {"a.txt": noise(2 * MIB), "t.png": b"png"}
     uploaded, _ = await mine.send(files)
@@ -86,6 +87,7 @@ async def test_inputs_are_kept_with_their_digests(api: Running, mine: Uploader) 
         assert database.read_now(lambda c: list_inputs(c, uploaded["task_id"])) == ()
 
 
+@pytest.mark.both_databases
 async def test_same_scene_again_sends_nothing(api: Running, mine: Uploader) -> None:
     scene = noise(5 * MIB)
     _, sent = await mine.send({"a.txt": scene})
@@ -338,6 +340,7 @@ async def test_too_much_is_refused_before_a_byte_is_sent(tmp_path: Path) -> None
         assert (full.status, full.json()["code"]) == (507, "no_space")
 
 
+@pytest.mark.both_databases
 async def test_an_upload_is_its_users_only(api: Running, mine: Uploader) -> None:
     upload_id = (await mine.announce(announced("a.txt", b"x", chunked=False)))["upload_id"]
     admin_like = Uploader(api, await api.new_user("operator@example.org", "operator"))
@@ -364,6 +367,7 @@ async def test_an_upload_that_is_given_up_leaves_nothing(api: Running, mine: Upl
     assert (await mine.call("GET", f"/uploads/{upload['upload_id']}")).status == 404
 
 
+@pytest.mark.both_databases
 async def test_a_task_that_is_deleted_takes_what_is_known_of_its_chunks(api: Running, mine: Uploader) -> None:
     task, _ = await mine.send({"a.txt": noise(5 * MIB)})
     assert list((api.settings.files / ".manifests").iterdir())
@@ -371,6 +375,7 @@ async def test_a_task_that_is_deleted_takes_what_is_known_of_its_chunks(api: Run
     assert not list((api.settings.files / ".manifests").iterdir())
 
 
+@pytest.mark.both_databases
 async def test_a_submission_is_made_once(api: Running, mine: Uploader) -> None:
     upload_id = (await mine.announce(announced("a.txt", b"", chunked=False)))["upload_id"]
     first = await mine.submit(upload_id, key="k1")
@@ -452,6 +457,7 @@ async def test_body_without_a_length_is_refused(mine: Uploader) -> None:
     assert (reply.status, reply.json()["code"]) == (400, "length_required")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("as_form", [True, False])
 async def test_files_of_a_committed_task_stay_when_something_fails_after_the_commit(
     api: Running, mine: Uploader, monkeypatch: pytest.MonkeyPatch, as_form: bool

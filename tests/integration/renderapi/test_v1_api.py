@@ -23,6 +23,7 @@ def request(engine: Any = 1, **arguments: Any) -> dict[str, Any]:
 SCENE = ("a.blend", b"BLENDER scene")
 
 
+@pytest.mark.both_databases
 async def test_enqueue_info_download_delete(api: Running) -> None:
     added = await api.submit(request("1", start_frame="1", end_frame=10), ("My scene.blend", b"x" * 5000))
     assert (added.status, added.json()) == (
@@ -56,6 +57,7 @@ async def test_enqueue_info_download_delete(api: Running) -> None:
     assert [path for path in api.tree() if path.endswith(".blend")] == []
 
 
+@pytest.mark.both_databases
 async def test_dequeue_ends_a_task_once(api: Running) -> None:
     await api.submit(request(), SCENE)
     first = await api.call("POST", "/renderapi/v1/dequeue", {"TaskId": 1})
@@ -154,6 +156,7 @@ async def test_who_is_not_known_gets_nothing(api: Running) -> None:
     assert api.tree() == []
 
 
+@pytest.mark.both_databases
 async def test_inactive_user_is_not_known(api: Running) -> None:
     who = await api.new_user("ada@example.org")
     assert (await api.call("GET", "/renderapi/v1/info", who=who)).status == 200
@@ -161,11 +164,13 @@ async def test_inactive_user_is_not_known(api: Running) -> None:
     assert (await api.call("GET", "/renderapi/v1/info", who=who)).status == 401
 
 
+@pytest.mark.both_databases
 async def test_email_is_compared_without_regard_to_case(api: Running) -> None:
     who = {"email": "ADMIN@LocalHost", "token": api.who["token"]}
     assert (await api.call("GET", "/renderapi/v1/info", who=who)).status == 200
 
 
+@pytest.mark.both_databases
 async def test_others_tasks_are_not_there(api: Running) -> None:
     await api.submit(request(), SCENE)
     who = await api.new_user("op@example.org", "operator")
@@ -175,6 +180,7 @@ async def test_others_tasks_are_not_there(api: Running) -> None:
     assert (await api.call("GET", "/renderapi/v1/info", who=who)).json()["Tasks"] == []
 
 
+@pytest.mark.both_databases
 async def test_info_shows_the_fifteen_newest(api: Running) -> None:
     for _ in range(17):
         await api.submit(request(), SCENE)
@@ -182,6 +188,7 @@ async def test_info_shows_the_fifteen_newest(api: Running) -> None:
     assert [entry["Task"]["TaskId"] for entry in tasks] == list(range(17, 2, -1))
 
 
+@pytest.mark.both_databases
 async def test_parallel_requests_don_t_pass_the_queue_limit(api: Running) -> None:
     subscription = (await api.call("POST", "/subscriptions", {"name": "small", "queue_limit": 3})).json()
     who = await api.new_user("ada@example.org", subscription_id=subscription["subscription_id"])
@@ -192,6 +199,7 @@ async def test_parallel_requests_don_t_pass_the_queue_limit(api: Running) -> Non
     assert sum(path.endswith(".blend") for path in api.tree()) == 3
 
 
+@pytest.mark.both_databases
 async def test_engine_of_the_existing_system_without_definition(api: Running, migrated_url: str) -> None:
     with Database.open(migrated_url) as database:
         database.write_now(
@@ -233,6 +241,7 @@ async def test_browsers_from_anywhere_may_call(api: Running) -> None:
     assert "token" in preflight.headers["Access-Control-Allow-Headers"]
 
 
+@pytest.mark.both_databases
 async def test_repeated_submission_gets_the_first_answer(api: Running) -> None:
     sent = {**request(), "ClientKey": "6f1e"}
     first = await api.submit(sent, SCENE)

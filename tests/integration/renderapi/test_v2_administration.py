@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import uv
 
 import renderonline
@@ -13,6 +14,7 @@ from renderonline.database.door import Database
 from tests.support.renderapi import COMMAND_ENGINE, Running
 
 
+@pytest.mark.both_databases
 async def test_user_is_added_changed_and_gets_another_token(api: Running) -> None:
     added = await api.call("POST", "/users", {"email": "ada@example.org", "first_name": "Ada"})
     user = added.json()
@@ -34,6 +36,7 @@ async def test_user_is_added_changed_and_gets_another_token(api: Running) -> Non
     assert (await api.call("PATCH", "/users/1", {"is_active": False})).status == 409
 
 
+@pytest.mark.both_databases
 async def test_stored_tokens_are_hashes(api: Running, migrated_url: str) -> None:
     await api.new_user("ada@example.org")
     with Database.open(migrated_url) as database:
@@ -42,6 +45,7 @@ async def test_stored_tokens_are_hashes(api: Running, migrated_url: str) -> None
     assert (await api.call("GET", "/me", who={**api.who, "token": stored[0]})).status == 401
 
 
+@pytest.mark.both_databases
 async def test_engine_is_added_used_changed_and_removed(api: Running) -> None:
     added = await api.call("POST", "/engines", {"definition": COMMAND_ENGINE})
     engine = added.json()
@@ -77,6 +81,7 @@ async def test_engines_that_can_t_work_are_refused(api: Running) -> None:
     assert len((await api.call("GET", "/engines")).json()["items"]) == 2
 
 
+@pytest.mark.both_databases
 async def test_argtypes_are_rules_that_work(api: Running) -> None:
     assert (await api.call("PUT", "/argtypes/shot", {"type": "word", "regex": "[a-z]{3}"})).status == 200
     for wrong in ({"type": "nonsense"}, {"type": "word", "regex": "["}):
@@ -86,6 +91,7 @@ async def test_argtypes_are_rules_that_work(api: Running) -> None:
     assert (await api.call("DELETE", "/argtypes/shot")).status == 404
 
 
+@pytest.mark.both_databases
 async def test_operator_says_how_many_slots_a_machine_may_have(api: Running) -> None:
     for slots in (-1, 1025, 2**70):
         assert (await api.call("POST", "/machines/invite", {"slots": slots})).status == 400
@@ -116,6 +122,7 @@ async def test_other_computer_installs_the_farms_own_version(api: Running, tmp_p
         assert reply.status == 404
 
 
+@pytest.mark.both_databases
 async def test_machine_joins_with_a_code_once(api: Running) -> None:
     invited = (await api.call("POST", "/machines/invite", {})).json()
     assert invited["command"].startswith(f"renderonline node --join {api.url} --code {invited['code']}")

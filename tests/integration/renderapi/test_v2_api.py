@@ -52,6 +52,7 @@ async def test_roles_decide_who_may_do_what(api: Running) -> None:
         assert (reply.status, reply.headers["Content-Type"]) == (401, "application/problem+json"), path
 
 
+@pytest.mark.both_databases
 async def test_artists_see_and_touch_their_own_tasks_only(api: Running) -> None:
     artist = await api.new_user("artist@example.org")
     operator = await api.new_user("operator@example.org", "operator")
@@ -88,6 +89,7 @@ async def test_artists_see_and_touch_their_own_tasks_only(api: Running) -> None:
 # -- tasks
 
 
+@pytest.mark.both_databases
 async def test_submitted_task_is_shown_whole(api: Running) -> None:
     task = await api.new_task(frames="1-10x3,20", arguments={"format": "JPEG"}, name="Walk", priority=70, chunk_size=2)
     assert task == {
@@ -136,6 +138,7 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
     assert [(chunk["frames"], chunk["place"]) for chunk in chunks] == [("1-4x3", 0), ("7-10x3", 2), ("20", 1)]
 
 
+@pytest.mark.both_databases
 async def test_tasks_come_in_pages(api: Running) -> None:
     for _ in range(5):
         await api.new_task()
@@ -149,6 +152,7 @@ async def test_tasks_come_in_pages(api: Running) -> None:
     assert found == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.both_databases
 async def test_tasks_are_found_by_status_engine_and_words(api: Running) -> None:
     await api.new_task(name="Walk cycle")
     await api.new_task(name="Run cycle", paused=True)
@@ -165,6 +169,7 @@ async def test_tasks_are_found_by_status_engine_and_words(api: Running) -> None:
     assert (await api.call("GET", "/tasks?status=odd")).status == 400
 
 
+@pytest.mark.both_databases
 async def test_task_is_paused_resumed_canceled_tried_again_and_deleted(api: Running) -> None:
     await api.new_task()
     assert (await api.call("POST", "/tasks/1/pause")).json()["status"] == "paused"
@@ -180,6 +185,7 @@ async def test_task_is_paused_resumed_canceled_tried_again_and_deleted(api: Runn
     assert (await api.call("GET", "/tasks/1")).status == 404
 
 
+@pytest.mark.both_databases
 async def test_task_is_changed(api: Running) -> None:
     await api.new_task()
     for _ in range(2):
@@ -244,12 +250,14 @@ async def test_wrong_requests_are_refused_with_a_code(api: Running) -> None:
     assert api.tree() == []
 
 
+@pytest.mark.both_databases
 async def test_queue_limit_is_told_as_429(api: Running) -> None:
     await api.call("PATCH", "/subscriptions/1", {"queue_limit": 0})
     reply = await api.submit({"engine": "blender"}, SCENE, version=2)
     assert (reply.status, reply.json()["code"]) == (429, "limit_reached")
 
 
+@pytest.mark.both_databases
 async def test_same_key_gives_the_same_task_even_at_once(api: Running) -> None:
     key = {"Idempotency-Key": "4f2c1d"}
     replies = await asyncio.gather(
@@ -278,6 +286,7 @@ async def test_health_needs_no_login_and_tells_nothing(api: Running) -> None:
         assert sorted(await response.json()) == ["status", "version"]
 
 
+@pytest.mark.both_databases
 async def test_metrics_count_what_happens(api: Running) -> None:
     await api.new_task()
     async with api.http.get(f"{api.url}/metrics") as response:

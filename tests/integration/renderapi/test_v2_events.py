@@ -48,6 +48,7 @@ async def test_unknown_last_event_means_resync(api: Running) -> None:
         assert (await read_events(api, api.who, last))[0]["event"] == "resync"
 
 
+@pytest.mark.both_databases
 async def test_artists_hear_of_their_own_tasks_only(api: Running) -> None:
     artist = await api.new_user("artist@example.org")
     marker = await read_marker(api)

@@ -36,6 +36,7 @@ async def landed(api: Running, url: str, name: str, content: bytes) -> None:
         database.write_now(lambda connection: connection.execute(tables.results.insert().values(row)))
 
 
+@pytest.mark.both_databases
 async def test_download_is_resumed_by_ranges(api: Running, migrated_url: str) -> None:
     await api.new_task()
     await landed(api, migrated_url, "frame_0001.png", b"png" * 10_000)
@@ -66,6 +67,7 @@ async def test_download_is_resumed_by_ranges(api: Running, migrated_url: str) ->
     assert changed.headers["ETag"] != tag
 
 
+@pytest.mark.both_databases
 async def test_result_is_one_file(api: Running, migrated_url: str) -> None:
     await api.new_task()
     await landed(api, migrated_url, "frame #1.png", b"png")
@@ -77,6 +79,7 @@ async def test_result_is_one_file(api: Running, migrated_url: str) -> None:
     assert (await api.call("GET", "/tasks/1/results/a.blend")).status == 404
 
 
+@pytest.mark.both_databases
 async def test_a_task_shows_the_picture_that_landed_last(api: Running, migrated_url: str) -> None:
     await api.new_task()
     for name in ("frame_0001.png", "frame_0002.png"):
@@ -121,6 +124,7 @@ async def test_results_leave_under_the_names_that_were_asked_for(api: Running, m
     assert (await api.call("GET", "/tasks/1/results")).json()["items"][0]["integrity"] == "altered"
 
 
+@pytest.mark.both_databases
 async def test_a_subscription_names_the_results_of_its_tasks(api: Running) -> None:
     refused = await api.call("PATCH", "/subscriptions/1", {"names": "{name}"})
     assert (refused.status, refused.json()["code"]) == (400, "bad_names")

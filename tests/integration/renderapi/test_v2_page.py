@@ -1,9 +1,12 @@
 """`/renderapi/v2`: what only the web page asks for."""
 
+import pytest
+
 from tests.support.held_attempts import held_attempt
 from tests.support.renderapi import COMMAND_ENGINE, Running
 
 
+@pytest.mark.both_databases
 async def test_everybody_learns_how_many_tasks_they_may_have_in_the_queue(api: Running) -> None:
     artist = await api.new_user("artist@example.org")
     added = await api.call("POST", "/subscriptions", {"name": "small", "queue_limit": 7, "keep_days": 30})
@@ -19,6 +22,7 @@ async def test_everybody_learns_how_many_tasks_they_may_have_in_the_queue(api: R
     assert (await api.call("PATCH", path, {"keep_days": 2_000_000})).status == 400
 
 
+@pytest.mark.both_databases
 async def test_engine_says_whether_its_scenes_are_read(api: Running) -> None:
     reads = COMMAND_ENGINE.replace("extensions", 'facts = "blender"\nextensions', 1)
     assert (await api.call("POST", "/engines", {"definition": reads})).json()["facts"] == "blender"
@@ -27,6 +31,7 @@ async def test_engine_says_whether_its_scenes_are_read(api: Running) -> None:
     assert engines["povray"] == ""
 
 
+@pytest.mark.both_databases
 async def test_operators_see_what_all_machines_did(api: Running) -> None:
     artist = await api.new_user("artist@example.org")
     operator = await api.new_user("operator@example.org", "operator")

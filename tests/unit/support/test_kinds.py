@@ -1,0 +1,24 @@
+"""What `make test` leaves to `make test-all`."""
+
+import pytest
+
+from tests.support.kinds import is_left_out
+
+DISPATCH = "tests/integration/dispatch/test_links.py::test_lost_machine_requeues_its_chunk"
+
+
+@pytest.mark.parametrize(
+    ("path", "markers", "left_out"),
+    [
+        (DISPATCH, {"sqlite"}, False),
+        (DISPATCH, {"mariadb"}, True),
+        (DISPATCH, {"mariadb", "both_databases"}, False),
+        ("tests/integration/database/test_door.py::test_x", {"mariadb"}, False),
+        ("tests/contract/test_contract.py::test_x", {"mariadb"}, False),
+        ("tests/e2e/test_demo.py::test_x", {"blender", "thorough"}, True),
+    ],
+)
+def test_mariadb_is_left_to_thorough_runs_where_no_sql_is_at_stake(
+    path: str, markers: set[str], left_out: bool
+) -> None:
+    assert is_left_out(path, markers) is left_out
