@@ -4,11 +4,11 @@ import contextlib
 import hashlib
 import signal
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import CDPSession, Page, expect
 
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login
@@ -16,6 +16,7 @@ from tests.faults.proxy import Proxy
 from tests.support.browsing import PaintedFarm, Visitor, log_in
 from tests.support.farm import wait_until
 
+Throttle = Callable[[Page, int], None]
 FAST, SLOW = -1, 400_000
 SIZE = 12_000_000
 """At `SLOW` it is half a minute on its way: what a test does meanwhile is done long before its end."""
@@ -31,12 +32,19 @@ def large(farm: PaintedFarm, request: pytest.FixtureRequest) -> Iterator[Path]:
     path.unlink()
 
 
-def throttle(page: Page, speed: int) -> None:
-    """Let the page send so many bytes a second."""
-    network = page.context.new_cdp_session(page)
-    network.send("Network.enable")
-    conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": speed}
-    network.send("Network.emulateNetworkConditions", conditions)
+@pytest.fixture
+def throttle() -> Throttle:
+    """Limits how many bytes a second a page sends. The limits of several sessions add up, so a page has one session."""
+    sessions: dict[Page, CDPSession] = {}
+
+    def limit(page: Page, speed: int) -> None:
+        if page not in sessions:
+            sessions[page] = page.context.new_cdp_session(page)
+            sessions[page].send("Network.enable")
+        conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": speed}
+        sessions[page].send("Network.emulateNetworkConditions", conditions)
+
+    return limit
 
 
 def sent(page: Page) -> int:
@@ -60,7 +68,7 @@ def choose(page: Page, scene: Path) -> None:
     page.get_by_label("Scene file").set_input_files(scene)
 
 
-def test_upload_is_paused_and_goes_on(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_upload_is_paused_and_goes_on(farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle) -> None:
     page = visit.page("/submit")
     throttle(page, SLOW)
     choose(page, large)
@@ -78,7 +86,9 @@ def test_upload_is_paused_and_goes_on(farm: PaintedFarm, visit: Visitor, large: 
     assert stored(farm, large)
 
 
-def test_upload_that_is_cut_goes_on_by_itself(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_upload_that_is_cut_goes_on_by_itself(
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
+) -> None:
     visit.watched.expected += ["ERR_"]
     with contextlib.closing(Proxy(int(farm.url.rpartition(":")[2]))) as proxy:
         visit.watched.host = f"127.0.0.1:{proxy.port}"
@@ -100,7 +110,7 @@ def test_upload_that_is_cut_goes_on_by_itself(farm: PaintedFarm, visit: Visitor,
 
 
 def test_upload_goes_on_after_a_reload_when_the_same_file_is_chosen(
-    farm: PaintedFarm, visit: Visitor, large: Path
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
 ) -> None:
     visit.watched.expected += ["ERR_"]
     page = visit.page("/submit")
@@ -109,11 +119,11 @@ def test_upload_goes_on_after_a_reload_when_the_same_file_is_chosen(
     page.get_by_label("Frames", exact=True).fill("3-4")
     on_its_way(page)
     page.reload()
-    goes_on(page, large)
+    goes_on(page, large, throttle)
     assert stored(farm, large)
 
 
-def goes_on(page: Page, scene: Path) -> None:
+def goes_on(page: Page, scene: Path, throttle: Throttle) -> None:
     """Choose the same file on a page that knows nothing but what the browser kept, and submit frames 3 and 4."""
     expect(page.locator(".earlier")).to_contain_text(scene.name)
     begun: list[int] = []
@@ -128,7 +138,7 @@ def goes_on(page: Page, scene: Path) -> None:
 
 
 def test_upload_goes_on_after_a_restart_of_the_browser_when_the_same_file_is_chosen(
-    farm: PaintedFarm, visit: Visitor, large: Path, tmp_path: Path
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle, tmp_path: Path
 ) -> None:
     visit.watched.expected += ["ERR_"]
     browser = visit.profile(tmp_path / "profile")
@@ -141,11 +151,13 @@ def test_upload_goes_on_after_a_restart_of_the_browser_when_the_same_file_is_cho
     wait_until(lambda: "3-4" in page.evaluate(kept), "form that is remembered")
     browser.close()
     page = visit.page("/submit", login=farm.login, context=visit.profile(tmp_path / "profile"))
-    goes_on(page, large)
+    goes_on(page, large, throttle)
     assert stored(farm, large)
 
 
-def test_farm_that_is_killed_meanwhile_gets_the_rest(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_farm_that_is_killed_meanwhile_gets_the_rest(
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
+) -> None:
     visit.watched.expected += ["ERR_", "Failed to load resource"]
     page = visit.page("/submit")
     throttle(page, SLOW)
@@ -164,7 +176,9 @@ def test_farm_that_is_killed_meanwhile_gets_the_rest(farm: PaintedFarm, visit: V
     assert stored(farm, large)
 
 
-def test_upload_goes_on_while_one_looks_at_other_pages(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_upload_goes_on_while_one_looks_at_other_pages(
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
+) -> None:
     page = visit.page("/submit")
     throttle(page, SLOW)
     choose(page, large)
@@ -184,7 +198,9 @@ def end_session(farm: PaintedFarm, page: Page) -> None:
     page.context.request.delete(f"{farm.url}/renderapi/v2/session", headers={"X-RenderOnline": "1"})
 
 
-def test_session_that_ends_meanwhile_costs_nothing(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_session_that_ends_meanwhile_costs_nothing(
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
+) -> None:
     """The upload is the first to notice; it goes on by itself when one has logged in."""
     visit.watched.expected += ["401"]
     context = visit.context()
@@ -207,7 +223,9 @@ def test_session_that_ends_meanwhile_costs_nothing(farm: PaintedFarm, visit: Vis
     assert stored(farm, large)
 
 
-def test_paused_upload_is_still_paused_after_logging_in_again(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_paused_upload_is_still_paused_after_logging_in_again(
+    farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle
+) -> None:
     """What happens on the farm makes the page ask, and so it notices that its session has ended."""
     visit.watched.expected += ["401"]
     page = visit.page("/submit", login=farm.login, context=visit.context())
@@ -310,7 +328,7 @@ def test_task_beyond_the_queue_limit_is_refused_and_taken_when_there_is_room(
     assert stored(farm, large)
 
 
-def test_upload_is_given_up(farm: PaintedFarm, visit: Visitor, large: Path) -> None:
+def test_upload_is_given_up(farm: PaintedFarm, visit: Visitor, large: Path, throttle: Throttle) -> None:
     visit.watched.expected += ["ERR_ABORTED"]
     page = visit.page("/submit")
     throttle(page, SLOW)
