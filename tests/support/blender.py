@@ -4,11 +4,11 @@ import functools
 import subprocess
 from pathlib import Path
 
-from renderonline.cli import demo
+from renderonline.cli import local_farm
 from renderonline.engines.blender.install import install
 from renderonline.serving.directories import data_directory
 
-DEMO_SCENE = Path(demo.__file__).with_name(demo.SCENE)
+DEMO_SCENE = Path(local_farm.__file__).with_name(local_farm.SCENE)
 
 
 def blender_directory() -> Path:

@@ -5,22 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from renderonline.cli import terminal
-from renderonline.cli.terminal import (
-    URL,
-    YES,
-    Output,
-    argument,
-    choose,
-    command,
-    confirm,
-    connect,
-    flag,
-    group,
-    option,
-    pairs,
-)
+from renderonline.cli.terminal import URL, YES, Output, argument, command, find, flag, group, listing, option, pairs
 from renderonline.farm.errors import InvalidRequest
-from renderonline.rnoclient.sdk import Client, Item
+from renderonline.rnoclient.sdk import Client
 
 if TYPE_CHECKING:
     from renderonline.engines.definition import EngineDefinition
@@ -29,6 +16,20 @@ if TYPE_CHECKING:
 commands = group("Render engines, of the farm and of this computer.")
 ENGINE = argument("ENGINE", "The engine's name or number.")
 DEFINITION = argument("FILE.toml", "The engine's definition.")
+COLUMNS: terminal.Columns = {
+    ">ENGINE": "engine_id",
+    "NAME": "name",
+    "EXTENSIONS": lambda engine: " ".join(engine["extensions"]),
+    "ENABLED": lambda engine: terminal.yes(engine["is_enabled"]),
+    "ARGUMENTS": lambda engine: ", ".join(str(item["id"]) for item in engine["arguments"]),
+}
+ARGUMENT_COLUMNS: terminal.Columns = {
+    "ARGUMENT": "id",
+    "TYPE": "type",
+    "DEFAULT": "default",
+    "CHOICES": lambda item: " ".join(item["choices"]),
+    "MEANING": "help",
+}
 
 
 @command(commands, "renderonline engine install blender")
@@ -41,7 +42,7 @@ def install(*, engine: str = argument("ENGINE", "What to install: blender.", def
 
 
 def install_blender(*, quiet: bool) -> tuple[str, ...]:
-    """Blender's argv prefix on this computer, installed with a progress bar if it is not there."""
+    """Return Blender's argv prefix on this computer; install it first, with a progress bar, if it is missing."""
     from renderonline.engines.blender import install as blender
     from renderonline.serving.directories import data_directory
 
@@ -56,24 +57,21 @@ def list_engines(
 ) -> Output:
     """List the farm's engines, or those of this computer."""
     if here:
-        local = engines_here()
-        if not local:
-            return local, "No engine was found here. Install Blender: renderonline engine install blender"
-        return local, lambda: terminal.table(["NAME", "VERSION", "COMMAND"], [list(item.values()) for item in local])
-    with connect(url) as client:
-        found = client.admin.engines()
-    return found, lambda: terminal.table([">ENGINE", "NAME", "EXTENSIONS", "ENABLED", "ARGUMENTS"], map(_row, found))
+        none = "No engine was found here. Install Blender: renderonline engine install blender"
+        return listing({"NAME": "name", "VERSION": "version", "COMMAND": "command"}, engines_here(), none)
+    with terminal.connect(url) as client:
+        return listing(COLUMNS, client.admin.engines())
 
 
 @command(commands, "renderonline engine show blender", name="show")
 def show_engine(client: Client, *, engine: str = ENGINE) -> Output:
     """Show an engine and its arguments."""
-    found = _find(client, engine)
+    _, found = find(client, "engine", engine)
 
     def print_it() -> None:
         terminal.print_fields(found, ["name", "engine_id", "extensions", "split", "is_enabled", "download_path"])
         terminal.say()
-        terminal.table(["ARGUMENT", "TYPE", "DEFAULT", "CHOICES", "MEANING"], map(_argument_row, found["arguments"]))
+        terminal.table(ARGUMENT_COLUMNS, found["arguments"])
 
     return found, print_it
 
@@ -90,7 +88,7 @@ def add(
 
     text = _read(file)
     made = client.admin.add_engine(text, download_path)
-    with suppress(InvalidRequest):  # the farm, which may be newer, took it
+    with suppress(InvalidRequest):  # the farm, which may be newer, accepted it
         for doubt in doubts(parse_definition(text)):
             terminal.note(f"Warning: {doubt}")
     return made, f"Engine {made['engine_id']} {made['name']} added."
@@ -125,9 +123,7 @@ def argtype(
 ) -> Output:
     """List the types of arguments, or set one (administrators)."""
     if argtype_id is None:
-        found = client.admin.argtypes()
-        rows = [(item["argtype_id"], item["type"], item["regex"]) for item in found]
-        return found, lambda: terminal.table(["ARGTYPE", "TYPE", "RULE"], rows)
+        return listing({"ARGTYPE": "argtype_id", "TYPE": "type", "RULE": "regex"}, client.admin.argtypes())
     if delete:
         client.admin.remove_argtype(argtype_id)
         return {"removed": argtype_id}, f"Argument type {argtype_id} removed."
@@ -140,24 +136,24 @@ def argtype(
 @command(commands, "renderonline engine disable povray")
 def disable(client: Client, *, engine: str = ENGINE) -> Output:
     """Take no new tasks for an engine."""
-    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=False)
+    changed = client.admin.change_engine(find(client, "engine", engine)[0], is_enabled=False)
     return changed, f"Engine {changed['name']}: disabled."
 
 
 @command(commands, "renderonline engine enable povray")
 def enable(client: Client, *, engine: str = ENGINE) -> Output:
     """Take tasks for an engine again."""
-    changed = client.admin.change_engine(_find(client, engine)["engine_id"], is_enabled=True)
+    changed = client.admin.change_engine(find(client, "engine", engine)[0], is_enabled=True)
     return changed, f"Engine {changed['name']}: enabled."
 
 
 @command(commands, "renderonline engine remove povray")
 def remove(client: Client, *, engine: str = ENGINE, yes: bool = YES, json: bool) -> Output:
     """Remove an engine that no task uses."""
-    confirm(f"Remove engine {engine}?", agreed=yes or json)
-    found = _find(client, engine)
-    client.admin.remove_engine(found["engine_id"])
-    return {"removed": found["engine_id"]}, f"Engine {found['name']} removed."
+    terminal.confirm(f"Remove engine {engine}?", agreed=yes or json)
+    number, found = find(client, "engine", engine)
+    client.admin.remove_engine(number)
+    return {"removed": number}, f"Engine {found['name']} removed."
 
 
 def _read(file: Path) -> str:
@@ -167,16 +163,12 @@ def _read(file: Path) -> str:
         raise InvalidRequest(f"{file} can't be read: {error}.") from None
 
 
-def _find(client: Client, who: str) -> Item:
-    return choose(client.admin.engines(), "engine_id", "name", who)
-
-
 def engines_here() -> list[dict[str, str]]:
-    """What a machine on this computer would offer."""
+    """Return the engines that a machine on this computer would offer."""
     from renderonline.engines.loading import parse_definition, shipped
 
     found = _installed({name: parse_definition(text) for name, text in shipped().items()})
-    return [{"name": one.name, "version": one.version, "command": " ".join(one.prefix)} for one in found]
+    return [{"name": engine.name, "version": engine.version, "command": " ".join(engine.prefix)} for engine in found]
 
 
 def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine, ...]":
@@ -187,31 +179,23 @@ def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine
 
 
 def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict[str, Any]:
-    """What a definition makes of a task's first chunk; `InvalidRequest` for what is wrong with it."""
-    from renderonline.engines.command_lines import (
-        argtypes,
-        build,
-        check_frames,
-        complete,
-        template_words,
-        values_of_frames,
-        without_frames,
-    )
+    """The command of a task's first chunk by this definition. Raises `InvalidRequest` for a wrong definition."""
+    from renderonline.engines import command_lines as lines
     from renderonline.engines.loading import parse_definition
     from renderonline.farm.arguments import check_value
     from renderonline.farm.frames import cut, parse_frames
 
     definition = parse_definition(text)
     wanted = parse_frames(frames) if definition.split == "frames" else ()
-    check_frames(definition, wanted)
-    filled = complete(definition, values_of_frames(definition, values, wanted) if wanted else values)
-    checked = without_frames(definition, filled) if wanted else filled
-    for argtype in argtypes(definition):
+    lines.check_frames(definition, wanted)
+    filled = lines.complete(definition, lines.values_of_frames(definition, values, wanted) if wanted else values)
+    checked = lines.without_frames(definition, filled) if wanted else filled
+    for argtype in lines.argtypes(definition):
         if argtype.argtype_id in checked:
             check_value(argtype, checked[argtype.argtype_id])
-    command = build(
+    command = lines.build(
         definition,
-        template_words(definition),
+        lines.template_words(definition),
         filled,
         chunk=cut(wanted, definition.chunk_size)[0] if wanted else None,
         task_frames=wanted,
@@ -228,13 +212,3 @@ def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict
         "command": " ".join(command.argv),
         "outputs": [output.name for output in command.expected],
     }
-
-
-def _argument_row(item: Item) -> list[object]:
-    return [item["id"], item["type"], item["default"], " ".join(item["choices"]), item["help"]]
-
-
-def _row(engine: Item) -> list[object]:
-    arguments = ", ".join(str(item["id"]) for item in engine["arguments"])
-    extensions, enabled = " ".join(engine["extensions"]), terminal.yes(engine["is_enabled"])
-    return [engine["engine_id"], engine["name"], extensions, enabled, arguments]

@@ -41,9 +41,9 @@ def demo(
     Fetches Blender the first time (380 MB, once). Starts one RenderAPI and two HPCServers on this computer, submits
     an example scene through the public API, downloads the frames and the film, stops everything.
     """
-    from renderonline.cli.demo import run
+    from renderonline.cli.local_farm import run_demo
 
-    return run(output, keep=keep, as_json=json)
+    return run_demo(output, keep=keep, as_json=json)
 
 
 @command(commands, "renderonline up", "renderonline up --host 0.0.0.0 --port 8080")
@@ -60,9 +60,9 @@ def up(
 
     Everything is kept in the data directory (RENDERONLINE_DATA), and is there again the next time.
     """
-    from renderonline.cli.up import run
+    from renderonline.cli.local_farm import run_up
 
-    return run(host=host, port=port, slots=slots, as_json=json)
+    return run_up(host=host, port=port, slots=slots, as_json=json)
 
 
 @commands.command()

@@ -1,21 +1,29 @@
-"""`renderonline machine …`."""
+"""`renderonline machine …`: the computers of the farm."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 
 from renderonline.cli import terminal
-from renderonline.cli.terminal import YES, Output, argument, choose, command, confirm, given, group, option
+from renderonline.cli.terminal import YES, Output, argument, command, confirm, find, given, group, option
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.machines import told
+from renderonline.farm.machines import hours_in_words
 from renderonline.rnoclient.sdk import Client, Item
 
 commands = group("The computers of the farm.")
 MACHINE = argument("MACHINE", "The machine's number or name.")
-SLOTS_ALLOWED = option(
-    "NUMBER", "Chunks at once that it may have; 0: four, or its cores if fewer.", "--slots", default=0, min=0, max=1024
-)
+SLOTS_HELP = "Chunks at once that it may have; 0: four, or its cores if fewer."
 REASON = option("TEXT", "Why; shown to everybody who looks at the machine.", default="")
+COLUMNS: terminal.Columns = {
+    ">MACHINE": "machine_id",
+    "NAME": "name",
+    "STATUS": "status",
+    ">SLOTS": "slots",
+    "BOX": "sandbox",
+    "ENGINES": lambda machine: ", ".join(f"{item['name']} {item['version']}".strip() for item in machine["engines"]),
+    "ADDRESS": lambda machine: f"{machine['ip_address']}:{machine['port']}" if machine["ip_address"] else "linked",
+    "REASON": "reason",
+}
 
 
 @command(
@@ -27,9 +35,9 @@ REASON = option("TEXT", "Why; shown to everybody who looks at the machine.", def
 def invite(
     client: Client,
     *,
-    uses: int = option("NUMBER", "So many machines may join with it.", default=1, min=1),
-    hours: float = option("HOURS", "How long it is good.", default=24, min=0.01),
-    slots: int = SLOTS_ALLOWED,
+    uses: int = option("NUMBER", "How many machines may join with it.", default=1, min=1),
+    hours: float = option("HOURS", "How long it is valid.", default=24, min=0.01),
+    slots: int = option("NUMBER", SLOTS_HELP, default=0, min=0, max=1024),
 ) -> Output:
     """Make a code with which a machine joins, and print the line to type there."""
     made = client.admin.invite(uses, hours, slots)
@@ -49,12 +57,12 @@ def list_machines(client: Client) -> Output:
     found = client.admin.machines()
     if not found:
         return found, "No machines. Let one join: renderonline machine invite"
-    columns = [">MACHINE", "NAME", "STATUS", ">SLOTS", "BOX", "ENGINES", "ADDRESS", "REASON"]
 
     def print_it() -> None:
-        terminal.table(columns, map(_row, found))
-        for machine in (one for one in found if one.get("cards")):
-            terminal.say(f"Cards of {machine['name']}: {'; '.join(map(_card, machine['cards']))}.")
+        terminal.table(COLUMNS, found)
+        for machine in found:
+            if cards := machine.get("cards"):
+                terminal.say(f"Cards of {machine['name']}: {'; '.join(map(_card, cards))}.")
         for note in filter(None, map(_more_slots, found)):
             terminal.note(note)
         for advice, names in better_boxes(found).items():
@@ -65,8 +73,8 @@ def list_machines(client: Client) -> Output:
 
 @command(commands, "renderonline machine show 1000", name="show")
 def show_machine(client: Client, *, machine: str = MACHINE) -> Output:
-    """Show all that is known of a machine."""
-    found = choose(client.admin.machines(), "machine_id", "name", machine)
+    """Show everything about a machine."""
+    _, found = find(client, "machine", machine)
     return found, lambda: terminal.print_fields(found, list(found))
 
 
@@ -79,7 +87,7 @@ def add(
 ) -> Output:
     """Add a machine that only speaks the first version of the protocol (`HPCServer.json` alone).
 
-    All others join by themselves: see `renderonline machine invite`.
+    All others join with a code: see `renderonline machine invite`.
     """
     machine = client.admin.add_machine(*split_address(address, port))
     return machine, f"Machine {machine['machine_id']} added."
@@ -88,26 +96,26 @@ def add(
 @command(commands, 'renderonline machine drain 1000 --reason "new disk at noon"')
 def drain(client: Client, *, machine: str = MACHINE, reason: str = REASON) -> Output:
     """Give the machine nothing new; what it renders goes on."""
-    return _change(client, machine, wish="draining", reason=reason)
+    return _changed(client, machine, wish="draining", reason=reason)
 
 
 @command(commands, "renderonline machine restart 1000")
 def restart(client: Client, *, machine: str = MACHINE) -> Output:
     """Have its program end after its work; its service starts it again, perhaps a newer version."""
-    client.admin.restart_machine(_number(client, machine))
+    client.admin.restart_machine(find(client, "machine", machine)[0])
     return {"restarting": machine}, f"Machine {machine} finishes what it renders and ends."
 
 
 @command(commands, "renderonline machine disable 1000")
 def disable(client: Client, *, machine: str = MACHINE, reason: str = REASON) -> Output:
     """Take the machine out; what it renders goes to others."""
-    return _change(client, machine, wish="disabled", reason=reason)
+    return _changed(client, machine, wish="disabled", reason=reason)
 
 
 @command(commands, "renderonline machine enable 1000")
 def enable(client: Client, *, machine: str = MACHINE) -> Output:
     """Give the machine work again, also when it is benched."""
-    return _change(client, machine, wish="active", reason="")
+    return _changed(client, machine, wish="active", reason="")
 
 
 @command(
@@ -125,31 +133,29 @@ def set_(
     tags: str | None = option("WORDS", "What tasks may ask for, besides its own tags."),
     pool: str | None = option("NAME", "Only for tasks of this pool."),
     hours: str | None = option("HOURS", "When it takes work, in the farm's local time."),
-    slots: int | None = option(
-        "NUMBER", "Chunks at once that it may have; 0: four, or its cores if fewer.", min=0, max=1024
-    ),
+    slots: int | None = option("NUMBER", SLOTS_HELP, min=0, max=1024),
 ) -> Output:
-    """Say what the machine is for, and when; "" for nothing special."""
+    """Set which tasks the machine takes, and when; "" removes a setting."""
     words = None if tags is None else tags.split()
-    return _change(client, machine, **given(tags=words, pool=pool, hours=hours, slots_allowed=slots))
+    return _changed(client, machine, **given(tags=words, pool=pool, hours=hours, slots_allowed=slots))
 
 
 @command(commands, "renderonline machine rename 1000 big-box")
 def rename(client: Client, *, machine: str = MACHINE, name: str = argument("NAME", "The new name.")) -> Output:
     """Give the machine another name."""
-    return _change(client, machine, name=name)
+    return _changed(client, machine, name=name)
 
 
 @command(commands, "renderonline machine remove 1000")
 def remove(client: Client, *, machine: str = MACHINE, yes: bool = YES, json: bool) -> Output:
     """Forget the machine; it must be invited again to come back."""
     confirm(f"Forget machine {machine}?", agreed=yes or json)
-    client.admin.remove_machine(_number(client, machine))
+    client.admin.remove_machine(find(client, "machine", machine)[0])
     return {"removed": machine}, f"Machine {machine} removed."
 
 
 def split_address(text: str, port: int) -> tuple[str, int]:
-    """`10.0.0.1`, `10.0.0.1:5001`, `[::1]:5001` as address and port."""
+    """Return `10.0.0.1`, `10.0.0.1:5001` or `[::1]:5001` as address and port; `port` is used when it names none."""
     match = re.fullmatch(r"\[([^]]+)\](?::(\d+))?|([^:]+)(?::(\d+))?|([^:]*:[^:]*:.*)", text)
     if match is None:
         raise InvalidRequest(f"{text} is no address; write it like 192.168.1.20:5001 .")
@@ -158,7 +164,7 @@ def split_address(text: str, port: int) -> tuple[str, int]:
 
 
 def better_boxes(machines: Iterable[Item]) -> dict[str, list[str]]:
-    """What gets better boxes around engines -> the machines where it does; RenderAPIs before this version say none."""
+    """Return how to get better boxes around engines -> the names of the machines where that helps."""
     found: dict[str, list[str]] = defaultdict(list)
     for machine in machines:
         if advice := machine.get("sandbox_advice"):
@@ -167,7 +173,7 @@ def better_boxes(machines: Iterable[Item]) -> dict[str, list[str]]:
 
 
 def _more_slots(machine: Item) -> str:
-    """What a machine says it has beyond what it may have, and how to allow it; "" when there is nothing."""
+    """How to allow a machine the slots that it has beyond those that it may use; "" when it has no more."""
     claimed = machine.get("slots_claimed", 0)
     if claimed <= machine["slots"]:
         return ""
@@ -176,33 +182,24 @@ def _more_slots(machine: Item) -> str:
 
 
 def _card(card: Item) -> str:
-    """A graphics card with what is known of it: its memory, how busy it is, why it gets no work."""
+    """A graphics card in words: its memory, how busy it is, why it gets no work."""
     total, load = card["memory_mib"], card["load"]
-    told = [str(card["name"] or card["id"])]
-    told += [f"{card['memory_used_mib']} of {total} MiB"] if total else []
-    told += [] if load is None else [f"{load:.0%} busy"]
-    return ", ".join(told + ([] if card["usable"] else [f"gets no work ({card['unusable']})"]))
+    parts = [str(card["name"] or card["id"])]
+    parts += [f"{card['memory_used_mib']} of {total} MiB"] if total else []
+    parts += [] if load is None else [f"{load:.0%} busy"]
+    return ", ".join(parts + ([] if card["usable"] else [f"gets no work ({card['unusable']})"]))
 
 
-def _number(client: Client, who: str) -> int:
-    return int(choose(client.admin.machines(), "machine_id", "name", who)["machine_id"])
-
-
-def _change(client: Client, who: str, **changes: object) -> Output:
-    machine = client.admin.change_machine(_number(client, who), **changes)
-    said = {"tags": " ".join(machine.get("tags", ())), "pool": machine.get("pool"), "hours": machine.get("hours")}
+def _changed(client: Client, wanted: str, **changes: object) -> Output:
+    """Change a machine, and show what is set for it now."""
+    number, _ = find(client, "machine", wanted)
+    machine = client.admin.change_machine(number, **changes)
+    hours = str(machine.get("hours") or "")
+    shown = {"tags": " ".join(machine.get("tags", ())), "pool": machine.get("pool"), "hours": hours}
     if "slots_allowed" in changes:
-        said["slots"] = machine["slots_allowed"]
-    words = [machine["wish"], *(f"{name} {value}" for name, value in said.items() if value)]
-    text = f"Machine {machine['machine_id']} {machine['name']}: {', '.join(words)}."
+        shown["slots"] = machine["slots_allowed"]
+    words = [machine["wish"], *(f"{name} {value}" for name, value in shown.items() if value)]
+    text = f"Machine {number} {machine['name']}: {', '.join(words)}."
     if "hours" in changes:
-        hours = str(machine.get("hours") or "")
-        text += f"\nIt takes work: {told(hours)}" + (" (the farm's local time)." if hours else ".")
+        text += f"\nIt takes work: {hours_in_words(hours)}" + (" (the farm's local time)." if hours else ".")
     return machine, text
-
-
-def _row(machine: Item) -> list[object]:
-    offers = [f"{item['name']} {item.get('version', '')}".strip() for item in machine["engines"]]
-    address = f"{machine['ip_address']}:{machine['port']}" if machine["ip_address"] else "linked"
-    known = [machine[name] for name in ("machine_id", "name", "status", "slots")]
-    return [*known, machine.get("sandbox", ""), ", ".join(offers), address, machine["reason"]]

@@ -1,4 +1,4 @@
-"""`renderonline submit`, and which files it sends: their names there are relative to the folder of the scene."""
+"""`renderonline submit`, and which files it sends: on the farm their names are relative to the scene's folder."""
 
 import os
 import zipfile
@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from renderonline.cli import terminal
-from renderonline.cli.task_commands import fetch_results, follow, tell_warnings
+from renderonline.cli.task_commands import fetch_results, follow, print_warnings
 from renderonline.cli.terminal import argument, command, flag, group, option, pairs
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, parse_frames
-from renderonline.farm.needs import unbaked_told
-from renderonline.rnoclient.scenes import FOLDER, ToSend, needed_files, several
+from renderonline.farm.needs import unbaked_warnings
+from renderonline.rnoclient.scenes import FOLDER, SceneInputs, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
 
@@ -25,8 +25,8 @@ commands = group("Submitting.")
 
 @dataclass(frozen=True, slots=True)
 class SceneFiles:
-    """What is sent: the scene, its name there, and the other files (names there -> files here). `unpack`: it is a ZIP
-    with a scene of that name in it."""
+    """The files of a submission: the scene, its name on the farm, and the other files by their names
+    there. `unpack`: the file is a ZIP that contains the scene."""
 
     path: Path
     scene: str
@@ -49,33 +49,31 @@ def submit(
     *,
     file: Path = argument("FILE", "The scene, or a ZIP with a scene and what it needs."),
     others: list[Path] | None = option(
-        "PATH", "A file or folder that the scene needs, seen from its folder; can be given again.", "--with"
+        "PATH", "A file or folder that the scene needs, relative to its folder; can be given again.", "--with"
     ),
     folder: Path | None = option("DIR", "Send all of this folder, which holds the scene."),
-    no_external: bool = flag("--no-external", "Not the files that a .blend names."),
+    no_external: bool = flag("--no-external", "Don't send the files that a .blend names."),
     pack: bool = flag("--pack", "Also the files that a .blend names outside of its folder; they are listed."),
     engine: str | None = option("NAME", "The engine; guessed from the file's extension.", "--engine", "-e"),
     frames: str | None = option("RANGE", "Frames: 1-24, 1-100x5, 1,5,9 …", "--frames", "-f"),
     arg: list[str] | None = option("ID=VALUE", "An argument of the engine; may be given several times.", "--arg", "-a"),
-    name: str = option("TEXT", "What the task is called; the file's name if empty.", default=""),
+    name: str = option("TEXT", "The task's name; the file's name if empty.", default=""),
     priority: int = option("NUMBER", "0 to 100; higher starts earlier.", default=50, min=0, max=100),
     chunk: int = option("NUMBER", "Frames per chunk; 0 leaves it to the farm.", default=0, min=0),
     after: list[int] | None = option("TASK", "Start when this task has succeeded; may be given several times.", min=1),
     engine_version: str = option("VERSION", "At least this version of the engine.", default=""),
     tag: list[str] | None = option("NAME", "Only on machines with this tag; can be given again."),
     pool: str = option("NAME", "Only on machines of this pool.", default=""),
-    memory: int = option("MIB", "So much memory for each chunk.", default=0, min=0),
-    gpus: int = option("NUMBER", "So many graphics cards for each chunk.", default=0, min=0),
+    memory: int = option("MIB", "Memory for each chunk.", default=0, min=0),
+    gpus: int = option("NUMBER", "Graphics cards for each chunk.", default=0, min=0),
     gpu_memory: int = option("MIB", "Memory on each of these cards; without --gpus, of one card.", default=0, min=0),
     sandbox: str = option("BOX", "Only where engines run in a box: bwrap, or at least landlock.", default=""),
-    limit: int = option("NUMBER", "So many chunks at once; 0: any number.", default=0, min=0),
+    limit: int = option("NUMBER", "Chunks that run at once; 0: any number.", default=0, min=0),
     film: str = option("FILM", "Make a film of the frames at the end: mp4, webm, mp4@25 …", default=""),
-    strict: bool = flag("--strict", "Refuse it, or fail it later, when a file that it needs is missing."),
-    names: str = option(
-        "TEMPLATE", "What results are called that leave the farm: {scene}/{name}_{frame:04} …", default=""
-    ),
+    strict: bool = flag("--strict", "Refuse the task, or let it fail later, when a file that it needs is missing."),
+    names: str = option("TEMPLATE", "Names of results that leave the farm: {scene}/{name}_{frame:04} …", default=""),
     deliver: str = option("NAME/SUB", "Copy results to a place that the farm's administrator named.", default=""),
-    notify: bool = flag("--notify", "Have a mail sent to you when it ends."),
+    notify: bool = flag("--notify", "Get a mail when it ends."),
     wait: bool = flag("--wait", "Wait until it ends; exit code 1 if it failed.", "-w"),
     download: Path | None = option("DIR", "Wait, then download the results here.", "--download", "-d"),
     overwrite: bool = flag(
@@ -85,30 +83,29 @@ def submit(
 ) -> int:
     """Submit a scene."""
     if not file.is_file():
-        raise InvalidRequest(f"{file} is no file.")
+        raise InvalidRequest(f"{file} is not a file.")
     arguments = pairs("--arg", arg or [], "ID=VALUE")
     needs = {"engine_version": engine_version, "tags": tag or [], "pool": pool, "memory_mib": memory, "gpus": gpus}
     needs |= {"sandbox": sandbox, **({"gpu_memory_mib": gpu_memory} if gpu_memory else {})}
     with ExitStack() as stack:
-        scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else ToSend()
-        _tell_packed(scene)
+        scene = needed_files(file, folder, pack=pack) if pack or not (folder or no_external) else SceneInputs()
+        _print_packed(scene)
         most = len(parse_frames(frames)) if frames else MAX_FRAMES
-        early = unbaked_told(scene.unbaked) if most > max(chunk, 1) else []
-        for text in early:  # before anything is sent: Ctrl-C, and bake
+        early = unbaked_warnings(scene.unbaked) if most > max(chunk, 1) else []
+        for text in early:  # before anything is sent, so that there is time to press Ctrl-C and bake
             terminal.note(f"Warning: {text}")
         engines = client.admin.engines()
-        sent = _sent(file, [*(others or []), *scene.inside], folder, engines)
-        if sent.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths or scene.outside):
-            inputs = {**sent.inputs, **scene.outside, FOLDER: _written(folder or file.parent, stack)}
-            sent = replace(sent, inputs=inputs)
-        chosen = engine or guess_engine(engines, Path(sent.scene))
+        files = _scene_files(file, [*(others or []), *scene.inside], folder, engines)
+        if files.path.suffix.casefold() == ".blend" and (folder or scene.whole_paths or scene.outside):
+            inputs = {**files.inputs, **scene.outside, FOLDER: _folder_file(folder or file.parent, stack)}
+            files = replace(files, inputs=inputs)
         step = stack.enter_context(terminal.bar(f"Sending {file.name}", "bytes", quiet=json))
         task = client.submit(
-            sent.path,
-            scene=sent.scene,
-            inputs=sent.inputs,
-            unpack=sent.unpack,
-            engine=chosen,
+            files.path,
+            scene=files.scene,
+            inputs=files.inputs,
+            unpack=files.unpack,
+            engine=engine or guess_engine(engines, Path(files.scene)),
             arguments=arguments,
             frames=frames,
             name=name,
@@ -125,43 +122,44 @@ def submit(
             progress=terminal.sending(step),
         )
     number, stays = task["task_id"], wait or download is not None
-    tell_warnings(task, but=early)
-    follow_it = "" if stays else f" Follow it: renderonline watch {number}"
-    terminal.print_answer((task, f"Task {number} is in the queue.{follow_it}"), as_json=json)
+    print_warnings(task, printed=early)
+    hint = "" if stays else f" Follow it: renderonline watch {number}"
+    terminal.print_answer((task, f"Task {number} is in the queue.{hint}"), as_json=json)
     code = follow(client, number, as_json=json) if stays else 0
     if download is not None and code == 0:
         terminal.print_answer(fetch_results(client, number, download, overwrite=overwrite, quiet=json), as_json=json)
     return code
 
 
-def _sent(file: Path, others: list[Path], folder: Path | None, engines: list[Item]) -> SceneFiles:
-    if file.suffix.casefold() == ".zip":
-        if others or folder is not None:
-            raise InvalidRequest(f"{file.name} is a ZIP: put into it what the scene needs, or unpack it.")
-        scene = scene_in(file, {one.casefold() for engine in engines for one in engine["extensions"]})
-        return SceneFiles(file, scene, {}, unpack=True)
-    return gathered(file, others, folder)
+def _scene_files(file: Path, others: list[Path], folder: Path | None, engines: list[Item]) -> SceneFiles:
+    if file.suffix.casefold() != ".zip":
+        return gathered(file, others, folder)
+    if others or folder is not None:
+        raise InvalidRequest(f"{file.name} is a ZIP: put into it what the scene needs, or unpack it.")
+    scene = scene_in(file, {extension.casefold() for engine in engines for extension in engine["extensions"]})
+    return SceneFiles(file, scene, {}, unpack=True)
 
 
-def _tell_packed(scene: ToSend) -> None:
+def _print_packed(scene: SceneInputs) -> None:
     folders: dict[Path, list[str]] = {}
     for path in scene.outside.values():
         folders.setdefault(path.parent, []).append(path.name)
-    for folder, inside in folders.items():  # every one: the scene chose them
+    for folder, inside in folders.items():  # all of them, because the scene chose them, not the user
         terminal.note(f"Sent from outside of the folder, from {folder}: {several(inside)}")
     for refused, why in scene.refused.items():
         terminal.note(f"Not sent: {refused} ({why})")
 
 
-def _written(folder: Path, stack: ExitStack) -> Path:
-    """A file that says from which folder the others are sent."""
-    place = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")), FOLDER)
-    place.write_text(str(folder.absolute()), encoding="utf-8", errors="surrogateescape")
-    return place
+def _folder_file(folder: Path, stack: ExitStack) -> Path:
+    """Write a temporary file that holds the path of the folder from which the others are sent."""
+    path = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")), FOLDER)
+    path.write_text(str(folder.absolute()), encoding="utf-8", errors="surrogateescape")
+    return path
 
 
 def guess_engine(engines: list[Item], file: Path) -> str:
-    """The name of the one engine that takes files with this extension."""
+    """Return the name of the only enabled engine that takes files with this extension. Raises `InvalidRequest` when
+    there is none, or more than one."""
     extension = file.suffix.casefold()
     takes = [item for item in engines if extension in {known.casefold() for known in item["extensions"]}]
     fitting = [str(item["name"]) for item in takes if item["is_enabled"]]
@@ -174,13 +172,14 @@ def guess_engine(engines: list[Item], file: Path) -> str:
 
 
 def gathered(scene: Path, others: Iterable[Path] = (), folder: Path | None = None) -> SceneFiles:
-    """A scene, other files and folders seen from its folder, and all of `folder` if that is given: names are relative
-    to it then, else to the scene's folder."""
+    """Return a scene with `others`, files and folders relative to its folder, and all of `folder` if that is given.
+    Names on the farm are relative to `folder`, or else to the scene's folder."""
     beside = scene.absolute().parent
     base = beside if folder is None else folder.absolute()
-    wanted = [*(beside / one for one in others), *([] if folder is None else [base])]
-    few = islice((path for one in wanted for path in _files(one)), MOST_FILES + 1)  # links may lead in a circle
-    found = {_name(scene.absolute(), base): scene, **{_name(path, base): path for path in few}}
+    wanted = [*(beside / other for other in others), *([] if folder is None else [base])]
+    # The bound also ends a walk whose links lead in a circle.
+    paths = islice((path for place in wanted for path in _files(place)), MOST_FILES + 1)
+    found = {_name(scene.absolute(), base): scene, **{_name(path, base): path for path in paths}}
     if len(found) > MOST_FILES:
         raise InvalidRequest(f"These are too many files; a task has at most {MOST_FILES}.")
     main = next(iter(found))
@@ -188,8 +187,8 @@ def gathered(scene: Path, others: Iterable[Path] = (), folder: Path | None = Non
 
 
 def scene_in(archive: Path, extensions: Collection[str]) -> str:
-    """The name of the scene in a ZIP: the one file with one of the `extensions` (in lower case) that lies nearest to
-    the top. `InvalidRequest` when there is none, or more than one."""
+    """Return the name of the scene in a ZIP: the file with one of the `extensions` (in lower case) that lies nearest to
+    the top. Raises `InvalidRequest` when there is none, or more than one."""
     try:
         with zipfile.ZipFile(archive) as found:
             inside = [name for name, _ in names.files_in_zip(found)]
@@ -207,7 +206,7 @@ def scene_in(archive: Path, extensions: Collection[str]) -> str:
 def _name(path: Path, folder: Path) -> str:
     name = os.path.relpath(path, folder).replace(os.sep, "/")
     if name.startswith("../"):
-        raise InvalidRequest(f"{path} lies outside of {folder}. Use --folder with a folder that holds both.")
+        raise InvalidRequest(f"{path} is outside of {folder}. Use --folder with a folder that contains both.")
     return name
 
 
@@ -215,7 +214,7 @@ def _files(path: Path) -> Iterator[Path]:
     """The file, or all files below a folder; what begins with a dot is left out."""
     if not path.is_dir():
         if not path.is_file():
-            raise InvalidRequest(f"{path} is not there.")
+            raise InvalidRequest(f"{path} does not exist.")
         yield path
     for folder, folders, inside in os.walk(path, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

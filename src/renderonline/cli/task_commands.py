@@ -1,4 +1,4 @@
-"""Commands about tasks: look at them, download what they made, cancel, pause, requeue, change, delete them."""
+"""Commands for tasks: list and follow them, download results, cancel, pause, requeue, change and delete them."""
 
 import json as json_text
 import sys
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from renderonline.cli import terminal
-from renderonline.cli.terminal import TASK, TASKS, YES, Output, argument, command, confirm, flag, group, option
+from renderonline.cli.terminal import TASK, TASKS, YES, Output, argument, command, confirm, flag, group, listing, option
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.tasks import chooser
 from renderonline.rnoclient.sdk import ENDED, Client, Item, Task
@@ -17,7 +17,26 @@ commands = group("Tasks.")
 LOG_POLL_S = 1.0
 _INTEGRITY = {
     "altered": "Somebody changed results on the server: requeue these frames, or have an operator accept them.",
-    "not_compared": "Nothing is known of its files that they could be compared with (renderonline accept).",
+    "not_compared": "There are no digests with which its files could be compared (renderonline accept).",
+}
+COLUMNS: terminal.Columns = {
+    ">TASK": "task_id",
+    "NAME": lambda task: task["name"] or task["file_name"],
+    "ENGINE": "engine",
+    "STATUS": lambda task: _status(task),
+    ">FRAMES": lambda task: f"{task['frames_done']}/{task['frames_total']}" if task["frames_total"] else "",
+    ">DONE": lambda task: terminal.percent(task["progress"]),
+    "QUEUED": lambda task: terminal.when(task["queued"]),
+}
+ATTEMPT_COLUMNS: terminal.Columns = {
+    ">ATTEMPT": "attempt_id",
+    ">CHUNK": "chunk_id",
+    "MACHINE": "machine",
+    "STATE": lambda attempt: attempt["outcome"] or attempt["state"],
+    "FRAMES": "frames",
+    ">EXIT": "exit_code",
+    "STARTED": lambda attempt: terminal.when(attempt["started"]),
+    "REASON": "reason",
 }
 
 
@@ -30,22 +49,20 @@ _INTEGRITY = {
 def tasks(
     client: Client,
     *,
-    task: int | None = argument("[TASK]", "Show this one in full.", min=1, default=None),
+    task: int | None = argument("[TASK]", "Show this task in full.", min=1, default=None),
     status: str | None = option("STATUS", "queued, running, paused, succeeded, failed or canceled."),
     engine: str | None = option("NAME", "Only tasks of this engine."),
     search: str | None = option("TEXT", "Only tasks with this in their name."),
     everybody: bool = flag("--all", "Everybody's tasks (operators)."),
-    limit: int = option("NUMBER", "At most so many.", "--limit", "-n", default=20, min=1),
+    limit: int = option("NUMBER", "How many at most.", "--limit", "-n", default=20, min=1),
 ) -> Output:
     """List your tasks, newest first, or show one."""
     if task is not None:
-        one = client.task(task)
-        return one, lambda: _show_one(one)
-    found = list(client.tasks(status=status, engine=engine, search=search, everybody=everybody, limit=limit))
-    columns = [">TASK", "NAME", "ENGINE", "STATUS", ">FRAMES", ">DONE", "QUEUED", *(["USER"] if everybody else [])]
-    if not found:
-        return found, "No tasks. Submit one: renderonline submit FILE --frames 1-24"
-    return found, lambda: terminal.table(columns, [_row(item)[: len(columns)] for item in found])
+        found = client.task(task)
+        return found, lambda: _show_one(found)
+    tasks = list(client.tasks(status=status, engine=engine, search=search, everybody=everybody, limit=limit))
+    columns = {**COLUMNS, "USER": "email"} if everybody else COLUMNS
+    return listing(columns, tasks, "No tasks. Submit one: renderonline submit FILE --frames 1-24")
 
 
 @command(commands, "renderonline watch 12", "renderonline watch 12 --json      one JSON object a line")
@@ -58,20 +75,21 @@ def watch(client: Client, *, task: int = TASK, json: bool) -> int:
 
 
 def follow(client: Client, task_id: int, *, as_json: bool) -> int:
-    """Show a task until it ends; the exit code that says how."""
+    """Show a task until it ends; return 0 when it succeeded, else 1."""
     task: Task | None = None
     with terminal.bar("", "share", quiet=as_json, stream=sys.stdout) as step:
         for task in client.watch(task_id):
             if as_json:
                 print(json_text.dumps(task), flush=True)
             step(task["progress"] or 0.0, 1.0, describe(task) + ("" if sys.stdout.isatty() else _tens(task)))
-    if task is not None and not as_json:
-        tell_warnings(task)
-    if task is not None and task["status"] == "succeeded":
-        return 0
-    if task is not None and not as_json:
-        terminal.note(f"See why: renderonline logs {task_id}")
-    return 1
+    if task is None:
+        return 1
+    succeeded = task["status"] == "succeeded"
+    if not as_json:
+        print_warnings(task)
+        if not succeeded:
+            terminal.note(f"See why: renderonline logs {task_id}")
+    return 0 if succeeded else 1
 
 
 @command(
@@ -84,21 +102,20 @@ def logs(
     client: Client,
     *,
     task: int = TASK,
-    attempt: int | None = option("ID", "This attempt (see --list).", min=1),
+    attempt: int | None = option("ID", "The log of this attempt (see --list).", min=1),
     follow: bool = flag("--follow", "Go on until the attempt ends.", "-f"),
     attempts: bool = flag("--list", "List the attempts instead."),
     json: bool,
 ) -> Output | None:
-    """Print what the engine wrote.
+    """Print the engine's log.
 
-    Of the newest attempt that failed, else of the newest one that rendered frames.
+    By default that of the newest attempt that failed, else of the newest that rendered frames.
     """
     found = sorted(client.attempts(task), key=lambda item: int(item["attempt_id"]))
     if attempts:
-        columns = [">ATTEMPT", ">CHUNK", "MACHINE", "STATE", "FRAMES", ">EXIT", "STARTED", "REASON"]
-        return found, lambda: terminal.table(columns, map(_attempt_row, found))
+        return listing(ATTEMPT_COLUMNS, found)
     failed = [item for item in found if item["outcome"] not in (None, "succeeded", "canceled")]
-    rendered = [item for item in found if item["frames"]]  # the film's log comes after them, and says little
+    rendered = [item for item in found if item["frames"]]  # not the film's log, which is newer and says little
     chosen = [item for item in found if item["attempt_id"] == attempt] if attempt else failed or rendered or found
     if not chosen:
         raise NotFound(f"Task {task} has no such attempt. See `renderonline logs {task} --list`.")
@@ -108,7 +125,7 @@ def logs(
 
 @command(commands, "renderonline explain 12")
 def explain(client: Client, *, task: int = TASK) -> Output:
-    """Say why a task waits, or why it is not faster."""
+    """Explain why a task waits, or why it is not faster."""
     reasons = client.explain(task)
     return {"reasons": reasons}, "\n".join(map(str, reasons))
 
@@ -127,21 +144,21 @@ def download(
     output: Path | None = option("PATH", "Directory (with --zip: file) to write.", "--output", "-o"),
     as_zip: bool = flag("--zip", "One ZIP file with the scene and all results."),
     frames: str = option("RANGE", "Only these frames …", "--frames", "-f", default=""),
-    only: list[str] | None = option("NAME", "… and files called so (* and ? stand for anything); can be given again."),
+    only: list[str] | None = option("NAME", "… and files of this name (* and ? as in a shell); can be given again."),
     overwrite: bool = flag("--overwrite", "Replace files of other tasks, and those that were changed."),
     json: bool,
 ) -> Output:
     """Download a task's results.
 
-    What is there already is not sent again; what was cut goes on. Files that are there and were not downloaded from
-    this task are not replaced without --overwrite.
+    Files that are complete already are not sent again, interrupted downloads are resumed. Files that were not
+    downloaded from this task are not replaced without --overwrite.
     """
     names = only or []
     if not json:
-        tell_warnings(client.task(task))
+        print_warnings(client.task(task))
     if not as_zip:
         target = output or Path(f"task-{task}")
-        return fetch_results(client, task, target, frames, names, overwrite=overwrite, quiet=json)
+        return fetch_results(client, task, target, frames=frames, names=names, overwrite=overwrite, quiet=json)
     with terminal.bar("Downloading", "bytes", quiet=json) as step:
         target = output or Path(f"task-{task}.zip")
         path = client.download_zip(task, target, frames=frames, names=names, progress=step)
@@ -152,27 +169,26 @@ def fetch_results(
     client: Client,
     task_id: int,
     directory: Path,
+    *,
     frames: str = "",
     names: Sequence[str] = (),
-    *,
     overwrite: bool = False,
     quiet: bool,
 ) -> Output:
-    """Download the results, or those of these frames and names, with a bar."""
-    wanted = chooser(frames, names)
+    """Download the results, or those of these frames and names, with a progress bar."""
+    matches = chooser(frames, names)
+
+    def is_wanted(result: Item) -> bool:
+        frame = result.get("of_frame") if result["frame"] is None else result["frame"]
+        return matches(result["name"], frame) or matches(result.get("called", result["name"]), frame)
+
     with terminal.bar("Downloading", "count", quiet=quiet) as step:
-        chosen = partial(_is_chosen, wanted)
-        paths = client.download_results(task_id, directory, wanted=chosen, overwrite=overwrite, progress=step)
+        paths = client.download_results(task_id, directory, wanted=is_wanted, overwrite=overwrite, progress=step)
     return {"files": [str(path) for path in paths]}, f"{directory}  ({len(paths)} file{'s' * (len(paths) != 1)})"
 
 
-def _is_chosen(wanted: Callable[[str, int | None], bool], one: Item) -> bool:
-    frame = one.get("of_frame") if one["frame"] is None else one["frame"]
-    return wanted(one["name"], frame) or wanted(one.get("called", one["name"]), frame)
-
-
 def _each(task_ids: list[int], act: Callable[[int], Task], *, as_json: bool) -> Output:
-    """Do it to each task; one for which it can't be done does not keep the others from it, but fails the command."""
+    """Call `act` for each task. Where it fails for one the others are still done; then the error is raised."""
     done: list[Task] = []
     failed: list[RenderOnlineError] = []
     for task_id in dict.fromkeys(task_ids):
@@ -194,7 +210,9 @@ def _action(name: str, action: Callable[[Client, int], Task], summary: str, exam
         return _each(task, partial(action, client), as_json=json)
 
 
-_action("cancel", Client.cancel, "Take tasks from the queue and stop what runs of them.", "renderonline cancel 12 13")
+_action(
+    "cancel", Client.cancel, "Take tasks from the queue and stop their running chunks.", "renderonline cancel 12 13"
+)
 _action("resume", Client.resume, "Go on with paused tasks.", "renderonline resume 12")
 _action(
     "retry", Client.retry, "Render again what failed or was canceled.\n\nFinished frames stay.", "renderonline retry 12"
@@ -206,10 +224,10 @@ def pause(
     client: Client,
     *,
     task: list[int] = TASKS,
-    now: bool = flag("--now", "Stop what runs, too; that is no failure."),
+    now: bool = flag("--now", "Stop running chunks, too; that is no failure."),
     json: bool,
 ) -> Output:
-    """Start nothing new of these tasks; what runs goes on."""
+    """Start no further chunks of these tasks; running chunks go on."""
     return _each(task, partial(client.pause, now=now), as_json=json)
 
 
@@ -227,9 +245,9 @@ def requeue(
     chunk: list[int] | None = option("ID", "Only this chunk; can be given several times.", min=1),
     json: bool,
 ) -> Output:
-    """Render tasks again, also what succeeded.
+    """Render tasks again, also frames that succeeded.
 
-    What runs of it is stopped. Each frame that is there stays until the new one has landed.
+    Running chunks of them are stopped. Each old frame stays until the new one replaces it.
     """
     return _each(task, partial(client.requeue, frames=frames, chunks=chunk or ()), as_json=json)
 
@@ -242,10 +260,10 @@ def accept(
     only: list[str] | None = option("NAME", "Only this file; can be given several times."),
     json: bool,
 ) -> Output:
-    """Take a task's files as they lie on the server (operators).
+    """Accept a task's files as they are on the server (operators).
 
     Files that somebody changed since they landed are not handed out. Look at them first: this makes them the results.
-    Files that nobody has compared get their digest. To have frames rendered again instead: renderonline requeue.
+    Files without a digest get one. To have frames rendered again instead: renderonline requeue.
     """
     return _each([task], partial(client.accept, names=only or ()), as_json=json)
 
@@ -258,9 +276,9 @@ def film(
     kind: str = option("FILM", "mp4 or webm, with frames per second if you like: mp4@25.", default="mp4"),
     json: bool,
 ) -> Output:
-    """Make a film of the frames that are there, and another one when the task has ended.
+    """Make a film of the frames so far, and another one when the task has ended.
 
-    It becomes a result of the task, in the place of an older one.
+    It becomes a result of the task and replaces an older film.
     """
     return _each([task], partial(client.film, film=kind), as_json=json)
 
@@ -272,17 +290,16 @@ def change(
     task: list[int] = TASKS,
     name: str | None = option("TEXT", "Another name."),
     priority: int | None = option("NUMBER", "0 to 100; higher goes first.", min=0, max=100),
-    limit: int | None = option("NUMBER", "So many chunks at once; 0: no limit.", min=0),
+    limit: int | None = option("NUMBER", "Chunks that run at once; 0: no limit.", min=0),
     json: bool,
 ) -> Output:
     """Change tasks that wait or run."""
-    changes = partial(client.change, name=name, priority=priority, running_limit=limit)
-    return _each(task, changes, as_json=json)
+    return _each(task, partial(client.change, name=name, priority=priority, running_limit=limit), as_json=json)
 
 
 @command(commands, "renderonline delete 12 --yes")
 def delete(client: Client, *, task: list[int] = TASKS, yes: bool = YES, json: bool) -> Output:
-    """Delete tasks with scene and results; what runs of them is stopped."""
+    """Delete tasks with scene and results; their running chunks are stopped."""
     confirm(f"Delete task {', '.join(map(str, task))} with the scene and all results?", agreed=yes or json)
     for task_id in task:
         client.delete(task_id)
@@ -290,22 +307,21 @@ def delete(client: Client, *, task: list[int] = TASKS, yes: bool = YES, json: bo
 
 
 def describe(task: Task) -> str:
-    """One line about a task."""
+    """Return one line about a task."""
     frames = f", {task['frames_done']} of {task['frames_total']} frames" if task["frames_total"] else ""
     reason = f": {task['reason']}" if task["reason"] else ""
     return f"task {task['task_id']} {task['status']}{_warned(task)}{frames}{reason}"
 
 
 def _tens(task: Task) -> str:
-    """How far a task that runs is, in steps of ten: lines in a file show it, where no bar moves."""
+    """The progress of a running task in steps of ten percent, for output to a file, where there is no bar."""
     return f", {int((task['progress'] or 0.0) * 10) * 10} %" if task["status"] == "running" else ""
 
 
-def tell_warnings(task: Task, but: Collection[str] = ()) -> None:
-    """Say what a person must know of its pictures, but what was said before (R16 No false success), and why nothing of
-    it can start."""
-    for text in task.get("warnings", ()):  # an older RenderAPI has none
-        if text not in but:
+def print_warnings(task: Task, printed: Collection[str] = ()) -> None:
+    """Print a task's warnings (R16 No false success) but those `printed` before, and why none of it can start."""
+    for text in task.get("warnings", ()):
+        if text not in printed:
             terminal.note(f"Warning: {text}")
     if stuck := task.get("stuck"):
         terminal.note(f"It can't start as things are: {stuck}")
@@ -318,13 +334,9 @@ def _warned(task: Task) -> str:
     return f", {count} warning{'s' * (count > 1)}{more}" if count else more
 
 
-def _row(task: Task) -> list[object]:
-    frames = f"{task['frames_done']}/{task['frames_total']}" if task["frames_total"] else ""
+def _status(task: Task) -> str:
     shown = "paused" if task["paused"] and task["status"] not in ENDED else task["status"]
-    shown += _warned(task)
-    done = terminal.percent(task["progress"])
-    name = task["name"] or task["file_name"]
-    return [task["task_id"], name, task["engine"], shown, frames, done, terminal.when(task["queued"]), task["email"]]
+    return shown + _warned(task)
 
 
 def _show_one(task: Task) -> None:
@@ -334,20 +346,13 @@ def _show_one(task: Task) -> None:
     if latest := task["latest"]:
         shown["latest"] = {"name": latest["name"], **latest["facts"]}
     facts = task.get("facts") or {}
-    scene = [f"{name} {value}" for one in facts.get("scenes", ())[:1] for name, value in one.items()]
+    scene = [f"{name} {value}" for first in facts.get("scenes", ())[:1] for name, value in first.items()]
     shown["scene"] = [f"version {facts.get('version', '')}", *scene] if facts else []
-    told = [text for state, text in _INTEGRITY.items() if state == task.get("integrity")]
     names = "task_id name status reason stuck unchecked engine file_name file_size scene arguments frames frames_done"
     more = "progress latest chunks priority running_limit queued started ended deletes_at"
     terminal.print_fields(shown, [*names.split(), *more.split()])
-    for text in (*task.get("warnings", ()), *told):  # a line each: they are sentences
+    for text in filter(None, (*task.get("warnings", ()), _INTEGRITY.get(str(task.get("integrity"))))):
         terminal.say(f"Warning: {text}")
-
-
-def _attempt_row(attempt: Item) -> list[object]:
-    state, started = attempt["outcome"] or attempt["state"], terminal.when(attempt["started"])
-    known = [attempt[name] for name in ("attempt_id", "chunk_id", "machine")]
-    return [*known, state, attempt["frames"], attempt["exit_code"], started, attempt["reason"]]
 
 
 def _print_log(client: Client, task_id: int, attempt_id: int, *, follow: bool, as_json: bool) -> None:

@@ -1,10 +1,8 @@
-"""How the command line prints: tables and lines for people, JSON for programs; text of others never as markup.
+"""What all commands share: how they are declared, which farm they call, and how they print.
 
-Progress is a bar on a terminal, plain lines elsewhere, nothing for programs.
-
-Which RenderAPI the client commands speak to, and as whom: options < environment < `client.json`.
-
-How a function becomes a command, and the options that several commands share.
+Output is text for people or JSON for programs (`--json`). Text from the farm is never printed as markup, and characters
+that would control the terminal are removed. The farm and the login come from `--url`, then the environment, then
+`client.json`.
 """
 
 import contextlib
@@ -24,6 +22,7 @@ import typer
 
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotFound
 from renderonline.rnoclient.sdk import Client, Item, Login
+from renderonline.rnoclient.sdk.client import Admin
 from renderonline.sandbox.privacy import write_private
 from renderonline.serving.directories import config_directory, private_read
 
@@ -40,12 +39,14 @@ BARS: Final = {
     "count": ("MofNCompleteColumn",),
     "share": ("TaskProgressColumn", "TimeElapsedColumn"),
 }
-Display = tuple[object, str | Callable[[], None]]
-"""What a command answers: data for programs; a text, or what prints it, for people."""
+Output = tuple[object, str | Callable[[], None]]
+"""What a command returns: data for programs; for people a text, or a function that prints it."""
+Columns = Mapping[str, str | Callable[[Any], object]]
+"""Headers of a table (`>` in front: aligned right) -> the key of a cell in its row, or a function of the row."""
 
 
-def print_answer(output: Display, *, as_json: bool) -> None:
-    """Print what a command answers."""
+def print_answer(output: Output, *, as_json: bool) -> None:
+    """Print what a command returns."""
     data, shown = output
     if as_json:
         emit(data)
@@ -56,14 +57,14 @@ def print_answer(output: Display, *, as_json: bool) -> None:
 
 
 def replace_letters() -> None:
-    """From now on a letter that the terminal or file does not have becomes `?`; else it would end the program."""
+    """Print `?` from now on for letters that the terminal's encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def emit(data: object) -> None:
-    """Print one JSON document; where not every letter can be written, with escapes for those beyond ASCII."""
+    """Print one JSON document; with escapes for letters beyond ASCII unless the encoding is UTF-8."""
     plain_letters = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     print(json.dumps(data, ensure_ascii=plain_letters, indent=2 if sys.stdout.isatty() else None), flush=True)
 
@@ -74,17 +75,22 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Print a line that is not the command's result."""
+    """Print a line that is not part of the command's result, on standard error."""
     print(plain(text), file=sys.stderr, flush=True)
 
 
 def plain(text: object) -> str:
-    """Text of others without what would steer the terminal (escape sequences, carriage returns)."""
+    """Return a text without characters that control the terminal (escape sequences, carriage returns)."""
     return "".join(c for c in str(text) if c in "\n\t" or (c.isprintable() or c == " "))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns; cells are text and never markup. States get their colour."""
+def listing(columns: Columns, rows: Sequence[Mapping[str, Any]], empty: str = "") -> Output:
+    """Return rows for programs, and for people their table, or the text `empty` when there are none."""
+    return rows, empty if empty and not rows else lambda: table(columns, rows)
+
+
+def table(columns: Columns, rows: Iterable[Any]) -> None:
+    """Print a table; cells are text and never markup. States get their colour."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -94,13 +100,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         number = column.startswith(">")
         grid.add_column(column.removeprefix(">"), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        cells = [plain("" if cell is None else cell) for cell in row]
+        values = [row.get(field) if isinstance(field, str) else field(row) for field in columns.values()]
+        cells = [plain("" if value is None else value) for value in values]
         grid.add_row(*(Text(cell, style=COLORS.get(cell.partition(",")[0], "")) for cell in cells))
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(grid)
 
 
 def print_fields(data: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Print some fields of one thing, one a line."""
+    """Print the fields `names` of one item that are not empty, each on its own line."""
     width = max(len(name) for name in names)
     for name in names:
         value = data.get(name)
@@ -109,23 +116,23 @@ def print_fields(data: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 Step = Callable[..., None]
-"""Called with what is done, what there is in all, and words about it if there are."""
+"""Called with the amount done, the total, and optionally a text about it."""
 
 
 @contextlib.contextmanager
 def bar(label: str, kind: str, *, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Step]:
-    """Shows how far something is: a bar of a kind of `BARS`; off a terminal a line for each text."""
+    """Show progress: a bar of a kind of `BARS` on a terminal, elsewhere a line for each new text."""
     file = stream or sys.stderr
     if quiet:
         yield lambda done, total, text="", /: None
         return
     if not file.isatty():
-        said = ""
+        latest = ""
 
         def line(done: float, total: float, text: str = "", /) -> None:
-            nonlocal said
-            if text not in ("", said):
-                said = text
+            nonlocal latest
+            if text not in ("", latest):
+                latest = text
                 print(plain(f"{label}: {text}" if label else text), file=file, flush=True)
 
         yield line
@@ -145,18 +152,19 @@ def bar(label: str, kind: str, *, quiet: bool = False, stream: TextIO | None = N
 
 
 def sending(step: Step) -> Callable[[int, int], None]:
-    """A `Progress` of an upload: its first call says what was there already."""
-    there: list[int] = []
+    """Return a `Progress` for an upload; its first call has the bytes that the farm had already."""
+    before: int | None = None
 
     def update(done: int, total: int) -> None:
-        there.append(done) if not there else None
-        step(done, total, f"{size(there[0])} were there already" if there[0] else "")
+        nonlocal before
+        before = done if before is None else before
+        step(done, total, f"{size(before)} were there already" if before else "")
 
     return update
 
 
 def size(number: float) -> str:
-    """Bytes for people: 1.4 MB."""
+    """Return a number of bytes for people, such as 1.4 MB."""
     power = 0
     while number >= 1000 and power < len(UNITS) - 1:
         number, power = number / 1000, power + 1
@@ -164,7 +172,7 @@ def size(number: float) -> str:
 
 
 def when(text: str | None) -> str:
-    """A moment of the API (ISO 8601, UTC) in the local time of who reads it."""
+    """Return a time of the API (ISO 8601, UTC) in local time."""
     if not text:
         return ""
     try:
@@ -175,12 +183,12 @@ def when(text: str | None) -> str:
 
 
 def yes(holds: bool) -> str:  # noqa: FBT001
-    """yes or no."""
+    """Return yes or no."""
     return "yes" if holds else "no"
 
 
 def percent(fraction: float | None) -> str:
-    """0.256 as 26 %."""
+    """Return 0.256 as 26 %."""
     return "" if fraction is None else f"{fraction * 100:.0f} %"
 
 
@@ -192,54 +200,54 @@ def _text(value: object) -> str:
     return yes(value) if isinstance(value, bool) else str(value)
 
 
-FIELDS = tuple(field.name for field in fields(Login))
+LOGIN_FIELDS: Final = tuple(field.name for field in fields(Login))
 
 
 def config_file() -> Path:
-    """Where the login is kept, readable by its owner only."""
+    """Return the file that holds the login, readable by its owner only."""
     return config_directory() / "client.json"
 
 
 def saved() -> Login | None:
-    """The login of `renderonline login`; None when there is none. `InvalidRequest` for a file that others may read."""
+    """Return the login of `renderonline login`, or None. Raises `InvalidRequest` if others may read its file."""
     path = config_file()
     try:
         found = json.loads(private_read(path))
-        return Login(**{name: found[name] for name in FIELDS if found.get(name)})
+        return Login(**{name: found[name] for name in LOGIN_FIELDS if found.get(name)})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError):
-        raise InvalidRequest(f"{path} can't be read; write it anew with `renderonline login`.") from None
+        raise InvalidRequest(f"{path} can't be read; replace it with `renderonline login`.") from None
 
 
 def save(login: Login) -> Path:
-    """Keep a login for the next commands."""
+    """Save a login for the next commands; return its file."""
     path = config_file()
-    write_private(path, json.dumps(_known(login), indent=2) + "\n")
+    write_private(path, json.dumps(_filled(login), indent=2) + "\n")
     return path
 
 
 def current(url: str | None) -> Login:
-    """The login to use; `url` (option `--url`) and the environment `RENDERONLINE_*` come before what is saved.
+    """Return the login to use; `url` (option `--url`) and the environment `RENDERONLINE_*` override the saved login.
 
     A saved e-mail and token are sent to the address that they were saved for and to no other.
     """
-    kept = saved()
-    given = {name: value for name in FIELDS if (value := os.environ.get(f"RENDERONLINE_{name.upper()}"))}
-    wanted = url or given.get("url") or (kept.url if kept else None)
+    login = saved()
+    given = {name: value for name in LOGIN_FIELDS if (value := os.environ.get(f"RENDERONLINE_{name.upper()}"))}
+    wanted = url or given.get("url") or (login.url if login else None)
     if wanted is None:
         raise NotAuthenticated(
             "Which farm? Type `renderonline login` to name one, or `renderonline up` to start one here."
         )
-    fits = kept is not None and _addresses(wanted) <= _addresses(kept.url)
-    login = Login(**{**(_known(kept) if kept and fits else {}), **given, "url": wanted})
+    usable = _filled(login) if login is not None and _addresses(wanted) <= _addresses(login.url) else {}
+    login = Login(**{**usable, **given, "url": wanted})
     if not login.email or not login.token:
         raise NotAuthenticated(f"There is no login for {wanted}. Type `renderonline login --url {wanted}`.")
     return login
 
 
 def connect(url: str | None) -> Client:
-    """A client with the current login, whose uploads go on where an earlier command stopped."""
+    """Return a client with the current login."""
     return Client(current(url), patience_s=2.0)
 
 
@@ -247,7 +255,7 @@ def _addresses(urls: str) -> set[str]:
     return {url.strip().rstrip("/").casefold() for url in urls.split(",")}
 
 
-def _known(login: Login) -> dict[str, str]:
+def _filled(login: Login) -> dict[str, str]:
     return {name: value for name, value in asdict(login).items() if value}
 
 
@@ -255,17 +263,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def option(metavar: str, help: str | None = None, *names: str, default: object = None, **limits: Any) -> Any:  # noqa: A002
-    """A parameter that is an option with a value."""
+    """Declare a parameter that is an option with a value."""
     return typer.Option(default, *names, help=help, metavar=metavar, **limits)
 
 
 def flag(name: str, help: str, *names: str) -> Any:  # noqa: A002
-    """A parameter that is an option without a value."""
+    """Declare a parameter that is an option without a value."""
     return typer.Option(False, name, *names, help=help)
 
 
 def argument(metavar: str, help: str | None = None, **limits: Any) -> Any:  # noqa: A002
-    """A parameter that is told by its place; needed, unless there is a `default`."""
+    """Declare a positional parameter; it is required unless there is a `default`."""
     return typer.Argument(metavar=metavar, help=help, **limits)
 
 
@@ -273,12 +281,11 @@ JSON = flag("--json", "Print JSON for programs instead of text for people.")
 URL = option("URL", "RenderAPI's address, when it is not the one of `renderonline login`.", "--url")
 TASK = argument("TASK", "The task's number.", min=1)
 TASKS = argument("TASK...", "The tasks' numbers.", min=1)
-Output = Display
 YES = flag("--yes", "Don't ask.", "-y")
 
 
 def group(summary: str) -> typer.Typer:
-    """A command with commands of its own."""
+    """Return a command that has subcommands."""
     return typer.Typer(
         help=summary,
         rich_markup_mode=None,
@@ -294,8 +301,8 @@ def command(
 ) -> Callable[[F], F]:
     """Make a function a command with `--json`; the docstring (or `summary`) and the examples are its help.
 
-    A parameter `client` is the farm of the login, and `--url` chooses another. `json` and `url` are passed on to those
-    who take them, and stand last in the help. An `Output` is printed; an int is the exit code.
+    A parameter `client` is a client for the farm of the login; `--url` names another farm. `json` and `url` are passed
+    to functions that accept them, and come last in the help. A returned `Output` is printed; an int is the exit code.
     """
 
     def register(function: F) -> F:
@@ -329,13 +336,13 @@ def command(
 
 
 def confirm(question: str, *, agreed: bool) -> None:
-    """Ask, unless it is agreed; anything but yes ends the command."""
+    """Ask for a confirmation unless it is `agreed`; any answer but yes ends the command."""
     if not agreed:
         typer.confirm(question, abort=True)
 
 
 def pairs(option: str, words: list[str], example: str) -> dict[str, str]:
-    """The `NAME=VALUE` words of an option as a dictionary."""
+    """Return the `NAME=VALUE` words of an option as a dictionary."""
     found: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -348,15 +355,27 @@ def pairs(option: str, words: list[str], example: str) -> dict[str, str]:
 
 
 def given(**values: object) -> dict[str, object]:
-    """The values that are not None."""
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def choose(items: list[Item], key: str, name: str, who: str) -> Item:
-    """The one of these whose number (`key`) or name, in any letter case, is `who`; `NotFound` when it is not one."""
-    fitting = [one for one in items if who.casefold() in (str(one[key]), str(one[name]).casefold())]
-    if len(fitting) == 1:
-        return fitting[0]
-    kind, numbers = key.removesuffix("_id"), ", ".join(str(one[key]) for one in fitting)
-    several = f"Several of them are called {who}; name one by its number ({numbers})."
-    raise NotFound(several if fitting else f"There is no {kind} {who}. See `renderonline {kind} list`.")
+_LISTS: Final = {
+    "user": (Admin.users, "email"),
+    "subscription": (Admin.subscriptions, "name"),
+    "engine": (Admin.engines, "name"),
+    "machine": (Admin.machines, "name"),
+}
+"""Kinds of items that commands name by number or name: how to list them, and the field of their name."""
+
+
+def find(client: Client, kind: str, wanted: str) -> tuple[int, Item]:
+    """Return the number and the item of a kind whose number or name, in any letter case, is `wanted`. Raises `NotFound`
+    if there is none, or more than one of that name."""
+    list_all, name = _LISTS[kind]
+    key = f"{kind}_id"
+    found = [item for item in list_all(client.admin) if wanted.casefold() in (str(item[key]), item[name].casefold())]
+    if len(found) == 1:
+        return int(found[0][key]), found[0]
+    numbers = ", ".join(str(item[key]) for item in found)
+    several = f"Several of them are called {wanted}; name one by its number ({numbers})."
+    raise NotFound(several if found else f"There is no {kind} {wanted}. See `renderonline {kind} list`.")

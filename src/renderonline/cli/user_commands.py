@@ -1,4 +1,4 @@
-"""`renderonline login`, `desktop`, `user …` and `subscription …`."""
+"""`renderonline login`, `desktop`, `user …` and `subscription …`: one's own login, accounts and their limits."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import typer
 
 from renderonline.cli import terminal
-from renderonline.cli.terminal import URL, Output, argument, choose, command, given, group, option
+from renderonline.cli.terminal import URL, Output, argument, command, find, given, group, listing, option
 from renderonline.farm.errors import InvalidRequest
-from renderonline.rnoclient.sdk import Client, Item, Login
+from renderonline.rnoclient.sdk import Client, Login
 
 own = group("One's own account.")
 commands = group("Accounts.")
@@ -17,10 +17,28 @@ subscriptions = group("How many tasks users may have in the queue.")
 USER = argument("USER", "The account's number or e-mail.")
 TEXT = option("TEXT")
 ROLE = "artist, operator or admin."
-KEEP_DAYS = "A task is deleted so many days after its end; 0: never."
+KEEP_DAYS = "Days after its end when a task is deleted; 0: never."
 KEEP_MIB = "MiB that a user's tasks may take on the farm's disk; 0: any."
-NAMES = "What results are called that leave the farm, for instance {scene}/{name}_{frame:04}; empty: as they are."
+NAMES = "Names of results that leave the farm, for instance {scene}/{name}_{frame:04}; empty: unchanged."
 SUBSCRIPTION = option("NUMBER", "The subscription's number.", min=1)
+USER_COLUMNS: terminal.Columns = {
+    ">USER": "user_id",
+    "EMAIL": "email",
+    "NAME": lambda user: f"{user['first_name']} {user['last_name']}".strip(),
+    "ROLE": "role",
+    ">SUBSCRIPTION": "subscription_id",
+    "ACTIVE": lambda user: terminal.yes(user["is_active"]),
+}
+SUBSCRIPTION_COLUMNS: terminal.Columns = {
+    ">SUBSCRIPTION": "subscription_id",
+    "NAME": "name",
+    ">QUEUE LIMIT": "queue_limit",
+    ">SHARE": "share",
+    ">RUNNING LIMIT": "running_limit",
+    ">KEEP DAYS": "keep_days",
+    ">KEEP MIB": "keep_mib",
+    "NAMES": "names",
+}
 
 
 @command(
@@ -36,7 +54,7 @@ def login(
     ca_file: Path | None = option("FILE", "Trust the certificates signed by this authority (PEM)."),
     fingerprint: str | None = option("sha256:…", "Trust exactly this certificate."),
 ) -> Output:
-    """Say which farm the other commands speak to, and as whom. Asks for what is not given."""
+    """Save which farm the other commands call, and as which user. Asks for what is not given."""
     wanted = Login(
         url=url or typer.prompt("RenderAPI's address", default="http://127.0.0.1:5000"),
         email=email or typer.prompt("E-mail"),
@@ -47,7 +65,7 @@ def login(
     with Client(wanted, patience_s=0.0) as client:
         me = client.me()
     path = terminal.save(wanted)
-    return {"user": me, "saved": str(path)}, f"You are {me['email']} ({me['role']}) at {wanted.url}. Kept in {path}."
+    return {"user": me, "saved": str(path)}, f"You are {me['email']} ({me['role']}) at {wanted.url}. Saved in {path}."
 
 
 @command(own, "renderonline desktop", "renderonline desktop --url https://farm.example:5000")
@@ -64,12 +82,13 @@ def desktop(*, url: str | None = URL) -> int:
         ) from None
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))):
         raise InvalidRequest("There is no screen here (DISPLAY is not set): start it in a desktop session.")
-    given = os.environ.get("RENDERONLINE_EMAIL"), os.environ.get("RENDERONLINE_TOKEN")
-    if url and all(given):
-        return shell.run(Login(url, *map(str, given)))
-    kept = login_dialog.remembered()
-    known = [one for one in (kept, terminal.saved()) if one is not None and url in (None, one.url)]
-    return shell.run(known[0] if known else None, url=url or "", is_new=bool(known) and known[0] is not kept)
+    email, token = (os.environ.get(f"RENDERONLINE_{name}") for name in ("EMAIL", "TOKEN"))
+    if url and email and token:
+        return shell.run(Login(url, email, token))
+    remembered = login_dialog.remembered()
+    logins = (login for login in (remembered, terminal.saved()) if login is not None and url in (None, login.url))
+    login = next(logins, None)
+    return shell.run(login, url=url or "", is_new=login is not None and login is not remembered)
 
 
 @command(commands, "renderonline user add ada@studio.org --first-name Ada --last-name Lovelace")
@@ -95,9 +114,7 @@ def add(
 @command(commands, "renderonline user list", name="list")
 def list_users(client: Client) -> Output:
     """List the accounts."""
-    found = client.admin.users()
-    columns = [">USER", "EMAIL", "NAME", "ROLE", ">SUBSCRIPTION", "ACTIVE"]
-    return found, lambda: terminal.table(columns, map(_row, found))
+    return listing(USER_COLUMNS, client.admin.users())
 
 
 @command(commands, "renderonline user change ada@studio.org --role operator")
@@ -113,13 +130,13 @@ def change(
 ) -> Output:
     """Change an account."""
     names = {"email": email, "first_name": first_name, "last_name": last_name}
-    return _change(client, user, role=role, subscription_id=subscription, **names)
+    return _changed(client, user, role=role, subscription_id=subscription, **names)
 
 
 @command(commands, "renderonline user token ada@studio.org")
 def token(client: Client, *, user: str = USER) -> Output:
-    """Give the account a new token; the old one ends at once."""
-    number = _number(client, user)
+    """Make a new token for the account; the old one ends at once."""
+    number, _ = find(client, "user", user)
     made = client.admin.new_token(number)
     return {"user_id": number, "token": made}, f"The token is shown only now:\n\n    {made}"
 
@@ -127,7 +144,7 @@ def token(client: Client, *, user: str = USER) -> Output:
 @command(commands, "renderonline user logout ada@studio.org")
 def logout(client: Client, *, user: str = USER) -> Output:
     """End the account's token and all its logins at once, for instance when its token was stolen."""
-    number = _number(client, user)
+    number, _ = find(client, "user", user)
     client.admin.log_out(number)
     text = f"User {number} is logged out everywhere and has no token. Make one: renderonline user token {number}"
     return {"user_id": number}, text
@@ -135,24 +152,20 @@ def logout(client: Client, *, user: str = USER) -> Output:
 
 @command(commands, "renderonline user disable ada@studio.org")
 def disable(client: Client, *, user: str = USER) -> Output:
-    """Let the account do nothing any more; its tasks stay."""
-    return _change(client, user, is_active=False)
+    """Refuse the account everything; its tasks stay."""
+    return _changed(client, user, is_active=False)
 
 
 @command(commands, "renderonline user enable ada@studio.org")
 def enable(client: Client, *, user: str = USER) -> Output:
     """Undo `disable`."""
-    return _change(client, user, is_active=True)
+    return _changed(client, user, is_active=True)
 
 
 @command(subscriptions, "renderonline subscription list", name="list")
 def list_subscriptions(client: Client) -> Output:
     """List the subscriptions."""
-    found = client.admin.subscriptions()
-    columns = [">SUBSCRIPTION", "NAME", ">QUEUE LIMIT", ">SHARE", ">RUNNING LIMIT", ">KEEP DAYS", ">KEEP MIB", "NAMES"]
-    names = ("subscription_id", "name", "queue_limit", "share", "running_limit", "keep_days", "keep_mib", "names")
-    rows = [[item.get(name, "") for name in names] for item in found]
-    return found, lambda: terminal.table(columns, rows)
+    return listing(SUBSCRIPTION_COLUMNS, client.admin.subscriptions())
 
 
 @command(subscriptions, "renderonline subscription add students --queue-limit 3", name="add")
@@ -187,23 +200,10 @@ def change_subscription(
     names: str | None = option("TEMPLATE", NAMES),
 ) -> Output:
     """Change a subscription."""
-    kept = {"keep_days": keep_days, "keep_mib": keep_mib, "names": names}
-    wanted = given(name=name, queue_limit=queue_limit, share=share, running_limit=running_limit, **kept)
-    found = choose(client.admin.subscriptions(), "subscription_id", "name", subscription)
-    changed = client.admin.change_subscription(found["subscription_id"], **wanted)
-    return changed, f"Subscription {changed['subscription_id']} {changed['name']} changed."
-
-
-def _row(user: Item) -> list[object]:
-    name = f"{user['first_name']} {user['last_name']}".strip()
-    return [
-        user["user_id"],
-        user["email"],
-        name,
-        user["role"],
-        user["subscription_id"],
-        terminal.yes(user["is_active"]),
-    ]
+    limits = {"queue_limit": queue_limit, "running_limit": running_limit, "keep_days": keep_days, "keep_mib": keep_mib}
+    number, _ = find(client, "subscription", subscription)
+    changed = client.admin.change_subscription(number, **given(name=name, share=share, names=names, **limits))
+    return changed, f"Subscription {number} {changed['name']} changed."
 
 
 def _read_token(file: Path | None) -> str:
@@ -215,10 +215,7 @@ def _read_token(file: Path | None) -> str:
         raise InvalidRequest(f"{file} is no text with a token. Copy the token into it again.") from None
 
 
-def _number(client: Client, who: str) -> int:
-    return int(choose(client.admin.users(), "user_id", "email", who)["user_id"])
-
-
-def _change(client: Client, who: str, **wanted: object) -> Output:
-    user = client.admin.change_user(_number(client, who), **given(**wanted))
-    return user, f"User {user['user_id']} {user['email']} changed."
+def _changed(client: Client, wanted: str, **changes: object) -> Output:
+    number, _ = find(client, "user", wanted)
+    user = client.admin.change_user(number, **given(**changes))
+    return user, f"User {number} {user['email']} changed."

@@ -172,7 +172,7 @@ def is_open(hours: str, local: datetime) -> bool:
     return not spans or any(start <= at < end for start, end in spans for at in (now, now + _WEEK))
 
 
-def told(hours: str) -> str:
+def hours_in_words(hours: str) -> str:
     """What hours that can be understood mean, in words: `Mon and Tue 09:00 to 17:00`."""
     joined = _joined(_spans(hours))
     if not joined or joined[0][1] - joined[0][0] >= _WEEK:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES
-from renderonline.farm.tasks import missing_told
+from renderonline.farm.tasks import missing_warnings
 
 
 class BoxKind(StrEnum):
@@ -336,11 +336,11 @@ def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:
     """The warnings that a task of so many parts has because of what its scene says of itself, when it is submitted and
     whenever all of it is rendered again."""
     unbaked = [name for name in facts.get("unbaked", ()) if isinstance(name, str)] if parts > 1 else []
-    told = (*facts.get("warnings", ()), *missing_told(facts.get("missing_inputs", ())), *unbaked_told(unbaked))
+    told = (*facts.get("warnings", ()), *missing_warnings(facts.get("missing_inputs", ())), *unbaked_warnings(unbaked))
     return joined((), told)
 
 
-def unbaked_told(names: Sequence[str]) -> list[str]:
+def unbaked_warnings(names: Sequence[str]) -> list[str]:
     """What to do about simulations that each part of a task would begin anew."""
     if not names:
         return []

@@ -195,7 +195,7 @@ class Landing:
         return self.offer.attempt_id
 
 
-def missing_told(names: Sequence[str]) -> list[str]:
+def missing_warnings(names: Sequence[str]) -> list[str]:
     """What to do about files that a scene needs and that were not submitted with it."""
     if not names:
         return []

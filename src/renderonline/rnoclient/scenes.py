@@ -32,7 +32,7 @@ _SYSTEM: Final = ("/dev", "/proc", "/sys", "/run", "/etc", "/boot")
 
 
 @dataclass(frozen=True, slots=True)
-class ToSend:
+class SceneInputs:
     """What a scene needs. `inside`: files of its folder; `outside`: names there -> files that lie elsewhere; `refused`:
     what lies elsewhere and is not sent, with the reason; `whole_paths`: some of it is named by whole paths; `unbaked`:
     simulations that begin anew in each part of a task."""
@@ -52,11 +52,11 @@ def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
     return needed_files(scene, folder).inside
 
 
-def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False) -> ToSend:
+def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False) -> SceneInputs:
     """What a scene and its libraries name and what is there. With `pack` also what lies outside of `folder` (None:
     where the scene lies): only with it does a scene decide about other files of this computer."""
     if scene.suffix.casefold() != ".blend":
-        return ToSend()
+        return SceneInputs()
     base = (folder or scene.parent).absolute()
     root = Path(base.anchor) if pack else base
     told = _read(scene, root)
@@ -74,7 +74,7 @@ def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False)
         else:
             outside[f"{OUTSIDE}/{path.as_posix().replace(':', '_').strip('/')}"] = path
     unbaked = tuple(told.get("facts", {}).get("unbaked", ()))
-    return ToSend(inside, outside, refused, bool(told.get("whole_paths")), unbaked)
+    return SceneInputs(inside, outside, refused, bool(told.get("whole_paths")), unbaked)
 
 
 def _read(scene: Path, root: Path) -> Mapping[str, Any]:

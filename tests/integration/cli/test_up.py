@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from renderonline.cli.up import address_in_use
+from renderonline.cli.local_farm import address_in_use
 from renderonline.farm.machines import MOST_SLOTS
 
 SCENE = """

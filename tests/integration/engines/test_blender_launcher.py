@@ -17,7 +17,7 @@ from renderonline.engines.definition import OutputReader
 from renderonline.engines.discovery import renderers_of
 from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.frames import FrameRange
-from renderonline.farm.needs import unbaked_told
+from renderonline.farm.needs import unbaked_warnings
 from renderonline.storage.images import ImageChecker
 from tests.support.blender import (
     BAKED_NODES,
@@ -370,7 +370,7 @@ def test_a_check_says_what_is_missing_and_renders_nothing(
     assert file == "//wood.png is not there: it was not sent with the scene"
     assert camera.startswith("The scene has no camera: choose one")
     names = read(str(tmp_path / "lacking.blend"))["unbaked"]
-    assert unbaked_told(names) == [unbaked]
+    assert unbaked_warnings(names) == [unbaked]
     monkeypatch.setenv("RENDERONLINE_BLENDER_ENGINE", "OCTANE")
     assert warnings(scenes / "small.blend") == ["this Blender has no render engine OCTANE"]
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from renderonline.sandbox.privacy import write_private
 @pytest.fixture(autouse=True)
 def _own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RENDERONLINE_CONFIG", str(tmp_path / "config"))
-    for name in terminal.FIELDS:
+    for name in terminal.LOGIN_FIELDS:
         monkeypatch.delenv(f"RENDERONLINE_{name.upper()}", raising=False)
 
 

@@ -41,7 +41,7 @@ def test_file_outside_of_the_folder_is_told(film: Path) -> None:
         gathered(film / "shots/s1.blend", [Path("../lib/chairs.blend")])
     with pytest.raises(InvalidRequest, match="outside"):
         gathered(film / "lib/chairs.blend", folder=film / "shots")
-    with pytest.raises(InvalidRequest, match="is not there"):
+    with pytest.raises(InvalidRequest, match="does not exist"):
         gathered(film / "shots/s1.blend", [Path("no")])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from renderonline.cli import terminal
-from renderonline.cli.up import LocalFarm, _saved, introduction
+from renderonline.cli.local_farm import LocalFarm, _saved, introduction
 from renderonline.rnoclient.sdk import Login
 
 NOBODY: Any = None

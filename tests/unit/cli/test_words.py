@@ -89,7 +89,7 @@ def test_no_text_steers_the_terminal(text: str) -> None:
 
 
 def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.table(["NAME"], [["[red]x[/red] [/nonsense]"]])
+    terminal.table({"NAME": "name"}, [{"name": "[red]x[/red] [/nonsense]"}])
     assert "[red]x[/red] [/nonsense]" in capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.machines import checked_hours, is_open, told
+from renderonline.farm.machines import checked_hours, hours_in_words, is_open
 
 MONDAY = datetime(2026, 3, 2)
 WEEKNIGHTS = "Mon, Tue, Wed and Thu 18:00 to 08:00 of the next day"
@@ -101,7 +101,7 @@ def test_hours_with_two_meanings_are_refused_with_both_written_out() -> None:
     ],
 )
 def test_hours_are_told_in_words(hours: str, words: str) -> None:
-    assert told(hours) == words
+    assert hours_in_words(hours) == words
 
 
 PARTS = st.sampled_from(("Mon", "Sun-Tue", "Fri 18:00-2:00", "9:00-9:00", "Wed 7:00-8:00"))
@@ -114,4 +114,4 @@ def test_hours_never_fail_otherwise(text: str) -> None:
     except InvalidRequest:
         return
     is_open(text, MONDAY)
-    assert told(text)
+    assert hours_in_words(text)
