@@ -75,7 +75,7 @@ def renderapi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         connection = request.getfixturevalue("mariadb").create_database()
     with ExistingFarm(directory, connection) as farm:
         furnish(farm)
-        farm.start()
+        farm.start(quickly=False)
         yield RenderAPIStates(farm)
 
 

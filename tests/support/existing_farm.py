@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from renderonline.database.door import Database
 from renderonline.database.migrating import migrate
+from tests.support import quick_renderapi
 from tests.support.existing_client import ExistingClient
 from tests.support.existing_schema import TABLES
 
@@ -35,10 +36,16 @@ def wait_until(holds: Callable[[], Any], what: str, timeout_s: float = DEADLINE_
 class Program:
     """One of our programs as a child process; a context manager that ends it."""
 
-    def __init__(self, words: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-P", "-m", "renderonline.cli.main"),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "program.log"
-        argv = [sys.executable, "-P", "-m", "renderonline.cli.main", *words]
+        argv = [sys.executable, *program, *words]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 argv,
@@ -160,15 +167,16 @@ class ExistingFarm:
 
     # -- the program
 
-    def start(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start RenderAPI and wait until it answers."""
+    def start(self, environment: Mapping[str, str] | None = None, *, quickly: bool = True) -> None:
+        """Start RenderAPI and wait until it answers. It asks its nodes more often than it should, unless not `quickly`:
+        tests whose nodes are slow for a certain time need the real intervals."""
         self.downloads.mkdir(parents=True, exist_ok=True)
         config = self.directory / "RenderAPI.json"
         config.write_text(json.dumps({"ConnectionString": self.connection, "Port": "0", "Certificate": None}))
         ready = self._data / "renderapi.json"
         ready.unlink(missing_ok=True)
         words = ["api", "--config", str(config), "--data-directory", str(self._data)]
-        program = Program(words, self.directory, environment)
+        program = Program(words, self.directory, environment, *([["-P", quick_renderapi.__file__]] if quickly else []))
         self._program = program
         program.wait_for(ready.exists, "ready file of RenderAPI")
         self.url = str(json.loads(ready.read_text())["url"])

@@ -43,7 +43,7 @@ def test_tasks_follow_each_other_on_one_node(rig: Rig) -> None:
 def test_a_failing_task_is_tried_three_times_and_then_ends(rig: Rig) -> None:
     rig.add_node(1)
     rig.release()
-    rig.farm.start()
+    rig.farm.start({"RENDERAPI_RETRY_BASE_S": "0.1"})
     task_id = rig.submit(code=3)
     row = rig.farm.wait_for_end(task_id, 90)
     assert (row["is_running"], row["is_success"]) == (0, 0)
@@ -69,7 +69,7 @@ def test_a_start_that_never_arrived_is_sent_again(rig: Rig) -> None:
 
 def test_a_reply_to_start_that_is_five_seconds_late_does_not_start_twice(rig: Rig) -> None:
     node = rig.add_node(1)
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     wait_until(lambda: node.requests, "first look at the node")
     node.faults.late_s = 5
     task_id = rig.submit()
@@ -82,7 +82,7 @@ def test_a_reply_to_start_that_is_five_seconds_late_does_not_start_twice(rig: Ri
 
 def test_a_node_that_answers_five_seconds_late_for_a_while_keeps_its_task(rig: Rig) -> None:
     node = rig.add_node(1)
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     task_id = rig.submit()
     rig.wait_for_run()
     looks = len(node.requests)
@@ -96,7 +96,7 @@ def test_a_node_that_answers_five_seconds_late_for_a_while_keeps_its_task(rig: R
 def test_a_status_from_before_the_start_says_nothing_about_the_start(rig: Rig) -> None:
     node = rig.add_node(1)
     rig.release()
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
     node.faults.stale_s = 1.5
     rig.gate.unlink()
@@ -156,7 +156,7 @@ def test_a_node_that_reports_another_task_completes_nothing(rig: Rig, other_task
 
 def test_a_node_that_somebody_else_has_just_taken_takes_nothing_and_nothing_fails(rig: Rig) -> None:
     taken = rig.add_node(1)
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     wait_until(lambda: taken.requests, "first look at the node")
     start_elsewhere(taken.port, 5, "--sleep 8")
     task_id = rig.submit()  # RenderAPI's last look said that the node is idle
@@ -183,7 +183,7 @@ def test_a_node_that_contradicts_itself_does_not_hold_up_the_others(rig: Rig) ->
     confused, free = rig.add_node(1), rig.add_node(2)
     confused.faults.refuses_start = "There already is an active render!"  # but status says that it is idle
     rig.release()
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     for _ in range(3):
         assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
     assert len(rig.runs) == len(free.starts) == 3
@@ -202,7 +202,7 @@ def test_a_process_that_takes_three_seconds_to_exist_is_started_once(rig: Rig) -
     node = rig.add_node(1)
     node.faults.before_process_s = 3
     rig.release()
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     rig.assert_ended_well(rig.submit())
     assert len(node.starts) == 1
 
@@ -223,7 +223,7 @@ def test_a_node_that_is_still_ending_the_last_process_is_asked_again(rig: Rig) -
 def test_the_window_before_the_process_exists_is_no_failure(rig: Rig, seconds: float) -> None:
     node = rig.add_node(1)
     rig.release()
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     assert rig.farm.wait_for_end(rig.submit())["is_success"] == 1
     node.faults.before_process_s = seconds
     rig.assert_ended_well(rig.submit(), started=2)
@@ -233,7 +233,7 @@ def test_the_window_between_exit_time_and_success_is_no_failure(rig: Rig) -> Non
     node = rig.add_node(1)
     node.faults.before_success_s = 0.9
     rig.release()
-    rig.farm.start()
+    rig.farm.start(quickly=False)
     for count in range(1, 4):
         rig.assert_ended_well(rig.submit(), started=count)
 
