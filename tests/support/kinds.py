@@ -47,14 +47,31 @@ def is_left_out(path: str, keywords: object) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--thorough"):
         return
-    left_out = [item for item in items if is_left_out(item.nodeid, {mark.name for mark in item.iter_markers()})]
+    left_out = {item for item in items if is_left_out(item.nodeid, {mark.name for mark in item.iter_markers()})}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
-_TOGETHER = ("tests/browser/", "tests/e2e/", "tests/desktop/")
-"""Folders whose files have a farm each: their tests run one after another, on one worker."""
+_TOGETHER = (
+    "tests/browser/",
+    "tests/contract/",
+    "tests/desktop/",
+    "tests/e2e/",
+    "tests/integration/cli/test_client.py",
+    "tests/integration/cli/test_newcomers.py",
+    "tests/integration/engines/test_blender_launcher.py",
+    "tests/integration/engines/test_every_path.py",
+    "tests/integration/engines/test_scene_facts.py",
+    "tests/integration/hpcserver/test_films.py",
+    "tests/integration/hpcserver/test_previews.py",
+    "tests/integration/rnoclient/test_uploads.py",
+    "tests/integration/serving/test_descriptors.py",
+    "tests/integration/serving/test_hostile_transfers.py",
+    "tests/integration/serving/test_refused_bodies.py",
+)
+"""Files (or folders of such) whose tests share a farm, or scenes that Blender makes: they run one after another on one
+worker, so that there is one farm and not one on each worker."""
 
 
 @pytest.hookimpl(optionalhook=True)

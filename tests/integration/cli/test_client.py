@@ -29,6 +29,14 @@ def scene(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
+    """A farm with one machine, which the tests share that only render and look."""
+    with RealFarm(tmp_path_factory.mktemp("farm")) as running:
+        running.add_machine("box")
+        yield running
+
+
 @contextlib.contextmanager
 def bad_network(target: str, cuts: list[int]) -> Iterator[tuple[str, list[int]]]:
     """The address of a proxy that cuts its first connections after so many bytes of their answers, and what passed."""
@@ -70,22 +78,22 @@ def bad_network(target: str, cuts: list[int]) -> Iterator[tuple[str, list[int]]]
         listener.close()
 
 
-def test_download_over_a_network_that_cuts_is_whole_and_sends_nothing_twice(tmp_path: Path, scene: Path) -> None:
-    with RealFarm(tmp_path) as farm:
-        farm.add_machine("box")
-        task_id = farm.client.submit(scene, engine="povray", frames="1-2", arguments={"width": "64"})["task_id"]
-        farm.wait_for_status(task_id, "succeeded")
-        direct = farm.client.download_zip(task_id, tmp_path / "direct.zip")
-        with bad_network(farm.url, [1_000_000, 0, 500_000]) as (url, passed):
-            login = Login(url, farm.login.email, farm.login.token)
-            through = Client(login).download_zip(task_id, tmp_path / "through.zip")
-        assert hashlib.sha256(through.read_bytes()).digest() == hashlib.sha256(direct.read_bytes()).digest()
-        assert len(passed) >= 3
-        assert sum(passed) < direct.stat().st_size + 10_000 * len(passed)
-        with zipfile.ZipFile(through) as archive:
-            assert archive.testzip() is None
-        paths = farm.client.download_results(task_id, tmp_path / "frames")
-        assert sorted(path.name for path in paths) == ["frame_1.png", "frame_2.png"]
+def test_download_over_a_network_that_cuts_is_whole_and_sends_nothing_twice(
+    farm: RealFarm, tmp_path: Path, scene: Path
+) -> None:
+    task_id = farm.client.submit(scene, engine="povray", frames="1-2", arguments={"width": "64"})["task_id"]
+    farm.wait_for_status(task_id, "succeeded")
+    direct = farm.client.download_zip(task_id, tmp_path / "direct.zip")
+    with bad_network(farm.url, [1_000_000, 0, 500_000]) as (url, passed):
+        login = Login(url, farm.login.email, farm.login.token)
+        through = Client(login).download_zip(task_id, tmp_path / "through.zip")
+    assert hashlib.sha256(through.read_bytes()).digest() == hashlib.sha256(direct.read_bytes()).digest()
+    assert len(passed) >= 3
+    assert sum(passed) < direct.stat().st_size + 10_000 * len(passed)
+    with zipfile.ZipFile(through) as archive:
+        assert archive.testzip() is None
+    paths = farm.client.download_results(task_id, tmp_path / "frames")
+    assert sorted(path.name for path in paths) == ["frame_1.png", "frame_2.png"]
 
 
 def test_submission_whose_answer_is_lost_makes_one_task(tmp_path: Path, scene: Path) -> None:
@@ -114,17 +122,15 @@ def test_watching_goes_on_over_a_restart_of_renderapi(tmp_path: Path, scene: Pat
         assert seen[-1] == "succeeded"
 
 
-def test_frame_that_is_done_is_rendered_again_alone(tmp_path: Path, scene: Path) -> None:
-    with RealFarm(tmp_path) as farm:
-        farm.add_machine("box")
-        task_id = farm.client.submit(scene, engine="povray", frames="1-3", arguments={"width": "64"})["task_id"]
-        farm.wait_for_status(task_id, "succeeded")
-        before = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
-        farm.client.requeue(task_id, frames="2")
-        farm.wait_for_status(task_id, "succeeded")
-        after = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
-        assert [frame for frame in after if after[frame] != before[frame]] == [2]
-        assert len(farm.client.download_results(task_id, tmp_path / "frames")) == 3
+def test_frame_that_is_done_is_rendered_again_alone(farm: RealFarm, tmp_path: Path, scene: Path) -> None:
+    task_id = farm.client.submit(scene, engine="povray", frames="1-3", arguments={"width": "64"})["task_id"]
+    farm.wait_for_status(task_id, "succeeded")
+    before = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
+    farm.client.requeue(task_id, frames="2")
+    farm.wait_for_status(task_id, "succeeded")
+    after = {one["frame"]: one["attempt_id"] for one in farm.client.results(task_id)}
+    assert [frame for frame in after if after[frame] != before[frame]] == [2]
+    assert len(farm.client.download_results(task_id, tmp_path / "frames")) == 3
 
 
 def test_missing_things_are_told_as_what_they_are(tmp_path: Path, scene: Path) -> None:
@@ -180,15 +186,13 @@ def test_farm_over_https_is_trusted_by_authority_or_fingerprint(
         assert len(list((tmp_path / "frames").iterdir())) == 1
 
 
-def test_log_is_followed_while_the_engine_writes(tmp_path: Path, scene: Path) -> None:
-    with RealFarm(tmp_path) as farm:
-        farm.add_machine("box")
-        task_id = farm.client.submit(scene, engine="povray", frames="1-2", arguments={"width": "64"})["task_id"]
-        farm.wait_for_status(task_id, "succeeded")
-        attempt = next(iter(farm.client.attempts(task_id)))["attempt_id"]
-        text, end = wait_until(lambda: (found := farm.client.log(attempt))[0] and found, "log")
-        assert "POV-Ray" in text
-        assert farm.client.log(attempt, end) == ("", end)
-        half, middle = farm.client.log(attempt, end // 2)
-        assert middle == end
-        assert text.endswith(half)
+def test_log_is_followed_while_the_engine_writes(farm: RealFarm, scene: Path) -> None:
+    task_id = farm.client.submit(scene, engine="povray", frames="1-2", arguments={"width": "64"})["task_id"]
+    farm.wait_for_status(task_id, "succeeded")
+    attempt = next(iter(farm.client.attempts(task_id)))["attempt_id"]
+    text, end = wait_until(lambda: (found := farm.client.log(attempt))[0] and found, "log")
+    assert "POV-Ray" in text
+    assert farm.client.log(attempt, end) == ("", end)
+    half, middle = farm.client.log(attempt, end // 2)
+    assert middle == end
+    assert text.endswith(half)

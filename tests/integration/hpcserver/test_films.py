@@ -172,11 +172,12 @@ def test_sound_that_is_not_that_of_the_frames_is_left_out(
     assert told in done.stdout
 
 
-@pytest.fixture
-def farm(tmp_path: Path) -> Iterator[RealFarm]:
-    with RealFarm(tmp_path / "farm") as farm:
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
+    directory = tmp_path_factory.mktemp("farm")
+    with RealFarm(directory) as farm:
         farm.client.admin.add_engine(DEFINITION)
-        farm.add_machine("m", engines={"painter": str(write_painter(tmp_path / "painter"))}, flags=("--slots", "2"))
+        farm.add_machine("m", engines={"painter": str(write_painter(directory / "painter"))}, flags=("--slots", "2"))
         yield farm
 
 

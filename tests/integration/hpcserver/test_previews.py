@@ -19,11 +19,12 @@ from tests.support.farm import RealFarm, wait_until
 from tests.support.painter import DEFINITION, write_painter
 
 
-@pytest.fixture
-def farm(tmp_path: Path) -> Iterator[RealFarm]:
-    with RealFarm(tmp_path / "farm") as farm:
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFarm]:
+    directory = tmp_path_factory.mktemp("farm")
+    with RealFarm(directory) as farm:
         farm.client.admin.add_engine(DEFINITION)
-        farm.add_machine("m", engines={"painter": str(write_painter(tmp_path / "painter"))})
+        farm.add_machine("m", engines={"painter": str(write_painter(directory / "painter"))})
         yield farm
 
 
