@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from renderonline.database.door import Database
-from renderonline.database.migrating import migrate
+from renderonline.database.upkeep import migrate
 from tests.support.mariadb import PrivateMariaDB, database_name
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from sqlalchemy import text
 
 from renderonline.database.door import Database
-from renderonline.database.migrating import migrate
+from renderonline.database.upkeep import migrate
 from tests.support import quick_renderapi
 from tests.support.existing_client import ExistingClient
 from tests.support.existing_schema import TABLES

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 from renderonline.database.door import Database
-from renderonline.database.migrating import Report, migrate
+from renderonline.database.upkeep import Report, migrate
 from renderonline.farm.errors import Conflict
 
 _CHANGES = ("CREATE", "ALTER", "INSERT", "UPDATE", "DELETE", "DROP", "COMMIT")

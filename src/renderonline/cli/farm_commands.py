@@ -231,12 +231,12 @@ def migrate(
     upgrade_tokens: bool = flag("--upgrade-tokens", "Replace the raw tokens of an older system; no way back."),
 ) -> Output:
     """Make the tables, or bring those that are there up to date; rows are kept."""
-    from renderonline.database import migrating
+    from renderonline.database import upkeep
 
     with _opened(connection, config, ready=False) as database:
-        report = asdict(migrating.migrate(database))
+        report = asdict(upkeep.migrate(database))
         if upgrade_tokens:
-            report["upgraded_tokens"] = migrating.upgrade_tokens(database)
+            report["upgraded_tokens"] = upkeep.upgrade_tokens(database)
     return report, lambda: terminal.print_fields(report, list(report))
 
 
@@ -274,7 +274,7 @@ def backup(
 
 def _opened(connection: str | None, config: Path | None, *, ready: bool = True) -> "Database":
     """The database that the options name; with `ready` only if it is there and has our tables."""
-    from renderonline.database import connecting, migrating
+    from renderonline.database import connecting, upkeep
     from renderonline.database.door import Database
     from renderonline.renderapi.settings import load_settings
 
@@ -283,7 +283,7 @@ def _opened(connection: str | None, config: Path | None, *, ready: bool = True) 
     if ready and place.dialect == "sqlite" and not Path(place.database).exists():
         raise NotFound(f"There is no database {place.database}. Make it with `renderonline db migrate`.")
     database = Database.open(named)
-    if ready and not migrating.is_current(database):
+    if ready and not upkeep.is_current(database):
         database.close_now()
         raise Conflict("The database does not have this version's tables. Type `renderonline db migrate` first.")
     return database

@@ -1,7 +1,4 @@
-"""Users and subscriptions: rows, look-up by e-mail, tokens (R12 Tokens).
-
-Engines and argtypes: rows.
-"""
+"""The rows that administrators manage: users with their tokens (R12 Tokens), subscriptions, engines, argument types."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -32,14 +29,14 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 _USER: Final = tuple(users.c[one.name] for one in fields(User))
 _ACTIVE_ADMIN: Final = (users.c.role == Role.ADMIN.value, users.c.is_active == 1)
 _LIMITS: Final = {"queue_limit": 0, "share": 1, "running_limit": 0, "keep_days": 0, "keep_mib": 0}
-"""The numbers of a subscription, and the least that each may be."""
+"""The numbers of a subscription, and the least value of each."""
 _CHANGEABLE: Final = frozenset({"first_name", "last_name", "email", "subscription_id", "is_active", "role"})
 _LENGTHS: Final = {"first_name": 50, "last_name": 50, "email": 255}
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user and the token as it is stored: a hash, or raw when it comes from the existing system."""
+    """A user and the stored token: a hash, or raw when it comes from the existing system."""
 
     user: User
     token: str
@@ -59,14 +56,14 @@ class NewUser:
 
 
 def authenticate(connection: Connection, email: str, token: str) -> Account | None:
-    """The active user whose e-mail and token these are. Every candidate is compared, in constant time."""
+    """The active user with this e-mail and token. The tokens of all candidates are compared, in constant time."""
     matching = [account for account in _candidates(connection, email) if token_matches(account.token, token)]
     return next((account for account in matching if account.user.is_active), None)
 
 
 def seal_token(connection: Connection, user_id: int, raw: str) -> bool:
-    """Replace a raw token by its hash after a login with it; gives whether it did. Only on a database that we created,
-    or after `db migrate --upgrade-tokens` (R12 Tokens)."""
+    """Replace a raw token by its hash after a login with it; returns whether it was replaced. Only on a database that
+    we created, or after `db migrate --upgrade-tokens` (R12 Tokens)."""
     facts = {row.key: row.value for row in connection.execute(select(farm))}
     if facts.get("origin") != "created" and facts.get("tokens") != "hashed":
         return False
@@ -96,15 +93,13 @@ def list_users(connection: Connection) -> tuple[User, ...]:
 
 
 def has_admin(connection: Connection) -> bool:
-    """Whether anybody may administer this farm."""
+    """Whether the farm has an active administrator."""
     return bool(connection.scalar(select(func.count()).select_from(users).where(*_ACTIVE_ADMIN)))
 
 
 def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
-    """Add a user. `Conflict` when the e-mail is taken, `InvalidRequest` for what a row can't hold.
-
-    Run again with the same token it gives the same user: only the answer to the commit was lost
-    (R3.2 Repeatable operations)."""
+    """Add a user. `Conflict` when the e-mail is taken, `InvalidRequest` for values that don't fit. Run again with the
+    same token, it returns the same user (R3.2 Repeatable operations)."""
     values = asdict(new)
     token_hash = values.pop("token_hash")
     _check(connection, values)
@@ -127,12 +122,12 @@ def change_user(connection: Connection, user_id: int, changes: Mapping[str, Any]
         _refuse_taken(connection, email)
     update(connection, users, user_id, changes)
     if before.is_active and before.role is Role.ADMIN and not has_admin(connection):
-        raise Conflict("The last active administrator can't be changed. Make somebody else an administrator first.")
+        raise Conflict("The last active administrator can't be changed. Make another user an administrator first.")
     return get_user(connection, user_id)
 
 
 def set_token(connection: Connection, user_id: int, token_hash: str) -> User:
-    """Give a user another token; the old one is worth nothing from now on."""
+    """Replace a user's token; the old token is not accepted any more."""
     update(connection, users, user_id, {"token": token_hash})
     return get_user(connection, user_id)
 
@@ -144,7 +139,7 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
 
 
 def names_of(connection: Connection, subscription_id: int | None) -> str:
-    """The template of results' names that a subscription has, "" for none."""
+    """A subscription's template for the names of results, "" for none."""
     query = select(subscriptions.c.names).where(subscriptions.c.subscription_id == subscription_id)
     return connection.scalar(query) or ""
 
@@ -165,7 +160,7 @@ def change_subscription(connection: Connection, subscription_id: int, changes: M
 
 
 def _candidates(connection: Connection, email: str) -> list[Account]:
-    """Everybody with this e-mail, in any letter case; several are allowed (R12 Tokens)."""
+    """All users with this e-mail, in any letter case; several are allowed (R12 Tokens)."""
     folded = email.casefold()
     if connection.dialect.name == "sqlite":
         roughly: ColumnElement[bool] = func.casefold(users.c.email) == folded
@@ -207,13 +202,8 @@ def _subscription(connection: Connection, subscription_id: int) -> Subscription:
 
 
 def _user(row: AnyRow) -> User:
-    role = Role(row.role) if row.role in set(Role) else Role.ARTIST  # a word of somebody's own gives no rights
+    role = Role(row.role) if row.role in set(Role) else Role.ARTIST  # an unknown role gives no rights
     return from_row(User, row, is_active=row.is_active == 1, role=role)
-
-
-_CHANGEABLE_ENGINE: Final = frozenset(
-    {"name", "extension", "download_path", "render_argument", "definition", "is_enabled"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +290,7 @@ def remove_argtype(connection: Connection, argtype_id: str) -> None:
 
 
 def _check_engine(connection: Connection, values: Mapping[str, Any], *, engine_id: int | None) -> None:
-    refuse_unknown(values, _CHANGEABLE_ENGINE, "an engine")
+    refuse_unknown(values, [field.name for field in fields(NewEngine)], "an engine")
     for name in ("name", "extension"):
         if len(values.get(name, "-")) not in range(1, 51):
             raise InvalidRequest(f"The {name} of an engine has 1 to 50 characters.")

@@ -1,8 +1,4 @@
-"""Connections: how each database is opened, and what its errors mean for us.
-
-SQLite: WAL with `synchronous=FULL`, writers take the lock at once (`BEGIN IMMEDIATE`), readers see one moment.
-MySQL: strict mode, UTC, writers READ COMMITTED (R3.3 Database sessions), readers REPEATABLE READ so that they see one
-moment as well.
+"""Connection strings, how each database is opened, and what its errors mean.
 
 Connection strings have the existing system's ADO.NET form, or are URLs:
 
@@ -11,6 +7,10 @@ Connection strings have the existing system's ADO.NET form, or are URLs:
     sqlite:////var/lib/renderonline/renderonline.sqlite
 
 No message and no `repr` of this module ever holds the password.
+
+SQLite: WAL with `synchronous=FULL`, writers take the lock at once (`BEGIN IMMEDIATE`), readers see one moment.
+MySQL: strict mode, UTC, writers READ COMMITTED (R3.3 Database sessions), readers REPEATABLE READ so that they see one
+moment as well.
 """
 
 import os
@@ -40,8 +40,7 @@ _ADO_KEYS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("protocol", "connectionprotocol"), "protocol"),
     "port": "port",
 }
-"""Names (lower case, no spaces) that .NET's MySQL drivers give to what we use; the others don't concern us."""
-
+"""The keys that we use, by all their names (lower case, no spaces) in .NET's MySQL drivers; others are ignored."""
 _ADO_PAIR: Final = re.compile(
     r"""([^=;]+) = \s* (?: '((?:[^']|'')*)'(?!') | "((?:[^"]|"")*)"(?!") | ([^;]*) ) [^;]*""", re.VERBOSE
 )
@@ -120,7 +119,7 @@ def _url_values(text: str) -> dict[str, str]:
     scheme = url.drivername.partition("+")[0].lower()
     if scheme not in {"mysql", "mariadb"}:
         raise InvalidRequest(
-            f"{scheme}:// is not a database we know. Use sqlite:///FILE or mysql://USER:PASSWORD@HOST/NAME."
+            f"{scheme}:// is not a supported database. Use sqlite:///FILE or mysql://USER:PASSWORD@HOST/NAME."
         )
     options = {name: str(value) for name, value in url.query.items()}
     if unknown := sorted(options.keys() - _URL_OPTIONS):
@@ -181,7 +180,7 @@ def _tls_arguments(place: DatabasePlace) -> dict[str, Any]:
 _STRICT: Final = "STRICT_TRANS_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 _LOCK_WAIT_S: Final = 10
 _SOCKET_S: Final = 60
-"""A server that says nothing for so long is gone; no statement of the farm takes a fraction of it."""
+"""A server that is silent for this long is gone; every statement of the farm takes far less."""
 
 # Changed meanwhile, too many connections, shutdown, lock timeout, deadlock, read only (failover), killed; then all ways
 # in which a connection is lost, was silent for too long, or can't be made.
@@ -205,15 +204,15 @@ _MYSQL_WORDS: Final = (
 _SQLITE_WORDS: Final = (
     (_BUSY_SQLITE, "The database {0.label} is locked by another program. Stop it, or try again."),
     ((8, 14), "The database {0.label} can't be opened for writing. Check who may write there."),
-    ((10,), "The disk of the database {0.label} refuses to be written or read. Make room there, or mend it."),
+    ((10,), "The disk of the database {0.label} refuses to be written or read. Make room there, or repair it."),
     ((13,), _FULL),
     ((26,), "{0.label} is not a SQLite database. Name another file, or restore a backup."),
 )
 
 
 def writer_engine(place: DatabasePlace, silence_s: float) -> Engine:
-    """The engine of the one writer. A program that stands still must not keep its locks: after `silence_s` without a
-    word MySQL ends its connection."""
+    """The engine of the one writer. A program that hangs must not keep its locks: MySQL ends its connection after
+    `silence_s` without a statement."""
     return _engine(
         place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S, silence_s=silence_s
     )
@@ -280,7 +279,7 @@ def is_disconnect(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException, place: DatabasePlace) -> BaseException:
-    """An error of the database as one that a person understands; what is not known comes back as it is."""
+    """An error of the database as one that a person understands; unknown errors are returned as they are."""
     if not isinstance(error, DBAPIError):
         return error
     is_sqlite = isinstance(error.orig, sqlite3.Error)

@@ -1,12 +1,7 @@
-"""What people do to tasks: cancel, delete, pause, resume, change, try again. One operation each, guarded by the task's
-row, that can be repeated.
+"""What people do to tasks: cancel, delete, pause, resume, change, retry, make a film; and how long tasks stay.
 
-`user_id` is the owner that the task must have (None: any); `NotFound` when it does not exist or has another owner.
-
-How long tasks stay and how much they take: a subscription's `keep_days` and `keep_mib`.
-
-A task takes what it was submitted with and its results. One that has not ended, or for which a task waits that has not
-ended, never goes.
+Each operation locks the task's row and can be repeated. `user_id` is the owner that the task must have (None: any);
+`NotFound` when the task does not exist or has another owner.
 """
 
 from collections import defaultdict
@@ -51,13 +46,13 @@ _MADE: Final = select(*(results.c[name] for name in ("chunk_id", "result_id", "f
 )
 _A_FRAME: Final = select(results.c.result_id).where(results.c.frame.is_not(None), results.c.state != "landing").limit(1)
 _NOW, _AT_THE_END = 0, 1
-"""The stages of films."""
+"""The stages of a task's films."""
 _AGAIN: Final = (ChunkState.WAITING, ChunkState.FAILED, ChunkState.CANCELED)
 """Chunks in these states start again when a task is retried."""
 
 
 class Selection(NamedTuple):
-    """What of a task is to be rendered again, whatever its state: chunks by id, and frames. Neither: all of it."""
+    """The chunks (by id) and frames of a task that are to be rendered again, in any state. Neither: the whole task."""
 
     chunk_ids: frozenset[int] = frozenset()
     frames: frozenset[int] = frozenset()
@@ -74,7 +69,7 @@ class StoppedAttempt(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Acted:
     """A changed task, and the attempts that its machines have to stop. `landing`: results that are to be made again are
-    still on their way to their final name; repeat the operation when they are there."""
+    landing just now; repeat the operation when they have landed."""
 
     state: TaskRow
     stopped: tuple[StoppedAttempt, ...] = ()
@@ -100,11 +95,11 @@ def _cancel(sheet: Sheet, task: TaskRow, mark: int = 1, reason: str = "Canceled.
 
 
 def _stop(sheet: Sheet, which: Any, reason: str) -> tuple[StoppedAttempt, ...]:
-    """End the live ones of these attempts; that is no failure."""
+    """End these attempts if they are live; that does not count as a failure."""
     stopped = _attempts(sheet.connection, which & (attempts.c.state != AttemptState.ENDED.value))
     ended = {"state": AttemptState.ENDED.value, "outcome": Outcome.CANCELED.value, "ended_us": sheet.moment.us}
     if stopped:
-        by_id = attempts.c.attempt_id.in_([one.attempt_id for one in stopped])
+        by_id = attempts.c.attempt_id.in_([attempt.attempt_id for attempt in stopped])
         sheet.connection.execute(attempts.update().where(by_id).values(**ended, reason=reason))
     return stopped
 
@@ -117,7 +112,7 @@ def _attempts(connection: Connection, which: Any) -> tuple[StoppedAttempt, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """A task that is about to be deleted, and what of it lies on disks. `had_ended`: before that; `shared`: another
+    """A task that is about to be deleted, and what it has on disks. `had_ended`: it had ended before; `shared`: another
     task uses its render."""
 
     canceled: Acted
@@ -131,10 +126,10 @@ class Condemned:
 def condemn_task(
     connection: Connection, task_id: int, moment: Moment, *, user_id: int | None, only_ended: bool = False
 ) -> Condemned:
-    """First step of deleting: take the task from the queue, mark it, and say what is to be removed from disks.
-    `only_ended`: `Conflict` when it has not ended, or such a task waits for it.
+    """First step of deleting: take the task from the queue, mark it, and return what is to be removed from disks.
+    `only_ended`: `Conflict` when it has not ended, or a task that has not ended waits for it.
 
-    It can be repeated: what is marked and still there was interrupted between the steps (`list_condemned`).
+    It can be repeated: a task that is marked and still there was interrupted between the steps (`list_condemned`).
     """
     sheet, task = _opened(connection, task_id, moment, user_id)
     if only_ended and not may_go(connection, task_id):
@@ -165,7 +160,7 @@ def _is_shared(connection: Connection, task: TaskRow) -> bool:
 
 
 def delete_task(connection: Connection, task_id: int) -> None:
-    """Second step: delete the rows. Since the first step nothing of the task can have been started."""
+    """Second step: delete the rows. Since the first step no attempt of the task can have started."""
     task = look(connection, task_id, lock=True)
     if task is None:
         return
@@ -180,7 +175,8 @@ def delete_task(connection: Connection, task_id: int) -> None:
 def pause_task(
     connection: Connection, task_id: int, moment: Moment, *, paused: bool, now: bool = False, user_id: int | None
 ) -> Acted:
-    """Start nothing new of a task, or go on; `now`: what runs is stopped and waits. `Conflict` when it has ended."""
+    """Start no chunk of a task any more, or go on; `now`: running chunks are stopped and wait. `Conflict` when it has
+    ended."""
     sheet, task = _opened(connection, task_id, moment, user_id)
     if task.ended:
         raise Conflict(f"Task {task_id} has ended; there is nothing to pause or resume.")
@@ -202,8 +198,8 @@ def note_check(
     warnings: Sequence[str],
     failure: str,
 ) -> TaskRow | None:
-    """A machine looked at a task's scene, or (`unchecked`) none did; None when the task is gone. `failure`: why
-    nothing of it is to be rendered; a task of which something is being rendered already goes on."""
+    """Store what a machine found in a task's scene, or (`unchecked`) why none looked at it; None when the task is gone.
+    `failure`: why the task is not to be rendered; a task that is being rendered already goes on."""
     sheet = Sheet(connection, moment)
     if sheet.lock_task(task_id) is None:
         return None
@@ -258,7 +254,7 @@ def requeue_task(
     sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, made) for chunk, made in wanted)
     task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
-    if selection is not None and not any(selection):  # the warnings were about pictures that are all replaced
+    if selection is not None and not any(selection):  # the old warnings are about pictures that are all replaced
         task.warnings = needs.of_scene(_facts(connection, task), sum(not _is_film(chunk) for chunk, _ in wanted))
     if not (task.counters.failed or task.counters.canceled):
         task.reason = None
@@ -312,7 +308,9 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
     """
     sheet, task = _opened(connection, task_id, moment, user_id)
     if not task.frames_done or connection.scalar(_A_FRAME.where(results.c.task_id == task_id)) is None:
-        raise Conflict(f"No frame of task {task_id} has landed yet, of which a film could be made.", code="no_frames")
+        raise Conflict(
+            f"No frame of task {task_id} has landed yet: there is nothing to make a film of.", code="no_frames"
+        )
     _count_again(connection, task)
     update(connection, tasks, task_id, {"film": str(film.of_scene(_facts(connection, task)))})
     known = connection.execute(select(chunks).where(chunks.c.task_id == task_id)).all()
@@ -335,7 +333,7 @@ def film_task(connection: Connection, task_id: int, moment: Moment, *, film: Fil
 
 
 def _facts(connection: Connection, task: TaskRow) -> dict[str, Any]:
-    """What the scene says of itself."""
+    """The facts of the task's scene."""
     return json_object(connection.scalar(select(renders.c.facts).where(renders.c.render_id == task.render_id)))
 
 
@@ -350,9 +348,9 @@ def _frames(chunk: Any) -> range:
 
 def _frames_lost(chunk: Any, dropped: Sequence[Any]) -> int:
     """How many frames are not done any more; where the engine names no files they were counted with their chunk."""
-    if chunk.state == ChunkState.SUCCEEDED and all(one.frame is None for one in dropped):
+    if chunk.state == ChunkState.SUCCEEDED and all(result.frame is None for result in dropped):
         return len(_frames(chunk))
-    return sum(one.frame is not None and one.state == "landed" for one in dropped)
+    return sum(result.frame is not None and result.state == "landed" for result in dropped)
 
 
 def _opened(connection: Connection, task_id: int, moment: Moment, user_id: int | None) -> tuple[Sheet, TaskRow]:
@@ -369,8 +367,8 @@ def _owned(task: TaskRow | None, task_id: int, user_id: int | None) -> TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What the database says about why a task is where it is: its state, the reasons of its chunks, the tasks that it
-    waits for, and the failure class of its newest failed attempt ("": none failed, or the task did not)."""
+    """Why a task is in its state: the reasons of its chunks, the tasks that it waits for, and the failure class of its
+    newest failed attempt ("" unless the task failed)."""
 
     state: TaskRow
     reasons: tuple[str, ...]
@@ -379,7 +377,7 @@ class Story:
 
 
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
-    """What is known of a task in the database."""
+    """What the database knows about a task's state."""
     task = _owned(look(connection, task_id), task_id, user_id)
     reasons_of = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
     reasons = connection.scalars(reasons_of.order_by(chunks.c.chunk_id).limit(5))
@@ -398,10 +396,10 @@ _WAITED_FOR: Final = (
     .where(waits_for.c.waits_for_task_id == tasks.c.task_id, _later.c.end_us.is_(None))
 )
 _MAY_GO: Final = tasks.c.end_us.is_not(None) & ~_WAITED_FOR.exists()
-_GIVEN: Final = select(func.sum(inputs.c.size)).where(inputs.c.task_id == tasks.c.task_id).scalar_subquery()
-_SIZE_MADE: Final = select(func.sum(results.c.size)).where(results.c.task_id == tasks.c.task_id).scalar_subquery()
-_SIZE: Final = cast(func.coalesce(_GIVEN, renders.c.file_size, 0) + func.coalesce(_SIZE_MADE, 0), BigInteger)
-_KEPT: Final = (
+_INPUT_SIZE: Final = select(func.sum(inputs.c.size)).where(inputs.c.task_id == tasks.c.task_id).scalar_subquery()
+_RESULT_SIZE: Final = select(func.sum(results.c.size)).where(results.c.task_id == tasks.c.task_id).scalar_subquery()
+_SIZE: Final = cast(func.coalesce(_INPUT_SIZE, renders.c.file_size, 0) + func.coalesce(_RESULT_SIZE, 0), BigInteger)
+_STORED: Final = (
     select(tasks.c.task_id, _SIZE, _MAY_GO)
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .where(tasks.c.user_id == bindparam("user"))
@@ -409,32 +407,33 @@ _KEPT: Final = (
 )
 _MINE: Final = select(subscriptions.c.keep_days).join(users, users.c.subscription_id == subscriptions.c.subscription_id)
 KEEP_DAYS: Final = _MINE.where(users.c.user_id == tasks.c.user_id).correlate(tasks).scalar_subquery().label("keep_days")
-"""Of the owner of a task."""
+"""How many days a task stays after its end, by its owner's subscription."""
 _END: Final = bindparam("now", type_=BigInteger) - cast(KEEP_DAYS, BigInteger) * DAY_US
 _DUE: Final = select(tasks.c.task_id).where(KEEP_DAYS > 0, tasks.c.end_us < _END, _MAY_GO).limit(1000)
 _ONE: Final = select(tasks.c.task_id).where(tasks.c.task_id == bindparam("task"), _MAY_GO)
 
 
-class KeptTask(NamedTuple):
-    """What a task takes of the disk in bytes, and whether it could go."""
+class StoredTask(NamedTuple):
+    """How many bytes a task's inputs and results take, and whether it may be deleted: it and all tasks that wait for it
+    have ended."""
 
     task_id: int
     size: int
     may_go: bool
 
 
-def kept(connection: Connection, user_id: int) -> tuple[KeptTask, ...]:
-    """The tasks of a user, those that ended first before the others."""
-    return tuple(KeptTask(*row) for row in connection.execute(_KEPT, {"user": user_id}))
+def stored_tasks(connection: Connection, user_id: int) -> tuple[StoredTask, ...]:
+    """The tasks of a user, in the order of their ends."""
+    return tuple(StoredTask(*row) for row in connection.execute(_STORED, {"user": user_id}))
 
 
-def kept_bytes(connection: Connection, user_id: int) -> int:
-    """What all tasks of a user take."""
-    return sum(task.size for task in kept(connection, user_id))
+def stored_bytes(connection: Connection, user_id: int) -> int:
+    """How many bytes all tasks of a user take."""
+    return sum(task.size for task in stored_tasks(connection, user_id))
 
 
-def due(connection: Connection, now_us: int) -> tuple[int, ...]:
-    """Tasks whose days are over, at most a thousand."""
+def expired(connection: Connection, now_us: int) -> tuple[int, ...]:
+    """Tasks that have stayed for their `keep_days` and may be deleted, at most a thousand."""
     return tuple(connection.scalars(_DUE, {"now": now_us}))
 
 
@@ -444,7 +443,7 @@ def may_go(connection: Connection, task_id: int) -> bool:
 
 
 def gone(connection: Connection, kind: Literal["task", "attempt"], ids: Collection[int]) -> frozenset[int]:
-    """Those of these tasks or attempts that the database does not have."""
+    """These tasks or attempts without those that the database has."""
     column = tasks.c.task_id if kind == "task" else attempts.c.attempt_id
     known = (connection.scalars(select(column).where(column.in_(part))) for part in portions(sorted(ids)))
     return frozenset(ids).difference(*known)

@@ -1,27 +1,15 @@
-"""The writer: one thread through which everything that changes the database goes, with group commit (R3 One writer).
-
-Operations that wait together share one transaction and one commit. Each caller is answered after that commit. An
-operation that raises is taken out and the others are run again; when the database itself gets in the way (deadlock,
-lock timeout, lost connection) the whole batch is run again. So **an operation may run several times**: it changes
-nothing but the database, and its ids and tokens are made before it. What `guard` raises fails the whole batch
-(R10 Standby).
-
-The one door to the database: asynchronous outside, threads inside.
+"""Access to the database: `Database` is asynchronous outside and uses threads inside; `IdBlocks` reserves ids.
 
     db = Database.open("sqlite:///farm.db")
-    task = await db.write(lambda connection: submissions.submit(connection, new_task))
-    page = await db.read(lambda connection: tasks.v1_newest(connection, user_id))
+    task = await db.write(lambda connection: submission_rows.submit(connection, new_task))
+    page = await db.read(lambda connection: listing_rows.v1_newest(connection, user_id))
     await db.close()
 
-Neither call ever blocks the event loop. All writing goes through one thread with group commit (`writer`); reading goes
-through a few threads of its own, each query in one transaction that sees one moment.
-
-Ids of chunks and attempts, made before the transaction that uses them (R3.2 Repeatable operations), from blocks
-reserved in table `farm`.
-
-A block that a program took and did not use up is lost; no id is ever used twice. Attempt ids begin at 2^40 plus a
-random offset of the farm, so that no id of another farm or of an adopted task is among them
-(R7.1 Attempt id on the wire).
+Neither call ever blocks the event loop. A few threads read, each query in one transaction that sees one moment. One
+thread writes, with group commit (R3 One writer): operations that wait together share one transaction and one commit,
+and each caller is answered after that commit. An operation that raises is left out and the others are run again; after
+a deadlock, a lock timeout or a lost connection the whole batch is run again. So **an operation may run several times**:
+it changes nothing but the database, and its ids and tokens are made before it.
 """
 
 import asyncio
@@ -48,14 +36,14 @@ __all__ = ["Connection", "Database"]
 _MAX_BATCH: Final = 256
 _BACKOFF_S: Final = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _MANY_FAILURES: Final = 3
-"""After so many failures in a batch, the rest is committed one by one: failing clients can't make others wait."""
+"""After this many failures in a batch, the rest is committed one by one: failing clients can't make others wait."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One operation, the one who waits for it, and how it went."""
+    """An operation, the future of its caller, and its result or error."""
 
     operation: Callable[[Connection], Any]
     future: asyncio.Future[Any] | Future[Any]
@@ -65,8 +53,8 @@ class Job:
 
 
 class Writer:
-    """Runs jobs in one thread of its own until `stop`. `patience_s`: how long a batch is tried again while the database
-    does not answer."""
+    """Runs jobs in its own thread until `stop`. `patience_s`: how long a batch is retried while the database does not
+    answer."""
 
     def __init__(self, engine: Engine, place: DatabasePlace, *, patience_s: float) -> None:
         self._engine = engine
@@ -78,13 +66,13 @@ class Writer:
         self._down = False
         self._connection: Connection | None = None
         self.guard: Callable[[Connection], None] | None = None
-        """Run first in each transaction."""
+        """Runs first in each transaction; what it raises fails the whole batch (R10 Standby)."""
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
         event.listen(engine, "before_cursor_execute", _note_write)
         self._thread.start()
 
     def put(self, job: Job) -> None:
-        """Accept a job. What was accepted is run, also when `stop` comes before its turn."""
+        """Accept a job. An accepted job is run, also when `stop` comes before its turn."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("An operation can't wait for another operation: it would wait for itself.")
         with self._lock:
@@ -118,7 +106,7 @@ class Writer:
             group = left if failures < _MANY_FAILURES else left[:1]
             try:
                 failed = self._with_patience(group)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            except BaseException as error:  # noqa: BLE001 - the callers must get any error
                 for job in left:
                     job.error = self._explained(error)
                 break
@@ -130,7 +118,7 @@ class Writer:
         _deliver(batch)
 
     def _with_patience(self, group: Sequence[Job]) -> Job | None:
-        """Run a group in one transaction, again while the database does not answer. Gives the job that failed."""
+        """Run a group in one transaction, again while the database does not answer. Returns the job that failed."""
         deadline = time.monotonic() + (0 if self._down else self._patience_s)
         tries = 0
         while True:
@@ -153,8 +141,8 @@ class Writer:
                 time.sleep(pause)
 
     def _transaction(self, group: Sequence[Job]) -> Job | None:
-        """Run the jobs of a group and commit. A job that failed after it wrote is given back, with all undone; one that
-        failed before it wrote anything is simply left out."""
+        """Run the jobs of a group and commit. A job that failed after it wrote something is returned, with everything
+        rolled back; a job that failed before it wrote anything is left out."""
         if self._connection is None:
             self._connection = self._engine.connect()
         connection = self._connection
@@ -190,20 +178,20 @@ class Writer:
 
 
 def _deliver(jobs: Sequence[Job]) -> None:
-    """Tell everybody who waits, with one wake-up for each event loop."""
+    """Answer all callers, with one wake-up for each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop | None, list[Job]] = {}
     for job in jobs:
         by_loop.setdefault(job.loop, []).append(job)
     for loop, theirs in by_loop.items():
         try:
             _deliver_all(theirs) if loop is None else loop.call_soon_threadsafe(_deliver_all, theirs)
-        except RuntimeError:  # the loop has been closed: nobody waits
+        except RuntimeError:  # the loop has been closed, and its callers with it
             continue
 
 
 def _deliver_all(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if job.future.done():  # they have gone
+        if job.future.done():  # the caller was canceled
             continue
         if job.error is not None:
             job.future.set_exception(job.error)
@@ -238,9 +226,9 @@ class Database:
     ) -> "Database":
         """Open the database that a connection string names (ADO.NET form or URL) and start its threads.
 
-        A SQLite file that does not exist is created, empty. `patience_s`: how long a write is tried again while the
-        database does not answer. `silence_s`: when the writer says nothing for so long, MySQL gives up its transaction
-        and what it has locked. Raises `NotAvailable` that says what to check when it can't be reached. Blocks.
+        A SQLite file that does not exist is created, empty. `patience_s`: how long a write is retried while the
+        database does not answer. `silence_s`: MySQL rolls back the writer's transaction and frees its locks after this
+        long without a statement. Raises `NotAvailable`, which says what to check, when it can't be reached. Blocks.
         """
         place = parse(connection)
         if place.dialect == "sqlite":
@@ -256,11 +244,11 @@ class Database:
         return self.place.dialect
 
     async def write(self, operation: Callable[[Connection], T]) -> T:
-        """Run `operation` in the writer's next transaction; comes back after the commit, with its value.
+        """Run `operation` in the writer's next transaction; returns its value after the commit.
 
-        What `operation` raises is raised here and changes nothing. It may run several times, and once accepted it is
-        run even if the caller is canceled. `NotAvailable`: the database did not answer for 30 s; it may or may not
-        have been done (R3.2 Repeatable operations).
+        What `operation` raises is raised here and changes nothing. It may run several times, and it is run even if the
+        caller is canceled. `NotAvailable`: the database did not answer for `patience_s`; the operation may or may not
+        have been committed (R3.2 Repeatable operations).
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -293,11 +281,11 @@ class Database:
                     time.sleep(0.1)
 
     def guard(self, check: Callable[[Connection], None] | None) -> None:
-        """Run `check` first in each transaction of the writer from now on; what it raises undoes the transaction."""
+        """Run `check` first in each transaction of the writer from now on; what it raises rolls it back."""
         self._writer.guard = check
 
     async def close(self) -> None:
-        """Finish everything that was accepted, then close."""
+        """Finish all accepted operations, then close."""
         await asyncio.to_thread(self.close_now)
 
     def close_now(self) -> None:
@@ -323,6 +311,8 @@ class Database:
 
 BLOCK: Final = 100_000
 FIRST_ATTEMPT: Final = 2**40
+"""Attempt ids begin here, plus a random offset of the farm: so none is an id of another farm or of an adopted task
+(R7.1 Attempt id on the wire)."""
 _OFFSETS: Final = 2**52
 
 CHUNKS: Final = "next_chunk_id"
@@ -330,7 +320,7 @@ ATTEMPTS: Final = "next_attempt_id"
 
 
 def reserve(connection: Connection, key: str, count: int) -> int:
-    """Take `count` numbers from the counter `key` of table `farm`; gives the first. The counter must exist."""
+    """Take `count` numbers from the counter `key` of table `farm`; returns the first. The counter must exist."""
     first = connection.scalar(select(farm.c.value).where(farm.c.key == key).with_for_update())
     if first is None:
         raise NotAvailable("The database is not ready. Run `renderonline db migrate` first.")
@@ -351,7 +341,11 @@ def _reserve_block(connection: Connection, key: str, count: int = BLOCK) -> rang
 
 
 class IdBlocks:
-    """Ids for one program. Used from one thread (the event loop's)."""
+    """Ids of chunks and attempts, made before the transaction that uses them (R3.2 Repeatable operations).
+
+    They come from blocks reserved in table `farm`; what a program leaves of its blocks is lost, for no id is ever used
+    twice. To be used from one thread (the event loop's).
+    """
 
     def __init__(self, database: Database) -> None:
         """Reserve the first blocks. Blocks."""
@@ -362,8 +356,8 @@ class IdBlocks:
     async def next_chunk_ids(self, count: int) -> range:
         """Ids for the chunks of one task, following each other."""
         while True:
-            await self._fill(count)
-            if len(self._free[CHUNKS]) >= count:  # another task may have taken them meanwhile
+            await self.refill(count)
+            if len(self._free[CHUNKS]) >= count:  # another submission may have taken them meanwhile
                 return self._take(CHUNKS, count)
 
     def next_attempt_id(self) -> int:
@@ -377,20 +371,14 @@ class IdBlocks:
         self._free[key] = free[count:]
         return free[:count]
 
-    async def refill(self) -> None:
-        """Make sure that half a block of each kind is there. Costs nothing when it is: call it now and then."""
-        await self._fill(0)
-
-    async def _fill(self, chunks: int) -> None:
+    async def refill(self, chunks: int = 0) -> None:
+        """Make sure that half a block of each kind is there, and this many ids of chunks. Costs nothing when it is."""
         wanted = {CHUNKS: max(chunks, BLOCK // 2), ATTEMPTS: BLOCK // 2}
         if any(len(self._free[key]) < count for key, count in wanted.items()):
             async with self._refilling:
                 for key, count in wanted.items():
-                    await self._refill(key, count)
-
-    async def _refill(self, key: str, wanted: int) -> None:
-        while len(self._free[key]) < wanted:
-            block = partial(_reserve_block, key=key, count=max(BLOCK, wanted))
-            new, old = await self._database.write(block), self._free[key]
-            # Ids of one call follow each other, so the rest of another block can't be used.
-            self._free[key] = range(old.start, new.stop) if old.stop == new.start else new
+                    while len(self._free[key]) < count:
+                        block = partial(_reserve_block, key=key, count=max(BLOCK, count))
+                        new, old = await self._database.write(block), self._free[key]
+                        # Ids of one call follow each other, so the rest of another block can't be used.
+                        self._free[key] = range(old.start, new.stop) if old.stop == new.start else new

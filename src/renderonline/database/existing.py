@@ -6,7 +6,7 @@
     in `queue` otherwise                 waiting
     neither ended nor in `queue`         canceled (the existing system leaves dequeued tasks like that)
 
-The same is done for tasks that somebody inserts by hand later.
+The same is done later for tasks that are inserted by hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ _BATCH: Final = 500
 
 
 def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None = None) -> Sequence[int]:
-    """Adopt the next tasks that have no chunk and an id above `after`, some hundreds at once; gives their ids.
+    """Adopt the next tasks that have no chunk and an id above `after`, some hundreds at once; returns their ids.
 
-    `now`: local time, for tasks that bear no time at all.
+    `now`: local time, for tasks that have no time at all.
     """
     rows = connection.execute(_without_chunks(after)).all()
     if not rows:
@@ -34,7 +34,7 @@ def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None 
     first_chunk = door.reserve(connection, door.CHUNKS, len(rows))
     now = now or datetime.now().replace(microsecond=0)  # noqa: DTZ005 (v1's times are local)
     adopted = [(chunk_id, row, _state(row)) for chunk_id, row in enumerate(rows, first_chunk)]
-    connection.execute(chunks.insert(), [_chunk(*one) for one in adopted])
+    connection.execute(chunks.insert(), [_chunk(chunk_id, row, state) for chunk_id, row, state in adopted])
     if live := [_attempt(chunk_id, row, now) for chunk_id, row, state in adopted if state in LIVE]:
         connection.execute(attempts.insert(), live)
     for _, row, state in adopted:
@@ -57,7 +57,7 @@ def tidy_queue(connection: Connection) -> None:
 
 
 def micros(local: datetime | None) -> int | None:
-    """A local time of v1 in microseconds since 1970 UTC; null for none and for times that no clock has shown."""
+    """A local time of v1 in microseconds since 1970 UTC; null for none and for times before 1971."""
     if local is None or local.year < 1971:
         return None
     try:

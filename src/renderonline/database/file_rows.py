@@ -1,8 +1,7 @@
-"""The files that a task was submitted with, and the attempts whose machines fetch them and send results.
+"""Attempts whose machines fetch files and send results, and results that are delivered to an administrator's directory.
 
-Results that go to a directory which an administrator named: which are still to go, and what became of the others.
-
-A row is written before a file is, and holds whose name it is: a task replaces there only what it wrote itself.
+A delivery's row is written before its file, and holds the names and digests of a task's files there: a task replaces
+only files that it wrote itself.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,9 +18,9 @@ from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Landed, 
 
 
 class Holder(NamedTuple):
-    """An attempt, to one who knows its token. `over`: nothing of it is wanted any more; `scene`: the path of the
-    task's uploaded file, whose name is `file_name`; `results_in`: the folder that holds its results; `film`: it makes a
-    film, for which the frames are what goes in."""
+    """An attempt with its token, for the machine that has it. `over`: nothing more of it is accepted; `scene`: the path
+    of the task's uploaded file, whose name is `file_name`; `results_in`: the folder of its results; `film`: it makes a
+    film, so its inputs are the frames."""
 
     token: str
     task_id: int
@@ -43,7 +42,7 @@ _FRAMES: Final = select(results.c.name, *(results.c[name] for name in Landed._fi
     results.c.frame.is_not(None) | results.c.name_hash.in_(result_keys(SOUND)),
     results.c.state != "landing",
 )
-"""What goes into a film: frames, and their sound."""
+"""The inputs of a film: frames, and their sound."""
 _FRAME: Final = _FRAMES.where(results.c.name_hash.in_(bindparam("hashes", expanding=True)))
 _LANDED_BY: Final = select(results.c.attempt_id).where(
     results.c.task_id == bindparam("task"), results.c.name_hash == bindparam("hash"), results.c.state == "landed"
@@ -51,8 +50,8 @@ _LANDED_BY: Final = select(results.c.attempt_id).where(
 
 
 def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
-    """An attempt of a linked machine; None when it, its task or its machine is gone, and for attempts of v1 machines,
-    which ask for nothing. One that was lost is not over: what it made may be missing still (R5.5 Late results)."""
+    """An attempt of a linked machine; None for attempts of v1 machines, and when it, its task or its machine is gone.
+    A lost attempt is not over: its results may still be missing (R5.5 Late results)."""
     row = connection.execute(_HOLDER, {"attempt": attempt_id}).first()
     if row is None:
         return None
@@ -71,36 +70,35 @@ def load_holder(connection: Connection, attempt_id: int) -> Holder | None:
 
 
 def result_names(connection: Connection, task_id: int) -> frozenset[str]:
-    """What lies in a task's directory and is no input."""
+    """The names of all results of a task."""
     return frozenset(connection.scalars(_RESULTS, {"task": task_id}))
 
 
 def frames(connection: Connection, task_id: int) -> dict[str, Landed]:
-    """The frames of a task that are there by name, also those that are to be rendered again, and their sound."""
+    """The landed frames of a task by name, also those that are to be rendered again, and their sound."""
     return {name: Landed(*facts) for name, *facts in connection.execute(_FRAMES, {"task": task_id})}
 
 
 def frame(connection: Connection, task_id: int, name: str) -> Landed | None:
-    """The frame of this name, if it is there."""
+    """The landed frame of this name, None when there is none."""
     found = connection.execute(_FRAME, {"task": task_id, "hashes": result_keys(name)})
     return next((Landed(*facts) for its_name, *facts in found if its_name == name), None)
 
 
 def landed_by(connection: Connection, task_id: int, name: str) -> int | None:
-    """The attempt whose result of this name landed, None if there is none yet."""
-    found = connection.scalar(_LANDED_BY, {"task": task_id, "hash": result_keys(name)[0]})
-    return None if found is None else int(found)
+    """The attempt whose result of this name landed, None when there is none."""
+    return connection.scalar(_LANDED_BY, {"task": task_id, "hash": name_hash(name)})
 
 
 def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
-    """Remember what the files of an older task are, unless that is known already or the task is gone."""
+    """Store the facts of an older task's files, unless they are stored already or the task is gone."""
     known = connection.scalar(select(tasks.c.task_id).where(tasks.c.task_id == task_id).with_for_update())
     if known is not None and not list_inputs(connection, task_id):
         add_inputs(connection, task_id, files)
 
 
 _MOST_DIGESTS: Final = 20
-"""Files that were begun to be delivered under one name and may lie there, because a stop came before the row."""
+"""How many digests are stored of files that may lie under one name, because deliveries of them were interrupted."""
 
 
 class Undelivered(NamedTuple):
@@ -120,8 +118,8 @@ class Undelivered(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A delivery of which the row is there. `before`: the digests of what may lie under this name and is the task's;
-    `again`: the row was there before."""
+    """A delivery whose row is stored. `before`: the digests of the task's files that may lie under this name; `again`:
+    the row was there before."""
 
     delivery_id: int
     before: tuple[str, ...] = ()
@@ -146,46 +144,46 @@ _NAMED: Final = select(deliveries).where(
 
 
 def undelivered(connection: Connection, but: Collection[int] = (), limit: int = 100) -> tuple[Undelivered, ...]:
-    """Results that are still to be delivered, the oldest task's first; none of the tasks in `but`."""
+    """Results that are still to be delivered, the oldest task's first; without the tasks in `but`."""
     query = _UNDELIVERED.where(results.c.task_id.not_in(but))
     return tuple(Undelivered(**row) for row in connection.execute(query.limit(limit)).mappings())
 
 
-def begin_delivery(connection: Connection, one: Undelivered, paths: Sequence[str]) -> tuple[str, Begun] | None:
-    """Take the first of these paths that no other result of the task has; None when all are taken. From now on the file
-    that is to lie there is known as the task's."""
+def begin_delivery(connection: Connection, result: Undelivered, paths: Sequence[str]) -> tuple[str, Begun] | None:
+    """Take the first of these paths that no other result of the task has, and store the digest of the file that is to
+    lie there; None when all paths are taken."""
     for path in paths:
-        found: Any = connection.execute(_NAMED, {"task": one.task_id, "hash": name_hash(path)}).first()
+        found: Any = connection.execute(_NAMED, {"task": result.task_id, "hash": name_hash(path)}).first()
         if found is None:
-            about = {"task_id": one.task_id, "path_hash": name_hash(path), "path": path, "name": one.name}
-            return path, Begun(insert(connection, deliveries, {**about, "digests": one.digest}))
-        if found.name == one.name:
+            about = {"task_id": result.task_id, "path_hash": name_hash(path), "path": path, "name": result.name}
+            return path, Begun(insert(connection, deliveries, {**about, "digests": result.digest}))
+        if found.name == result.name:
             before = tuple((found.digests or "").split())
-            known = dict.fromkeys((*before[-_MOST_DIGESTS:], one.digest))
+            known = dict.fromkeys((*before[-_MOST_DIGESTS:], result.digest))
             update(connection, deliveries, found.delivery_id, {"digests": " ".join(known)})
             return path, Begun(found.delivery_id, before, again=True)
     return None
 
 
 def withdraw_delivery(connection: Connection, begun: Begun) -> None:
-    """Nothing was written there: what lies under this name is not the task's, whatever its bytes are."""
+    """Undo `begin_delivery`: no file was written, so the file of this name is not the task's, whatever its bytes."""
     if begun.delivery_id:
         update(connection, deliveries, begun.delivery_id, {"digests": " ".join(begun.before)})
 
 
 def end_delivery(
-    connection: Connection, one: Undelivered, moment: Moment, delivery_id: int = 0, warning: str = ""
+    connection: Connection, result: Undelivered, moment: Moment, delivery_id: int = 0, warning: str = ""
 ) -> TaskRow | None:
-    """It is delivered by the task (`delivery_id`) or lies there already, or (with a `warning`) it can't be; gives the
-    task when it changed."""
+    """Store that a result was delivered by the task (`delivery_id`), lies there already, or (`warning`) can't be
+    delivered; returns the task when it changed."""
     if delivery_id:
-        update(connection, deliveries, delivery_id, {"digests": one.digest})
-    update(connection, results, one.result_id, {"delivered": 2 if warning else 1})
-    return warn_of_delivery(connection, one.task_id, moment, warning) if warning else None
+        update(connection, deliveries, delivery_id, {"digests": result.digest})
+    update(connection, results, result.result_id, {"delivered": 2 if warning else 1})
+    return warn_of_delivery(connection, result.task_id, moment, warning) if warning else None
 
 
 def warn_of_delivery(connection: Connection, task_id: int, moment: Moment, warning: str) -> TaskRow | None:
-    """Keep a warning with the task; None when it is gone."""
+    """Store a warning with the task; None when the task is gone."""
     sheet = Sheet(connection, moment)
     if sheet.lock_task(task_id) is None:
         return None

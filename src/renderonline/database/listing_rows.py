@@ -1,6 +1,6 @@
-"""Tasks, chunks, attempts and results: reading them. `submissions`, `work` and `work_control` write them.
+"""Tasks, chunks, attempts and results, as users see them.
 
-Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next one.
+Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next page.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -61,8 +61,8 @@ class Page(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which tasks to list. `user_id` null: everybody's. `status` null: any. `engine`: a name or a number. `search`: a
+class TaskFilter:
+    """Which tasks to list. `user_id` null: of all users. `status` null: any. `engine`: a name or a number. `search`: a
     task's number, or a part of its name, its file's name or its owner's e-mail."""
 
     user_id: int | None = None
@@ -73,10 +73,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """A task as its owner sees it, and where its file lies. Times are microseconds since 1970 UTC. `machine_ids`:
-    machines that have a part of it now; of a task that has ended the one that had the last. `facts`: what the scene
-    says of itself, {} where several tasks are asked for; `unchecked`: why no machine looked at its scene before it was
-    rendered, null: one did, or its engine can't; `delete_us`: when its days are over, null: they never are."""
+    """A task as its owner sees it, and the path of its file. Times are microseconds since 1970 UTC. `machine_ids`:
+    machines that render a part of it now; when it has ended, the last of them. `facts`: of the scene, {} in lists;
+    `unchecked`: why no machine looked at its scene before it was rendered, null: one did, or its engine can't;
+    `delete_us`: when it is deleted, null: never."""
 
     task_id: int
     name: str
@@ -156,9 +156,9 @@ class AttemptView:
 
 @dataclass(frozen=True, slots=True)
 class ResultView:
-    """A landed file, perhaps one that is to be made again. `facts`: what the picture says of itself; `machine_id` null
-    when the attempt is gone; `of_frame`: the frame to which a file besides the frames belongs; `folder`: of the task's
-    directory, in which it lies."""
+    """A landed file, perhaps one that is to be made again. `facts`: of the picture; `machine_id` null when the attempt
+    is gone; `of_frame`: the frame that a file belongs to which is not a frame itself; `folder`: its folder below the
+    task's directory."""
 
     name: str
     folder: str
@@ -174,8 +174,8 @@ class ResultView:
 
 
 class SceneFile(NamedTuple):
-    """The file that a task was submitted with, whose it is, the folder in which results land ("": beside it), and what
-    results are called that leave the farm (`farm.result_names`)."""
+    """The file that a task was submitted with, its owner, the folder in which results land ("": beside it), and the
+    names of results outside the farm (`farm.result_names`)."""
 
     user_id: int
     file_path: str
@@ -251,24 +251,26 @@ def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
     )
 
 
-def list_tasks(connection: Connection, wanted: Wanted, *, limit: int = 50, cursor: str | None = None) -> Page[TaskView]:
+def list_tasks(
+    connection: Connection, wanted: TaskFilter, *, limit: int = 50, cursor: str | None = None
+) -> Page[TaskView]:
     """A page of tasks, newest first."""
     if len(wanted.search) > _LONGEST_SEARCH:
         raise InvalidRequest(f"A search has at most {_LONGEST_SEARCH} characters.")
     query = _TASK.where(*_conditions(wanted))
     page = _page(connection, query, tasks.c.task_id, limit, cursor, newest_first=True)
     machine_ids = _live_machines(connection, [row.task_id for row in page.items])
-    return Page(tuple(_task(row, machine_ids) for row in page.items), page.next)
+    return _each(partial(_task, live=machine_ids), page)
 
 
 def get_task(connection: Connection, task_id: int, *, user_id: int | None = None) -> TaskView:
-    """One task; `user_id` not null: it must be theirs. `NotFound` with the contract's message."""
+    """One task; `user_id`: the owner that it must have (null: any). `NotFound` with the contract's message."""
     row = _of_task(connection, _ONE_TASK, task_id, user_id)
     return _task(row, _live_machines(connection, [task_id]))
 
 
 def scene_file(connection: Connection, task_id: int, *, user_id: int | None = None) -> SceneFile:
-    """Where a task's files lie and whose they are, and no more; otherwise as `get_task`."""
+    """Where a task's files lie and who owns them; otherwise as `get_task`."""
     return SceneFile(*_of_task(connection, _SCENE_FILE, task_id, user_id))
 
 
@@ -288,45 +290,40 @@ def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: 
 def list_attempts(
     connection: Connection, task_id: int | None, limit: int = 100, cursor: str | None = None
 ) -> Page[AttemptView]:
-    """A page of a task's attempts, or with null of all tasks', newest first."""
+    """A page of the attempts of a task (null: of all tasks), newest first."""
     query = _ATTEMPT if task_id is None else _ATTEMPT.where(attempts.c.task_id == task_id)
     page = _page(connection, query, attempts.c.attempt_id, limit, cursor, newest_first=True)
     return _each(partial(from_row, AttemptView), page)
 
 
 def get_attempt(connection: Connection, attempt_id: int) -> AttemptView:
-    """One attempt, or `NotFound`; whose it is says `user_id`."""
+    """One attempt, or `NotFound`."""
     known = attempt_id if 0 <= attempt_id < 2**63 else 0
     query = _ATTEMPT.where(attempts.c.attempt_id == known)
     return from_row(AttemptView, the_row(connection, query, f"There is no attempt {attempt_id}."))
 
 
 def list_results(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ResultView]:
-    """A page of a task's landed files, in the order in which they were announced."""
+    """A page of a task's landed files, in the order of their ids."""
     query = _RESULT.where(results.c.task_id == task_id)
     return _each(_result, _page(connection, query, results.c.result_id, limit, cursor))
 
 
 def latest_result(connection: Connection, task_id: int) -> ResultView | None:
-    """The file of a task that landed last, None when there is none."""
+    """The newest landed file of a task, None when there is none."""
     newest = _RESULT.where(results.c.task_id == task_id).order_by(results.c.result_id.desc())
     row = connection.execute(newest.limit(1)).first()
     return None if row is None else _result(row)
 
 
 def landed_files(connection: Connection, task_id: int) -> dict[str, Landed]:
-    """What is known of all landed files of a task, by where they lie in its directory."""
+    """The facts of all landed files of a task, by their path in its directory."""
     rows = connection.execute(_LANDED_FILES, {"task_id": task_id}).all()
     return {f"{row[1]}/{row[0]}" if row[1] else row[0]: Landed(*row[2:]) for row in rows}
 
 
-def landed_file(connection: Connection, task_id: int, name: str) -> Landed:
-    """What is known of one, or `NotFound`."""
-    return landed_place(connection, task_id, name)[1]
-
-
-def landed_place(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
-    """Where the one of this name lies in the task's directory, and what is known of it; or `NotFound`."""
+def landed_file(connection: Connection, task_id: int, name: str) -> tuple[str, Landed]:
+    """The path in the task's directory and the facts of the landed file of this name, or `NotFound`."""
     found = connection.execute(_LANDED_FILES.where(results.c.name == name), {"task_id": task_id})
     for its_name, folder, *facts in found:
         if its_name == name:  # MySQL compares without regard to letter case
@@ -334,9 +331,9 @@ def landed_place(connection: Connection, task_id: int, name: str) -> tuple[str, 
     raise NotFound(f"Task {task_id} has no result {name}.")
 
 
-def landed_frames(connection: Connection, task_id: int, name: str = "") -> dict[str, int | None]:
-    """The frame of each of those files by name, also of those besides the frames that belong to one. `name`: of the
-    file that is called so, and perhaps of others."""
+def frame_numbers(connection: Connection, task_id: int, name: str = "") -> dict[str, int | None]:
+    """The frame that each landed file of a task is or belongs to, by the file's name. `name`: of this file only, and
+    perhaps of others."""
     query = _LANDED_FRAMES.where(results.c.name == name) if name else _LANDED_FRAMES
     return {row.name: row[1] for row in connection.execute(query, {"task_id": task_id})}
 
@@ -353,7 +350,7 @@ def _page(
     limit = max(1, min(limit, _MAX_PAGE))
     if cursor:
         if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) < 2**63):
-            raise InvalidRequest("The cursor is none that this list has given. Start again without one.")
+            raise InvalidRequest("The cursor does not come from this list. Start again without one.")
         query = query.where(key < int(cursor) if newest_first else key > int(cursor))
     query = query.add_columns(key.label("page_key")).order_by(key.desc() if newest_first else key.asc())
     rows = connection.execute(query.limit(limit + 1)).all()
@@ -364,7 +361,7 @@ def _each(view: Callable[[AnyRow], T], page: Page[AnyRow]) -> Page[T]:
     return Page(tuple(map(view, page.items)), page.next)
 
 
-def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _conditions(wanted: TaskFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.user_id is not None:
         conditions.append(tasks.c.user_id == wanted.user_id)
@@ -400,7 +397,7 @@ def _has_status(status: TaskStatus) -> ColumnElement[bool]:
 
 
 def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int, tuple[int, ...]]:
-    """Which machines have live attempts of these tasks. Live attempts are few, however many there ever were."""
+    """The machines that have live attempts of these tasks. Live attempts are few, however many there ever were."""
     rows = connection.execute(
         select(attempts.c.task_id, attempts.c.machine_id)
         .where(attempts.c.state.in_(_LIVE), attempts.c.task_id.in_(set(task_ids)))

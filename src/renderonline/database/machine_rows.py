@@ -1,4 +1,4 @@
-"""Machines: rows, join codes, secrets. What a machine does right now is RenderAPI's memory, not here.
+"""Machines, join codes and secrets. What a machine does right now is in RenderAPI's memory, not here.
 
 v1 machines have an address and ids below 1000; linked machines have ids from 1000 (R1.1 Unique ids) and a secret.
 Secrets and join codes are stored as hashes only.
@@ -43,10 +43,9 @@ _CODE_GROUPS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """A machine. `wish` is what the people want of it (active, draining, disabled), `instance` the last program that
-    said hello with its secret, `last_seq` the last report of that instance that was applied (R5.2 Outbox), `facts` what
-    it said of itself; `benched_us`: since when the farm gives it nothing because chunks fail there
-    (R1.5 Machine blame)."""
+    """A machine. `wish`: what its operator wants of it (active, draining, disabled); `instance`: the last program that
+    connected with its secret; `last_seq`: the last report of that instance that was applied (R5.2 Outbox); `facts`: of
+    its last hello; `benched_us`: since when it gets no work because chunks fail there (R1.5 Machine blame)."""
 
     machine_id: int
     ip_address: str
@@ -69,20 +68,20 @@ class MachineRow:
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What people, or the farm, decided about it."""
-        told = (self.name, self.wish, self.wish_reason, self.benched_us)
-        return *told, self.tags, self.pool, self.hours, self.slots_allowed
+        """Everything that people, or the farm, decided about it."""
+        decided = (self.name, self.wish, self.wish_reason, self.benched_us)
+        return *decided, self.tags, self.pool, self.hours, self.slots_allowed
 
     @property
     def is_linked(self) -> bool:
-        """Whether it dials RenderAPI; otherwise it is a v1 machine with an address."""
+        """Whether it connects to RenderAPI; otherwise it is a v1 machine with an address."""
         return bool(self.secret_hash)
 
 
 @dataclass(frozen=True, slots=True)
 class JoinCode:
-    """An invitation: the code (shown once, stored hashed), how many machines may use it, until when, and how many slots
-    each of them may have (0: `farm.machines.slots_allowed`)."""
+    """A join code (shown once, stored hashed): how many machines may use it, until when, and how many slots each of
+    them may have (0: `farm.machines.slots_allowed`)."""
 
     code: str
     uses: int
@@ -125,18 +124,18 @@ def change_machine(connection: Connection, machine_id: int, changes: Mapping[str
         raise InvalidRequest(f"A machine's wish is one of {', '.join(sorted(Wish))}.")
     if len(changes.get("wish_reason", "")) > 255 or len(changes.get("name", "-")) not in range(1, 101):
         raise InvalidRequest("A machine's name has 1 to 100 characters, a reason at most 255.")
-    well = {"benched_us": 0, "bench_reason": ""} if changes.get("wish") == "active" else {}
-    update(connection, machines, machine_id, {**changes, **well})
+    unbench = {"benched_us": 0, "bench_reason": ""} if changes.get("wish") == "active" else {}
+    update(connection, machines, machine_id, {**changes, **unbench})
     return get_machine(connection, machine_id)
 
 
 def bench_machine(connection: Connection, machine_id: int, since_us: int, reason: str) -> None:
-    """Give a machine nothing from now on because chunks fail there; 0 and "": give it work again."""
+    """Give a machine no work any more because chunks fail there; 0 and "": give it work again."""
     update(connection, machines, machine_id, {"benched_us": since_us, "bench_reason": reason})
 
 
 def remove_machine(connection: Connection, machine_id: int) -> None:
-    """Remove a machine that has no live attempt; its secret is worth nothing from now on."""
+    """Remove a machine that has no live attempt; its secret is not accepted any more."""
     machine = get_machine(connection, machine_id)
     live = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING))
     query = select(func.count()).select_from(attempts).where(live, attempts.c.machine_id == machine_id)
@@ -148,8 +147,7 @@ def remove_machine(connection: Connection, machine_id: int) -> None:
 def hello(
     connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
 ) -> MachineRow:
-    """Record that a linked machine has connected. Another instance than before starts its sequence anew
-    (R5.2 Outbox)."""
+    """Store that a linked machine has connected. The reports of a new instance are numbered from 1 (R5.2 Outbox)."""
     values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
     if get_machine(connection, machine_id).instance != instance:
         values |= {"instance": instance, "last_seq": 0}
@@ -160,7 +158,7 @@ def hello(
 def invite(
     connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int, slots: int = 0
 ) -> JoinCode:
-    """Make a join code. Codes that have run out are removed on the occasion."""
+    """Make a join code, and remove expired ones."""
     _check_slots(slots)
     if not 1 <= uses <= 10_000:
         raise InvalidRequest("A join code is good for 1 to 10,000 machines.")
@@ -190,8 +188,7 @@ def _usable(found: AnyRow | None, now_us: int) -> AnyRow:
 
 def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
     """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
-    up or over; which of these is not told. Run again with the same secret it gives the same machine
-    (R3.2 Repeatable operations)."""
+    up or expired. Returns the same machine when it is run again with the same secret (R3.2 Repeatable operations)."""
     known = connection.execute(select(machines).where(machines.c.secret_hash == _hash(secret))).first()
     if known is not None:
         return _machine(known)

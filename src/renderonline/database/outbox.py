@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from renderonline.farm.errors import NoSpace
 
 FULL_SIZE: Final = 8 * 1024 * 1024
-"""Bytes that are set aside in the file and in its write-ahead log: some ten thousand reports."""
+"""Bytes reserved in the file and in its write-ahead log: some ten thousand reports."""
 PAGE: Final = 4096
 
 _TABLES: Final = (
@@ -83,14 +83,14 @@ class Outbox:
     def store(self, held: Held) -> None:
         """Keep an attempt before anything of it starts (R5.1 Stored assignment), without waiting for the disk.
 
-        It survives the death of every process, but perhaps not a power cut, which ends the engines too: an attempt
-        that nobody remembers then is sent again or lost by RenderAPI's own rule (R5.4 Hello).
+        It survives the death of every process, but perhaps not a power cut, which ends the engines too: RenderAPI then
+        sends the attempt again or counts it as lost (R5.4 Hello).
         """
         with self._transaction(synchronous="NORMAL") as connection:
             connection.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?)", held)
 
     def commit(self, reports: Sequence[Append], acknowledged: int = 0) -> Sequence[int]:
-        """Keep all reports or none, durably; gives their numbers. Forget those up to `acknowledged`, and the attempts
+        """Keep all reports or none, durably; returns their numbers. Forget those up to `acknowledged`, and the attempts
         that ended with them; that alone does not wait for the disk."""
         numbers = range(self.last_seq + 1, self.last_seq + 1 + len(reports))
         with self._transaction(synchronous="FULL" if reports else "NORMAL") as connection:

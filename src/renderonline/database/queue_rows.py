@@ -1,4 +1,5 @@
-"""What the dispatcher's memory is rebuilt from: tasks in the queue, their waiting chunks, live attempts, machines."""
+"""What the dispatcher's memory is rebuilt from: tasks in the queue with their waiting chunks, live attempts and their
+owners, users' allowances."""
 
 import json
 from collections import defaultdict
@@ -41,9 +42,9 @@ _RENDERED: Final = tasks.join(renders, renders.c.render_id == tasks.c.render_id)
 @dataclass(frozen=True, slots=True)
 class TaskFacts:
     """What is needed to write a task's command. `values` and `template` are None for renders of the existing system,
-    whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: what is
-    made of its frames (`farm.films.Film`), "": none. `results_in`: the folder that holds its results, "": beside the
-    scene; `strict`: a file that is missing is a failure, not a warning."""
+    whose `arguments` are one finished string. `file_name`: the scene's name, perhaps with folders; `film`: the film of
+    its frames (`farm.result_names.Film`), "": none. `results_in`: the folder of its results, "": beside the scene;
+    `strict`: a missing file is a failure, not a warning."""
 
     task_id: int
     engine: str
@@ -88,8 +89,8 @@ def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, T
 @dataclass(frozen=True, slots=True)
 class QueuedChunk:
     """A waiting chunk. `avoid`: machines on which it failed; `held_by`: the v1 machine that must answer first because
-    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of what the others give; `at_once`: it was
-    asked for while frames were to come, so it is made also while its task is paused."""
+    its renderer may still write (R7.4 Whole tasks); `film`: it makes a film of the others' frames; `at_once`: the film
+    was requested while frames were still to come, so it is made even if its task is paused."""
 
     chunk_id: int
     place: int = 0
@@ -118,22 +119,26 @@ class QueuedTask(ReadyTask):
     paused: bool = False
     waits_for: frozenset[int] = frozenset()
     is_checked_first: bool = False
-    """Whether a machine still looks at its scene, and nothing of it is rendered before."""
+    """Whether a machine still looks at its scene: no chunk of it is rendered before."""
     needs: Needs = NOTHING
     plain: Bucket | None = None
-    """Those chunks of which nothing is to be considered, once they are `sorted_out`; `chunks` are the others then."""
+    """The chunks that any fitting machine may have at any time, set by `sorted_out`; `chunks` are then the others."""
 
     def sorted_out(self) -> Self:
-        """Everything that takes long with many chunks: to be done in any thread, before the task is in memory."""
+        """Set `plain`. It takes long with many chunks: call it in any thread, before the task is in memory."""
         if self.plain is None:
-            odd = [one for one in self.chunks if one.not_before_us or one.avoid or one.film or one.held_by is not None]
-            without = {one.chunk_id for one in odd}
-            places = ((one.chunk_id, one.place) for one in self.chunks if one.chunk_id not in without)
-            self.plain, self.chunks = Bucket.of(self, places, self.signature()), odd
+            special = [
+                chunk
+                for chunk in self.chunks
+                if chunk.not_before_us or chunk.avoid or chunk.film or chunk.held_by is not None
+            ]
+            without = {chunk.chunk_id for chunk in special}
+            places = ((chunk.chunk_id, chunk.place) for chunk in self.chunks if chunk.chunk_id not in without)
+            self.plain, self.chunks = Bucket.of(self, places, self.signature()), special
         return self
 
     def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
-        """What its chunks need of a machine; a film is not made by the engine, but in the same box."""
+        """What its chunks need of a machine; its film needs another engine, but the same sandbox."""
         if film:
             return Signature(FILM_ENGINE, Shape.PIECE, avoid, film_needs(self.needs))
         return Signature(self.engine, self.shape, avoid, self.needs)
@@ -172,7 +177,8 @@ _STAGES: Final = (
     .where(chunks.c.state != ChunkState.SUCCEEDED.value)
     .group_by(chunks.c.task_id)
 )
-"""The lowest stage that has not succeeded, and the lowest that is not settled: a film is made of what there is."""
+"""The lowest stage that has not succeeded, and the lowest that is not settled: a film is made of the frames that there
+are."""
 _OLD_ATTEMPTS: Final = (
     select(chunks.c.chunk_id, attempts.c.machine_id, attempts.c.outcome, machines.c.secret_hash)
     .select_from(
@@ -189,11 +195,11 @@ BLOCKED: Final = (
     .join(tasks, tasks.c.task_id == waits_for.c.waits_for_task_id)
     .where(tasks.c.is_success == 0)
 )
-"""What tasks wait for that has not succeeded."""
+"""The tasks that have not succeeded and for which others wait."""
 
 
 def load_queue(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
-    """The tasks in the queue with their waiting chunks, or those of them that are named."""
+    """The tasks in the queue (`task_ids`: only these) with their waiting chunks."""
 
     def of(query: Select[Any], column: Any) -> Iterable[AnyRow]:
         return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids)))).all()
@@ -243,12 +249,12 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
 
 
 def is_at_once(kind: str, stage: int) -> bool:
-    """Whether a chunk makes a film that was asked for while frames were to come (`QueuedChunk.at_once`)."""
+    """Whether a chunk makes a film that was requested while frames were still to come (`QueuedChunk.at_once`)."""
     return kind == ChunkKind.FILM and stage == 0
 
 
 def film_needs(needs: Needs) -> Needs:
-    """What a task's film needs of a machine: not what its engine needs."""
+    """What a task's film needs of a machine: the pool and sandbox of its task, but nothing of its engine's needs."""
     return Needs(pool=needs.pool, sandbox=needs.sandbox)
 
 
@@ -268,9 +274,9 @@ def _old_attempts(rows: Iterable[AnyRow]) -> dict[int, tuple[frozenset[int], int
 
 @dataclass(slots=True)
 class AttemptFacts:
-    """An attempt that some machine has, is to have, or had. `whole`: its task is made one chunk first
-    (R7.4 Whole tasks). `steps`: whether its engine is known to take steps; None: its chunk can't be cut again, for the
-    machine takes whole tasks. `film`: it makes a film."""
+    """An attempt of a machine: planned, live or ended. `whole`: its task is made one chunk first (R7.4 Whole tasks).
+    `steps`: whether its engine takes frame steps; None: its machine takes whole tasks, so its chunk can't be cut again.
+    `film`: it makes a film."""
 
     attempt_id: int
     token: str
@@ -333,7 +339,7 @@ def _attempt(row: AnyRow, kind: type[A]) -> A:
 
 
 def load_allowances(connection: Connection) -> dict[int, Allowance]:
-    """What each user may have of the farm."""
+    """The allowance of each user."""
     query = select(users.c.user_id, *(subscriptions.c[name] for name in Allowance._fields)).join(
         subscriptions, subscriptions.c.subscription_id == users.c.subscription_id
     )
@@ -346,13 +352,13 @@ def load_queued_ids(connection: Connection) -> frozenset[int]:
 
 
 def download_paths(connection: Connection) -> frozenset[str]:
-    """Every download path that an engine has."""
+    """The download paths of all engines."""
     return frozenset(connection.execute(select(engines.c.download_path)).scalars())
 
 
 class Owner(NamedTuple):
-    """The machine that has, or had, an attempt, and the attempt's token. `over`: nothing of it is wanted any more,
-    because it ended otherwise than `lost`."""
+    """The machine that has or had an attempt, and the attempt's token. `over`: it ended, and not as `lost`: nothing
+    more of it is accepted."""
 
     machine_id: int
     token: str
@@ -365,7 +371,7 @@ _OWNERS: Final = select(
 
 
 def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int, Owner]:
-    """The owners of those attempts among these that the database still has."""
+    """The owners of these attempts, without attempts that are gone."""
     found: dict[int, Owner] = {}
     for part in portions(attempt_ids):
         for row in connection.execute(_OWNERS.where(attempts.c.attempt_id.in_(part))):

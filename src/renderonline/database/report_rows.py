@@ -1,7 +1,8 @@
-"""Results on their way to their final name (R6 Landing): a row `landing` first, the file steps outside, then `landed`.
+"""What machines report: results that land (R6 Landing), and the starts and ends of attempts (R5 Attempts and reports).
 
-A result is unique by (task, output name): the attempt that inserts the row first wins. A result that is to be made
-again is `stale`: its file keeps the name, and is shown, until the next result of that name has taken its place.
+A result is unique by (task, output name): the attempt that inserts the row first wins. Its row is `landing` while its
+file is on its way to its final name, then `landed`. A result that is to be made again is `stale`: its file keeps the
+name, and is shown, until the next result of that name has taken its place.
 """
 
 import hmac
@@ -28,8 +29,8 @@ from renderonline.farm.tasks import LIVE, SETTLED, AttemptState, ChunkKind, Chun
 
 
 class InPlace(NamedTuple):
-    """A file in a `folder` of a task's directory ("": in the directory itself) as it is: by its name there, with
-    BLAKE2b-256 in hex."""
+    """A file as it lies in a `folder` of a task's directory ("": in the directory itself): its name there, and its
+    digest, BLAKE2b-256 in hex."""
 
     name: str
     folder: str
@@ -45,7 +46,7 @@ ATTEMPTS: Final = (
     .join(tasks, tasks.c.task_id == attempts.c.task_id)
     .join(renders, renders.c.render_id == tasks.c.render_id)
 )
-"""Attempts with what is known of their tasks. `canceled`: the task, and nobody has asked for this chunk since."""
+"""Attempts with columns of their tasks. `canceled`: the task was canceled, and this chunk was not requeued since."""
 _OFFERING: Final = ATTEMPTS.where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 _KNOWN: Final = (
     select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
@@ -74,26 +75,31 @@ _STORED: Final = ("attempt_id", "name", "frame", "of_frame", "size", "digest", "
 
 
 def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: int) -> tuple[Landing, ...]:
-    """Step (a) for each offer of a machine, in order; returns those that are to be landed. The others: the attempt is
-    not the machine's, it is over, its token is wrong, its task is canceled or gone (R5.5 Late results); it has landed
-    the same before; another attempt was first."""
-    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
-    rows = {row.attempt_id: row for row in found if row.machine_id == machine_id and not row.canceled}
+    """Insert the rows of a machine's offers, in order; returns the offers that are to be landed. Refused are offers of
+    attempts that are another machine's or over, with a wrong token, of canceled or deleted tasks (R5.5 Late results),
+    that have landed before, or whose name another attempt took first."""
+    found = _attempts_of(connection, offers).items()
+    rows = {key: row for key, row in found if row.machine_id == machine_id and not row.canceled}
     begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]
     return tuple(landing for landing in begun if landing is not None)
 
 
 def differing(connection: Connection, offers: Sequence[Offer]) -> tuple[Offer, ...]:
-    """Those offers of files besides an attempt's own under whose name another chunk of their task has landed, or lands,
-    other bytes."""
-    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
-    rows = {row.attempt_id: row for row in found}
-    return tuple(one for one in offers if one.attempt_id in rows and _differs(connection, one, rows[one.attempt_id]))
+    """The offers under whose name another chunk of their task has landed, or is landing, other bytes."""
+    rows = _attempts_of(connection, offers)
+    return tuple(offer for offer in offers if _differs(connection, offer, rows.get(offer.attempt_id)))
 
 
 def _differs(connection: Connection, offer: Offer, row: Any) -> bool:
+    if row is None:
+        return False
     known = connection.execute(_NAMED, {"task_id": row.task_id, "hash": result_keys(offer.name)[0]}).first()
     return known is not None and known.chunk_id != row.chunk_id and known.digest != offer.digest
+
+
+def _attempts_of(connection: Connection, offers: Sequence[Offer]) -> dict[int, Any]:
+    found = connection.execute(_OFFERING, {"ids": [offer.attempt_id for offer in offers]})
+    return {row.attempt_id: row for row in found}
 
 
 def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
@@ -102,33 +108,40 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
         return None
     key, stale_key = result_keys(offer.name)
     found = connection.execute(_KNOWN, {"task_id": row.task_id, "hashes": (key, stale_key)})
-    rows = {one.name_hash: one for one in found}
+    rows = {result.name_hash: result for result in found}
     known, old = rows.get(key), rows.get(stale_key)
     if known is not None and (known.attempt_id != offer.attempt_id or known.state == "landed"):
         return None
-    if late and old is not None:  # perhaps it was made before the frame was wanted again
+    if late and old is not None:  # perhaps it was made before the frame was requeued
         return None
     values = {name: getattr(offer, name) for name in _STORED}
     if known is not None:
         result_id = known.result_id
         update(connection, results, result_id, values)
     else:
-        about = {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
-        about |= {"folder": row.results_in}
-        result_id = insert(connection, results, {**about, **values})
+        values |= {"task_id": row.task_id, "name_hash": key, "chunk_id": row.chunk_id, "state": "landing"}
+        result_id = insert(connection, results, {**values, "folder": row.results_in})
+    stale = (old.result_id, old.digest) if old else (0, "")
+    return _landing(row, result_id, offer, folder=row.results_in, stale=stale, late=late)
+
+
+def _landing(
+    row: Any, result_id: int, offer: Offer, *, folder: str, stale: tuple[int | None, str | None], late: bool = False
+) -> Landing:
+    """A landing with columns of its attempt and task, which are null when these are gone."""
     return Landing(
         result_id,
         offer,
         task_id=row.task_id,
-        user_id=row.user_id,
-        machine_id=row.machine_id,
-        source=row.directory,
-        scene=row.file_path,
-        file_name=row.file_name,
-        folder=row.results_in,
+        user_id=row.user_id or 0,
+        machine_id=row.machine_id or 0,
+        source=row.directory or "",
+        scene=row.file_path or "",
+        file_name=row.file_name or "",
+        folder=folder,
         late=late,
-        stale_id=old.result_id if old else 0,
-        stale_digest=old.digest if old else "",
+        stale_id=stale[0] or 0,
+        stale_digest=stale[1] or "",
     )
 
 
@@ -136,15 +149,15 @@ _FIRST: Final = select(chunks.c.chunk_id).where(chunks.c.task_id == bindparam("t
 
 
 def take_in_place(connection: Connection, task_id: int, files: Sequence[InPlace], now_us: int) -> None:
-    """Results whose bytes are from now on those that lie in their place, and results of no attempt (id 0) for files
-    that nobody has landed. They belong to the task's first chunk. What is landing now is left alone."""
+    """Make the files that lie in a task's directory its results. A result of a file's name gets that file's digest; a
+    file without a result gets one of the task's first chunk and no attempt (id 0). Results that are landing stay."""
     chunk_id = connection.scalar(_FIRST, {"task_id": task_id})
     if chunk_id is None:  # the task is gone
         return
-    for one in files:
-        key, stale_key = result_keys(one.name)
+    for file in files:
+        key, stale_key = result_keys(file.name)
         rows = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (key, stale_key)}).all()
-        values = one._asdict()
+        values = file._asdict()
         for row in rows:
             if row.state != "landing":
                 update(connection, results, row.result_id, values)
@@ -154,35 +167,28 @@ def take_in_place(connection: Connection, task_id: int, files: Sequence[InPlace]
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
-    """The file steps failed: the names are free again."""
+    """Delete rows whose file steps failed: their names are free again."""
     ours = results.c.result_id.in_(result_ids) & (results.c.state == "landing")
     connection.execute(results.delete().where(ours))
 
 
 def open_landings(connection: Connection) -> tuple[Landing, ...]:
     """Every row `landing` that a stop of RenderAPI left behind, to be settled at start."""
-    return tuple(_left_behind(row) for row in connection.execute(_OPEN))
-
-
-def _left_behind(row: Any) -> Landing:
-    return Landing(
-        row.result_id,
-        from_row(Offer, row, token=None, facts="{}", more=False, wanted=()),
-        task_id=row.task_id,
-        user_id=row.user_id or 0,
-        machine_id=row.machine_id or 0,
-        source=row.directory or "",
-        scene=row.file_path or "",
-        file_name=row.file_name or "",
-        folder=row.folder,
-        stale_id=row.stale_id or 0,
-        stale_digest=row.stale_digest or "",
+    return tuple(
+        _landing(
+            row,
+            row.result_id,
+            from_row(Offer, row, token=None, facts="{}", more=False, wanted=()),
+            folder=row.folder,
+            stale=(row.stale_id, row.stale_digest),
+        )
+        for row in connection.execute(_OPEN)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class StartedStep:
-    """The engine's process exists. `token` None: RenderAPI itself found out."""
+    """The engine's process has started. `token` None: RenderAPI itself reports it."""
 
     attempt_id: int
     token: str | None
@@ -191,8 +197,8 @@ class StartedStep:
 
 @dataclass(frozen=True, slots=True)
 class EndedStep:
-    """An attempt is over. `token` None: RenderAPI itself decided it. `wanted`: the names that the chunk needs (empty:
-    the engine names none); `warnings`: what a person must know of what it made."""
+    """An attempt is over. `token` None: RenderAPI itself reports it. `wanted`: the names that the chunk needs (empty:
+    the engine names none); `warnings`: about its results."""
 
     attempt_id: int
     token: str | None
@@ -215,14 +221,14 @@ Step = StartedStep | Landing | EndedStep | WarnedStep
 
 
 class Mark(NamedTuple):
-    """The last report of a machine's instance that this transaction applies (R5.2 Outbox)."""
+    """The number of the last report of a machine's instance that this transaction applies (R5.2 Outbox)."""
 
     instance: str
     seq: int
 
 
 class EndedAttempt(NamedTuple):
-    """An attempt that ended, where its chunk stands now, and the verdict."""
+    """An attempt that ended, its chunk after that, and the verdict."""
 
     attempt: AttemptRow
     chunk: ChunkRow
@@ -231,9 +237,9 @@ class EndedAttempt(NamedTuple):
 
 @dataclass(slots=True)
 class Applied:
-    """What a batch of steps did. `superseded` are live attempts that late results, or the early end of their task,
-    left without work: their machines must stop them. `completed` are waiting or failed chunks that late results
-    completed. `dropped` steps had no effect."""
+    """The effects of a batch of steps. `superseded`: live attempts that are not needed any more, because of late
+    results or the early end of their task; their machines must stop them. `completed`: waiting or failed chunks that
+    late results completed. `dropped`: how many steps had no effect."""
 
     ended: list[EndedAttempt] = field(default_factory=list)
     superseded: list[EndedAttempt] = field(default_factory=list)
@@ -276,7 +282,7 @@ def apply_steps(
     machine_id: int | None = None,
     mark: Mark | None = None,
 ) -> Applied:
-    """Apply what attempts reported, in order, and note how far the machine's reports were applied.
+    """Apply the reported steps, in order, and store the number of the machine's last applied report.
 
     `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
     whose token is wrong is dropped and counted (R5.5 Late results).
@@ -295,7 +301,7 @@ def apply_steps(
 
 
 class _Applier:
-    """Applies steps to a sheet, one after the other. Each method says whether the step had an effect."""
+    """Applies steps to a sheet. Each method returns whether the step had an effect."""
 
     def __init__(self, sheet: Sheet, policy: RetryPolicy) -> None:
         self._sheet = sheet
@@ -328,8 +334,8 @@ class _Applier:
         return True
 
     def _warned_late(self, step: EndedStep, attempt: AttemptRow) -> bool:
-        """The results of an attempt that was lost may have landed since (R5.5 Late results): what must be known of them
-        counts, and nothing else of its end (R16 No false success)."""
+        """The results of a lost attempt may have landed since (R5.5 Late results): of its end only the warnings about
+        them count (R16 No false success)."""
         landed = _ITS_RESULTS.where(results.c.task_id == attempt.task_id, results.c.attempt_id == attempt.attempt_id)
         if not step.warnings or self._sheet.connection.scalar(landed) is None:
             return False
@@ -350,7 +356,7 @@ class _Applier:
         return True
 
     def _complete(self, chunk: ChunkRow) -> None:
-        """Late results completed the chunk: an attempt that has it now is left without work (R5.5 Late results)."""
+        """Late results completed the chunk: an attempt that has it now is superseded (R5.5 Late results)."""
         sheet = self._sheet
         if chunk.state in LIVE:
             verdict = Verdict(ChunkState.SUCCEEDED, Outcome.CANCELED, reason="late results completed its frames")
@@ -360,7 +366,7 @@ class _Applier:
             self.done.completed.append(chunk)
 
     def _supersede(self, which: Any, verdict: Verdict) -> None:
-        """End those of these attempts that live: they are left without work."""
+        """End the live ones of these attempts, which are not needed any more."""
         sheet = self._sheet
         live = sheet.connection.execute(_LIVE.where(which)).scalars().all()
         sheet.load_attempts(live)
@@ -403,7 +409,7 @@ class _Applier:
             self._supersede(attempts.c.task_id == task.task_id, verdict)
             sheet.move_all(task.task_id, (ChunkState.WAITING,), ChunkState.CANCELED, reason=stopped)
             reason = f"{reason}. {stopped[0].upper()}{stopped[1:]}"
-        if chunk.kind != ChunkKind.FILM or not task.reason:  # the reason why frames are missing says more
+        if chunk.kind != ChunkKind.FILM or not task.reason:  # why frames are missing is the better reason
             task.reason = reason
 
     def _end(self, attempt: AttemptRow, verdict: Verdict, at_us: int) -> EndedAttempt:
@@ -426,9 +432,9 @@ class _Applier:
 
 
 def token_fits(given: str | None, stored: str) -> bool:
-    """Whether this token opens an attempt; None is RenderAPI itself. In constant time.
+    """Whether this token is the attempt's; None is RenderAPI itself. In constant time.
 
-    An attempt without a token (an adopted one, R7.6 Adopted tasks) is opened by nobody else (R14 Authority first).
+    No token fits an attempt without one, as adopted attempts are (R7.6 Adopted tasks, R14 Authority first).
     """
     if given is None:
         return True
@@ -436,5 +442,5 @@ def token_fits(given: str | None, stored: str) -> bool:
 
 
 def _past(at_us: int, moment: Moment) -> int:
-    """A machine's clock may be wrong: nothing happens in the future or before 1970."""
+    """A machine's clock may be wrong: no time in the future or before 1970 is accepted."""
     return at_us if 0 < at_us <= moment.us else moment.us

@@ -1,12 +1,8 @@
-"""The words in which tables are written, for the schema and for its migrations.
+"""The tables, and how their rows are read and changed.
 
-The tables. v1's columns are those of the existing system (C3 Database schema); everything else is only added.
-
-v1 times are the server's local time for v1 readers only; columns `*_us` are microseconds since 1970 UTC
-(R1.2 Stored times). Booleans are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOINCREMENT on
-SQLite too.
-
-Rows as values, and what all of them are changed with.
+v1's columns are those of the existing system (C3 Database schema); everything else is only added. v1 times are the
+server's local time, for v1 readers only; columns `*_us` are microseconds since 1970 UTC (R1.2 Stored times). Booleans
+are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOINCREMENT on SQLite too.
 """
 
 import json
@@ -51,141 +47,139 @@ Flag = SmallInteger().with_variant(mysql.TINYINT(), "mysql", "mariadb")
 Long = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
-def key(kind: Kind, *names: str, counts: bool = False) -> list[Column[object]]:
-    """The primary key; one that `counts` gives each new row the next id, and none twice (R1.1 Unique ids)."""
+def _key(kind: Kind, *names: str, counts: bool = False) -> list[Column[object]]:
+    """The primary key; `counts`: each new row gets the next id."""
     return [Column(name, kind, primary_key=True, autoincrement=counts) for name in names]
 
 
-def required(kind: Kind, *names: str, default: str | None = None) -> list[Column[object]]:
-    """Columns that are never null."""
+def _required(kind: Kind, *names: str, default: str | None = None) -> list[Column[object]]:
     return [Column(name, kind, nullable=False, server_default=default) for name in names]
 
 
-def optional(kind: Kind, *names: str) -> list[Column[object]]:
-    """Columns that may be null."""
+def _optional(kind: Kind, *names: str) -> list[Column[object]]:
     return [Column(name, kind) for name in names]
 
 
-def table(metadata: MetaData, name: str, *items: SchemaItem) -> Table:
-    """A table as all of ours are made."""
+metadata = MetaData()
+
+
+def _table(name: str, *items: SchemaItem) -> Table:
     counts = any(isinstance(item, Column) and item.autoincrement is True for item in items)
     dialects: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
     dialects |= {"mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4", "sqlite_autoincrement": counts}
     return Table(name, metadata, *items, **dialects)
 
 
-metadata = MetaData()
-_table = partial(table, metadata)
-_count = partial(required, Integer, default="0")
-_micros = partial(required, BigInteger, default="0")
-_text = partial(required, default="")
+_count = partial(_required, Integer, default="0")
+_micros = partial(_required, BigInteger, default="0")
+_text = partial(_required, default="")
 
 users = _table(
     "users",
-    *key(Id, "user_id", counts=True),
-    *required(String(50), "first_name", "last_name"),
-    *required(String(255), "email"),
-    *required(Id, "subscription_id"),
-    *required(Flag, "is_active"),
-    *required(Text, "token"),
-    *optional(String(45), "userscol"),
-    *required(String(20), "role", default="artist"),
+    *_key(Id, "user_id", counts=True),
+    *_required(String(50), "first_name", "last_name"),
+    *_required(String(255), "email"),
+    *_required(Id, "subscription_id"),
+    *_required(Flag, "is_active"),
+    *_required(Text, "token"),
+    *_optional(String(45), "userscol"),
+    *_required(String(20), "role", default="artist"),
     *_micros("created_us"),
 )
 
 subscriptions = _table(
     "subscriptions",
-    *key(Id, "subscription_id", counts=True),
-    *required(String(50), "name"),
-    *required(Id, "queue_limit"),
-    *required(Integer, "share", default="1"),
+    *_key(Id, "subscription_id", counts=True),
+    *_required(String(50), "name"),
+    *_required(Id, "queue_limit"),
+    *_required(Integer, "share", default="1"),
     *_count("running_limit"),  # chunks of one user that run at once; 0: no limit
     *_count("keep_days", "keep_mib"),  # how long a task stays after its end, how much a user may have; 0: no limit
-    *_text(String(200), "names"),  # what results are called that leave the farm (farm.result_names); "": as they are
+    *_text(String(200), "names"),  # the names of results outside the farm (farm.result_names); "": as they are
 )
 
 engines = _table(
     "engines",
-    *key(Id, "engine_id", counts=True),
-    *required(String(50), "name", "extension"),
-    *required(Text, "download_path", "render_argument"),
-    *optional(Long, "definition"),  # TOML of the engine's definition; null: v1's template alone
-    *required(Flag, "is_enabled", default="1"),
+    *_key(Id, "engine_id", counts=True),
+    *_required(String(50), "name", "extension"),
+    *_required(Text, "download_path", "render_argument"),
+    *_optional(Long, "definition"),  # TOML of the engine's definition; null: v1's template alone
+    *_required(Flag, "is_enabled", default="1"),
 )
 
-argtypes = _table("argtypes", *key(String(50), "argtype_id"), *required(String(20), "type"), *optional(Text, "regex"))
+argtypes = _table(
+    "argtypes", *_key(String(50), "argtype_id"), *_required(String(20), "type"), *_optional(Text, "regex")
+)
 
 machines = _table(
     "machines",
-    *key(Id, "machine_id", counts=True),
-    *required(String(45), "ip_address"),  # "" for linked machines
-    *required(Id, "port"),  # 0 for linked machines
+    *_key(Id, "machine_id", counts=True),
+    *_required(String(45), "ip_address"),  # "" for linked machines
+    *_required(Id, "port"),  # 0 for linked machines
     *_text(String(100), "name", "secret_hash"),  # no secret: a v1 machine
-    *required(String(20), "wish", default="active"),  # active | draining | disabled
+    *_required(String(20), "wish", default="active"),  # active | draining | disabled
     *_text(String(255), "wish_reason"),
     *_text(String(64), "instance"),
     *_micros("last_seq", "created_us", "seen_us"),
-    *optional(Long, "facts"),  # JSON of the last hello
-    *_text(String(255), "tags"),  # words that an operator gave, separated by blanks
+    *_optional(Long, "facts"),  # JSON of the last hello
+    *_text(String(255), "tags"),  # words of the operator, separated by blanks
     *_text(String(50), "pool"),  # only for tasks of this pool; "": for tasks without one
     *_text(String(255), "hours"),  # when it takes work; "": always
-    *_micros("benched_us"),  # since when the farm gives it nothing because chunks fail there; 0: it does
+    *_micros("benched_us"),  # since when it gets no work because chunks fail there; 0: it gets work
     *_text(String(255), "bench_reason"),
     *_count("slots_allowed"),  # attempts at once; 0: what farm.machines.slots_allowed says
 )
 
 renders = _table(
     "renders",
-    *key(Big, "render_id", counts=True),
-    *required(String(255), "file_name"),
-    *required(Text, "file_path"),
-    *required(BigInteger, "file_size"),
-    *required(Text, "arguments"),
-    *required(Id, "engine_id"),
-    *optional(Long, "values", "template"),  # JSON {argtype_id: value}, JSON list of template words; as submitted
-    *optional(Long, "facts"),  # JSON of what the scene says of itself; null: nothing is known
+    *_key(Big, "render_id", counts=True),
+    *_required(String(255), "file_name"),
+    *_required(Text, "file_path"),
+    *_required(BigInteger, "file_size"),
+    *_required(Text, "arguments"),
+    *_required(Id, "engine_id"),
+    *_optional(Long, "values", "template"),  # JSON {argtype_id: value}, JSON list of template words; as submitted
+    *_optional(Long, "facts"),  # JSON of the scene's own facts; null: unknown
 )
 
 inputs = _table(
     "inputs",
-    *key(Big, "input_id", counts=True),
-    *required(Big, "task_id"),
-    *required(Text, "name"),  # relative to the task's directory; the scene is one of them
-    *required(BigInteger, "size", "crc32"),
-    *required(String(64), "digest"),  # BLAKE3 in hex
+    *_key(Big, "input_id", counts=True),
+    *_required(Big, "task_id"),
+    *_required(Text, "name"),  # relative to the task's directory; the scene is one of them
+    *_required(BigInteger, "size", "crc32"),
+    *_required(String(64), "digest"),  # BLAKE3 in hex
     Index("ix_inputs_task", "task_id", "input_id"),
 )
 """The files that a task was submitted with, for the machines that fetch them."""
 
 tasks = _table(
     "tasks",
-    *key(Big, "task_id", counts=True),
-    *required(Id, "user_id"),
-    *optional(DateTime, "queue_time", "start_time", "end_time"),
-    *required(Flag, "is_running", "is_success"),
-    *required(Big, "render_id"),
-    *optional(Id, "machine_id"),
+    *_key(Big, "task_id", counts=True),
+    *_required(Id, "user_id"),
+    *_optional(DateTime, "queue_time", "start_time", "end_time"),
+    *_required(Flag, "is_running", "is_success"),
+    *_required(Big, "render_id"),
+    *_optional(Id, "machine_id"),
     *_text(String(255), "name"),
-    *required(SmallInteger, "priority", default="50"),
-    *required(Flag, "paused", "canceled", default="0"),  # canceled 2: it is being deleted (`work_control.CONDEMNED`)
+    *_required(SmallInteger, "priority", default="50"),
+    *_required(Flag, "paused", "canceled", default="0"),  # canceled 2: it is being deleted (`control_rows.CONDEMNED`)
     *_micros("queue_us"),
-    *optional(BigInteger, "start_us", "end_us"),
-    *optional(Long, "frames"),  # canonical frame range ("" or null: no frames)
+    *_optional(BigInteger, "start_us", "end_us"),
+    *_optional(Long, "frames"),  # canonical frame range ("" or null: no frames)
     *_count("chunk_size", "frames_total", "frames_done"),  # chunk_size: frames a chunk; 0: not cut
     *_count("chunks_waiting", "chunks_assigned", "chunks_running"),
     *_count("chunks_succeeded", "chunks_failed", "chunks_canceled"),
-    *optional(Text, "reason"),  # why it failed, in plain words
-    *optional(Long, "needs"),  # JSON of farm.needs.Needs; null: nothing but the engine
+    *_optional(Text, "reason"),  # why it failed, in plain words
+    *_optional(Long, "needs"),  # JSON of farm.needs.Needs; null: nothing but the engine
     *_count("running_limit"),  # chunks that run at once; 0: no limit
-    *required(Flag, "notify", default="0"),  # mail to its user when it ends
-    *required(Flag, "strict", default="0"),  # a file that is missing while it renders is a failure
+    *_required(Flag, "notify", default="0"),  # mail to its user when it ends
+    *_required(Flag, "strict", default="0"),  # a file that is missing while it renders is a failure
     *_text(String(50), "film"),  # the film that is made of its frames; "": none
-    *optional(Long, "warnings"),  # JSON list of what a person must know of its pictures; null: nothing
-    *optional(Text, "unchecked"),  # why no machine looked at its scene at first; null: one did, or its engine can't
-    *optional(Text, "names"),  # what its results are called that leave the farm; null: as they are
-    *optional(
-        Text, "deliver"
-    ),  # where its results are delivered: the name of a root and folders below it; null: nowhere
+    *_optional(Long, "warnings"),  # JSON list of warnings about its pictures; null: none
+    *_optional(Text, "unchecked"),  # why no machine looked at its scene at first; null: one did, or its engine can't
+    *_optional(Text, "names"),  # the names of its results outside the farm; null: as they are
+    *_optional(Text, "deliver"),  # where its results go: the name of a root and folders below it; null: nowhere
     *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene
     Index("ix_tasks_user", "user_id", "task_id"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
@@ -193,45 +187,45 @@ tasks = _table(
 )
 
 queue = _table(
-    "queue", *key(Big, "queue_id", counts=True), *required(Big, "task_id"), Index("ix_queue_task", "task_id")
+    "queue", *_key(Big, "queue_id", counts=True), *_required(Big, "task_id"), Index("ix_queue_task", "task_id")
 )
 
 waits_for = _table(
     "waits_for",
-    *key(Big, "task_id", "waits_for_task_id"),
+    *_key(Big, "task_id", "waits_for_task_id"),
     Index("ix_waits_for_other", "waits_for_task_id"),
 )
 
 chunks = _table(
     "chunks",
-    *key(Big, "chunk_id"),
-    *required(Big, "task_id"),
-    *required(String(10), "kind", "state"),  # farm.tasks.ChunkKind, ChunkState
-    *required(SmallInteger, "stage", default="0"),  # ready when all lower stages succeeded
-    *required(SmallInteger, "tries", default="0"),  # attempts that count against the limit
-    *optional(Integer, "first_frame", "last_frame", "frame_step"),  # null: the chunk has no frames
+    *_key(Big, "chunk_id"),
+    *_required(Big, "task_id"),
+    *_required(String(10), "kind", "state"),  # farm.tasks.ChunkKind, ChunkState
+    *_required(SmallInteger, "stage", default="0"),  # ready when all lower stages succeeded
+    *_required(SmallInteger, "tries", default="0"),  # attempts that count against the limit
+    *_optional(Integer, "first_frame", "last_frame", "frame_step"),  # null: the chunk has no frames
     *_count("place"),  # order inside the task
     *_micros("not_before_us"),
-    *optional(Text, "reason"),
+    *_optional(Text, "reason"),
     Index("ix_chunks_task", "task_id", "chunk_id"),
     Index("ix_chunks_state", "state", "chunk_id"),
 )
 
 attempts = _table(
     "attempts",
-    *key(Big, "attempt_id"),
-    *required(Big, "chunk_id", "task_id"),
-    *required(Id, "machine_id"),
-    *required(String(64), "token"),
-    *required(String(10), "state"),  # farm.tasks.AttemptState
-    *optional(String(10), "outcome"),  # farm.tasks.Outcome when ended
-    *required(BigInteger, "assigned_us"),
-    *optional(BigInteger, "started_us", "ended_us"),
-    *optional(Integer, "exit_code"),
+    *_key(Big, "attempt_id"),
+    *_required(Big, "chunk_id", "task_id"),
+    *_required(Id, "machine_id"),
+    *_required(String(64), "token"),
+    *_required(String(10), "state"),  # farm.tasks.AttemptState
+    *_optional(String(10), "outcome"),  # farm.tasks.Outcome when ended
+    *_required(BigInteger, "assigned_us"),
+    *_optional(BigInteger, "started_us", "ended_us"),
+    *_optional(Integer, "exit_code"),
     *_text(String(40), "failure"),
-    *optional(Text, "reason"),
+    *_optional(Text, "reason"),
     *_count("peak_memory_mib"),
-    *required(Text, "directory"),
+    *_required(Text, "directory"),
     Index("ix_attempts_chunk", "chunk_id"),
     Index("ix_attempts_task", "task_id"),
     Index("ix_attempts_state", "state", "attempt_id"),
@@ -239,62 +233,62 @@ attempts = _table(
 
 results = _table(
     "results",
-    *key(Big, "result_id", counts=True),
-    *required(Big, "task_id", "chunk_id", "attempt_id"),
-    *required(String(64), "name_hash"),  # SHA-256 of name: one length for every index; stale: s and its tail
-    *required(Text, "name"),
-    *required(String(10), "state"),  # landing | landed (R6 Landing) | stale: its file stays until another has landed
-    *optional(Integer, "frame", "of_frame"),  # of_frame: the frame that a file besides the frames belongs to
+    *_key(Big, "result_id", counts=True),
+    *_required(Big, "task_id", "chunk_id", "attempt_id"),
+    *_required(String(64), "name_hash"),  # SHA-256 of name: one length for every index; stale: s and its tail
+    *_required(Text, "name"),
+    *_required(String(10), "state"),  # landing | landed (R6 Landing) | stale: its file stays until another has landed
+    *_optional(Integer, "frame", "of_frame"),  # of_frame: the frame that a file besides the frames belongs to
     *_text(String(100), "folder"),  # of the task's directory, in which it lies; "": beside the scene
-    *required(BigInteger, "size", "crc32"),
-    *required(String(64), "digest"),
-    *optional(Long, "facts"),
-    *required(Flag, "delivered", default="0"),  # 1: it is; 2: it can't be
-    *optional(BigInteger, "landed_us"),
+    *_required(BigInteger, "size", "crc32"),
+    *_required(String(64), "digest"),
+    *_optional(Long, "facts"),
+    *_required(Flag, "delivered", default="0"),  # 1: it is; 2: it can't be
+    *_optional(BigInteger, "landed_us"),
     UniqueConstraint("task_id", "name_hash", name="uq_results_name"),
     Index("ix_results_task", "task_id", "result_id"),
-    # SQLite has only those in it: of all, it would take it for a good way to the landed results of one task.
+    # On SQLite it holds the rows `landing` alone: with all of them, SQLite would choose it over ix_results_task.
     Index("ix_results_landing", "state", sqlite_where=text("state = 'landing'")),
 )
 
 deliveries = _table(
     "deliveries",
-    *key(Big, "delivery_id", counts=True),
-    *required(Big, "task_id"),
-    *required(String(64), "path_hash"),  # SHA-256 of path
-    *required(Text, "path", "name"),  # path: below its root; name: of the result
-    *optional(Text, "digests"),  # of what may lie there, separated by blanks: delivered, or begun to be; null: nothing
+    *_key(Big, "delivery_id", counts=True),
+    *_required(Big, "task_id"),
+    *_required(String(64), "path_hash"),  # SHA-256 of path
+    *_required(Text, "path", "name"),  # path: below its root; name: of the result
+    *_optional(Text, "digests"),  # of the files that may lie there, separated by blanks; null: none
     UniqueConstraint("task_id", "path_hash", name="uq_deliveries_path"),
 )
-"""The files that tasks delivered: each may replace its own, and no others."""
+"""The files that tasks delivered: a task may replace its own, and no others."""
 
 submissions = _table(
     "submissions",
-    *key(Id, "user_id"),
-    *key(String(64), "client_key"),
-    *required(Big, "task_id"),
-    *required(BigInteger, "created_us"),
+    *_key(Id, "user_id"),
+    *_key(String(64), "client_key"),
+    *_required(Big, "task_id"),
+    *_required(BigInteger, "created_us"),
     Index("ix_submissions_created", "created_us"),
 )
 
 join_codes = _table(
     "join_codes",
-    *key(String(100), "code_hash"),
-    *required(Integer, "uses_left"),
-    *required(BigInteger, "expires_us"),
-    *required(Id, "created_by"),
+    *_key(String(100), "code_hash"),
+    *_required(Integer, "uses_left"),
+    *_required(BigInteger, "expires_us"),
+    *_required(Id, "created_by"),
     *_count("slots"),  # slots_allowed of the machines that join with it
 )
 
 leases = _table(
     "leases",
-    *key(String(20), "name"),  # dispatcher
-    *required(String(255), "holder"),
-    *required(BigInteger, "epoch", "beat"),
+    *_key(String(20), "name"),  # dispatcher
+    *_required(String(255), "holder"),
+    *_required(BigInteger, "epoch", "beat"),
 )
 """Who dispatches (R10 Standby)."""
 
-farm = _table("farm", *key(String(50), "key"), *required(Text, "value"))
+farm = _table("farm", *_key(String(50), "key"), *_required(Text, "value"))
 """Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,
 `next_v1_machine_id`, `next_linked_machine_id`."""
 
@@ -305,7 +299,7 @@ _AT_ONCE: Final = 1000
 
 
 def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
-    """A dataclass from the columns of its fields' names; `given` stand for columns that hold something else."""
+    """A dataclass from the columns that are called like its fields; `given` are values for the other fields."""
     names = [one.name for one in fields(kind) if one.init and one.name not in given]  # type: ignore[arg-type]
     return kind(**{name: getattr(row, name) for name in names}, **given)
 
@@ -347,7 +341,7 @@ def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
 
 
 def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many at once as a statement names without growing out of hand."""
+    """The values in parts that are short enough for one statement."""
     return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
 
 
@@ -358,7 +352,7 @@ def inserting(table: Table) -> Insert:
 
 
 def insert(connection: Connection, table: Table, values: Mapping[str, Any]) -> int:
-    """Add a row; gives its new id."""
+    """Add a row; returns its new id."""
     inserted = connection.execute(inserting(table), dict(values)).inserted_primary_key
     assert inserted is not None
     return int(inserted[0])

@@ -1,9 +1,9 @@
 """The lease: one RenderAPI for each database.
 
 SQLite: a lock on the file `<database>.lock`, which ends with the process. MySQL: a row {holder, epoch, beat}
-(R10 Standby). Its holder raises `beat`; who saw the same beat for long enough takes the row over and raises `epoch`.
-Every transaction of the writer locks the row and looks at its epoch first, so a holder that only slept writes nothing
-more.
+(R10 Standby). Its holder raises `beat`; a standby that saw the same beat for long enough takes the row over and raises
+`epoch`. Every transaction of the writer locks the row and checks its epoch first, so a holder that was only suspended
+writes nothing more.
 """
 
 import os
@@ -28,11 +28,11 @@ from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.sandbox.privacy import lock_file
 
 LEASE_S: Final = 10.0
-"""A holder whose beat did not move for so long has lost the lease."""
+"""A holder whose beat did not move for this long has lost the lease."""
 BEATS: Final = 5
 """How often the holder raises its beat in that time."""
 LOOKS: Final = 10
-"""How often those who wait for it look in that time."""
+"""How often a standby looks at it in that time."""
 _ROW: Final = leases.c.name == "dispatcher"
 _EPOCH: Final = "SELECT epoch FROM leases WHERE name = 'dispatcher' FOR UPDATE"
 
@@ -46,7 +46,7 @@ class Overtaken(NotAvailable):
 class Lease(ABC):
     """The right to write to a database, from `take` until `release`, the end of the process or, on MySQL, a takeover.
 
-    `holder` says in words who has it. `on_lost` is called in the writer's thread when somebody else took it.
+    `holder` says in words who has it. `on_lost` is called in the writer's thread when another program took it.
     """
 
     def __init__(self, database: Database, program: str) -> None:
@@ -71,8 +71,8 @@ class Lease(ABC):
 
     @abstractmethod
     def take(self) -> bool:
-        """Look once and take it if it is free or its holder's beat has stood still; to be called again every
-        `lease_s` / 10. Raises `Conflict` where waiting makes no sense (SQLite). Blocks."""
+        """Take the lease if it is free or its holder's beat has not moved; call it again every `lease_s` / 10. Raises
+        `Conflict` where waiting makes no sense (SQLite). Blocks."""
 
     @abstractmethod
     def hold(self) -> None:
@@ -81,7 +81,7 @@ class Lease(ABC):
 
     @abstractmethod
     def verify(self) -> None:
-        """Raise the beat; to be called every `lease_s` / 5. `Overtaken` when the lease is no longer ours. Blocks."""
+        """Raise the beat; call it every `lease_s` / 5. `Overtaken` when the lease is no longer ours. Blocks."""
 
     @abstractmethod
     def release(self) -> None:
@@ -138,7 +138,7 @@ class _RowLease(Lease):
 
     def take(self) -> bool:
         seen, before, now = self._database.read_now(_row), self._seen, time.monotonic()
-        # Time in which we, or the database, slept says nothing about the holder.
+        # A pause of this program or of the database says nothing about the holder.
         passed = min(now - self._looked_at, 2 * self._lease_s / LOOKS)
         self._still_s = self._still_s + passed if seen == before else 0.0
         self._seen, self._looked_at = seen, now
@@ -160,7 +160,7 @@ class _RowLease(Lease):
             first = first or self._seen
             if self._seen != first:
                 raise self._in_use()
-            # It blocks, as every `db` command does; looked at often, for one beat says that the holder lives.
+            # Looked at often: one beat is enough to know that the holder lives.
             time.sleep(self._lease_s / LOOKS / 5)
         self._beating = threading.Thread(target=self._beat_for_ever, name="lease", daemon=True)
         self._beating.start()
@@ -198,7 +198,7 @@ def _row(connection: Connection) -> AnyRow | None:
 
 
 def _take_over(connection: Connection, *, seen: AnyRow | None, me: str) -> int | None:
-    """Make the row ours if it is still as it was `seen`; gives our epoch, None when somebody was quicker."""
+    """Take the row if it is still as it was `seen`; returns our epoch, None when another program was first."""
     if seen is None:
         first = {"name": "dispatcher", "holder": "", "epoch": 0, "beat": 0}
         connection.execute(leases.insert().prefix_with("IGNORE").values(first))
@@ -214,7 +214,7 @@ def _beat(connection: Connection, **more: str) -> None:
 
 
 def _process_space() -> str:
-    """Where a process id means the same process: this start of this computer or container; "" where nobody can tell."""
+    """Where a process id means the same process: this boot of this computer or container; "" when unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
@@ -223,6 +223,6 @@ def _process_space() -> str:
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether the process that took the lease has surely ended: then nobody has to wait."""
+    """Whether the process that took the lease has certainly ended."""
     found = re.search(r"\(process (\d+) on .*\), (\S+) \w+$", holder)
     return found is not None and found[2] == _process_space() and not psutil.pid_exists(int(found[1]))

@@ -1,9 +1,6 @@
-"""Submitting a task: everything of it in one transaction, within the user's limit, exactly once (R4.1 Submit once).
+"""Submitting a task, within the user's limit and exactly once (R4.1 Submit once), and leasing its chunks to machines.
 
-The work of the farm: leases and the ends of attempts. Every write is guarded by attempt id and token (R3 One writer,
-R5 Attempts and reports).
-
-Each function is one operation of a group commit: it locks and reads the rows it touches (tasks, then chunks, then
+Each function is one operation of a group commit: it locks and reads the rows that it changes (tasks, then chunks, then
 attempts, each in the order of ids), applies the pure rules of `farm`, and writes by key.
 """
 
@@ -43,7 +40,7 @@ from renderonline.protocol.link import encode
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
 """How long a submission's key is known: 7 days."""
 REMEMBERED: Final = 1000
-"""The keys of so many of the newest tasks are known longer: a clock that jumps makes nothing old."""
+"""The keys of this many of the newest tasks are known longer, so that no key is lost when the clock jumps."""
 _KEY_LENGTH: Final = 64
 
 
@@ -62,9 +59,8 @@ class NewTask:
     """A task to make; everything in it has been checked, and its file lies at `file_path`.
 
     `arguments`: the engine's argument line for v1 readers. `values`, `template`: JSON (object, list of words).
-    `frames`: canonical range, "" without frames. `queue_time` is local (R1.2 Stored times). `client_key`: "" without
-    one. `chunks` are in the order in which they shall be rendered; `results_in` is the folder of the task's directory
-    in which its results land ("": beside the scene).
+    `frames`: canonical range, "" without frames. `queue_time` is local (R1.2 Stored times). `chunks` are in the order
+    of rendering; `results_in`: the folder of the task's directory for its results ("": beside the scene).
     """
 
     user_id: int
@@ -102,7 +98,7 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A task that is in the database. `repeated`: it was there before, by the same key; nothing was stored."""
+    """A task in the database. `repeated`: it was there before, by the same key; nothing was stored."""
 
     task_id: int
     render_id: int
@@ -132,7 +128,7 @@ _BEFORE: Final = select(
     select(chunks.c.task_id).where(chunks.c.chunk_id == bindparam("chunk")).scalar_subquery().label("committed"),
     select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
 )
-"""All that must be known before anything is written, in one round trip; after the account is locked."""
+"""Everything that `submit` checks before it writes, in one round trip; after the account is locked."""
 _NEWEST: Final = select(func.max(tasks.c.task_id))
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
@@ -148,8 +144,7 @@ _INPUTS: Final = (
 
 
 def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
-    """The task that this user submitted with this key, in the last 7 days or among the newest tasks (`REMEMBERED`). To
-    be asked before a body is read."""
+    """The task that this user submitted with this key, in the last 7 days or among the newest tasks (`REMEMBERED`)."""
     if not client_key:
         return None
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
@@ -161,7 +156,7 @@ def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) 
 
 
 def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> None:
-    """Raise `LimitReached` when the user may have no further task; without `lock` to refuse early. `submit` decides."""
+    """Raise `LimitReached` when the user may have no further task. `lock`: and lock the account."""
     account = connection.execute(_LOCK_ACCOUNT if lock else _ACCOUNT, {"user": user_id}).first()
     limit = (account.queue_limit or 0) if account else 0
     _check_limit(limit, connection.scalar(_QUEUED, {"user": user_id, "most": limit}))
@@ -170,7 +165,7 @@ def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> 
 def submit(connection: Connection, new: NewTask) -> Submitted:
     """Put a task into the database: render, task, chunks, queue row, what it waits for, the client's key.
 
-    `LimitReached` with the contract's message, `NotAuthenticated` when the account has been switched off,
+    `LimitReached` with the contract's message, `NotAuthenticated` when the account is not active any more,
     `InvalidRequest` for tasks to wait for that don't exist.
     """
     if len(new.client_key) > _KEY_LENGTH:
@@ -180,7 +175,7 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     limit = (account.queue_limit or 0) if account else 0
     key = {"user": new.user_id, "key": new.client_key}
     before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
-    # it is this very one: only the answer to the commit was lost (R3.2 Repeatable operations)
+    # The same operation: only the answer to its commit was lost (R3.2 Repeatable operations).
     if before.committed is not None:
         return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
     if account is None or account.is_active != 1:
@@ -197,7 +192,7 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     same = {"task_id": task_id, "state": ChunkState.WAITING}
     for places in portions(range(len(new.chunks))):
         parts = ((place, new.chunks[place]) for place in places)
-        connection.execute(inserting(chunks), [{**same, "place": place, **_chunk_row(one)} for place, one in parts])
+        connection.execute(inserting(chunks), [{**same, "place": place, **_chunk_row(chunk)} for place, chunk in parts])
     connection.execute(inserting(queue), {"task_id": task_id})
     if new.waits_for:
         others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
@@ -210,19 +205,19 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
 
 
 def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
-    """Remember the files that a task was submitted with."""
+    """Store the facts of the files that a task was submitted with."""
     for some in portions(files):
         rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in some]
         connection.execute(inserting(inputs), rows)
 
 
 def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
-    """The files that a task was submitted with; none are known of tasks of the existing system or older ones."""
+    """The files that a task was submitted with; empty for tasks of the existing system and of older versions."""
     return tuple(InputFile(*row) for row in connection.execute(_INPUTS, {"task": task_id}))
 
 
 def forget_old(connection: Connection, *, now_us: int) -> int:
-    """Remove the keys that `find` does not know any more; gives how many."""
+    """Remove the keys that `find` does not know any more; returns how many."""
     old = submissions.c.created_us <= now_us - _REMEMBERED_US
     early = submissions.c.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED
     return connection.execute(submissions.delete().where(old, early)).rowcount
@@ -241,8 +236,8 @@ def _check_waits(connection: Connection, new: NewTask) -> None:
         raise InvalidRequest(f"There is no task {missing[0]} of yours to wait for.")
 
 
-def _chunk_row(one: NewChunk) -> dict[str, Any]:
-    return {"chunk_id": one.chunk_id, "kind": one.kind, "stage": one.stage, **shape_of(one.frames)}
+def _chunk_row(chunk: NewChunk) -> dict[str, Any]:
+    return {"chunk_id": chunk.chunk_id, "kind": chunk.kind, "stage": chunk.stage, **shape_of(chunk.frames)}
 
 
 def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
@@ -265,8 +260,8 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
 
 
 def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
-    """Whether a task with this uploaded file was committed, when nobody answered for its commit. Waits for a
-    transaction that may still be at it: it holds the account's row (R3.3 Database sessions)."""
+    """Whether a task with this uploaded file was committed, for a commit whose answer was lost. Waits for a transaction
+    that still runs: it holds the account's row (R3.3 Database sessions)."""
     connection.execute(_LOCK_ACCOUNT, {"user": user_id})
     theirs = select(tasks.c.task_id).join(renders, renders.c.render_id == tasks.c.render_id)
     this = (tasks.c.user_id == user_id) & (renders.c.file_path == file_path)
@@ -274,8 +269,8 @@ def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
 
 
 def names_directory(connection: Connection, directory: str) -> bool:
-    """Whether the uploaded file of any task lies in `directory`: asked at start, for what a killed program left on the
-    disk. Looks through all renders."""
+    """Whether the uploaded file of any task lies in `directory`: asked at start for files that a killed program left on
+    the disk. Reads all renders."""
     inside = renders.c.file_path.startswith(f"{directory}/", autoescape=True)
     return connection.scalar(select(renders.c.render_id).where(inside).limit(1)) is not None
 
@@ -285,8 +280,8 @@ MOST_PIECES: Final = 200
 
 
 class LeasedChunk(NamedTuple):
-    """A leased chunk. `missing`: the range of it that is still to be rendered; None: all. `pieces`: the chunks that
-    wait because this one was cut again (R4.2 Chunk ranges); `film`: it makes a film."""
+    """A leased chunk. `missing`: the range of it that is still to be rendered; None: all. `pieces`: the waiting chunks
+    that were cut off from it (R4.2 Chunk ranges); `film`: it makes a film."""
 
     frames: FrameRange | None
     missing: FrameRange | None = None
@@ -296,7 +291,7 @@ class LeasedChunk(NamedTuple):
 
 @dataclass(slots=True)
 class Assigned:
-    """The leases that were made, by attempt; a wanted attempt that is missing here can't be leased now."""
+    """The leases that were made, by attempt id; an attempt that is missing here can't be leased now."""
 
     leases: dict[int, LeasedChunk] = field(default_factory=dict)
     tasks: tuple[TaskRow, ...] = ()
@@ -330,7 +325,7 @@ def submit_and_lease(
     submitted = submit(connection, new)
     if submitted.repeated or not ahead:
         return submitted, Assigned()
-    wanted = [replace(one, task_id=submitted.task_id) for one in ahead]
+    wanted = [replace(attempt, task_id=submitted.task_id) for attempt in ahead]
     return submitted, assign(connection, wanted, moment, facts_of=(submitted.task_id,))
 
 
@@ -344,8 +339,8 @@ def _leasable(sheet: Sheet, new: AttemptFacts) -> ChunkRow | None:
 
 
 def _lease(sheet: Sheet, chunk: ChunkRow, *, steps: bool | None) -> LeasedChunk | None:
-    """What is to be rendered of a chunk. None: late results completed it. What a chunk lacks is one range, or it is cut
-    again into the fewest ranges of what is missing and of what has landed."""
+    """The lease of a chunk; None: late results completed it. A chunk whose missing frames are not one range is cut into
+    the fewest ranges of missing and of landed frames."""
     if chunk.kind == ChunkKind.FILM:
         sheet.connection.execute(_OLD_FILM, {"key": chunk.task_id})
         return LeasedChunk(None, film=True)
@@ -387,6 +382,3 @@ def _make_whole(sheet: Sheet, chunk: ChunkRow) -> bool:
     sheet.reshape(chunk, ranges[0] if ranges else None)
     sheet.task(task_id).add(ChunkState.WAITING, -removed)
     return True
-
-
-"""What happened to an attempt. A landing: its file lies under its final name (R6 Landing, step 3)."""

@@ -1,7 +1,7 @@
-"""The rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key (R3.1 Group
-commit).
+"""`Sheet`: the rows that one transaction reads, changes in memory by the rules of `farm`, and writes back by key (R3.1
+Group commit).
 
-This is the one place where a chunk changes its state. The counters, the existing system's columns and the `queue` row
+Only here does a chunk change its state. The counters, the existing system's columns and the `queue` row
 follow from the states and are written with them (R2 Task status).
 """
 
@@ -127,7 +127,7 @@ _QUEUE: Final = queue.insert()
 
 
 def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskRow | None:
-    """Read a task, and perhaps lock its row; None when it is gone."""
+    """Read a task; `lock`: and lock its row. None when it is gone."""
     row = connection.execute(_LOCK if lock else _LOOK, {"task_id": task_id}).first()
     return None if row is None else TaskRow.of(row)
 
@@ -232,8 +232,8 @@ _GIVE_RESULTS: Final = (
 
 
 class Sheet:
-    """The rows of one transaction. `load_…` first, then change, then `flush` once. What was read before is not read
-    again, for it may have been changed."""
+    """The rows of one transaction: `load_…` them, change them, then `flush` once. A row is read once only, because it
+    may have been changed since."""
 
     def __init__(self, connection: Connection, moment: Moment) -> None:
         self.connection = connection
@@ -242,7 +242,7 @@ class Sheet:
         self.chunks: dict[int, ChunkRow] = {}
         self.attempts: dict[int, AttemptRow] = {}
         self.begun: set[int] = set()
-        """Of the chunks that `load_chunks` read, those that ever had an attempt."""
+        """The chunks among those of `load_chunks` that ever had an attempt."""
         self._changed: set[int] = set()
         self._moved: dict[int, ChunkRow] = {}
         self._touched: dict[int, AttemptRow] = {}
@@ -251,7 +251,7 @@ class Sheet:
     def load_chunks(self, chunk_ids: Iterable[int]) -> None:
         """Lock and read chunks with their tasks; those that are gone are left out."""
         for *values, begun in self._rows(_CHUNKS, chunk_ids):
-            self._know(values)
+            self._add(values)
             if begun:
                 self.begun.add(values[0])
 
@@ -261,9 +261,9 @@ class Sheet:
             attempt = AttemptRow(*row[: len(_ATTEMPT)])
             attempt.state = AttemptState(attempt.state)
             self.attempts[attempt.attempt_id] = attempt
-            self._know(row[len(_ATTEMPT) :])
+            self._add(row[len(_ATTEMPT) :])
 
-    def _know(self, row: Sequence[Any]) -> None:
+    def _add(self, row: Sequence[Any]) -> None:
         chunk, task = row[: len(_CHUNK)], row[len(_CHUNK) :]
         if chunk[0] not in self.chunks:
             self.chunks[chunk[0]] = ChunkRow.of(chunk)
@@ -287,7 +287,7 @@ class Sheet:
         return self.tasks[task_id]
 
     def move(self, chunk: ChunkRow, state: ChunkState) -> None:
-        """Change the state of a chunk that was read; `Conflict` when it may not follow the present one."""
+        """Change the state of a chunk that was read; `Conflict` when `state` may not follow its present one."""
         self.task(chunk.task_id).move(chunk.state, state)
         chunk.state = state
         self._moved[chunk.chunk_id] = chunk
@@ -308,11 +308,11 @@ class Sheet:
         """
         self._write_rows()  # so that the database counts those rows in the states that they have now
         task, states = self.task(task_id), frozenset(old)
-        some = [()] if chunk_ids is None else [(chunks.c.chunk_id.in_(ids),) for ids in portions(chunk_ids)]
+        parts = [()] if chunk_ids is None else [(chunks.c.chunk_id.in_(ids),) for ids in portions(chunk_ids)]
         for state in sorted(states):
             change = chunks.update().where(chunks.c.task_id == task_id, chunks.c.state == state.value)
             change = change.values(state=new.value, **values)
-            task.move(state, new, sum(self.connection.execute(change.where(*which)).rowcount for which in some))
+            task.move(state, new, sum(self.connection.execute(change.where(*which)).rowcount for which in parts))
         read = self.chunks.keys() if chunk_ids is None else self.chunks.keys() & set(chunk_ids)
         for chunk in map(self.chunks.__getitem__, read):
             if chunk.task_id == task_id and chunk.state in states:
@@ -329,13 +329,13 @@ class Sheet:
         return first
 
     def reshape(self, chunk: ChunkRow, frames: FrameRange | None, place: int = 0) -> None:
-        """Give a chunk without a live attempt another range."""
+        """Change the range of a chunk that has no live attempt."""
         chunk.frames = frames
         self.connection.execute(_RESHAPE, {"key": chunk.chunk_id, "place": place, **shape_of(frames)})
 
     def recut(self, chunk: ChunkRow, waiting: Sequence[FrameRange], done: Sequence[FrameRange]) -> tuple[int, ...]:
-        """Cut a chunk that waits into ranges that wait and ranges whose frames have landed; the chunk becomes the
-        first that waits. Returns the ids of the others that wait."""
+        """Cut a waiting chunk into ranges that wait and ranges whose frames have landed; the chunk itself gets the
+        first range that waits. Returns the ids of the others that wait."""
         self.reshape(chunk, waiting[0], chunk.place)
         same = {name: getattr(chunk, name) for name in ("kind", "stage", "place", "tries")}
         states = [(ChunkState.WAITING, chunk.reason)] * (len(waiting) - 1) + [(ChunkState.SUCCEEDED, None)] * len(done)
@@ -352,7 +352,7 @@ class Sheet:
         return tuple(range(first, first + len(waiting) - 1))
 
     def touch(self, attempt: AttemptRow) -> None:
-        """The attempt's changed fields are to be written."""
+        """Have the attempt's changed fields written."""
         self._touched[attempt.attempt_id] = attempt
 
     def lease(self, attempt: AttemptFacts) -> None:
@@ -383,13 +383,13 @@ _FRAMES_LANDED: Final = _LANDED.with_only_columns(results.c.frame).where(
     results.c.frame.between(bindparam("first"), bindparam("last"))
 )
 STALE_HASH: Final = literal("s") + func.substr(results.c.name_hash, 2)
-"""The key of a result that is to be made again: it leaves its own free for the next one."""
+"""The key of a result that is to be made again: its former key is free for the next result."""
 MAKE_STALE: Final = results.update().where(results.c.state == "landed").values(state="stale", name_hash=STALE_HASH)
-"""Results are to be made again; where it says which."""
+"""Marks results that are to be made again; add the conditions that select them."""
 
 
 def name_hash(name: str) -> str:
-    """The key of an output name: one length for every database's index."""
+    """The key of an output name: of one length, as every database's index needs it."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 

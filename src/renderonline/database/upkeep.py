@@ -1,49 +1,207 @@
-"""`db check`: recompute what must follow from the chunks (R2 Task status), and look for what must never be.
+"""The commands `renderonline db`: `migrate`, `check` and `backup`.
 
-Every finding is an error, save the warnings: raw tokens (R12 Tokens), no administrator, limits that are exceeded.
+`migrate` gives an empty database the schema, and adopts one of the existing system with its rows. Each step looks
+whether it is done, because MySQL commits every DDL statement by itself: a migration can be run any number of times, and
+again after it was killed half-way. Databases of earlier versions take this way too: what is missing is added. A
+migration holds the lease while it runs, so it refuses while a RenderAPI uses the database.
 
-`db backup`: a copy of the whole database as it was at one moment, taken while the farm works.
+`check` recomputes what must follow from the chunks (R2 Task status), and looks for what must never be. Every finding is
+an error, except the warnings: raw tokens (R12 Tokens), no administrator, exceeded limits.
 
-SQLite: a database file, by SQLite's own online backup. MySQL: a file of SQL statements for `mysql < FILE` into an empty
-database, streamed row by row. The file appears under its name only when it is complete, and only its owner reads it:
-it holds the accounts.
+`backup` copies the whole database as it was at one moment, while the farm works. SQLite: a database file, by SQLite's
+own online backup. MySQL: SQL statements for `mysql < FILE` into an empty database, streamed row by row. The file gets
+its name only when it is complete, and only its owner can read it: it holds the accounts.
 """
 
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, case, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, case, func, inspect, select
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateColumn
 
-from renderonline.database import door
+from renderonline.database import door, existing
 from renderonline.database.administration_rows import has_admin
 from renderonline.database.connecting import DatabasePlace, explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.database.schema import (
     AnyRow,
+    Id,
     attempts,
     chunks,
     deliveries,
     engines,
     farm,
+    leases,
     machines,
+    metadata,
     queue,
     renders,
     results,
     subscriptions,
     tasks,
+    update,
     users,
     waits_for,
 )
+from renderonline.database.standby import Lease
 from renderonline.database.task_rows import ENDED
-from renderonline.farm.accounts import TOKEN_PREFIX
-from renderonline.farm.errors import Conflict, NoSpace, NotAvailable, NotFound
+from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
+from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotAvailable, NotFound
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Counters, TaskStatus, task_status
+
+REVISION: Final = "0013"
+"""The schema of this version, kept in the farm's row `schema`. Raise it with every change of `schema`."""
+_NARROW: Final = (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a migration did. `before` and `after` are revisions; `before` is "" for a database that names none.
+    `origin`: `created` by us, or `adopted` from the existing system; `adopted_tasks`: how many got their chunk in this
+    run."""
+
+    before: str
+    after: str
+    origin: str
+    adopted_tasks: int
+
+
+def migrate(database: Database, *, lease: Lease | None = None) -> Report:
+    """Bring the schema up to date and adopt what has no chunks yet. Blocks, perhaps for minutes.
+
+    `lease`: the one the caller holds already; without it, it is taken for as long as this takes (`Conflict` when a
+    RenderAPI has it). Raises `Conflict` for a database of a newer version, `InvalidRequest` for foreign tables.
+    """
+    database.read_now(_refuse_foreign)
+    with nullcontext(lease) if lease is not None else Lease.acquire(database, "renderonline db migrate"):
+        before = _upgrade(database)
+        database.write_now(door.make_counters)
+        adopted = adopt(database)
+        origin = database.read_now(lambda connection: _farm_value(connection, "origin")) or "created"
+        return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
+
+
+def adopt(database: Database) -> int:
+    """Give each task without chunks its one chunk (R7.6 Adopted tasks); returns how many there were. Blocks."""
+    adopted, after = 0, 0
+    while batch := database.write_now(partial(existing.adopt_tasks, after=after)):
+        adopted, after = adopted + len(batch), batch[-1]
+    database.write_now(existing.tidy_queue)
+    return adopted
+
+
+def is_current(database: Database) -> bool:
+    """Whether the schema is the one that this program needs. Blocks."""
+    return database.read_now(_revision) == REVISION
+
+
+def _revision(connection: Connection) -> str:
+    return _farm_value(connection, "schema") if inspect(connection).has_table(farm.name) else ""
+
+
+def upgrade_tokens(database: Database) -> int:
+    """Replace every raw token by its hash, and from now on those added by hand at their first use (R12 Tokens); returns
+    how many were replaced. The existing RenderAPI accepts no login afterwards, so there is no way back to it. Takes the
+    lease. Blocks."""
+    with Lease.acquire(database, "renderonline db migrate"):
+        return database.write_now(_hash_tokens)
+
+
+def _hash_tokens(connection: Connection) -> int:
+    if not connection.scalar(select(farm.c.value).where(farm.c.key == "tokens")):
+        connection.execute(farm.insert().values(key="tokens", value="hashed"))
+    rows = connection.execute(select(users.c.user_id, users.c.token).with_for_update()).all()
+    raw = [row for row in rows if row.token and not row.token.startswith(TOKEN_PREFIX)]
+    for row in raw:
+        update(connection, users, row.user_id, {"token": hash_token(row.token)})
+    return len(raw)
+
+
+def _upgrade(database: Database) -> str:
+    engine = patient_engine(database.place)
+    try:
+        with explained(database.place), engine.connect() as connection:
+            before = _revision(connection)
+            if before != REVISION:
+                _complete_schema(connection)
+                connection.execute(farm.delete().where(farm.c.key == "schema"))
+                connection.execute(farm.insert().values(key="schema", value=REVISION))
+                connection.commit()
+            return before
+    finally:
+        engine.dispose()
+
+
+def _complete_schema(connection: Connection) -> None:
+    """Every table as `schema` has it, in an empty database or around the rows of the existing system."""
+    present = {name for name in metadata.tables if inspect(connection).has_table(name)}
+    _note_origin(connection, adopted=not present <= {farm.name, leases.name})  # those two are made before all others
+    for table in metadata.tables.values():
+        if table.name in present:
+            _complete_table(connection, table)
+        table.create(connection, checkfirst=True)
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
+def _note_origin(connection: Connection, *, adopted: bool) -> None:
+    """Stored before anything else is changed, so that it stays right when a migration is run again."""
+    farm.create(connection, checkfirst=True)
+    if not _farm_value(connection, "origin"):
+        connection.execute(farm.insert().values(key="origin", value="adopted" if adopted else "created"))
+    connection.commit()
+
+
+def _complete_table(connection: Connection, table: Table) -> None:
+    """Add the columns that are missing; widen the existing system's ids: 255 engines and machines are too few."""
+    present = {column["name"]: column["type"] for column in inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in present:
+            change = "ADD COLUMN"
+        elif column.type is Id and isinstance(present[column.name], _NARROW):
+            change = "MODIFY COLUMN"
+        else:
+            continue
+        specification = CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} {change} {specification}")
+
+
+def _refuse_foreign(connection: Connection) -> None:
+    """Refuse a newer version's schema and foreign tables, before anything is changed."""
+    current = _revision(connection)
+    if not current:
+        for table in metadata.tables.values():
+            _refuse_foreign_table(connection, table)
+    elif current > REVISION:
+        raise Conflict(
+            f"The database has the schema {current}, which this version of RenderOnline does not know. "
+            "Install the version that made it, or a newer one."
+        )
+
+
+def _refuse_foreign_table(connection: Connection, table: Table) -> None:
+    """A table of this name is foreign when it lacks columns that can't be added."""
+    if not inspect(connection).has_table(table.name):
+        return
+    needed = {column.name for column in table.columns if not column.nullable and column.server_default is None}
+    if missing := sorted(needed - {column["name"] for column in inspect(connection).get_columns(table.name)}):
+        raise InvalidRequest(
+            f"The table {table.name} is there but has no column {', '.join(missing)}: this is not RenderOnline's "
+            "schema. Name another database, or bring the table into its original form."
+        )
+
+
+def _farm_value(connection: Connection, key: str) -> str:
+    return connection.scalar(select(farm.c.value).where(farm.c.key == key)) or ""
+
 
 MAX_FINDINGS: Final = 1000
 
@@ -52,7 +210,7 @@ _LIVE_ATTEMPT: Final = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that does not fit: in which table, of which row, and what. A warning breaks nothing."""
+    """An inconsistency: its table, the key of its row, and a message. A warning breaks nothing."""
 
     table: str
     key: str
@@ -61,7 +219,7 @@ class Finding:
 
 
 def check(connection: Connection) -> tuple[Finding, ...]:
-    """Everything that does not fit, at most `MAX_FINDINGS`, all seen at one moment. Changes nothing."""
+    """All findings at one moment, at most `MAX_FINDINGS`. Changes nothing."""
     return tuple(islice(_all(connection), MAX_FINDINGS))
 
 
@@ -206,7 +364,7 @@ _NEVER: Final[Sequence[_Never]] = (
         "{1} is in no known state, or landed without a time.",
     ),
 )
-"""Table, what must give no row of it, and what to say of one; the first column is the key."""
+"""A table, a query that must find no row, whose first column is the key, and the message about a row."""
 
 
 def _counters_of_ids(connection: Connection) -> Iterator[Finding]:
@@ -246,7 +404,7 @@ COMPLETE: Final = "-- complete"
 
 
 def backup(database: Database, target: Path) -> Path:
-    """Copy the database into a new file; gives its path. Blocks. `Conflict` when the file exists, `NotFound` when its
+    """Copy the database into a new file; returns its path. Blocks. `Conflict` when the file exists, `NotFound` when its
     directory does not, `NoSpace` when it does not fit."""
     if target.exists():
         raise Conflict(f"{target} exists already. Name another file.")
@@ -309,7 +467,7 @@ def _inserts(connection: Connection, table: str) -> Iterator[str]:
 
 
 def _sync(path: Path) -> None:
-    """What was written survives a power cut."""
+    """Write a file or a directory to the disk, so that it survives a power cut."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no directories

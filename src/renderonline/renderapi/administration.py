@@ -138,7 +138,7 @@ class Administration:
         may take."""
         found = await self._database.read(administration_rows.list_subscriptions)
         mine = [one for one in found if one.subscription_id == user.subscription_id] or [Subscription(0, "", 0)]
-        kept = await self._database.read(partial(control_rows.kept_bytes, user_id=user.user_id))
+        kept = await self._database.read(partial(control_rows.stored_bytes, user_id=user.user_id))
         return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
     async def change(self, kind: Resource, key: int, changes: Values) -> Any:

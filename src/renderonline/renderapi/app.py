@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from renderonline import __version__
-from renderonline.database import migrating, submission_rows
+from renderonline.database import submission_rows, upkeep
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
@@ -190,7 +190,7 @@ async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -
     await asyncio.to_thread(make_places, settings.data_directory.absolute(), settings.files, settings.files_mode)
     database = await asyncio.to_thread(Database.open, settings.database, silence_s=settings.lease_s)
     stack.push_async_callback(database.close)
-    if database.dialect != "sqlite" and not await asyncio.to_thread(migrating.is_current, database):
+    if database.dialect != "sqlite" and not await asyncio.to_thread(upkeep.is_current, database):
         raise Conflict(
             f"The database {database.place.label} does not have the schema of this version. "
             "Make a backup, then run: renderonline db migrate"
@@ -201,7 +201,7 @@ async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -
 def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
     """What a database needs before work begins: our own file the newest schema, each somebody who may administer."""
     if database.dialect == "sqlite":
-        migrating.migrate(database, lease=lease)
+        upkeep.migrate(database, lease=lease)
     bootstrap(database, files=settings.files, data_directory=settings.data_directory, now_us=time.time_ns() // 1000)
 
 

@@ -167,7 +167,7 @@ class Housekeeping:
         limit = self.limit(user_id)
         if not limit or not size:
             return []
-        tasks = await self._database.read(partial(control_rows.kept, user_id=user_id))
+        tasks = await self._database.read(partial(control_rows.stored_tasks, user_id=user_id))
         roots = await self._places.roots()
         opened = await asyncio.to_thread(_opened, roots, user_id, upload_id)
         taken, coming = sum(task.size for task in tasks), sum(opened.values())
@@ -205,7 +205,7 @@ class Housekeeping:
         for task_id in await self._database.read(control_rows.list_condemned):
             with contextlib.suppress(NotFound):
                 await self._control.delete(task_id, user_id=None)
-        for task_id in await self._database.read(partial(control_rows.due, now_us=time.time_ns() // 1000)):
+        for task_id in await self._database.read(partial(control_rows.expired, now_us=time.time_ns() // 1000)):
             await self._remove(task_id, "its days are over")
         for root in await self._places.roots():
             await asyncio.to_thread(staging.sweep, root / names.INCOMING, KEEP_UPLOADS_S)
@@ -322,7 +322,7 @@ class Deliverer:
         frame = one.of_frame if one.frame is None else one.frame
         shown = result_names.called(one.names or "", one.task_id, one.name, frame)
         paths = [f"{below}/{path}" if below else path for path in dict.fromkeys((shown, one.name))]
-        found = await self._database.write(partial(begin_delivery, one=one, paths=paths))
+        found = await self._database.write(partial(begin_delivery, result=one, paths=paths))
         path, begun = found or (paths[0], Begun(0))
         outcome, later = Handed.TAKEN, ""
         if found is not None:
@@ -344,7 +344,7 @@ class Deliverer:
             Handed.CHANGED: f"{one.name} was not delivered: it is not the file that landed.",
         }.get(outcome, "")
         ours = begun.delivery_id if outcome is Handed.DELIVERED else 0
-        end = partial(end_delivery, one=one, moment=_now(), delivery_id=ours, warning=why)
+        end = partial(end_delivery, result=one, moment=_now(), delivery_id=ours, warning=why)
         if (state := await self._database.write(end)) is not None:
             self._announcer.task(state)
         return True

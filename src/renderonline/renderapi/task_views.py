@@ -17,7 +17,7 @@ import structlog
 from renderonline.database import administration_rows, listing_rows
 from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Connection, Database
-from renderonline.database.listing_rows import AttemptView, ChunkView, Page, ResultView, SceneFile, TaskView, Wanted
+from renderonline.database.listing_rows import AttemptView, ChunkView, Page, ResultView, SceneFile, TaskFilter, TaskView
 from renderonline.database.machine_rows import JoinCode, MachineRow
 from renderonline.database.schema import frames_of
 from renderonline.engines.definition import Argument, FrameArguments
@@ -238,7 +238,7 @@ class TaskViews:
         if status and status not in set(TaskStatus):
             raise InvalidRequest(f"There is no status {status}; there are {', '.join(TaskStatus)}.")
         whose = principal.tasks_of if everybody else principal.user_id
-        wanted = Wanted(whose, TaskStatus(status) if status else None, engine, search)
+        wanted = TaskFilter(whose, TaskStatus(status) if status else None, engine, search)
         rows = await self.database.read(partial(listing_rows.list_tasks, wanted=wanted, **page))
         known: dict[tuple[str, Needs], str] = {}
         return _page(rows, lambda view: self._task(view, stuck=stuck(self.dispatcher.shared, view.task_id, known)))
@@ -285,7 +285,7 @@ class TaskViews:
             scene = listing_rows.scene_file(connection, task_id, user_id=user_id)
             landed = listing_rows.landed_files(connection, task_id) if has_directory(scene) else {}
             wanted = chosen is not None or scene.names
-            return scene, landed, listing_rows.landed_frames(connection, task_id) if wanted else {}
+            return scene, landed, listing_rows.frame_numbers(connection, task_id) if wanted else {}
 
         scene, landed, frames = await self.database.read(read)
         called = await asyncio.to_thread(_called, task_id, scene.names, frames)
@@ -309,11 +309,11 @@ class TaskViews:
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
-        place, known = await self.database.read(partial(listing_rows.landed_place, task_id=task_id, name=name))
+        place, known = await self.database.read(partial(listing_rows.landed_file, task_id=task_id, name=name))
         path = task_directory(scene.file_path, scene.file_name) / place
         content = await self._landed.file(task_id, path, name, known)
         if scene.names:
-            frames = await self.database.read(partial(listing_rows.landed_frames, task_id=task_id, name=name))
+            frames = await self.database.read(partial(listing_rows.frame_numbers, task_id=task_id, name=name))
             shown = result_names.called(scene.names, task_id, name, frames.get(name))
             content = replace(content, file_name=shown.rpartition("/")[2])
         return replace(content, media_type=_FILMS.get(path.suffix, content.media_type))  # players ask for nothing else

@@ -9,7 +9,7 @@ import pytest
 from pymysql.constants import CLIENT
 from sqlalchemy import select
 
-from renderonline.database import migrating
+from renderonline.database import upkeep
 from renderonline.database.door import Database
 from renderonline.database.schema import metadata, queue, tasks
 from renderonline.database.upkeep import COMPLETE, backup
@@ -61,7 +61,7 @@ async def test_a_backup_holds_everything(
     url = restore(copy, database_kind, request)
     with Database.open(url) as restored:
         assert everything(restored) == everything(database)
-        assert migrating.is_current(restored)
+        assert upkeep.is_current(restored)
     assert not any("partial" in name for name in names(tmp_path))
     if database_kind == "mariadb":
         assert copy.read_text().rstrip().endswith(COMPLETE)

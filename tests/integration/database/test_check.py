@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from renderonline.database import migrating
+from renderonline.database import upkeep
 from renderonline.database.door import Database
 from renderonline.database.schema import attempts, chunks, farm, machines, queue, results, tasks, users, waits_for
 from renderonline.database.upkeep import MAX_FINDINGS, check
@@ -157,5 +157,5 @@ async def test_tasks_inserted_by_hand_are_named_and_adopted_by_migrate(database:
     row = {"user_id": 1, "is_running": 0, "is_success": 0, "render_id": 1, "queue_us": NOW_US}
     (finding,) = await findings(database, tasks.insert().values(**row))
     assert "db migrate" in finding
-    migrating.adopt(database)
+    upkeep.adopt(database)
     assert await findings(database) == []

@@ -9,14 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, func, inspect, select, text
 
-from renderonline.database import administration_rows, migrating
+from renderonline.database import administration_rows, upkeep
 from renderonline.database.connecting import patient_engine
 from renderonline.database.door import FIRST_ATTEMPT, Database
 from renderonline.database.existing import micros
-from renderonline.database.migrating import migrate
 from renderonline.database.schema import attempts, chunks, farm, metadata, queue, tasks, users
 from renderonline.database.standby import Lease
-from renderonline.database.upkeep import check
+from renderonline.database.upkeep import check, migrate
 from renderonline.farm.accounts import Role, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest
 from tests.support import v1_schema
@@ -82,10 +81,10 @@ def _is_empty_default(item: Any) -> bool:
 
 
 def test_an_empty_database_gets_the_schema(db: Database) -> None:
-    assert not migrating.is_current(db)
+    assert not upkeep.is_current(db)
     report = migrate(db)
     assert (report.before, report.origin, report.adopted_tasks) == ("", "created", 0)
-    assert migrating.is_current(db)
+    assert upkeep.is_current(db)
 
 
 def test_the_migrations_give_exactly_the_schema_of_the_program(db: Database) -> None:
@@ -176,7 +175,7 @@ def test_a_database_of_an_earlier_version_is_upgraded_with_its_rows(db: Database
     )
     report = migrate(db)
     assert (report.before, report.adopted_tasks) == ("0001", 0)
-    assert migrating.is_current(db)
+    assert upkeep.is_current(db)
     assert differences(db) == []
     machine, _ = rows(db, metadata.tables["machines"], "machine_id").values()
     assert (machine.name, machine.wish, machine.tags, machine.benched_us) == ("box", "draining", "", 0)
@@ -295,9 +294,9 @@ def test_raw_tokens_of_an_adopted_database_stay_until_they_are_upgraded(db: Data
     migrate(db)
     assert not db.write_now(lambda c: administration_rows.seal_token(c, 1, "raw-token-1"))
     assert rows(db, users, "user_id")[1].token == "raw-token-1"
-    assert migrating.upgrade_tokens(db) == 2
+    assert upkeep.upgrade_tokens(db) == 2
     assert rows(db, users, "user_id")[1].token == hash_token("raw-token-1")
-    assert migrating.upgrade_tokens(db) == 0
+    assert upkeep.upgrade_tokens(db) == 0
     assert db.read_now(lambda c: administration_rows.authenticate(c, "ada@example.org", "raw-token-1")) is not None
 
 
@@ -326,7 +325,7 @@ def test_a_migration_that_was_killed_half_way_is_finished_by_the_next(
     assert sum(killed) >= 5, killed
     with Database.open(database_url) as db:
         migrate_when_free(db)
-        assert migrating.is_current(db)
+        assert upkeep.is_current(db)
         assert rows(db, farm, "key")["origin"].value == ("adopted" if adopts else "created")
         assert [finding for finding in db.read_now(check) if not finding.is_warning] == []
         if database_kind == "mariadb" or not adopts:

@@ -45,10 +45,10 @@ async def test_a_task_takes_what_came_with_it_and_what_was_made_of_it(database: 
     await task(database, other.user_id, ended=3, inputs=INPUTS)
     for name, state in (("a.png", "landed"), ("b.png", "landing"), ("c.png", "stale")):
         await result(database, first, name, 2**40, state)
-    found = await database.read(lambda c: control_rows.kept(c, user_id))
+    found = await database.read(lambda c: control_rows.stored_tasks(c, user_id))
     assert found == ((older, 1234, True), (first, 1300 + 3 * 2**40, True))
     assert [type(one.size) for one in found] == [int, int]
-    assert await database.read(lambda c: control_rows.kept_bytes(c, user_id)) == 2534 + 3 * 2**40
+    assert await database.read(lambda c: control_rows.stored_bytes(c, user_id)) == 2534 + 3 * 2**40
 
 
 async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database, user_id: int) -> None:
@@ -56,7 +56,7 @@ async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database
     free = await task(database, user_id, ended=8)
     waiting = await task(database, user_id, waits_for=(waited_for,))
     done = await task(database, user_id, ended=7, waits_for=(free,))
-    found = await database.read(lambda c: control_rows.kept(c, user_id))
+    found = await database.read(lambda c: control_rows.stored_tasks(c, user_id))
     assert {one.task_id for one in found if one.may_go} == {free, done}
     for task_id in (waited_for, waiting):
         condemning = {"task_id": task_id, "moment": Moment.at(NOW_US / 1e6), "user_id": None, "only_ended": True}
@@ -71,12 +71,12 @@ async def test_days_of_a_subscription_count_from_the_end(database: Database, use
     kept_for_ever = await database.write(lambda c: add_user(c))
     await task(database, kept_for_ever.user_id, ended=999)
     subscription = (await database.read(lambda c: administration_rows.get_user(c, user_id))).subscription_id
-    assert await database.read(lambda c: control_rows.due(c, NOW_US)) == ()
+    assert await database.read(lambda c: control_rows.expired(c, NOW_US)) == ()
     for days, expected in ((7, (old,)), (5, (old, new)), (1_000_000, ()), (0, ())):
         await database.write(
             lambda c, days=days: administration_rows.change_subscription(c, subscription, {"keep_days": days})
         )
-        assert await database.read(lambda c: control_rows.due(c, NOW_US)) == expected, days
+        assert await database.read(lambda c: control_rows.expired(c, NOW_US)) == expected, days
         view = await database.read(lambda c: get_task(c, old))
         assert view.delete_us == (view.end_us + days * control_rows.DAY_US if days else None)
 

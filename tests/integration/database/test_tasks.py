@@ -10,7 +10,7 @@ from sqlalchemy import Connection, create_engine, event, update
 from renderonline.database import listing_rows as reading
 from renderonline.database.door import Database
 from renderonline.database.file_rows import undelivered
-from renderonline.database.listing_rows import Wanted
+from renderonline.database.listing_rows import TaskFilter
 from renderonline.database.report_rows import open_landings
 from renderonline.database.schema import attempts, engines, machines, results, tasks
 from renderonline.farm.errors import InvalidRequest, NotFound
@@ -56,7 +56,7 @@ async def test_pages_hold_every_task_once_newest_first(database: Database, user_
     ids = await add_tasks(database, user_id, 7)
     seen, cursor = [], None
     while True:
-        page = await database.read(lambda c, cursor=cursor: reading.list_tasks(c, Wanted(), limit=3, cursor=cursor))
+        page = await database.read(lambda c, cursor=cursor: reading.list_tasks(c, TaskFilter(), limit=3, cursor=cursor))
         seen += [task.task_id for task in page.items]
         cursor = page.next
         if cursor is None:
@@ -68,13 +68,13 @@ async def test_pages_hold_every_task_once_newest_first(database: Database, user_
 @pytest.mark.parametrize("cursor", ["x", "-1", "1e3", "9" * 30, "²", "1;DROP TABLE tasks"])
 async def test_a_cursor_that_is_none_is_refused(database: Database, user_id: int, cursor: str) -> None:
     with pytest.raises(InvalidRequest):
-        await database.read(lambda c: reading.list_tasks(c, Wanted(), cursor=cursor))
+        await database.read(lambda c: reading.list_tasks(c, TaskFilter(), cursor=cursor))
 
 
 async def test_a_page_has_at_least_one_and_at_most_five_hundred(database: Database, user_id: int) -> None:
     await add_tasks(database, user_id, 2)
     for limit, length in ((0, 1), (-5, 1), (10**9, 2)):
-        page = await database.read(lambda c, limit=limit: reading.list_tasks(c, Wanted(), limit=limit))
+        page = await database.read(lambda c, limit=limit: reading.list_tasks(c, TaskFilter(), limit=limit))
         assert len(page.items) == length
 
 
@@ -93,7 +93,7 @@ async def test_each_status_finds_its_tasks(database: Database, user_id: int) -> 
     for status, values in COUNTED.items():
         await change(database, ids[status], **(values or {"chunks_waiting": 1}))
     for status, task_id in ids.items():
-        page = await database.read(lambda c, status=status: reading.list_tasks(c, Wanted(status=status)))
+        page = await database.read(lambda c, status=status: reading.list_tasks(c, TaskFilter(status=status)))
         assert [(task.task_id, task.status) for task in page.items] == [(task_id, status)]
 
 
@@ -104,7 +104,7 @@ async def test_tasks_are_found_by_engine_name_number_and_text(database: Database
     (two,) = await add_tasks(database, other.user_id, 1, engine_id=povray, file_name="spheres.pov")
 
     async def found(**wanted: Any) -> list[int]:
-        page = await database.read(lambda c: reading.list_tasks(c, Wanted(**wanted)))
+        page = await database.read(lambda c: reading.list_tasks(c, TaskFilter(**wanted)))
         return [task.task_id for task in page.items]
 
     assert await found(engine="POVray") == [two]
@@ -166,15 +166,15 @@ async def test_chunks_attempts_and_results_come_in_pages(database: Database, use
 async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: int) -> None:
     (task_id,) = await add_tasks(database, user_id, 1)
     await database.write(lambda c: _fill(c, task_id, 1))
-    found = await database.read(lambda c: reading.landed_file(c, task_id, "frame_0001.png"))
-    assert found.size == 9
+    path, found = await database.read(lambda c: reading.landed_file(c, task_id, "frame_0001.png"))
+    assert (path, found.size) == ("frame_0001.png", 9)
     for name in ("FRAME_0001.PNG", "frame_0002.png", "../x", ""):
         with pytest.raises(NotFound):
             await database.read(lambda c, name=name: reading.landed_file(c, task_id, name))
     files = await database.read(lambda c: reading.landed_files(c, task_id))
     assert files == {"frame_0001.png": found}
     assert found.landed_us == 1
-    assert await database.read(lambda c: reading.landed_frames(c, task_id)) == {"frame_0001.png": 1}
+    assert await database.read(lambda c: reading.frame_numbers(c, task_id)) == {"frame_0001.png": 1}
 
 
 @pytest.mark.sqlite
@@ -192,7 +192,7 @@ def test_landed_files_are_found_by_their_task_however_many_others_there_are(tmp_
     event.listen(engine, "before_cursor_execute", explained)
     with engine.connect() as connection:
         reading.landed_files(connection, 7)
-        reading.landed_frames(connection, 7)
+        reading.frame_numbers(connection, 7)
         open_landings(connection)
     engine.dispose()
     task, landing = "SEARCH results USING INDEX ix_results_task (task_id=?)", "ix_results_landing (state=?)"

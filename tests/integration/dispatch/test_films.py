@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.database.listing_rows import TaskView, Wanted, list_tasks
+from renderonline.database.listing_rows import TaskFilter, TaskView, list_tasks
 from renderonline.database.queue_rows import AttemptFacts
 from renderonline.database.schema import subscriptions
 from renderonline.database.submission_rows import NewChunk, assign
@@ -239,7 +239,7 @@ async def test_frame_of_a_canceled_task_that_is_rendered_again_leaves_it_cancele
 
 
 async def _with_status(rig: Rig, status: TaskStatus) -> tuple[TaskView, ...]:
-    page = await rig.database.read(lambda c: list_tasks(c, Wanted(status=status)))
+    page = await rig.database.read(lambda c: list_tasks(c, TaskFilter(status=status)))
     return page.items
 
 

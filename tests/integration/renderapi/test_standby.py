@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.cli.supervise import Program, stop_together
-from renderonline.database import migrating
+from renderonline.database import upkeep
 from renderonline.database.door import Database
 from renderonline.database.upkeep import check
 from renderonline.farm.errors import NotAvailable, RenderOnlineError
@@ -139,7 +139,7 @@ def test_migrating_is_refused_while_a_renderapi_dispatches(tmp_path: Path, url: 
         Database.open(url) as database,
         pytest.raises(RenderOnlineError, match="in use by RenderAPI"),
     ):
-        migrating.migrate(database)
+        upkeep.migrate(database)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
@@ -149,7 +149,7 @@ def test_nothing_is_lost_when_the_database_goes_away_for_seconds(
     with PrivateMariaDB() as server:
         url = server.create_database()
         with Database.open(url) as database:
-            migrating.migrate(database)
+            upkeep.migrate(database)
         with RealFarm(tmp_path, connection=url) as farm:
             farm.add_machine("box")
             task_id = farm.client.submit(scene, engine="povray", frames="1-16", arguments=SIZE)["task_id"]
