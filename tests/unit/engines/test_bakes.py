@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.blender.launcher import bakes
+from renderonline.engines.blender.launcher import files as bakes
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_descriptions_are_copied_and_nothing_else(baked: Path) -> None:
 def test_the_whole_disk_is_no_bake(
     baked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bakes, "MOST_FILES", 1)
+    monkeypatch.setattr(bakes, "MOST_BAKED_FILES", 1)
     assert bakes.copied(str(baked), str(baked.parent / "temporary")) == ""
     assert "more than 1 files" in capsys.readouterr().out
     assert [path.name for path in (baked.parent / "temporary").iterdir()] == ["x"]

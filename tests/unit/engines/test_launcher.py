@@ -1,4 +1,4 @@
-"""The rules of Blender's launcher that need no Blender: names of files, wishes, frames, what counts as written."""
+"""The rules of Blender's launcher that need no Blender: names of files, options, frames, what counts as written."""
 
 import io
 import os
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from renderonline.engines.blender.launcher import Failed, NoEngine, WrongOption, say, speak_utf8
+from renderonline.engines.blender.launcher.command import Session
 from renderonline.engines.blender.launcher.companions import Companions, below
-from renderonline.engines.blender.launcher.session import Session
-from renderonline.engines.blender.launcher.speech import Failed, NoEngine, WrongOption, say, speak_utf8
-from renderonline.engines.blender.launcher.wishes import EngineNames, Wishes
+from renderonline.engines.blender.launcher.task_options import EngineNames, SceneOptions
 from renderonline.engines.command_lines import spelled
 from renderonline.engines.loading import parse_definition, shipped
 
@@ -113,17 +113,17 @@ def test_without_an_output_directory_the_scene_decides() -> None:
     assert node.directory == "/srv/passes/"
 
 
-def test_a_wish_that_is_no_value_is_refused_with_its_name() -> None:
+def test_an_option_with_a_value_that_blender_does_not_take_is_refused_by_name() -> None:
     for name, value in (("SAMPLES", "many"), ("WIDTH", "0"), ("PERCENT", "99999"), ("HEIGHT", "-5")):
         with pytest.raises(WrongOption, match=f"{name.lower()} {value} must be a number"):
-            Wishes({f"RENDERONLINE_BLENDER_{name}": value})
-    assert Wishes({"RENDERONLINE_BLENDER_CAMERA": "", "PATH": "/bin"}).of("CAMERA") == ""
+            SceneOptions({f"RENDERONLINE_BLENDER_{name}": value})
+    assert SceneOptions({"RENDERONLINE_BLENDER_CAMERA": "", "PATH": "/bin"}).of("CAMERA") == ""
 
 
 def test_a_wrong_name_is_answered_with_those_that_there_are() -> None:
     blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="red"), SimpleNamespace(name="blue")]))
     with pytest.raises(WrongOption, match="The file has no scene 'green'; it has: red, blue"):
-        Wishes({"RENDERONLINE_BLENDER_SCENE": "green"}).scene_of(blend)
+        SceneOptions({"RENDERONLINE_BLENDER_SCENE": "green"}).scene_of(blend)
 
 
 @pytest.mark.parametrize("name", ["K\u00fcche \\ 2", "\u5834\u9762", "a\\xfc", "plain"])
@@ -133,7 +133,7 @@ def test_a_name_of_any_letters_reaches_the_launcher(name: str) -> None:
     assert value.isascii()
     wanted = SimpleNamespace(name=name)
     blend = SimpleNamespace(data=SimpleNamespace(scenes=[SimpleNamespace(name="other"), wanted]))
-    assert Wishes({"RENDERONLINE_BLENDER_SCENE": value}).scene_of(blend) is wanted
+    assert SceneOptions({"RENDERONLINE_BLENDER_SCENE": value}).scene_of(blend) is wanted
 
 
 class Engine(SimpleNamespace):
@@ -174,7 +174,7 @@ def rendering(directory: Path, write: bool, age_s: float, views: tuple[str, ...]
     operators = SimpleNamespace(render=SimpleNamespace(render=render))
     context = SimpleNamespace(scene=SimpleNamespace(render=Engine(engine="CYCLES")))
     bpy = SimpleNamespace(ops=operators, path=SimpleNamespace(abspath=str), context=context, data=BPY.data)
-    session = Session(bpy, Wishes({}))
+    session = Session(bpy, SceneOptions({}))
     session.scene = scene
     session._render_frame(3, Companions(bpy, scene, ""))
     assert (scene.frame_start, scene.frame_end, scene.frame_step) == (1, 9, 1)
@@ -201,7 +201,7 @@ def test_a_frame_of_a_stereo_scene_is_there_when_all_its_views_are(
 
 def test_a_frame_below_zero_is_never_counted_from_the_end() -> None:
     scene = SimpleNamespace(frame_start=1, frame_end=10, render=Engine(engine="CYCLES"))
-    session = Session(SimpleNamespace(context=SimpleNamespace(scene=scene)), Wishes({}))
+    session = Session(SimpleNamespace(context=SimpleNamespace(scene=scene)), SceneOptions({}))
     assert [session._frame("-f", text) for text in ("-5", "+1", "7")] == [-5, 2, 7]
     for text in ("--5", "1e3", "1048575", "-1048575", "٣"):
         with pytest.raises(WrongOption, match="is not a frame number"):

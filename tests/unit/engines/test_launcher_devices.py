@@ -29,7 +29,7 @@ def _launcher() -> ModuleType:
     assert spec.loader is not None
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    return importlib.import_module(f"{name}.devices")
+    return importlib.import_module(f"{name}.task_options")
 
 
 devices = _launcher()
@@ -83,7 +83,7 @@ def test_cycles_uses_the_cards_that_it_finds_and_says_so(
 ) -> None:
     names = CARDS[backend][:count]
     table = {other: list[str]() for other in CARDS} | {backend: names}
-    for environment in ({}, {devices.WISH: "auto"}):
+    for environment in ({}, {devices.DEVICE: "auto"}):
         said, device, used = chosen(table, capsys, **environment)
         if count:
             assert said == f"Cycles on {backend}: {', '.join(names)}\n"
@@ -92,13 +92,13 @@ def test_cycles_uses_the_cards_that_it_finds_and_says_so(
             assert said.startswith("Cycles on CPU: no card found\nWarning: ")
             assert (device, used) == ("CPU", [])
     if count:
-        said, device, _ = chosen(table, capsys, "CPU", **{devices.WISH: "gpu"})
+        said, device, _ = chosen(table, capsys, "CPU", **{devices.DEVICE: "gpu"})
         assert (said, device) == (f"Cycles on {backend}: {', '.join(names)}\n", "GPU")
-        said, device, used = chosen(table, capsys, **{devices.WISH: "cpu"})
+        said, device, used = chosen(table, capsys, **{devices.DEVICE: "cpu"})
         assert (said, device, used) == ("Cycles on CPU: the task asks for it\n", "CPU", [])
     else:
         with pytest.raises(devices.NoDevice, match=r"^no device: "):
-            chosen(table, capsys, "CPU", **{devices.WISH: "gpu"})
+            chosen(table, capsys, "CPU", **{devices.DEVICE: "gpu"})
 
 
 def test_first_way_that_finds_a_card_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_first_way_that_finds_a_card_is_taken(capsys: pytest.CaptureFixture[str]
 
 
 def test_cards_that_the_farm_gave_are_used_whatever_the_scene_says(capsys: pytest.CaptureFixture[str]) -> None:
-    said, device, _ = chosen(CARDS, capsys, "CPU", **{devices.CARDS: "hip:GPU-1", devices.WISH: "auto"})
+    said, device, _ = chosen(CARDS, capsys, "CPU", **{devices.CARDS: "hip:GPU-1", devices.DEVICE: "auto"})
     assert (said, device) == ("Cycles on HIP: Radeon RX 7900, Radeon Pro W6800\n", "GPU")
     two = {devices.CARDS: "cuda:GPU-1,cuda:GPU-2"}
     one_is_old = {"OPTIX": CARDS["OPTIX"][:1], "CUDA": CARDS["CUDA"]}
@@ -119,11 +119,11 @@ def test_cards_that_the_farm_gave_are_used_whatever_the_scene_says(capsys: pytes
         chosen({"CUDA": CARDS["CUDA"][:1]}, capsys, **two)
     for wish in ("auto", "gpu", ""):  # never the processor, where a card was given
         with pytest.raises(devices.NoDevice):
-            chosen({"HIP": CARDS["HIP"]}, capsys, **{devices.CARDS: "cuda:GPU-1", devices.WISH: wish})
+            chosen({"HIP": CARDS["HIP"]}, capsys, **{devices.CARDS: "cuda:GPU-1", devices.DEVICE: wish})
 
 
 def test_no_cards_given_means_the_processor_and_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    said, device, used = chosen(CARDS, capsys, **{devices.CARDS: "", devices.WISH: "auto"})
+    said, device, used = chosen(CARDS, capsys, **{devices.CARDS: "", devices.DEVICE: "auto"})
     assert said.splitlines()[0] == "Cycles on CPU: no card found"
     assert said.splitlines()[1].startswith("Warning: The scene asks for a graphics card")
     assert (device, used) == ("CPU", [])
@@ -135,7 +135,7 @@ def test_scenes_that_others_show_are_chosen_for_too(
 ) -> None:
     monkeypatch.setattr(devices, "_renderer", lambda _: "NVIDIA RTX 4090")
     bpy = blender({"CUDA": CARDS["CUDA"]}, ("BLENDER_EEVEE", "CPU"), ("CYCLES", "CPU"), ("CYCLES", "GPU"))
-    devices.Devices(bpy, {devices.WISH: "gpu"}).choose(bpy.data.scenes[0])
+    devices.Devices(bpy, {devices.DEVICE: "gpu"}).choose(bpy.data.scenes[0])
     assert [one.cycles.device for one in bpy.data.scenes] == ["CPU", "GPU", "GPU"]
     assert capsys.readouterr().out == "EEVEE on NVIDIA RTX 4090\n"
 

@@ -17,7 +17,7 @@ NAME: Final = "renderonline_launcher"
 FOUND_NONE: Final = 3
 
 
-def render(bpy: Any, devices: Any) -> None:
+def render(bpy: Any, options: Any) -> None:
     """Render what Blender starts with, once as it is and once with a bevelled material, which has kernels of its
     own."""
     scene = bpy.context.scene
@@ -25,7 +25,7 @@ def render(bpy: Any, devices: Any) -> None:
     scene.render.resolution_x = scene.render.resolution_y = 16
     scene.render.resolution_percentage = 100
     scene.cycles.samples, scene.cycles.use_denoising = 1, False
-    devices.Devices(bpy, {**os.environ, devices.WISH: "gpu"}).choose(scene)
+    options.Devices(bpy, {**os.environ, options.DEVICE: "gpu"}).choose(scene)
     with tempfile.TemporaryDirectory() as directory:
         for number in range(2):
             scene.render.filepath = os.path.join(directory, f"{number}.png")
@@ -41,12 +41,12 @@ def render(bpy: Any, devices: Any) -> None:
 def main() -> int:
     beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
     runpy.run_path(beside, run_name="beside")["become_package"]()
-    devices = importlib.import_module(f"{NAME}.devices")
+    options = importlib.import_module(f"{NAME}.task_options")
     bpy = sys.modules.get("bpy") or importlib.import_module(f"{NAME}.command").import_bpy()
     try:
-        render(bpy, devices)
-    except devices.NoDevice as none:
-        devices.say(f"Error: {none}")
+        render(bpy, options)
+    except options.NoDevice as none:
+        options.say(f"Error: {none}")
         return FOUND_NONE
     return 0
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .speech import Failed, one_line, say, warn
+from . import Failed, one_line, say, warn
 
 MOST_FILES: Final = 20_000
 """Files below the output directory of which the new ones are looked for."""
@@ -234,10 +234,9 @@ def has_camera(scene: Any) -> bool:
     return cameras or composes or bool(_strips(scene)) or any(marker.camera for marker in scene.timeline_markers)
 
 
-def _strips(scene: Any) -> Any:
+def _strips(scene: Any) -> list[Any]:
     """The strips of a scene's sequencer that is used."""
-    editor = scene.sequence_editor if scene.render.use_sequencer else None
-    return getattr(editor, "strips_all", None) or getattr(editor, "sequences_all", None) or ()
+    return all_strips(scene) if scene.render.use_sequencer else []
 
 
 def layers_read(scene: Any) -> set[str]:
@@ -324,7 +323,7 @@ def has_sound(scene: Any, seen: frozenset[str] = frozenset()) -> bool:
     """Whether anything of a scene, or of the scenes in its strips, is to be heard."""
     if any(item.type == "SPEAKER" and item.data.sound and not item.data.muted for item in scene.objects):
         return True
-    for strip in _all_strips(scene):
+    for strip in all_strips(scene):
         if strip.mute:
             continue
         if strip.type == "SOUND":
@@ -335,10 +334,12 @@ def has_sound(scene: Any, seen: frozenset[str] = frozenset()) -> bool:
     return False
 
 
-def _all_strips(scene: Any) -> Iterator[Any]:
+def all_strips(scene: Any) -> list[Any]:
+    """The strips of a scene's sequencer, also those inside of meta strips."""
     editor = scene.sequence_editor
-    if editor is not None:  # strips_all is their name since Blender 4.4
-        yield from editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all
+    if editor is None:
+        return []
+    return list(editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all)  # until Blender 4.3
 
 
 ADD_ON: Final = "render_freestyle_svg"
