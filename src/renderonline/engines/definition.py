@@ -15,7 +15,7 @@ from typing import Final
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.result_names import NOTHING_MORE, MoreResults
 
-FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.scene_facts:survey"}
+FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.needed_files:survey"}
 """Who can read what a scene says of itself: a definition's `facts` -> the function, for `storage.confined`."""
 SCENE_FACTS: Final = ("start", "end", "step", "width", "height", "percent", "fps", "engine", "format", "view")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import OpenImageIO
 import pytest
 
-from renderonline.engines.blender.scene_facts import survey
+from renderonline.engines.blender.needed_files import survey
 from tests.support import blender
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(300)]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.blender.scene_facts import read, survey
+from renderonline.engines.blender.needed_files import survey
+from renderonline.engines.blender.scene_facts import read
 from renderonline.rnoclient.scenes import external_files
 from tests.support.blender import write_small_scene
 

@@ -14,9 +14,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from renderonline.engines.blender import blend_file, needed_files, scene_facts
+from renderonline.engines.blender import blend_file, needed_files
 from renderonline.engines.blender.blend_file import BrokenScene
-from renderonline.engines.blender.scene_facts import read, survey
+from renderonline.engines.blender.needed_files import survey
+from renderonline.engines.blender.scene_facts import read
 from tests.support.blend_files import TINY, Blend, File, Scene, packed
 
 WRITTEN = [("<", 8, 0), (">", 8, 0), ("<", 4, 0), ("<", 8, 1)]
@@ -247,7 +248,7 @@ def test_what_is_too_much_to_look_at_is_named(tmp_path: Path, monkeypatch: pytes
     told = survey("b.blend", {"b.blend": str(tmp_path / "b.blend"), **libraries})
     assert unseen(told).startswith("not looked at: 2.blend, 3.blend, 4.blend, 5.blend, 6.blend and 3 more (")
 
-    monkeypatch.setattr(scene_facts, "Left", partial(blend_file.Left, blocks=100, compared=100))
+    monkeypatch.setattr(needed_files, "Left", partial(blend_file.Left, blocks=100, compared=100))
     tiles = [File("//<UDIM>.png", source=6), File("//<UDIM>.jpg", source=6)]
     told = looked_at(tmp_path, tiles, [f"{number}.png" for number in range(1000, 1200)])
     assert unseen(told).startswith("not looked at: <UDIM>.png, <UDIM>.jpg (")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from renderonline.engines.blender.blend_file import Left
 from renderonline.engines.blender.needed_files import Needed
-from renderonline.engines.blender.scene_paths import Named
+from renderonline.engines.blender.scene_facts import Named
 from renderonline.rnoclient.scenes import needed_files
 from tests.support.blend_files import Blend, File
 

@@ -262,17 +262,24 @@ _dna = lru_cache(8)(Dna)  # scenes of one version of Blender have the same
 
 @dataclass(slots=True)
 class Blend:
-    """What was read of a file. `dna` None: its layout is newer than what is known here, or it was too much."""
+    """What was read of a file. `layout` None: it is newer than what is known here, or the file has too many blocks."""
 
     size: int
     version: str
-    dna: Dna | None = None
+    layout: Dna | None = None
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     """Of each kind of struct that was asked for, in the order of the file."""
     texts: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Address -> a text that stands outside of any struct, and the datablock that it belongs to."""
     places: dict[int, Block] = field(default_factory=dict)
     too_new: bool = False
+
+    @property
+    def dna(self) -> Dna:
+        """How the structs of its blocks are laid out."""
+        if self.layout is None:
+            raise BrokenScene(_DAMAGED)
+        return self.layout
 
     def all(self, kind: str) -> list[Block]:
         """The blocks of one kind."""
@@ -281,11 +288,10 @@ class Blend:
     def at(self, address: int, kind: str) -> Block | None:
         """What a pointer names, when it is of this kind."""
         found = self.places.get(address)
-        return found if found is not None and self.dna is not None and self.dna.kind_of(found) == kind else None
+        return found if found is not None and self.dna.kind_of(found) == kind else None
 
     def each(self, block: Block) -> Iterator[Block]:
         """The structs of a block that holds several."""
-        assert self.dna is not None
         size = self.dna.sizes.get(self.dna.kind_of(block), 0) or len(block.data)
         for at in range(0, len(block.data) - size + 1, size):
             yield block._replace(data=block.data[at : at + size])
@@ -329,7 +335,7 @@ def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) ->
         stream.skip(head.length - (len(description) if head.code == "DNA1" else 0))
     if not description:
         raise EOFError
-    blend.dna = _dna(description, layout)
+    blend.layout = _dna(description, layout)
     stream = _Stream(file)
     _layout(stream)
     _keep(blend, stream, layout, kinds, name, left)
@@ -338,7 +344,6 @@ def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) ->
 
 def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Mapping[str, str], name: str, left: Left) -> None:
     """Go through the file again for what is asked for."""
-    assert blend.dna is not None
     structs, (name_at, name_size), owner, room = blend.dna.structs, blend.dna.name_at(), "", MOST_KEPT_BYTES
     of_scenes = {index for index, kind in enumerate(structs) if kind in _OF_SCENES}
     wanted = {index: _length(blend.dna, kind, kinds[kind]) for index, kind in enumerate(structs) if kind in kinds}

@@ -1,4 +1,5 @@
-"""Which files a scene needs: those of the names that it gives, found as Blender would find them, or a person would.
+"""Which files a scene needs: those that it names, found as Blender would find them, or a person would; for the child
+that reads strangers' files (R13 Hostile content), which calls `survey`.
 
 A name counts as it is written. Where there is no such file, the only one counts that differs in letter case and
 Unicode form alone (names from Windows and from Macs). Whole paths count when they lead into the folder that was
@@ -15,10 +16,10 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
-from renderonline.engines.blender.blend_file import MOST_COMPARED, Left
-from renderonline.engines.blender.scene_paths import CACHES, Named
+from renderonline.engines.blender.blend_file import MOST_COMPARED, BrokenScene, Left, opened, several, understood
+from renderonline.engines.blender.scene_facts import CACHES, KINDS, MOST_TOLD, Named, facts_of, named_files
 
 MOST_INPUTS, MOST_LIBRARIES, MOST_OPTIONAL = 100_000, 2_000, 20_000
 """MOST_OPTIONAL: texts of a scene that may be names of files."""
@@ -32,6 +33,7 @@ OUTSIDE: Final = "_outside"
 LONGEST_PATH: Final = 4096
 _SHORTEST_TAIL: Final = 2
 """Of a whole path from elsewhere, so many parts must be the end of a file's name for the file to be meant."""
+_SHOWN: Final = 5
 
 
 def fold(name: str) -> str:
@@ -182,6 +184,83 @@ class Needed:
             ]
             + [f"{count} pictures of {name} are not there" for name, count in self.lacking.items()]
         )
+
+
+def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
+    """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
+    (names of files that are there, at most so many), `missing` (that are not), `outside` (as the scene names them) and
+    `whole_paths` (whether a file that is there was named so).
+
+    `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
+    well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
+    """
+    left = Left()
+    needed = Needed(files, left)
+    try:
+        facts = _followed(scene, files, needed, left)
+    except BrokenScene as error:
+        return {"broken": str(error)}
+    missing, outside, warnings = list(needed.missing), list(needed.outside), facts["warnings"]
+    for path in outside[:_SHOWN]:
+        warnings.append(f"{path} lies outside of the scene's folder: {_OUTSIDE}")
+    if len(outside) > _SHOWN:
+        warnings.append(f"so do {several(outside[_SHOWN:])}")
+    if len(missing) > MOST_TOLD:
+        warnings.append(f"not there either: {several(missing[MOST_TOLD:])}")
+    inputs = [one for one in needed.there if one != scene]
+    if len(inputs) > most_inputs > 0:
+        left.skip(f"more than {most_inputs:,} files that the scene needs", *inputs[most_inputs:])
+    warnings += [*needed.warnings(), *left.warnings()]
+    named = {
+        "missing": missing[:MOST_TOLD],
+        "outside": outside[: most_inputs or MOST_TOLD],
+        "whole_paths": needed.whole_paths,
+    }
+    shown: dict[str, Any] = _shown({"facts": facts, **named})
+    return {**shown, "inputs": inputs[:most_inputs]}
+
+
+def _shown(value: Any) -> Any:
+    """The same without what is no text: names in bytes of no encoding."""
+    if isinstance(value, dict):
+        return {name: _shown(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
+
+
+_OUTSIDE: Final = (
+    "machines get it with --pack, or with --folder DIR for a folder that holds both and, in Blender, "
+    "File > External Data > Make Paths Relative"
+)
+
+
+def _followed(scene: str, files: str | Mapping[str, str], needed: Needed, left: Left) -> dict[str, Any]:
+    """The facts of a scene; what it and its libraries name is looked for."""
+    facts: dict[str, Any] = {}
+    todo, seen = [scene], {scene}
+    while todo:
+        name = todo.pop()
+        path = posixpath.join(files, name) if isinstance(files, str) else files.get(name, "")
+        if facts and not path:
+            continue
+        try:
+            blend = opened(path, KINDS, name, left)
+            with understood():
+                named = list(named_files(blend, name))
+                facts = facts or facts_of(blend, named)
+        except BrokenScene as error:
+            told = f"its library {name} is broken: {error}" if facts else str(error)
+            raise BrokenScene(told) from error
+        for library in needed.look(name, named):
+            if library in seen:
+                continue
+            if len(seen) > MOST_LIBRARIES:
+                left.skip(f"more than {MOST_LIBRARIES} libraries", library)
+                continue
+            seen.add(library)
+            todo.append(library)
+    return facts
 
 
 def _sent_from(path: str) -> str:

@@ -1,18 +1,68 @@
-"""What a .blend file says of itself, and the files that it needs: for the child that reads strangers' files
-(R13 Hostile content)."""
+"""What a .blend says of itself, and the files that it names: for the child that reads strangers' files (R13 Hostile
+content).
+
+The names are all that `bpy.utils.blend_paths()` lists, and caches and bakes besides. The structs and their fields are
+called as in files (`Sequence` is a strip, `Strip` is what it shows).
+"""
 
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from renderonline.engines.blender import needed_files
-from renderonline.engines.blender.blend_file import Blend, Block, BrokenScene, Left, opened, several, understood
-from renderonline.engines.blender.needed_files import MOST_INPUTS, Needed
-from renderonline.engines.blender.scene_paths import KINDS as PATHS
-from renderonline.engines.blender.scene_paths import Named, named_files
+from renderonline.engines.blender.blend_file import Blend, Block, Left, opened, understood
 
+_GENERATED, _VIEWER = 4, 5
+_MANY: Final = {2: "sequence", 6: "tiles"}
+"""Sources of an image."""
+_CLIP_SEQUENCE: Final = 1
+_CLIP_OWN_PROXIES: Final = 3
+"""Flags of a clip: its proxies are used, and have a folder of their own."""
+_IMAGES, _MOVIE = 0, 3
+"""Kinds of strips that name files themselves; a sound strip has a datablock."""
+_MUTED, _VIEWS = 1 << 5, 1 << 29
+"""Flags of a strip."""
+_FLUID_BAKED: Final = 1 << 1
+_OWN_FOLDER: Final = 1 << 1
+"""Flag of a bake of geometry nodes."""
+_DISK: Final = 2
+"""Target of such a bake."""
+_FILE_PATH: Final = 1
+"""Subtype of a text socket."""
+_GEOMETRY: Final = (".obj", ".ply", ".stl", ".csv", ".vdb", ".txt")
+"""What nodes import."""
+CACHES: Final = (".bphys", ".vdb", ".uni", ".raw.gz", ".gz", ".npz", ".exr", ".json", ".blob", ".bobj.gz", ".obj")
+"""What caches and bakes are made of."""
+_DATABLOCKS: Final = {
+    "Image": "image",
+    "Library": "library",
+    "VFont": "font",
+    "bSound": "sound",
+    "MovieClip": "movie",
+    "CacheFile": "cache",
+    "Volume": "volume",
+}
+_FIELDS: Final = {
+    "CacheFileLayer": ("layer", "filepath"),
+    "MeshCacheModifierData": ("mesh cache", "filepath"),
+    "NodeShaderTexIES": ("light profile", "filepath"),
+    "NodeShaderScript": ("shader", "filepath"),
+    "CustomDataExternal": ("displacement", "filename"),
+    "Camera": ("shader", "custom_filepath"),
+    "ImageView": ("image", "filepath"),
+}
+"""Structs that name one file in one field."""
+_NAMING_KINDS: Final = dict.fromkeys(
+    (
+        *(*_DATABLOCKS, *_FIELDS, "Scene", "FileGlobal", "Sequence", "Strip", "StripElem", "SceneRenderView"),
+        *("PointCache", "OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake", "bNode"),
+        "bNodeSocketValueString",
+        "IDProperty",
+    ),
+    "",
+)
+"""The structs that name files."""
 MOST_SCENES, MOST_TOLD = 64, 500
 """MOST_TOLD: names of files that an answer lists; a warning has the number of the others."""
 
@@ -21,7 +71,6 @@ _FORMATS: Final[Mapping[int, str]] = (
     | {22: "TIFF", 23: "OPEN_EXR", 24: "FFMPEG", 26: "CINEON", 27: "DPX", 28: "OPEN_EXR_MULTILAYER"}
     | {30: "JP2", 35: "WEBP", 36: "AVIF"}
 )
-_SHOWN: Final = 5
 _SEQUENCER, _MULTIVIEW = 1 << 0, 1 << 21
 """Of a scene's render modes: its sequencer is shown, if it has strips; it has views."""
 _MOST_VIEWS: Final = 64
@@ -32,10 +81,8 @@ _EMITTER, _NO_PHYSICS = 0, 0
 """Type of a particle system, and its kind of physics."""
 _RENDERED: Final = 1 << 1
 """Mode of a modifier."""
-_BAKED, _EXTERNAL = 1 << 0, 1 << 9
+_BAKED, _ON_DISK, _EXTERNAL = 1 << 0, 1 << 6, 1 << 9
 """Flags of a point cache."""
-_DATA_BAKED: Final = 1 << 1
-"""Flag of a fluid's cache."""
 _SIMULATION, _GROUP = "GeometryNodeSimulationOutput", "GeometryNodeGroup"
 _POINT_CACHES: Final = {
     "ClothModifierData": ("cloth", "*point_cache"),
@@ -44,7 +91,7 @@ _POINT_CACHES: Final = {
 }
 _LAST_FIELDS: Final = {"Object": "type", "Collection": "id", "bNodeTree": "id", "ParticleSettings": "phystype"}
 KINDS: Final = {
-    **PATHS,
+    **_NAMING_KINDS,
     **dict.fromkeys((*_POINT_CACHES, "PointCache", "ParticleSystem", "FluidDomainSettings", "RigidBodyWorld"), ""),
     **dict.fromkeys(("RigidBodyWorld_Shared", "CollectionObject", "CollectionChild", "ViewLayer"), ""),
     **dict.fromkeys(("NodesModifierData", "NodesModifierBake", "bNode"), ""),
@@ -59,81 +106,16 @@ _MOST_PROPERTIES: Final = 10_000
 """Properties of one group that are looked at; their list may lead in a circle."""
 
 
-def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
-    """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
-    (names of files that are there, at most so many), `missing` (that are not), `outside` (as the scene names them) and
-    `whole_paths` (whether a file that is there was named so).
+class Named(NamedTuple):
+    """A file as the scene names it. `many`: it is one of a `sequence` or of `tiles`, or it is a `folder`; `needed`:
+    without it the picture would be another; else it travels when it is there; `pictures`: so many were in the sequence
+    when the scene was saved (0: not known)."""
 
-    `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
-    well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
-    """
-    left = Left()
-    needed = Needed(files, left)
-    try:
-        facts = _followed(scene, files, needed, left)
-    except BrokenScene as error:
-        return {"broken": str(error)}
-    missing, outside, warnings = list(needed.missing), list(needed.outside), facts["warnings"]
-    for path in outside[:_SHOWN]:
-        warnings.append(f"{path} lies outside of the scene's folder: {_OUTSIDE}")
-    if len(outside) > _SHOWN:
-        warnings.append(f"so do {several(outside[_SHOWN:])}")
-    if len(missing) > MOST_TOLD:
-        warnings.append(f"not there either: {several(missing[MOST_TOLD:])}")
-    inputs = [one for one in needed.there if one != scene]
-    if len(inputs) > most_inputs > 0:
-        left.skip(f"more than {most_inputs:,} files that the scene needs", *inputs[most_inputs:])
-    warnings += [*needed.warnings(), *left.warnings()]
-    named = {
-        "missing": missing[:MOST_TOLD],
-        "outside": outside[: most_inputs or MOST_TOLD],
-        "whole_paths": needed.whole_paths,
-    }
-    shown: dict[str, Any] = _shown({"facts": facts, **named})
-    return {**shown, "inputs": inputs[:most_inputs]}
-
-
-def _shown(value: Any) -> Any:
-    """The same without what is no text: names in bytes of no encoding."""
-    if isinstance(value, dict):
-        return {name: _shown(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_shown(one) for one in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
-
-
-_OUTSIDE: Final = (
-    "machines get it with --pack, or with --folder DIR for a folder that holds both and, in Blender, "
-    "File > External Data > Make Paths Relative"
-)
-
-
-def _followed(scene: str, files: str | Mapping[str, str], needed: Needed, left: Left) -> dict[str, Any]:
-    """The facts of a scene; what it and its libraries name is looked for."""
-    facts: dict[str, Any] = {}
-    todo, seen = [scene], {scene}
-    while todo:
-        name = todo.pop()
-        path = posixpath.join(files, name) if isinstance(files, str) else files.get(name, "")
-        if facts and not path:
-            continue
-        try:
-            blend = opened(path, KINDS, name, left)
-            with understood():
-                named = list(named_files(blend, name))
-                facts = facts or _facts(blend, named)
-        except BrokenScene as error:
-            told = f"its library {name} is broken: {error}" if facts else str(error)
-            raise BrokenScene(told) from error
-        for library in needed.look(name, named):
-            if library in seen:
-                continue
-            if len(seen) > needed_files.MOST_LIBRARIES:
-                left.skip(f"more than {needed_files.MOST_LIBRARIES} libraries", library)
-                continue
-            seen.add(library)
-            todo.append(library)
-    return facts
+    kind: str
+    path: str
+    many: str = ""
+    needed: bool = True
+    pictures: int = 0
 
 
 def read(path: str, name: str = "") -> dict[str, Any]:
@@ -142,14 +124,14 @@ def read(path: str, name: str = "") -> dict[str, Any]:
     left = Left()
     blend = opened(path, KINDS, name, left)
     with understood():
-        facts = _facts(blend, list(named_files(blend, name)))
+        facts = facts_of(blend, list(named_files(blend, name)))
     facts["warnings"] += left.warnings()
     return facts
 
 
-def _facts(blend: Blend, named: list[Named]) -> dict[str, Any]:
+def facts_of(blend: Blend, named: list[Named]) -> dict[str, Any]:
     facts: dict[str, Any] = {"size": blend.size, "version": blend.version}
-    if blend.dna is None:
+    if blend.layout is None:
         warnings = ["what it holds can't be read here: it is too new"] if blend.too_new else []
         return {**facts, "scenes": [], "external": [], "external_count": 0, "unbaked": [], "warnings": warnings}
     dna = blend.dna
@@ -169,14 +151,12 @@ def _facts(blend: Blend, named: list[Named]) -> dict[str, Any]:
 def _shows_strips(blend: Blend, scene: Block) -> bool:
     """Whether the frames of a scene are those of its sequencer, which needs no camera."""
     dna = blend.dna
-    assert dna is not None
     strips = any(one.owner == scene.owner for one in blend.all("Sequence"))
     return strips and bool(dna.first(scene, ("r", "scemode")) & _SEQUENCER)
 
 
 def _scene(blend: Blend, block: Block) -> dict[str, Any]:
     dna = blend.dna
-    assert dna is not None
     whole = {"start": "sfra", "end": "efra", "step": "frame_step", "width": "xsch", "height": "ysch", "percent": "size"}
     base, rate = dna.get(block, "r", "frs_sec_base"), dna.get(block, "r", "frs_sec")
     return {
@@ -204,7 +184,6 @@ def _exact(rate: int, base: float) -> Fraction:
 def _first_view(blend: Blend, block: Block) -> str:
     """The suffix of the first view of a stereo scene whose frames are a file for each view; "" for others."""
     dna = blend.dna
-    assert dna is not None
     if not dna.first(block, ("r", "scemode")) & _MULTIVIEW or dna.first(block, ("r", "im_format", "views_format")):
         return ""
     both_eyes = dna.first(block, ("r", "views_format")) == 0
@@ -220,7 +199,6 @@ def _first_view(blend: Blend, block: Block) -> str:
 
 def view_layers(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's view layers."""
-    assert blend.dna is not None
     found = [one for one in blend.all("ViewLayer") if one.owner == scene.owner]
     return [str(blend.dna.get(one, "name")) for one in found[:MOST_NAMES]]
 
@@ -228,7 +206,6 @@ def view_layers(blend: Blend, scene: Block) -> list[str]:
 def cameras(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's cameras, the one that it uses first."""
     dna = blend.dna
-    assert dna is not None
     used, members = dna.get(scene, "*camera"), objects_of(blend, scene)
     found = [one for one in blend.all("Object") if one.code == "OB" and one.address in members | {used}]
     found = [one for one in found if dna.get(one, "type") == _CAMERA]
@@ -238,7 +215,6 @@ def cameras(blend: Blend, scene: Block) -> list[str]:
 def objects_of(blend: Blend, scene: Block) -> set[int]:
     """The addresses of the objects in a scene's collections."""
     dna = blend.dna
-    assert dna is not None
     members, children = dict[str, set[int]](), dict[str, set[int]]()
     for one in blend.all("CollectionObject"):
         members.setdefault(one.owner, set()).add(dna.get(one, "*ob"))
@@ -270,7 +246,6 @@ def unbaked(blend: Blend, scene: Block) -> list[str]:
 def _simulations(blend: Blend) -> Iterator[tuple[str, str]]:
     """What is simulated, and the datablock to which it belongs."""
     dna = blend.dna
-    assert dna is not None
     for struct, (kind, field) in _POINT_CACHES.items():
         for one in blend.all(struct):
             if _is_rendered(blend, one) and _is_cold(blend, dna.first(one, (field,))):
@@ -282,25 +257,23 @@ def _simulations(blend: Blend) -> Iterator[tuple[str, str]]:
         if _is_cold(blend, dna.get(system, "*pointcache")):
             yield "particles", system.owner
     for fluid in blend.all("FluidDomainSettings"):
-        if not dna.first(fluid, ("cache_flag",)) & _DATA_BAKED:
+        if not is_fluid_baked(blend, fluid):
             yield "fluid", fluid.owner
     yield from _simulation_nodes(blend)
 
 
 def _is_rendered(blend: Blend, block: Block) -> bool:
-    assert blend.dna is not None
     return not blend.dna.has(block, "modifier", "mode") or bool(blend.dna.get(block, "modifier", "mode") & _RENDERED)
 
 
 def _is_cold(blend: Blend, address: int) -> bool:
     """Whether a point cache is there and was not baked."""
     cache = blend.at(address, "PointCache")
-    return cache is not None and blend.dna is not None and not blend.dna.get(cache, "flag") & (_BAKED | _EXTERNAL)
+    return cache is not None and not blend.dna.get(cache, "flag") & (_BAKED | _EXTERNAL)
 
 
 def _rigid_bodies(blend: Blend) -> Iterator[str]:
     dna = blend.dna
-    assert dna is not None
     for world in blend.all("RigidBodyWorld"):
         shared = blend.at(dna.first(world, ("*shared",)), "RigidBodyWorld_Shared")
         cache = dna.get(shared, "*pointcache") if shared is not None else dna.first(world, ("*pointcache",))
@@ -311,7 +284,6 @@ def _rigid_bodies(blend: Blend) -> Iterator[str]:
 def _simulation_nodes(blend: Blend) -> Iterator[tuple[str, str]]:
     """Simulation zones in geometry nodes whose states are kept nowhere."""
     dna = blend.dna
-    assert dna is not None
     inner = dict[str, set[int]]()
     simulate = set[str]()
     for node in blend.all("bNode"):
@@ -335,7 +307,6 @@ def _simulation_nodes(blend: Blend) -> Iterator[tuple[str, str]]:
 
 def _has_bakes(blend: Blend, modifier: Block) -> bool:
     dna = blend.dna
-    assert dna is not None
     bakes = blend.at(dna.first(modifier, ("*bakes",)), "NodesModifierBake")
     each = list(blend.each(bakes)) if bakes is not None else []
     kept = [dna.first(one, ("*packed",)) or dna.first(one, ("bake_size",)) > 0 for one in each]
@@ -346,7 +317,6 @@ def device_of(blend: Blend, scene: Block) -> str:
     """`gpu` when the scene asks for graphics cards, else "". It is no field of the scene but a setting of the add-on
     Cycles among the scene's properties: in a group `cycles`, a number `device`, only where somebody changed it."""
     dna = blend.dna
-    assert dna is not None
     for root in _ROOTS:
         group = blend.at(dna.get(scene, "id", root), "IDProperty") if dna.has(scene, "id", root) else None
         cycles = _member(blend, group, "cycles")
@@ -359,10 +329,145 @@ def device_of(blend: Blend, scene: Block) -> str:
 def _member(blend: Blend, group: Block | None, name: str) -> Block | None:
     """The property of this name in a group."""
     dna = blend.dna
-    assert dna is not None
     found = None if group is None else blend.at(dna.get(group, "data", "group", "*first"), "IDProperty")
     for _ in range(_MOST_PROPERTIES):
         if found is None or dna.get(found, "name") == name:
             return found
         found = blend.at(dna.get(found, "*next"), "IDProperty")
     return None
+
+
+def named_files(blend: Blend, scene: str) -> Iterator[Named]:
+    """Everything that a file names. `scene`: its own name, after which Blender calls the folder of its caches."""
+    if blend.layout is None:
+        return
+    parts = (_datablocks, _single_files, _strips, _caches, _node_bakes, _imports)
+    for part in parts:
+        for one in part(blend, scene):
+            path = one.path.replace("\\", "/")
+            if path.strip("/"):
+                server = one.path.startswith("\\\\")  # `//` is what is seen from the scene
+                yield one._replace(path=f"\\\\{path[2:]}" if server else path)
+
+
+def cache_folder(scene: str) -> str:
+    """Where Blender keeps the caches of a scene that lie on the disk."""
+    return f"blendcache_{posixpath.splitext(posixpath.basename(scene))[0]}"
+
+
+def _datablocks(blend: Blend, _scene: str) -> Iterator[Named]:
+    dna = blend.dna
+    for struct, kind in _DATABLOCKS.items():
+        for block in blend.all(struct):
+            if len(block.code) != 2:
+                continue
+            path = str(dna.first(block, ("name",), ("filepath",)))
+            packed = dna.first(block, ("packedfiles", "*first"), ("*packedfile",))
+            source = dna.first(block, ("source",)) if struct in ("Image", "MovieClip") else 0
+            if struct == "MovieClip":
+                many = "sequence" if source == _CLIP_SEQUENCE else ""
+                yield from _proxies(blend, block)
+            else:
+                many = _MANY.get(source, "") or ("sequence" if dna.first(block, ("is_sequence",)) else "")
+            generated = struct == "Image" and source in (_GENERATED, _VIEWER)
+            if path != "<builtin>" and not packed and not generated:
+                pictures = dna.first(block, ("len",)) if struct == "MovieClip" and many else 0
+                yield Named(kind, path, many, pictures=pictures)
+
+
+def _proxies(blend: Blend, clip: Block) -> Iterator[Named]:
+    dna = blend.dna
+    if dna.first(clip, ("flag",)) & _CLIP_OWN_PROXIES == _CLIP_OWN_PROXIES:
+        yield Named("proxies", str(dna.first(clip, ("proxy", "dir"))), "folder", needed=False)
+
+
+def _single_files(blend: Blend, _scene: str) -> Iterator[Named]:
+    dna = blend.dna
+    for struct, (kind, field) in _FIELDS.items():
+        for block in blend.all(struct):
+            if dna.has(block, field):
+                yield Named(kind, str(dna.get(block, field)))
+
+
+def _strips(blend: Blend, _scene: str) -> Iterator[Named]:
+    """Every picture of a strip, and those of its other eyes."""
+    dna = blend.dna
+    suffixes = {str(dna.get(view, "suffix")) for view in blend.all("SceneRenderView")}
+    for strip in blend.all("Sequence"):
+        kind, flag = dna.get(strip, "type"), dna.get(strip, "flag")
+        shown = blend.at(dna.get(strip, "*strip"), "Strip")
+        if kind not in (_IMAGES, _MOVIE) or shown is None:
+            continue
+        elements = blend.at(dna.get(shown, "*stripdata"), "StripElem")
+        for element in blend.each(elements) if elements is not None else ():
+            path = posixpath.join(
+                str(dna.get(shown, "dir")).replace("\\", "/"), str(dna.first(element, ("name",), ("filename",)))
+            )
+            views = (
+                _other_views(path, suffixes) if flag & _VIEWS and not dna.first(strip, ("views_format",)) else [path]
+            )
+            yield from (Named("strip", one, needed=not flag & _MUTED) for one in views)
+            if kind == _MOVIE:
+                break
+
+
+def _other_views(path: str, suffixes: set[str]) -> list[str]:
+    """A picture of one eye, and those of the others."""
+    stem, extension = posixpath.splitext(path)
+    own = next((one for one in sorted(suffixes, key=len, reverse=True) if one and stem.endswith(one)), "")
+    return [f"{stem.removesuffix(own)}{one}{extension}" for one in sorted(suffixes)] if own else [path]
+
+
+def _caches(blend: Blend, scene: str) -> Iterator[Named]:
+    dna = blend.dna
+    for cache in blend.all("PointCache"):
+        flag = dna.get(cache, "flag")
+        if flag & _EXTERNAL:
+            yield Named("simulation", str(dna.get(cache, "path")), "folder")
+        elif flag & _ON_DISK:
+            yield Named("simulation", f"//{cache_folder(scene)}", "folder", needed=bool(flag & _BAKED))
+    for ocean in blend.all("OceanModifierData"):
+        yield Named("ocean", str(dna.get(ocean, "cachepath")), "folder", needed=bool(dna.first(ocean, ("cached",))))
+    for fluid in blend.all("FluidDomainSettings"):
+        yield Named("fluid", str(dna.get(fluid, "cache_directory")), "folder", needed=is_fluid_baked(blend, fluid))
+
+
+def is_fluid_baked(blend: Blend, fluid: Block) -> bool:
+    """Whether a domain's data were baked, so that Blender only reads them."""
+    return bool(blend.dna.first(fluid, ("cache_flag",)) & _FLUID_BAKED)
+
+
+def _node_bakes(blend: Blend, _scene: str) -> Iterator[Named]:
+    """Bakes of geometry nodes that lie on the disk: of one node, or of all of a modifier."""
+    dna = blend.dna
+    for modifier in blend.all("NodesModifierData"):
+        whole, _ = blend.texts.get(dna.first(modifier, ("*simulation_bake_directory",), ("*bake_directory",)), ("", ""))
+        yield Named("bake", whole, "folder", needed=False)
+        bakes = blend.at(dna.first(modifier, ("*bakes",)), "NodesModifierBake")
+        for bake in blend.each(bakes) if bakes is not None else ():
+            own, _ = blend.texts.get(dna.get(bake, "*directory"), ("", ""))
+            target = dna.first(bake, ("bake_target",)) or dna.first(modifier, ("bake_target",))
+            on_disk = target == _DISK or not dna.has(bake, "bake_target")
+            folder = own if dna.get(bake, "flag") & _OWN_FOLDER else posixpath.join(whole, str(dna.get(bake, "id")))
+            if on_disk and folder and (own or whole):
+                yield Named("bake", folder, "folder", needed=bool(dna.first(bake, ("bake_size",))))
+
+
+def _imports(blend: Blend, _scene: str) -> Iterator[Named]:
+    """Files that nodes import: what stands in a socket for paths, and any text that may have come to it on another way
+    (a group's input, a text node, a property)."""
+    dna = blend.dna
+    imports = any(str(dna.first(node, ("idname",))).startswith("GeometryNodeImport") for node in blend.all("bNode"))
+    for socket in blend.all("bNodeSocketValueString"):
+        path = str(dna.get(socket, "value"))
+        if dna.first(socket, ("subtype",)) == _FILE_PATH:
+            yield Named("import", path)
+        elif _looks_like_path(path):
+            yield Named("import", path, needed=imports and path.casefold().endswith(_GEOMETRY))
+    for text, _ in blend.texts.values():
+        if _looks_like_path(text):
+            yield Named("text", text, needed=imports and text.casefold().endswith(_GEOMETRY))
+
+
+def _looks_like_path(text: str) -> bool:
+    return re.match(r"//|/|\\\\|[A-Za-z]:[\\/]", text) is not None and len(text) < 1024

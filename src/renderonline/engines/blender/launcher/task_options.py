@@ -1,9 +1,10 @@
 """What a task sets beyond Blender's own options: in the environment, "" for what the scene says. The template stays a
 command line that any Blender understands.
 
-`EngineNames` chooses the render engine, `SceneOptions` scene, camera, view layer and size, `Devices` what Cycles renders
-on: the graphics cards that it may use, or the processor (R16 No false success). Blender keeps that choice in a person's
-preferences, which have no place in a render: without this, Cycles renders on the processor whatever the scene says.
+`EngineNames` chooses the render engine, `SceneOptions` scene, camera, view layer and size, `Devices` what Cycles
+renders on: the graphics cards that it may use, or the processor (R16 No false success). Blender keeps that choice in a
+person's preferences, which have no place in a render: without this, Cycles renders on the processor whatever the scene
+says.
 """
 
 import ctypes
@@ -204,8 +205,8 @@ class Devices:
         return self._asked == "gpu" or (bool(self._given) and self._asked != "cpu")
 
     def choose(self, scene: Any) -> None:
-        """Have Cycles render on the device that was asked for, and print which one that is. Other scenes are chosen for too: the sequencer and the
-        compositor render them. Raises `NoDevice`."""
+        """Have Cycles render on the device that was asked for, and print which one that is; in other scenes too, for
+        the sequencer and the compositor render them. Raises `NoDevice`."""
         if scene.render.engine in DRAWING:
             self._look_at_drawing(DRAWING[scene.render.engine])
         scenes = [one for one in self._bpy.data.scenes if one.render.engine == "CYCLES"]
