@@ -14,7 +14,7 @@ from unittest import mock
 
 import aiohttp
 
-from renderonline.engines.loading import shipped
+from renderonline.engines.definition import shipped
 from renderonline.renderapi.main import READY_FILE, serve
 from renderonline.renderapi.settings import Settings, load_settings
 from renderonline.rnoclient import WEB_PAGE

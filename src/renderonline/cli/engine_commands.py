@@ -84,7 +84,7 @@ def add(
     download_path: str | None = option("DIRECTORY", "Where RenderAPI keeps its tasks' files."),
 ) -> Output:
     """Add an engine to the farm, from its definition (administrators)."""
-    from renderonline.engines.loading import doubts, parse_definition
+    from renderonline.engines.definition import doubts, parse_definition
 
     text = _read(file)
     made = client.admin.add_engine(text, download_path)
@@ -165,7 +165,7 @@ def _read(file: Path) -> str:
 
 def engines_here() -> list[dict[str, str]]:
     """Return the engines that a machine on this computer would offer."""
-    from renderonline.engines.loading import parse_definition, shipped
+    from renderonline.engines.definition import parse_definition, shipped
 
     found = _installed({name: parse_definition(text) for name, text in shipped().items()})
     return [{"name": engine.name, "version": engine.version, "command": " ".join(engine.prefix)} for engine in found]
@@ -181,7 +181,7 @@ def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine
 def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict[str, Any]:
     """The command of a task's first chunk by this definition. Raises `InvalidRequest` for a wrong definition."""
     from renderonline.engines import command_lines as lines
-    from renderonline.engines.loading import parse_definition
+    from renderonline.engines.definition import parse_definition, template_words
     from renderonline.farm.arguments import check_value
     from renderonline.farm.frames import cut, parse_frames
 
@@ -195,7 +195,7 @@ def _checked(text: str, scene: str, frames: str, values: dict[str, str]) -> dict
             check_value(argtype, checked[argtype.argtype_id])
     command = lines.build(
         definition,
-        lines.template_words(definition),
+        template_words(definition),
         filled,
         chunk=cut(wanted, definition.chunk_size)[0] if wanted else None,
         task_frames=wanted,

@@ -7,28 +7,29 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
-from renderonline.engines.definition import MISSING, EngineDefinition, Outputs, ReadingRules
+from renderonline.engines.definition import (
+    MISSING,
+    SCENE_DIRECTORY,
+    TASK_FIRST_FRAME,
+    TASK_LAST_FRAME,
+    EngineDefinition,
+    Outputs,
+    ReadingRules,
+    template_words,
+)
 from renderonline.farm.arguments import (
     OUTPUT_DIRECTORY,
     UPLOADED_FILE,
     ArgType,
     fill,
     placeholders,
-    split,
-    strip_program,
 )
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import LARGEST_FRAME, MAX_FRAMES, FrameRange, cut
 from renderonline.farm.result_names import padded
 from renderonline.protocol.link import ExpectedOutput
-
-SCENE_DIRECTORY: Final = "@scene_directory"
-TASK_FIRST_FRAME: Final = "@task_first_frame"
-TASK_LAST_FRAME: Final = "@task_last_frame"
-FARM_VALUES: Final = frozenset({UPLOADED_FILE, SCENE_DIRECTORY, OUTPUT_DIRECTORY, TASK_FIRST_FRAME, TASK_LAST_FRAME})
-"""The values that the farm itself gives to a template."""
 
 _WHOLE_NUMBER = re.compile(r"-?\d{1,10}", re.ASCII)
 _PIXELS = re.compile(r"\d{1,6}", re.ASCII)
@@ -43,11 +44,6 @@ class Command:
     expected: tuple[ExpectedOutput, ...] = ()
     frames: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def template_words(definition: EngineDefinition) -> tuple[str, ...]:
-    """The template's words without a leading name of the program."""
-    return strip_program(split(definition.template), (definition.name, *definition.executables))
 
 
 def argtypes(definition: EngineDefinition) -> tuple[ArgType, ...]:

@@ -1,20 +1,51 @@
 """An engine's definition: about twenty lines of TOML that say how to speak to a renderer.
 
-Understanding what an engine prints: progress, warnings, failures; line by line, by the definition's rules.
-
-It runs on the machine, on output that a user's scene decides: lines are cut before any pattern sees them, numbers are
-bounded, and progress never goes back.
+They are read strictly. A definition comes from an administrator, but it decides what runs on every machine: a misspelt
+key that was silently ignored would be noticed on the farm only, so what is not understood is refused and named.
 """
 
-import math
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from importlib import resources
+from typing import Any, Final, get_args, get_type_hints
 
+from renderonline.farm.arguments import (
+    OUTPUT_DIRECTORY,
+    TYPES,
+    UPLOADED_FILE,
+    ArgType,
+    check_value,
+    placeholders,
+    split,
+    strip_program,
+)
+from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.result_names import NOTHING_MORE, MoreResults
+from renderonline.protocol.link import from_wire
+from renderonline.sandbox.box import is_plain_directory
 
+SCENE_DIRECTORY: Final = "@scene_directory"
+TASK_FIRST_FRAME: Final = "@task_first_frame"
+TASK_LAST_FRAME: Final = "@task_last_frame"
+FARM_VALUES: Final = frozenset({UPLOADED_FILE, SCENE_DIRECTORY, OUTPUT_DIRECTORY, TASK_FIRST_FRAME, TASK_LAST_FRAME})
+"""The values that the farm itself gives to a template."""
+LONGEST_DEFINITION: Final = 64 * 1024
+SPLITS: Final = ("frames", "none")
+CONSTANTS: Final = ("fail", "warn")
+STOP_SIGNALS: Final = ("SIGINT", "SIGKILL", "SIGTERM")
+REFUSED_VARIABLES: Final = frozenset({"LD_PRELOAD", "LD_AUDIT", "PYTHONSTARTUP"})
+LOADERS: Final = ("LD_", "PYTHON")
+"""What the variables of the system's loader and of Python begin with."""
+MOST_MORE_FILES: Final = 10_000
+MOST_MORE_MIB: Final = 1 << 20
+LONGEST_CHECK_S: Final = 30.0
+FAILURE_CLASS: Final = "[a-z_]{1,40}"
+LONGEST_LINE: Final = 2_000
+"""Characters of a line of output that are looked at."""
 FACT_READERS: Final[Mapping[str, str]] = {"blender": "renderonline.engines.blender.needed_files:survey"}
 """Who can read what a scene says of itself: a definition's `facts` -> the function, for `storage.confined`."""
 SCENE_FACTS: Final = ("start", "end", "step", "width", "height", "percent", "fps", "engine", "format", "view")
@@ -184,182 +215,214 @@ class EngineDefinition:
     requirements: Needs = NOTHING
 
 
-LONGEST_LINE: Final = 2_000
-"""Characters of a line that are looked at."""
-
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Za-z0-9])")
-_LARGEST: Final = 1e9
-
-Compiled = tuple[tuple[re.Pattern[str], str], ...]
-Told = dict[str, tuple[str, ...]]
-"""Kind of a progress pattern -> the groups of its match."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputReading:
-    """What one line told; None and "" where it told nothing. `fraction` is of the whole attempt (0-1), `remaining_s` of
-    the frame that is being rendered, in seconds; `failure` is the failure class and the line, `reason` why the engine
-    says that it ends, `device` what it renders on."""
-
-    fraction: float | None = None
-    frame: int | None = None
-    remaining_s: float | None = None
-    saved: str | None = None
-    warning: str | None = None
-    failure: tuple[str, str] | None = None
-    reason: str | None = None
-    device: str | None = None
-    message: str = ""
-
-    @property
-    def progress(self) -> bool:
-        """Whether the line told something of how far the engine is."""
-        return self.fraction is not None
-
-
-class OutputReader:
-    """Reads the output of one attempt that renders `frames`, in the order given."""
-
-    def __init__(self, rules: ReadingRules, frames: Sequence[int]) -> None:
-        self._progress = _compiled(rules.progress)
-        self._warnings = _compiled(rules.warnings)
-        self._failures = _compiled(rules.failures)
-        self._reasons = _compiled(rules.reasons)
-        self._frames = tuple(frames)
-        self._place: dict[float | None, int] = {frame: place for place, frame in enumerate(frames)}
-        self._index = 0
-        """The place of the frame that is being rendered."""
-        self._within = 0.0
-        """How much of that frame is done."""
-        self._fraction = 0.0
-        self._width = rules.wrapped
-        self._held = self._tail = ""
-        """A line that may go on in the next one, and the last piece of it."""
-
-    def lines(self, texts: Iterable[str]) -> Iterator[OutputReading]:
-        """What the next lines tell. Those that the engine broke at its width are one; a long line is held until the
-        next one, or `rest`, says that it is whole."""
-        for text in texts:
-            piece = _ESCAPES.sub("", text[:LONGEST_LINE]) if self._width else text
-            if self._held and self._goes_on(piece):
-                self._held, self._tail = (self._held + piece)[:LONGEST_LINE], piece
-                continue
-            yield from self.rest()
-            if self._width and len(piece) > self._width // 2:
-                self._held = self._tail = piece
-            else:
-                yield self.line(piece)
-
-    def rest(self) -> Iterator[OutputReading]:
-        """What the line tells that was held: nothing follows it."""
-        held, self._held = self._held, ""
-        if held:
-            yield self.line(held)
-
-    def _goes_on(self, piece: str) -> bool:
-        """Whether this piece belongs to the line before: a word that is too long is cut at the width (POV-Ray 3.7 may
-        lose a letter there); otherwise the line is broken before a space, where the next word has no room."""
-        word = re.match(r" [^ ]+", piece)
-        room = self._width - len(self._tail)
-        return room <= 1 or (word is not None and len(word[0]) > room)
-
-    def line(self, text: str) -> OutputReading:
-        """What `text` (one whole line, without its end) tells."""
-        text = _ESCAPES.sub("", text[:LONGEST_LINE]).strip()
-        if not text:
-            return OutputReading()
-        failure, reason = _first(self._failures, text), _told(self._reasons, text)
-        if failure is not None or reason is not None:
-            return OutputReading(failure=None if failure is None else (failure, text), reason=reason, message=text)
-        if (warning := _told(self._warnings, text)) is not None:
-            return OutputReading(warning=warning, message=text)
-        told = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
-        return self._advance(told, text) if told else OutputReading()
-
-    def _advance(self, told: Told, text: str) -> OutputReading:
-        """Take the line's facts: first which frame, then how far within it."""
-        place = self._place_of(told)
-        if place is not None and place != self._index:
-            self._index, self._within = place, 0.0
-        within = 1.0 if "saved" in told else _within(told)
-        if within is not None:
-            self._within = within
-        done = (self._index + self._within) / max(len(self._frames), 1)
-        self._fraction = max(self._fraction, min(done, 1.0))
-        return OutputReading(
-            fraction=self._fraction,
-            frame=self._frames[self._index] if self._frames else None,
-            remaining_s=seconds(told["remaining"][0]) if "remaining" in told else None,
-            saved=told["saved"][0] if "saved" in told else None,
-            device=told["device"][0] if "device" in told else None,
-            message=text,
-        )
-
-    def _place_of(self, told: Told) -> int | None:
-        if "frame" in told:
-            return self._place.get(_number(told["frame"][0]))
-        number = _number(told["frame_index"][0]) if "frame_index" in told else None
-        return int(number) - 1 if number is not None and 1 <= number <= len(self._frames) else None
-
-
-def failure_of_exit(rules: ReadingRules, exit_code: int) -> str:
-    """The failure class of an exit code other than 0, as far as it tells: the definition's, else `out_of_memory`
-    after SIGKILL (the kernel's way), `crash` after another signal, `error` otherwise.
-
-    Negative codes and those above 128 are signals, as Python and shells write them.
-    """
-    signal = -exit_code if exit_code < 0 else exit_code - 128
-    named = rules.exit_codes.get(str(exit_code)) or rules.exit_codes.get(str(128 + signal))
-    if named:
-        return named
-    if signal == 9:
-        return "out_of_memory"
-    return "crash" if signal > 0 else "error"
-
-
-def seconds(text: str) -> float | None:
-    """`12.5`, `01:02.50` or `1:02:03` in seconds; None when it is none of these."""
-    total = 0.0
-    for part in text.split(":"):
-        number = _number(part)
-        if number is None:
-            return None
-        total = total * 60 + number
-    return min(total, _LARGEST)
-
-
-def _within(told: Told) -> float | None:
-    """How much of the frame is done by this line, 0 to 1."""
-    whole: float | None = 1.0
-    if "fraction" in told:
-        done = _number(told["fraction"][0])
-    elif "percent" in told:
-        done, whole = _number(told["percent"][0]), 100.0
-    elif "samples" in told:
-        done, whole = _number(told["samples"][0]), _number(told["samples"][1])
-    else:
-        return None
-    return min(max(done / whole, 0.0), 1.0) if done is not None and whole else None
-
-
-def _number(text: str | None) -> float | None:
+def parse_definition(toml: str) -> EngineDefinition:
+    """The definition that `toml` holds. Raises `InvalidRequest` that names the line (TOML) or the field
+    (`arguments[2].type`) and what it should be."""
+    if len(toml) > LONGEST_DEFINITION:
+        raise InvalidRequest(f"An engine definition has at most {LONGEST_DEFINITION} characters.")
     try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
+        table = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"The engine definition is not valid TOML: {error}.") from None
+    _refuse_unknown(EngineDefinition, table, "")
+    try:
+        definition = from_wire(EngineDefinition, table)
+    except InvalidRequest as error:
+        where, _, what = error.message.removeprefix("EngineDefinition.").rstrip(".").partition(" ")
+        raise _wrong(where, what.replace("an object", "a table")) from None
+    definition = dataclasses.replace(definition, template=" ".join(definition.template.split()))
+    _check(definition)
+    try:
+        definition = dataclasses.replace(definition, requirements=definition.requirements.checked())
+    except InvalidRequest as error:
+        raise _wrong("requirements", f"can't be met. {error.message}".rstrip(".")) from None
+    return definition
 
 
-def _compiled(patterns: Sequence[Pattern]) -> Compiled:
-    return tuple((re.compile(pattern.regex), pattern.kind) for pattern in patterns)
+def shipped() -> dict[str, str]:
+    """The definitions that come with the program: engine name -> TOML."""
+    folder = resources.files("renderonline.engines") / "definitions"
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
+    return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
 
 
-def _told(patterns: Compiled, text: str) -> str | None:
-    """What the first pattern that matches tells: its first group, or without groups the line."""
-    found = next((match for regex, _ in patterns if (match := regex.search(text))), None)
-    return None if found is None else found[1] or text if found.re.groups else text
+def template_words(definition: EngineDefinition) -> tuple[str, ...]:
+    """The template's words without a leading name of the program."""
+    return strip_program(split(definition.template), (definition.name, *definition.executables))
 
 
-def _first(patterns: Compiled, text: str) -> str | None:
-    """The kind of the first pattern that matches."""
-    return next((kind for regex, kind in patterns if regex.search(text)), None)
+def _refuse_unknown(cls: Any, table: dict[str, Any], where: str) -> None:
+    """Refuse keys that are no fields of the dataclass `cls` or of the dataclasses in it."""
+    hints = get_type_hints(cls)
+    for key, value in table.items():
+        if key not in hints:
+            raise _wrong(f"{where}{key}", f"is not known; known here: {', '.join(sorted(hints))}")
+        inner = next((hint for hint in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(hint)), None)
+        numbered = {f"{key}[{number}]": entry for number, entry in enumerate(value)} if isinstance(value, list) else {}
+        for place, entry in (numbered or {key: value}).items():
+            if inner is not None and isinstance(entry, dict):
+                _refuse_unknown(inner, entry, f"{where}{place}.")
+
+
+def _check(definition: EngineDefinition) -> None:
+    """What the types can't say."""
+    plain_name = "has 1 to 50 of a-z, 0-9, _ and -, and begins with a letter"
+    _must_match(r"[a-z][a-z0-9_-]{0,49}", definition.name, "name", plain_name)
+    _must(definition.extensions, "extensions", 'names at least one, for instance [".blend"]')
+    for extension in definition.extensions:
+        _must_match(r"\.[a-zA-Z0-9]{1,16}", extension, "extensions", f"holds {extension!r}; it must look like .blend")
+    _check_regex("version_regex", definition.version_regex)
+    _must_be_one_of(SPLITS, definition.split, "split")
+    _must_be_one_of(("", *FACT_READERS), definition.facts, "facts")
+    _check_arguments(definition)
+    words = template_words(definition)
+    _must(words, "template", "is empty")
+    for unknown in sorted(placeholders(words) - {argument.id for argument in definition.arguments} - FARM_VALUES):
+        raise _wrong("template", f"uses $RENDERONLINE:{unknown}, which is not one of its arguments")
+    if definition.frames is not None:
+        _check_frames(definition, definition.frames)
+    elif definition.split == "frames":
+        raise _wrong("frames", "is missing: split = frames needs to know which arguments are the frame range")
+    if definition.outputs is not None:
+        _check_outputs(definition, definition.outputs)
+    _check_reading(definition.reading)
+    _check_environment("environment", definition.environment)
+    if definition.check is not None:
+        _check_check(definition.check)
+    for key in ("sandbox_read", "sandbox_write"):
+        for path in getattr(definition, key):
+            plain = "holds absolute directories without .. and placeholders, for instance /mnt/nas/tex"
+            _must(is_plain_directory(path), key, plain)
+    for key in ("stall_s", "time_s", "frame_time_s", "memory_mib", "chunk_size"):
+        _must(getattr(definition, key) >= 0, key, "must not be negative")
+
+
+def _check_check(check: SceneCheck) -> None:
+    version = "must be numbers with dots between them, such as 3.4"
+    _must_match(r"([0-9]{1,6}(\.[0-9]{1,6}){0,5})?", check.engine_version, "check.engine_version", version)
+    _must(check.environment, "check.environment", "must name a variable: without one the engine would render")
+    _check_environment("check.environment", check.environment)
+    _must(not placeholders(check.environment.values()), "check.environment", "must not hold placeholders")
+    _must(0 < check.time_s <= LONGEST_CHECK_S, "check.time_s", f"must be more than 0 and at most {LONGEST_CHECK_S:g}")
+
+
+def _check_environment(field: str, environment: Mapping[str, str]) -> None:
+    """What decides which code a program loads is not a definition's, and still less a task's, to say."""
+    for name, value in environment.items():
+        where = f"{field}.{name}"
+        _must(name.upper() not in REFUSED_VARIABLES, where, "makes programs load code of its choice and is refused")
+        given = placeholders((value,)) and name.upper().startswith(LOADERS)
+        _must(not given, where, "decides what code is loaded, so it must not hold a placeholder")
+
+
+def doubts(definition: EngineDefinition) -> tuple[str, ...]:
+    """What is taken but may be a mistake, a sentence each."""
+    names = [name for name in definition.environment if name.upper().startswith(LOADERS)]
+    return tuple(f"{name} in its environment decides what code the engine loads; is it needed?" for name in names)
+
+
+def _check_arguments(definition: EngineDefinition) -> None:
+    seen: set[str] = set()
+    for index, argument in enumerate(definition.arguments):
+        where = f"arguments[{index}]"
+        _must_match(r"[A-Za-z0-9_]{1,50}", argument.id, f"{where}.id", "has 1 to 50 of A-Z, a-z, 0-9 and _")
+        _must(argument.id not in seen, f"{where}.id", f"repeats {argument.id}")
+        seen.add(argument.id)
+        _must_be_one_of(TYPES, argument.type, f"{where}.type")
+        _must_be_one_of(("", *SCENE_FACTS), argument.fact, f"{where}.fact")
+        _check_regex(f"{where}.regex", argument.regex)
+        given = () if argument.default is None else (argument.default,)
+        for value in (*argument.choices, *given):
+            check_value(ArgType(argument.id, argument.type, argument.regex), value)
+        if argument.choices:
+            _must({*given} <= {*argument.choices}, f"{where}.default", "must be one of the choices")
+
+
+def _check_frames(definition: EngineDefinition, frames: FrameArguments) -> None:
+    types = {argument.id: argument.type for argument in definition.arguments}
+    names = {"frames.first": frames.first, "frames.last": frames.last, "frames.step": frames.step or frames.first}
+    for key, name in names.items():
+        _must(name in types, key, f"names {name!r}, which is not one of the arguments")
+        _must(types[name] in {"natural", "integer"}, key, "must be an argument of type natural or integer")
+    low, high = frames.smallest, frames.largest
+    _must(low is None or high is None or low <= high, "frames.largest", "must not be less than frames.smallest")
+
+
+def _check_outputs(definition: EngineDefinition, outputs: Outputs) -> None:
+    one_run = definition.frames is None or len(re.findall(r"#+", outputs.pattern)) == 1
+    _must(one_run, "outputs.pattern", "must have exactly one run of # for the frame number")
+    known = {"", *(argument.id for argument in definition.arguments)}
+    _must_be_one_of(known, outputs.suffix_argument, "outputs.suffix_argument")
+    _must_be_one_of(known, outputs.width_argument, "outputs.width_argument")
+    _must_be_one_of(known, outputs.height_argument, "outputs.height_argument")
+    _check_more(outputs.more)
+    bare = outputs.pattern.replace("{extension}", "x", 1)
+    plain_file = "must be a plain file name of letters, digits, _ . - and #"
+    _must_match(r"[A-Za-z0-9_#][A-Za-z0-9_.#-]{0,99}", bare, "outputs.pattern", plain_file)
+    if bare == outputs.pattern:
+        return
+    extensions = {"extension": outputs.extension}
+    if name := outputs.format_argument:
+        choices = {argument.id: argument.choices or (name,) for argument in definition.arguments}
+        _must(name in choices, "outputs.format_argument", "is not one of the arguments")
+        chosen = {choice: outputs.extensions.get(choice, outputs.extension) for choice in choices[name]}
+        extensions = {f"extensions.{choice}": extension for choice, extension in chosen.items()}
+    for where, extension in extensions.items():
+        without_dot = "must be an extension without the dot, for instance png"
+        _must_match(r"[a-zA-Z0-9]{1,16}", extension, f"outputs.{where}", without_dot)
+
+
+def _check_more(more: MoreResults) -> None:
+    for key in ("take", "leave"):
+        for pattern in getattr(more, key):
+            plain = f"holds {pattern[:50]!r}; it must be a file name's pattern of at most 100 characters, such as *.svg"
+            _must_match(r"[^\\\x00-\x1f]{1,100}", pattern, f"outputs.more.{key}", plain)
+    for key, most in (("files", MOST_MORE_FILES), ("mib", MOST_MORE_MIB)):
+        _must(0 < getattr(more, key) <= most, f"outputs.more.{key}", f"must be from 1 to {most}")
+
+
+def _check_reading(reading: ReadingRules) -> None:
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(PROGRESS_KINDS.items()))
+    for key in ("progress", "warnings", "failures", "reasons"):
+        for index, pattern in enumerate(getattr(reading, key)):
+            where = f"reading.{key}[{index}]"
+            groups = _check_regex(f"{where}.regex", pattern.regex)
+            if key == "progress":
+                fits = PROGRESS_KINDS.get(pattern.kind, groups + 1) <= groups
+                _must(fits, f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
+            elif key == "warnings":
+                _must_be_one_of(("", MISSING), pattern.kind, f"{where}.kind")
+            elif key == "failures":
+                named = "must name the failure class, for instance scene"
+                _must_match(FAILURE_CLASS, pattern.kind, f"{where}.kind", named)
+    _must(0 <= reading.wrapped <= LONGEST_LINE, "reading.wrapped", f"must be from 0 to {LONGEST_LINE} columns")
+    _must_be_one_of(CONSTANTS, reading.constant, "reading.constant")
+    _must_be_one_of(STOP_SIGNALS, reading.stop_signal, "reading.stop_signal")
+    for code, kind in reading.exit_codes.items():
+        maps = "maps an exit code to a failure class"
+        _must_match(rf"\d{{1,3}} {FAILURE_CLASS}", f"{code} {kind}", "reading.exit_codes", maps)
+
+
+def _check_regex(where: str, regex: str) -> int:
+    """How many groups it has."""
+    try:
+        return re.compile(regex).groups
+    except re.error as error:
+        raise _wrong(where, f"is not a regular expression: {error}") from None
+
+
+def _must(holds: object, field: str, what: str) -> None:
+    if not holds:
+        raise _wrong(field, what)
+
+
+def _must_match(pattern: str, text: str, field: str, what: str) -> None:
+    _must(re.fullmatch(pattern, text), field, what)
+
+
+def _must_be_one_of(choices: Collection[str], value: str, field: str) -> None:
+    _must(value in choices, field, f"must be one of {', '.join(sorted(choices))}")
+
+
+def _wrong(field: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"Field {field} of the engine definition {what}.")

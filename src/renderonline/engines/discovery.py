@@ -21,8 +21,7 @@ from typing import Final
 
 import structlog
 
-from renderonline.engines.blender.install import installed, launched
-from renderonline.engines.children import ask
+from renderonline.engines.blender.install import ask, installed, launched
 from renderonline.engines.definition import EngineDefinition
 
 PROBE_TIME_S: Final = 20.0

@@ -21,8 +21,8 @@ from typing import Final, TypeVar
 import structlog
 
 from renderonline.database.outbox import Held
-from renderonline.engines.definition import OutputReader, OutputReading, ReadingRules
-from renderonline.engines.loading import REFUSED_VARIABLES
+from renderonline.engines.definition import REFUSED_VARIABLES, ReadingRules
+from renderonline.engines.output_reading import OutputReader, OutputReading
 from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.machines import NO_DEVICE

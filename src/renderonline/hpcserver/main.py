@@ -12,8 +12,8 @@ import msgspec
 import structlog
 
 import renderonline
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.engines.discovery import FoundEngine, find_engines
-from renderonline.engines.loading import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import joining, telemetry
 from renderonline.hpcserver.attempts import Resources

@@ -18,8 +18,7 @@ from renderonline.database.administration_rows import EngineRow, NewEngine, NewU
 from renderonline.database.door import Connection, Database
 from renderonline.database.machine_rows import JoinCode, MachineRow
 from renderonline.engines.command_lines import argtypes as argtypes_of
-from renderonline.engines.definition import EngineDefinition
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError

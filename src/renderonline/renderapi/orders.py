@@ -25,8 +25,7 @@ from renderonline.database.queue_rows import (
     load_owners,
 )
 from renderonline.engines.command_lines import Command, build, frame_of_name, frames_pattern, reading_of
-from renderonline.engines.definition import FILM_READING, EngineDefinition, SceneCheck
-from renderonline.engines.loading import parse_definition
+from renderonline.engines.definition import FILM_READING, EngineDefinition, SceneCheck, parse_definition
 from renderonline.farm.arguments import OUTPUT_DIRECTORY, placeholders, split, strip_program
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange, is_among, parse_frames

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from renderonline.database.administration_rows import EngineRow
 from renderonline.engines import command_lines
-from renderonline.engines.definition import EngineDefinition
+from renderonline.engines.definition import EngineDefinition, template_words
 from renderonline.farm import needs, result_names
 from renderonline.farm.arguments import ArgType, check_options, check_value, join, split, strip_program
 from renderonline.farm.errors import InvalidRequest
@@ -236,7 +236,7 @@ def prepare(
         if request.frames:
             values = command_lines.values_of_frames(definition, values, frames)
         size = (request.chunk_size or definition.chunk_size or CHUNK_SIZE) if definition.split == "frames" else 0
-        words = command_lines.template_words(definition)
+        words = template_words(definition)
         if frames:
             ranges = command_lines.chunks_of(definition, frames, size)
     if request.names:

@@ -23,7 +23,7 @@ from renderonline.database import administration_rows, submission_rows
 from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Connection, Database, IdBlocks
 from renderonline.database.submission_rows import NewChunk, NewTask
-from renderonline.engines.loading import parse_definition
+from renderonline.engines.definition import parse_definition
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile

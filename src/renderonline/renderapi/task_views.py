@@ -20,8 +20,7 @@ from renderonline.database.door import Connection, Database
 from renderonline.database.listing_rows import AttemptView, ChunkView, Page, ResultView, SceneFile, TaskFilter, TaskView
 from renderonline.database.machine_rows import JoinCode, MachineRow
 from renderonline.database.schema import frames_of
-from renderonline.engines.definition import Argument, FrameArguments
-from renderonline.engines.loading import parse_definition
+from renderonline.engines.definition import Argument, FrameArguments, parse_definition
 from renderonline.farm import result_names
 from renderonline.farm.accounts import Permission, Role, Subscription, User
 from renderonline.farm.arguments import ArgType

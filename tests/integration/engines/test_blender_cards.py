@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.protocol.link import to_wire
 from tests.support.blender import blender_directory, blender_prefix, write_small_scene
 from tests.support.fake_renderapi import FakeRenderAPI

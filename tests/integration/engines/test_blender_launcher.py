@@ -12,10 +12,10 @@ from OpenImageIO import ImageBuf
 
 from renderonline.engines.blender.install import launched
 from renderonline.engines.blender.scene_facts import read
-from renderonline.engines.command_lines import build, complete, template_words
-from renderonline.engines.definition import OutputReader
+from renderonline.engines.command_lines import build, complete
+from renderonline.engines.definition import parse_definition, shipped, template_words
 from renderonline.engines.discovery import renderers_of
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.output_reading import OutputReader
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import unbaked_warnings
 from renderonline.storage.images import ImageChecker

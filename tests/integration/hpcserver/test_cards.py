@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.protocol.link import to_wire
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import linked_node, until

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.renderapi.scene_surveys import SceneFacts

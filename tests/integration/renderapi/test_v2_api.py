@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.renderapi.routes.router import V2
 from tests.support.renderapi import COMMAND_ENGINE, SCENE, Running
 

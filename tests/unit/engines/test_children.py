@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from renderonline.engines import children
-from renderonline.engines.children import child, sigterm_unwinds
+from renderonline.engines.blender import install as children
+from renderonline.engines.blender.install import child, sigterm_unwinds
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -65,7 +65,7 @@ def test_a_program_that_does_not_exist_ends_with_1() -> None:
 
 KILLED = """
 import subprocess, sys
-from renderonline.engines.children import child
+from renderonline.engines.blender.install import child
 with child(sys.argv[1:], stdout=subprocess.PIPE) as process:
     process.stdout.readline()
     print(process.pid, flush=True)

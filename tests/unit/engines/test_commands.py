@@ -18,12 +18,11 @@ from renderonline.engines.command_lines import (
     frames_pattern,
     reading_of,
     steps_resolved,
-    template_words,
     values_of_frames,
     values_of_scene,
 )
-from renderonline.engines.definition import EngineDefinition, OutputReader
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import EngineDefinition, parse_definition, shipped, template_words
+from renderonline.engines.output_reading import OutputReader
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange

@@ -8,8 +8,8 @@ import pytest
 
 from renderonline.engines import discovery
 from renderonline.engines.blender.install import LAUNCHER, prefix_of
+from renderonline.engines.definition import parse_definition, shipped
 from renderonline.engines.discovery import FoundEngine, find_engines
-from renderonline.engines.loading import parse_definition, shipped
 
 DEFINITIONS = {name: parse_definition(text) for name, text in shipped().items()}
 

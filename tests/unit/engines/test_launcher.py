@@ -13,7 +13,7 @@ from renderonline.engines.blender.launcher.command import Session
 from renderonline.engines.blender.launcher.companions import Companions, below
 from renderonline.engines.blender.launcher.task_options import EngineNames, SceneOptions
 from renderonline.engines.command_lines import spelled
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import parse_definition, shipped
 
 
 @pytest.mark.parametrize(

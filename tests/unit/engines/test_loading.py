@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.definition import PROGRESS_KINDS
-from renderonline.engines.loading import doubts, parse_definition, shipped
+from renderonline.engines.definition import PROGRESS_KINDS, doubts, parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "engines"

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from renderonline.database.administration_rows import EngineRow
 from renderonline.engines.command_lines import argtypes as argtypes_of
-from renderonline.engines.definition import EngineDefinition
-from renderonline.engines.loading import parse_definition, shipped
+from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
 from renderonline.farm.arguments import ArgType, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import Ability, Needs
