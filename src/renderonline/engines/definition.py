@@ -18,6 +18,7 @@ from renderonline.farm.arguments import (
     UPLOADED_FILE,
     ArgType,
     check_value,
+    is_plain_directory,
     placeholders,
     split,
     strip_program,
@@ -26,7 +27,6 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.result_names import NOTHING_MORE, MoreResults
 from renderonline.protocol.link import from_wire
-from renderonline.sandbox.box import is_plain_directory
 
 SCENE_DIRECTORY: Final = "@scene_directory"
 TASK_FIRST_FRAME: Final = "@task_first_frame"

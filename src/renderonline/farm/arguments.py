@@ -177,3 +177,9 @@ def _quoted(word: str) -> str:
         return escaped
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f'"{escaped}' + "\\" * trailing + '"'  # before the closing quote backslashes count double
+
+
+def is_plain_directory(path: str) -> bool:
+    """Whether this may be opened to a box: an absolute path of something below `/`, written without `..`."""
+    parts = path.split("/")
+    return path.startswith("/") and any(parts) and not {".", ".."} & set(parts) and not {"$", "\0"} & set(path)

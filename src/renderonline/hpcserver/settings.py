@@ -16,11 +16,11 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
+from renderonline.farm.arguments import is_plain_directory
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace
 from renderonline.hpcserver.card_rack import card_by_hand
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
-from renderonline.sandbox.box import is_plain_directory
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
 from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file

@@ -62,12 +62,6 @@ class Box:
     """Files below `/dev` that are passed through: those of graphics cards."""
 
 
-def is_plain_directory(path: str) -> bool:
-    """Whether this may be opened to a box: an absolute path of something below `/`, said without `..`."""
-    parts = path.split("/")
-    return path.startswith("/") and any(parts) and not {".", ".."} & set(parts) and not {"$", "\0"} & set(path)
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """Which boxes this computer makes (`probing.probe`). `version`: for people, for instance `bubblewrap 0.8.0`;

@@ -1,13 +1,10 @@
-"""Results under their final names (R6 Landing, step 2), and the directories of attempts.
+"""Results under their final names (R6 Landing, step 2), results that a machine sends, the directories of attempts, and
+copies of results in a directory that an administrator named.
 
-The bytes are linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
-still runs could write into a linked result. Nothing that a renderer made is followed: a symbolic link in an attempt's
-directory is not a result.
-
-A result copied to a directory that an administrator named: aside first, then under its name in one step.
-
-Every directory on the way is opened without following a link. A file that is there already is only replaced when it is
-the one that the same task wrote there before, told by its digest.
+A landing result is linked, not copied, where attempt and task lie on one file system and the engine has ended: one that
+still runs could write into a linked result. Every directory on the way is opened without following a link, and a
+symbolic link is never a result. A delivered copy is written aside, then renamed; it only replaces a file whose digest
+says that the same task wrote it there before.
 """
 
 import contextlib
@@ -27,9 +24,9 @@ import structlog
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import Landing
 from renderonline.sandbox.privacy import write_private
-from renderonline.storage import disk, manifests
+from renderonline.storage import disk
 from renderonline.storage.disk import digest_file, remove_tree
-from renderonline.storage.names import task_directory
+from renderonline.storage.names import manifest_path, task_directory
 
 _log = structlog.get_logger(__name__)
 
@@ -133,8 +130,7 @@ def _placed(landing: Landing, *, may_change: bool) -> Placed:
         with walked(Path(landing.source), folders) as source, walked(target, below, make=True) as final:
             if final is None:
                 return Placed.MISSING if source is None else Placed.TAKEN
-            there = _digest_there(name, final)
-            if there == landing.offer.digest:
+            if _digest(name, final) == landing.offer.digest:
                 return Placed.LANDED
             if source is None:
                 return Placed.MISSING
@@ -176,17 +172,8 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
     then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
     still be copying the same result."""
     temporary = f"{_PART}{landing.result_id}-{secrets.token_hex(8)}"
-    copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=target)
     try:
-        disk.open_file(copy, target)
-        digest = hashlib.blake2b(digest_size=32)
-        with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
-            while piece := content.read(1 << 20):
-                digest.update(piece)
-                out.write(piece)
-            out.flush()
-            os.fsync(copy)
-        if digest.hexdigest() != landing.offer.digest:  # the engine changed it after it was checked
+        if _copied(file, temporary, target) != landing.offer.digest:  # the engine changed it after it was checked
             return Placed.MISSING
         if landing.stale_digest:
             os.replace(temporary, name, src_dir_fd=target, dst_dir_fd=target)
@@ -202,14 +189,28 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
 
 def _known(landing: Landing, name: str, target: int) -> Placed:
     """Something has got the final name meanwhile: is it this result?"""
-    return Placed.LANDED if _digest_there(name, target) == landing.offer.digest else Placed.TAKEN
+    return Placed.LANDED if _digest(name, target) == landing.offer.digest else Placed.TAKEN
 
 
-def _digest_there(name: str, target: int) -> str | None:
-    """The digest of the file that has the final name; None when there is none that can be read."""
+def _digest(name: str, folder: int) -> str:
+    """The digest of a regular file; "" for anything else."""
     with contextlib.suppress(OSError, InvalidRequest):
-        return digest_file(Path(name), target).digest
-    return None
+        return digest_file(Path(name), folder).digest
+    return ""
+
+
+def _copied(file: int, aside: str, folder: int) -> str:
+    """Copy an open file durably to the new file `aside`; the digest of its bytes."""
+    copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=folder)
+    digest = hashlib.blake2b(digest_size=32)
+    with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
+        disk.open_file(copy, folder)
+        while piece := content.read(1 << 20):
+            digest.update(piece)
+            out.write(piece)
+        out.flush()
+        os.fsync(copy)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -296,7 +297,7 @@ def remove_task(scene: str, file_name: str, user_id: int) -> bool:
         return False
     directory = task_directory(scene, file_name)
     if directory.name.isdigit() and directory.parent.name == str(user_id):
-        manifests.path_of(directory).unlink(missing_ok=True)
+        manifest_path(directory).unlink(missing_ok=True)
         return _remove_tree(directory)
     with contextlib.suppress(OSError):
         path.unlink()
@@ -381,7 +382,8 @@ def hand_over(one: Handing) -> Handed:
             return Handed.CHANGED
         aside = f"{ASIDE}{one.key}-{secrets.token_hex(8)}"
         try:
-            return _named(one, aside, last, target) if _copied(one, name, source, aside, target) else Handed.CHANGED
+            whole = _copied_regular(name, source, aside, target) == one.digest
+            return _named(one, aside, last, target) if whole else Handed.CHANGED
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=target)
@@ -395,25 +397,16 @@ def _remove_old(one: Handing, target: int) -> None:
                 os.unlink(name, dir_fd=target)
 
 
-def _copied(one: Handing, name: str, source: int, aside: str, target: int) -> bool:
-    """Whether the bytes that landed lie aside now, durably."""
+def _copied_regular(name: str, source: int, aside: str, target: int) -> str:
+    """`_copied` of the regular file `name`; "" for anything else."""
     try:
         file = os.open(name, _FILE, dir_fd=source)
     except OSError:  # not there, or a symbolic link
-        return False
-    with open(file, "rb") as content:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return False
-        copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=target)
-        digest = hashlib.blake2b(digest_size=32)
-        with open(copy, "wb") as out:
-            disk.open_file(copy, target)
-            while piece := content.read(1 << 20):
-                digest.update(piece)
-                out.write(piece)
-            out.flush()
-            os.fsync(copy)
-    return digest.hexdigest() == one.digest
+        return ""
+    try:
+        return _copied(file, aside, target) if stat.S_ISREG(os.fstat(file).st_mode) else ""
+    finally:
+        os.close(file)
 
 
 def _named(one: Handing, aside: str, last: str, target: int) -> Handed:
@@ -437,10 +430,3 @@ def _is_free(name: str, folder: int) -> bool:
     except FileNotFoundError:
         return True
     return False
-
-
-def _digest(name: str, folder: int) -> str:
-    """The digest of a regular file; "" for anything else."""
-    with contextlib.suppress(OSError, InvalidRequest):
-        return digest_file(Path(name), folder).digest
-    return ""

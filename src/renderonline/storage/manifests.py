@@ -18,6 +18,7 @@ from blake3 import blake3
 from pyfastcdc import FastCDC
 
 from renderonline.sandbox.privacy import write_private
+from renderonline.storage.names import MANIFESTS, manifest_path
 from renderonline.storage.staging import DIGEST_BYTES, SENT_CHUNK, Place
 
 VERSION: Final = "cdc:v1"
@@ -25,7 +26,6 @@ VERSION: Final = "cdc:v1"
 AVERAGE, SMALLEST, LARGEST = 256 * 1024, 64 * 1024, 1024 * 1024
 LARGE: Final = 4 * 1024 * 1024
 """Files from this size on are remembered whichever way they came."""
-DIRECTORY: Final = ".manifests"
 MOST_BLOCKS: Final = 1_000_000
 """Of a .blend; what follows them is one part."""
 MOST_MANIFESTS: Final = 2000
@@ -86,15 +86,10 @@ class _Part:
         return count
 
 
-def path_of(directory: Path) -> Path:
-    """Where the manifest of a task's directory lies."""
-    return directory.parent.parent / DIRECTORY / f"{directory.parent.name}-{directory.name}"
-
-
 def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
     """Keep the chunks of files of a task; None: they are found out when somebody asks for a file of this name. Where
     that can't be, nothing is kept."""
-    path, rows = path_of(directory), []
+    path, rows = manifest_path(directory), []
     with contextlib.suppress(OSError):
         for name, chunks in files.items():
             status = (directory / name).stat()
@@ -106,7 +101,7 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
 
 def any_of(roots: Iterable[Path], user_id: int) -> bool:
     """Whether anything is known of a user's files."""
-    return any(True for root in roots for _ in (root / DIRECTORY).glob(f"{user_id}-*"))
+    return any(True for root in roots for _ in (root / MANIFESTS).glob(f"{user_id}-*"))
 
 
 def look_up(
@@ -137,14 +132,14 @@ def look_up(
 
 def sweep(root: Path) -> None:
     """Forget the manifests of directories that are gone."""
-    for path in (root / DIRECTORY).glob("*-*"):
+    for path in (root / MANIFESTS).glob("*-*"):
         user, _, ticks = path.name.partition("-")
         if not (root / user / ticks).is_dir():
             path.unlink(missing_ok=True)
 
 
 def _newest(roots: Iterable[Path], user_id: int) -> Sequence[Path]:
-    found = [path for root in roots for path in (root / DIRECTORY).glob(f"{user_id}-*")]
+    found = [path for root in roots for path in (root / MANIFESTS).glob(f"{user_id}-*")]
     named = [path for path in found if re.fullmatch(r"\d+-\d+", path.name)]
     return sorted(named, key=lambda path: int(path.name.partition("-")[2]), reverse=True)[:MOST_MANIFESTS]
 
@@ -165,7 +160,7 @@ def _cut_now(directory: Path, rows: list[Any], records: bytes, names: Collection
         files[name] = manifest_of(directory / name) if name in names else records[at : at + length] if length else None
         at += length or 0
     remember(directory, files)
-    return _read(path_of(directory))
+    return _read(manifest_path(directory))
 
 
 def _places(directory: Path, rows: Iterable[Any], records: bytes, wanted: set[bytes]) -> Iterator[tuple[bytes, Place]]:

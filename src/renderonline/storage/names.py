@@ -19,6 +19,8 @@ from renderonline.storage import disk
 
 INCOMING: Final = ".incoming"
 """Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
+MANIFESTS: Final = ".manifests"
+"""Below a download path: the chunks of tasks' files (`storage.manifests`)."""
 PART: Final = ".part"
 """What the names of files and directories in `INCOMING` end with that nobody goes on with after a stop."""
 RESULTS: Final = "results"
@@ -26,8 +28,6 @@ UNFINISHED: Final = ".landing-"
 """What the names of files begin with that are still being copied to their place (`storage.landing`)."""
 MAX_NAME_BYTES: Final = 200
 DEEPEST: Final = 8
-
-
 MAX_EXTENSION: Final = 20
 
 MAPPING: Final = "_renderonline_names.json"
@@ -179,6 +179,11 @@ def results_directory(scene: str, file_name: str, results_in: str) -> Path:
     """Where a task's results lie: in the folder `results_in` of its directory, or in the directory itself ("")."""
     directory = task_directory(scene, file_name)
     return directory / results_in if results_in else directory
+
+
+def manifest_path(directory: Path) -> Path:
+    """Where the manifest of a task's directory lies, which lists the chunks of its files."""
+    return directory.parent.parent / MANIFESTS / f"{directory.parent.name}-{directory.name}"
 
 
 def unused_folder(wanted: str, others: Iterable[str]) -> str:

@@ -138,7 +138,7 @@ def test_manifests_of_others_and_broken_ones_are_not_looked_into(tmp_path: Path)
     assert {place.path for place in found.values()} == {tmp_path / "1/5/a"}
     assert manifests.look_up([tmp_path], 3, wanted, ()) == {}
     for content in (b"", b"{}", b'{"version": "cdc:v1"}\n', b"\xff\n", b'{"version": "cdc:v2", "files": []}\n'):
-        manifests.path_of(tmp_path / "1/5").write_bytes(content)
+        names.manifest_path(tmp_path / "1/5").write_bytes(content)
         assert manifests.look_up([tmp_path], 1, wanted, ()) == {}
 
 
@@ -148,11 +148,11 @@ def test_the_manifest_of_a_directory_that_is_gone_is_forgotten(tmp_path: Path) -
     (directory / "a").write_bytes(b"x")
     manifests.remember(directory, {"a": None})
     manifests.sweep(tmp_path)
-    assert manifests.path_of(directory).exists()
+    assert names.manifest_path(directory).exists()
     (directory / "a").unlink()
     directory.rmdir()
     assert manifests.look_up([tmp_path], 1, {bytes(32)}, ()) == {}
-    assert not manifests.path_of(directory).exists()
+    assert not names.manifest_path(directory).exists()
 
 
 def test_a_pack_of_many_small_files_has_one_of_them_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
