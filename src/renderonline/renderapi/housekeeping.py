@@ -44,7 +44,7 @@ from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
 from renderonline.serving.bodies import Take
 from renderonline.storage import manifests, names, staging
-from renderonline.storage.landing import Handed, Handing, hand_over
+from renderonline.storage.landing import Delivered, Delivery, deliver
 from renderonline.storage.names import may_be_name, task_directory
 from renderonline.storage.staging import Stage, disk_errors, too_large
 
@@ -324,26 +324,26 @@ class Deliverer:
         paths = [f"{below}/{path}" if below else path for path in dict.fromkeys((shown, one.name))]
         found = await self._database.write(partial(begin_delivery, result=one, paths=paths))
         path, begun = found or (paths[0], Begun(0))
-        outcome, later = Handed.TAKEN, ""
+        outcome, later = Delivered.TAKEN, ""
         if found is not None:
             source = task_directory(one.scene, one.file_name) / one.folder
             about = (source, one.name, one.digest, root, path, begun.before)
-            handing = Handing(begun.delivery_id, *about, again=begun.again)
+            delivery = Delivery(begun.delivery_id, *about, again=begun.again)
             try:
-                outcome = await asyncio.to_thread(hand_over, handing)
+                outcome = await asyncio.to_thread(deliver, delivery)
             except OSError as error:
                 later = f"{name} can't be written: {error.strerror}"
-        if outcome is Handed.AWAY:
+        if outcome is Delivered.AWAY:
             later = f"the directory of {name} is not there"
-        if outcome is not Handed.DELIVERED:
+        if outcome is not Delivered.DELIVERED:
             await self._database.write(partial(withdraw_delivery, begun=begun))
         if later:
             return await self._later(one, later)
         why = {
-            Handed.TAKEN: f"{one.name} was not delivered: {name}/{path} is there and not of this task.",
-            Handed.CHANGED: f"{one.name} was not delivered: it is not the file that landed.",
+            Delivered.TAKEN: f"{one.name} was not delivered: {name}/{path} is there and not of this task.",
+            Delivered.CHANGED: f"{one.name} was not delivered: it is not the file that landed.",
         }.get(outcome, "")
-        ours = begun.delivery_id if outcome is Handed.DELIVERED else 0
+        ours = begun.delivery_id if outcome is Delivered.DELIVERED else 0
         end = partial(end_delivery, result=one, moment=_now(), delivery_id=ours, warning=why)
         if (state := await self._database.write(end)) is not None:
             self._announcer.task(state)

@@ -1,15 +1,13 @@
-"""Reading files that must be what they were (R15 Served as landed): their digest is compared, once for as long as
-nobody touches them.
+"""Files that are served only as they landed (R15 Served as landed), alone or as the members of a ZIP archive.
 
-A file is remembered by its inode, size and ctime, which nobody can set back, unlike its times of modification. Another
-ctime means only that somebody must look again: landing, backups and hard links change it too.
+`file_pieces` compares a file's digest once and remembers the outcome by inode, size and ctime, which nobody can set
+back, unlike the time of modification. Another ctime only means that the file is compared again: landing, backups and
+hard links change it too.
 
-ZIP archives that are never written anywhere: stored members, a length that is known beforehand, any byte range.
-
-The whole layout follows from (name, size, time, CRC-32) of the members. A member whose CRC is known gets it in its
-header; one whose CRC is not gets a data descriptor behind its bytes, so that the first byte can leave before the
-member was read. Both layouts depend on `Member.crc32` alone, so that a range asked for tomorrow fits what was sent
-today.
+`StoredArchive` is a ZIP that is never written anywhere: stored members, a length known beforehand, any byte range. The
+layout follows from name, size, time and CRC-32 of the members. A member whose CRC is known has it in its header; any
+other has a data descriptor after its bytes, so that the first byte can be sent before the member was read. Both depend
+on `Member.crc32` alone, so that a range that is requested tomorrow fits what was sent today.
 """
 
 import bisect
@@ -48,14 +46,14 @@ RESULT_SUMS: Final[Callable[[], Any]] = partial(hashlib.blake2b, digest_size=32)
 
 
 class Changed(RenderOnlineError):
-    """A file is not what it was a moment ago; what was sent so far must not be completed."""
+    """A file changed while it was being sent; the answer must not be completed."""
 
     code = "changed"
     status = 409
 
 
 class Altered(Changed):
-    """A file is not the one whose digest is known. `member`: which one was expected."""
+    """A file does not have the digest that is known of it. `member`: the expected file."""
 
     code = "altered"
 
@@ -66,8 +64,8 @@ class Altered(Changed):
 
 
 class Member(NamedTuple):
-    """One file: its name (with `/`), where it lies, what is known of it. `digest` "": it may be anything that does not
-    change while it is read. `sums` begins a sum of the digest's kind."""
+    """One file: its name (with `/`), its path, and what is known of it. `digest` "": any content is accepted that does
+    not change while it is read. `sums` makes a hash object of the digest's kind."""
 
     name: str
     path: Path | str
@@ -90,7 +88,7 @@ _Identity = tuple[str, int, int, int, int]
 
 
 class Compared:
-    """Which files were compared with their digests, and how that ended. For threads. `now_ns`: the time of day."""
+    """Remembers which files were compared with their digests, and the outcome. Thread-safe. `now_ns`: the clock."""
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns = now_ns
@@ -99,11 +97,11 @@ class Compared:
         self._lock = threading.Lock()
 
     def known(self, digest: str, status: os.stat_result) -> bool | None:
-        """Whether this is the file with this digest; None: somebody must look."""
+        """Whether the file has this digest; None if it has not been compared."""
         return self._found.get(_identity(digest, status))
 
     def lasts(self, handle: int, status: os.stat_result) -> bool:
-        """Before an open file is read: whether what is found can be remembered."""
+        """Whether the outcome of comparing an open file can be remembered; ask before the file is read."""
         if status.st_ctime_ns < 0 or self._age_ns(status) < _tick_ns(status):
             return False
         # A page that somebody has mapped and written to can be written again without another ctime until it is on disk.
@@ -113,11 +111,11 @@ class Compared:
         return False
 
     def will_last(self, status: os.stat_result) -> bool:
-        """Whether it can be remembered in a moment, if nobody touches it again."""
+        """Whether the outcome can be remembered a moment later, if the file is not touched again."""
         return 0 <= self._age_ns(status) < _tick_ns(status)
 
     def begin(self, digest: str, status: os.stat_result) -> bool:
-        """Whether the caller is the only one who compares this file now, and has to call `end`."""
+        """Whether no other thread compares this file now; the caller then compares it and calls `end`."""
         with self._lock:
             before = len(self._comparing)
             self._comparing.add(_identity(digest, status))
@@ -131,7 +129,7 @@ class Compared:
         return self._now_ns() - status.st_ctime_ns
 
     def keep(self, digest: str, status: os.stat_result, *, same: bool) -> None:
-        """Remember how a comparison ended of a file that `lasts`."""
+        """Remember the outcome for a file that `lasts`."""
         with self._lock:
             self._found[_identity(digest, status)] = same
             if len(self._found) > MOST:
@@ -147,11 +145,10 @@ def _tick_ns(status: os.stat_result) -> int:
 
 
 def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Iterator[bytes]:
-    """The bytes [skip, stop) of a file in pieces of 1 MiB. Blocking; raises `Changed` when it isn't what `member` says.
+    """Yield the bytes [skip, stop) of a file in pieces of 1 MiB. Blocks; raises `Changed` if `member` does not fit.
 
-    A whole file that must be compared is sent meanwhile, but for its last piece; of a part nothing leaves before the
-    whole was compared. While nothing leaves, empty pieces say that reading goes on: who asks can give up, and lets
-    others have their turn.
+    A whole file is sent while it is compared, but for its last piece; a part is only sent after the whole file was
+    compared. Meanwhile empty pieces are yielded, so that the caller can give up or serve other requests.
     """
     try:
         handle = os.open(member.path, _REGULAR)
@@ -184,8 +181,8 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
 
 
 def _look(handle: int, member: Member, status: os.stat_result, compared: Compared) -> Iterator[bytes]:
-    """Compare the whole for those who ask for parts of it, as a machine does for many at a time: one of them reads it
-    while the others wait, and not before the outcome can be remembered."""
+    """Compare a whole file of which parts are requested, as a machine does many at a time: one thread reads it while
+    the others wait, and only once the outcome can be remembered."""
     while compared.will_last(status) or not compared.begin(member.digest, status):
         time.sleep(_WAIT_S)
         yield b""
@@ -214,7 +211,7 @@ def _gone(member: Member) -> Changed:
 
 
 def _comparing(handle: int, member: Member, skip: int, stop: int, compared: Compared) -> Iterator[bytes]:
-    """[skip, stop), of which the last piece comes when the whole was read and is what it should be."""
+    """Yield [skip, stop); the last piece follows once the whole file was read and has the expected digest."""
     status, sums, held, at = os.fstat(handle), member.sums(), b"", 0
     lasts = compared.lasts(handle, status)
     for piece in _pieces(handle, member, 0, member.size):
@@ -236,7 +233,7 @@ def _comparing(handle: int, member: Member, skip: int, stop: int, compared: Comp
 
 
 def _unchanged(handle: int, member: Member, skip: int, stop: int, status: os.stat_result) -> Iterator[bytes]:
-    """[skip, stop) of a file that was compared; the last piece comes when it still is that file."""
+    """Yield [skip, stop) of a file that was compared; the last piece follows if the file has not been touched."""
     at = skip
     for piece in _pieces(handle, member, skip, stop):
         at += len(piece)
@@ -292,9 +289,9 @@ def members_of(directory: Path, known: Mapping[str, Landed]) -> tuple[Member, ..
 
 
 def results_first(members: Sequence[Member], folder: str, called: Mapping[str, str] = {}) -> tuple[Member, ...]:
-    """The members of a task's directory as people know them: results, which lie in a `folder` ("": beside the rest),
-    are called without it, and as `called` says (own name -> what it is called). Where anything else has the name of
-    one, all of that is in a folder of its own."""
+    """The members of a task's directory under the names that users know. Results lie in `folder` ("": beside the rest)
+    and lose its name; `called` maps a result's own name to the one that it gets. If any other file has the name of a
+    result, all files that are not results move to a folder of their own."""
     if not folder and not called:
         return tuple(members)
     results, others = [], []
@@ -324,7 +321,7 @@ def _shown(name: str) -> str:
 
 
 _Read = Callable[[int, int], Iterable[bytes]]
-"""What gives some of the bytes of a part of an archive, from a first to before a last."""
+"""Returns the bytes [skip, stop) of one part of an archive."""
 
 
 class StoredArchive:
@@ -404,7 +401,7 @@ class StoredArchive:
         yield from _cut(entries + _closing(len(self.members), len(entries), self._begins), skip, stop)
 
     def _read(self, members: Iterable[Member]) -> Iterator[bytes]:
-        """Read those whose CRC nobody knows, because a range began behind their first byte; empty pieces."""
+        """Read the members whose CRC is not known yet, because a range began after their first byte; yields b""."""
         for member in members:
             if member.crc32 is None and member.path not in self._found:
                 for _ in self._file(member, 0, member.size):
@@ -424,7 +421,7 @@ def _flags(member: Member) -> int:
 
 
 def _lengths(name: str, size: int, offset: int, *, known: bool) -> tuple[int, int]:
-    """Of everything that stands at the place of a member, and of its entry in the directory. `known`: its CRC-32 is."""
+    """Bytes of a member with its headers, and of its entry in the directory. `known`: whether its CRC-32 is known."""
     bare, big, far = len(name.encode()), size >= _BIG, offset >= _BIG
     descriptor = 0 if known else 24 if big else 16
     return 30 + bare + 20 * big + size + descriptor, 46 + bare + 4 * (big or far) + 16 * big + 8 * far
@@ -478,7 +475,7 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 
 
 def etag_of(members: Iterable[Member]) -> str:
-    """What changes whenever a member does, as an HTTP header has it."""
+    """An ETag (with its quotes) that changes whenever a member does."""
     # A file's time may be one that 64 bits can't hold.
     facts = [(name, size, modified_ns % 2**64, crc32) for name, _, size, modified_ns, crc32, _, _ in members]
     return f'"{hashlib.blake2b(orjson.dumps(facts), digest_size=16).hexdigest()}"'

@@ -1,13 +1,9 @@
-"""Reading strangers' files in a child with limits (R13 Hostile content): their readers may crash, hang, or ask for all
-the memory.
+"""Untrusted files are read in a child with limits (R13 Hostile content): their readers may crash, hang, or ask for all
+the memory. One child serves many calls (`Confined`) and is started again after it died.
 
-One child serves many calls; it is started again after it died.
-
-A ZIP that a user sent, taken apart in a child with limits (R13 Hostile content). What it says of itself is not
-believed: bytes are counted while they are written.
-
-What a client announces of an upload: a short list is read at once, a long one in a child (R13 Hostile content),
-because Python holds everything else up while it reads JSON (R14 Authority first).
+A user's ZIP is unpacked in such a child (`unpacked`); bytes are counted as they are written, whatever its directory
+says. The list of files that a client announces is read at once if it is short, in a child if it is long
+(`Announcement`), because Python runs nothing else while it parses JSON (R14 Authority first).
 """
 
 import base64
@@ -47,11 +43,11 @@ LARGEST_FILE: Final = 16 << 20
 STOP_S: Final = 0.1
 """A call that is stopped ends within this."""
 _KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"})
-"""All that the child is told of our environment: nothing secret reaches it."""
+"""The variables that the child inherits: no secret reaches it."""
 
 
 class Confined:
-    """Calls `function` (`module:name`; it takes and gives JSON values) in a child, one call at a time. Blocking: call
+    """Calls `function` (`module:name`; it takes and returns JSON values) in a child, one call at a time. Blocks: call
     it in a thread.
 
     `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes;

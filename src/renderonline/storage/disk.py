@@ -1,13 +1,10 @@
-"""Who on this computer may read what we write.
+"""Files and directories on a disk: their modes, safe removal of a tree, and digests.
 
-In our own data directories nobody else may: 0700 and 0600. Below a download path everything is as open as the download
-path itself, which `FilesMode` decides where RenderAPI makes it, but nobody else may write. Modes are set, not left to
-the umask, which a service may have made stricter than its operator knows. On Windows, where they mean nothing, and on
-disks that don't take them, nothing happens.
+Our own data directories are 0700 and 0600. Below a download path everything is as readable as the download path itself
+(`FilesMode`, where RenderAPI makes it), and writable by nobody else. Modes are set, not left to the umask, which a
+service may have made stricter than its operator knows; on Windows and on disks without modes that does nothing.
 
-Removing directories that strangers' programs have written into.
-
-What a file's bytes are: size, digest and CRC-32, read once. Results have BLAKE2b-256, inputs BLAKE3.
+Results have BLAKE2b-256 digests, inputs BLAKE3.
 """
 
 import contextlib
@@ -37,7 +34,7 @@ _THROUGH: Final = {"private": 0o700, "group": 0o710, "shared": 0o711}
 
 
 def private(path: str, flags: int) -> int:
-    """For `open(…, opener=private)`: a file that is made is ours alone."""
+    """For `open(…, opener=private)`: a new file is readable by this account only."""
     return os.open(path, flags, FILE)
 
 
@@ -48,24 +45,24 @@ def inside(status: os.stat_result) -> tuple[int, int]:
 
 
 def open_file(file: int | Path, folder: int | Path) -> None:
-    """Make a file as open as the directory `folder`. Paths or handles."""
+    """Give a file the rights that fit the directory `folder`. Paths or handles."""
     _set(file, inside(os.stat(folder))[1])
 
 
 def open_directory(directory: int | Path, above: int | Path) -> None:
-    """The same for a directory."""
+    """Give a directory the rights that fit the directory `above`. Paths or handles."""
     _set(directory, inside(os.stat(above))[0])
 
 
 def open_at_least(directory: Path, above: Path) -> None:
-    """Open a directory that was there so far as the one above it is open."""
+    """Add the rights of the directory `above` to a directory that already exists."""
     now = stat.S_IMODE(directory.stat().st_mode)
     if (wanted := now | inside(above.stat())[0]) != now:
         _set(directory, wanted)
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory of our own, and those above it, if they are not there."""
+    """Make a private directory and its missing parents."""
     if not directory.parent.is_dir():
         make_private(directory.parent)
     directory.mkdir(mode=DIRECTORY, exist_ok=True)
@@ -174,20 +171,20 @@ class FileDigest:
 
 @dataclass(slots=True)
 class InputSums:
-    """What the bytes of an input add up to so far: `size` of them, CRC-32 and BLAKE3."""
+    """Size, CRC-32 and BLAKE3 of the bytes of an input so far."""
 
     size: int = 0
     crc32: int = 0
     digest: Any = field(default_factory=blake3)
 
     def update(self, piece: bytes | memoryview) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         self.digest.update(piece)
         self.crc32 = zlib.crc32(piece, self.crc32)
         self.size += len(piece)
 
     def of(self, name: str) -> InputFile:
-        """These bytes as a file of a task."""
+        """The input of a task that consists of these bytes."""
         return InputFile(name, self.size, self.crc32, self.digest.hexdigest())
 
 

@@ -1,13 +1,9 @@
-"""Previews of pictures: small JPEGs that every browser shows at once, and where RenderAPI keeps them.
+"""Checks of rendered pictures, and their previews: small JPEGs that every browser shows.
 
-`thumb` is for grids; `view` is made of formats that browsers can't show, with light brought into a screen's range.
-They are made by the child that has decoded the picture (R13 Hostile content), and only kept and served by RenderAPI.
-Losing one costs nothing but looks.
-
-Is this file a whole picture, and what does it say of itself? Decoded in a child with limits (R13 Hostile content).
-
-A picture comes from a renderer that a user's scene drives: its decoder may crash, hang or ask for all the memory, so
-it never runs in our own process.
+A picture comes from a renderer that a user's scene drives: its decoder may crash, hang or ask for all the memory. So
+`ImageChecker` decodes it in a child with limits (R13 Hostile content), which also makes the previews. `thumb` is for
+grids; `view` is made of formats that browsers can't show, with light brought into a screen's range. RenderAPI only
+stores previews (`PreviewFiles`) and serves them; a lost one is no failure.
 """
 
 import base64
@@ -181,7 +177,7 @@ class ImageCheck:
 
     `facts`: width, height, channels, format (png, openexr, …), pixel_type, constant (whether all pixels are the same),
     and where the picture says so render_time_s, memory_mib, frame, camera, scene, software, samples. `previews`: JPEGs
-    of a good picture by size (`storage.previews.SIZES`), when they were asked for and could be made.
+    of a good picture by size (`SIZES`), when they were asked for and could be made.
     """
 
     ok: bool

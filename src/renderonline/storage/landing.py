@@ -188,7 +188,7 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
 
 
 def _known(landing: Landing, name: str, target: int) -> Placed:
-    """Something has got the final name meanwhile: is it this result?"""
+    """Another file has got the final name meanwhile: `LANDED` if it has this result's bytes."""
     return Placed.LANDED if _digest(name, target) == landing.offer.digest else Placed.TAKEN
 
 
@@ -340,7 +340,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno
 
 
 @dataclass(frozen=True, slots=True)
-class Handing:
+class Delivery:
     """A result, `name` in the directory `source`, that goes to `path` below `root`. `key`: unique, what its temporary
     files begin with; `digest`: BLAKE2b-256 of its bytes; `before`: of those that the task may have delivered there;
     `again`: an earlier try may have left something, so the whole folder is looked through."""
@@ -355,9 +355,9 @@ class Handing:
     again: bool = True
 
 
-class Handed(StrEnum):
-    """How it ended. `CHANGED`: the result is not there, or not what landed. `TAKEN`: somebody else's file, or a link,
-    is in the way. `SAME`: somebody else's file is, with these very bytes. `AWAY`: the root is not there."""
+class Delivered(StrEnum):
+    """How a delivery ended. `CHANGED`: the result is missing or not what landed. `TAKEN`: another file, or a link,
+    has the name. `SAME`: another file has the name and the same bytes. `AWAY`: the root is missing."""
 
     DELIVERED = "delivered"
     SAME = "same"
@@ -366,30 +366,30 @@ class Handed(StrEnum):
     AWAY = "away"
 
 
-def hand_over(one: Handing) -> Handed:
-    """Do it; it can be repeated. Blocks: for a thread. OSError (a full disk, no rights) is for the caller."""
+def deliver(one: Delivery) -> Delivered:
+    """Deliver a result; this can be repeated. Blocks. Raises OSError for a full disk or missing rights."""
     *folders, last = PurePosixPath(one.path).parts
     with walked(one.root) as there:
         if there is None:
-            return Handed.AWAY
+            return Delivered.AWAY
     *above, name = PurePosixPath(one.name).parts
     with walked(one.source, above) as source, walked(one.root, folders, make=True) as target:
         if target is None:
-            return Handed.TAKEN
+            return Delivered.TAKEN
         if one.again:
             _remove_old(one, target)
         if source is None:
-            return Handed.CHANGED
+            return Delivered.CHANGED
         aside = f"{ASIDE}{one.key}-{secrets.token_hex(8)}"
         try:
             whole = _copied_regular(name, source, aside, target) == one.digest
-            return _named(one, aside, last, target) if whole else Handed.CHANGED
+            return _named(one, aside, last, target) if whole else Delivered.CHANGED
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside, dir_fd=target)
 
 
-def _remove_old(one: Handing, target: int) -> None:
+def _remove_old(one: Delivery, target: int) -> None:
     """What an interrupted try left."""
     for name in os.listdir(target):
         if name.startswith(f"{ASIDE}{one.key}-"):
@@ -409,7 +409,7 @@ def _copied_regular(name: str, source: int, aside: str, target: int) -> str:
         os.close(file)
 
 
-def _named(one: Handing, aside: str, last: str, target: int) -> Handed:
+def _named(one: Delivery, aside: str, last: str, target: int) -> Delivered:
     try:
         os.link(aside, last, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
     except OSError as error:
@@ -418,10 +418,10 @@ def _named(one: Handing, aside: str, last: str, target: int) -> Handed:
         if not _is_free(last, target):
             there = _digest(last, target)
             if not there or there not in one.before:
-                return Handed.SAME if there == one.digest else Handed.TAKEN
+                return Delivered.SAME if there == one.digest else Delivered.TAKEN
         os.replace(aside, last, src_dir_fd=target, dst_dir_fd=target)
     os.fsync(target)
-    return Handed.DELIVERED
+    return Delivered.DELIVERED
 
 
 def _is_free(name: str, folder: int) -> bool:

@@ -83,7 +83,7 @@ class Form:
         return self.refusal is not None or len(self.file_names) > 1
 
     def store(self, write: Callable[[memoryview], object]) -> None:
-        """Give the bytes of the first file to `write`."""
+        """Pass the bytes of the first file to `write`."""
         self._store = write
 
     def refuse(self, error: RenderOnlineError) -> None:

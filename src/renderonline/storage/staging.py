@@ -36,7 +36,7 @@ SENT_CHUNK: Final = struct.Struct("<32sI")
 LARGE: Final = 1000
 """Going through more files than these is much work."""
 MANY: Final = 64
-"""So many files are made durable one by one; more of them with everything else that is on its way to the disks."""
+"""Up to this number, files are synced one by one; more of them by a single `sync` of all disks."""
 _PLACED: Final = struct.Struct("<32sIQ")
 _RECORD: Final = struct.Struct("<II")
 _PIECE: Final = 1024 * 1024
@@ -50,7 +50,7 @@ _MISSING, _THERE, _PROMISED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A file that is to come. `digest`: BLAKE3 in hex, "" when the client did not say; `chunks`: records of
+    """A file that a client will send. `digest`: BLAKE3 in hex, "" when the client did not say; `chunks`: records of
     `SENT_CHUNK`, None when it comes from its beginning on."""
 
     name: str
@@ -74,14 +74,14 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk lies already."""
+    """Where the bytes of a chunk already are."""
 
     path: Path
     offset: int
 
 
 class Stage:
-    """The files of one upload. Its directory may be removed at any time: then calls raise `FileNotFoundError`."""
+    """The files of one upload. Its directory may be removed at any time; calls then raise `FileNotFoundError`."""
 
     def __init__(self, directory: Path, received: InputFile | None = None) -> None:
         """The upload that was created in `directory`; or, with `received`, a single file that was written to its end
@@ -128,7 +128,7 @@ class Stage:
         return next((file.name for file in self.files if sent and file.sent == sent), sent)
 
     def touch(self) -> None:
-        """Something was done with it: it stays for another while."""
+        """Record that the upload is in use, which keeps it from being swept for a while."""
         os.utime(self.directory / _FACTS)
 
     def offset(self, index: int) -> int:
@@ -204,7 +204,7 @@ class Stage:
             yield number, table[number * _PLACED.size : number * _PLACED.size + DIGEST_BYTES]
 
     def promise(self, numbers: Iterable[int]) -> None:
-        """These chunks are not to be sent: `fill` will bring them."""
+        """Mark chunks that the client need not send, because `fill` will copy them."""
         for number in numbers:
             self._state[number] = _PROMISED
 
@@ -367,7 +367,7 @@ class PackReader:
 
 
 class Incomplete(Conflict):
-    """Something of an upload is still to be sent."""
+    """Some bytes of an upload are still to be sent."""
 
     code = "incomplete"
 
@@ -380,7 +380,7 @@ def open_single(directory: Path) -> int:
 
 
 def remove(directory: Path) -> None:
-    """Remove an upload with everything that came of it."""
+    """Remove an upload and all its files."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -402,7 +402,7 @@ def announced_bytes(directory: Path) -> int:
 
 
 def touched(directory: Path) -> float:
-    """When something was done with an upload last (seconds since 1970); 0: it is not there."""
+    """When an upload was last used, in seconds since 1970; 0 if it does not exist."""
     for path in (directory / _FACTS, directory):
         with contextlib.suppress(OSError):
             return path.stat().st_mtime
@@ -410,7 +410,7 @@ def touched(directory: Path) -> float:
 
 
 def sweep(incoming: Path, keep_s: float) -> int:
-    """Remove uploads that nobody touched for so long; how many."""
+    """Remove uploads that were not used for `keep_s` seconds; returns how many."""
     old = [path for path in staged(incoming) if touched(path) < time.time() - keep_s]
     for path in old:
         remove(path)
@@ -423,7 +423,7 @@ def is_lacking(described: Mapping[str, Any]) -> bool:
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    """Line by line: reading all at once would hold everybody up."""
+    """Parse the rows line by line: parsing all at once would hold up every other thread."""
     text = path.read_bytes()
     lines = text.splitlines()
     if len(lines) < 3:  # as an older version wrote it
