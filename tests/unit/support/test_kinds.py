@@ -10,11 +10,12 @@ DISPATCH = "tests/integration/dispatch/test_links.py::test_lost_machine_requeues
 @pytest.mark.parametrize(
     ("path", "markers", "left_out"),
     [
-        (DISPATCH, {"sqlite"}, False),
-        (DISPATCH, {"mariadb"}, True),
-        (DISPATCH, {"mariadb", "both_databases"}, False),
-        ("tests/integration/database/test_door.py::test_x", {"mariadb"}, False),
-        ("tests/contract/test_contract.py::test_x", {"mariadb"}, False),
+        (f"{DISPATCH}[sqlite]", {"sqlite"}, False),
+        (f"{DISPATCH}[mariadb]", {"mariadb"}, True),
+        (f"{DISPATCH}[mariadb]", {"mariadb", "both_databases"}, False),
+        ("tests/integration/renderapi/test_standby.py::test_x", {"mariadb"}, False),
+        ("tests/integration/database/test_door.py::test_x[mariadb]", {"mariadb"}, False),
+        ("tests/contract/test_contract.py::test_x[mariadb-row]", {"mariadb"}, False),
         ("tests/e2e/test_demo.py::test_x", {"blender", "thorough"}, True),
     ],
 )
