@@ -11,12 +11,12 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -28,21 +28,7 @@ from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
-from renderonline.hpcserver.boxes import (
-    Boxes,
-    Outside,
-    Scratch,
-    clean_environment,
-    in_ascii,
-    link,
-    shares_files,
-    unlink,
-)
-from renderonline.hpcserver.card_rack import Rack
-from renderonline.hpcserver.file_exchange import HURRY_S, PreviewSender, RemoteFiles, Transfers
-from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.journal import Journal
-from renderonline.hpcserver.kernels import ENGINE, AttemptCards, Kernels
 from renderonline.hpcserver.outputs import (
     AttemptVerdict,
     Bad,
@@ -55,18 +41,22 @@ from renderonline.hpcserver.outputs import (
     handed_back,
     is_picture,
 )
-from renderonline.hpcserver.processes import CantStart, Ended, EngineProcess, Processes
-from renderonline.hpcserver.settings import NodeSettings
-from renderonline.hpcserver.spawner import MOST_PROCESSES
-from renderonline.hpcserver.telemetry import ProcessUsage, kernel_oom_kills
+from renderonline.hpcserver.processes import (
+    MOST_PROCESSES,
+    CantStart,
+    Described,
+    Ended,
+    EngineProcess,
+    Processes,
+    ProcessUsage,
+    kernel_oom_kills,
+)
 from renderonline.protocol.link import Assign, Progress, Result, Started, from_wire
-from renderonline.storage.attempt_logs import AttemptLog
-from renderonline.storage.images import ImageChecker
+from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-MOST_CHECKERS: Final = 4
 FILE_THREADS: Final = 8
 """A shared directory that hangs holds up these threads, never the link."""
 CHECKS_AT_ONCE: Final = 8
@@ -83,46 +73,116 @@ RESERVE: Final = 256 << 20
 LEAST_FILE: Final = 1 << 20
 FULL: Final = 2 * RESERVE
 """With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
-INPUTS: Final = "RENDERONLINE_INPUTS"
-"""The variable that tells an engine where its task's files lie."""
+HURRY_S: Final = 20.0
+"""How long an attempt that is handed back tries to send the files that it has."""
 APART: Final = AttemptVerdict(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
+
+
+class Launch(NamedTuple):
+    """How the engine of an attempt is started, besides the words that its engine's command lines begin with."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    box: Described | None
+
+
+class EngineSetup(Protocol):
+    """What surrounds the engine of one attempt: scratch directories, graphics cards, box, environment
+    (`engine_setup.AttemptSetup`). `make`, `launch`, `remove_links`, `outside_box` and `remove` block."""
+
+    def make(self) -> None:
+        """Make the scratch directories. Raises OSError."""
+
+    def take_cards(self) -> AttemptVerdict | None:
+        """Reserve the graphics cards that the assignment asks for; a verdict when they are not free."""
+
+    def release_cards(self) -> None:
+        """Free them: nothing of the attempt runs any more."""
+
+    def launch(self, assign: Assign) -> Launch:
+        """Prepare the start of the engine, also in the attempt's directory. Raises OSError."""
+
+    def remove_links(self) -> None:
+        """Remove what `launch` put into the attempt's directory."""
+
+    def read(self, lines: Sequence[str]) -> None:
+        """Take note of files that the engine complains about."""
+
+    def outside_box(self) -> Sequence[str]:
+        """A sentence for each directory that the engine lacked because its box does not open it."""
+
+    async def believed(self, failure: tuple[str, str] | None) -> tuple[str, str] | None:
+        """The failure that the engine printed (class, line), with another class if its graphics cards do work."""
+
+    def remove(self) -> None:
+        """Delete the scratch directories."""
+
+
+class Exchange(Protocol):
+    """Fetches the inputs of one attempt and sends its outputs, on a machine that does not share the farm's directory
+    (`file_exchange.RemoteFiles`). `assign`: the assignment with directories of this machine."""
+
+    @property
+    def assign(self) -> Assign: ...
+    async def fetch(self) -> AttemptVerdict | None:
+        """Fetch the task's files; a verdict when that fails."""
+
+    async def send(self, found: Good) -> Bad | AttemptVerdict | None:
+        """Send a finished file; `Bad` when it is refused, a verdict when the whole attempt can't go on."""
+
+    def hurry(self, seconds: float) -> None:
+        """Give up after this time."""
+
+    def stop(self) -> None:
+        """Give up now."""
+
+    def release(self) -> None:
+        """The inputs are not needed any more. Blocks."""
 
 
 @dataclass
 class Resources:
     """What every attempt of this machine uses. `engines`: name in lower case -> the words its command lines begin with.
-    `progress`: the newest of every attempt, until it is sent."""
+    `usage`: what engines use now, from the spawner's process id, the engines' (-> attempt) and their keys (-> attempt);
+    it blocks. `slots`: attempts that run at once. `progress`: the newest of every attempt, until it is sent."""
 
-    settings: NodeSettings
     engines: Mapping[str, tuple[str, ...]]
     processes: Processes
     journal: Journal
-    transfers: Transfers
-    boxes: Boxes
-    rack: Rack = field(default_factory=Rack)
+    logs: AttemptLogs
+    checkers: Checkers
+    setup: Callable[[Assign, Callable[[Sequence[str]], None]], EngineSetup]
+    exchange: Callable[[Assign], Exchange]
+    send_previews: Callable[[int, str, str, Mapping[str, bytes]], Awaitable[None]]
+    usage: Callable[[int, Mapping[int, str], Mapping[str, str]], Mapping[str, ProcessUsage]]
+    slots: int = 1
+    nice: int = 0
+    progress: dict[int, Progress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        slots = self.settings.slots or 1
-        self.slots = asyncio.Semaphore(slots)
-        found = self.boxes.found
-        self.checkers = Checkers([ImageChecker(found=found) for _ in range(min(slots, MOST_CHECKERS))])
-        self.scratch = Scratch(self.settings.home / "scratch")
+        self.free_slots = asyncio.Semaphore(self.slots)
         self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
-        self.previews = PreviewSender(self.transfers)
-        self.input_cache = InputCache(self.settings.home / "cache", self.settings.cache_mib << 20)
-        self.progress: dict[int, Progress] = {}
-        prefix = self.engines.get(ENGINE, ())
-        self.kernels = Kernels(self.settings.home, prefix, self.processes, self.boxes, self.scratch)
 
     async def close(self) -> None:
-        """End the helping processes and threads; what they have not begun is left."""
+        """End the picture checkers and the threads; what the threads have not begun is dropped."""
         await self.in_thread(self.checkers.close)
-        self.previews.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
         """Begin what may wait for a disk."""
         return asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+
+def shares_files(assign: Assign) -> bool:
+    """Whether this machine sees the files of RenderAPI's computer: the file that the assignment names holds its token.
+    Blocks, for as long as a network disk does."""
+    if not assign.mark:
+        return True
+    try:
+        with open(assign.mark, "rb") as file:
+            return file.read(len(assign.mark_token) + 1) == assign.mark_token.encode()
+    except OSError:
+        return False
 
 
 class Attempt:
@@ -132,7 +192,7 @@ class Attempt:
         self.assign = assign
         self.name = str(assign.attempt)
         self.process: EngineProcess | None = None
-        self._remote: RemoteFiles | None = None
+        self._remote: Exchange | None = None
         self._resources, self._log = resources, output
         self._log_failed = False
         self._root = Path(assign.directory)
@@ -155,8 +215,7 @@ class Attempt:
         self._seen_at = self._active_at = 0.0
         self._peak_bytes = self._oom_kills = self._file_bytes = 0
         self._newest = ""
-        self._outside = Outside()
-        self._cards = AttemptCards(assign, resources.rack, resources.kernels, self._write_log)
+        self._setup = resources.setup(assign, self._write_log)
         self._device = ""
         """On what it renders, as it says itself."""
 
@@ -168,7 +227,7 @@ class Attempt:
         if self._queueing is not None:
             self._queueing.cancel()
         if self._remote is not None and ending.outcome == Outcome.CANCELED:
-            self._remote.session.hurry(HURRY_S) if ending.failure else self._remote.session.stop()
+            self._remote.hurry(HURRY_S) if ending.failure else self._remote.stop()
         if self.process is not None:
             grace = self.assign.limits.grace_s if grace_s is None else grace_s
             self.process.stop(self._rules.stop_signal, min(grace, MAX_GRACE_S))
@@ -180,7 +239,7 @@ class Attempt:
     def stop_transfers(self) -> None:
         """HPCServer ends: nothing more is fetched or sent."""
         if self._remote is not None:
-            self._remote.session.stop()
+            self._remote.stop()
 
     async def run(self) -> None:
         """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
@@ -193,8 +252,8 @@ class Attempt:
                 try:
                     ending = await self._live(preparing)
                 finally:
-                    self._cards.release()
-                    resources.slots.release()  # before the end is told: the next assignment may come at once
+                    self._setup.release_cards()
+                    resources.free_slots.release()  # before the end is told: the next assignment may come at once
             else:
                 ending = self._verdict or AttemptVerdict(Outcome.CANCELED)
         except NoSpace as error:
@@ -210,12 +269,11 @@ class Attempt:
             await asyncio.wait({preparing})
         if self._remote is not None:
             resources.threads.submit(self._remote.release)
-        if not resources.scratch.remove_empty(self.name):
-            resources.threads.submit(resources.scratch.remove, self.name)
+        resources.threads.submit(self._setup.remove)
 
     async def _take_slot(self) -> bool:
         """Wait for a slot; False when it was ended before there was one."""
-        slots = self._resources.slots
+        slots = self._resources.free_slots
         if not slots.locked():
             return await slots.acquire()
         self._queueing = asyncio.create_task(slots.acquire())
@@ -227,7 +285,7 @@ class Attempt:
     async def _live(self, preparing: "asyncio.Task[AttemptVerdict | None]") -> AttemptVerdict:
         try:
             ending = await preparing
-            if (ending := self._verdict or ending or self._cards.take()) is not None:
+            if (ending := self._verdict or ending or self._setup.take_cards()) is not None:
                 return ending
             self._ended = await self._run_engine()
             if not self._ended.began and self._verdict is None:
@@ -247,9 +305,7 @@ class Attempt:
         resources = self._resources
         ending = await resources.in_thread(self._make_ready)
         if ending is APART:
-            self._remote = RemoteFiles(
-                self.assign, resources.transfers, resources.input_cache, resources.scratch.place(self.name)
-            )
+            self._remote = resources.exchange(self.assign)
             self.assign, self._root = self._remote.assign, Path(self._remote.assign.directory)
             ending = self._verdict or await self._remote.fetch() or await resources.in_thread(self._make_ready)
         return ending
@@ -265,7 +321,7 @@ class Attempt:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
             if self._remote is None:
-                self._resources.scratch.make(self.name)
+                self._setup.make()
                 if not shares_files(assign):
                     return APART
             if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
@@ -286,24 +342,17 @@ class Attempt:
         return None
 
     async def _run_engine(self) -> Ended:
-        resources, assign, settings = self._resources, self.assign, self._resources.settings
-        place = resources.scratch.place(self.name)
+        resources, assign = self._resources, self.assign
         self._active_at = self._seen_at = time.monotonic()
-        argv, links = in_ascii(assign)
-        await resources.in_thread(link, self._root, links)
-        box = resources.boxes.of(assign, place, await resources.in_thread(self._cards.devices))
-        self._outside = Outside(box)
-        wanted = {**assign.environment, INPUTS: assign.root}
-        environment = clean_environment(os.environ, wanted, place, also=settings.pass_environment)
-        environment |= await resources.in_thread(self._cards.environment, place)
+        launch = await resources.in_thread(self._setup.launch, assign)
         self.process = process = await resources.processes.start(
             self.name,
-            [*resources.engines[assign.engine.casefold()], *argv],
+            [*resources.engines[assign.engine.casefold()], *launch.argv],
             directory=self._root,
-            environment=environment,
+            environment=launch.environment,
             on_lines=self._read,
-            nice=settings.nice,
-            box=box,
+            nice=resources.nice,
+            box=launch.box,
             file_bytes=self._file_bytes,
         )
         resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
@@ -319,7 +368,7 @@ class Attempt:
             if timer is not None:
                 timer.cancel()
             self._take(self._reader.rest())
-            await resources.in_thread(unlink, self._root, links)
+            await resources.in_thread(self._setup.remove_links)
 
     def observe(self, used: ProcessUsage, now: float) -> None:
         """Take note of what the process tree uses and hold it to its limits."""
@@ -342,7 +391,7 @@ class Attempt:
         self._active_at = time.monotonic()
         self._write_log(lines)
         self._newest = lines[-1] if lines else self._newest
-        self._outside.take(lines)
+        self._setup.read(lines)
         newest = self._take(self._reader.lines(lines))
         if newest is not None:
             number, fraction, message = self.assign.attempt, newest.fraction or 0.0, newest.message[:MAX_MESSAGE]
@@ -399,7 +448,7 @@ class Attempt:
             return verdict
         succeeded = verdict is None and ended.code == 0 and self._failure is None
         bad: list[Bad] = []
-        claimed, self._failure = self._failure, await self._cards.examined(self._failure)
+        claimed, self._failure = self._failure, await self._setup.believed(self._failure)
         no_device = claimed is not None and claimed[0] == NO_DEVICE  # what was made all the same was not made there
         # Without decoding nothing tells a half-written file from a whole one but the engine's success.
         if succeeded or (self._expected and self._rules.decode and not no_device):
@@ -409,7 +458,7 @@ class Attempt:
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
-        outside = await self._resources.in_thread(self._outside.found)
+        outside = await self._resources.in_thread(self._setup.outside_box)
         self._write_log([f"RenderOnline: warning: {sentence}" for sentence in outside])
         for sentence in outside:
             self._warn(sentence)
@@ -491,7 +540,7 @@ class Attempt:
             self.end(wrong)
             return Bad(name, wrong.reason)
         if found.previews:
-            await resources.previews.send(assign.attempt, assign.token, name, found.previews)
+            await resources.send_previews(assign.attempt, assign.token, name, found.previews)
         self._good[name] = replace(found, previews={})
         file, at_us, frame = found.file, time.time_ns() // 1000, self._expected.get(name)
         facts = {**found.facts, "device": self._device[: outputs.MAX_FACT]} if self._device else found.facts

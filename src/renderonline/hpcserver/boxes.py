@@ -218,31 +218,9 @@ class Scratch:
             part.mkdir(mode=0o700, parents=True)
         return place
 
-    def remove_empty(self, name: str) -> bool:
-        """Delete the place of an attempt that left nothing in it; says whether it did. Never takes long."""
-        place = self.place(name)
-        try:
-            for part in (place / "home", place / "tmp", place):
-                part.rmdir()
-        except OSError:
-            return False
-        return True
-
     def remove(self, name: str = "") -> None:
         """Delete an attempt's place, or all that earlier runs left; links in it are not followed."""
         remove_tree(self.place(name))
-
-
-def shares_files(assign: Assign) -> bool:
-    """Whether this machine sees the files of RenderAPI's computer: where it says, the token that it says lies. Blocks,
-    for as long as a network disk does."""
-    if not assign.mark:
-        return True
-    try:
-        with open(assign.mark, "rb") as file:
-            return file.read(len(assign.mark_token) + 1) == assign.mark_token.encode()
-    except OSError:
-        return False
 
 
 def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:

@@ -58,10 +58,12 @@ class _Render:
 class V1Node:
     """One render at a time, as on the existing node. `engines`: name -> the words its command lines begin with."""
 
-    def __init__(self, processes: Processes, settings: NodeSettings, engines: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, processes: Processes, settings: NodeSettings, engines: Mapping[str, Sequence[str]], box: Found
+    ) -> None:
         self._processes = processes
         prefixes = {name.casefold(): prefix for name, prefix in engines.items()}
-        self._boxes = Boxes(processes.found, settings, prefixes)
+        self._boxes = Boxes(box, settings, prefixes)
         self._scratch = Scratch(settings.home / "scratch")
         self._scratch.remove()
         self._engine_ids = tuple(engines)
@@ -199,7 +201,7 @@ async def serve_v1(settings: NodeSettings, home: Home, engines: Mapping[str, Seq
     await processes.open()
     try:
         await serve(
-            create_app(V1Node(processes, settings, engines), allow=settings.allow),
+            create_app(V1Node(processes, settings, engines, box), allow=settings.allow),
             host=settings.host,
             port=settings.port,
             on_ready=lambda url: home.say_ready(url=url),

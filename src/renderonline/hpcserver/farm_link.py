@@ -9,29 +9,23 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, ProxyError, WebSocketException
 
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
-from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.runner import Runner
 from renderonline.protocol import link as wire
-from renderonline.protocol.calls import by_proxy, proxy_of
 from renderonline.protocol.link import decode, encode
 
 log = structlog.get_logger(__name__)
 
-CONNECTION: Final[dict[str, Any]] = {
-    "max_size": 16 * 1024 * 1024, "compression": None,
-    "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
-}  # fmt: skip
 WELCOME_S: Final = 30.0
 BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 30.0
@@ -54,13 +48,30 @@ class MachineRefused(NotAllowed):
     code = "machine_refused"
 
 
+class FarmAddress(Protocol):
+    """Where a machine finds its RenderAPI, and how it connects: `joining.Identity`. `url` may hold several addresses,
+    separated by commas; `where` names the one address and the proxy in front of it, for messages."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def machine_id(self) -> int: ...
+    def turns(self) -> "Iterator[FarmAddress]":
+        """Each address by itself, again and again."""
+
+    def dial(self) -> AbstractAsyncContextManager[ClientConnection]:
+        """An open WebSocket to the one address. Raises OSError, `WebSocketException`, `NotAvailable`."""
+
+
 @dataclass
 class Link:
     """Keeps the machine linked until `run` is canceled or RenderAPI refuses it for good. `linked`: whether RenderAPI
     has welcomed this machine on a link that is open. `exit_wanted` is set when RenderAPI wants the program to end after
     its running attempts. `beat_at`: when the next heartbeat is due."""
 
-    identity: Identity
+    identity: FarmAddress
     hello: Callable[[], wire.Hello]
     load: Callable[[], wire.Heartbeat]
     runner: Runner
@@ -88,8 +99,7 @@ class Link:
             delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
             delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
-            where = identity.url + by_proxy(identity.link_url)
-            log.warning("not linked, dialling again", url=where, reason=reason, seconds=round(delay, 1))
+            log.warning("not linked, dialling again", url=identity.where, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
     def nudge(self) -> None:
@@ -97,13 +107,8 @@ class Link:
         self.beat_at = 0.0
         self.runner.journal.news.set()
 
-    async def _serve(self, identity: Identity) -> None:
-        tls, proxy = identity.tls(), proxy_of(identity.link_url)
-        way = None if proxy is None else proxy.url
-        async with connect(identity.link_url, ssl=tls, proxy=way, **CONNECTION) as socket:
-            if tls is not None:
-                certificate = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-                identity.trust().check(identity.url, certificate)
+    async def _serve(self, identity: FarmAddress) -> None:
+        async with identity.dial() as socket:
             welcome = await self._greet(socket, identity.url)
             self._failures = 0
             sender = asyncio.create_task(_Sender(self, socket, welcome).run())

@@ -62,8 +62,6 @@ PREVIEW_THREADS: Final = 2
 THREADS: Final = 16
 FETCHES: Final = 4
 """Files of one task that are fetched at once."""
-HURRY_S: Final = 20.0
-"""How long an attempt that is handed back tries to send the files that it has."""
 MAX_FILES: Final = 100_000
 OVER: Final = handed_back("The farm does not want this attempt any more.")
 _PATH: Final = "/renderapi/v2/attempts"
@@ -219,12 +217,12 @@ class _Inputs:
 
 class RemoteFiles:
     """The files of one attempt on a machine that does not share the farm's directory: the task's files are fetched into
-    `place` before it begins, and each finished file is sent before it is reported (`docs/reference/link.md`). `session`
-    can be stopped at any time."""
+    `place` before it begins, and each finished file is sent before it is reported (`docs/reference/link.md`)."""
 
     def __init__(self, assign: Assign, transfers: Transfers, cache: InputCache, place: Path) -> None:
         self.assign = in_own_directories(assign, place / "input", place / "output")
-        self.session = TransferSession(assign.attempt, assign.token)
+        session = self._session = TransferSession(assign.attempt, assign.token)
+        self.hurry, self.stop = session.hurry, session.stop
         self._transfers, self._cache = transfers, cache
         self._pinned: list[str] = []
 
@@ -245,7 +243,7 @@ class RemoteFiles:
         try:
             Path(self.assign.root).mkdir(parents=True)
             with ThreadPoolExecutor(FETCHES) as threads:
-                for _ in threads.map(self._place, _wanted(self._transfers.inputs(self.session))):
+                for _ in threads.map(self._place, _wanted(self._transfers.inputs(self._session))):
                     pass
         except (Stopped, Conflict):
             return OVER
@@ -258,13 +256,13 @@ class RemoteFiles:
     def _place(self, one: InputFile) -> None:
         target = inside(Path(self.assign.root), one.name)
         self._pinned.append(one.digest)
-        fetch = partial(self._transfers.fetch, self.session, one.name, one.size)
-        self._cache.place(one, target, fetch, partial(self.session.pause, 0))
+        fetch = partial(self._transfers.fetch, self._session, one.name, one.size)
+        self._cache.place(one, target, fetch, partial(self._session.pause, 0))
 
     def _send(self, found: Good) -> Bad | AttemptVerdict | None:
         path, headers = inside(Path(self.assign.directory), found.name), {"X-Digest": found.file.digest}
         try:
-            self._transfers.send(self.session, f"outputs/{quote(found.name)}", path, headers)
+            self._transfers.send(self._session, f"outputs/{quote(found.name)}", path, headers)
         except (Stopped, NotFound, Conflict):
             return OVER
         except RenderOnlineError as error:

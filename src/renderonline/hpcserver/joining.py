@@ -15,7 +15,8 @@ import os
 import shutil
 import ssl
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import cycle
@@ -24,13 +25,14 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
+from websockets.asyncio.client import ClientConnection, connect
 
 from renderonline.engines.discovery import FoundEngine
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver.card_rack import find_cards
 from renderonline.hpcserver.settings import NodeSettings
-from renderonline.protocol.calls import Busy, Caller, Trust, no_renderapi
+from renderonline.protocol.calls import Busy, Caller, Trust, by_proxy, no_renderapi, proxy_of
 from renderonline.protocol.link import LINK_PATH, encode, from_wire
 from renderonline.sandbox.box import Found
 from renderonline.sandbox.privacy import write_private
@@ -44,6 +46,11 @@ ENROLL_PATH: Final = "/renderapi/v2/machines/enroll"
 HEALTH_PATH: Final = "/healthz"
 TIMEOUT_S: Final = 15.0
 FILE: Final = "machine.json"
+LINK: Final[dict[str, Any]] = {
+    "max_size": 16 * 1024 * 1024, "compression": None,
+    "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
+}  # fmt: skip
+"""How the WebSocket of the link is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,21 @@ class Identity:
     @property
     def link_url(self) -> str:
         return self.url.replace("http", "ws", 1) + LINK_PATH
+
+    @property
+    def where(self) -> str:
+        """Its URL, and the proxy in front of it if there is one."""
+        return self.url + by_proxy(self.link_url)
+
+    @asynccontextmanager
+    async def dial(self) -> AsyncIterator[ClientConnection]:
+        """The open link; a pinned certificate was checked. Raises OSError, `WebSocketException` and `NotAvailable`."""
+        tls, proxy = self.tls(), proxy_of(self.link_url)
+        async with connect(self.link_url, ssl=tls, proxy=None if proxy is None else proxy.url, **LINK) as socket:
+            if tls is not None:
+                certificate = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                self.trust().check(self.url, certificate)
+            yield socket
 
     def tls(self) -> ssl.SSLContext | None:
         """How to trust RenderAPI; None without TLS."""

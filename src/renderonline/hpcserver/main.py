@@ -6,6 +6,7 @@ import secrets
 import signal
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -17,23 +18,28 @@ from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import joining, telemetry
 from renderonline.hpcserver.attempts import Resources
-from renderonline.hpcserver.boxes import Boxes
+from renderonline.hpcserver.boxes import Boxes, Scratch
 from renderonline.hpcserver.card_rack import Rack, find_cards
+from renderonline.hpcserver.engine_setup import ENGINE, AttemptSetup, Kernels
 from renderonline.hpcserver.existing import serve_v1
 from renderonline.hpcserver.farm_link import Link, MachineRefused
-from renderonline.hpcserver.file_exchange import Transfers
+from renderonline.hpcserver.file_exchange import PreviewSender, RemoteFiles, Transfers
 from renderonline.hpcserver.film_maker import film_engine
+from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.journal import Journal
+from renderonline.hpcserver.outputs import Checkers
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.runner import Runner
 from renderonline.hpcserver.settings import Home, NodeSettings, locked
-from renderonline.protocol.link import PROTOCOL, EngineOffer, Hello
+from renderonline.protocol.link import PROTOCOL, Assign, EngineOffer, Hello
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import BoxKind, Found
 from renderonline.sandbox.privacy import keep_private, taken_from_environment
 from renderonline.serving.directories import data_directory
 from renderonline.serving.web import run
+from renderonline.storage.attempt_logs import AttemptLogs
+from renderonline.storage.images import ImageChecker
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +48,8 @@ FAREWELL_S: Final = 5.0
 """How long the last reports are waited for when the program ends."""
 KILLED_S: Final = 30.0
 """How long attempts that were handed back may take to end and to check their files."""
+MOST_CHECKERS: Final = 4
+"""Processes that decode pictures."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -123,14 +131,45 @@ class _Machine:
             down.push_async_callback(journal.close)
             transfers = Transfers(identity)
             down.callback(transfers.close)
+            previews = PreviewSender(transfers)
+            down.callback(previews.close)
+            scratch = Scratch(settings.home / "scratch")
+            await asyncio.to_thread(scratch.remove)  # what an earlier run left
+            cache = InputCache(settings.home / "cache", settings.cache_mib << 20)
+            await asyncio.to_thread(cache.open)
             prefixes = {engine.name.casefold(): engine.launched for engine in found}
             boxes = Boxes(box, settings, prefixes)
-            resources = Resources(settings, prefixes, processes, journal, transfers, boxes, rack)
+            kernels = Kernels(settings.home, prefixes.get(ENGINE, ()), processes, boxes, scratch)
+            slots = settings.slots or 1
+
+            def exchange(assign: Assign) -> RemoteFiles:
+                return RemoteFiles(assign, transfers, cache, scratch.place(str(assign.attempt)))
+
+            resources = Resources(
+                engines=prefixes,
+                processes=processes,
+                journal=journal,
+                logs=AttemptLogs(settings.home / "logs"),
+                checkers=Checkers([ImageChecker(found=box) for _ in range(min(slots, MOST_CHECKERS))]),
+                setup=partial(
+                    AttemptSetup,
+                    boxes=boxes,
+                    scratch=scratch,
+                    rack=rack,
+                    kernels=kernels,
+                    passed=settings.pass_environment,
+                ),
+                exchange=exchange,
+                send_previews=previews.send,
+                usage=telemetry.usage,
+                slots=slots,
+                nice=settings.nice,
+            )
             runner = Runner(resources)
             down.push_async_callback(runner.close)
             down.push_async_callback(processes.close)
             await runner.start()
-            compiling = asyncio.create_task(resources.kernels.compile(rack))
+            compiling = asyncio.create_task(kernels.compile(rack))
             down.callback(compiling.cancel)
             owners_use = telemetry.OwnersUse(settings.idle_minutes, settings.max_load)
             link = Link(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from renderonline.engines.definition import ReadingRules
 from renderonline.engines.output_reading import failure_of_exit
@@ -22,7 +22,6 @@ from renderonline.farm.settling import EXIT_WORDS
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited
 from renderonline.storage.disk import FileDigest, bytes_on_disk, digest_file, hardly_written
-from renderonline.storage.images import ImageCheck, ImageChecker
 from renderonline.storage.landing import check_name, walked
 
 MAX_FILES: Final = 10_000
@@ -66,16 +65,36 @@ class Bad:
     missing: bool = False
 
 
-class Checkers:
-    """A few checkers, each with a process of its own from its first picture on (R13 Hostile content)."""
+class PictureCheck(Protocol):
+    """What a decoder found: whether it is a whole picture or why not, its facts, and its previews as JPEGs by size."""
 
-    def __init__(self, checkers: Sequence[ImageChecker]) -> None:
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def previews(self) -> Mapping[str, bytes]: ...
+
+
+class PictureChecker(Protocol):
+    """Decodes pictures, one at a time: `storage.images.ImageChecker`."""
+
+    def check(self, path: Path, *, previews: bool, within: Path, size: tuple[int, int]) -> PictureCheck: ...
+    def close(self) -> None: ...
+
+
+class Checkers:
+    """A few picture checkers, each with a process of its own from its first picture on (R13 Hostile content)."""
+
+    def __init__(self, checkers: Sequence[PictureChecker]) -> None:
         self._count = len(checkers)
-        self._free: queue.SimpleQueue[ImageChecker] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[PictureChecker] = queue.SimpleQueue()
         for checker in checkers:
             self._free.put(checker)
 
-    def check(self, path: Path, root: Path, size: tuple[int, int]) -> ImageCheck:
+    def check(self, path: Path, root: Path, size: tuple[int, int]) -> PictureCheck:
         """Decode a picture in the attempt's directory `root`, as soon as a checker is free, and make its previews."""
         checker = self._free.get()
         try:
@@ -111,12 +130,16 @@ def check_file(
         return Bad(name, str(error))
     except OSError as error:
         return Bad(name, f"{name} can't be read: {error.strerror}.")
+    if check is None:
+        return Good(name, digest, stamp)
     return Good(name, digest, stamp, _plain_facts(check.facts), check.previews)
 
 
-def _read(root: Path, name: str, checkers: Checkers | None, rules: ReadingRules) -> tuple[FileDigest, ImageCheck]:
-    """What a file's bytes are and show. `InvalidRequest` when that makes it no result, or when its name may have led
-    to another file meanwhile: the engine may still run, and the decoder reads by name."""
+def _read(
+    root: Path, name: str, checkers: Checkers | None, rules: ReadingRules
+) -> tuple[FileDigest, PictureCheck | None]:
+    """The digest of a file and, with `checkers`, what its picture shows. Raises `InvalidRequest` when it is no result,
+    or when its name may have led to another file meanwhile: the engine may still run, and the decoder reads by name."""
     *folders, last = PurePosixPath(name).parts
     with walked(root, folders) as folder:
         if folder is None:
@@ -127,13 +150,13 @@ def _read(root: Path, name: str, checkers: Checkers | None, rules: ReadingRules)
             raise InvalidRequest(
                 f"{name} is a hard link: the same file has another name, under which it can be changed."
             )
-        check = ImageCheck(ok=True)
-        if checkers is not None:
-            check = checkers.check(root / name, root, (rules.width, rules.height))
-            now = _entry(last, folder)
-            # Who renames, links or replaces a file changes its ctime, and nobody sets that back.
-            if (now.st_ino, now.st_ctime_ns) != (found.st_ino, found.st_ctime_ns):
-                raise InvalidRequest(f"{name} {CHANGED}.")
+        if checkers is None:
+            return digest, None
+        check = checkers.check(root / name, root, (rules.width, rules.height))
+        now = _entry(last, folder)
+        # Renaming, linking or replacing a file changes its ctime, which no program can set back.
+        if (now.st_ino, now.st_ctime_ns) != (found.st_ino, found.st_ctime_ns):
+            raise InvalidRequest(f"{name} {CHANGED}.")
     if wrong := check.reason if not check.ok else _unwanted(check.facts, rules):
         raise InvalidRequest(f"{name} is not a usable picture: {wrong}")
     return digest, check

@@ -11,13 +11,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 
 from renderonline.farm.errors import NotAvailable
-from renderonline.hpcserver.spawner import frame
-from renderonline.sandbox.box import NO_BOX, Box, Found
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -26,6 +24,8 @@ READY_S: Final = 60.0
 """A new spawner first ends what is left of an earlier one; an unkillable process may hold that up."""
 RESTART_S: Final = 0.5
 STOP_SIGNALS: Final = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL"})
+MOST_PROCESSES: Final = 4096
+"""Processes and threads that an engine may have."""
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[2]); from renderonline.hpcserver.spawner import main; main()"
 _SOURCE: Final = str(Path(__file__).resolve().parents[2])
 
@@ -34,6 +34,29 @@ class CantStart(NotAvailable):
     """An engine's process could not be started."""
 
     code = "no_engine"
+
+
+class Described(Protocol):
+    """A dataclass that travels to the spawner as its fields: a `Box` or a `Found` of `sandbox.box`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class ProcessUsage(NamedTuple):
+    """What a process tree uses: CPU seconds since it began, resident bytes and threads (a process has one) now."""
+
+    cpu_s: float
+    memory_bytes: int
+    threads: int = 0
+
+
+def kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since the computer started; 0 if that is unknown."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return int(file.read().partition(b"\noom_kill ")[2].split(maxsplit=1)[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +120,11 @@ class EngineProcess:
 
 class Processes:
     """Starts engines through the spawner. `home` names the data directory in the engines' mark. `spawner_pid` is the
-    spawner's process id while it runs; every engine descends from it. `found`: the boxes that it makes."""
+    spawner's process id while it runs; every engine descends from it. `found`: the boxes that it can make."""
 
-    def __init__(self, home: str, found: Found = NO_BOX) -> None:
-        self.home, self.found = home, found
+    def __init__(self, home: str, found: Described | None = None) -> None:
+        self.home = home
+        self._found = {} if found is None else asdict(found)
         self.spawner_pid: int | None = None
         self._engines: dict[str, EngineProcess] = {}
         self._lost: list[EngineProcess] = []
@@ -138,7 +162,7 @@ class Processes:
         environment: Mapping[str, str],
         on_lines: Callable[[Sequence[str]], None],
         nice: int = 0,
-        box: Box | None = None,
+        box: Described | None = None,
         file_bytes: int = 0,
     ) -> EngineProcess:
         """Start a process, in a box if one is given; `on_lines` is called with its output. `file_bytes`: of any file
@@ -149,6 +173,7 @@ class Processes:
             raise CantStart(f"Attempt {name} runs already.")
         self._engines[name] = engine = EngineProcess(self, name, on_lines)
         about = {"cwd": str(directory), "nice": nice, "env": dict(environment), "file_bytes": file_bytes}
+        about["processes"] = MOST_PROCESSES
         self.send(do="start", id=name, argv=list(argv), box=None if box is None else asdict(box), **about)
         await asyncio.shield(engine.started)
         return engine
@@ -156,7 +181,7 @@ class Processes:
     def send(self, **message: Any) -> None:
         """Hand a command to the spawner; without one it has nothing to act on."""
         if self._commands is not None:
-            self._commands.write(frame(message))
+            self._commands.write(json.dumps(message).encode() + b"\n")
 
     async def _serve(self) -> None:
         while not self._closing:
@@ -174,7 +199,7 @@ class Processes:
     async def _run_once(self) -> None:
         loop = asyncio.get_running_loop()
         spawner = subprocess.Popen(  # noqa: ASYNC220 - vfork: half a millisecond, once
-            [sys.executable, "-I", "-S", "-c", _BOOT, self.home, _SOURCE, json.dumps(asdict(self.found))],
+            [sys.executable, "-I", "-S", "-c", _BOOT, self.home, _SOURCE, json.dumps(self._found)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

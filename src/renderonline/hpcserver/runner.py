@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 
-from renderonline.hpcserver import telemetry
 from renderonline.hpcserver.attempts import Attempt, Resources
 from renderonline.hpcserver.outputs import handed_back
 from renderonline.protocol.link import Assign, HeldAttempt
@@ -22,7 +21,7 @@ CLOSE_S: Final = 30.0
 
 
 class Runner:
-    """Runs at most `settings.slots` attempts at once. `attempts` live; `logs` are those on this machine's disk,
+    """Runs at most `resources.slots` attempts at once. `attempts` live; `logs` are those on this machine's disk,
     `progress` what was not sent yet. `draining` (until it is emptied) and `stopping` (for good) say why nothing new is
     taken. `idle` is set while no attempt lives."""
 
@@ -35,17 +34,13 @@ class Runner:
         self.idle.set()
         self._idle_since = time.monotonic()
         self._resources = resources
-        self._all_logs = AttemptLogs(resources.settings.home / "logs")
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Settle what an earlier run left: its processes are dead by now."""
-        in_thread = self._resources.in_thread
-        await in_thread(self._resources.scratch.remove)
-        await in_thread(self._resources.input_cache.open)
         await self.journal.open()
-        self.logs = await in_thread(_open_logs, self._all_logs, set(self.journal.held))
+        self.logs = await self._resources.in_thread(_open_logs, self._resources.logs, set(self.journal.held))
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -66,7 +61,7 @@ class Runner:
         if self.full:
             self.refuse(number, assign.token, self.full)
             return
-        self.logs[number] = output = AttemptLog(self._all_logs, number)
+        self.logs[number] = output = AttemptLog(self._resources.logs, number)
         self.attempts[number] = attempt = Attempt(assign, self._resources, output)
         self.idle.clear()
         task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")
@@ -134,7 +129,7 @@ class Runner:
             if not roots or processes.spawner_pid is None:
                 continue
             try:
-                used = await self._resources.in_thread(telemetry.usage, processes.spawner_pid, roots, keys)
+                used = await self._resources.in_thread(self._resources.usage, processes.spawner_pid, roots, keys)
             except Exception:  # the limits must go on being watched
                 log.exception("the process table can't be read")
                 continue

@@ -3,14 +3,15 @@
 Standard library only, one thread. HPCServer speaks to it over its standard input and output in lines of JSON. When its
 input closes, HPCServer is gone and every process tree is killed.
 
-    start {id, argv, cwd, env, nice, box, file_bytes}
+    start {id, argv, cwd, env, nice, box, file_bytes, processes}
                                        -> started {id, pid, at_us, key} | refused {id, error}
     stop  {id, signal, grace_s}        the signal to the group, after the grace SIGKILL to the tree
                                        -> output {id, lines} … exited {id, code, peak_kib, left, began}
 
 `exited` comes when nothing of the tree is left (or what is left could not be killed: `left`), after its last output.
-`box` holds the fields of a `sandbox.box.Box`, null starts the engine without one; `file_bytes` is the largest file that
-it may write, 0 for any. `began` false: its box could not be made, the last output says why.
+`box` holds the fields of a `sandbox.box.Box`, null starts the engine without one. The engine may write files of at most
+`file_bytes` (0: any size) and, in a box of bubblewrap, have at most `processes` processes and threads. `began` false:
+its box could not be made, the last output says why.
 """
 
 import json
@@ -47,8 +48,6 @@ MOST_REAPED: Final = 256
 """Ended processes that are taken note of before everything else is looked at again."""
 ROUNDS: Final = 20
 """Looks for what an ended engine left, between two looks at everything else."""
-MOST_PROCESSES: Final = 4096
-"""Processes and threads of an attempt."""
 _BREAKS: Final = re.compile(rb"[\r\n]+")
 _FIRST: Final = re.compile(rb'"child-pid"\s*:\s*(\d+)\b(?=\W)')
 
@@ -100,7 +99,7 @@ class Engine:
         assert process.stdout is not None
         self.key = key
         self.name, self.mark, self.process, self.pipe = message["id"], mark, process, process.stdout
-        self.nice, self.file_bytes = message["nice"], message["file_bytes"]
+        self.nice, self.file_bytes, self.most_processes = message["nice"], message["file_bytes"], message["processes"]
         self.lines = Lines()
         self.allowance_at = time.monotonic()
 
@@ -223,7 +222,7 @@ class Spawner:
             engine.first = int(found[1])
             # The limit of processes counts those of the box only because it is set after the box was made.
             for pid in (engine.first, *process_table.children(engine.first)):
-                _make_modest(pid, engine.nice, engine.file_bytes, processes=MOST_PROCESSES)
+                _make_modest(pid, engine.nice, engine.file_bytes, processes=engine.most_processes)
         if data == b"":
             self._close_status(engine)
 

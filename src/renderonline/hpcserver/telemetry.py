@@ -11,25 +11,18 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import psutil
 
 from renderonline.farm.machines import CardLoad
 from renderonline.hpcserver.process_table import key_of
+from renderonline.hpcserver.processes import ProcessUsage
 from renderonline.protocol.link import Heartbeat
 
 MIB: Final = 1 << 20
 MEASURE_S: Final = 2.0
 """The load of other programs is measured over at least so long."""
-
-
-class ProcessUsage(NamedTuple):
-    """What a process tree uses: CPU seconds since it began, resident bytes and threads (a process has one) now."""
-
-    cpu_s: float
-    memory_bytes: int
-    threads: int = 0
 
 
 def computer() -> dict[str, Any]:
@@ -56,15 +49,6 @@ def load(directory: Path, full: str = "", cards: tuple[CardLoad, ...] = ()) -> H
     except OSError:
         disk_free = 0
     return Heartbeat(psutil.getloadavg()[0], psutil.virtual_memory().available // MIB, disk_free, full, cards)
-
-
-def kernel_oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory since the computer started; 0 where it can't say."""
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            return int(file.read().partition(b"\noom_kill ")[2].split(maxsplit=1)[0])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def usage(spawner: int, roots: Mapping[int, str], keys: Mapping[str, str]) -> dict[str, ProcessUsage]:

@@ -17,6 +17,7 @@ from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox import probing
+from renderonline.sandbox.box import Found
 from tests.support.blender import blender_prefix, write_small_scene
 
 HOME = secrets.token_hex(8)
@@ -71,6 +72,7 @@ class Machine:
 
     root: Path
     processes: Processes
+    found: Found
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class Machine:
         engine = Path(prefix[0]).name
         assign = Assign(1, "token", 1, 1, engine, tuple(argv), str(output), root=str(self.root / "task"))
         settings = NodeSettings(data_directory=self.root / "node")
-        box = Boxes(self.processes.found, settings, {engine: prefix}).of(assign, place)
+        box = Boxes(self.found, settings, {engine: prefix}).of(assign, place)
         environment = clean_environment({"PATH": "/usr/bin:/bin"}, {}, place)
         process = await self.processes.start(
             "1", [*prefix, *argv], directory=output, environment=environment, on_lines=self.lines.extend, box=box
@@ -105,12 +107,12 @@ async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     found = probing.probe(request.param)
     processes = Processes(HOME, found)
     await processes.open()
-    yield Machine(tmp_path, processes)
+    yield Machine(tmp_path, processes, found)
     await processes.close()
 
 
 def is_open(machine: Machine) -> bool:
-    return machine.processes.found.kind == BoxKind.NONE
+    return machine.found.kind == BoxKind.NONE
 
 
 def middle(path: Path) -> tuple[float, ...]:

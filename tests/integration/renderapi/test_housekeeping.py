@@ -355,7 +355,7 @@ async def test_finished_frame_waits_for_room_on_the_farms_disk(
         assert (held.directory / "frame_0001.png").read_bytes() == b"frame"
         monkeypatch.setattr(housekeeping, "_free_bytes", full)
         canceled = asyncio.ensure_future(remote.send(Good("frame_0001.png", digest_file(frame), (0, 0, 0))))
-        remote.session.stop()
+        remote.stop()
         assert await canceled == OVER
         transfers.close()
 

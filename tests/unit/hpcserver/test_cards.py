@@ -11,7 +11,7 @@ from renderonline.engines.blender.install import launched, prefix_of
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import card_rack as tools
 from renderonline.hpcserver.card_rack import CARDS, FoundCard, Rack, device_files, find_cards, variables
-from renderonline.hpcserver.kernels import SCRIPT, command
+from renderonline.hpcserver.engine_setup import SCRIPT, command
 
 RTX, OLD = "GPU-1a2b3c4d-0000-1111-2222-333344445555", "GPU-99999999-0000-1111-2222-333344445555"
 NVIDIA = f"""\

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from renderonline.hpcserver.attempts import shares_files
 from renderonline.hpcserver.boxes import (
     INHERITED,
     Scratch,
@@ -13,7 +14,6 @@ from renderonline.hpcserver.boxes import (
     in_ascii,
     in_own_directories,
     link,
-    shares_files,
     unlink,
 )
 from renderonline.hpcserver.process_table import MARK

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from renderonline.hpcserver import telemetry
 from renderonline.hpcserver.process_table import KEY
+from renderonline.hpcserver.processes import ProcessUsage
 
 BUSY = """
 import time
@@ -53,7 +54,7 @@ def test_usage_adds_up_the_tree_of_each_engine() -> None:
 
 
 def test_usage_of_what_is_gone_is_nothing() -> None:
-    assert telemetry.usage(2**22 - 1, {1: "7"}, {}) == {"7": telemetry.ProcessUsage(0.0, 0)}
+    assert telemetry.usage(2**22 - 1, {1: "7"}, {}) == {"7": ProcessUsage(0.0, 0)}
 
 
 def test_cpu_time_of_ended_children_still_counts() -> None:

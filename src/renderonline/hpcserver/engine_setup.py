@@ -1,8 +1,9 @@
-"""The graphics cards of an attempt, and what drivers compile for Blender's Cycles: made once, copied for attempts.
+"""What surrounds the engine of an attempt (box, cards, environment), and the kernels that drivers compile for Cycles.
 
-HPCServer compiles with a scene of its own, only where there is a card, beside the work, at the lowest priority, without
-a slot. Every attempt gets a copy of its own, because the drivers write into their caches: no scene can change what the
-next one runs. The same little render tells whether a card works at all, which no engine's output may decide for others.
+HPCServer has the kernels compiled once, with a scene of its own, only where there is a card, beside the work, at the
+lowest priority and without a slot. Every attempt gets a copy, because the drivers write into their caches: no scene can
+change what the next one runs. The same small render shows whether a card works at all, which no engine's output may
+decide for other attempts.
 
 Sources: CUDA C++ Programming Guide, appendix CUDA Environment Variables; OptiX Programming Guide, section Compilation
 cache; oneAPI DPC++ `EnvironmentVariables.md` (`SYCL_CACHE_DIR`); compute-runtime `COMPILER_CACHE.md`
@@ -12,7 +13,7 @@ cache; oneAPI DPC++ `EnvironmentVariables.md` (`SYCL_CACHE_DIR`); compute-runtim
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,8 @@ import structlog
 from renderonline.engines.blender.install import LAUNCHER
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import NO_DEVICE
-from renderonline.hpcserver.boxes import Boxes, Scratch, clean_environment, own_box
+from renderonline.hpcserver.attempts import Launch
+from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environment, in_ascii, link, own_box, unlink
 from renderonline.hpcserver.card_rack import FoundCard, Rack, device_files, variables
 from renderonline.hpcserver.outputs import AttemptVerdict, handed_back
 from renderonline.hpcserver.processes import Processes
@@ -30,7 +32,8 @@ from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)
 
-
+INPUTS: Final = "RENDERONLINE_INPUTS"
+"""The variable that tells an engine where its task's files lie."""
 SCRIPT: Final = LAUNCHER / "card_trial.py"
 _LAUNCHERS: Final = (str(LAUNCHER), str(LAUNCHER / "__main__.py"))
 ENGINE: Final = "blender"
@@ -43,6 +46,88 @@ NICE: Final = 19
 CACHES: Final[Mapping[str, str]] = {
     "CUDA_CACHE_PATH": "cuda", "OPTIX_CACHE_PATH": "optix", "SYCL_CACHE_DIR": "sycl", "NEO_CACHE_DIR": "neo",
 }  # fmt: skip
+
+
+class AttemptSetup:
+    """The `attempts.EngineSetup` of this machine. `write_log` adds lines to the attempt's log; `passed`: environment
+    variables that the operator passes to engines."""
+
+    def __init__(
+        self,
+        assign: Assign,
+        write_log: Callable[[Sequence[str]], None],
+        *,
+        boxes: Boxes,
+        scratch: Scratch,
+        rack: Rack,
+        kernels: "Kernels",
+        passed: Collection[str] = (),
+    ) -> None:
+        self._assign, self._write_log, self._passed = assign, write_log, passed
+        self._boxes, self._scratch, self._rack, self._kernels = boxes, scratch, rack, kernels
+        self._name = str(assign.attempt)
+        self._cards: Sequence[FoundCard] | None = None
+        """None: the engine may use all cards of this machine."""
+        self._links: tuple[Path, Mapping[str, str]] = (Path(), {})
+        self._outside = Outside()
+
+    def make(self) -> None:
+        self._scratch.make(self._name)
+
+    def remove(self) -> None:
+        self._scratch.remove(self._name)
+
+    def take_cards(self) -> AttemptVerdict | None:
+        wanted = self._assign.cards
+        if wanted < 0:
+            return None
+        self._cards = self._rack.take(self._name, wanted, self._assign.card_memory_mib) if wanted else ()
+        return handed_back("The graphics cards of this machine are taken.") if self._cards is None else None
+
+    def release_cards(self) -> None:
+        self._rack.release(self._name)
+
+    def launch(self, assign: Assign) -> Launch:
+        place, directory = self._scratch.place(self._name), Path(assign.directory)
+        argv, links = in_ascii(assign)
+        self._links = (directory, links)
+        link(directory, links)
+        box = self._boxes.of(assign, place, self._devices())
+        self._outside = Outside(box)
+        wanted = {**assign.environment, INPUTS: assign.root}
+        environment = clean_environment(os.environ, wanted, place, also=self._passed)
+        if self._cards is not None:
+            environment |= variables(self._cards) | (self._kernels.hand_out(place) if self._cards else {})
+        return Launch(argv, environment, box)
+
+    def remove_links(self) -> None:
+        unlink(*self._links)
+
+    def read(self, lines: Sequence[str]) -> None:
+        self._outside.take(lines)
+
+    def outside_box(self) -> Sequence[str]:
+        return self._outside.found()
+
+    async def believed(self, failure: tuple[str, str] | None) -> tuple[str, str] | None:
+        # An engine may fail to use its cards only because of its scene: when Blender, run by us, can't use them either,
+        # they get no more work.
+        if failure is None or failure[0] != NO_DEVICE:
+            return failure
+        cards = self._cards if self._cards and self._assign.engine.casefold() == ENGINE else ()
+        refused = [card for card in cards if await self._kernels.refuses((card,))]
+        if refused:
+            self._rack.mark_unusable(refused, failure[1])
+        return failure if refused else ("error", failure[1])
+
+    def _devices(self) -> Sequence[str] | None:
+        """The device files that the engine may open in its box; None: those of all cards."""
+        cards = self._cards
+        if cards == () and self._assign.draws:
+            cards = self._rack.drawable or None
+            name = cards[0].card.name if cards else "whatever this machine draws with"
+            self._write_log([f"RenderOnline: it has no graphics card of its own, and may draw on {name} as others do."])
+        return None if cards is None else device_files(cards)
 
 
 class Kernels:
@@ -130,55 +215,3 @@ def _made(caches: Path) -> Path:
 def _environment(caches: Path) -> dict[str, str]:
     limits = {"CUDA_CACHE_MAXSIZE": str(LARGEST), "SYCL_CACHE_PERSISTENT": "1", "NEO_CACHE_PERSISTENT": "1"}
     return {name: str(caches / folder) for name, folder in CACHES.items()} | limits
-
-
-Failure = tuple[str, str] | None
-"""A failure class and the line that says so."""
-
-
-class AttemptCards:
-    """The cards of this machine that an attempt has, from `take` to `release`. `say` writes into the attempt's log."""
-
-    def __init__(self, assign: Assign, rack: Rack, kernels: Kernels, say: Callable[[Sequence[str]], None]) -> None:
-        self._assign, self._rack, self._kernels, self._say = assign, rack, kernels, say
-        self._name = str(assign.attempt)
-        self._cards: Sequence[FoundCard] | None = None
-        """None: it may use all that this machine has."""
-
-    def take(self) -> AttemptVerdict | None:
-        """Take the cards that it is to have for itself; an ending when they are not free."""
-        wanted = self._assign.cards
-        if wanted < 0:
-            return None
-        self._cards = self._rack.take(self._name, wanted, self._assign.card_memory_mib) if wanted else ()
-        return handed_back("The graphics cards of this machine are taken.") if self._cards is None else None
-
-    def release(self) -> None:
-        """Nothing of the attempt runs any more."""
-        self._rack.release(self._name)
-
-    def devices(self) -> Sequence[str] | None:
-        """The device files that it may open in its box; None: those of all cards. Blocks."""
-        cards = self._cards
-        if cards == () and self._assign.draws:
-            cards = self._rack.drawable or None
-            told = cards[0].card.name if cards else "whatever this machine draws with"
-            self._say([f"RenderOnline: it has no graphics card of its own, and may draw on {told} as others do."])
-        return None if cards is None else device_files(cards)
-
-    def environment(self, place: Path) -> dict[str, str]:
-        """The variables that tell its engine of its cards, and of what was compiled for them. Blocks."""
-        if self._cards is None:
-            return {}
-        return variables(self._cards) | (self._kernels.hand_out(place) if self._cards else {})
-
-    async def examined(self, failure: Failure) -> Failure:
-        """The failure as it is believed. An engine that says that it can't use its cards may only say so because its
-        scene does: when Blender, run by us, can't use them either, they get no work any more."""
-        if failure is None or failure[0] != NO_DEVICE:
-            return failure
-        cards = self._cards if self._cards and self._assign.engine.casefold() == ENGINE else ()
-        refused = [card for card in cards if await self._kernels.refuses((card,))]
-        if refused:
-            self._rack.mark_unusable(refused, failure[1])
-        return failure if refused else ("error", failure[1])
