@@ -161,7 +161,7 @@ def test_results_never_meet_inputs_and_more_files_come_home(farm: RealFarm, tmp_
     some = farm.client.download_zip(task_id, tmp_path / "some.zip", frames="2")
     assert set(zipfile.ZipFile(some).namelist()) == {"frame_0002.txt", "passes/mask_0002.txt"}
     told = farm.client.task(task_id)["warnings"]
-    assert "z_too_many.txt stayed behind: besides the frames at most 5 files an attempt come home." in told
+    assert "z_too_many.txt could not be taken: besides the frames an attempt may have at most 5 files." in told
     assert "Two parts of the task wrote report.txt with different bytes: the first that came is kept." in told
     refused = ("a.mp4", "frame_0001.txt", "frame_0002.txt")
     assert [name for name in refused if f"{name} is not a file" not in str(told)] == []

@@ -11,12 +11,11 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -28,11 +27,9 @@ from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
-from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outputs import (
     AttemptVerdict,
     Bad,
-    Checkers,
     Good,
     MoreOutputs,
     Stamp,
@@ -44,145 +41,35 @@ from renderonline.hpcserver.outputs import (
 from renderonline.hpcserver.processes import (
     MOST_PROCESSES,
     CantStart,
-    Described,
     Ended,
     EngineProcess,
-    Processes,
     ProcessUsage,
     kernel_oom_kills,
 )
+from renderonline.hpcserver.resources import Exchange, Resources, shares_files
 from renderonline.protocol.link import Assign, Progress, Result, Started, from_wire
-from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
+from renderonline.storage.attempt_logs import AttemptLog
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-FILE_THREADS: Final = 8
-"""A shared directory that hangs holds up these threads, never the link."""
 CHECKS_AT_ONCE: Final = 8
 OWN_PAUSE_S: Final = 10.0
-"""When HPCServer itself stood still for so long, an attempt's silence means nothing."""
+"""When HPCServer itself stood still for longer than this, the silence of an attempt does not count."""
 BUSY_SHARE: Final = 0.01
-"""A tree that uses less of one core than this, and writes nothing, is standing still."""
+"""The share of one core below which a process tree that writes nothing counts as stalled."""
 MAX_GRACE_S: Final = 300.0
 MAX_MESSAGE: Final = 200
 MOST_WARNINGS: Final = 100
-"""Of one attempt that are kept until its end."""
+"""Warnings of one attempt that are kept until its end."""
 RESERVE: Final = 256 << 20
-"""Bytes of the disk that no engine's file may take, as at RenderAPI (`ReserveMib`)."""
+"""Bytes of the disk that no engine's file may use, as at RenderAPI (`ReserveMib`)."""
 LEAST_FILE: Final = 1 << 20
 FULL: Final = 2 * RESERVE
 """With more bytes than this free, a disk was not full, whatever an engine or its scene prints."""
-HURRY_S: Final = 20.0
+LAST_FILES_S: Final = 20.0
 """How long an attempt that is handed back tries to send the files that it has."""
 APART: Final = AttemptVerdict(Outcome.FAILED, "no_input", "This machine does not share the farm's directory.")
-
-
-class Launch(NamedTuple):
-    """How the engine of an attempt is started, besides the words that its engine's command lines begin with."""
-
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    box: Described | None
-
-
-class EngineSetup(Protocol):
-    """What surrounds the engine of one attempt: scratch directories, graphics cards, box, environment
-    (`engine_setup.AttemptSetup`). `make`, `launch`, `remove_links`, `outside_box` and `remove` block."""
-
-    def make(self) -> None:
-        """Make the scratch directories. Raises OSError."""
-
-    def take_cards(self) -> AttemptVerdict | None:
-        """Reserve the graphics cards that the assignment asks for; a verdict when they are not free."""
-
-    def release_cards(self) -> None:
-        """Free them: nothing of the attempt runs any more."""
-
-    def launch(self, assign: Assign) -> Launch:
-        """Prepare the start of the engine, also in the attempt's directory. Raises OSError."""
-
-    def remove_links(self) -> None:
-        """Remove what `launch` put into the attempt's directory."""
-
-    def read(self, lines: Sequence[str]) -> None:
-        """Take note of files that the engine complains about."""
-
-    def outside_box(self) -> Sequence[str]:
-        """A sentence for each directory that the engine lacked because its box does not open it."""
-
-    async def believed(self, failure: tuple[str, str] | None) -> tuple[str, str] | None:
-        """The failure that the engine printed (class, line), with another class if its graphics cards do work."""
-
-    def remove(self) -> None:
-        """Delete the scratch directories."""
-
-
-class Exchange(Protocol):
-    """Fetches the inputs of one attempt and sends its outputs, on a machine that does not share the farm's directory
-    (`file_exchange.RemoteFiles`). `assign`: the assignment with directories of this machine."""
-
-    @property
-    def assign(self) -> Assign: ...
-    async def fetch(self) -> AttemptVerdict | None:
-        """Fetch the task's files; a verdict when that fails."""
-
-    async def send(self, found: Good) -> Bad | AttemptVerdict | None:
-        """Send a finished file; `Bad` when it is refused, a verdict when the whole attempt can't go on."""
-
-    def hurry(self, seconds: float) -> None:
-        """Give up after this time."""
-
-    def stop(self) -> None:
-        """Give up now."""
-
-    def release(self) -> None:
-        """The inputs are not needed any more. Blocks."""
-
-
-@dataclass
-class Resources:
-    """What every attempt of this machine uses. `engines`: name in lower case -> the words its command lines begin with.
-    `usage`: what engines use now, from the spawner's process id, the engines' (-> attempt) and their keys (-> attempt);
-    it blocks. `slots`: attempts that run at once. `progress`: the newest of every attempt, until it is sent."""
-
-    engines: Mapping[str, tuple[str, ...]]
-    processes: Processes
-    journal: Journal
-    logs: AttemptLogs
-    checkers: Checkers
-    setup: Callable[[Assign, Callable[[Sequence[str]], None]], EngineSetup]
-    exchange: Callable[[Assign], Exchange]
-    send_previews: Callable[[int, str, str, Mapping[str, bytes]], Awaitable[None]]
-    usage: Callable[[int, Mapping[int, str], Mapping[str, str]], Mapping[str, ProcessUsage]]
-    slots: int = 1
-    nice: int = 0
-    progress: dict[int, Progress] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.free_slots = asyncio.Semaphore(self.slots)
-        self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
-
-    async def close(self) -> None:
-        """End the picture checkers and the threads; what the threads have not begun is dropped."""
-        await self.in_thread(self.checkers.close)
-        self.threads.shutdown(wait=False, cancel_futures=True)
-
-    def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
-        """Begin what may wait for a disk."""
-        return asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
-
-
-def shares_files(assign: Assign) -> bool:
-    """Whether this machine sees the files of RenderAPI's computer: the file that the assignment names holds its token.
-    Blocks, for as long as a network disk does."""
-    if not assign.mark:
-        return True
-    try:
-        with open(assign.mark, "rb") as file:
-            return file.read(len(assign.mark_token) + 1) == assign.mark_token.encode()
-    except OSError:
-        return False
 
 
 class Attempt:
@@ -209,7 +96,7 @@ class Attempt:
         self._good: dict[str, Good] = {}
         self._checking: dict[str, asyncio.Task[Bad | None]] = {}
         self._one_picture = asyncio.Lock()
-        """Pictures that take long to decode keep no checker from the other attempts."""
+        """One at a time, so that slow pictures leave checkers for the other attempts."""
         self._ended = Ended(None)
         self._used = ProcessUsage(0.0, 0)
         self._seen_at = self._active_at = 0.0
@@ -217,7 +104,7 @@ class Attempt:
         self._newest = ""
         self._setup = resources.setup(assign, self._write_log)
         self._device = ""
-        """On what it renders, as it says itself."""
+        """The device that the engine says it renders on."""
 
     def end(self, ending: AttemptVerdict, grace_s: float | None = None) -> None:
         """End it for this reason; the first reason counts, a later call can only shorten the grace (seconds)."""
@@ -227,22 +114,22 @@ class Attempt:
         if self._queueing is not None:
             self._queueing.cancel()
         if self._remote is not None and ending.outcome == Outcome.CANCELED:
-            self._remote.hurry(HURRY_S) if ending.failure else self._remote.stop()
+            self._remote.end_after(LAST_FILES_S) if ending.failure else self._remote.stop()
         if self.process is not None:
             grace = self.assign.limits.grace_s if grace_s is None else grace_s
             self.process.stop(self._rules.stop_signal, min(grace, MAX_GRACE_S))
 
     def cancel(self, reason: str) -> None:
-        """RenderAPI, or whoever has the word, wants it no more."""
+        """End it because RenderAPI does not want it any more."""
         self.end(AttemptVerdict(Outcome.CANCELED, "", reason))
 
     def stop_transfers(self) -> None:
-        """HPCServer ends: nothing more is fetched or sent."""
+        """Fetch and send nothing more, because HPCServer ends."""
         if self._remote is not None:
             self._remote.stop()
 
     async def run(self) -> None:
-        """Live through it. Whatever happens, exactly one `Exited` is reported at the end."""
+        """Run the attempt from start to end. Whatever happens, reports exactly one `Exited` at its end."""
         resources, assign = self._resources, self.assign
         preparing: asyncio.Task[AttemptVerdict | None] | None = None
         try:
@@ -253,7 +140,7 @@ class Attempt:
                     ending = await self._live(preparing)
                 finally:
                     self._setup.release_cards()
-                    resources.free_slots.release()  # before the end is told: the next assignment may come at once
+                    resources.free_slots.release()  # before its end is reported: the next assignment may come at once
             else:
                 ending = self._verdict or AttemptVerdict(Outcome.CANCELED)
         except NoSpace as error:
@@ -272,7 +159,7 @@ class Attempt:
         resources.threads.submit(self._setup.remove)
 
     async def _take_slot(self) -> bool:
-        """Wait for a slot; False when it was ended before there was one."""
+        """Wait for a slot; returns False when the attempt was ended before it had one."""
         slots = self._resources.free_slots
         if not slots.locked():
             return await slots.acquire()
@@ -301,7 +188,7 @@ class Attempt:
             return failed("machine", f"HPCServer failed: {type(error).__name__}: {error}")
 
     async def _prepare(self) -> AttemptVerdict | None:
-        """Make everything ready; an ending when it can't be."""
+        """Prepare files and directories; returns a verdict when that fails."""
         resources = self._resources
         ending = await resources.in_thread(self._make_ready)
         if ending is APART:
@@ -311,7 +198,7 @@ class Attempt:
         return ending
 
     def _make_ready(self) -> AttemptVerdict | None:
-        """In a thread. `APART`: the task's files have to be fetched first."""
+        """Blocks. Returns `APART` when the task's files have to be fetched first."""
         assign = self.assign
         if assign.engine.casefold() not in self._resources.engines:
             return failed("no_engine", f"This machine has no engine {assign.engine}.")
@@ -371,7 +258,7 @@ class Attempt:
             await resources.in_thread(self._setup.remove_links)
 
     def observe(self, used: ProcessUsage, now: float) -> None:
-        """Take note of what the process tree uses and hold it to its limits."""
+        """Record what the process tree uses, and end the attempt when it exceeds a limit."""
         limits, passed = self.assign.limits, now - self._seen_at
         if passed > OWN_PAUSE_S or abs(used.cpu_s - self._used.cpu_s) > BUSY_SHARE * passed:
             self._active_at = now
@@ -400,7 +287,7 @@ class Attempt:
             self._resources.journal.news.set()
 
     def _take(self, readings: Iterable[OutputReading]) -> OutputReading | None:
-        """Act on what lines told; the newest that is about progress."""
+        """Act on what was read from the output; returns the newest reading about progress."""
         newest: OutputReading | None = None
         for reading in readings:
             self._failure = self._failure or reading.failure
@@ -415,7 +302,7 @@ class Attempt:
         return newest
 
     def _warn(self, text: str) -> None:
-        """Keep what a person must know of the pictures, until the end."""
+        """Keep a warning about the pictures for the report of the end."""
         if len(self._warnings) < MOST_WARNINGS:
             self._warnings[needs.cleaned(text)] = None
 
@@ -428,7 +315,7 @@ class Attempt:
             self._log_failed = True
 
     def _saved(self, path: str) -> None:
-        """The engine says that a file is complete: check and report it now. What is bad now may be good in the end."""
+        """Check and report a file that the engine says is complete. A bad file is checked again at the end."""
         name = os.path.relpath(os.path.normpath(self._root / path), self._root)
         room = len(self._checking) < len(self._expected) + self.assign.more.files  # more are found at the end
         taken = name in self._expected or (room and self._more.wants(name))
@@ -468,7 +355,7 @@ class Attempt:
         return ending if ending.outcome == Outcome.SUCCEEDED else ending.because(outside)
 
     async def _check_expected(self) -> list[Bad]:
-        """Check what was not reported yet, and that nothing reported has changed since."""
+        """Check the files that were not reported yet, and that no reported file has changed since."""
         changed = await self._changed([one for name, one in self._good.items() if name in self._expected])
         bad = [Bad(name, f"{name} was changed after the engine said that it was complete.") for name in changed]
         return bad + await self._check_all([name for name in self._expected if name not in self._good])
@@ -478,22 +365,22 @@ class Attempt:
         return [one.name for one, stamp in zip(good, stamps, strict=True) if stamp != one.stamp]
 
     async def _report_more(self, *, succeeded: bool, complete: bool) -> None:
-        """Take what the engine wrote besides. When it failed, only what can be seen to be whole; if the frames are
-        `complete` all the same, nothing is rendered again, and the task must say what it lacks."""
+        """Report the files that the engine wrote besides the frames. When it failed, only files that are known to be
+        whole; if its frames are `complete`, nothing is rendered again, and warnings name what is missing."""
         more = self._more
         for name in await self._changed([one for name, one in self._good.items() if name not in self._expected]):
-            more.refuse(name, f"{name} was written more than once by one attempt; its first version came home.")
+            more.refuse(name, f"{name} was written more than once by one attempt; its first version was kept.")
         try:
             there = await self._resources.in_thread(outputs.list_files, self._root, len(self._expected))
         except (InvalidRequest, OSError) as error:
-            more.refuse("", f"What the engine wrote besides its frames did not come home. {error}")
+            more.refuse("", f"What the engine wrote besides its frames was not taken. {error}")
             there = []
         decodes = self._rules.decode
         new = [name for name in there if more.wants(name) and name not in self._good]
         wanted = [name for name in new if succeeded or (decodes and is_picture(name))]
         unsure = sorted(set(new).difference(wanted)) if complete and decodes else []
         for name in await self._resources.in_thread(lambda: list(filter(self._is_new, unsure))):
-            more.refuse(name, f"{name} did not come home: the engine failed, and the file may not be whole.")
+            more.refuse(name, f"{name} was not taken: the engine failed, and the file may not be whole.")
         admitted = await self._resources.in_thread(lambda: list(filter(self._admitted, wanted)))
         for bad in await self._check_all(admitted):
             if not bad.missing:  # what was there before is no result
@@ -523,7 +410,7 @@ class Attempt:
         return [bad for bad in found if bad is not None]
 
     async def _check(self, name: str) -> Bad | None:
-        """Check one file and report it if it is good."""
+        """Check one file, and report it if it is good."""
         resources, assign, is_more = self._resources, self.assign, self._more.wants(name)
         decodes = self._expected and self._rules.decode and (not is_more or is_picture(name))
         checkers, rules = resources.checkers if decodes else None, ReadingRules() if is_more else self._rules

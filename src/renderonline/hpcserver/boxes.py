@@ -1,13 +1,11 @@
-"""The box of each attempt: what its engine may touch on this machine.
+"""What surrounds an engine on this machine: box, scratch directories, environment variables and paths.
 
-The task's files are read, the attempt's directory and its home and temporary directory are written. Besides that there
-are the engine's own directories, and what the operator of this machine or the engine's definition opens. No value of a
-task opens anything.
+The box opens the task's files for reading, and the attempt's directory, its home and its temporary directory for
+writing; besides these the engine's own directories, and what the operator of this machine or the engine's definition
+opens. No value of a task opens anything.
 
-The environment variables, home and temporary directory of an attempt, instead of the account's (R8 Process trees).
-
-Nothing is inherited but what an engine needs to find its libraries, its language and its graphics card: no secret of
-the account that runs HPCServer reaches a scene's scripts.
+An engine inherits only the variables that it needs to find its libraries, its language and its graphics card
+(R8 Process trees): no secret of the account that runs HPCServer reaches a scene's scripts.
 """
 
 import contextlib

@@ -1,14 +1,13 @@
-"""What the tools of the makers, and the system, say of graphics cards: their text -> cards. Pure but for `from_system`.
+"""The graphics cards of this machine: found once at the start, reserved for attempts, each card for one at a time.
+
+First the readers of what the makers' tools and the system print (pure, but for `from_system`), then `find_cards` and
+`Rack`, then the environment variables and device files that let an engine use its cards and no others. Variables name a
+card by its UUID where it has one. When HPCServer is killed its engines die with it (R8 Process trees), so that nothing
+of this has to be stored.
 
 Sources: `nvidia-smi --help-query-gpu`; AMD SMI and ROCm SMI command line guides; Linux `Documentation/gpu/amdgpu`
 (`mem_info_vram_total`, `gpu_busy_percent`, `unique_id`); Intel XPU System Management Interface user guide;
 `system_profiler(8)`.
-
-The graphics cards of this machine: found once at the start, given to attempts, each to one at a time.
-
-What an attempt may use it is told by the variables that the makers' programs read, by UUID where a card has one; in a
-box it is all that it can open. When HPCServer is killed its engines die with it (R8 Process trees), so this needs no
-memory.
 """
 
 import glob
@@ -28,8 +27,9 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.machines import LONGEST_TEXT, Card, CardKind, CardLoad
 from renderonline.farm.needs import MAX_GPUS
 
-MIB: Final = 1 << 20
+log = structlog.get_logger(__name__)
 
+MIB: Final = 1 << 20
 NVIDIA: Final = (
     "nvidia-smi", "--query-gpu=uuid,name,memory.total,pci.bus_id,utilization.gpu,memory.used",
     "--format=csv,noheader,nounits",
@@ -265,8 +265,6 @@ def _text(path: Path) -> str:
     except OSError:
         return ""
 
-
-log = structlog.get_logger(__name__)
 
 PROBE_S: Final = 10.0
 """For each tool; a driver that hangs must not keep the machine from rendering."""

@@ -23,11 +23,11 @@ import structlog
 from renderonline.engines.blender.install import LAUNCHER
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import NO_DEVICE
-from renderonline.hpcserver.attempts import Launch
 from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environment, in_ascii, link, own_box, unlink
 from renderonline.hpcserver.card_rack import FoundCard, Rack, device_files, variables
 from renderonline.hpcserver.outputs import AttemptVerdict, handed_back
 from renderonline.hpcserver.processes import Processes
+from renderonline.hpcserver.resources import Launch
 from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,8 @@
-"""The v1 role: `/hpc/status`, `/hpc/start`, `/hpc/stop` exactly as the existing RenderAPI expects (C1 Render node).
+"""The node of the existing system: `/hpc/status`, `/hpc/start` and `/hpc/stop` as its RenderAPI expects them
+(C1 Render node).
 
-There is no authentication in that contract: whoever reaches the port runs programs here. So it listens on this
-computer only unless told otherwise, can be held to a list of callers, refuses what a web page sends, and says so.
+That contract has no authentication: everybody who reaches the port runs programs here. So the node listens on this
+computer only by default, can be limited to a list of callers, refuses what a web page sends, and logs a warning.
 """
 
 import asyncio

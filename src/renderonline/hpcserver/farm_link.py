@@ -1,8 +1,8 @@
-"""The machine's end of the link: one WebSocket that it dials and dials again (R5 Attempts and reports,
+"""The machine's end of the link: one WebSocket that it keeps open to RenderAPI (R5 Attempts and reports,
 `docs/reference/link.md`).
 
-Reports go first, then progress and heartbeats, then pieces of logs within a budget, so that a talkative engine never
-delays a report. What was sent and not acknowledged is sent again; logs are resumed by offset.
+Reports go first, then progress and heartbeats, then pieces of logs within a budget, so that an engine that prints much
+never delays a report. What was sent and not acknowledged is sent again; logs resume at their offset.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ WELCOME_S: Final = 30.0
 BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 30.0
 PROGRESS_S: Final = 0.25
-"""Progress of all attempts travels at most so often."""
+"""The shortest time between two sets of progress messages."""
 RESEND_S: Final = 30.0
-"""Reports that RenderAPI has not acknowledged for so long are sent again on the same link."""
+"""Reports that RenderAPI has not acknowledged within this time are sent again on the same link."""
 LOG_PIECE: Final = 16 * 1024
-"""A report waits at most for so many bytes of log."""
+"""Bytes of log that a report waits for at most."""
 LOG_BURST: Final = 256 * 1024
 LOG_BYTES_PER_S: Final = 512 * 1024
-LOG_FAREWELL: Final = 64 * 1024
-"""So much of its log goes before an attempt's end, so that the log of a short attempt is there when it is over."""
+LOG_BEFORE_END: Final = 64 * 1024
+"""Bytes of an attempt's log that are sent before its end is reported: the log of a short attempt is there with it."""
 LOG_POLL_S: Final = 0.5
 
 
 class MachineRefused(NotAllowed):
-    """RenderAPI will never take this machine as it is; dialling again would not help."""
+    """RenderAPI refuses this machine for good; connecting again would not help."""
 
     code = "machine_refused"
 
@@ -83,7 +83,7 @@ class Link:
     _failures: int = 0
 
     async def run(self) -> None:
-        """Dial, serve, dial again; raises `MachineRefused` when that is final."""
+        """Connect, serve, connect again. Raises `MachineRefused` when RenderAPI refuses this machine for good."""
         turns, count = self.identity.turns(), self.identity.url.count(",") + 1
         while True:
             identity = next(turns)
@@ -99,11 +99,11 @@ class Link:
             delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
             delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
             self._failures = min(self._failures + 1, 10 * count)
-            log.warning("not linked, dialling again", url=identity.where, reason=reason, seconds=round(delay, 1))
+            log.warning("not linked, trying again", url=identity.where, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
 
     def nudge(self) -> None:
-        """Tell RenderAPI at once how this machine is."""
+        """Send the next heartbeat at once."""
         self.beat_at = 0.0
         self.runner.journal.news.set()
 
@@ -163,7 +163,7 @@ class Link:
                 log.warning("unexpected message", type=type(message).__name__)
 
     def _refuse_unreadable(self, text: str | bytes, error: InvalidRequest) -> None:
-        """An assignment that can't be understood is given back; anything else unknown is ignored."""
+        """Hand back an assignment that can't be read; ignore any other message."""
         log.error("a message can't be understood", reason=str(error))
         with suppress(ValueError, KeyError, TypeError):
             content = orjson.loads(text)
@@ -173,7 +173,7 @@ class Link:
 
 
 class _Sender:
-    """What goes over one link, and what of the outbox has gone."""
+    """Sends what one link carries, and knows which reports of the outbox it has sent."""
 
     def __init__(self, link: Link, socket: ClientConnection, welcome: wire.Welcome) -> None:
         self._link = link
@@ -203,11 +203,11 @@ class _Sender:
             if (piece := self._logs.take(now)) is not None:
                 await self._send(piece)
                 continue
-            waits = [self._link.beat_at, now + self._logs.patience(), *([progress_at] if self._progress else [])]
+            waits = [self._link.beat_at, now + self._logs.seconds_to_wait(), *([progress_at] if self._progress else [])]
             await self._wait(min(waits) - now, only_reports=bool(self._progress))
 
     async def _wait(self, seconds: float, *, only_reports: bool) -> None:
-        """Wait for news; progress that has to wait its turn anyway is no news."""
+        """Wait for news; while progress waits for its time, only reports and a due heartbeat are news."""
         seen, news = self._journal.last_seq, self._journal.news
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -242,12 +242,12 @@ class _Sender:
 
 
 class _Logs:
-    """What of each attempt's log was sent over one link."""
+    """Which part of each attempt's log was sent over one link."""
 
     def __init__(self, link: Link, welcome: wire.Welcome) -> None:
         self._runner, self._journal = link.runner, link.runner.journal
         self._offsets = {attempt: welcome.log_offsets.get(str(attempt), 0) for attempt in welcome.keep}
-        """How far each was sent; the one that waited longest comes first."""
+        """Attempt -> bytes sent; the log that waited longest comes first."""
         self._budget = float(LOG_BURST)
         self._at = 0.0
         for attempt in set(self._runner.logs) - set(welcome.keep):
@@ -268,14 +268,14 @@ class _Logs:
         return None
 
     def finish(self, attempt: int) -> Iterator[wire.Log]:
-        """What is left of the log of an attempt that has ended, up to a bound."""
+        """The rest of the log of an attempt that has ended, at most `LOG_BEFORE_END` bytes of it."""
         sent = 0
-        while sent < LOG_FAREWELL and (piece := self._piece(attempt)) is not None:
+        while sent < LOG_BEFORE_END and (piece := self._piece(attempt)) is not None:
             sent += len(piece.text)
             yield piece
 
-    def patience(self) -> float:
-        """Seconds until it is worth asking again."""
+    def seconds_to_wait(self) -> float:
+        """Until `take` may have another piece."""
         if self._budget <= 0:
             return LOG_PIECE / LOG_BYTES_PER_S
         return LOG_POLL_S if self._runner.logs else 60.0

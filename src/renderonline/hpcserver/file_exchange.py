@@ -1,18 +1,25 @@
-"""The files of attempts, to and from RenderAPI over HTTP (`docs/reference/link.md`). All but `PreviewSender` blocks.
+"""The files of attempts, to and from RenderAPI over HTTP (`docs/reference/link.md`), and the cache of tasks' files.
 
-A transfer goes on through cuts and restarts of RenderAPI, at the byte where it stopped, until its session ends.
+`Transfers` makes the calls, `InputCache` keeps what they fetched for the next attempts, `RemoteFiles` uses both for one
+attempt. All of them block; `PreviewSender` does not. A transfer that is cut off, or finds no RenderAPI, goes on at the
+byte where it stopped until its session ends.
 """
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import http.client
 import os
 import random
+import re
+import shutil
 import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +30,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import structlog
+from blake3 import blake3
 
 from renderonline.farm.errors import (
     Conflict,
@@ -35,7 +43,6 @@ from renderonline.farm.errors import (
 )
 from renderonline.farm.tasks import InputFile
 from renderonline.hpcserver.boxes import in_own_directories
-from renderonline.hpcserver.input_cache import DIGEST, InputCache
 from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.outputs import AttemptVerdict, Bad, Good, failed, handed_back, inside
 from renderonline.protocol.calls import NO_RENDERAPI, Reply, backoff
@@ -64,15 +71,23 @@ FETCHES: Final = 4
 """Files of one task that are fetched at once."""
 MAX_FILES: Final = 100_000
 OVER: Final = handed_back("The farm does not want this attempt any more.")
+WAIT_S: Final = 0.2
+Fetch = Callable[[int, set[int]], None]
+"""Writes the file to a handle; takes the numbers of the parts that are there, and adds new ones."""
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_CHANGED_NS: Final = 1_000_000_000
+"""The modification time of every file in the cache (ns): a file with another one was written into."""
+_FICLONE: Final = 0x40049409
+_TRIES: Final = 2
 _PATH: Final = "/renderapi/v2/attempts"
 
 
 class Stopped(Exception):
-    """The session is over: its attempt was ended, or its patience."""
+    """The session is over: its attempt was ended, or its time is up."""
 
 
 class TransferSession:
-    """The transfers of one attempt. `patience_s`: how long they go on without success; None: for ever."""
+    """The transfers of one attempt. `patience_s`: how long they are tried; None: without limit."""
 
     def __init__(self, attempt: int, token: str, patience_s: float | None = None) -> None:
         self.attempt = attempt
@@ -83,30 +98,31 @@ class TransferSession:
         self._open: dict[int, http.client.HTTPConnection] = {}
 
     def stop(self) -> None:
-        """End it now, also what waits for the network."""
+        """End it now, and shut down the connections that are waiting."""
         self._over.set()
         with self._lock:
             for connection in self._open.values():
                 with contextlib.suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def hurry(self, seconds: float) -> None:
+    def end_after(self, seconds: float) -> None:
+        """End it after this time, unless it was successful before."""
         self._until = time.monotonic() + seconds
 
     def pause(self, seconds: float) -> None:
-        """Wait; `Stopped` when it is over."""
+        """Wait. Raises `Stopped` when the session is over."""
         late = self._until is not None and time.monotonic() > self._until
         if self._over.wait(seconds) or late:
             raise Stopped
 
     def watch(self, connection: http.client.HTTPConnection) -> None:
-        """Note the connection that this thread uses, which `stop` shuts down. `Stopped` when the session is over."""
+        """Record the connection that this thread uses, for `stop`. Raises `Stopped` when the session is over."""
         with self._lock:
             self._open[threading.get_ident()] = connection
         self.pause(0)
 
     def forget(self) -> None:
-        """This thread uses no connection any more."""
+        """Drop the connection of this thread."""
         with self._lock:
             self._open.pop(threading.get_ident(), None)
 
@@ -133,8 +149,8 @@ class Transfers:
         return _persist(session, ask)
 
     def fetch(self, session: TransferSession, name: str, size: int, handle: int, done: set[int]) -> None:
-        """Write one of the task's files to `handle`. `done`: the parts (numbers, of `PART` bytes) that are there;
-        those that come are added to it. OSError of the disk."""
+        """Write one of the task's files to `handle`. `done`: numbers of the parts (of `PART` bytes) that are there;
+        new ones are added. Raises OSError of the disk."""
         waiting = iter([number for number in range(-(-size // PART)) if number not in done])
 
         def work() -> None:
@@ -157,8 +173,8 @@ class Transfers:
         self, session: TransferSession, where: str, content: Path | bytes, headers: Mapping[str, str] | None = None
     ) -> None:
         """PUT a file, or bytes, at `where` below the attempt (`outputs/<name>`, quoted, with any query). Raises the
-        error with which RenderAPI refuses it, and `InvalidRequest` for a file that is no regular one. While the farm's
-        disk is full it waits: to render a frame again would cost more."""
+        error with which RenderAPI refuses it, and `InvalidRequest` for anything but a regular file. While the farm's
+        disk is full it waits: rendering a frame again would cost more."""
 
         def put() -> None:
             with contextlib.ExitStack() as stack:
@@ -210,6 +226,113 @@ class Transfers:
             session.forget()
 
 
+class InputCache:
+    """Files of tasks that were fetched, kept by their digest for the next attempts in the directory `root`; at most
+    `limit` bytes of them that are not in use (0: a tenth of the disk). Blocks.
+
+    One fetch serves all attempts that want a file at the same time. Files are read-only and have one fixed modification
+    time; a file that an engine changed is deleted. The files that were used longest ago make room for new ones.
+    """
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self._root = root
+        self._limit = limit
+        self._pins: Counter[str] = Counter()
+        self._parts: dict[str, set[int]] = {}
+        self._fetching: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Make the directory; delete files of others in it, and files that were changed."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._limit = self._limit or shutil.disk_usage(self._root).total // 10
+        for path in list(self._root.iterdir()):
+            if not DIGEST.fullmatch(path.name) or not _is_unchanged(path):
+                path.unlink()
+        self._make_room(0)
+
+    def place(self, wanted: InputFile, target: Path, fetch: Fetch, check: Callable[[], None]) -> None:
+        """Put the file at `target`, read-only, fetching it unless it is here. It stays in the cache until `release`,
+        also after an error. `check` is called while another attempt fetches it, and raises to stop waiting.
+
+        Raises what `fetch` and `check` raise, `InvalidRequest` for a file that the task was not submitted with, and
+        OSError of the disk.
+        """
+        with self._lock:
+            self._pins[wanted.digest] += 1
+            single = self._fetching.setdefault(wanted.digest, threading.Lock())
+        kept = self._root / wanted.digest
+        while not single.acquire(timeout=WAIT_S):
+            check()
+        try:
+            if not (kept.exists() and _is_unchanged(kept) and kept.stat().st_size == wanted.size):
+                self._fetch(wanted, fetch)
+            os.utime(kept, ns=(time.time_ns(), _CHANGED_NS))
+        finally:
+            single.release()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _share(kept, target)
+
+    def release(self, digests: Sequence[str]) -> None:
+        """End one use of each of these files."""
+        for digest in digests:
+            kept = self._root / digest
+            with self._lock:
+                self._pins[digest] -= 1
+                if self._pins[digest] <= 0:
+                    del self._pins[digest]
+                    self._fetching.pop(digest, None)
+            with contextlib.suppress(OSError):
+                if not _is_unchanged(kept):
+                    log.warning("an engine wrote into a file of its task; it is fetched again next time", digest=digest)
+                    kept.unlink()
+        with contextlib.suppress(OSError):
+            self._make_room(0)
+
+    def _fetch(self, wanted: InputFile, fetch: Fetch) -> None:
+        begun = self._root / f"{wanted.digest}.part"
+        self._make_room(wanted.size)
+        for _ in range(_TRIES):
+            done = self._parts.setdefault(wanted.digest, set())
+            handle = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.truncate(handle, wanted.size)
+                fetch(handle, done)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room(self._limit):
+                    raise
+                continue
+            finally:
+                os.close(handle)
+            right = _digest(begun) == wanted.digest
+            del self._parts[wanted.digest]
+            if right:
+                begun.chmod(0o444)
+                os.utime(begun, ns=(time.time_ns(), _CHANGED_NS))
+                begun.replace(self._root / wanted.digest)
+                return
+            log.warning("a fetched file has another digest than it should", name=wanted.name, digest=wanted.digest)
+            begun.unlink()
+        raise InvalidRequest(
+            f"{wanted.name} on the farm is not what the task was submitted with. Submit the task again."
+        )
+
+    def _make_room(self, size: int) -> bool:
+        """Remove the files used longest ago until `size` more bytes fit; returns whether any was removed."""
+        found: list[tuple[int, int, Path]] = []
+        for path in self._root.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has just got its name
+                found.append(((status := path.stat()).st_atime_ns, status.st_size, path))
+        total, removed = size + sum(one for _, one, _ in found), False
+        for _, freed, path in sorted(found):
+            with self._lock:
+                if total > self._limit and path.stem not in self._pins:
+                    path.unlink(missing_ok=True)
+                    self._parts.pop(path.stem, None)
+                    total, removed = total - freed, True
+        return removed
+
+
 @dataclass(frozen=True)
 class _Inputs:
     files: tuple[InputFile, ...]
@@ -222,20 +345,20 @@ class RemoteFiles:
     def __init__(self, assign: Assign, transfers: Transfers, cache: InputCache, place: Path) -> None:
         self.assign = in_own_directories(assign, place / "input", place / "output")
         session = self._session = TransferSession(assign.attempt, assign.token)
-        self.hurry, self.stop = session.hurry, session.stop
+        self.end_after, self.stop = session.end_after, session.stop
         self._transfers, self._cache = transfers, cache
         self._pinned: list[str] = []
 
     async def fetch(self) -> AttemptVerdict | None:
-        """Fetch the task's files; an ending when they can't be had."""
+        """Fetch the task's files; returns a verdict when that fails."""
         return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._fetch)
 
     async def send(self, found: Good) -> Bad | AttemptVerdict | None:
-        """Send a finished file: what is wrong with it, or why the whole attempt can't go on."""
+        """Send a finished file; returns what is wrong with it, or a verdict when the whole attempt can't go on."""
         return await asyncio.get_running_loop().run_in_executor(self._transfers.threads, self._send, found)
 
     def release(self) -> None:
-        """Its inputs are not needed any more. Blocks."""
+        """Let the cache remove its inputs. Blocks."""
         pinned, self._pinned = self._pinned, []
         self._cache.release(pinned)
 
@@ -273,7 +396,7 @@ class RemoteFiles:
 
 
 class PreviewSender:
-    """Sends the previews of frames, in threads of its own. They are looks only: what can't be sent soon is left out."""
+    """Sends the previews of frames, in threads of its own. A preview that can't be sent soon is dropped."""
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
@@ -284,7 +407,7 @@ class PreviewSender:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def send(self, attempt: int, token: str, name: str, previews: Mapping[str, bytes]) -> None:
-        """Send the previews of one file; never raises, and comes back within `PREVIEW_PATIENCE_S`."""
+        """Send the previews of one file. Never raises, and returns within `PREVIEW_PATIENCE_S`."""
         if time.monotonic() < self._quiet_until:
             return
         session = TransferSession(attempt, token, PREVIEW_PATIENCE_S)
@@ -304,7 +427,7 @@ class PreviewSender:
 
 
 def _persist(session: TransferSession, action: Callable[[], T]) -> T:
-    """Run `action` again and again until it succeeds, is refused, or the session is over."""
+    """Repeat `action` until it succeeds, is refused, or the session is over."""
     pauses = backoff(PAUSE_S, LONGEST_PAUSE_S)
     while True:
         try:
@@ -328,7 +451,7 @@ def _regular(path: Path) -> FileIO:
 
 
 def _write(handle: int, data: memoryview, position: int, name: str) -> None:
-    """An error of the disk names the file, which tells it from one of the network."""
+    """Write, with the file's name in an OSError: this distinguishes an error of the disk from one of the network."""
     try:
         write_at(handle, data, position)
     except OSError as error:
@@ -338,5 +461,29 @@ def _write(handle: int, data: memoryview, position: int, name: str) -> None:
 def _wanted(answer: Any) -> tuple[InputFile, ...]:
     found = from_wire(_Inputs, answer).files
     if len(found) > MAX_FILES or not all(DIGEST.fullmatch(one.digest) for one in found):
-        raise InvalidRequest("RenderAPI names files of the task that can't be.")
+        raise InvalidRequest("RenderAPI lists files of the task with wrong digests, or too many of them.")
     return found
+
+
+def _digest(path: Path) -> str:
+    return blake3().update_mmap(path).hexdigest() if path.stat().st_size else blake3().hexdigest()
+
+
+def _is_unchanged(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_mtime_ns == _CHANGED_NS
+
+
+def _share(kept: Path, target: Path) -> None:
+    """Put the file at `target`: as a copy that shares its blocks, as a hard link, or as a plain copy."""
+    with kept.open("rb") as source, contextlib.suppress(OSError):
+        with target.open("xb") as copy:
+            fcntl.ioctl(copy.fileno(), _FICLONE, source.fileno())
+        target.chmod(0o444)
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(kept, target)
+    except OSError:
+        shutil.copyfile(kept, target)
+        target.chmod(0o444)

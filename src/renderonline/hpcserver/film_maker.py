@@ -1,10 +1,10 @@
-"""A program: a film of the frames that are there, with the ffmpeg that comes in the package `imageio-ffmpeg`.
+"""A program that makes a film of the frames that are there, with the ffmpeg of the package `imageio-ffmpeg`.
 
     python -m renderonline.hpcserver.film_maker FFMPEG DIRECTORY PATTERN FRAMES FILM NAME
 
-An attempt of a chunk of kind `film` runs it. It decodes the frames, whatever a renderer writes, as previews show them
-(R13 Hostile content: a process of its own, within an attempt's limits); a frame that is missing or can't be read is
-shown as the one before it. The film counts only when it decodes to as many frames as went into it.
+An attempt of a chunk of kind `film` runs it, in a process of its own within the limits of an attempt (R13 Hostile
+content). It decodes frames of every format as previews show them; in place of a frame that is missing or can't be read
+it shows the frame before. The film counts only when it decodes to as many frames as went into it.
 """
 
 import os

@@ -1,11 +1,8 @@
-"""How a machine joins the farm: with a join code it gets a secret, and learns which certificate to trust (R12 Tokens).
+"""How a machine joins a farm, and whether this computer is fit to render for one (`renderonline node --check`).
 
-A RenderAPI whose certificate the system trusts needs nothing more. One with a certificate of its own is named by its
-fingerprint (`sha256:…`): the certificate is fetched, compared and stored, and from then on only this one is trusted.
-
-Whether this computer is fit to render for a farm, and what mends it (`renderonline node --check`).
-
-Nothing is changed.
+With a join code a machine gets its secret, and learns which certificate to trust (R12 Tokens). A certificate that the
+system trusts needs nothing more. A RenderAPI with a certificate of its own is named by the fingerprint (`sha256:…`):
+the certificate is fetched, compared and stored, and from then on only this one is trusted. The check changes nothing.
 """
 
 import getpass

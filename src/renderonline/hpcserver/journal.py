@@ -1,8 +1,8 @@
-"""What must not be forgotten, written before it counts: the outbox behind an asynchronous door (R5.1 Stored assignment,
-R5.2 Outbox).
+"""The outbox as the event loop uses it: what must not be lost is on disk before it takes effect (R5.1 Stored
+assignment, R5.2 Outbox).
 
-Reports that come while one commit runs share the next one. A report that the disk refuses waits and is tried again;
-an attempt that the disk refuses is not taken. `full` says why the machine takes nothing at present.
+Reports that arrive during a commit share the next one. A report that the disk refuses waits and is tried again; an
+attempt that the disk refuses is not accepted. `full` says why the machine accepts nothing at present.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ T = TypeVar("T")
 BATCH: Final = 256
 RETRY_S: Final = 1.0
 IDLE_ACKNOWLEDGE_S: Final = 0.5
-"""An acknowledgement alone is no reason for a disk write; losing one only sends a report twice."""
+"""An acknowledgement alone is written after this time; when one is lost, a report is only sent twice."""
 
 
 class Journal:
     """The attempts that this machine holds and its unacknowledged reports. `held`: attempts that run or have reports
-    that were not acknowledged (R5.4 Hello). `last_seq`: the newest report on disk; `acknowledged`: up to which one
-    RenderAPI has everything. `news` is set when new reports can be sent."""
+    that were not acknowledged (R5.4 Hello). `last_seq`: number of the newest report on disk; `acknowledged`: number of
+    the newest that RenderAPI has committed. `news` is set when new reports can be sent."""
 
     def __init__(self, path: Path) -> None:
         self.held: dict[int, Held] = {}
@@ -48,7 +48,7 @@ class Journal:
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._forgotten = 0
-        """Up to which number the file knows that RenderAPI has everything."""
+        """The newest acknowledged number that the file has."""
         self._closing = False
 
     async def open(self) -> None:
@@ -74,7 +74,7 @@ class Journal:
         self._thread.shutdown()
 
     async def store(self, held: Held) -> None:
-        """Keep an attempt before it starts; done at once unless a commit is running. `NoSpace` when it can't be."""
+        """Store an attempt before it starts; waits only for a commit. Raises `NoSpace` when the disk refuses."""
         self.held[held.attempt] = held
         try:
             async with self._file:
@@ -85,8 +85,8 @@ class Journal:
             raise
 
     def report(self, report: Report) -> None:
-        """Keep a report until it is acknowledged, on disk before it is sent, however long the disk refuses. Reports are
-        kept and sent in the order of these calls; nobody has to wait for one."""
+        """Keep a report until it is acknowledged; it is on disk before it is sent, however long the disk refuses. Keeps
+        the order of the calls, and never waits."""
         self._waiting.append(Append(report.attempt, encode(report), last=isinstance(report, Exited)))
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""The program HPCServer in its two roles: linked to a RenderAPI, or serving `/hpc/*` (design section 5)."""
+"""HPCServer, in its two roles: linked to a RenderAPI, or serving `/hpc/*` for an existing one."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,18 @@ from renderonline.engines.definition import parse_definition, shipped
 from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import joining, telemetry
-from renderonline.hpcserver.attempts import Resources
 from renderonline.hpcserver.boxes import Boxes, Scratch
 from renderonline.hpcserver.card_rack import Rack, find_cards
 from renderonline.hpcserver.engine_setup import ENGINE, AttemptSetup, Kernels
 from renderonline.hpcserver.existing import serve_v1
 from renderonline.hpcserver.farm_link import Link, MachineRefused
-from renderonline.hpcserver.file_exchange import PreviewSender, RemoteFiles, Transfers
+from renderonline.hpcserver.file_exchange import InputCache, PreviewSender, RemoteFiles, Transfers
 from renderonline.hpcserver.film_maker import film_engine
-from renderonline.hpcserver.input_cache import InputCache
 from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outputs import Checkers
 from renderonline.hpcserver.processes import Processes
+from renderonline.hpcserver.resources import Resources
 from renderonline.hpcserver.runner import Runner
 from renderonline.hpcserver.settings import Home, NodeSettings, locked
 from renderonline.protocol.link import PROTOCOL, Assign, EngineOffer, Hello

@@ -1,7 +1,7 @@
-"""The files that an attempt leaves, and how it ended, decided from them and from all else that is known of it.
+"""The files that an attempt leaves, and its verdict, decided from them and from how its process ended.
 
 Hostile scenes write the files, so no link is followed. Looking at files blocks; attempts do it in threads. An exit code
-alone is never believed: six engines return 0 on failure.
+alone is never believed: six engines exit with 0 when they fail.
 """
 
 import os
@@ -25,29 +25,29 @@ from renderonline.storage.disk import FileDigest, bytes_on_disk, digest_file, ha
 from renderonline.storage.landing import check_name, walked
 
 MAX_FILES: Final = 10_000
-"""So many results an attempt without named outputs may have."""
+"""Results of an attempt whose outputs are not named in advance."""
 MAX_DEPTH: Final = 16
 LARGE: Final = 64 << 30
-"""Bytes of all results together of which at least some part must have been written."""
+"""Bytes of all results together; of more than this, some part must really be on the disk."""
 MAX_FACTS: Final = 32
 MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
 LARGEST_FACT: Final = 2**53
-"""Numbers beyond it (and those that are none) are left out: not every reader of JSON takes them."""
+"""Larger numbers, and NaN, are left out: not every reader of JSON accepts them."""
 
 CHANGED: Final = "changed while it was checked"
 _TICK_S: Final = 0.01
-"""A file that was touched within this may be touched again and show the same time."""
+"""A file that was changed within this time may change again without another timestamp."""
 
 ONE_COLOUR: Final = "all its pixels have the same colour (is the camera right, do lights and objects render?)"
 
 Stamp = tuple[int, int, int]
-"""Modification time (ns), size and inode: what tells a new file from one that was there before."""
+"""Modification time (ns), size and inode: a new file differs from an earlier one in these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A complete file. `stamp` tells whether it changes afterwards; `previews`: JPEGs of a picture by size."""
+    """A complete file. A later change shows in its `stamp`. `previews`: JPEGs of a picture by size."""
 
     name: str
     file: FileDigest
@@ -95,7 +95,7 @@ class Checkers:
             self._free.put(checker)
 
     def check(self, path: Path, root: Path, size: tuple[int, int]) -> PictureCheck:
-        """Decode a picture in the attempt's directory `root`, as soon as a checker is free, and make its previews."""
+        """Decode a picture in the attempt's directory `root` when a checker is free, and make its previews."""
         checker = self._free.get()
         try:
             return checker.check(path, previews=True, within=_of_all_attempts(root), size=size)
@@ -114,8 +114,8 @@ def check_file(
     checkers: Checkers | None = None,
     rules: ReadingRules | None = None,
 ) -> Good | Bad:
-    """Whether `name` (relative to `root`) is a new, whole file; with `checkers` also a picture that decodes and is what
-    `rules` ask for."""
+    """Check that `name` (relative to `root`) is a new, whole file; with `checkers` also that it is a picture that
+    decodes and follows `rules`."""
     try:
         path = inside(root, name)
         stamp = stamp_of(path)
@@ -167,7 +167,7 @@ def _entry(name: str, folder: int) -> os.stat_result:
 
 
 def _settled(name: str, folder: int) -> os.stat_result:
-    """A file's entry, of which each further change shows. `InvalidRequest` when it is being changed."""
+    """The status of a file, old enough that a later change shows in it. `InvalidRequest` when it is being changed."""
     for _ in range(2):
         found = _entry(name, folder)
         if not 0 <= time.time_ns() - found.st_ctime_ns < _TICK_S * 1e9:
@@ -177,7 +177,7 @@ def _settled(name: str, folder: int) -> os.stat_result:
 
 
 def _of_all_attempts(root: Path) -> Path:
-    """The directory that all attempts' directories lie in: the farm's `.attempts`, or this machine's scratch."""
+    """The directory of all attempts' directories: the farm's `.attempts`, or this machine's scratch directory."""
     return root.parent.parent if root.name == "output" else root.parent
 
 
@@ -245,7 +245,7 @@ def list_files(root: Path, expected: int = 0) -> list[str]:
 
 
 def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A few short, plain values: pictures can carry anything in their metadata."""
+    """A few short texts and numbers: pictures can have anything in their metadata."""
     plain: dict[str, Any] = {}
     for key, value in list(facts.items())[:MAX_FACTS]:
         if isinstance(value, str):
@@ -261,7 +261,7 @@ PICTURES: Final = frozenset(
         ".png", ".psd", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp",
     }
 )  # fmt: skip
-"""What is decoded before it is taken; files of other kinds are taken as they are."""
+"""Files that must decode to be results; files of other kinds are not decoded."""
 _NAMED: Final = 3
 
 
@@ -271,7 +271,7 @@ def is_picture(name: str) -> bool:
 
 
 class MoreOutputs:
-    """Those of one attempt, held to the bounds of its `rules`. What can't be taken is kept for `warnings`."""
+    """The outputs of one attempt besides its frames, within the bounds of `rules`. `warnings` name the refused ones."""
 
     def __init__(self, rules: MoreResults, expected: Collection[str]) -> None:
         self._rules = rules
@@ -288,38 +288,38 @@ class MoreOutputs:
         return bool(self) and name not in self._expected and not name.startswith("../") and self._rules.takes(name)
 
     def admit(self, name: str, size: int) -> bool:
-        """Whether one of so many bytes is within the bounds, and has a name that a result may have. It counts from now
-        on."""
+        """Whether a file of this size (bytes) is within the bounds and has a name that a result may have; if so, it
+        counts towards the bounds."""
         try:
             check_name(name)
         except InvalidRequest as error:
             self.refuse(name, str(error))
             return False
         if bound := self._bounds.met_by(name, size):
-            self._beyond[name] = f"besides the frames at most {bound} an attempt come home"
+            self._beyond[name] = f"besides the frames an attempt may have at most {bound}"
         return not bound
 
     def refuse(self, name: str, why: str) -> None:
-        """A file that is no result, and why."""
+        """Record that a file is no result, and why."""
         self._refused[name] = why
 
     def warnings(self) -> list[str]:
-        """What a person must know of those that did not come home, a sentence each."""
+        """A sentence for each file that could not be taken, the last ones summed up."""
         told = list(self._refused.values())[:_NAMED]
         if len(self._refused) > _NAMED:
             told.append(f"{len(self._refused) - _NAMED} more files besides the frames could not be taken.")
         if self._beyond:
             names, (why, *_) = list(self._beyond), self._beyond.values()
             rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            told.append(f"{names[0]}{rest} stayed behind: {why}.")
+            told.append(f"{names[0]}{rest} could not be taken: {why}.")
         return told
 
 
 MACHINES_FAILURES: Final = frozenset({"machine", "no_engine", "no_input", "no_space", "lost_process"})
-"""Classes that blame the machine."""
+"""Failure classes that count against the machine."""
 SIGXFSZ: Final = 25
 SIGNALED: Final = 128
-"""Exit codes above it are signals, as shells write them."""
+"""Exit codes above this are signals (128 + n), as shells write them."""
 MAX_REASON: Final = 1_000
 
 
@@ -331,7 +331,7 @@ class AttemptVerdict(NamedTuple):
     reason: str = ""
 
     def because(self, sentences: Sequence[str]) -> "AttemptVerdict":
-        """The same with what explains it."""
+        """The same with these sentences after its reason."""
         return self._replace(reason=" ".join((self.reason, *sentences))[:MAX_REASON])
 
     def report(
@@ -353,7 +353,7 @@ def failed(failure: str, reason: str) -> AttemptVerdict:
 
 
 def handed_back(reason: str) -> AttemptVerdict:
-    """This machine can't go on with it; somebody else may, and nobody failed."""
+    """This machine can't go on with the attempt; it does not count as a failure, and another machine may render it."""
     return AttemptVerdict(Outcome.CANCELED, "handed_back", reason)
 
 
@@ -370,11 +370,11 @@ def decide(
     out_of_memory: bool = False,
     disk_full: bool = True,
 ) -> AttemptVerdict:
-    """The ending of a process that ended by itself. `code` None: it was lost. `failure` is the first line that matched
-    a failure pattern, with its class, `reason` why the engine says that it ends; `bad` the expected files that are no
-    results; `out_of_memory`: the kernel ended processes for want of memory meanwhile; `disk_full`: whether the disk has
-    so little room that it may have been full. What an engine prints, its scene may have printed: only what the machine
-    itself sees is its failure."""
+    """The verdict on a process that ended by itself. `code`: its exit code, None: it was lost. `failure`: class and
+    text of the first line that matched a failure pattern; `reason`: the engine's own reason for its end; `bad`: the
+    expected files that are no results; `out_of_memory`: the kernel killed processes for want of memory meanwhile;
+    `disk_full`: the disk has so little room that it may have been full. A scene can print whatever its engine prints,
+    so only what the machine itself observes counts as the machine's failure."""
     if code is None:
         return LOST
     if failure is not None and failure[0] in MACHINES_FAILURES and not (failure[0] == "no_space" and disk_full):

@@ -1,7 +1,7 @@
-"""Engine processes as the rest of HPCServer sees them: the door to the spawner (R8 Process trees).
+"""Engine processes as the rest of HPCServer uses them; the spawner starts them (R8 Process trees).
 
-`Processes` starts the spawner as a process of its own, starts a new one if it dies (whose first act is to kill every
-engine that the old one left), and tells every engine process that was lost with it.
+`Processes` starts the spawner as a process of its own. When the spawner dies it starts a new one, which first kills
+every engine that the old one left, and ends each `EngineProcess` that was lost.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 READY_S: Final = 60.0
-"""A new spawner first ends what is left of an earlier one; an unkillable process may hold that up."""
+"""Time for a new spawner to kill what an earlier one left; a process that can't be killed may delay it."""
 RESTART_S: Final = 0.5
 STOP_SIGNALS: Final = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL"})
 MOST_PROCESSES: Final = 4096
@@ -74,7 +74,7 @@ class EngineProcess:
 
     pid = at_us = 0
     key = ""
-    """What the processes of its tree carry."""
+    """The random key in the environment of every process of its tree."""
 
     def __init__(self, owner: "Processes", name: str, on_lines: Callable[[Sequence[str]], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ class EngineProcess:
         self.ended: asyncio.Future[Ended] = loop.create_future()
 
     async def wait(self) -> Ended:
-        """Wait until nothing of its process tree is left; its last line of output was passed on before."""
+        """Wait until nothing of its process tree is left and all of its output was passed on."""
         return await asyncio.shield(self.ended)
 
     @property
@@ -165,8 +165,8 @@ class Processes:
         box: Described | None = None,
         file_bytes: int = 0,
     ) -> EngineProcess:
-        """Start a process, in a box if one is given; `on_lines` is called with its output. `file_bytes`: of any file
-        that it writes, 0 for any. Raises `CantStart` with the reason."""
+        """Start a process, in a box if one is given; `on_lines` is called with its output. `file_bytes`: the largest
+        file that it may write, 0: any size. Raises `CantStart` with the reason."""
         if not self._ready.is_set():
             await asyncio.wait_for(self._ready.wait(), READY_S)
         if name in self._engines:
@@ -179,7 +179,7 @@ class Processes:
         return engine
 
     def send(self, **message: Any) -> None:
-        """Hand a command to the spawner; without one it has nothing to act on."""
+        """Send a command to the spawner; without a spawner no engine runs, and nothing is sent."""
         if self._commands is not None:
             self._commands.write(json.dumps(message).encode() + b"\n")
 
@@ -188,7 +188,7 @@ class Processes:
             try:
                 await self._run_once()
             except Exception:  # whatever happened, engines must be startable again
-                log.exception("the spawner's door failed")
+                log.exception("the connection to the spawner failed")
             self._lost += self._engines.values()
             self._engines.clear()
             if not self._closing:

@@ -1,5 +1,5 @@
-"""The attempts of this machine: takes assignments, keeps them within their limits, hands them back
-(R5 Attempts and reports, R8 Process trees).
+"""The attempts of this machine: accepts assignments, enforces their limits, hands them back (R5 Attempts and reports,
+R8 Process trees).
 """
 
 import asyncio
@@ -9,8 +9,9 @@ from typing import Final
 
 import structlog
 
-from renderonline.hpcserver.attempts import Attempt, Resources
+from renderonline.hpcserver.attempts import Attempt
 from renderonline.hpcserver.outputs import handed_back
+from renderonline.hpcserver.resources import Resources
 from renderonline.protocol.link import Assign, HeldAttempt
 from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 
@@ -38,7 +39,7 @@ class Runner:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Settle what an earlier run left: its processes are dead by now."""
+        """Open what an earlier run left; its processes must be dead."""
         await self.journal.open()
         self.logs = await self._resources.in_thread(_open_logs, self._resources.logs, set(self.journal.held))
         self._watching = asyncio.create_task(self._watch())
@@ -54,7 +55,7 @@ class Runner:
         await self._resources.close()
 
     def assign(self, assign: Assign) -> None:
-        """Take an assignment, idempotent by attempt (R5.1 Stored assignment); what can't be taken is handed back."""
+        """Start an assignment, once per attempt (R5.1 Stored assignment), or hand it back when the machine is full."""
         number = assign.attempt
         if number in self.attempts or number in self.journal.held:
             return
@@ -74,24 +75,24 @@ class Runner:
             found.cancel(reason or "RenderAPI canceled it.")
 
     def keep_only(self, kept: Collection[int]) -> None:
-        """End every attempt that RenderAPI does not keep after a `hello` (R5.4 Hello)."""
+        """End every attempt that RenderAPI did not name in its `welcome` (R5.4 Hello)."""
         for number, attempt in self.attempts.items():
             if number not in kept:
                 attempt.cancel("RenderAPI does not know it any more.")
 
     def refuse(self, attempt: int, token: str, reason: str) -> None:
-        """Hand back an assignment that was not taken; it is nobody's failure."""
+        """Hand back an assignment that was not accepted; it does not count as a failure."""
         log.warning("assignment is handed back", attempt=attempt, reason=reason)
         self.journal.report(handed_back(reason).report(attempt, token))
 
     def hand_back_all(self, reason: str, grace_s: float | None = None) -> None:
-        """End all attempts, as nobody's failure."""
+        """End all attempts; they do not count as failures."""
         for attempt in self.attempts.values():
             attempt.end(handed_back(reason), grace_s)
 
     @property
     def full(self) -> str:
-        """Why this machine takes no assignment, "" when it does (R5.2 Outbox)."""
+        """Why this machine accepts no assignment, "" when it does (R5.2 Outbox)."""
         return self.stopping or self.draining or self.journal.full
 
     @property

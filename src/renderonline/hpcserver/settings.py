@@ -1,5 +1,5 @@
-"""The settings of a machine: `HPCServer.json` (C1 Render node; further keys are optional) and what we add; its data
-directory, which one program uses at a time.
+"""The settings of a machine (`HPCServer.json` of C1 Render node, with further optional keys), and its data directory,
+which one program uses at a time.
 """
 
 import json
@@ -46,26 +46,26 @@ class NodeSettings:
     host: str = "127.0.0.1"
     """Where the v1 role listens; beyond this computer only when asked."""
     name: str = ""
-    """What the farm calls this machine; "" is the computer's name."""
+    """The name of this machine in the farm; "": the computer's name."""
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     """How many attempts run at once (linked role); None: one, or one for each graphics card."""
     tags: tuple[str, ...] = ()
     data_directory: Path | None = None
     """Outbox, secret, logs and scratch space. One directory serves one HPCServer at a time."""
     strict_files: bool = False
-    """Refuse a settings file that everybody on this computer may read; else there is a warning."""
+    """Refuse a settings file that every account of this computer can read, instead of warning about it."""
     allow: tuple[str, ...] = ()
-    """v1 role: addresses or networks that may call; () is everybody who reaches `host`."""
+    """v1 role: addresses or networks that may call; (): all that can reach `host`."""
     stop_grace: float = 10.0
-    """After SIGTERM running attempts may finish for so long, then they are handed back."""
+    """How long running attempts may go on after SIGTERM; then they are handed back."""
     heartbeat_s: Annotated[float, Meta(ge=0.1, le=60)] = HEARTBEAT_S
-    """How often RenderAPI hears that this machine lives."""
+    """The time between two heartbeats."""
     nice: Annotated[int, Meta(ge=0, le=19)] = 5
     """How much engines yield to other programs (0-19)."""
     idle_minutes: Annotated[float, Meta(ge=0, le=1440)] = 0.0
-    """Take work only when nobody has used keyboard, mouse or terminal for so long; 0: always."""
+    """Take work only after this time without any use of keyboard, mouse or terminal; 0: always."""
     max_load: Annotated[float, Meta(ge=0, le=4096)] = 0.0
-    """Take work only while other programs keep at most so many processors busy; 0: always."""
+    """Take work only while other programs keep at most this many processors busy; 0: always."""
     cache_mib: Annotated[int, Meta(ge=0, le=2**40)] = 0
     """How much of the tasks' files is kept here when it does not share the farm's directory; 0: a tenth of the disk."""
     pass_environment: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
-"""What this computer is and how it is doing, what each engine's process tree uses, and whether somebody works here.
+"""What this computer is, how busy it is, what each engine's process tree uses, and whether somebody else uses it.
 
-Blocking: for threads.
+All of it blocks: call it in threads.
 """
 
 import glob

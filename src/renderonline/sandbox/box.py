@@ -1,25 +1,22 @@
-"""What a box is, and what was found to make boxes with. Standard library only: the spawner uses it.
+"""The box around a program: what it may touch, and how bubblewrap or Landlock keeps it there.
 
-The part of the system that every boxed program sees, read-only. Standard library only.
+Standard library only: the spawner imports this. In order: `Box` and `Found`; the part of the system that every boxed
+program reads; bubblewrap; Landlock; `start`, which starts a program in a box of either kind.
 
-Of `/etc` only what programs need to find libraries, fonts and names: other files there hold secrets of the account
-that runs us (a settings file with a password), and root's.
+Of `/etc` a box shows only what programs need to find libraries, fonts and names: other files there hold secrets, of
+root or of the account that runs us.
 
-Boxes with bubblewrap: namespaces in which nothing else exists. Standard library only.
+bubblewrap makes namespaces in which nothing else exists. The program runs as a grandchild of bubblewrap, below a
+process 1 of its own. bubblewrap exits with the program's exit code, or 128 + n when signal n ended it; all processes
+below it die with it.
 
-The program runs as a grandchild of bubblewrap, below a process 1 of its own. bubblewrap ends with the program's exit
-code, or 128 + n when signal n ended it; everything below it dies with it.
-
-Boxes with Landlock, for where bubblewrap is not: the kernel refuses files by path, and a filter refuses sockets.
-
-Needs no package and no rights. A thread restricts itself for good and starts the program, which inherits that; then the
-thread ends, and the process that it belonged to stays free. `/proc` is closed to the program; it can see that other
-processes exist, and from ABI 6 on it can't signal them. It has no capability, not even root's. Standard library only.
+Landlock is for systems without bubblewrap and needs neither a package nor rights: the kernel refuses files by path, and
+a filter refuses sockets. A thread restricts itself for good and starts the program, which inherits the restrictions;
+then the thread ends, and the rest of our process stays free. `/proc` is closed to the program; it can see that other
+processes exist, and from ABI 6 on it can't signal them. It has no capability, not even root's.
 
 Sources: Linux `Documentation/userspace-api/landlock.rst` (structures, rights by ABI), `seccomp_filter.rst`;
-`capabilities(7)`; the calls' numbers: `arch/x86/entry/syscalls/syscall_64.tbl`, `scripts/syscall.tbl`.
-
-Starting a program in a box. Standard library only: the spawner uses it.
+`capabilities(7)`; numbers of system calls: `arch/x86/entry/syscalls/syscall_64.tbl`, `scripts/syscall.tbl`.
 """
 
 import ctypes

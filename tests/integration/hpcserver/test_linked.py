@@ -473,7 +473,7 @@ async def test_link_trusts_the_pinned_certificate_and_no_other(tmp_path: Path) -
         node.join(other.chain.read_text())
         node.start()
         try:
-            await until(lambda: "dialling again" in node.log.read_text(), "refused certificate")
+            await until(lambda: "not linked, trying again" in node.log.read_text(), "refused certificate")
             assert not api.hellos
             node.stop()
             node.join(certificate.chain.read_text())

@@ -15,8 +15,7 @@ from renderonline.database.door import Database
 from renderonline.database.submission_rows import submit_and_lease
 from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.hpcserver import file_exchange as sending_files
-from renderonline.hpcserver.file_exchange import OVER, RemoteFiles, Transfers
-from renderonline.hpcserver.input_cache import InputCache
+from renderonline.hpcserver.file_exchange import OVER, InputCache, RemoteFiles, Transfers
 from renderonline.hpcserver.joining import Identity
 from renderonline.hpcserver.outputs import Good
 from renderonline.renderapi import control, housekeeping

@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import InputFile
-from renderonline.hpcserver.input_cache import InputCache
+from renderonline.hpcserver.file_exchange import InputCache
 
 
 def wanted(data: bytes, name: str = "a.blend") -> InputFile:

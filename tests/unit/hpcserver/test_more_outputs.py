@@ -18,10 +18,12 @@ def test_expected_files_and_those_that_are_left_are_none_of_them() -> None:
 def test_bounds_are_met_with_a_warning_that_names_them() -> None:
     more = MoreOutputs(RULES, EXPECTED)
     assert [more.admit(name, 10) for name in ("a", "a", "b", "c", "d")] == [True, True, True, False, False]
-    assert more.warnings() == ["c and 1 more stayed behind: besides the frames at most 2 files an attempt come home."]
+    assert more.warnings() == [
+        "c and 1 more could not be taken: besides the frames an attempt may have at most 2 files."
+    ]
     large = MoreOutputs(RULES, EXPECTED)
     assert not large.admit("a", 2 << 20)
-    assert large.warnings() == ["a stayed behind: besides the frames at most 1 MiB an attempt come home."]
+    assert large.warnings() == ["a could not be taken: besides the frames an attempt may have at most 1 MiB."]
 
 
 def test_a_name_that_no_result_may_have_is_said() -> None:

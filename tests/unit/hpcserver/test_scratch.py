@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from renderonline.hpcserver.attempts import shares_files
 from renderonline.hpcserver.boxes import (
     INHERITED,
     Scratch,
@@ -17,6 +16,7 @@ from renderonline.hpcserver.boxes import (
     unlink,
 )
 from renderonline.hpcserver.process_table import MARK
+from renderonline.hpcserver.resources import shares_files
 from renderonline.protocol.link import Assign
 
 PLACE = Path("/scratch/1")
