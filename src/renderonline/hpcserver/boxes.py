@@ -27,8 +27,31 @@ from renderonline.sandbox.box import Box, BoxKind, Found
 from renderonline.serving.directories import data_directory
 from renderonline.storage.disk import remove_tree
 
+INHERITED: Final = frozenset(
+    {
+        "PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "FONTCONFIG_PATH", "FONTCONFIG_FILE",
+        "CUDA_VISIBLE_DEVICES", "CUDA_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
+        "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR",
+        "OMP_NUM_THREADS", "OCIO",
+        "SYSTEMROOT", "COMSPEC", "PATHEXT", "PROGRAMFILES", "PROGRAMDATA", "NUMBER_OF_PROCESSORS",
+    }
+)  # fmt: skip
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]{1,150}")
+"""A path that an engine with `ascii_paths` opens: printable ASCII without double quotes and backslashes, not long.
+POV-Ray 3.7 crashes on some of 230 characters."""
+OURS: Final = frozenset({"HOME", "TMPDIR", "TMP", "TEMP", "USERPROFILE", "XDG_RUNTIME_DIR", MARK, KEY})
+"""Names that an assignment can't set."""
+MOST: Final = 100
+"""Paths in the output of one attempt that are checked."""
+MOST_REPORTED: Final = 3
+_COMPLAINT: Final = re.compile(
+    r"(?i)no such file|not found|can(?:no|')t|could ?n[o']t|unable|missing|denied|not permitted|read-only|fail"
+)
+_PATH: Final = re.compile(r"""(?<![\w./~-])(?:(?<=['"])/[^'"\n]{1,1000}(?=['"])|/[^\s'":,;()<>|]{1,1000})""")
+_SYSTEM: Final = (*box.PROGRAMS, "/proc", "/sys", "/dev")
+"""What every box has."""
 _PATHS: Final = ("LD_LIBRARY_PATH", "OCIO", "FONTCONFIG_PATH", "FONTCONFIG_FILE", "CUDA_PATH")
-"""Variables that engines inherit and that name files."""
+"""Inherited variables that name files."""
 
 
 class Boxes:
@@ -48,8 +71,8 @@ class Boxes:
         self._write = tuple(map(str, settings.sandbox_write))
 
     def of(self, assign: Assign, place: Path, devices: Sequence[str] | None = None) -> Box | None:
-        """The box of an attempt with its scratch at `place`; None when this machine makes none. `devices`: the device
-        files of its graphics cards, None: of all that there are."""
+        """The box of an attempt whose scratch directory is `place`; None without boxes on this machine. `devices`: the
+        device files of its graphics cards, None: those of all cards."""
         if self.found.kind == BoxKind.NONE:
             return None
         farm = (os.path.dirname(assign.mark),) if assign.mark else ()
@@ -67,7 +90,7 @@ class Boxes:
         return self._own.get(engine, ())
 
     def of_v1(self, engine: str, place: Path) -> Box | None:
-        """The box of a render that an existing RenderAPI starts: its paths may lie anywhere, so there is one only when
+        """The box of a render that an existing RenderAPI starts. Its paths may lie anywhere, so it has a box only when
         the operator named the directories."""
         if self.found.kind == BoxKind.NONE or not (self._read or self._write):
             return None
@@ -77,15 +100,15 @@ class Boxes:
 
 
 def own_box(found: Found, read: Sequence[str], write: Sequence[str], place: Path, devices: Sequence[str]) -> Box | None:
-    """The box of a program of ours with its scratch at `place`, without anybody's files."""
+    """The box of a program of our own whose scratch directory is `place`; no task's files are in it."""
     if found.kind == BoxKind.NONE:
         return None
     return Box(tuple(read), tuple(write), temporary=str(place / "tmp"), devices=tuple(devices))
 
 
 def own_directories(prefix: Sequence[str], private: Sequence[str]) -> tuple[str, ...]:
-    """Where an engine's program, the scripts in front of its command line and what runs them lie, and where links from
-    there lead. Of a directory that holds something private only the file itself."""
+    """The directories of an engine's program, of the scripts in its `prefix` and of their interpreters, and of what
+    they link to. Of a directory that holds a `private` one only the file itself."""
     words = [*prefix, *(word for name in prefix for word in _interpreter(name))]
     found = dict.fromkeys(path for word in words for path in _places(word, private))
     return tuple(path for path in found if not is_below(path, box.PROGRAMS))
@@ -131,24 +154,15 @@ def is_below(path: str, roots: Sequence[str]) -> bool:
     return any(f"{path}/".startswith(f"{root.rstrip('/')}/") for root in roots)
 
 
-MOST: Final = 100
-"""Paths of one attempt that are looked at."""
-MOST_TOLD: Final = 3
-_COMPLAINT: Final = re.compile(
-    r"(?i)no such file|not found|can(?:no|')t|could ?n[o']t|unable|missing|denied|not permitted|read-only|fail"
-)
-_PATH: Final = re.compile(r"""(?<![\w./~-])(?:(?<=['"])/[^'"\n]{1,1000}(?=['"])|/[^\s'":,;()<>|]{1,1000})""")
-
-
 class Outside:
-    """Reads what an engine prints. `box`: the one it runs in, None for none."""
+    """Finds files outside of the box of an engine (None: it has none) that its output complains about."""
 
     def __init__(self, box: Box | None = None) -> None:
         self._box = box
         self._named: dict[str, None] = {}
 
     def take(self, lines: Sequence[str]) -> None:
-        """Take note of the paths in lines that complain."""
+        """Record the paths in lines that complain."""
         if self._box is None or len(self._named) >= MOST:
             return
         for line in lines:
@@ -167,35 +181,16 @@ class Outside:
             is_outside = not is_below(path, inside) and not is_below(path, box.hidden) and os.path.isfile(path)
             if is_outside and not _is_brought(path, box.read):
                 directories.setdefault(os.path.dirname(path), path)
-        told = list(directories.items())[:MOST_TOLD]
-        return tuple(f"{path} is outside of the box: add {directory} to SandboxRead." for directory, path in told)
+        reported = list(directories.items())[:MOST_REPORTED]
+        return tuple(f"{path} is outside of the box: add {directory} to SandboxRead." for directory, path in reported)
 
 
 def _is_brought(path: str, directories: Sequence[str]) -> bool:
-    """Whether the task brought this file along, in a folder of the same name: an engine asks for the path that its
-    scene names before it is pointed to the file that was sent."""
+    """Whether the task came with this file, in a folder of the same name: an engine first tries the path in its scene,
+    then the file that was sent."""
     parts = path.split("/")
     tails = ["/".join(parts[first:]) for first in range(1, len(parts) - 1)]
     return any(os.path.isfile(os.path.join(directory, tail)) for directory in directories for tail in tails)
-
-
-_SYSTEM: Final = (*box.PROGRAMS, "/proc", "/sys", "/dev")
-"""What every box has."""
-
-INHERITED: Final = frozenset(
-    {
-        "PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "FONTCONFIG_PATH", "FONTCONFIG_FILE",
-        "CUDA_VISIBLE_DEVICES", "CUDA_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
-        "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR",
-        "OMP_NUM_THREADS", "OCIO",
-        "SYSTEMROOT", "COMSPEC", "PATHEXT", "PROGRAMFILES", "PROGRAMDATA", "NUMBER_OF_PROCESSORS",
-    }
-)  # fmt: skip
-_PLAIN: Final = re.compile(r"[ !#-\[\]-~]{1,150}")
-"""A path that an engine with `ascii_paths` opens: printable ASCII without double quotes and backslashes, not long.
-POV-Ray 3.7 crashes on some of 230 characters."""
-OURS: Final = frozenset({"HOME", "TMPDIR", "TMP", "TEMP", "USERPROFILE", "XDG_RUNTIME_DIR", MARK, KEY})
-"""Names that an assignment can't set."""
 
 
 class Scratch:
@@ -208,7 +203,7 @@ class Scratch:
         return self._root / name
 
     def make(self, name: str) -> Path:
-        """A new, empty place for one attempt. Raises OSError when the disk refuses."""
+        """Make new, empty directories for one attempt. Raises OSError when the disk refuses."""
         place = self.place(name)
         if place.exists():
             self.remove(name)
@@ -217,7 +212,7 @@ class Scratch:
         return place
 
     def remove(self, name: str = "") -> None:
-        """Delete an attempt's place, or all that earlier runs left; links in it are not followed."""
+        """Delete the directories of an attempt, or of all attempts; links in them are not followed."""
         remove_tree(self.place(name))
 
 
@@ -244,8 +239,8 @@ def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:
 
 
 def in_ascii(assign: Assign) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The words of an assignment for an engine with `ascii_paths`, and the links that they need in its directory, where
-    the process starts: name -> where it leads. Paths that the engine can open are left as they are."""
+    """The arguments of an assignment for an engine with `ascii_paths`, and the links that they need in the directory
+    where the process starts: name -> target. Paths that the engine can open stay as they are."""
     if not assign.ascii_paths or not assign.inputs:
         return assign.argv, {}
     scene = assign.inputs[0]
@@ -260,7 +255,7 @@ def in_ascii(assign: Assign) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def link(directory: Path, links: Mapping[str, str]) -> None:
-    """Make links in an attempt's directory, which may have them from an earlier process. Blocks."""
+    """Make links in an attempt's directory, also when it has them from an earlier process. Blocks."""
     unlink(directory, links)
     for name, target in links.items():
         (directory / name).symlink_to(target)
@@ -276,7 +271,7 @@ def unlink(directory: Path, links: Iterable[str]) -> None:
 def clean_environment(
     inherited: Mapping[str, str], wanted: Mapping[str, str], place: Path, *, also: Collection[str] = ()
 ) -> dict[str, str]:
-    """The environment of an engine: the allowed part of `inherited`, then `wanted`, then the attempt's own places."""
+    """The environment of an engine: the allowed part of `inherited`, then `wanted`, then its scratch directories."""
     passed = [name for name in inherited if name.upper() in INHERITED or name.upper().startswith("LC_") or name in also]
     refused = {
         name for name in wanted if not name or name.upper() in OURS or "=" in name or "\0" in name + wanted[name]

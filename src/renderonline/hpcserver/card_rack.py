@@ -40,12 +40,32 @@ INTEL: Final = ("xpu-smi", "discovery", "-j")
 APPLE: Final = ("system_profiler", "SPDisplaysDataType", "-json")
 _VENDORS: Final = {"0x1002": CardKind.HIP, "0x8086": CardKind.ONEAPI}
 _UNITS: Final = {"B": 1 / MIB, "KB": 1 / 1024, "MB": 1.0, "GB": 1024.0}
+PROBE_S: Final = 10.0
+"""Time for each tool; a driver that hangs must not keep the machine from rendering."""
+LOOK_S: Final = 5.0
+"""The shortest time between two looks at the load of the cards."""
+QUIET_S: Final = 60.0
+"""How long a tool that did not answer is not run again."""
+CARDS: Final = "RENDERONLINE_CARDS"
+"""The variable with the cards of an engine (`kind:id`, commas between), "" for none; not set when it may use all."""
+NONE: Final[Mapping[str, str]] = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "ROCR_VISIBLE_DEVICES": "-1",
+    "ONEAPI_DEVICE_SELECTOR": "opencl:cpu",
+}
+"""Variables that hide the cards of each maker."""
+_SHARED: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+"""Device files that a program needs for any card of NVIDIA."""
+_KINDS: Final = tuple(kind.value for kind in CardKind)
+
+Ask = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True, slots=True)
 class FoundCard:
-    """A card as a tool tells of it. `index`: its number among those of its kind, as its maker's programs count; `bus`:
-    its place on the PCI bus (`0000:01:00.0`), "" when nobody says."""
+    """A card as a tool reports it. `index`: its number among the cards of its kind, as its maker's programs count;
+    `bus`: its address on the PCI bus (`0000:01:00.0`), "" when that is unknown."""
 
     card: Card
     index: int = 0
@@ -60,7 +80,7 @@ class FoundCard:
 
 
 def nvidia(text: str) -> list[FoundCard]:
-    """What `nvidia-smi` answers to `NVIDIA`: a line each, words between commas, `[N/A]` for what it can't tell."""
+    """Read the output of `NVIDIA`: a line for each card, fields between commas, `[N/A]` for an unknown value."""
     found: list[FoundCard] = []
     for line in text.splitlines():
         words = [word.strip() for word in line.split(",")]
@@ -74,7 +94,7 @@ def nvidia(text: str) -> list[FoundCard]:
 
 
 def amd_cards(text: str) -> list[FoundCard]:
-    """What `amd-smi` answers to `AMD`."""
+    """Read the output of `AMD`."""
     found: list[FoundCard] = []
     for one in _list(_json(text), "gpu_data"):
         asic, vram, bus = (_table(one.get(part)) for part in ("asic", "vram", "bus"))
@@ -87,7 +107,7 @@ def amd_cards(text: str) -> list[FoundCard]:
 
 
 def rocm(text: str) -> list[FoundCard]:
-    """What the older `rocm-smi` answers to `ROCM`: `{"card0": {"Unique ID": …}}`."""
+    """Read the output of `ROCM`, an older tool: `{"card0": {"Unique ID": …}}`."""
     found: list[FoundCard] = []
     for called, told in _table(_json(text)).items():
         number = re.fullmatch(r"card(\d{1,3})", str(called))
@@ -103,7 +123,7 @@ def rocm(text: str) -> list[FoundCard]:
 
 
 def intel_cards(text: str) -> list[FoundCard]:
-    """What `xpu-smi` answers to `INTEL`; it knows cards, not what is built into processors."""
+    """Read the output of `INTEL`, which lists cards, but no graphics built into processors."""
     found: list[FoundCard] = []
     for one in _list(_json(text), "device_list"):
         if str(one.get("device_type", "GPU")).upper() != "GPU":
@@ -118,8 +138,8 @@ def intel_cards(text: str) -> list[FoundCard]:
 
 
 def apple(text: str) -> list[FoundCard]:
-    """What `system_profiler` answers to `APPLE`: cards that speak Metal. An Apple processor's card shares the memory of
-    the computer, so it has no size of its own."""
+    """Read the output of `APPLE`: cards with Metal. An Apple processor's card shares the memory of the computer, so its
+    own size is 0."""
     found: list[FoundCard] = []
     for one in _list(_json(text), "SPDisplaysDataType"):
         metal = str(one.get("spdisplays_mtlgpufamilysupport") or one.get("spdisplays_metal") or "")
@@ -132,8 +152,8 @@ def apple(text: str) -> list[FoundCard]:
 
 
 def from_system(root: Path = Path("/sys/class/drm")) -> list[FoundCard]:
-    """Cards of AMD and Intel that Linux itself tells of, in the order of the PCI bus. Intel's only where they have
-    memory of their own: Cycles does not use what is built into processors."""
+    """Cards of AMD and Intel that Linux itself lists, in the order of the PCI bus. Those of Intel only with memory of
+    their own: Cycles does not use graphics built into processors."""
     found: list[FoundCard] = []
     places = {place.resolve(): place for place in (card / "device" for card in root.glob("card[0-9]*"))}
     numbers = dict.fromkeys(CardKind, 0)
@@ -153,14 +173,14 @@ def from_system(root: Path = Path("/sys/class/drm")) -> list[FoundCard]:
 
 
 def system_load(device: Path) -> tuple[float, int]:
-    """How busy a card is (0 to 1, -1: unknown) and how many MiB of it are in use, as Linux tells of AMD's."""
+    """How busy a card is (0 to 1, -1: unknown) and how many MiB of it are in use, as Linux reports for AMD's cards."""
     busy = _number(_text(device / "gpu_busy_percent"))
     return -1.0 if busy is None else busy / 100, _whole(_text(device / "mem_info_vram_used")) // MIB
 
 
 def card_by_hand(setting: str) -> FoundCard:
-    """A card as the setting `Cards` names it: `KIND:ID[:MIB[:NAME]]`, such as `cuda:0:24576:RTX 4090`. `InvalidRequest`
-    for what is none."""
+    """A card as the setting `Cards` names it: `KIND:ID[:MIB[:NAME]]`, such as `cuda:0:24576:RTX 4090`. Raises
+    `InvalidRequest`."""
     kind, _, rest = setting.partition(":")
     matched = re.fullmatch(r"([\w-]{1,64})(?::(\d{1,9}))?(?::(.{1,200}))?", rest)
     if kind not in set(CardKind) or matched is None:
@@ -174,7 +194,7 @@ def card_by_hand(setting: str) -> FoundCard:
 
 
 def visible(found: list[FoundCard], environment: Mapping[str, str]) -> list[FoundCard]:
-    """Those that this program may use itself: the variables that hide cards from it (a batch system sets them) hold for
+    """The cards that this program may use itself: variables that hide cards from it (a batch system sets them) apply to
     its engines too."""
     kept: list[FoundCard] = []
     for one in found:
@@ -183,8 +203,8 @@ def visible(found: list[FoundCard], environment: Mapping[str, str]) -> list[Foun
             CardKind.HIP.value: ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
             CardKind.ONEAPI.value: ("ZE_AFFINITY_MASK",),
         }.get(one.card.kind, ())
-        told = [environment[name] for name in names if name in environment]
-        if all(any(_names(word.strip(), one) for word in words.split(",")) for words in told):
+        limits = [environment[name] for name in names if name in environment]
+        if all(any(_names(word.strip(), one) for word in words.split(",")) for words in limits):
             kept.append(one)
     return kept
 
@@ -196,7 +216,7 @@ def _names(word: str, found: FoundCard) -> bool:
 
 
 def joined(by_tool: list[FoundCard], by_system: list[FoundCard]) -> list[FoundCard]:
-    """What a tool says; how busy a card is, and where it is, the system knows too."""
+    """The cards that a tool lists, with load and memory use from the system; the system's cards when it lists none."""
     there = {one.bus: one for one in by_system if one.bus}
     same = ((one, there.get(one.bus)) for one in by_tool)
     return [one if other is None else replace(one, load=other.load, memory_used_mib=other.memory_used_mib)
@@ -204,13 +224,13 @@ def joined(by_tool: list[FoundCard], by_system: list[FoundCard]) -> list[FoundCa
 
 
 def _amd_id(serial: str, index: int) -> str:
-    """AMD's programs call a card `GPU-` and its serial number (16 digits of 16) where it has one."""
+    """The id of an AMD card in its maker's programs: `GPU-` and its serial number, 16 hexadecimal digits."""
     known = re.fullmatch(r"[0-9a-f]{1,16}", serial) and int(serial, 16)
     return f"GPU-{int(serial, 16):016x}" if known else f"amd-{index}"
 
 
 def _bus(text: str) -> str:
-    """A place on the PCI bus as Linux writes it; nvidia-smi writes eight digits in front."""
+    """An address on the PCI bus as Linux writes it; nvidia-smi writes eight digits in front."""
     match = re.fullmatch(r"(?:0{4})?([0-9a-f]{4}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.strip().lower())
     return f"{match[1]}:{match[2]}" if match else ""
 
@@ -228,16 +248,16 @@ def _whole(text: object) -> int:
     return int(_number(text) or 0)
 
 
-def _mib(told: object) -> int:
+def _mib(size: object) -> int:
     """A size with its unit: `24 GB`, `{"value": 24560, "unit": "MB"}`; a bare number is in MiB."""
-    if isinstance(told, Mapping):
-        told = f"{told.get('value', '')} {told.get('unit', 'MB')}"
-    match = re.match(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?B)?", str(told or ""), re.IGNORECASE)
+    if isinstance(size, Mapping):
+        size = f"{size.get('value', '')} {size.get('unit', 'MB')}"
+    match = re.match(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]?B)?", str(size or ""), re.IGNORECASE)
     return int(float(match[1]) * _UNITS[(match[2] or "MB").upper()]) if match else 0
 
 
 def _json(text: str) -> object:
-    """The JSON of a tool; some write a line of complaint in front of it."""
+    """The JSON that a tool printed; some print a warning in front of it."""
     for begin in ("[", "{"):
         at = text.find(begin)
         if at >= 0 and not text[:at].strip(" \n\r\t").startswith(("{", "[")):
@@ -249,7 +269,7 @@ def _json(text: str) -> object:
 
 
 def _list(content: object, key: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of a list, which may stand below a key."""
+    """The objects of a list, which may be the value of a key."""
     if isinstance(content, Mapping):
         content = content.get(key)
     yield from (one for one in content if isinstance(one, Mapping)) if isinstance(content, list) else ()
@@ -266,56 +286,34 @@ def _text(path: Path) -> str:
         return ""
 
 
-PROBE_S: Final = 10.0
-"""For each tool; a driver that hangs must not keep the machine from rendering."""
-LOOK_S: Final = 5.0
-"""How busy cards are is asked at most so often."""
-QUIET_S: Final = 60.0
-"""How long a tool that gave no answer is left alone."""
-CARDS: Final = "RENDERONLINE_CARDS"
-"""Which cards an engine got (`kind:id`, commas between), "" for none; it is not set where it may use all."""
-NONE: Final[Mapping[str, str]] = {
-    "CUDA_VISIBLE_DEVICES": "-1",
-    "HIP_VISIBLE_DEVICES": "-1",
-    "ROCR_VISIBLE_DEVICES": "-1",
-    "ONEAPI_DEVICE_SELECTOR": "opencl:cpu",
-}
-"""What hides the cards of each maker."""
-_SHARED: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
-"""What a program needs for any card of NVIDIA."""
-_KINDS: Final = tuple(kind.value for kind in CardKind)
-
-Ask = Callable[[Sequence[str]], str]
-
-
 def ask(command: Sequence[str]) -> str:
-    """What a tool prints; "" when it is not there, fails or hangs. Blocks."""
+    """The output of a tool; "" when it does not exist, fails or hangs. Blocks."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=True)
     except FileNotFoundError:
         return ""
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("graphics cards can't be asked for", tool=command[0], reason=str(error)[:200])
+        log.warning("graphics cards can't be found with this tool", tool=command[0], reason=str(error)[:200])
         return ""
     return done.stdout.decode(errors="replace")
 
 
 def find_cards(by_hand: Sequence[str] = (), *, ask: Ask = ask, environment: Mapping[str, str] = os.environ) -> "Rack":
-    """The cards of this computer, or those that the setting `Cards` names; `none` are none. Blocks."""
+    """The cards of this computer, or those of the setting `Cards` (`none`: no cards). Blocks."""
     if by_hand:
         named = [] if tuple(by_hand) == ("none",) else [card_by_hand(one) for one in by_hand]
         return Rack(_numbered(named), ask)
     system = from_system()
     amd = [one for one in system if one.card.kind == CardKind.HIP]
     intel = [one for one in system if one.card.kind == CardKind.ONEAPI]
-    told = amd_cards(ask(AMD)) or rocm(ask(ROCM)) if amd or not system else []
-    found = [*nvidia(ask(NVIDIA)), *joined(told, amd)]
+    by_tool = amd_cards(ask(AMD)) or rocm(ask(ROCM)) if amd or not system else []
+    found = [*nvidia(ask(NVIDIA)), *joined(by_tool, amd)]
     found += joined(intel_cards(ask(INTEL)), intel) + apple(ask(APPLE))
     return Rack(_numbered(visible(found, environment)[:MAX_GPUS]), ask)
 
 
 def _numbered(found: Sequence[FoundCard]) -> list[FoundCard]:
-    """Each id once: two that a tool can't tell apart would be given away twice."""
+    """The cards, each with an id of its own: two cards of one id would be reserved twice."""
     known: dict[str, FoundCard] = {}
     for one in found:
         card_id = one.card.id if one.card.id not in known else f"{one.card.id}-{len(known)}"
@@ -324,13 +322,13 @@ def _numbered(found: Sequence[FoundCard]) -> list[FoundCard]:
 
 
 class Rack:
-    """Who has which card. Only for the event loop, but for `loads`, which blocks."""
+    """Which attempt has which cards. For the event loop only, except `loads`, which blocks."""
 
     def __init__(self, found: Sequence[FoundCard] = (), ask: Ask = ask) -> None:
         self.found = tuple(found)
         self._ask = ask
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a card can't be used any more."""
+        """Called when a card turned out to be unusable."""
         self._unusable: dict[str, str] = {}
         self._taken: dict[str, tuple[FoundCard, ...]] = {}
         self._seen: list[CardLoad] = [one.now for one in self.found]
@@ -338,11 +336,11 @@ class Rack:
 
     @property
     def cards(self) -> tuple[Card, ...]:
-        """All cards, and which get no work."""
+        """All cards, with the reason of those that are unusable."""
         return tuple(replace(one.card, unusable=self._unusable.get(one.card.id, "")) for one in self.found)
 
     def take(self, name: str, count: int, memory_mib: int = 0) -> tuple[FoundCard, ...] | None:
-        """Give an attempt so many cards of one kind, the smallest that will do; None when they are not free."""
+        """Reserve `count` cards of one kind, the smallest that suffice, for an attempt; None when they are not free."""
         taken = {one.card.id for cards in self._taken.values() for one in cards} | self._unusable.keys()
         free = [one for one in self.found if one.card.id not in taken and one.card.memory_mib >= memory_mib]
         for kind in _KINDS:
@@ -353,11 +351,11 @@ class Rack:
         return None
 
     def release(self, name: str) -> None:
-        """Nothing of the attempt runs any more."""
+        """Free the cards of an attempt of which nothing runs any more."""
         self._taken.pop(name, None)
 
     def mark_unusable(self, cards: Sequence[FoundCard], reason: str) -> None:
-        """These get no work until HPCServer starts again."""
+        """Give these cards no work until HPCServer starts again."""
         for one in cards:
             log.warning("a graphics card can't be used and gets no work until HPCServer starts again",
                         card=one.card.name, id=one.card.id, reason=reason)  # fmt: skip
@@ -366,21 +364,21 @@ class Rack:
 
     @property
     def drawable(self) -> tuple[FoundCard, ...]:
-        """The card on which those may draw that get none of their own: the one with the fewest users."""
+        """The card on which engines may draw that get none of their own: one that no attempt has, if there is one."""
         used = {one.card.id for cards in self._taken.values() for one in cards}
         usable = [one for one in self.found if one.card.id not in self._unusable]
         return tuple(sorted(usable, key=lambda one: one.card.id in used)[:1])
 
     def loads(self) -> tuple[CardLoad, ...]:
-        """How all cards are doing now. Blocks, once in `LOOK_S`."""
+        """The load of all cards now, at most `LOOK_S` old. Blocks."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S
-            told = {}
+            reported = {}
             if any(one.card.kind == CardKind.CUDA for one in self.found):
-                told = {one.card.id: one.now for one in nvidia(self._ask(NVIDIA))}
+                reported = {one.card.id: one.now for one in nvidia(self._ask(NVIDIA))}
                 # A driver that hangs must not hold up every heartbeat.
-                self._look_at += 0.0 if told else QUIET_S
-            self._seen = [told.get(one.card.id) or _by_system(one) for one in self.found]
+                self._look_at += 0.0 if reported else QUIET_S
+            self._seen = [reported.get(one.card.id) or _by_system(one) for one in self.found]
         return tuple(replace(one, unusable=self._unusable.get(one.id, "")) for one in self._seen)
 
 
@@ -393,17 +391,17 @@ def _by_system(found: FoundCard) -> CardLoad:
 
 def variables(cards: Sequence[FoundCard]) -> dict[str, str]:
     """The environment of an engine that may use these cards and no others."""
-    told = {**NONE, CARDS: ",".join(f"{one.card.kind}:{one.card.id}" for one in cards)}
+    found = {**NONE, CARDS: ",".join(f"{one.card.kind}:{one.card.id}" for one in cards)}
     of_kind = {kind: [one for one in cards if one.card.kind == kind] for kind in _KINDS}
     if cuda := of_kind[CardKind.CUDA]:
-        # Numbers are counted by speed unless they are told to follow the bus, as nvidia-smi does.
-        told |= {"CUDA_VISIBLE_DEVICES": _named(cuda), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        # CUDA numbers cards by speed unless it is told to follow the bus, as nvidia-smi does.
+        found |= {"CUDA_VISIBLE_DEVICES": _named(cuda), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if hip := of_kind[CardKind.HIP]:
         # The second variable counts among those that the first one leaves.
-        told |= {"ROCR_VISIBLE_DEVICES": _named(hip), "HIP_VISIBLE_DEVICES": ",".join(map(str, range(len(hip))))}
+        found |= {"ROCR_VISIBLE_DEVICES": _named(hip), "HIP_VISIBLE_DEVICES": ",".join(map(str, range(len(hip))))}
     if oneapi := of_kind[CardKind.ONEAPI]:
-        told["ONEAPI_DEVICE_SELECTOR"] = "level_zero:" + ",".join(str(one.index) for one in oneapi)
-    return told
+        found["ONEAPI_DEVICE_SELECTOR"] = "level_zero:" + ",".join(str(one.index) for one in oneapi)
+    return found
 
 
 def _named(cards: Sequence[FoundCard]) -> str:
@@ -412,7 +410,8 @@ def _named(cards: Sequence[FoundCard]) -> str:
 
 
 def device_files(cards: Sequence[FoundCard], root: Path = Path("/")) -> tuple[str, ...]:
-    """What an engine in a box must open for these cards. Of a card whose place nobody knows, all of its maker's."""
+    """The device files that an engine in a box needs for these cards; for a card without a known address all of its
+    maker's."""
     found: dict[str, None] = {}
     for one in cards:
         drawing = glob.glob(f"{root}/sys/bus/pci/devices/{one.bus}/drm/*") if one.bus else []
@@ -426,7 +425,7 @@ def device_files(cards: Sequence[FoundCard], root: Path = Path("/")) -> tuple[st
 
 
 def _nvidia(bus: str, root: Path) -> list[str]:
-    """The device file of a card, by the number that the driver gave it."""
+    """The device file of an NVIDIA card, by its number in the driver."""
     try:
         about = (root / "proc/driver/nvidia/gpus" / bus / "information").read_text() if bus else ""
     except OSError:

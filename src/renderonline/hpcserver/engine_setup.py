@@ -41,7 +41,7 @@ COMPILE_S: Final = 1800.0
 TRY_S: Final = 300.0
 FOUND_NONE: Final = 3
 LARGEST: Final = 2 << 30
-"""Bytes of compiled kernels that are still copied for an attempt."""
+"""Bytes of compiled kernels; larger caches are not copied for attempts."""
 NICE: Final = 19
 CACHES: Final[Mapping[str, str]] = {
     "CUDA_CACHE_PATH": "cuda", "OPTIX_CACHE_PATH": "optix", "SYCL_CACHE_DIR": "sycl", "NEO_CACHE_DIR": "neo",
@@ -131,7 +131,7 @@ class AttemptSetup:
 
 
 class Kernels:
-    """The compiled kernels of one HPCServer. `prefix`: what Blender's command lines begin with here, () without it."""
+    """The compiled kernels of one HPCServer. `prefix`: the first words of Blender's command lines, () without."""
 
     def __init__(self, home: Path, prefix: Sequence[str], processes: Processes, boxes: Boxes, scratch: Scratch) -> None:
         self._home = home / "kernels"
@@ -140,7 +140,7 @@ class Kernels:
         self._runs = 0
 
     async def compile(self, rack: Rack) -> None:
-        """Have every sort of card here compile what it needs, one after the other. Never raises."""
+        """Compile the kernels for each kind of card here, one after the other. Never raises."""
         sorts = {(one.card.kind, one.card.name): one for one in rack.found}
         if not self._prefix or not sorts:
             return
@@ -152,11 +152,11 @@ class Kernels:
         self._ready = True
 
     async def refuses(self, cards: Sequence[FoundCard]) -> bool:
-        """Whether Blender, run by us and with nobody's scene, can't use these cards."""
+        """Whether Blender can't use these cards with a scene of our own."""
         return bool(self._prefix) and await self._run(cards, TRY_S) == FOUND_NONE
 
     def hand_out(self, place: Path) -> dict[str, str]:
-        """A copy of the compiled kernels in an attempt's place, and the variables that name it. Blocks."""
+        """Copy the kernels into an attempt's scratch directory; returns the variables that name them. Blocks."""
         own = place / "tmp" / "kernels"
         with suppress(OSError, shutil.Error):
             if self._ready and sum(file.stat().st_size for file in self._home.rglob("*")) < LARGEST:
@@ -164,7 +164,7 @@ class Kernels:
         return _environment(_made(own))
 
     async def _run(self, cards: Sequence[FoundCard], seconds: float, home: Path | None = None) -> int | None:
-        """The exit code of our script on these cards; None when it could not be run, or took too long."""
+        """The exit code of our script on these cards; None when it could not be run or took too long."""
         self._runs += 1
         name, lines = f"kernels-{self._runs}", list[str]()
         place = self._scratch.place(name)
@@ -196,8 +196,8 @@ class Kernels:
 
 
 def command(prefix: Sequence[str]) -> list[str]:
-    """Our script in place of the launcher, run by the Blender whose command lines begin so; one that is too old for the
-    launcher gets the words that it needs for a script."""
+    """The command line that runs our script with the Blender of this `prefix`: the script in place of the launcher; a
+    Blender that is too old for the launcher gets the options that it needs for a script."""
     instead = [str(SCRIPT) if word in _LAUNCHERS else word for word in prefix]
     if instead != list(prefix):
         return instead
@@ -205,7 +205,7 @@ def command(prefix: Sequence[str]) -> list[str]:
 
 
 def _made(caches: Path) -> Path:
-    """The same place, with the directories in it: no driver makes them all."""
+    """The directory `caches`, with the directories in it: no driver makes them all."""
     with suppress(OSError):
         for folder in CACHES.values():
             (caches / folder).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -48,12 +48,16 @@ LINK: Final[dict[str, Any]] = {
     "open_timeout": 15.0, "ping_interval": 10.0, "ping_timeout": 20.0, "close_timeout": 2.0,
 }  # fmt: skip
 """How the WebSocket of the link is opened."""
+LITTLE_BYTES: Final = 1_000_000_000
+"""The check warns of less free space than this."""
+_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+"""File modes that `serving.directories.private_read` refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What this machine is in one farm. `url`: its RenderAPI; several, of which one dispatches (R10 Standby), are
-    separated by commas. `certificate` is the PEM text of a pinned certificate, "" without one."""
+    """This machine as a member of a farm. `url`: the address of RenderAPI; several, of which one dispatches (R10
+    Standby), are separated by commas. `certificate`: the PEM text of a pinned certificate, "" without one."""
 
     url: str
     machine_id: int
@@ -61,7 +65,7 @@ class Identity:
     certificate: str = ""
 
     def turns(self) -> "Iterator[Identity]":
-        """The same with one address only, each in its turn, for ever."""
+        """The same identity with one address only, for each address in turn, again and again."""
         return cycle([replace(self, url=url) for url in self.url.split(",")])
 
     def is_of(self, url: str) -> bool:
@@ -109,9 +113,9 @@ class Identity:
         return Caller(self.url.split(","), self.trust(), **options)
 
 
-def kept(home: Path) -> Identity | None:
-    """What an earlier enrolment left; None without one. `InvalidRequest` for a file that is broken, or that others may
-    read."""
+def read_identity(home: Path) -> Identity | None:
+    """The identity that an earlier enrolment stored; None without one. Raises `InvalidRequest` for a broken file, or
+    one that others may read."""
     path = home / FILE
     try:
         text = private_read(path)
@@ -125,10 +129,10 @@ def kept(home: Path) -> Identity | None:
         raise InvalidRequest(f"{path} can't be read ({error}). Delete it and join again with a new code.") from error
 
 
-def stored(home: Path, url: str) -> Identity | None:
-    """What an earlier enrolment at this RenderAPI left, with the addresses that are given now; None without one.
-    `InvalidRequest` for a broken file."""
-    identity = kept(home)
+def identity_at(home: Path, url: str) -> Identity | None:
+    """The identity that an earlier enrolment at this RenderAPI stored, with the addresses in `url`; None without one.
+    Raises `InvalidRequest` for a broken file."""
+    identity = read_identity(home)
     if identity is None or not identity.is_of(url):
         return None
     if identity.url != (wanted := base(url)):
@@ -161,7 +165,7 @@ def enrol(home: Path, url: str, *, code: str, name: str, fingerprint: str = "") 
 
 
 def caller_of(url: str, fingerprint: str = "") -> Caller:
-    """Calls the RenderAPI at `url`, which this machine has not joined. `InvalidRequest` for what is no address, or no
+    """Calls the RenderAPI at `url`, which this machine has not joined. Raises `InvalidRequest` for a wrong address or
     fingerprint."""
     addresses = base(url).split(",")
     if fingerprint and not all(address.startswith("https:") for address in addresses):
@@ -182,22 +186,16 @@ def version_at(caller: Caller) -> str:
 
 
 def base(url: str) -> str:
-    """The address of a RenderAPI in one form: scheme, host, port and path without a slash at the end. Several keep
-    their commas."""
+    """The address of a RenderAPI as scheme, host, port and path without a slash at the end; several stay separated by
+    commas. Raises `InvalidRequest`."""
     if "," in url:
         return ",".join(dict.fromkeys(base(one) for one in url.split(",")))
     parts = urlsplit(url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
         raise InvalidRequest(f"{url} is not the address of a RenderAPI. Write it like https://farm.example:5000.")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
-        log.warning("no TLS: everybody on the way can read this machine's secret", url=url)
+        log.warning("no TLS: this machine's secret can be read on the network", url=url)
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
-
-
-LITTLE_BYTES: Final = 1_000_000_000
-"""Less free space than this is worth a warning."""
-_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
-"""What `serving.directories.private_read` refuses."""
 
 
 class Level(StrEnum):
@@ -219,8 +217,8 @@ class CheckResult(NamedTuple):
 def findings(
     settings: NodeSettings, engines: Sequence[FoundEngine], url: str = "", fingerprint: str = ""
 ) -> Iterator[CheckResult]:
-    """Everything that was looked at, in the order in which it is read. `url`: the farm that is asked for; "" is the one
-    that this machine has joined. Blocks; asks the farm once."""
+    """The results of all checks, in the order in which people read them. `url`: the farm to ask, "": the farm that this
+    machine has joined. Blocks; calls the farm once."""
     try:
         found = probe(settings.sandbox)
         yield CheckResult("sandbox", *_box(found))
@@ -235,7 +233,7 @@ def findings(
     yield _farm(settings.home, url, fingerprint)
 
 
-def told(found: Found) -> str:
+def box_summary(found: Found) -> str:
     """What a box does, in one line."""
     if found.kind == BoxKind.BWRAP:
         return f"{found.version}: engines see their task only, no network"
@@ -245,7 +243,7 @@ def told(found: Found) -> str:
 
 
 def account() -> CheckResult:
-    """Whose rights engines would have without a box, and the box itself has."""
+    """The account whose rights the box, and engines without a box, have."""
     if os.geteuid() == 0:
         return CheckResult("user", "root: make an account for renderers", Level.WARNING)
     try:
@@ -257,11 +255,11 @@ def account() -> CheckResult:
 
 def _box(found: Found) -> tuple[str, Level]:
     advice = f". {'Better' if found.kind != BoxKind.NONE else 'Mend it'}: {found.advice}" if found.advice else ""
-    return told(found) + advice, Level.WARNING if found.kind == BoxKind.NONE else Level.OK
+    return box_summary(found) + advice, Level.WARNING if found.kind == BoxKind.NONE else Level.OK
 
 
 def _secrets(home: Path, found: Found) -> CheckResult:
-    """Who can read the machine's secret: other accounts by its mode, engines when nothing keeps them from it."""
+    """Whether others can read the machine's secret: other accounts by its mode, engines when they have no box."""
     path = home / FILE
     try:
         mode = path.stat().st_mode
@@ -310,7 +308,7 @@ def _disk(home: Path) -> CheckResult:
 
 def _farm(home: Path, url: str, fingerprint: str) -> CheckResult:
     try:
-        identity = kept(home)
+        identity = read_identity(home)
         if url and (identity is None or not identity.is_of(url)):
             identity, caller = None, caller_of(url, fingerprint)
         elif identity is not None:

@@ -18,7 +18,7 @@ from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import joining, telemetry
 from renderonline.hpcserver.boxes import Boxes, Scratch
-from renderonline.hpcserver.card_rack import Rack, find_cards
+from renderonline.hpcserver.card_rack import find_cards
 from renderonline.hpcserver.engine_setup import ENGINE, AttemptSetup, Kernels
 from renderonline.hpcserver.existing import serve_v1
 from renderonline.hpcserver.farm_link import Link, MachineRefused
@@ -43,8 +43,8 @@ from renderonline.storage.images import ImageChecker
 log = structlog.get_logger(__name__)
 
 JOIN_CODE: Final = "RENDERONLINE_JOIN_CODE"
-FAREWELL_S: Final = 5.0
-"""How long the last reports are waited for when the program ends."""
+LAST_REPORTS_S: Final = 5.0
+"""How long the program waits for its last reports to be acknowledged when it ends."""
 KILLED_S: Final = 30.0
 """How long attempts that were handed back may take to end and to check their files."""
 MOST_CHECKERS: Final = 4
@@ -61,12 +61,12 @@ def run_linked(
     idle_exit_s: float | None = None,
 ) -> int:
     """Join the farm at `url` (once, with a code) and work for it until SIGTERM, SIGINT or `idle_exit_s` idle seconds.
-    Gives 0; raises a `RenderOnlineError` that says what to do when the machine can't join or is refused for good. The
-    code may also stand in the environment as `RENDERONLINE_JOIN_CODE`."""
+    Returns 0. Raises a `RenderOnlineError` that says what to do when the machine can't join or is refused for good. The
+    code may also be in the environment variable `RENDERONLINE_JOIN_CODE`."""
     keep_private()
     code = code or taken_from_environment(JOIN_CODE) or None
     with locked(settings.home) as home:
-        identity = joining.stored(settings.home, url)
+        identity = joining.identity_at(settings.home, url)
         if identity is not None:
             try:
                 run(_Machine(settings, home, idle_exit_s).live(identity))
@@ -74,7 +74,7 @@ def run_linked(
             except MachineRefused:
                 if code is None:
                     raise
-                log.warning("this machine's old membership is refused, joining anew")
+                log.warning("the secret of an earlier join is refused, joining again")
         if code is None:
             raise InvalidRequest(
                 f"This machine has not joined {url} yet. An administrator makes a code with"
@@ -87,7 +87,7 @@ def run_linked(
 
 
 def run_v1(settings: NodeSettings) -> int:
-    """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Gives 0."""
+    """Serve `/hpc/*` for an existing RenderAPI, or ours, until SIGTERM or SIGINT. Returns 0."""
     keep_private()
     # The configured engines as they are spelled; only without any, those that are found.
     engines = {name: (program,) for name, program in settings.engines.items()}
@@ -98,7 +98,7 @@ def run_v1(settings: NodeSettings) -> int:
 
 
 def check(settings: NodeSettings, *, url: str = "", fingerprint: str = "") -> list[joining.CheckResult]:
-    """What there is to say of this computer as a machine of the farm at `url` ("": the one that it has joined)."""
+    """Check whether this computer is fit to render for the farm at `url` ("": the farm that it has joined)."""
     film = film_engine()
     engines = (*_find_engines(settings), *([film] if film is not None else []))
     return list(joining.findings(settings, engines, url, fingerprint))
@@ -115,14 +115,15 @@ class _Machine:
     _at_once: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def live(self, identity: Identity) -> None:
-        """Everything up, work, everything down."""
+        """Open everything, work, close everything."""
         rack = await asyncio.to_thread(find_cards, self._settings.cards)
         settings = replace(self._settings, slots=self._settings.slots or max(1, len(rack.found)))
         box = await asyncio.to_thread(found_box, settings)
-        found, hello = await asyncio.to_thread(_about, settings, identity, box, tuple(one.name for one in rack.cards))
-        _tell_cards(rack)
+        found, hello = await asyncio.to_thread(_about, settings, identity, box, tuple(card.name for card in rack.cards))
+        for card in rack.cards:
+            log.info("graphics card found", card=card.name, kind=card.kind, id=card.id, memory_mib=card.memory_mib)
         known = {"machine_id": identity.machine_id, "name": settings.name, "sandbox": box.kind.value}
-        known |= {"sandbox_told": joining.told(box), "sandbox_advice": box.advice}
+        known |= {"sandbox_told": joining.box_summary(box), "sandbox_advice": box.advice}
         processes = Processes(self._home.name, box)
         journal = Journal(settings.home / "outbox.db")
         async with contextlib.AsyncExitStack() as down:
@@ -201,7 +202,7 @@ class _Machine:
             await asyncio.gather(dialling, *waiting, return_exceptions=True)
 
     async def _wind_down(self, runner: Runner, link: Link) -> None:
-        """No new attempt; the running ones may finish for the grace, then they are handed back."""
+        """Start no attempt; the running ones may finish within the grace, then they are handed back."""
         runner.stopping = "HPCServer is ending."
         link.nudge()
         if runner.attempts:
@@ -210,10 +211,10 @@ class _Machine:
             runner.hand_back_all("HPCServer is ending.", grace_s=0.0 if self._at_once.is_set() else None)
             await self._within(KILLED_S, runner.idle.wait())
         if link.linked:
-            await self._within(FAREWELL_S, _acknowledged(runner.journal))
+            await self._within(LAST_REPORTS_S, _acknowledged(runner.journal))
 
     async def _within(self, seconds: float, wanted: Awaitable[Any]) -> bool:
-        """Whether `wanted` was done in time and before a second signal."""
+        """Wait for `wanted`; returns whether it was done in time and before a second signal."""
         task, at_once = asyncio.ensure_future(wanted), asyncio.create_task(self._at_once.wait())
         done, left = await asyncio.wait({task, at_once}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for other in left:
@@ -221,7 +222,7 @@ class _Machine:
         return task in done
 
     async def _idle(self, runner: Runner) -> None:
-        """Wait until nothing has run here for the wanted time; for ever without one."""
+        """Wait until nothing has run here for `idle_exit_s`; without that setting never return."""
         limit = float("inf") if self._idle_exit_s is None else self._idle_exit_s
         while (left := limit - runner.idle_s) > 0:
             await asyncio.sleep(min(left, 3600.0))
@@ -232,11 +233,6 @@ class _Machine:
         if self._stop.is_set():
             self._at_once.set()
         self._stop.set()
-
-
-def _tell_cards(rack: Rack) -> None:
-    for one in rack.cards:
-        log.info("graphics card found", card=one.name, kind=one.kind, id=one.id, memory_mib=one.memory_mib)
 
 
 async def _drained(runner: Runner, link: Link) -> None:
@@ -260,7 +256,7 @@ def _find_engines(settings: NodeSettings) -> tuple[FoundEngine, ...]:
 
 
 def found_box(settings: NodeSettings) -> Found:
-    """The box around engines that the settings ask for. Raises `NoBox` when there is none and they ask for one."""
+    """The box around engines that the settings ask for. Raises `NoBox` when they require one that can't be made."""
     found = probing.probe(settings.sandbox)
     if found.kind == BoxKind.NONE:
         hint = found.advice or "this system has no such thing"
@@ -279,7 +275,7 @@ def found_box(settings: NodeSettings) -> Found:
 def _about(
     settings: NodeSettings, identity: Identity, box: Found, gpus: tuple[str, ...]
 ) -> tuple[Sequence[FoundEngine], Hello]:
-    """What this machine can run, and what it says of itself, all but what changes while it runs."""
+    """The engines of this machine, and its `Hello` without what changes while it runs."""
     film = film_engine()
     found = (*_find_engines(settings), *([film] if film is not None else []))
     return found, Hello(

@@ -34,7 +34,20 @@ MAX_FACT: Final = 200
 """Characters of a text among a picture's facts."""
 LARGEST_FACT: Final = 2**53
 """Larger numbers, and NaN, are left out: not every reader of JSON accepts them."""
-
+PICTURES: Final = frozenset(
+    {
+        ".bmp", ".cin", ".dpx", ".exr", ".gif", ".hdr", ".j2c", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl",
+        ".png", ".psd", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+"""Files that must decode to be results; files of other kinds are not decoded."""
+_NAMED: Final = 3
+MACHINES_FAILURES: Final = frozenset({"machine", "no_engine", "no_input", "no_space", "lost_process"})
+"""Failure classes that count against the machine."""
+SIGXFSZ: Final = 25
+SIGNALED: Final = 128
+"""Exit codes above this are signals (128 + n), as shells write them."""
+MAX_REASON: Final = 1_000
 CHANGED: Final = "changed while it was checked"
 _TICK_S: Final = 0.01
 """A file that was changed within this time may change again without another timestamp."""
@@ -255,16 +268,6 @@ def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-PICTURES: Final = frozenset(
-    {
-        ".bmp", ".cin", ".dpx", ".exr", ".gif", ".hdr", ".j2c", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl",
-        ".png", ".psd", ".rgb", ".sgi", ".tga", ".tif", ".tiff", ".webp",
-    }
-)  # fmt: skip
-"""Files that must decode to be results; files of other kinds are not decoded."""
-_NAMED: Final = 3
-
-
 def is_picture(name: str) -> bool:
     """Whether a file of this name has to decode."""
     return PurePosixPath(name).suffix.casefold() in PICTURES
@@ -313,14 +316,6 @@ class MoreOutputs:
             rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
             told.append(f"{names[0]}{rest} could not be taken: {why}.")
         return told
-
-
-MACHINES_FAILURES: Final = frozenset({"machine", "no_engine", "no_input", "no_space", "lost_process"})
-"""Failure classes that count against the machine."""
-SIGXFSZ: Final = 25
-SIGNALED: Final = 128
-"""Exit codes above this are signals (128 + n), as shells write them."""
-MAX_REASON: Final = 1_000
 
 
 class AttemptVerdict(NamedTuple):

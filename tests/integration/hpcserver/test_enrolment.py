@@ -67,17 +67,17 @@ def test_of_several_renderapis_the_one_that_dispatches_takes_the_machine(tmp_pat
         assert [turn.url for turn, _ in zip(identity.turns(), range(3), strict=False)] == [
             standby.url, farm.url, standby.url
         ]  # fmt: skip
-        assert joining.stored(tmp_path, both) == identity
+        assert joining.identity_at(tmp_path, both) == identity
 
 
 def test_address_that_is_added_later_is_kept_and_a_strange_farm_is_not_told_the_secret(tmp_path: Path) -> None:
     with serving() as farm:
         joining.enrol(tmp_path, farm.url, code="AB-CD", name="box")
-        again = joining.stored(tmp_path, f"{farm.url},http://127.0.0.1:1")
+        again = joining.identity_at(tmp_path, f"{farm.url},http://127.0.0.1:1")
         assert again is not None
         assert again.url == f"{farm.url},http://127.0.0.1:1"
-        assert joining.stored(tmp_path, "http://127.0.0.1:1") is not None
-        assert joining.stored(tmp_path, "http://127.0.0.1:2") is None
+        assert joining.identity_at(tmp_path, "http://127.0.0.1:1") is not None
+        assert joining.identity_at(tmp_path, "http://127.0.0.1:2") is None
 
 
 def test_code_becomes_a_secret_that_only_this_user_can_read(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_code_becomes_a_secret_that_only_this_user_can_read(tmp_path: Path) -> N
     assert (identity.machine_id, identity.secret, identity.tls()) == (1001, "s3cret", None)
     assert identity.link_url == farm.url.replace("http", "ws") + "/renderapi/v2/link"
     assert (tmp_path / "machine.json").stat().st_mode & 0o777 == 0o600
-    assert joining.stored(tmp_path, farm.url) == identity
-    assert joining.stored(tmp_path, "http://127.0.0.1:1") is None
+    assert joining.identity_at(tmp_path, farm.url) == identity
+    assert joining.identity_at(tmp_path, "http://127.0.0.1:1") is None
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_pinned_certificate_is_trusted_and_no_other_one(tmp_path: Path) -> None:
     with serving(certificate) as farm:
         identity = joining.enrol(tmp_path / "home", farm.url, code="c", name="m", fingerprint=pairs)
     assert farm.asked
-    kept = joining.stored(tmp_path / "home", farm.url)
+    kept = joining.identity_at(tmp_path / "home", farm.url)
     assert kept == identity
     context = identity.tls()
     assert context is not None
@@ -162,4 +162,4 @@ def test_fingerprints_that_are_none_are_refused(fingerprint: str) -> None:
 def test_broken_identity_file_says_what_to_do(tmp_path: Path) -> None:
     write_private(tmp_path / "machine.json", "{")
     with pytest.raises(InvalidRequest, match="join again"):
-        joining.stored(tmp_path, "http://127.0.0.1:1")
+        joining.identity_at(tmp_path, "http://127.0.0.1:1")

@@ -55,7 +55,7 @@ def test_secret_of_a_machine_that_others_may_read_is_not_used(tmp_path: Path) ->
     (tmp_path / joining.FILE).write_text('{"url": "http://farm:5000", "machine_id": 1000, "secret": "x"}')
     (tmp_path / joining.FILE).chmod(0o644)
     with pytest.raises(InvalidRequest, match=r"chmod 600 .*machine\.json"):
-        joining.kept(tmp_path)
+        joining.read_identity(tmp_path)
 
 
 def test_login_of_the_client_that_others_may_read_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
