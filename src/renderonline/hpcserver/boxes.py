@@ -85,9 +85,13 @@ class Boxes:
             devices=box.cards() if devices is None else tuple(devices),
         )
 
-    def own(self, engine: str) -> tuple[str, ...]:
-        """The directories of an engine itself; `engine` in lower case."""
-        return self._own.get(engine, ())
+    def of_ours(self, engine: str, place: Path, caches: Path, read: str, devices: Sequence[str]) -> Box | None:
+        """The box of a run of an engine (in lower case) for ourselves, without any task's files. `read`: our script's
+        directory."""
+        if self.found.kind == BoxKind.NONE:
+            return None
+        write = (str(caches), str(place))
+        return Box((*self._own.get(engine, ()), read), write, temporary=str(place / "tmp"), devices=tuple(devices))
 
     def of_v1(self, engine: str, place: Path) -> Box | None:
         """The box of a render that an existing RenderAPI starts. Its paths may lie anywhere, so it has a box only when
@@ -97,13 +101,6 @@ class Boxes:
         own = (str(place / "home"), str(place / "tmp"))
         read = (*self._own.get(engine.casefold(), ()), *self._read)
         return Box(read, (*self._write, *own), self._hidden, own[1], devices=box.cards())
-
-
-def own_box(found: Found, read: Sequence[str], write: Sequence[str], place: Path, devices: Sequence[str]) -> Box | None:
-    """The box of a program of our own whose scratch directory is `place`; no task's files are in it."""
-    if found.kind == BoxKind.NONE:
-        return None
-    return Box(tuple(read), tuple(write), temporary=str(place / "tmp"), devices=tuple(devices))
 
 
 def own_directories(prefix: Sequence[str], private: Sequence[str]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import structlog
 from renderonline.engines.blender.install import LAUNCHER
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import NO_DEVICE
-from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environment, in_ascii, link, own_box, unlink
+from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environment, in_ascii, link, unlink
 from renderonline.hpcserver.card_rack import FoundCard, Rack, device_files, variables
 from renderonline.hpcserver.outputs import AttemptVerdict, handed_back
 from renderonline.hpcserver.processes import Processes
@@ -171,7 +171,6 @@ class Kernels:
         try:
             self._scratch.make(name)
             caches = _made(home or place / "tmp" / "kernels")
-            read = (*self._boxes.own(ENGINE), str(LAUNCHER))
             process = await self._processes.start(
                 name,
                 command(self._prefix),
@@ -179,7 +178,7 @@ class Kernels:
                 environment=clean_environment(os.environ, {}, place) | variables(cards) | _environment(caches),
                 on_lines=lines.extend,
                 nice=NICE,
-                box=own_box(self._boxes.found, read, (str(caches), str(place)), place, device_files(cards)),
+                box=self._boxes.of_ours(ENGINE, place, caches, str(LAUNCHER), device_files(cards)),
             )
             try:
                 async with asyncio.timeout(seconds):

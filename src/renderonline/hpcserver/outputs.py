@@ -170,8 +170,10 @@ def _read(
         # Renaming, linking or replacing a file changes its ctime, which no program can set back.
         if (now.st_ino, now.st_ctime_ns) != (found.st_ino, found.st_ctime_ns):
             raise InvalidRequest(f"{name} {CHANGED}.")
-    if wrong := check.reason if not check.ok else _unwanted(check.facts, rules):
-        raise InvalidRequest(f"{name} is not a usable picture: {wrong}")
+    if check.ok and check.facts.get("constant") and rules.constant == "fail":
+        raise InvalidRequest(f"{name} is not a usable picture: {ONE_COLOUR}")
+    if not check.ok:
+        raise InvalidRequest(f"{name} is not a usable picture: {check.reason}")
     return digest, check
 
 
@@ -192,11 +194,6 @@ def _settled(name: str, folder: int) -> os.stat_result:
 def _of_all_attempts(root: Path) -> Path:
     """The directory of all attempts' directories: the farm's `.attempts`, or this machine's scratch directory."""
     return root.parent.parent if root.name == "output" else root.parent
-
-
-def _unwanted(facts: Mapping[str, Any], rules: ReadingRules) -> str:
-    """Why a whole picture is not the one that was asked for, or ""."""
-    return ONE_COLOUR if facts.get("constant") and rules.constant == "fail" else ""
 
 
 def inside(root: Path, name: str) -> Path:
