@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from renderonline.database.control_rows import DAY_US, KEEP_DAYS
 from renderonline.database.schema import (
+    LIVE_ATTEMPT,
     AnyRow,
     attempts,
     chunks,
@@ -42,14 +43,13 @@ from renderonline.database.schema import (
     users,
 )
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.farm.tasks import AttemptState, Counters, Landed, TaskStatus, task_status
+from renderonline.farm.tasks import Counters, Landed, TaskStatus, task_status
 from renderonline.protocol.existing import NEWEST_TASKS, EngineInfo, RenderInfo, TaskEntry, TaskInfo, task_not_found
 
 T = TypeVar("T")
 
 _MAX_PAGE: Final = 500
 _LONGEST_SEARCH: Final = 200
-_LIVE: Final = (AttemptState.ASSIGNED, AttemptState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +400,7 @@ def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int,
     """The machines that have live attempts of these tasks. Live attempts are few, however many there ever were."""
     rows = connection.execute(
         select(attempts.c.task_id, attempts.c.machine_id)
-        .where(attempts.c.state.in_(_LIVE), attempts.c.task_id.in_(set(task_ids)))
+        .where(LIVE_ATTEMPT, attempts.c.task_id.in_(set(task_ids)))
         .distinct()
         .order_by(attempts.c.machine_id)
     )

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, func, select
 
 from renderonline.database.schema import (
+    LIVE_ATTEMPT,
     AnyRow,
     attempts,
     farm,
@@ -29,7 +30,6 @@ from renderonline.database.schema import (
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated
 from renderonline.farm.machines import MOST_SLOTS, Wish, checked_address, checked_hours
 from renderonline.farm.needs import checked_pool, checked_tags
-from renderonline.farm.tasks import AttemptState
 
 _FIRST_LINKED: Final = 1000
 _WRITTEN: Final[Mapping[str, Callable[[Any], str]]] = {
@@ -137,8 +137,7 @@ def bench_machine(connection: Connection, machine_id: int, since_us: int, reason
 def remove_machine(connection: Connection, machine_id: int) -> None:
     """Remove a machine that has no live attempt; its secret is not accepted any more."""
     machine = get_machine(connection, machine_id)
-    live = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING))
-    query = select(func.count()).select_from(attempts).where(live, attempts.c.machine_id == machine_id)
+    query = select(func.count()).select_from(attempts).where(LIVE_ATTEMPT, attempts.c.machine_id == machine_id)
     if connection.scalar(query):
         raise Conflict(f"Machine {machine.name or machine_id} has work. Drain it first, or cancel its tasks.")
     connection.execute(machines.delete().where(machines.c.machine_id == machine_id))
@@ -158,29 +157,23 @@ def hello(
 def invite(
     connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int, slots: int = 0
 ) -> JoinCode:
-    """Make a join code, and remove expired ones."""
+    """Make a join code, and remove those that are expired or used up."""
     _check_slots(slots)
     if not 1 <= uses <= 10_000:
         raise InvalidRequest("A join code is good for 1 to 10,000 machines.")
     if expires_us <= now_us:
         raise InvalidRequest("A join code must end in the future.")
-    connection.execute(join_codes.delete().where(join_codes.c.expires_us <= now_us))
+    connection.execute(join_codes.delete().where((join_codes.c.expires_us <= now_us) | (join_codes.c.uses_left < 1)))
     code = "-".join("".join(secrets.choice(_CODE_LETTERS) for _ in range(4)) for _ in range(_CODE_GROUPS))
     values = {"code_hash": _hash_code(code), "uses_left": uses, "expires_us": expires_us, "created_by": created_by}
     connection.execute(join_codes.insert(), {**values, "slots": slots})
     return JoinCode(code, uses, expires_us, slots)
 
 
-def check_code(connection: Connection, code: str, *, now_us: int) -> None:
-    """`NotAuthenticated` unless a machine may join with this code now."""
-    _usable(connection.execute(_of_code(code)).first(), now_us)
-
-
-def _of_code(code: str) -> Select[Any]:
-    return select(join_codes).where(join_codes.c.code_hash == _hash_code(code))
-
-
-def _usable(found: AnyRow | None, now_us: int) -> AnyRow:
+def check_code(connection: Connection, code: str, *, now_us: int, lock: bool = False) -> AnyRow:
+    """The row of a join code; `NotAuthenticated` unless a machine may join with it now. `lock`: and lock it."""
+    query = select(join_codes).where(join_codes.c.code_hash == _hash_code(code))
+    found = connection.execute(query.with_for_update() if lock else query).first()
     if found is None or found.expires_us <= now_us or found.uses_left < 1:
         raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
     return found
@@ -192,14 +185,10 @@ def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us:
     known = connection.execute(select(machines).where(machines.c.secret_hash == _hash(secret))).first()
     if known is not None:
         return _machine(known)
-    here = join_codes.c.code_hash == _hash_code(code)
-    found = _usable(connection.execute(_of_code(code).with_for_update()).first(), now_us)
+    found = check_code(connection, code, now_us=now_us, lock=True)
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidRequest("A machine's name has 1 to 100 printable characters.")
-    if found.uses_left == 1:
-        connection.execute(join_codes.delete().where(here))
-    else:
-        connection.execute(join_codes.update().where(here).values(uses_left=found.uses_left - 1))
+    update(connection, join_codes, found.code_hash, {"uses_left": found.uses_left - 1})
     machine_id = _next_id(connection, is_linked=True)
     values: dict[str, str | int] = {"name": name, "secret_hash": _hash(secret), "slots_allowed": found.slots}
     return _add(connection, machine_id, ip_address="", port=0, created_us=now_us, **values)

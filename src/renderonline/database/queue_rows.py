@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from sqlalchemy import Connection, Select, bindparam, case, func, select
 
 from renderonline.database.schema import (
+    LIVE_ATTEMPT,
     AnyRow,
     attempts,
     chunks,
@@ -100,6 +101,11 @@ class QueuedChunk:
     film: bool = False
     at_once: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any machine that fits may have it at any time."""
+        return not (self.not_before_us or self.avoid or self.film or self.held_by is not None)
+
 
 @dataclass(slots=True)
 class QueuedTask(ReadyTask):
@@ -122,19 +128,14 @@ class QueuedTask(ReadyTask):
     """Whether a machine still looks at its scene: no chunk of it is rendered before."""
     needs: Needs = NOTHING
     plain: Bucket | None = None
-    """The chunks that any fitting machine may have at any time, set by `sorted_out`; `chunks` are then the others."""
+    """Its plain chunks, set by `sorted_out`; `chunks` are then the others."""
 
     def sorted_out(self) -> Self:
         """Set `plain`. It takes long with many chunks: call it in any thread, before the task is in memory."""
         if self.plain is None:
-            special = [
-                chunk
-                for chunk in self.chunks
-                if chunk.not_before_us or chunk.avoid or chunk.film or chunk.held_by is not None
-            ]
-            without = {chunk.chunk_id for chunk in special}
-            places = ((chunk.chunk_id, chunk.place) for chunk in self.chunks if chunk.chunk_id not in without)
-            self.plain, self.chunks = Bucket.of(self, places, self.signature()), special
+            places = ((chunk.chunk_id, chunk.place) for chunk in self.chunks if chunk.is_plain)
+            self.plain = Bucket.of(self, places, self.signature())
+            self.chunks = [chunk for chunk in self.chunks if not chunk.is_plain]
         return self
 
     def signature(self, avoid: frozenset[int] = frozenset(), *, film: bool = False) -> Signature:
@@ -294,7 +295,7 @@ class AttemptFacts:
 
 
 A = TypeVar("A", bound=AttemptFacts)
-_LIVE: Final = (
+_ATTEMPTS: Final = (
     select(
         *(attempts.c.attempt_id, attempts.c.token, attempts.c.chunk_id, attempts.c.task_id, tasks.c.user_id),
         *(attempts.c.machine_id, attempts.c.directory, chunks.c.kind, tasks.c.needs, attempts.c.state),
@@ -311,13 +312,12 @@ _LIVE: Final = (
 
 def load_live(connection: Connection, kind: type[A]) -> tuple[A, ...]:
     """Every attempt that has not ended."""
-    states = (AttemptState.ASSIGNED.value, AttemptState.RUNNING.value)
-    return tuple(_attempt(row, kind) for row in connection.execute(_LIVE.where(attempts.c.state.in_(states))))
+    return tuple(_attempt(row, kind) for row in connection.execute(_ATTEMPTS.where(LIVE_ATTEMPT)))
 
 
 def load_attempt(connection: Connection, attempt_id: int) -> AttemptFacts | None:
     """One attempt, whatever its state; None when it or its task is gone."""
-    row = connection.execute(_LIVE.where(attempts.c.attempt_id == attempt_id)).one_or_none()
+    row = connection.execute(_ATTEMPTS.where(attempts.c.attempt_id == attempt_id)).one_or_none()
     return None if row is None else _attempt(row, AttemptFacts)
 
 

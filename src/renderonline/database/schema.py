@@ -37,6 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.tasks import AttemptState
 
 Kind = TypeEngine[Any] | type[TypeEngine[Any]]
 
@@ -230,6 +231,7 @@ attempts = _table(
     Index("ix_attempts_task", "task_id"),
     Index("ix_attempts_state", "state", "attempt_id"),
 )
+LIVE_ATTEMPT: Final = attempts.c.state.in_((AttemptState.ASSIGNED.value, AttemptState.RUNNING.value))
 
 results = _table(
     "results",
@@ -358,7 +360,7 @@ def insert(connection: Connection, table: Table, values: Mapping[str, Any]) -> i
     return int(inserted[0])
 
 
-def update(connection: Connection, table: Table, row_id: int, changes: Mapping[str, Any]) -> None:
+def update(connection: Connection, table: Table, row_id: int | str, changes: Mapping[str, Any]) -> None:
     """Change some columns of the row with this id."""
     if changes:
         connection.execute(table.update().where(table.primary_key.columns[0] == row_id).values(**changes))

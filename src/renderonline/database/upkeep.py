@@ -32,6 +32,7 @@ from renderonline.database.administration_rows import has_admin
 from renderonline.database.connecting import DatabasePlace, explained, patient_engine
 from renderonline.database.door import Database
 from renderonline.database.schema import (
+    LIVE_ATTEMPT,
     AnyRow,
     Id,
     attempts,
@@ -205,8 +206,6 @@ def _farm_value(connection: Connection, key: str) -> str:
 
 MAX_FINDINGS: Final = 1000
 
-_LIVE_ATTEMPT: Final = attempts.c.state.in_((AttemptState.ASSIGNED, AttemptState.RUNNING))
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -300,7 +299,7 @@ def _leases(connection: Connection) -> Iterator[Finding]:
     """No chunk has two; a chunk has one exactly while it is assigned or running."""
     live = (
         select(attempts.c.chunk_id, func.count().label("leases"), func.max(attempts.c.state).label("attempt"))
-        .where(_LIVE_ATTEMPT)
+        .where(LIVE_ATTEMPT)
         .group_by(attempts.c.chunk_id)
         .subquery()
     )
@@ -334,7 +333,7 @@ _NEVER: Final[Sequence[_Never]] = (
     _orphans(results.c.result_id, tasks.c.task_id),
     _orphans(waits_for.c.task_id, tasks.c.task_id),
     _orphans(deliveries.c.delivery_id, tasks.c.task_id),
-    _orphans(attempts.c.attempt_id, machines.c.machine_id, _LIVE_ATTEMPT, says="lives on"),
+    _orphans(attempts.c.attempt_id, machines.c.machine_id, LIVE_ATTEMPT, says="lives on"),
     (
         "attempts",
         select(attempts.c.attempt_id).where(
