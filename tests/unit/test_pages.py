@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def anchors(page: Path) -> set[str]:
 )
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert broken_links(page) == []
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+    assert len(named) > 40
+    assert [name for name in named if not (ROOT / "src" / "renderonline" / name).is_file()] == []
+
+
+def test_picture_of_the_house_is_drawn_from_the_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "scripts.draw_house", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0
