@@ -26,9 +26,9 @@ from pathlib import Path
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.hpcserver.main import run_linked
 from renderonline.hpcserver.settings import load
-from renderonline.serving import logs
+from renderonline.serving.settings import configure_logs
 given = json.loads(sys.argv[1])
-logs.configure(json_lines=False, level="info")
+configure_logs(json_lines=False, level="info")
 settings = load(None, environment={}, flags=given["flags"])
 try:
     sys.exit(run_linked(settings, **given["run"]))

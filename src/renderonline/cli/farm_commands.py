@@ -154,14 +154,14 @@ def node(
     from renderonline.hpcserver import main
     from renderonline.hpcserver.settings import load
     from renderonline.sandbox.privacy import taken_from_environment
-    from renderonline.serving import logs
+    from renderonline.serving.settings import configure_logs
 
     flags: dict[str, Any] = {"name": name, "slots": slots, "tags": tag or None, "host": host, "port": port}
     flags |= {"data_directory": data_directory, "rendering_engines": engine_programs(engine) if engine else None}
     flags |= {"log_level": log_level, "log_json": log_json or None}
     flags |= {"idle_minutes": idle_minutes, "max_load": max_load}
     settings = load(config, environment=os.environ, flags=flags)
-    logs.configure(json_lines=settings.log_json, level="error" if check else settings.log_level)
+    configure_logs(json_lines=settings.log_json, level="error" if check else settings.log_level)
     if check:
         found = main.check(settings, url=",".join(join or ()), fingerprint=fingerprint or "")
         return show_findings(found, as_json=json)

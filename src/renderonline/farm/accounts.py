@@ -1,4 +1,4 @@
-"""Accounts: users, subscriptions, roles and what they may do, tokens (R12 Tokens)."""
+"""Accounts: roles and their permissions, users, subscriptions, and tokens (R12 Tokens)."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ from typing import Final
 
 
 class Role(StrEnum):
-    """What a user is on the farm."""
+    """The role of a user on the farm."""
 
     ADMIN = "admin"
     OPERATOR = "operator"
@@ -17,7 +17,7 @@ class Role(StrEnum):
 
 
 class Permission(StrEnum):
-    """What a call needs."""
+    """What a caller must be allowed to do."""
 
     OWN_TASKS = "tasks.own"
     ALL_TASKS = "tasks.all"
@@ -34,7 +34,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
 
 
 def may(role: Role, permission: Permission | str) -> bool:
-    """Whether somebody of this role may do this; an unknown permission is nobody's."""
+    """Return whether users of this role have this permission; False for an unknown permission."""
     return permission in PERMISSIONS[role]
 
 
@@ -53,10 +53,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a user may use: tasks waiting or running at once, the share inside a priority class (R9 Scheduling), and
-    chunks that run at once; how many days a task stays after its end, and how much its files may take together (0: no
-    limit). `names`: what results of its tasks are called when they leave the farm (`farm.result_names`), if the task
-    does not say it."""
+    """The limits of a user (0: no limit): `queue_limit` tasks that wait or run, `running_limit` chunks that run at
+    once, `keep_days` until an ended task is deleted, `keep_mib` MiB of files of all tasks. `share`: the share inside a
+    priority class (R9 Scheduling). `names`: the template for names of results (`farm.result_names`) of tasks without
+    their own."""
 
     subscription_id: int
     name: str
@@ -69,16 +69,16 @@ class Subscription:
 
 
 TOKEN_PREFIX: Final = "$rno1$"  # noqa: S105 (a mark, no password)
-"""What a stored hash begins with; such a value is never compared raw."""
+"""The beginning of a stored hash; stored values without it are raw tokens of the existing system."""
 
 
 def hash_token(raw: str) -> str:
-    """What is stored for a token. Our tokens are random and long, so a plain hash does."""
+    """Return the hash that is stored for a token. A plain hash is enough, because our tokens are long and random."""
     return TOKEN_PREFIX + hashlib.sha256(_bytes(raw)).hexdigest()
 
 
 def token_matches(stored: str, raw: str) -> bool:
-    """Whether `raw` is the token that `stored` stands for, in constant time. An empty token matches nothing."""
+    """Return in constant time whether `raw` is the token of `stored`. An empty token matches nothing."""
     given = hash_token(raw) if stored.startswith(TOKEN_PREFIX) else raw
     same = hmac.compare_digest(_bytes(stored), _bytes(given))
     return same and bool(raw) and bool(stored)

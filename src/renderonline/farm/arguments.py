@@ -1,13 +1,12 @@
-"""Arguments of engines: checking values, filling templates (C2.6 Argument rules).
+"""Arguments of engines: checking values and filling templates (C2.6 Argument rules), and command lines as one string
+(`split`, `join`; C1.1 Command line).
 
-A template is split into words first and filled in word by word, so that a value can never become a second word;
-what was filled in is not looked at again, so that it can never become a placeholder; and a word that the value
-begins may not look like a flag (`fill`, and for texts that look like numbers `check_options`).
+A template is split into words first and filled in word by word, so that a value can never become a second word.
+Values are not searched for placeholders. A word that begins with a value may not look like a flag (`fill`, and for
+texts that look like numbers `check_options`).
 
-One string <-> words, by the rules of the Microsoft C runtime (C1.1 Command line).
-
-The existing node hands its `Arguments` to .NET's process start, which splits by these rules on every platform.
-Never a shell: no expansion, no wildcards, no escapes but these.
+`split` and `join` follow the rules of the Microsoft C runtime, because the existing node passes its `Arguments` to
+.NET, which splits by these rules on every platform. There is no shell: no expansion, no wildcards, no other escapes.
 
 - Words are separated by spaces and tabs outside double quotes.
 - 2n backslashes before a quote are n backslashes, and the quote opens or closes a quoted part.
@@ -24,7 +23,7 @@ from typing import Final
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError
 
 MAX_VALUE: Final = 4_096
-"""Characters a value may have."""
+"""The most characters of a value."""
 
 TYPES: Final[Mapping[str, str]] = {
     "file": r"[a-zA-Z0-9_-]+\.[a-zA-Z0-9]{1,4}",
@@ -50,7 +49,7 @@ _FLAG_STARTS: Final = ("-", "+")  # POV-Ray's flags begin with either
 
 @dataclass(frozen=True, slots=True)
 class ArgType:
-    """A row of `argtypes`: a named rule for values. `regex`, when not empty, is the rule instead of the type's."""
+    """A row of `argtypes`: a named rule for values. `regex`, when not empty, replaces the type's rule."""
 
     argtype_id: str
     type: str
@@ -58,9 +57,9 @@ class ArgType:
 
 
 def check_value(argtype: ArgType, value: str) -> None:
-    """Raise `InvalidRequest` unless `value` obeys the database's rule.
+    """Raise `InvalidRequest` unless `value` matches the rule of its argtype.
 
-    `RenderOnlineError` (code `invalid_argtype`) when the row itself is wrong: an unknown type, a broken regex.
+    Raises `RenderOnlineError` (code `invalid_argtype`) when the row itself is invalid: an unknown type, a wrong regex.
     """
     rule = argtype.regex or TYPES.get(argtype.type, "")
     try:
@@ -75,14 +74,14 @@ def check_value(argtype: ArgType, value: str) -> None:
 
 
 def placeholders(words: Iterable[str]) -> set[str]:
-    """The names of all placeholders of a template: argtype ids and `@` names."""
+    """Return the names of all placeholders of a template: argtype ids and `@` names."""
     return {match.group(1) for word in words for match in _PLACEHOLDER.finditer(word) if match.group(1)}
 
 
 def fill(words: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
-    """The words with every placeholder replaced; the number of words never changes.
+    """Return the words with every placeholder replaced; the number of words never changes.
 
-    A placeholder's name is the longest run of letters, digits and `_`: `start` never eats into `start_frame`.
+    A placeholder's name is the longest run of letters, digits and `_`, so `start` is not found in `start_frame`. Raises
     `InvalidRequest` when a value is missing, or when a value would make its word a flag.
     """
     return tuple(_fill_word(word, values) for word in words)
@@ -107,8 +106,8 @@ def _fill_word(word: str, values: Mapping[str, str]) -> str:
 
 
 def check_options(words: Iterable[str], values: Mapping[str, str], argtypes: Mapping[str, ArgType]) -> None:
-    """Raise `InvalidRequest` when a text would be a word that a renderer may take for an option. A number may begin
-    with its sign; the sentence `-9` may not, unless it stands behind something in its word."""
+    """Raise `InvalidRequest` when a text would begin a word like an option of the renderer. A number may begin with its
+    sign; the sentence `-9` may not, unless something precedes it in its word."""
     texts = {name for name in values if name in argtypes and argtypes[name].type in _TEXTS}
     for word in words:
         names = placeholders((word,))
@@ -119,14 +118,14 @@ def check_options(words: Iterable[str], values: Mapping[str, str], argtypes: Map
 
 
 def _option(filled: str) -> InvalidRequest:
-    told = f"Value {filled[:MAX_VALUE]} begins like an option of the renderer. Choose one that begins differently."
-    return InvalidRequest(told, code="invalid_value")
+    message = f"Value {filled[:MAX_VALUE]} begins like an option of the renderer. Choose one that begins differently."
+    return InvalidRequest(message, code="invalid_value")
 
 
 def strip_program(words: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
-    """The words without a first one that is the program's own name (C1.1 Command line).
+    """Return the words without the first one if that is the program's own name (C1.1 Command line).
 
-    `names`: the engine's name and the executable's base name. Letter case and `.exe` make no difference.
+    `names`: the engine's name and the executable's base name, compared without letter case and `.exe`.
     """
     known = {_bare(name) for name in names if name}
     return tuple(words[1:]) if words and _bare(words[0]) in known else tuple(words)
@@ -142,7 +141,7 @@ _PIECE: Final = re.compile(r'(\\*)"|[ \t]+|[^\\" \t]+|\\+')
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The words of a command line; the inverse of `join`."""
+    """Return the words of a command line; the inverse of `join`."""
     words: list[str] = []
     word: str | None = None
     quoted = False
@@ -167,7 +166,7 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def join(words: Iterable[str]) -> str:
-    """One string that `split` takes apart into exactly these words."""
+    """Return one string that `split` separates into exactly these words."""
     return " ".join(_quoted(word) for word in words)
 
 

@@ -1,15 +1,15 @@
-"""Every error that RenderOnline tells a person about.
+"""Every error that RenderOnline reports to people.
 
     RenderOnlineError
-    ├── InvalidRequest      400  what was sent can't be understood or breaks a rule
-    │   └── Unfit           422  it can be understood, but what it names can't be
-    ├── NotAuthenticated    401  who is asking is not known: wrong e-mail or token, or an account that is not active
-    ├── NotAllowed          403  who is asking may not do this
-    ├── NotFound            404  what is asked for does not exist (or is not theirs)
+    ├── InvalidRequest      400  the request can't be understood or breaks a rule
+    │   └── Unfit           422  the request can be understood, but its values are not possible
+    ├── NotAuthenticated    401  the caller is unknown: wrong e-mail or token, or an inactive account
+    ├── NotAllowed          403  the caller may not do this
+    ├── NotFound            404  it does not exist (or belongs to another user)
     ├── Conflict            409  it can't be done in the present state
     ├── TooLarge            413  more bytes than allowed
-    ├── LimitReached        429  a queue or running limit stands in the way
-    ├── NotAvailable        503  a part of the farm that is needed does not answer
+    ├── LimitReached        429  a queue or running limit is reached
+    ├── NotAvailable        503  a necessary part of the farm does not answer
     └── NoSpace             507  the disk is full
 
 ``code`` is stable and documented in ``docs/reference/errors.md``; ``status`` is the HTTP status.
@@ -19,16 +19,16 @@ from typing import Any, ClassVar
 
 
 class RenderOnlineError(Exception):
-    """The base of all errors meant for users; the message says what to do next, `told` is for programs."""
+    """The base of all errors for users. The message says what to do next; `details` are more fields for programs."""
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, code: str | None = None, **told: Any) -> None:
+    def __init__(self, message: str, *, code: str | None = None, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.reason_code = code or self.code
-        self.told = told
+        self.details = details
 
 
 class InvalidRequest(RenderOnlineError):

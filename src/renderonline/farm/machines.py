@@ -1,13 +1,10 @@
-"""Machines: their states, when one is silent, and when two programs use one machine's secret (R1.3 Silence,
-R5.7 One secret, one program).
+"""Machines: their addresses and states, when one is silent, when two programs use one machine's secret, the hours in
+which a machine takes work, and its graphics cards.
 
-When a machine takes work: "Mon-Fri 18:00-08:00, Sat, Sun", in the server's local time.
-
-A span belongs to the days on which it begins: Friday's `18:00-08:00` runs until Saturday 08:00, and Monday before 08:00
-is only in it when Sunday is named. Single days share the span that follows them: `Mon, Wed 09:00-17:00`. Days without a
-span after them are whole days, from midnight to midnight.
-
-Graphics cards: what a machine says of each, and what a task's argument `device` asks for. Pure.
+Hours are written like "Mon-Fri 18:00-08:00, Sat, Sun", in the server's local time. A time span belongs to the days on
+which it begins: Friday's `18:00-08:00` ends on Saturday at 08:00, and it includes Monday before 08:00 only when Sunday
+is named. Single days share the span that follows them: `Mon, Wed 09:00-17:00`. Days without a span after them are whole
+days, from midnight to midnight.
 """
 
 import ipaddress
@@ -24,20 +21,18 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import MAX_GPUS, Needs
 
 GRACE_S: Final = 60.0
-"""After a start every live attempt has this long until its machine must have been heard."""
+"""After RenderAPI's start, the seconds within which the machine of each live attempt must send something."""
 ALTERNATION_S: Final = 60.0
-
-
 LONGEST_ADDRESS: Final = 45
 MOST_SLOTS: Final = 1024
-"""No machine has more slots; so many are allowed where a machine may have as many as it says."""
+"""The most slots of a machine; a machine that is allowed this number may have as many as it claims."""
 PLAIN_SLOTS: Final = 4
-"""A machine of which nobody said anything has at most so many slots."""
+"""The most slots of a machine for which no operator has set a number."""
 
 
 def slots_allowed(allowed: int, cores: int) -> int:
-    """How many slots a machine may have: as many as an operator `allowed`; if nobody did (0), four, or its `cores` if
-    those are fewer (R14 Authority first). 0 cores: that is not known."""
+    """Return how many slots a machine may have: the number that an operator `allowed`, or if that is 0, four, or its
+    `cores` if those are fewer (R14 Authority first). `cores` 0: unknown."""
     return allowed or (min(PLAIN_SLOTS, cores) if cores > 0 else PLAIN_SLOTS)
 
 
@@ -46,8 +41,8 @@ _SCOPED: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?", re.ASCII)
 
 
 def checked_address(address: str) -> str:
-    """The address of a v1 machine: an IP address or a host name, nothing that a URL reads as user, path, query or
-    fragment. `InvalidRequest` otherwise."""
+    """Return the address of a v1 machine unchanged. Raises `InvalidRequest` unless it is an IP address or a host name,
+    without anything that a URL would treat as user, path, query or fragment."""
     if len(address) <= LONGEST_ADDRESS and (_HOST.fullmatch(address) or _is_ipv6(address)):
         return address
     raise InvalidRequest(
@@ -64,7 +59,7 @@ def _is_ipv6(address: str) -> bool:
 
 
 class MachineStatus(StrEnum):
-    """What an operator sees of a machine."""
+    """The status of a machine that operators see."""
 
     IDLE = "idle"
     BUSY = "busy"
@@ -74,7 +69,7 @@ class MachineStatus(StrEnum):
 
 
 class Wish(StrEnum):
-    """What an operator wants of a machine."""
+    """The state that an operator wants a machine to have."""
 
     ACTIVE = "active"
     DRAINING = "draining"
@@ -82,7 +77,7 @@ class Wish(StrEnum):
 
 
 def machine_status(wish: Wish, *, reachable: bool, occupied: int) -> MachineStatus:
-    """The status of a machine; the first rule that holds decides."""
+    """Return the status of a machine; the first rule that applies decides."""
     if wish is Wish.DISABLED:
         return MachineStatus.DISABLED
     if not reachable:
@@ -93,9 +88,9 @@ def machine_status(wish: Wish, *, reachable: bool, occupied: int) -> MachineStat
 
 
 class AwakeClock:
-    """Seconds in which our own loop was alive: time in which it stood still does not count (R1.3 Silence).
+    """A clock that does not count the time in which our own event loop was blocked or suspended (R1.3 Silence).
 
-    `tick` is called about every `interval_s`; whatever a tick comes later than twice that is taken as standing still.
+    `tick` is called about every `interval_s` seconds; when it comes later than twice that, the rest does not count.
     """
 
     def __init__(self, now: float, interval_s: float = 1.0) -> None:
@@ -104,35 +99,35 @@ class AwakeClock:
         self._awake = 0.0
 
     def tick(self, now: float) -> None:
-        """Our loop lives at this moment of the monotonic clock."""
+        """Note that our loop runs at this time of the monotonic clock."""
         self._awake, self._last = self.now(now), now
 
     def now(self, now: float) -> float:
-        """Awake seconds since the clock was made; never goes back."""
+        """Return the awake seconds since the clock was made; they never decrease."""
         return self._awake + min(max(now - self._last, 0.0), 2 * self._interval_s)
 
 
 class Seen(NamedTuple):
-    """An instance of HPCServer that said hello, and when."""
+    """An instance of HPCServer, and when it sent its hello."""
 
     instance: str
     at: float
 
 
 class Instances:
-    """The latest instances of one machine: an instance that comes back after another one was there is a second
-    program with the same secret, because a restarted program has a new instance id (R5.7 One secret, one program)."""
+    """The latest instances of one machine. Each start of HPCServer has a new instance id, so an id that returns after
+    another was seen belongs to a second program with the same secret (R5.7 One secret, one program)."""
 
     def __init__(self) -> None:
         self._seen: deque[Seen] = deque(maxlen=16)
 
     @property
     def latest(self) -> Seen | None:
-        """Who said hello last."""
+        """The instance that sent the latest hello."""
         return self._seen[-1] if self._seen else None
 
     def hello(self, instance: str, now: float) -> bool:
-        """Note a hello; whether two instances alternate within a minute."""
+        """Note a hello; return whether two instances alternate within a minute."""
         changed = self.latest is not None and self.latest.instance != instance
         known = any(seen.instance == instance and now - seen.at <= ALTERNATION_S for seen in self._seen)
         self._seen.append(Seen(instance, now))
@@ -148,8 +143,8 @@ _EXAMPLE: Final = "Mon-Fri 18:00-08:00, Sat, Sun"
 
 
 class _Span(NamedTuple):
-    """What stands between two commas. `days`: numbers from 0 (Monday), none for a time alone; `clock`: begin and end in
-    minutes of a day, the end perhaps on the next one; None without a time."""
+    """The text between two commas. `days`: numbers from 0 (Monday), () for a time without days; `clock`: begin and end
+    in minutes of a day, where the end may be on the next day; None without a time."""
 
     text: str
     days: tuple[int, ...]
@@ -157,13 +152,14 @@ class _Span(NamedTuple):
 
 
 def checked_hours(text: str) -> str:
-    """Hours that can be understood in one way only, "" for always; `InvalidRequest` says how to write them."""
+    """Return the hours without spaces around them; "" means always. Raises `InvalidRequest`, which explains how to
+    write hours, when they can't be understood or have two meanings."""
     _spans(text)
     return text.strip()
 
 
 def is_open(hours: str, local: datetime) -> bool:
-    """Whether a machine with these hours takes work now; never, when nobody can understand them."""
+    """Return whether a machine with these hours takes work now; False for invalid hours."""
     now = local.weekday() * _DAY + local.hour * 60 + local.minute
     try:
         spans = _spans(hours)
@@ -173,7 +169,7 @@ def is_open(hours: str, local: datetime) -> bool:
 
 
 def hours_in_words(hours: str) -> str:
-    """What hours that can be understood mean, in words: `Mon and Tue 09:00 to 17:00`."""
+    """Return the meaning of valid hours in words: `Mon and Tue 09:00 to 17:00`."""
     joined = _joined(_spans(hours))
     if not joined or joined[0][1] - joined[0][0] >= _WEEK:
         return "always"
@@ -184,7 +180,7 @@ def hours_in_words(hours: str) -> str:
 
 
 def _words(days: list[int], begin: int, end: int) -> str:
-    """The days on which a time begins, and when it ends. One that is longer than the next day names the day."""
+    """The days on which a span begins, and when it ends; the day of the end is named when it is not the same."""
     names = [_DAYS[day].capitalize() for day in days]
     *others, last = names
     which = f"{', '.join(others)} and {last}" if others else last
@@ -197,7 +193,7 @@ def _words(days: list[int], begin: int, end: int) -> str:
 
 
 def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Spans that overlap or touch as one, also over the end of the week; by their beginnings."""
+    """Spans sorted by their beginnings; those that overlap or touch become one, also across the end of the week."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:
@@ -214,7 +210,7 @@ def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
 
 @lru_cache(1000)
 def _spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Beginnings and ends in minutes since the week began, none for ""; an end may lie in the next week."""
+    """Beginnings and ends in minutes since the week began, () for ""; an end may be in the next week."""
     parts = [_part(part) for part in text.split(",")] if text.strip() else []
     if any(part.days for part in parts) and (alone := [part for part in parts if not part.days]):
         time = alone[0].text
@@ -224,7 +220,7 @@ def _spans(text: str) -> tuple[tuple[int, int], ...]:
     for part in parts:
         waiting.append(part)
         if part.clock is not None:
-            if len(waiting) > 1 and any(len(one.days) > 1 for one in waiting):
+            if len(waiting) > 1 and any(len(span.days) > 1 for span in waiting):
                 raise _two_meanings(waiting, part)
             spans += _of(waiting, part.clock)
             waiting = []
@@ -237,9 +233,9 @@ def _of(parts: list[_Span], clock: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _two_meanings(parts: list[_Span], last: _Span) -> InvalidRequest:
-    """Days before a range of days with a span: they may be whole days, or share it."""
+    """The error for days before a range of days with a span: they may be whole days, or share the span."""
     before, times = [part.text for part in parts[:-1]], last.text.split()[-1]
-    whole, shared = ", ".join((last.text, *before)), ", ".join([*(f"{one} {times}" for one in before), last.text])
+    whole, shared = ", ".join((last.text, *before)), ", ".join([*(f"{days} {times}" for days in before), last.text])
     return InvalidRequest(
         f'"{", ".join((*before, last.text))}" can mean two things. Whole days come last: {whole}. '
         f"Days of the same hours each have them: {shared}. Another example: {_EXAMPLE}."
@@ -250,7 +246,7 @@ def _part(text: str) -> _Span:
     text = text.strip()
     match = _PART.fullmatch(text.casefold())
     if match is None or not text:
-        raise InvalidRequest(f'"{text}" are no hours. Write days, times or both, with commas between: {_EXAMPLE}.')
+        raise InvalidRequest(f'"{text}" are not hours. Write days, times or both, with commas between: {_EXAMPLE}.')
     first, last, *clock = match.groups()
     day = _DAYS.index(first or "mon")
     count = (_DAYS.index(last or first or "mon") - day) % 7 + 1 if first else 0
@@ -262,17 +258,17 @@ def _part(text: str) -> _Span:
 
 
 DEVICE: Final = "device"
-"""The argument of an engine that says on what it renders. An engine without it gets no cards of its own, unless a task
-asks for so many: it sees all of them."""
+"""The argument that selects the device on which an engine renders. An engine without this argument gets no cards of its
+own unless its task asks for some: it sees all of them."""
 NO_DEVICE: Final = "no_device"
-"""The failure class of an engine that found no card where it was given one."""
+"""The failure class of an engine that was given a card and found none."""
 LONGEST_TEXT: Final = 200
 DRAWING: Final = frozenset({"BLENDER_EEVEE", "BLENDER_EEVEE_NEXT", "BLENDER_WORKBENCH", ""})
-"""Renderers that draw as a game does: any card will do, and many can share one. "" is one that nobody knows."""
+"""Rasterizing renderers, which can share any card with others; "" is an unknown renderer."""
 
 
 class CardKind(StrEnum):
-    """What programs speak to a card with."""
+    """The programming interface of a card."""
 
     CUDA = "cuda"
     HIP = "hip"
@@ -282,8 +278,8 @@ class CardKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A graphics card of a machine. `id` stays the same over restarts: the maker's UUID where there is one, else its
-    number. `memory_mib`: 0 when nobody can tell. `unusable`: why it gets no work, "" when it does."""
+    """A graphics card of a machine. `id` is stable across restarts: the maker's UUID where there is one, else its
+    number. `memory_mib`: 0 when unknown. `unusable`: why it gets no work, "" when it does."""
 
     id: str
     name: str = ""
@@ -294,7 +290,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class CardLoad:
-    """How a card is doing. `load`: how busy it is, 0 to 1, -1 when nobody can tell."""
+    """The current state of a card. `load`: how busy it is, 0 to 1; -1 when unknown."""
 
     id: str
     load: float = -1.0
@@ -303,17 +299,17 @@ class CardLoad:
 
 
 def check_cards(cards: Sequence[Card | CardLoad]) -> None:
-    """What a machine says of its cards has bounds, and each an id of its own. `InvalidRequest` for what can't be."""
-    said = [value for one in cards for value in asdict(one).values()]
-    shown = all(len(one) <= LONGEST_TEXT if isinstance(one, str) else -1 <= one < 2**40 for one in said)
-    if not shown or len(cards) > MAX_GPUS or len({one.id for one in cards}) < len(cards):
-        raise InvalidRequest("What a machine says of its graphics cards can't be.")
+    """Raise `InvalidRequest` unless the cards that a machine reports are within bounds, each with an id of its own."""
+    values = [value for card in cards for value in asdict(card).values()]
+    bounded = all(len(item) <= LONGEST_TEXT if isinstance(item, str) else -1 <= item < 2**40 for item in values)
+    if not bounded or len(cards) > MAX_GPUS or len({card.id for card in cards}) < len(cards):
+        raise InvalidRequest("The machine reports graphics cards that are not possible.")
 
 
 def with_device(needs: Needs, values: Mapping[str, str], scene: Mapping[str, object]) -> Needs:
-    """The needs with what the argument `device` (auto, cpu, gpu) asks for; `scene`: what the scene says of itself, its
-    `device` and `engine` among it. `auto` is what the scene says: a card, where one is to be had. `InvalidRequest` for
-    the CPU and cards at once."""
+    """Return the needs with those of the argument `device` (auto, cpu, gpu). `auto` follows the scene's own facts
+    (`scene`: its `device` and `engine`): a card, where a machine has one. Raises `InvalidRequest` for device=cpu with
+    graphics cards."""
     device = values.get(DEVICE)
     if device is None:
         return needs

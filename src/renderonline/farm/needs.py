@@ -1,14 +1,9 @@
-"""The kinds of box that keep a program to what it was given. Pure; `renderonline.sandbox` makes them.
+"""What chunks need of a machine besides its engine (`Needs`), what machines have (`Ability`), needs that no machine can
+ever meet (`unmet`), and the warnings of a task.
 
-What chunks need of a machine besides its engine, and what machines have (R9 Scheduling).
-
-Needs that no machine of the farm has, whatever becomes free: what is lacking, and the line that helps
-(R9 Scheduling).
-
-Warnings of a task: what a person must know of its pictures, although nothing failed (R16 No false success).
-
-They are short texts, each once, in a bounded number, and stay with the task wherever its success is shown. What engines
-print comes from scenes of strangers: it is cut and made plain here.
+A warning is something that a person must know about pictures although nothing failed (R16 No false success). Warnings
+are short texts without duplicates, in a bounded number, and are shown wherever the task's success is shown. Engines
+print what untrusted scenes contain, so their texts are shortened and cleaned here.
 """
 
 import re
@@ -19,14 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES
-from renderonline.farm.tasks import missing_warnings
 
 
 class BoxKind(StrEnum):
-    """What keeps an engine to its own task; ordered, the weakest first.
+    """The sandbox around an engine (`renderonline.sandbox` makes it); ordered, the weakest first.
 
-    `NONE`: nothing, an engine may do what the account may. `LANDLOCK`: files, network and sockets of others are
-    refused, other processes can be seen but not touched. `BWRAP`: nothing else is there at all.
+    `NONE`: an engine may do what the account may. `LANDLOCK`: other files, the network and other sockets are refused,
+    other processes can be seen but not touched. `BWRAP`: nothing else is visible at all.
     """
 
     NONE = "none"
@@ -61,13 +55,13 @@ _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a machine must have: at least this version of the engine ("": any), all these tags, exactly this pool
-    ("": the machines of no pool), so much memory and so many graphics cards for the chunk alone, at least this box
-    around its engines (a `BoxKind`; "": none is needed). `linked`: a machine of ours, not a v1 machine: only those get
-    the variables that an engine's definition sets. `renderer`: what its engine must be able to render with, such as
-    `CYCLES`; a machine that does not say what it has may have it. `gpu_memory_mib`: of each card, which is then needed.
+    ("": the machines without a pool), this memory and number of graphics cards for the chunk alone, at least this box
+    around its engines (a `BoxKind`; "": none). `linked`: not a v1 machine, because only linked machines get the
+    variables that an engine's definition sets. `renderer`: the renderer that its engine must support, such as `CYCLES`;
+    a machine that does not report its renderers may have it. `gpu_memory_mib`: the memory of each card; implies a card.
 
-    `prefers_gpu`: a card where some machine has one that is usable, else none. `draws`: without a card of its own
-    it may draw on one that others use too, unless its engine is known not to draw.
+    `prefers_gpu`: a card if some machine has a usable one, else none. `draws`: without a card of its own it may draw on
+    a shared one, unless its engine is known not to draw.
     """
 
     engine_version: str = ""
@@ -84,21 +78,21 @@ class Needs:
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes something of a machine that others need too."""
+        """Whether it occupies memory or cards of a machine that others need too."""
         return bool(self.memory_mib or self.gpus or self.prefers_gpu)
 
     @property
     def may_starve(self) -> bool:
-        """Whether smaller chunks could keep it waiting for ever: it wants memory, or several cards at once. One card is
-        free as often as those that use it end."""
+        """Whether smaller chunks could make it wait for ever: it needs memory, or several cards at once. A single card
+        becomes free whenever a chunk that uses one ends."""
         return bool(self.memory_mib or self.gpus > 1 or self.gpu_memory_mib)
 
     def on(self, ability: "Ability") -> "Needs":
-        """What a chunk with these needs takes of this machine: one that prefers a card takes one where there is one."""
+        """Return what a chunk with these needs occupies on this machine: if it prefers a card, one if there is one."""
         return replace(self, prefers_gpu=False, gpus=min(1, ability.gpus)) if self.prefers_gpu else self
 
     def checked(self) -> "Needs":
-        """The same in canonical form; `InvalidRequest` names what nobody can need."""
+        """Return the needs in canonical form. Raises `InvalidRequest`, which names the invalid need."""
         if self.engine_version and not _VERSION.fullmatch(self.engine_version):
             raise InvalidRequest("An engine's version is numbers with dots between them, such as 4.2 or 5.0.1.")
         for name, most in (("memory_mib", MAX_MEMORY_MIB), ("gpus", MAX_GPUS), ("gpu_memory_mib", MAX_MEMORY_MIB)):
@@ -111,7 +105,7 @@ class Needs:
         return replace(self, tags=tags, pool=pool, gpus=gpus, sandbox=checked_box(self.sandbox))
 
     def joined(self, more: "Needs") -> "Needs":
-        """What satisfies both; the pool of `more` counts when it names one. Both are checked."""
+        """Return needs that include both; the pool of `more` replaces the other if it has one. Both are checked."""
         return Needs(
             max(self.engine_version, more.engine_version, key=_parts),
             tuple(sorted({*self.tags, *more.tags})),
@@ -131,10 +125,10 @@ NOTHING: Final = Needs()
 
 
 class Ability(NamedTuple):
-    """What a machine can take: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
-    `Needs` may ask for (tags case-folded). `renderers`: engine and what it can render with, as far as the machine
-    says. `gpus`: usable graphics cards; `cards`: kind and MiB of each of them whose memory is known, the largest first.
-    Machines whose abilities differ only in the first field are alike."""
+    """What a machine has: its engines (case-folded name, version), whether it is linked or a v1 machine, and what
+    `Needs` may ask for (tags case-folded). `renderers`: pairs of engine and renderer, as far as the machine reports
+    them. `gpus`: usable graphics cards; `cards`: kind and MiB of those whose memory is known, the largest first.
+    Machines whose abilities differ only in the first field are interchangeable."""
 
     machine_id: int
     engines: tuple[tuple[str, str], ...]
@@ -148,7 +142,7 @@ class Ability(NamedTuple):
     cards: tuple[tuple[str, int], ...] = ()
 
     def lacks(self, engine: str, needs: Needs) -> str:
-        """What of a chunk's needs the machine does not have, in plain words; "" when it has all."""
+        """Return the first need of a chunk that the machine does not meet, in words; "" when it meets all."""
         version = dict(self.engines).get(engine)
         if version is None:
             return f"no engine {engine}"
@@ -172,7 +166,7 @@ class Ability(NamedTuple):
         return self._lacks_cards(needs) if needs.gpus else ""
 
     def _lacks_cards(self, needs: Needs) -> str:
-        """Cards that work together are of one kind."""
+        """Which cards are missing, in words; cards that render together must be of one kind."""
         fitting = [kind for kind, memory_mib in self.cards if memory_mib >= needs.gpu_memory_mib]
         if needs.gpu_memory_mib and len(fitting) < needs.gpus:
             return f"{len(fitting)} graphics cards with {needs.gpu_memory_mib} MiB of their own, not {needs.gpus}"
@@ -182,7 +176,7 @@ class Ability(NamedTuple):
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags in canonical form: case-folded, sorted, each once. `InvalidRequest` for what is none."""
+    """Return tags in canonical form: case-folded, sorted, without duplicates. Raises `InvalidRequest`."""
     found = tuple(sorted({tag.strip().casefold() for tag in tags}))
     if len(found) > MAX_TAGS or not all(map(_WORD.fullmatch, found)):
         raise InvalidRequest(f"Tags (at most {MAX_TAGS}) and pool: words of up to 50 of a-z, 0-9, _ . and -.")
@@ -190,17 +184,17 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_renderer(name: str) -> bool:
-    """Whether this can be the name of what an engine renders with."""
+    """Return whether this can be the name of a renderer."""
     return re.fullmatch(r"\w{1,64}", name, re.ASCII) is not None
 
 
 def checked_pool(pool: str) -> str:
-    """A pool's name in canonical form, "" for none; `InvalidRequest` for what is no name."""
+    """Return a pool's name in canonical form, "" for none. Raises `InvalidRequest` for an invalid name."""
     return "".join(checked_tags([pool] if pool.strip() else ()))
 
 
 def checked_box(box: str) -> str:
-    """A box that work may require, in canonical form, "" for none; `InvalidRequest` for others."""
+    """Return a box that tasks may require, in canonical form, "" for none. Raises `InvalidRequest` for others."""
     found = box.strip().casefold()
     if found and box_of(found) is BoxKind.NONE:
         able = " or ".join(kind for kind in BoxKind if kind is not BoxKind.NONE)
@@ -208,20 +202,20 @@ def checked_box(box: str) -> str:
     return found
 
 
-def box_of(said: str) -> BoxKind:
-    """The box that a machine says it has, or work says it requires; one that is not known here is none."""
-    return BoxKind(said) if said in _BOXES else BoxKind.NONE
+def box_of(name: str) -> BoxKind:
+    """Return the box of this name; `BoxKind.NONE` for an unknown name."""
+    return BoxKind(name) if name in _BOXES else BoxKind.NONE
 
 
 def lacks_box(has: BoxKind, wanted: str) -> str:
-    """Why the box that a machine has is not enough, in plain words; "" when it is."""
+    """Return in words why a machine's box is too weak; "" when it is strong enough."""
     if has >= box_of(wanted):
         return ""
     return f"{'no box around engines' if has is BoxKind.NONE else f'only the box {has}'}, not {wanted}"
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """A version as numbers, so that 4.10 is newer than 4.9, and 4.2 as new as 4.2.0."""
+    """A version as numbers, so that 4.10 is newer than 4.9, and 4.2 equals 4.2.0."""
     parts = [int(digits[-18:]) for digits in re.findall(r"[0-9]+", version)[:8]]
     while parts and parts[-1] == 0:
         parts.pop()
@@ -229,27 +223,28 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 _INSTALLING: Final = {"blender": "Install it on one: renderonline engine install blender."}
-_OTHERS: Final = "Install its program on one; what is found there says: renderonline engine list --here."
+_OTHERS: Final = "Install its program on one; to see what is found there: renderonline engine list --here."
 _SET: Final = "renderonline machine set NAME"
 
 
 def unmet(abilities: Sequence[Ability], engine: str, needs: Needs) -> str:
-    """Why none of these machines can ever take a chunk, and what to do; "" when one can. `engine` is case-folded."""
-    if any(not one.lacks(engine, needs) for one in abilities):
+    """Return why none of these machines can ever take a chunk, and what to do about it (R9 Scheduling); "" when one
+    can. `engine` is case-folded."""
+    if any(not ability.lacks(engine, needs) for ability in abilities):
         return ""
-    having = [one for one in abilities if engine in dict(one.engines)]
+    having = [ability for ability in abilities if engine in dict(ability.engines)]
     if not having:
         return f"No machine has the engine {engine}. {_INSTALLING.get(engine, _OTHERS)}"
     lacking = _labels(having, needs) or _sizes(having, engine, needs)
-    return f"No machine with {engine} {lacking}" if lacking else f"Every machine with {engine} lacks something of it."
+    return f"No machine with {engine} {lacking}" if lacking else f"No machine with {engine} has all that it needs."
 
 
 def _labels(having: Sequence[Ability], needs: Needs) -> str:
-    """What an operator gives a machine, of which none has it."""
+    """The tag or pool, set by operators, that no machine has."""
     for tag in needs.tags:
-        if not any(tag in one.tags for one in having):
+        if not any(tag in ability.tags for ability in having):
             return f"has the tag {tag}. Give it to one: {_SET} --tags {tag}"
-    if any(one.pool == needs.pool for one in having):
+    if any(ability.pool == needs.pool for ability in having):
         return ""
     if needs.pool:
         return f"is in the pool {needs.pool}. Put one in: {_SET} --pool {needs.pool}"
@@ -257,21 +252,21 @@ def _labels(having: Sequence[Ability], needs: Needs) -> str:
 
 
 def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
-    """What a machine is or has, of which none has enough; each is looked at alone."""
-    memory_mib = max(one.memory_mib for one in having)
+    """The first need that no machine meets even by itself."""
+    memory_mib = max(ability.memory_mib for ability in having)
 
     def lacked(alone: Needs) -> bool:
-        return all(one.lacks(engine, replace(alone, pool=one.pool)) for one in having)
+        return all(ability.lacks(engine, replace(alone, pool=ability.pool)) for ability in having)
 
-    most = max(one.gpus for one in having)
+    most = max(ability.gpus for ability in having)
     fewer = f"the graphics cards that it needs; the most is {most}. Ask for fewer."
     none = "a graphics card. Submit it without --gpus, and for Blender with --arg device=cpu"
     cards = Needs(gpus=needs.gpus, gpu_memory_mib=needs.gpu_memory_mib)
-    told = {
+    texts = {
         f"is of version {needs.engine_version} or newer. Update it on one.": Needs(needs.engine_version),
         f"can render with {needs.renderer}. Install its add-on on one.": Needs(renderer=needs.renderer),
         "is linked, as it must be for this. Let one join: renderonline machine invite.": Needs(linked=needs.linked),
-        f"has the box {needs.sandbox} or a better one. On a machine this says how: renderonline node --check.": Needs(
+        f"has the box {needs.sandbox} or a better one. To see how to get it: renderonline node --check.": Needs(
             sandbox=needs.sandbox
         ),
         f"has {needs.memory_mib} MiB of memory; the most is {memory_mib}. Submit it with less.": Needs(
@@ -279,14 +274,14 @@ def _sizes(having: Sequence[Ability], engine: str, needs: Needs) -> str:
         ),
         f"has {fewer if most else none}": cards,
     }
-    return next((text for text, alone in told.items() if lacked(alone)), "")
+    return next((text for text, alone in texts.items() if lacked(alone)), "")
 
 
 MOST_OF_TASK: Final = 20
 MOST_OF_ATTEMPT: Final = 10
-"""Warnings that one attempt reports."""
+"""The most warnings that one attempt reports."""
 LONGEST: Final = 300
-"""Characters of one."""
+"""The most characters of a warning."""
 _ABSENT: Final = re.compile(r"not there|lies outside|does not exist|missing from|Unable to open|Cannot find")
 _FILE: Final = re.compile(r"[^/\\'\"\s]+\.[A-Za-z0-9]{1,8}\b")
 _UNBAKED: Final = "not baked:"
@@ -294,15 +289,15 @@ _MORE: Final = re.compile(r"and at least ([0-9]{1,9}) more: the log has them")
 
 
 def cleaned(text: str) -> str:
-    """A warning as it is kept: on one line, printable, not too long; "" when nothing is left of it."""
-    words = " ".join("".join(one if one.isprintable() else " " for one in text[: 4 * LONGEST]).split())
+    """Return a warning on one line, printable and shortened to `LONGEST` characters; "" when nothing is left."""
+    words = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * LONGEST]).split())
     return words if len(words) <= LONGEST else f"{words[: LONGEST - 1]}…"
 
 
 def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) -> tuple[str, ...]:
-    """The warnings that were `known` and `more`, each once and cleaned. Beyond `most` the last one says how many there
-    were at least: those that are not kept can't be told apart later."""
-    texts = dict.fromkeys(_once(filter(None, map(cleaned, (*known, *more)))))
+    """Return the warnings of `known` and `more`, cleaned and without duplicates. When there are more than `most`, the
+    last one says how many were left out at least: later duplicates of those can't be recognized."""
+    texts = dict.fromkeys(_distinct(filter(None, map(cleaned, (*known, *more)))))
     counted = [int(found[1]) for text in texts if (found := _MORE.fullmatch(text))]
     plain = [text for text in texts if not _MORE.fullmatch(text)]
     if not counted and len(plain) <= most:
@@ -312,13 +307,13 @@ def joined(known: Iterable[str], more: Iterable[str], most: int = MOST_OF_TASK) 
 
 
 def of_check(warnings: Iterable[str], parts: int) -> tuple[str, ...]:
-    """What a machine that looked at a scene says, as far as it is of interest for a task of so many parts."""
+    """Return those warnings of a machine that checked a scene that concern a task of this number of parts."""
     return tuple(text for text in warnings if parts > 1 or not text.startswith(_UNBAKED))
 
 
-def _once(texts: Iterable[str]) -> Iterator[str]:
-    """The farm, the launcher and Blender itself each say that a file is missing, or what is not baked: the first one is
-    enough."""
+def _distinct(texts: Iterable[str]) -> Iterator[str]:
+    """The farm, the launcher and Blender itself each report a missing file, or what is not baked; only the first report
+    is kept."""
     absent, unbaked = set[str](), False
     for text in texts:
         if text.startswith(_UNBAKED):
@@ -333,16 +328,25 @@ def _once(texts: Iterable[str]) -> Iterator[str]:
 
 
 def of_scene(facts: Mapping[str, Any], parts: int) -> tuple[str, ...]:
-    """The warnings that a task of so many parts has because of what its scene says of itself, when it is submitted and
-    whenever all of it is rendered again."""
+    """Return the warnings that follow from the scene's facts for a task of this number of parts, when it is submitted
+    and whenever all of it is rendered again."""
     unbaked = [name for name in facts.get("unbaked", ()) if isinstance(name, str)] if parts > 1 else []
-    told = (*facts.get("warnings", ()), *missing_warnings(facts.get("missing_inputs", ())), *unbaked_warnings(unbaked))
-    return joined((), told)
+    missing = missing_warnings(facts.get("missing_inputs", ()))
+    return joined((), (*facts.get("warnings", ()), *missing, *unbaked_warnings(unbaked)))
+
+
+def missing_warnings(names: Sequence[str]) -> list[str]:
+    """Return the warning about files that a scene needs and that were not submitted; [] when none is missing."""
+    if not names:
+        return []
+    files = ", ".join(names[:5]) + " …" * (len(names) > 5) + (" are" if names[1:] else " is")
+    folders = dict.fromkeys(name.split("/")[0] for name in names)
+    return [f"{files} not there: submit with {' '.join(f'--with {folder}' for folder in folders)}"]
 
 
 def unbaked_warnings(names: Sequence[str]) -> list[str]:
-    """What to do about simulations that each part of a task would begin anew."""
+    """Return the warning about simulations that each part of a task would start from the beginning; [] without any."""
     if not names:
         return []
-    they = ", ".join(names[:5]) + " …" * (len(names) > 5)
-    return [f"{_UNBAKED} each part begins it from the start: {they}; bake, or use --chunk {MAX_FRAMES} for one part"]
+    shown = ", ".join(names[:5]) + " …" * (len(names) > 5)
+    return [f"{_UNBAKED} each part begins it from the start: {shown}; bake, or use --chunk {MAX_FRAMES} for one part"]

@@ -1,13 +1,10 @@
-"""What the farm itself watches of an attempt, so that a machine that lies can't hold a chunk for ever
-(R14 Authority first).
+"""The end of an attempt and its consequences: whether the chunk is done, tried again or failed for good (`settle`,
+R1.4 Retries, R5.5 Late results), whether the machine is to blame (`Blame`, R1.5 Machine blame), and when the farm ends
+an attempt itself (`Patience`).
 
-A machine ends an attempt at its time limit, and it alone judges stalls (R1.4 Retries); these rules bound one that does
-not. All times are awake seconds (`farm.machines.AwakeClock`).
-
-Whose fault it is when chunks fail on a machine: the chunks' or the machine's (R1.5 Machine blame).
-
-What follows from the end of an attempt: is the chunk done, tried again, or failed for good (R1.4 Retries,
-R5.5 Late results).
+A machine ends an attempt at its time limit, and it alone detects stalls. `Patience` limits how long a machine that does
+not do so, or that lies, can hold a chunk (R14 Authority first). All times are awake seconds
+(`farm.machines.AwakeClock`).
 """
 
 import math
@@ -21,18 +18,17 @@ from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import ChunkState, Outcome
 
 NOT_STARTED: Final = "not_started"
-"""Failure class: the machine took the chunk and did nothing with it. The chunk is not to blame."""
+"""Failure class: the machine accepted the chunk and did not start it. The chunk is not to blame."""
 OVERTIME: Final = "overtime"
-"""Failure class: the machine did not end it at its time limit."""
+"""Failure class: the machine did not end the attempt at its time limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long the farm waits, in seconds.
+    """How long the farm waits for a machine, in seconds.
 
-    `start_s`: for a machine that shows neither `started` nor bytes of files on their way; `fetch_s`: for one that only
-    ever fetches files; `end_s`: beyond time limit and grace, for the end of an attempt; `sending_s`: the same while its
-    files still come in.
+    `start_s`: while it neither reports `started` nor transfers files; `fetch_s`: while it only fetches files; `end_s`:
+    beyond time limit and grace, for the end of an attempt; `sending_s`: the same while its files still arrive.
     """
 
     start_s: float = 60.0
@@ -41,47 +37,47 @@ class Patience:
     sending_s: float = 3600.0
 
     def not_started(self, now: float, assigned: float, moved: float) -> bool:
-        """Whether an assignment without `started` is taken back. `moved`: when bytes of files last moved between the
-        farm and this machine."""
+        """Return whether an assignment without `started` is taken back. `moved`: when a file transfer with this machine
+        last made progress."""
         return now - max(assigned, moved) >= self.start_s or now - assigned >= self.fetch_s
 
     def overtime(self, now: float, started: float, moved: float, *, limit_s: float) -> bool:
-        """Whether the farm ends an attempt that runs. `limit_s`: its time limit and grace; 0: it has none."""
+        """Return whether the farm ends a running attempt. `limit_s`: its time limit and grace; 0: none."""
         over = now - started - limit_s
         return limit_s > 0 and over >= (self.end_s if now - moved >= self.end_s else self.sending_s)
 
 
 def waits_for_slot(place: int, *, running: int, slots: int) -> bool:
-    """Whether the assignment at this `place` (from 0, oldest first) of a machine waits for a slot that another attempt
-    of the machine holds: so many of them run."""
+    """Return whether the assignment at this `place` (from 0, oldest first) of a machine waits for a slot, while
+    `running` of the machine's `slots` are occupied."""
     return running > 0 and place >= slots - running
 
 
 MOST_FAILURES: Final = 3
-"""So many failures that count against a machine, or so many different tasks that failed there, bench it; also so many
-of which it started nothing."""
+"""A machine is benched after this number of failures that count against it, of different tasks that failed there, or of
+tasks of which it started nothing."""
 BENCHED_SHARE: Final = 4
-"""Of so many machines the farm benches at most one by itself."""
+"""The farm itself benches at most one of this number of machines."""
 _KEPT: Final = 100
 
 
 @dataclass(slots=True)
 class _Failure:
-    """A chunk that failed on a machine. `counts`: it succeeded elsewhere, so it was the machine."""
+    """A chunk that failed on a machine. `counts`: it succeeded elsewhere, so the machine is to blame."""
 
     task_id: int
     counts: bool = False
 
 
 class Blame:
-    """Remembers what failed on each machine since something succeeded there last."""
+    """The failures on each machine since something last succeeded there."""
 
     def __init__(self) -> None:
         self._failures: dict[int, dict[int, _Failure]] = defaultdict(dict)
         self._untouched: dict[int, set[int]] = defaultdict(set)
 
     def failed(self, machine_id: int, task_id: int, chunk_id: int) -> str:
-        """A chunk failed on a machine; gives why the machine is to be benched, or ""."""
+        """Note that a chunk failed on a machine; return why the machine is to be benched, or ""."""
         failures = self._failures[machine_id]
         failures[chunk_id] = _Failure(task_id)
         if len(failures) > _KEPT:
@@ -89,7 +85,8 @@ class Blame:
         return self._verdict(machine_id)
 
     def succeeded(self, machine_id: int, chunk_id: int) -> dict[int, str]:
-        """A chunk succeeded on a machine: that one is well; gives the others that are to be benched, and why."""
+        """Note that a chunk succeeded on a machine, which clears the machine's failures. Return the machines to bench
+        where the chunk had failed, and why."""
         self.forgive(machine_id)
         others = [other for other, failures in self._failures.items() if chunk_id in failures]
         for other in others:
@@ -97,51 +94,51 @@ class Blame:
         return {other: reason for other in others if (reason := self._verdict(other))}
 
     def not_started(self, machine_id: int, task_id: int) -> str:
-        """A machine did nothing with a chunk that it was given; gives why it is to be benched, or "". The tasks count,
-        so that one that is hard to begin does not bench a machine."""
+        """Note that a machine did not start a chunk; return why it is to be benched, or "". It counts tasks instead of
+        chunks, so that one task that is hard to start does not bench a machine."""
         tasks = self._untouched[machine_id]
         if len(tasks) < MOST_FAILURES:
             tasks.add(task_id)
         return f"it started nothing of {len(tasks)} tasks in a row" if len(tasks) >= MOST_FAILURES else ""
 
     def started(self, machine_id: int) -> None:
-        """A machine has started a chunk."""
+        """Note that a machine started a chunk."""
         self._untouched.pop(machine_id, None)
 
     def forgive(self, machine_id: int) -> None:
-        """Nothing is held against this machine any more."""
+        """Forget all failures of this machine."""
         self._failures.pop(machine_id, None)
         self._untouched.pop(machine_id, None)
 
     def _verdict(self, machine_id: int) -> str:
         failures = self._failures[machine_id].values()
-        counted, tasks = sum(one.counts for one in failures), len({one.task_id for one in failures})
+        counted, tasks = sum(failure.counts for failure in failures), len({failure.task_id for failure in failures})
         if tasks >= MOST_FAILURES:
             return f"parts of {tasks} tasks failed there and none succeeded in between"
         return f"{counted} parts failed there that succeeded elsewhere" if counted >= MOST_FAILURES else ""
 
 
 def may_bench(machines: int, benched: int) -> bool:
-    """Whether the farm may bench another one of so many machines by itself, so many of which are benched already."""
+    """Return whether the farm itself may bench another of its `machines`, of which `benched` are benched already."""
     return (benched + 1) * BENCHED_SHARE <= machines
 
 
 FINAL_FAILURES: Final = frozenset({"scene", "arguments", "command", "film", "too_many_processes"})
-"""Failure classes that every other machine would see as well: no second try."""
+"""Failure classes that would be the same on every machine: no second try."""
 OUT_OF_MEMORY: Final = "out_of_memory"
 NO_RENDER_ENGINE: Final = "no_render_engine"
-"""The engine lacks the add-on that the scene renders with; another machine's may have it, and none is to blame."""
+"""The engine lacks the add-on that the scene renders with. Another machine may have it, and none is to blame."""
 LOST_PROCESS: Final = "lost_process"
-"""HPCServer ended, and the engine with it: nobody's failure, until it happens again and again."""
+"""HPCServer ended, and the engine with it. It costs no try until it happens `MOST_LOST_PROCESSES` times in a row."""
 MOST_NO_DEVICE: Final = 16
-"""So often a chunk may meet cards that do not work on one machine and cost no try: then the machine does not learn."""
+"""After this number of failed cards on one machine the next costs a try, because the machine keeps offering them."""
 MOST_LOST_PROCESSES: Final = 10
-"""A chunk that ends HPCServer so often without another end in between has failed: perhaps it is the cause."""
+"""After HPCServer has ended this number of times in a row the chunk has failed: it may be the cause."""
 HANDED_BACK_S: Final = 1.0
-"""How long a chunk waits that its machine handed back of its own accord."""
+"""How long a chunk waits that its machine handed back."""
 
-_NOBODYS: Final = frozenset({LOST_PROCESS, NO_DEVICE, NO_RENDER_ENGINE})
-"""Failures that are no try of the chunk."""
+_NO_TRY: Final = frozenset({LOST_PROCESS, NO_DEVICE, NO_RENDER_ENGINE})
+"""Failures that do not count as a try of the chunk."""
 
 _WORDS: Final[Mapping[str, str]] = {
     "scene": "The scene can't be rendered",
@@ -167,11 +164,11 @@ _ADVICE: Final[Mapping[str, str]] = {
     NO_RENDER_ENGINE: "Set up a Blender that has it, or submit it with another engine: --arg engine=CYCLES.",
     "command": "An administrator has to correct the engine's definition: renderonline engine.",
 }
-"""Of failures that another try does not help."""
+"""Advice for failures where another try does not help."""
 EXIT_WORDS: Final = "The engine ended with exit code"
-"""How a machine says it where the engine said nothing."""
-_SPEAKS: Final = frozenset({"scene", "arguments"})
-"""Classes in which a whole sentence of the engine is all that people need to read."""
+"""The beginning of a machine's own reason where the engine printed none."""
+_SELF_EXPLAINING: Final = frozenset({"scene", "arguments"})
+"""Failure classes in which the engine's own sentence is shown alone."""
 _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
     Outcome.FAILED: "The engine failed",
     Outcome.TIMED_OUT: "The time limit was reached",
@@ -184,9 +181,9 @@ _OUTCOME_WORDS: Final[Mapping[Outcome, str]] = {
 class RetryPolicy:
     """How often and when a chunk is tried again, and when the farm gives up (R1.4 Retries, R1.5 Machine blame).
 
-    `max_kills`: a chunk that was lost or out of memory on so many machines has failed for good. A task stops when
-    `stop_chunks` or `stop_share` of its chunks, whichever is more, have failed for good. `bench_s`: seconds after which
-    a benched machine is tried again.
+    `base_s`, `cap_s`: first and longest backoff in seconds. `max_kills`: a chunk has failed for good when it was lost
+    or out of memory on this number of machines. A task stops when `stop_chunks` or `stop_share` of its chunks,
+    whichever is more, have failed for good. `bench_s`: seconds after which a benched machine is tried again.
     """
 
     max_tries: int = 3
@@ -198,13 +195,13 @@ class RetryPolicy:
     bench_s: float = 600.0
 
     def stops(self, failed: int, chunks: int) -> bool:
-        """Whether a task stops early of whose `chunks` so many have failed for good."""
+        """Return whether a task stops early when `failed` of its `chunks` have failed for good."""
         return failed >= max(self.stop_chunks, math.ceil(self.stop_share * chunks))
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an attempt ended, as it was reported. `given_back`: it never really ran; nothing counts."""
+    """How an attempt ended, as reported by the machine. `given_back`: it never really ran, so nothing counts."""
 
     outcome: Outcome
     failure: str = ""
@@ -223,17 +220,18 @@ class Tried(NamedTuple):
     @property
     def counts(self) -> bool:
         """Whether it was one of the chunk's tries."""
-        return self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED) and self.failure not in _NOBODYS
+        return self.outcome not in (Outcome.CANCELED, Outcome.SUCCEEDED) and self.failure not in _NO_TRY
 
     @property
     def kills(self) -> bool:
-        """Whether it may have taken its machine with it."""
+        """Whether it may have brought its machine down."""
         return self.outcome is Outcome.LOST or self.failure == OUT_OF_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the chunk and of the attempt. `counts`: it was a try; `delay_s`: when it may start again."""
+    """The next state of the chunk and the outcome of the attempt. `counts`: it was a try; `delay_s`: the seconds after
+    which the chunk may start again."""
 
     chunk: ChunkState
     outcome: Outcome
@@ -244,7 +242,8 @@ class Verdict:
 
 
 def backoff(tries: int, policy: RetryPolicy, fraction: float) -> float:
-    """Seconds until the next try after `tries` failures: full jitter, `fraction` is a random number in [0, 1)."""
+    """Return the seconds until the next try after `tries` failures: exponential with full jitter, where `fraction` is a
+    random number in [0, 1)."""
     return fraction * min(policy.cap_s, policy.base_s * 2.0 ** min(max(tries - 1, 0), 30))
 
 
@@ -259,10 +258,10 @@ def settle(
     machine_id: int = 0,
     before: Sequence[Tried] = (),
 ) -> Verdict:
-    """The verdict on an attempt's end on a machine.
+    """Decide what follows from the end of an attempt on a machine.
 
-    `tries` are the failures counted before, `named` says whether the engine names its outputs, `missing` which of
-    the chunk's expected files have not landed. `before`: how its other attempts ended, the latest first.
+    `tries`: the failures counted before; `named`: whether the engine's outputs have known names; `missing`: the chunk's
+    expected files that have not landed; `before`: how its other attempts ended, the latest first.
     """
     if ending.given_back:
         return Verdict(ChunkState.WAITING, Outcome.CANCELED, ending.failure, reason=ending.reason)
@@ -281,8 +280,8 @@ def settle(
     if ending.failure == NO_RENDER_ENGINE:
         return replace(failed, reason=f"{failed.reason} (and no other machine is left)")
     this = Tried(machine_id, ending.outcome, ending.failure)
-    since = [one for one in before if one.counts][:tries]  # what came earlier was forgiven by a retry
-    killed = {one.machine_id for one in (this, *since) if one.kills}
+    since = [tried for tried in before if tried.counts][:tries]  # earlier ones were forgiven by a retry
+    killed = {tried.machine_id for tried in (this, *since) if tried.kills}
     if this.kills and len(killed) >= policy.max_kills:
         return replace(failed, reason=f"{failed.reason} (lost or out of memory on {len(killed)} machines)")
     if tries + 1 >= policy.max_tries:
@@ -291,12 +290,12 @@ def settle(
 
 
 def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
-    """Whether a failure that another try may cure is one of the chunk's tries."""
+    """Whether a failure that another try may cure counts as a try of the chunk."""
     if ending.failure == LOST_PROCESS:
-        in_a_row = sum(1 for _ in takewhile(lambda one: one.failure == LOST_PROCESS, before))
+        in_a_row = sum(1 for _ in takewhile(lambda tried: tried.failure == LOST_PROCESS, before))
         return in_a_row + 1 >= MOST_LOST_PROCESSES
-    if ending.failure == NO_DEVICE:  # its machine gives that card to nobody any more
-        here = sum(1 for one in before if one.failure == NO_DEVICE and one.machine_id == machine_id)
+    if ending.failure == NO_DEVICE:  # its machine stops offering that card
+        here = sum(tried.failure == NO_DEVICE and tried.machine_id == machine_id for tried in before)
         return here + 1 >= MOST_NO_DEVICE
     if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9 Scheduling)
         return machine_id in _lacking(before)
@@ -304,19 +303,20 @@ def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
 
 
 def _lacking(before: Sequence[Tried]) -> frozenset[int]:
-    """Machines without the scene's render engine, since the chunk last failed for want of it: a retry begins anew."""
+    """The machines known to lack the scene's render engine. When one of them fails so a second time, the chunk fails
+    for good, and a retry by the user starts with none."""
     found = frozenset[int]()
-    for one in reversed(before):
-        if one.failure == NO_RENDER_ENGINE:
-            found = frozenset() if one.machine_id in found else found | {one.machine_id}
+    for tried in reversed(before):
+        if tried.failure == NO_RENDER_ENGINE:
+            found = frozenset() if tried.machine_id in found else found | {tried.machine_id}
     return found
 
 
 def plain_reason(ending: Ending) -> str:
-    """What went wrong, in one sentence without a full stop: the engine's own where it said one, such as "The scene has
-    no camera"."""
+    """Return what went wrong as one sentence without a full stop: the engine's own sentence if it printed one, such as
+    "The scene has no camera"."""
     reason = ending.reason.removeprefix("Error: ").removeprefix("Warning: ")
-    if ending.failure in _SPEAKS and reason[:1].isupper() and not reason.startswith(EXIT_WORDS):
+    if ending.failure in _SELF_EXPLAINING and reason[:1].isupper() and not reason.startswith(EXIT_WORDS):
         return reason.rstrip(".")
     words = _WORDS.get(ending.failure) or _OUTCOME_WORDS.get(ending.outcome, "The attempt ended")
     if ending.outcome is Outcome.FAILED and not ending.failure and ending.exit_code is not None:
@@ -325,10 +325,11 @@ def plain_reason(ending: Ending) -> str:
 
 
 def advice(failure: str, task_id: int) -> str:
-    """What helps a task that failed for good; `failure`: the class of the attempt that decided it, "" if none did."""
-    again = f"Try it again with: renderonline retry {task_id}"
-    what = _ADVICE.get(failure)
-    return f"{what} What the engine wrote: renderonline logs {task_id}" if what else f"{again}."
+    """Return advice for a task that failed for good; `failure`: the class of the attempt that decided it, or ""."""
+    text = _ADVICE.get(failure)
+    if text is None:
+        return f"Try it again with: renderonline retry {task_id}."
+    return f"{text} The engine's log: renderonline logs {task_id}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,13 +1,10 @@
-"""Tasks, chunks and attempts: their states, and which state may follow which (R2 Task status).
+"""Tasks, chunks and attempts: their states, which state may follow which (R2 Task status), and a task's files.
 
-`CHUNK_TRANSITIONS` holds for every change of a chunk: `database.work_sheet` makes them all and checks each.
-
-A task's status is derived from the counters of its chunks and two flags; it is never stored.
-
-Choosing some of a task's files.
+`CHUNK_TRANSITIONS` is checked at every change of a chunk (`database.task_rows`). A task's status is never stored: it is
+derived from the counters of its chunks and two flags.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -18,7 +15,7 @@ from renderonline.farm.frames import is_among
 
 
 class TaskStatus(StrEnum):
-    """What a user sees of a task; `task_status` says when it is which."""
+    """The status of a task that users see; `task_status` derives it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -37,7 +34,7 @@ class ChunkKind(StrEnum):
 
 
 class ChunkState(StrEnum):
-    """Where a chunk stands."""
+    """The state of a chunk."""
 
     WAITING = "waiting"
     ASSIGNED = "assigned"
@@ -48,7 +45,7 @@ class ChunkState(StrEnum):
 
 
 class AttemptState(StrEnum):
-    """Where an attempt stands; how it ended is its `Outcome`."""
+    """The state of an attempt; how it ended is its `Outcome`."""
 
     ASSIGNED = "assigned"
     RUNNING = "running"
@@ -90,7 +87,7 @@ def check_transition(old: ChunkState, new: ChunkState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How many chunks of one task stand in each state."""
+    """How many chunks of one task are in each state."""
 
     waiting: int = 0
     assigned: int = 0
@@ -101,20 +98,21 @@ class Counters:
 
     @property
     def live(self) -> int:
-        """Chunks that some machine has."""
+        """Chunks that are assigned or running."""
         return self.assigned + self.running
 
     @property
     def settled(self) -> bool:
-        """Whether nothing of the task is left to do."""
+        """Whether no chunk is left to do."""
         return self.waiting + self.assigned + self.running == 0
 
 
 def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStatus:
-    """The status of a task; the first rule that holds decides (R2 Task status): every chunk settled, and `canceled`
-    by its owner, or one of them failed or none; a chunk assigned or running; nothing new starts until it is resumed.
+    """Return the status of a task (R2 Task status). When every chunk is settled it is canceled if its owner `canceled`
+    it, else failed if a chunk failed, else succeeded. Otherwise it is running if a chunk is assigned or running, else
+    paused or queued.
 
-    A canceled task of which a film or some frames are made again is queued or running until these are settled."""
+    A canceled task whose film or frames are made again is queued or running until these are settled."""
     if counters.settled:
         if canceled:
             return TaskStatus.CANCELED
@@ -126,8 +124,8 @@ def task_status(counters: Counters, *, canceled: bool, paused: bool) -> TaskStat
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that a task was submitted with. `name`: relative to the task's directory, with `/`; `size` in bytes;
-    `crc32` unsigned; `digest`: BLAKE3 in hex."""
+    """A submitted file of a task. `name`: relative to the task's directory, with `/`; `size` in bytes; `crc32`:
+    unsigned; `digest`: BLAKE3 in hex."""
 
     name: str
     size: int
@@ -136,8 +134,8 @@ class InputFile:
 
 
 class Landed(NamedTuple):
-    """What is known of a file: its size, its CRC-32, when it landed (None: it is no result), its digest in hex,
-    BLAKE2b-256 of a result ("": there is none to compare it with)."""
+    """The recorded facts of a file: its size, its CRC-32, when it landed (None: it is not a result), and its digest in
+    hex, which for a result is BLAKE2b-256 ("": none is recorded)."""
 
     size: int
     crc32: int | None
@@ -147,11 +145,11 @@ class Landed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A result that an attempt has made, its name and frame checked.
+    """A result of an attempt, with checked name and frame.
 
-    `token` is None when RenderAPI itself found the file; `digest` is BLAKE2b-256 in hex, `facts` JSON. `wanted` are the
-    names that the attempt's chunk needs, `more` says that this file is none of them, and `of_frame` to which frame it
-    belongs then.
+    `token` is None when RenderAPI itself found the file; `digest` is BLAKE2b-256 in hex, `facts` JSON. `wanted`: the
+    names that the attempt's chunk needs; `more`: this file is not one of them; `of_frame`: the frame to which such a
+    file belongs.
     """
 
     attempt_id: int
@@ -169,12 +167,11 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """A result with a row `landing` in the database: its file is put in its place next, then the row becomes `landed`.
+    """A result with a row `landing` in the database: its file is moved into place next, then the row becomes `landed`.
 
-    `source` is the attempt's directory, `scene` the path of the task's uploaded file ("" when the task is gone),
-    `file_name` its name, perhaps with folders, `folder` the one of the task's directory in which the result is to lie.
-    `late`: its attempt is over. `stale_id`, `stale_digest`: the older result whose name and place it takes, in one step
-    (0 and "": there is none).
+    `source` is the attempt's directory, `scene` the path of the task's uploaded file ("" when the task was deleted),
+    `file_name` its name, perhaps with folders, `folder` the folder of the task's directory for the result. `late`: its
+    attempt is over. `stale_id`, `stale_digest`: the older result that it replaces in one step (0 and "": none).
     """
 
     result_id: int
@@ -195,22 +192,14 @@ class Landing:
         return self.offer.attempt_id
 
 
-def missing_warnings(names: Sequence[str]) -> list[str]:
-    """What to do about files that a scene needs and that were not submitted with it."""
-    if not names:
-        return []
-    told = ", ".join(names[:5]) + " …" * (len(names) > 5) + (" are" if names[1:] else " is")
-    folders = dict.fromkeys(name.split("/")[0] for name in names)
-    return [f"{told} not there: submit with {' '.join(f'--with {one}' for one in folders)}"]
-
-
 def chooser(frames: str = "", names: Collection[str] = ()) -> Callable[[str, int | None], bool]:
-    """Whether a file (its name, its frame) is one of `frames` (a range), or called like one of `names` (* and ? stand
-    for anything); with neither every file is. `InvalidRequest` for what is no range."""
-    wanted = is_among(frames) if frames else lambda _: False
+    """Return a function that says whether a file (name, frame) is chosen: its frame is in the range `frames`, or its
+    name matches one of the patterns `names` (* and ?); without both every file is. Raises `InvalidRequest` for an
+    invalid range."""
+    in_range = is_among(frames) if frames else lambda _: False
 
-    def chosen(name: str, frame: int | None) -> bool:
-        named = any(name == one or fnmatchcase(name, one) for one in names)
-        return named or wanted(frame) or not (frames or names)
+    def is_chosen(name: str, frame: int | None) -> bool:
+        named = any(name == pattern or fnmatchcase(name, pattern) for pattern in names)
+        return named or in_range(frame) or not (frames or names)
 
-    return chosen
+    return is_chosen

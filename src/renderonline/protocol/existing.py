@@ -1,14 +1,8 @@
-"""JSON the way the existing programs write it: keys in PascalCase, read in any letter case; numbers also as text.
+"""The JSON of the existing system: how its values are read and written, the requests and answers of `/renderapi/v1`
+(C2 RenderAPI), and those of a v1 render node, `/hpc/status`, `/hpc/start` and `/hpc/stop` (C1 Render node).
 
-Unknown keys are ignored; of two keys that differ in letter case only the last one counts, as in .NET.
-
-What travels at `/renderapi/v1` (C2 RenderAPI): requests, answers, and every message of it.
-
-Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
-
-What travels to and from a v1 render node: `/hpc/status`, `/hpc/start`, `/hpc/stop` (C1 Render node).
-
-Written in PascalCase; read in any letter case, numbers as numbers or text, unknown keys ignored.
+Keys are written in PascalCase and read in any letter case; of two keys that differ in letter case only, the last one
+counts, as in .NET. Numbers are read as numbers or text; unknown keys are ignored.
 """
 
 import json
@@ -24,7 +18,7 @@ _WHOLE = re.compile(r"-?\d{1,20}", re.ASCII)
 
 
 def pascal(value: Any) -> Any:
-    """A dataclass as what JSON holds, `task_id` as `TaskId`; times without an offset, in whole seconds."""
+    """Return a dataclass as JSON values, `task_id` as `TaskId`; times without an offset, in whole seconds."""
     if is_dataclass(value):
         names = [field.name for field in fields(value)]
         return {name.title().replace("_", ""): pascal(getattr(value, name)) for name in names}
@@ -36,7 +30,7 @@ def pascal(value: Any) -> Any:
 
 
 def read_object(body: bytes | str, message: str) -> Mapping[str, Any]:
-    """The members of one JSON object by their case-folded names; `InvalidRequest` with `message` for anything else."""
+    """Return the members of a JSON object by their case-folded names. Raises `InvalidRequest` with `message`."""
     try:
         # Fractions stay text, so that a value arrives as it was written.
         members = fold(json.loads(body, parse_float=str, parse_constant=no_constant))
@@ -48,17 +42,17 @@ def read_object(body: bytes | str, message: str) -> Mapping[str, Any]:
 
 
 def no_constant(name: str) -> Any:
-    """For `json.loads`: NaN and Infinity are no JSON."""
+    """Refuse NaN and Infinity, which are not JSON; for `json.loads`."""
     raise ValueError(name)
 
 
 def fold(value: Any) -> dict[str, Any] | None:
-    """The members of an object by their case-folded names; None if it is no object."""
+    """Return the members of an object by their case-folded names; None if it is not an object."""
     return {key.casefold(): item for key, item in value.items()} if isinstance(value, dict) else None
 
 
 def text(value: Any) -> str | None:
-    """A text, or a number as text; None for everything else and for what no program or database can hold."""
+    """Return a text, or an integer as text; None for anything else and for text that no database can store."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
     written = str(value)
@@ -70,13 +64,13 @@ def text(value: Any) -> str | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, or a text that is one; None for everything else."""
+    """Return an integer, also one written as text; None for anything else."""
     written = text(value)
     return int(written) if written is not None and _WHOLE.fullmatch(written.strip()) else None
 
 
 def flag(value: Any) -> bool | None:
-    """true or false, also as text; None for everything else."""
+    """Return a boolean, also one written as text; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.casefold())
     return value if isinstance(value, bool) else None
@@ -84,9 +78,10 @@ def flag(value: Any) -> bool | None:
 
 BASE_PATH: Final = "/renderapi/v1"
 NEWEST_TASKS: Final = 15
-"""How many tasks `/info` shows."""
+"""The number of tasks that `/info` shows."""
 LARGEST_TASK_ID: Final = 2**63 - 1
-"""No database of ours can hold a larger one, although the wire can carry it."""
+"""The largest task id that our database can store; messages may contain larger ones."""
+_LARGEST_SENT_ID: Final = 2**64 - 1
 
 ENQUEUED: Final = "Task successfully enqueued."
 DEQUEUED: Final = "Task successfully dequeued."
@@ -127,9 +122,9 @@ def task_not_queued(task_id: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueRequest:
-    """The part `request` of an enqueue: the engine's id as it was sent, (argtype id, value) pairs in order.
+    """The part `request` of an enqueue: the engine's id as it was sent, and (argtype id, value) pairs in order.
 
-    `client_key` is ours (R4.1 Submit once), "" when not sent.
+    `client_key` is our addition (R4.1 Submit once); "" if it was not sent.
     """
 
     engine_id: str
@@ -138,7 +133,7 @@ class EnqueueRequest:
 
 
 def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
-    """Read the part `request` (None or blank: it was not sent). `InvalidRequest` with the contract's message."""
+    """Read the part `request` (None or blank: not sent). Raises `InvalidRequest` with the contract's message."""
     if part is None or not part.strip():
         raise InvalidRequest(REQUEST_EMPTY)
     members = read_object(part, INVALID_ENQUEUE)
@@ -148,7 +143,7 @@ def parse_enqueue(part: bytes | str | None) -> EnqueueRequest:
         raise InvalidRequest(INVALID_ENQUEUE)
     arguments = tuple(_argument(item) for item in given)
     if len({argtype_id for argtype_id, _ in arguments}) < len(arguments):
-        raise InvalidRequest(INVALID_ENQUEUE)  # which of two values is meant can't be known
+        raise InvalidRequest(INVALID_ENQUEUE)  # nobody knows which of two values was meant
     return EnqueueRequest(engine_id, arguments, text(members.get("clientkey")) or "")
 
 
@@ -162,41 +157,46 @@ def _argument(item: Any) -> tuple[str, str]:
 
 
 def parse_task_id(content_type: str | None, body: bytes) -> int:
-    """Read the body of dequeue, download or delete. `InvalidRequest` with the contract's message."""
+    """Read the body of dequeue, download or delete. Raises `InvalidRequest` with the contract's message."""
     media_type = (content_type or "").partition(";")[0].strip().casefold()
     if media_type != "application/json":
         raise InvalidRequest(NOT_JSON)
-    task_id = whole(read_object(body, INVALID_FORMAT).get("taskid"))
-    if task_id is None or not 0 <= task_id < 2**64:
+    task_id = _task_id(read_object(body, INVALID_FORMAT).get("taskid"))
+    if task_id is None:
         raise InvalidRequest(INVALID_FORMAT)
     return task_id
 
 
+def _task_id(value: Any) -> int | None:
+    number = whole(value)
+    return number if number is not None and 0 <= number <= _LARGEST_SENT_ID else None
+
+
 def enqueue_answer(message: str, task_id: int | None = None) -> dict[str, Any]:
-    """Answer to enqueue; with `task_id` (our addition) it was added."""
+    """Return the answer to enqueue; with a `task_id` (our addition) the task was added."""
     if task_id is None:
         return {"IsAdded": False, "ErrorMessage": message}
     return {"IsAdded": True, "ErrorMessage": message, "TaskId": task_id}
 
 
 def dequeue_answer(message: str, *, done: bool) -> dict[str, Any]:
-    """Answer to dequeue."""
+    """Return the answer to dequeue."""
     return {"IsRemoved": done, "ErrorMessage": message}
 
 
 def download_refusal(message: str) -> dict[str, Any]:
-    """Answer to a download that can't be given."""
+    """Return the answer to a refused download."""
     return {"DownloadProvided": False, "ErrorMessage": message}
 
 
 def delete_answer(message: str, *, done: bool) -> dict[str, Any]:
-    """Answer to delete."""
+    """Return the answer to delete."""
     return {"IsDeleted": done, "ErrorMessage": message}
 
 
 @dataclass(frozen=True, slots=True)
 class UserInfo:
-    """The user who asks."""
+    """The calling user."""
 
     user_id: int
     first_name: str
@@ -227,7 +227,7 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class RenderInfo:
-    """A render; where its file lies is nobody's business."""
+    """A render; `file_path` is always empty, because paths of the server are not disclosed."""
 
     render_id: int
     file_name: str
@@ -239,7 +239,7 @@ class RenderInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """An engine as its row has it."""
+    """An engine, as in its row."""
 
     engine_id: int
     name: str
@@ -259,14 +259,10 @@ class TaskEntry:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """Answer to info: the user and their `NEWEST_TASKS` newest tasks, by task id descending."""
+    """The answer to info: the user and their `NEWEST_TASKS` newest tasks, by task id descending."""
 
     user: UserInfo
     tasks: tuple[TaskEntry, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What the wire carries."""
-        return dict(pascal(self))
 
 
 STATUS_PATH: Final = "/hpc/status"
@@ -279,22 +275,20 @@ TERMINATED: Final = "Active render terminated!"
 NO_ACTIVE_RENDER: Final = "No active render!"
 OTHER_TASK: Final = "No process running with provided task identifier!"
 
-_LARGEST_TASK_ID: Final = 2**64 - 1
-
 
 def rendering(engine_id: str) -> str:
-    """Answer to a start that succeeded."""
+    """Return the message of a start that succeeded."""
     return f"Rendering using engine with identifier: {engine_id}"
 
 
 def not_configured(engine_id: str) -> str:
-    """Answer to a start with an engine that this node doesn't have."""
+    """Return the message of a start with an engine that this node doesn't have."""
     return f"Requested rendering engine not configured: {engine_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """Start this engine; `arguments` is one string (`farm.command_line`). `task_id` is what status will say."""
+    """Start this engine; `arguments` is one string (`farm.arguments.join`). `task_id` is reported by status."""
 
     engine_id: str
     task_id: int
@@ -303,14 +297,14 @@ class StartRequest:
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Stop what was started with this id."""
+    """Stop the render that was started with this id."""
 
     task_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """Answer to start and stop."""
+    """The answer to start and stop."""
 
     is_success: bool
     message: str
@@ -318,7 +312,7 @@ class NodeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """The running or the last render. `total_seconds`: whole seconds of run time, frozen at exit."""
+    """The running or the latest render. `total_seconds`: whole seconds of run time until now or its exit."""
 
     task_id: int
     is_success: bool
@@ -328,19 +322,19 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer to status; `task` is None before the first render."""
+    """The answer to status; `task` is None before the first render."""
 
     engine_ids: tuple[str, ...]
     task: TaskState | None = None
 
 
 def encode(message: StartRequest | StopRequest | NodeAnswer | Status) -> bytes:
-    """The body of a request or an answer."""
+    """Return the body of a request or an answer."""
     return json.dumps(pascal(message), separators=(",", ":")).encode()
 
 
 def parse_start(body: bytes) -> StartRequest:
-    """`InvalidRequest` (`INVALID_ARGUMENTS`) unless engine and arguments are there; no task id is 0, as in .NET."""
+    """Read the body of a start; a missing task id is 0, as in .NET. Raises `InvalidRequest` (`INVALID_ARGUMENTS`)."""
     members = read_object(body, INVALID_ARGUMENTS)
     engine_id, arguments = text(members.get("engineid")), text(members.get("arguments"))
     task_id = _task_id(members.get("taskid", 0))
@@ -350,20 +344,15 @@ def parse_start(body: bytes) -> StartRequest:
 
 
 def parse_stop(body: bytes) -> StopRequest:
-    """`InvalidRequest` (`INVALID_ARGUMENTS`) unless a task id is there."""
+    """Read the body of a stop. Raises `InvalidRequest` (`INVALID_ARGUMENTS`)."""
     task_id = _task_id(read_object(body, INVALID_ARGUMENTS).get("taskid"))
     if task_id is None:
         raise InvalidRequest(INVALID_ARGUMENTS)
     return StopRequest(task_id)
 
 
-def _task_id(value: Any) -> int | None:
-    number = whole(value)
-    return number if number is not None and 0 <= number <= _LARGEST_TASK_ID else None
-
-
 def parse_answer(body: bytes) -> NodeAnswer:
-    """`InvalidRequest` when the node's answer can't be understood."""
+    """Read a node's answer. Raises `InvalidRequest` when it can't be understood."""
     message = "The node's answer can't be understood."
     members = read_object(body, message)
     is_success = flag(members.get("issuccess"))
@@ -373,7 +362,7 @@ def parse_answer(body: bytes) -> NodeAnswer:
 
 
 def parse_status(body: bytes) -> Status:
-    """`InvalidRequest` when the node's status can't be understood."""
+    """Read a node's status. Raises `InvalidRequest` when it can't be understood."""
     message = "The node's status can't be understood."
     members = read_object(body, message)
     names = members.get("engineids")
@@ -385,5 +374,5 @@ def parse_status(body: bytes) -> Status:
     is_success, is_running = flag(task.get("issuccess")), flag(task.get("isrunning"))
     if task_id is None or is_success is None or is_running is None:
         raise InvalidRequest(message)
-    # The existing node computes seconds from its wall clock; nothing of ours depends on them.
+    # The existing node computes seconds from its wall clock, so we only display them.
     return Status(engine_ids, TaskState(task_id, is_success, is_running, whole(task.get("totalseconds")) or 0))

@@ -1,14 +1,10 @@
-"""JSON to and from Structs and frozen dataclasses, by msgspec.
+"""The link: the messages between an HPCServer and RenderAPI over one WebSocket (`docs/reference/link.md`), and their
+conversion to and from JSON by msgspec.
 
-The keys are the names of the fields, tuples are lists; a message of the link carries its `type`. Readers ignore unknown
-keys, so that two versions understand each other. A value that is missing without a default, of the wrong type, nested
-too deep, or that UTF-8 or 64 bits can't hold is `InvalidRequest`, which names the field.
-
-The link: what an HPCServer and RenderAPI say to each other over one WebSocket (`docs/reference/link.md`).
-
-Every message is one JSON text frame `{"type": …}` with the fields of one class below in snake_case; the type is the
-name of the class in lower case.
-Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.6 Protocol versions).
+Every message is one JSON text frame: the fields of one of the classes below, and `type`, the name of the class in lower
+case. Tuples are lists. Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.6 Protocol
+versions). Reading raises `InvalidRequest`, which names the field, for a value that is missing without a default, has
+the wrong type, is nested too deep, or does not fit into UTF-8 or 64 bits.
 """
 
 import math
@@ -24,7 +20,7 @@ from renderonline.farm.machines import Card, CardLoad
 from renderonline.farm.result_names import NOTHING_MORE, MoreResults
 
 MAX_DEPTH: Final = 32
-"""How deep values may lie inside each other."""
+"""How deep values may be nested."""
 
 _LARGEST: Final = 2**63 - 1
 _WORDS: Final[Mapping[str, str]] = {
@@ -41,7 +37,7 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "str": (str,), "int": (int,), "float": (float,), "bool": (bool,), "array": (list, tuple), "object": (dict,),
     "null": (type(None),),
 }  # fmt: skip
-"""How msgspec calls the types of values."""
+"""msgspec's names for the types of values."""
 
 _BOUNDS: Final[Mapping[str, str]] = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}
 
@@ -49,18 +45,18 @@ T = TypeVar("T")
 
 
 def to_wire(obj: Any) -> dict[str, Any]:
-    """A Struct or a dataclass as plain values."""
+    """Return a Struct or a dataclass as plain values."""
     plain: dict[str, Any] = msgspec.to_builtins(obj)
     return plain
 
 
 def encode(obj: Any) -> str:
-    """A Struct or a dataclass as one line of JSON; a number that is not finite becomes null."""
+    """Return a Struct or a dataclass as one line of JSON; numbers that are not finite become null."""
     return msgspec.json.encode(obj).decode()
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON as Python values; `InvalidRequest` for anything else (NaN, too deep, not UTF-8, a number without end)."""
+    """Return JSON as Python values. Raises `InvalidRequest` for anything else (NaN, too deep, not UTF-8)."""
     try:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
@@ -68,7 +64,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def decode(text: str | bytes, kind: Any) -> Any:
-    """The message that `text` holds: a tagged Struct, or that one of a union of them which its `type` names."""
+    """Return the message in `text`; `kind` is a tagged Struct, or a union of them from which its `type` selects."""
     data = read_json(text)
     if not isinstance(data, dict):
         raise InvalidRequest("A message must be a JSON object.")
@@ -79,7 +75,7 @@ def decode(text: str | bytes, kind: Any) -> Any:
 
 
 def from_wire(cls: type[T], data: Any) -> T:
-    """An instance of the Struct or dataclass `cls` from plain values."""
+    """Return an instance of the Struct or dataclass `cls` from plain values."""
     return _converted(cls, data, cls.__name__)
 
 
@@ -92,7 +88,7 @@ def _converted(kind: type[T], data: Any, name: str) -> T:
 
 
 def _check(value: Any, where: str, depth: int) -> None:
-    """Refuse what can't be stored or sent on."""
+    """Raise `InvalidRequest` for values that can't be stored or sent on."""
     if depth < 0:
         raise InvalidRequest(f"{where[:200]} is nested more than {MAX_DEPTH} levels deep.")
     if isinstance(value, Mapping):
@@ -112,7 +108,7 @@ def _check(value: Any, where: str, depth: int) -> None:
 
 
 def _in_words(message: str, data: Any, name: str) -> InvalidRequest:
-    """What msgspec says of a wrong value, such as "Expected `int`, got `str` - at `$.held[0].attempt`"."""
+    """The error for a message of msgspec, such as "Expected `int`, got `str` - at `$.held[0].attempt`"."""
     what, _, place = message.partition(" - at ")
     path = place.strip("`").removeprefix("$")
     if path == ".type":
@@ -124,11 +120,11 @@ def _in_words(message: str, data: Any, name: str) -> InvalidRequest:
 
 
 def requirement(message: object) -> str:
-    """What a value must be by msgspec's message that it is not, such as "a whole number" or "at most 256"."""
+    """Return what a value must be, from msgspec's message that it is not: "a whole number", "at most 256"."""
     expected = str(message).partition(" - at ")[0].removeprefix("Expected ")
     if bound := re.fullmatch("`.+` ([<>]=?) (.+)", expected):
         return f"{_BOUNDS[bound[1]]} {bound[2]}"
-    words = [_WORDS[one] for one in expected.split("`")[1].split(" | ")] if "`" in expected else []
+    words = [_WORDS[kind] for kind in expected.split("`")[1].split(" | ")] if "`" in expected else []
     return " or ".join(word for word in words if len(words) == 1 or word != "null") or expected
 
 
@@ -146,17 +142,17 @@ def _unknown(kind: str) -> InvalidRequest:
 
 
 PROTOCOL: Final = 1
-"""The number of this protocol; RenderAPI takes this one and the one before."""
+"""The number of this protocol; RenderAPI accepts this one and the one before."""
 
 LINK_PATH: Final = "/renderapi/v2/link"
 HEARTBEAT_S: Final = 5.0
 SILENCE_S: Final = 30.0
-"""A machine from which nothing was read for so long is gone (R1.3 Silence)."""
+"""After this time without a message a machine counts as gone (R1.3 Silence)."""
 
 
 class EngineOffer(Struct, frozen=True):
     """An engine that a machine can run: its name and the version its executable reported ("" if unknown). `renderers`:
-    what it can render with, such as `CYCLES`; () when it does not say."""
+    its renderers, such as `CYCLES`; () if unknown."""
 
     name: str
     version: str = ""
@@ -164,7 +160,7 @@ class EngineOffer(Struct, frozen=True):
 
 
 class HeldAttempt(Struct, frozen=True):
-    """An attempt that a machine still holds: it runs, or it has reports that were not acknowledged."""
+    """An attempt that a machine still holds: it runs, or some of its reports were not acknowledged."""
 
     attempt: int
     token: str
@@ -172,7 +168,7 @@ class HeldAttempt(Struct, frozen=True):
 
 
 class Hello(Struct, frozen=True, tag=str.lower):
-    """Machine -> RenderAPI, first message. `secret` was given at enrolment; `instance` is new at each start."""
+    """Machine -> RenderAPI, first message. `secret` comes from the enrolment; `instance` is new at each start."""
 
     protocol: int
     machine_id: int
@@ -191,18 +187,18 @@ class Hello(Struct, frozen=True, tag=str.lower):
     tags: tuple[str, ...] = ()
     platform: str = ""
     full: str = ""
-    """Why the machine takes no assignment ("" when it does), for instance a full disk (R5.2 Outbox)."""
+    """Why the machine accepts no assignments, for instance a full disk (R5.2 Outbox); "" if it does."""
     sandbox: str = ""
-    """The box around its engines: `bwrap`, `landlock` or `none`; "" of an older version counts as none."""
+    """The box around its engines: `bwrap`, `landlock` or `none`; "" counts as none."""
     sandbox_advice: str = ""
-    """What gets a better box there (`sandbox.probing.ADVICE`); "" when there is none."""
+    """How to get a better box there (`sandbox.probing.ADVICE`); "" when there is none."""
     cards: tuple[Card, ...] = ()
-    """Its graphics cards; machines of an older version only name them, in `gpus`."""
+    """Its graphics cards; `gpus` has only their names."""
 
 
 class Welcome(Struct, frozen=True, tag=str.lower):
-    """RenderAPI -> machine, answer to `Hello`. Everything held that is not in `keep` is to be killed; `last_seq` is the
-    last report of this instance that was applied, `log_offsets` attempt -> the byte from which its log goes on."""
+    """RenderAPI -> machine, answer to `Hello`. The machine kills held attempts that are not in `keep`; `last_seq` is
+    the last report of this instance that was applied, `log_offsets` maps an attempt to the next byte of its log."""
 
     protocol: int
     keep: tuple[int, ...] = ()
@@ -211,7 +207,7 @@ class Welcome(Struct, frozen=True, tag=str.lower):
 
 
 class Refused(Struct, frozen=True, tag=str.lower):
-    """RenderAPI -> machine, instead of `Welcome`; the link is closed afterwards. `final`: don't dial again."""
+    """RenderAPI -> machine, instead of `Welcome`; the link is closed afterwards. `final`: don't connect again."""
 
     code: str
     message: str
@@ -219,7 +215,7 @@ class Refused(Struct, frozen=True, tag=str.lower):
 
 
 class ExpectedOutput(Struct, frozen=True):
-    """A file that an attempt must write, relative to its directory; `frame` is null for what is not a frame."""
+    """A file that an attempt must write, relative to its directory; `frame` is null if it is not a frame."""
 
     name: str
     frame: int | None = None
@@ -238,24 +234,24 @@ class Assign(Struct, frozen=True, tag=str.lower):
     """RenderAPI -> machine: run this. Idempotent by `attempt`; stored by the machine before anything starts
     (R5.1 Stored assignment).
 
-    `argv` is without the program; the machine puts its executable for `engine` in front. The process starts in
-    `directory`, which the machine creates. `expected` empty means: exit code 0 is success and every file found in
+    `argv` does not include the program; the machine puts its executable for `engine` in front. The process starts in
+    `directory`, which the machine creates. If `expected` is empty, exit code 0 is success and every file found in
     `directory` is a result. `reading` is the engine's definition of progress, warnings and failures
     (`engines.reading.ReadingRules` as JSON).
 
     `root` is the task's directory on RenderAPI's computer. A machine that reads `mark_token` in the file `mark` shares
-    that computer's files; another one works in a directory of its own and puts it in place of `root` and `directory`.
-    Without a mark everybody shares.
+    that computer's files; another one works in its own directory, which replaces `root` and `directory`. Without a mark
+    all machines share the files.
 
-    `more`: which other new files in `directory` are results too; only where `expected` is not empty.
-    `cards`: how many graphics cards it gets for itself, each with at least `card_memory_mib`; -1: it sees all of them,
-    as all others do. `draws`: it gets none, but may draw on one that others use too.
+    `more`: which other new files in `directory` are results too; only if `expected` is not empty.
+    `cards`: how many graphics cards it gets for itself, each with at least `card_memory_mib`; -1: it shares all of them
+    with others. `draws`: it gets none, but may draw on a shared one.
 
-    Where engines run in a box, `network` opens the network to this one, `sandbox_read` and `sandbox_write` open files
-    and directories besides the task's; the engine's definition says so.
+    If the engine runs in a box, `network` allows the network, `sandbox_read` and `sandbox_write` allow files and
+    directories besides the task's; they come from the engine's definition.
 
-    `ascii_paths`: the engine opens no paths with letters beyond ASCII, double quotes or backslashes, nor long ones; the
-    machine gives it others.
+    `ascii_paths`: the engine can't open long paths or those with double quotes, backslashes or letters beyond ASCII;
+    the machine gives it others.
     """
 
     attempt: int
@@ -285,14 +281,14 @@ class Assign(Struct, frozen=True, tag=str.lower):
 
 
 class Cancel(Struct, frozen=True, tag=str.lower):
-    """RenderAPI -> machine: end this attempt; its `Exited` follows with outcome `canceled`."""
+    """RenderAPI -> machine: end this attempt; an `Exited` with outcome `canceled` follows."""
 
     attempt: int
     reason: str = ""
 
 
 class Drain(Struct, frozen=True, tag=str.lower):
-    """RenderAPI -> machine: take nothing new; `exit` ends the program when the running attempts are done."""
+    """RenderAPI -> machine: accept nothing new; `exit`: end the program after the running attempts."""
 
     exit: bool = False
 
@@ -320,7 +316,7 @@ class Started(_Report, frozen=True):
 
 class Result(_Report, frozen=True):
     """Report: a file is complete and checked on the machine. `name` is relative to the attempt's directory, `digest`
-    is BLAKE2b-256 in hex, `crc32` unsigned, `facts` what the picture says of itself (`storage.images.ImageCheck`)."""
+    is BLAKE2b-256 in hex, `crc32` unsigned, `facts` the picture's properties (`storage.images.ImageCheck`)."""
 
     name: str
     size: int
@@ -333,8 +329,8 @@ class Result(_Report, frozen=True):
 class Exited(_Report, frozen=True):
     """Report: the attempt is over; no further report of it follows. `outcome` is an `Outcome` other than `lost`;
     `failure` a class of the engine's definition (`scene`, `crash`, `out_of_memory`, `missing_output`, `bad_output`,
-    `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: what the engine said that a person must know
-    (R16 No false success)."""
+    `no_engine`, `no_input`, `no_space`, …) or ""; `warnings`: the engine's warnings that a person must know (R16 No
+    false success)."""
 
     outcome: str
     exit_code: int | None = None
@@ -364,7 +360,7 @@ class Log(Struct, frozen=True, tag=str.lower):
 
 
 class Heartbeat(Struct, frozen=True, tag=str.lower):
-    """Machine -> RenderAPI every `HEARTBEAT_S`. `cards`: how its graphics cards are doing."""
+    """Machine -> RenderAPI every `HEARTBEAT_S` seconds. `cards`: the state of its graphics cards."""
 
     load: float = 0.0
     memory_free_mib: int = 0

@@ -100,9 +100,9 @@ def problem_of(error: RenderOnlineError) -> Response:
     if error.status >= 500:
         log.warning("request failed", code=error.reason_code, reason=error.message)
     headers = {"Retry-After": "5"} if error.status == 503 else {}
-    if "offset" in error.told:
-        headers["Upload-Offset"] = str(error.told["offset"])
-    return problem(error.status, error.message, error.reason_code, headers, error.told)
+    if "offset" in error.details:
+        headers["Upload-Offset"] = str(error.details["offset"])
+    return problem(error.status, error.message, error.reason_code, headers, error.details)
 
 
 async def _answer(_request: Request, error: Exception) -> Response:

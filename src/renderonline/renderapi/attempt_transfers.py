@@ -236,7 +236,10 @@ def _read(member: Member, compared: Compared) -> InputFile:
 
 def _altered(holder: Holder, error: RenderOnlineError) -> Unfit:
     """Machines take a 409 for the end of their attempt; this is a failure of the task's files."""
-    names, way = ", ".join(error.told["names"]), f"Render them again: renderonline requeue {holder.task_id} --frames …"
+    names, way = (
+        ", ".join(error.details["names"]),
+        f"Render them again: renderonline requeue {holder.task_id} --frames …",
+    )
     if not holder.film:
         way = "Submit the task again."
     return Unfit(f"Somebody changed files of task {holder.task_id} on the server: {names}. {way}", code="altered")

@@ -15,8 +15,9 @@ from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.box import BoxKind
 from renderonline.sandbox.privacy import keep_private, write_private
 from renderonline.sandbox.probing import probe
-from renderonline.serving import logs, web
+from renderonline.serving import web
 from renderonline.serving.admission import raise_descriptors
+from renderonline.serving.settings import configure_logs
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +28,7 @@ READY_FILE: Final = "renderapi.json"
 def run(settings: Settings, web_page: Path | None = None) -> None:
     """Run RenderAPI until SIGTERM or SIGINT, with the page of this directory at `/`. Raises one of `farm.errors` when
     it can't start."""
-    logs.configure(json_lines=settings.log_json, level=settings.log_level)
+    configure_logs(json_lines=settings.log_json, level=settings.log_level)
     raise_descriptors()
     keep_private()
     box = probe(settings.sandbox)

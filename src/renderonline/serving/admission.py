@@ -1,18 +1,15 @@
-"""Accepts connections, and decides which have to go when there are too many (R14 Authority first).
+"""Accepts connections, decides which are closed when there are too many (R14 Authority first), and determines the
+client of a request behind a proxy.
 
-Half of the descriptors that the system allows are for connections, the other half for files, databases and children.
-Of the connections a part is for senders who have not said who they are, another one for accounts, and what machines
-link with has a reserve that nobody else can fill. A crowd that becomes too large makes room among itself: nobody can
-push out those of another crowd.
+Half of the file descriptors that the system allows are for connections, the other half for files, databases and child
+processes. Connections are counted in groups: one for senders that have not authenticated, one for accounts, and a
+reserve for the links of machines. A group that is too large closes connections of its own; no group can displace
+another's. A new connection is accepted even if an older one of its group is closed for it: our clients authenticate
+within milliseconds, so connections that were opened to stay silent are always the older ones.
 
-A new connection is let in even where an older one of its crowd must go for it: a client of ours says who it is within
-milliseconds, those that were opened to stay silent are always the older ones.
-
-Who is the client: the other end of the connection, or whom a trusted proxy names.
-
-Everything that asks for a request's client, scheme or host (limits, cookies, addresses that are printed, `/metrics`)
-asks Starlette, and gets what stands here. Headers of a proxy count only when they come from an address of
-`TrustedProxies`; anybody else could write them.
+Code that needs a request's client, scheme or host (limits, cookies, printed addresses, `/metrics`) asks Starlette, and
+`Proxies` sets what Starlette answers. Headers of a proxy are only used if they come from an address of
+`TrustedProxies`, because any other sender could forge them.
 """
 
 import asyncio
@@ -39,24 +36,24 @@ from renderonline.farm.errors import InvalidRequest
 log = structlog.get_logger(__name__)
 
 GUEST: Final = "renderonline.guest"
-"""Where a request's state has the `Guest` whose connection it came over."""
+"""The key in a request's state of the `Admission` and the `Guest` of its connection."""
 IS_KNOWN: Final = "is_known"
-"""What a request's state has when the application knows who sends it."""
+"""The key in a request's state that is set when its sender has authenticated."""
 MOST: Final = 16_384
-"""Connections, however many descriptors there are: each takes memory as well."""
+"""The most connections, even with more descriptors, because each takes memory."""
 DEFAULT_DESCRIPTORS: Final = 1024
 _OPEN_MAX: Final = 10_240
 HANDSHAKE_S: Final = 10.0
-"""A TLS handshake takes no longer; asyncio alone would wait for a minute."""
+"""The longest TLS handshake; asyncio's default is a minute."""
 AT_ONCE: Final = 64
-"""Connections that are accepted before others get their turn."""
+"""Connections that are accepted before the event loop runs other tasks."""
 PAUSE_S: Final = 0.05
-"""Without a descriptor nothing can be accepted; those that were closed for it need a moment to go."""
+"""How long accepting pauses when no descriptor is left, until closed connections have released theirs."""
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def raise_descriptors() -> None:
-    """Allow this program as many descriptors as the system lets it have."""
+    """Raise this program's limit of open descriptors to the most that the system allows."""
     if sys.platform != "win32":
         import resource
 
@@ -64,14 +61,14 @@ def raise_descriptors() -> None:
         for limit in (hard, _OPEN_MAX):
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            except (OSError, ValueError):  # macOS calls its hard limit endless and takes no more than this
+            except (OSError, ValueError):  # macOS reports an infinite hard limit and accepts no more than _OPEN_MAX
                 continue
             return
-        log.warning("descriptors stay few", limit=soft)
+        log.warning("the limit of open files can't be raised", limit=soft)
 
 
 def most_connections() -> int:
-    """How many connections the descriptors of this program allow."""
+    """Return how many connections this program's limit of descriptors allows."""
     soft = DEFAULT_DESCRIPTORS
     if sys.platform != "win32":
         import resource
@@ -82,7 +79,7 @@ def most_connections() -> int:
 
 
 def source_of(address: str) -> str:
-    """What counts as one address: of IPv6 the network of 64 bits, in which one computer has as many as it likes."""
+    """Return what counts as one address: for IPv6 its /64 network, in which one computer has any number of them."""
     try:
         found = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:
@@ -92,8 +89,9 @@ def source_of(address: str) -> str:
 
 @dataclass(eq=False, slots=True)
 class Guest:
-    """One connection. `who` has it: "" as long as nobody has said so. `has_reserve`: it is a machine's link, or that of
-    a proxy behind which are many. `is_busy`: we work for it, it does not wait for its sender. `end` cuts it off."""
+    """One connection. `who`: its authenticated account or machine, or "". `has_reserve`: it is the link of a machine,
+    or comes from a trusted proxy with many clients. `is_busy`: whether we work on its request, instead of waiting for
+    its sender. `end` closes it."""
 
     address: str
     socket: socket.socket
@@ -105,7 +103,7 @@ class Guest:
 
 
 Crowd = OrderedDict[Guest, None]
-"""Connections that share a bound; those that were used longest ago come first."""
+"""A group of connections that share a bound; the least recently used come first."""
 
 
 class Admission:
@@ -119,7 +117,7 @@ class Admission:
         self._accounts: defaultdict[str, Crowd] = defaultdict(Crowd)
 
     def arrive(self, connection: socket.socket, address: str) -> Guest:
-        """A new connection; an older one may have to go for it."""
+        """Count a new connection; an older one may be closed for it."""
         guest = Guest(source_of(address), connection, has_reserve=self._is_proxy(address))
         if guest.has_reserve:
             self._put(guest, self._reserved)
@@ -132,7 +130,7 @@ class Admission:
         return guest
 
     def known(self, guest: Guest, who: str, *, is_link: bool) -> None:
-        """The application knows who sends this. `is_link`: the connection is the link of a machine."""
+        """Count a connection for its authenticated sender. `is_link`: it is the link of a machine."""
         if guest not in self._everybody:
             return
         if guest.has_reserve or guest.who == who:
@@ -144,15 +142,15 @@ class Admission:
         if is_link:
             self._put(guest, self._reserved)
         else:
-            theirs, most = self._accounts[who], self._most_of_accounts
-            self._put(guest, theirs)
-            self._shrink(theirs, most // 2)
+            crowd, most = self._accounts[who], self._most_of_accounts
+            self._put(guest, crowd)
+            self._shrink(crowd, most // 2)
             if sum(map(len, self._accounts.values())) > most:
                 self._shrink(self._largest, len(self._largest) - 1)
         self._shrink_all()
 
     def leave(self, guest: Guest) -> None:
-        """The connection is closed, or counts elsewhere from now on."""
+        """Remove a connection from its groups."""
         for crowd in guest.crowds:
             crowd.pop(guest, None)
         guest.crowds = ()
@@ -162,12 +160,12 @@ class Admission:
             del self._accounts[guest.who]
 
     def relieve(self) -> None:
-        """There are too many connections: close one that has no reserve."""
+        """Close one connection that has no reserve."""
         crowd = self._unknown or self._largest
         self._shrink(crowd, len(crowd) - 1)
 
     def end(self) -> None:
-        """Close all of them."""
+        """Close all connections."""
         for guest in list(self._everybody):
             guest.end()
 
@@ -185,7 +183,7 @@ class Admission:
             self.relieve()
 
     def _shrink(self, crowd: Crowd, most: int) -> None:
-        """Close who waits for their sender, the longest unused first; where nobody does, the longest unused."""
+        """Close the least recently used connections, those that are not busy first."""
         while crowd and len(crowd) > most:
             gone = next((guest for guest in crowd if not guest.is_busy()), next(iter(crowd)))
             self.leave(gone)
@@ -198,19 +196,19 @@ class Admission:
 
 
 def let_in(connection: HTTPConnection, who: str, *, is_link: bool = False) -> None:
-    """The application knows who sends this request; `who` names an account or a machine. From here on their
-    connections are counted together. `is_link`: this is the WebSocket of a machine."""
+    """Note that the sender of this request has authenticated as the account or machine `who`, whose connections are
+    counted together from now on. `is_link`: this is the WebSocket of a machine."""
     setattr(connection.state, IS_KNOWN, True)
-    door: Any = getattr(connection.state, GUEST, None)  # None under another server than ours
-    if door is not None:
-        admission, guest = door
+    counted: Any = getattr(connection.state, GUEST, None)  # None under another server than ours
+    if counted is not None:
+        admission, guest = counted
         admission.known(guest, who, is_link=is_link)
 
 
 class Acceptor:
-    """Accepts connections of a listening socket and counts each from its first moment: also those that never finish
-    their TLS handshake, and those that come when there is no descriptor left. `make_protocol` returns the protocol that
-    serves a guest."""
+    """Accepts connections of a listening socket and counts each from its first moment, also those that never finish
+    their TLS handshake. When no descriptor is left it closes another connection. `make_protocol` returns the protocol
+    that serves a guest."""
 
     def __init__(
         self,
@@ -247,7 +245,7 @@ class Acceptor:
 
     def _report(self, error: OSError) -> None:
         if not self._reported:
-            log.error("there is no room for another connection", reason=error.strerror)
+            log.error("another connection can't be accepted", reason=error.strerror)
         self._reported = True
 
     def _admit(self, connection: socket.socket, peer: tuple[object, ...]) -> None:
@@ -264,7 +262,7 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 partial(self._make_protocol, guest), guest.socket, ssl=self._tls, ssl_handshake_timeout=patience
             )
-        except OSError:  # no handshake, so there is no way to say why
+        except OSError:  # the handshake failed, so no answer can be sent
             self._admission.leave(guest)
         except BaseException:
             self._admission.leave(guest)
@@ -272,48 +270,49 @@ class Acceptor:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """Close a connection before its protocol is there."""
+    """Close a connection that has no protocol yet."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 FORWARDED: Final = "is_forwarded"
-"""What a request's state has when it came through a proxy, trusted or not."""
+"""The key in a request's state: whether it came through a proxy, trusted or not."""
 BELIEVED: Final = "is_believed"
-"""What a request's state has when it came from a trusted proxy."""
-_SIGNS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-real-ip", "via")
+"""The key in a request's state: whether it came from a trusted proxy."""
+_PROXY_HEADERS: Final = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "x-real-ip", "via")
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?", re.ASCII)
 _MOST_WARNINGS: Final = 8
 MOST_HOPS: Final = 32
-"""Addresses of `X-Forwarded-For` that are looked at; a header holds thousands."""
+"""The most addresses of `X-Forwarded-For` that are examined, because a header can hold thousands."""
 
 
 class Proxies:
-    """The proxies whose word counts: `trusted` addresses and networks. `InvalidRequest` for what is neither."""
+    """The proxies whose headers are used: `trusted` addresses and networks. Raises `InvalidRequest` for others."""
 
     def __init__(self, trusted: Sequence[str] = ()) -> None:
         try:
-            self._networks = [ipaddress.ip_network(one.strip(), strict=False) for one in trusted]
+            self._networks = [ipaddress.ip_network(written.strip(), strict=False) for written in trusted]
         except ValueError as error:
             raise InvalidRequest(f"TrustedProxies takes addresses and networks like 10.0.0.0/8: {error}.") from error
 
     def trusts(self, address: str) -> bool:
-        """Whether a trusted proxy has this address."""
+        """Return whether a trusted proxy has this address."""
         found = _address(address) if self._networks else None
         return found is not None and any(found in network for network in self._networks)
 
     def believed(self, app: ASGIApp) -> ASGIApp:
-        """Middleware: behind it client, scheme and host of a request are those of who sent it first."""
+        """Return `app` with a middleware that sets a request's client, scheme and host from the headers of trusted
+        proxies."""
         warned: set[str] = set()
 
         async def believe(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "lifespan":
                 headers, peer = Headers(scope=scope), (scope.get("client") or ("",))[0]
-                is_forwarded = any(sign in headers for sign in _SIGNS)
+                is_forwarded = any(name in headers for name in _PROXY_HEADERS)
                 scope.setdefault("state", {})[FORWARDED] = is_forwarded
                 scope["state"][BELIEVED] = self.trusts(peer)
                 if self.trusts(peer):
-                    scope = {**scope, **self._told(scope, headers)}
+                    scope = {**scope, **self._from_headers(scope, headers)}
                 elif is_forwarded and peer not in warned and len(warned) < _MOST_WARNINGS:
                     warned.add(peer)
                     _warn(peer)
@@ -321,9 +320,9 @@ class Proxies:
 
         return believe
 
-    def _told(self, scope: Scope, headers: Headers) -> dict[str, Any]:
-        """What the proxies say of a request. The proxy next to the client counts: those nearer to us are trusted, and
-        what stands further left somebody else may have written."""
+    def _from_headers(self, scope: Scope, headers: Headers) -> dict[str, Any]:
+        """The request's client, scheme and host by the headers. Entries are read from the right, where our own trusted
+        proxies wrote them; the first untrusted address is the client, and entries to its left may be forged."""
         place, found = 0, ""
         for number, hop in enumerate(reversed(_listed(headers, "x-forwarded-for")[-MOST_HOPS:])):
             if (address := _address(hop)) is None:
@@ -331,35 +330,35 @@ class Proxies:
             place, found = number, str(address)
             if not self.trusts(found):
                 break
-        told: dict[str, Any] = {"client": (found, 0)} if found else {}
+        changes: dict[str, Any] = {"client": (found, 0)} if found else {}
         scheme = _at(_listed(headers, "x-forwarded-proto"), place).casefold()
         if scheme in ("http", "https"):
-            told["scheme"] = scheme.replace("http", "ws") if scope["type"] == "websocket" else scheme
+            changes["scheme"] = scheme.replace("http", "ws") if scope["type"] == "websocket" else scheme
         host = _at(_listed(headers, "x-forwarded-host"), place)
         if is_host(host):
             others = [(name, value) for name, value in scope["headers"] if name != b"host"]
-            told["headers"] = [(b"host", host.encode("ascii")), *others]
-        return told
+            changes["headers"] = [(b"host", host.encode("ascii")), *others]
+        return changes
 
 
 def is_host(text: str) -> bool:
-    """Whether this can be the header `Host`: a name or an address, perhaps with a port."""
+    """Return whether this can be the header `Host`: a name or an address, perhaps with a port."""
     match = _HOST.fullmatch(text)
     return match is not None and int(match[1] or 0) < 65_536
 
 
 def is_forwarded(connection: HTTPConnection) -> bool:
-    """Whether some proxy passed this request on."""
+    """Return whether any proxy passed this request on."""
     return bool(getattr(connection.state, FORWARDED, False))
 
 
 def is_believed(connection: HTTPConnection) -> bool:
-    """Whether a trusted proxy passed this request on, so that its scheme and host are what the client used."""
+    """Return whether a trusted proxy passed this request on, so that its scheme and host are those of the client."""
     return bool(getattr(connection.state, BELIEVED, False))
 
 
 def client_of(connection: HTTPConnection) -> str:
-    """The address of who sent this request; "" when that can't be known."""
+    """Return the address of the client of this request; "" if unknown."""
     return connection.client.host if connection.client is not None else ""
 
 
@@ -372,16 +371,16 @@ def _warn(peer: str) -> None:
 
 
 def _listed(headers: Headers, name: str) -> list[str]:
-    return [one.strip() for value in headers.getlist(name) for one in value.split(",") if one.strip()]
+    return [entry.strip() for value in headers.getlist(name) for entry in value.split(",") if entry.strip()]
 
 
 def _at(values: Sequence[str], place: int) -> str:
-    """What the same proxy wrote, counted from the right; a proxy may also write one value in place of all others."""
+    """The value of the same proxy, counted from the right; a proxy may also replace all values by one."""
     return values[max(0, len(values) - 1 - place)] if values else ""
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address as proxies write it: with or without a port, IPv6 perhaps in brackets."""
+    """An address as proxies write it, with or without a port, IPv6 perhaps in brackets; None if it is invalid."""
     match = re.fullmatch(r"\[(.*)\](:\d+)?|([^:]*):\d+", text)
     inner = (match[1] or match[3] or "") if match else text
     try:

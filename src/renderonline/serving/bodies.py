@@ -1,7 +1,5 @@
-"""Bodies of requests: small ones with a bound, large ones written by worker threads, so that the disk never holds up
-the event loop.
-
-Memory is bounded, and a client that sends nothing occupies no thread.
+"""Bodies of requests: small ones within a bound, large ones written by worker threads, so that the disk never blocks
+the event loop. Memory is bounded, and a client that sends nothing occupies no thread.
 """
 
 import asyncio
@@ -27,12 +25,12 @@ MAX_BODY: Final = 256 * 1024
 BATCH_BYTES: Final = 8 * 1024 * 1024
 SHORT_BYTES: Final = 64 * 1024
 GATHER_S: Final = 0.005
-"""After a piece of less than `SHORT_BYTES` more is gathered for this long: a thread for each packet would cost more
-than the packet."""
+"""How long more is gathered after a piece of less than `SHORT_BYTES`, because a thread for each packet would cost more
+than the packet itself."""
 
 
 def content_length(headers: Mapping[str, str]) -> int:
-    """The length that the client announced, or else 0."""
+    """Return the length that the client announced, or 0."""
     text = headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
@@ -123,12 +121,13 @@ class Body:
             if self._left is not None:
                 self._left -= len(piece)
                 if self._left < 0:
-                    raise InvalidRequest("The body is longer than it was said to be.", code="wrong_length")
+                    raise InvalidRequest("The body is longer than announced.", code="wrong_length")
             yield piece
 
 
 async def in_thread(request: Request, work: Callable[[], object]) -> object:
-    """Run `work` in one of the server's threads for bodies. A canceled caller waits for its end: it uses open files."""
+    """Run `work` in one of the server's threads for bodies. Also a canceled caller waits for its end, because it uses
+    open files."""
     threads: ThreadPoolExecutor | None = request.scope.get("state", {}).get(THREADS)
     pending = asyncio.get_running_loop().run_in_executor(threads, work)
     try:

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with patience that ends: slow or endless clients are closed, early answers arrive.
+"""uvicorn's protocols with deadlines and bounds: slow or endless clients are disconnected, and early answers arrive.
 
-uvicorn itself waits for ever for headers, bodies and readers, takes headers of any length, reads bodies that nobody has
-asked for, and resets the connection when a request is answered before its body was read, so that the client never sees
-the answer.
+uvicorn itself waits without limit for headers, bodies and readers, accepts headers of any length, reads bodies that the
+application has not asked for, and resets the connection when a request is answered before its body was read, so that
+the client never sees the answer.
 """
 
 import asyncio
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
 
 WATCH_S: Final = 5.0
 HEADER_S: Final = 20.0
-"""From the first moment of a connection, or the first byte of a later request, to the end of its headers."""
+"""The longest time from the start of a connection, or the first byte of a later request, to the end of its headers."""
 BODY_WINDOW_S: Final = 30.0
 BODY_WINDOW_BYTES: Final = 8 * 1024
-"""So much of a body must arrive in each window while we are willing to read."""
+"""The least that must arrive of a body in each window while we are ready to read it."""
 READER_S: Final = 60.0
-"""A client that takes nothing of its answer for so long is closed."""
+"""The longest time in which a client may read nothing of its answer."""
 MAX_HEADERS: Final = 100
 MAX_UNDELIVERED: Final = 64 * 1024
-"""Bytes that may arrive without completing headers or giving a piece of a body (chunk extensions, trailers)."""
+"""The most bytes that may arrive without completing headers or a piece of a body (chunk extensions, trailers)."""
 UNASKED_BYTES: Final = 64 * 1024
-"""Of a request whose body the application has not asked for, no more is read: who sends it may be anybody."""
+"""The most that is read of a request whose body the application has not asked for, because anybody may send it."""
 READ_BYTES: Final = 256 * 1024
-"""The most that is read from a connection in one go."""
+"""The most that is read from a connection at once."""
 AHEAD_BYTES: Final = 1024 * 1024
-"""The most of a body that is read while the application stores what came before."""
+"""The most of a body that is read while the application stores earlier pieces."""
 LINGER_S: Final = 2.0
-"""After an early answer the connection stays open for so long: with bytes that nobody has read, closing it is a reset,
-and a client that listens only after it has sent everything would lose the answer."""
+"""How long the connection stays open after an early answer. Closing it with unread bytes would reset it, and a client
+that reads only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
-"""So much of a body that was asked for, or that somebody sends who is known, is meanwhile read and thrown away."""
+"""The most that is meanwhile read and discarded of a body that was asked for, or whose sender has authenticated."""
 FRAMES_BYTES: Final = 2048
-"""Of a WebSocket so much is looked at in one go: it may be hundreds of frames."""
+"""The bytes of a WebSocket that are parsed at once, because they may be hundreds of frames."""
 MOST_FRAMES: Final = 100
-"""Frames of a WebSocket that are no whole message, in a row; before we know who sends it: all frames."""
+"""The most frames of a WebSocket in a row that complete no message; before authentication, the most frames in all."""
 HELLO_BYTES: Final = 256 * 1024
-"""So much of a WebSocket is read before we know who sends it."""
+"""The most bytes of a WebSocket that are read before its sender has authenticated."""
 STRANGER_S: Final = 30.0
-"""For so long a WebSocket may be open before we know who sends it; the application answers earlier."""
+"""How long a WebSocket may be open before its sender has authenticated; the application answers earlier."""
 
 
 def patient(admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
     """Return a factory for the protocols of one server's connections."""
     make = partial(PatientProtocol, admission)
-    if sys.platform == "win32":  # reads ahead into the buffer, which would have to be each connection's own
+    if sys.platform == "win32":  # it reads ahead into the buffer, so connections could not share one
         return make
     buffer = memoryview(bytearray(READ_BYTES))
     return lambda **about: _BoundedReads(make(**about), buffer)
@@ -127,11 +127,11 @@ class PatientProtocol(HttpToolsProtocol):
 
     @property
     def _is_known(self) -> bool:
-        """Whether the body that arrives is that of somebody who may send one."""
+        """Whether the sender of the body that arrives has authenticated."""
         return self.cycle is not None and self.cycle.more_body and IS_KNOWN in self.cycle.scope["state"]
 
     def _is_busy(self) -> bool:
-        """Whether we work for this connection: nobody waits for what its sender has yet to send."""
+        """Whether we work on a request of this connection, instead of waiting for its sender."""
         begun = self.cycle is not None and not self.cycle.response_complete
         return begun and (not self.cycle.more_body or bool(self._guest.who))
 
@@ -203,14 +203,14 @@ class PatientProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, answering)
 
     def on_response_complete(self) -> None:
-        if self._lingering is None:  # else it would read on
+        if self._lingering is None:  # else it would read the next request
             super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, self._wrong or msg.encode())
 
     def linger(self) -> None:
-        """Say that this was everything, give the client a moment to hear it, then close."""
+        """Send the end of the stream, give the client time to read the answer, then close."""
         if self._lingering is not None:
             return
         patient = self._is_asked or self._is_known
@@ -224,7 +224,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def _refuse(self, status: int, why: bytes) -> None:
-        """Answer what is no request, unless that would stand in the middle of another answer."""
+        """Answer an invalid request with an error, unless another answer has begun."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or not cycle.more_body or self.pipeline:
@@ -254,14 +254,14 @@ class PatientProtocol(HttpToolsProtocol):
 
 
 class _Reader:
-    """Who is to take what we have written."""
+    """Observes whether the client reads what we have written."""
 
     def __init__(self, transport: asyncio.Transport, now: float) -> None:
         self._transport = transport
         self._buffered, self._since = 0, now
 
     def is_late(self, now: float) -> bool:
-        """Whether they took nothing for too long."""
+        """Return whether it has read nothing for too long."""
         buffered = self._transport.get_write_buffer_size()
         if buffered == 0 or buffered != self._buffered:
             self._buffered, self._since = buffered, now
@@ -269,7 +269,7 @@ class _Reader:
 
 
 class _BoundedReads(asyncio.BufferedProtocol):
-    """Reads only what its `PatientProtocol` has room for; by itself the event loop reads as much as there is."""
+    """Limits each read to the `room` of its `PatientProtocol`; without it the event loop reads all that has arrived."""
 
     def __init__(self, protocol: PatientProtocol, buffer: memoryview) -> None:
         self._protocol = protocol
@@ -298,8 +298,8 @@ class _BoundedReads(asyncio.BufferedProtocol):
 
 
 class LinkProtocol(WebSocketsSansIOProtocol):
-    """A WebSocket that is counted like every connection, and closed when it talks without saying anything, when nobody
-    has said who they are, or when they don't read."""
+    """A WebSocket that is counted like every connection. It is closed when its frames complete no message, when its
+    sender does not authenticate, or when the client does not read."""
 
     _watch: asyncio.TimerHandle
     _reader: _Reader

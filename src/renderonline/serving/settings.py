@@ -1,11 +1,17 @@
-"""Settings of a program: file < environment < flags, into one frozen dataclass.
+"""Settings of a program as one frozen dataclass, from a file, the environment and flags (later ones override), and its
+structured logs.
 
 Names are compared without regard to letter case and underscores: `DataDirectory` in the file,
 `RENDERAPI_DATA_DIRECTORY` in the environment and `data_directory` as a flag are the field `data_directory`.
+
+Every program logs short sentences with `key=value` to standard error. Modules use `structlog.get_logger(__name__)`;
+records that libraries write through `logging` are printed in the same form.
 """
 
 import dataclasses
 import json
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -24,7 +30,10 @@ T = TypeVar("T")
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 
-_WORDS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_BOOLEANS: Final = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
+    ("0", "false", "no", "off", ""), False
+)
 
 
 def merge(
@@ -32,8 +41,9 @@ def merge(
 ) -> T:
     """Make a `cls` from the three sources; a flag that is None was not given.
 
-    Unknown keys of the file are warned of, unknown flags refused; of the environment only names that begin with
-    `prefix` (`RENDERAPI_`) and then name a field count. Raises `InvalidRequest` that names the setting and its source.
+    Unknown keys of the file cause a warning, unknown flags an error. Of the environment only names that begin with
+    `prefix` (`RENDERAPI_`) and continue with a field are used. Raises `InvalidRequest`, which names the setting and its
+    source.
     """
     fields = {_key(field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = get_type_hints(cls, include_extras=True)
@@ -62,7 +72,7 @@ def merge(
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a settings file. Raises `InvalidRequest` that says what is wrong with the file."""
+    """Return the JSON object in a settings file. Raises `InvalidRequest` that says what is wrong with the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -75,7 +85,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def check_exposed(*files: Path | None, strict: bool) -> None:
-    """Warn of settings files and keys that everybody on this computer may read; `InvalidRequest` when `strict`."""
+    """Warn about settings files and keys that everybody on this computer may read; raise `InvalidRequest` instead if
+    `strict`."""
     for warning in filter(None, (exposed(file) for file in files if file is not None)):
         if strict:
             raise InvalidRequest(warning)
@@ -96,7 +107,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if plain is not str and isinstance(value, str):
         value = value.strip()
     if plain is bool:
-        value = _WORDS.get(str(value).casefold(), value)
+        value = _BOOLEANS.get(str(value).casefold(), value)
     elif plain is str and isinstance(value, (int, float)):
         value = str(value)
     elif plain not in (str, int, float, Path):
@@ -116,7 +127,7 @@ def _path(_: type, value: Any) -> Path:
 
 
 def _structured(value: Any, name: str) -> Any:
-    """A value of the file as it is; text (environment, flags) is read as JSON."""
+    """A value of the file unchanged; text (environment, flags) is read as JSON."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -130,3 +141,38 @@ def _items(value: Any, name: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise InvalidRequest(f"The {name} must be a list.")
     return value
+
+
+def configure_logs(*, json_lines: bool, level: str) -> None:
+    """Send all logs to standard error, as JSON lines or for people; `level` is one of `LEVELS` in any letter case.
+
+    Raises `InvalidRequest` for an unknown level.
+    """
+    if level.lower() not in LEVELS:
+        raise InvalidRequest(f"Log level {level} is not known; choose one of {', '.join(LEVELS)}.")
+    number = getattr(logging, level.upper())
+    stdlib, written = structlog.stdlib, structlog.stdlib.ProcessorFormatter
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        stdlib.add_logger_name,
+        stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[stdlib.filter_by_level, *shared, written.wrap_for_formatter],
+        logger_factory=stdlib.LoggerFactory(),
+        wrapper_class=stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    if json_lines:
+        rendered: list[Any] = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        plain = structlog.dev.plain_traceback
+        rendered = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(written(foreign_pre_chain=shared, processors=[written.remove_processors_meta, *rendered]))
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    # The server's own lines about start and stop repeat ours; warnings and errors are kept.
+    for noisy in ("uvicorn.error", "uvicorn.asgi", "asyncio", "websockets"):
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))

@@ -1,6 +1,5 @@
-"""Run a web application: one uvicorn process with TLS, deadlines and a clean end; and its address for others.
-
-This very program as a wheel, so that another computer installs the version that the farm runs.
+"""Runs a web application in one uvicorn process with TLS, deadlines and a clean shutdown (`serve`), finds its address
+for other computers (`reach`), and packs this program as a wheel, so that machines install the farm's version.
 """
 
 import asyncio
@@ -41,10 +40,15 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SOMEWHERE: Final = ("192.0.2.1", 9)
-"""An address for documentation (RFC 5737). The system names the local address of a route there; nothing is sent."""
+"""An address for documentation (RFC 5737). The local address of a route to it is ours; nothing is sent."""
 USUAL_PORT: Final = 5000
 MAX_LINK_MESSAGE: Final = 4 * 1024 * 1024
 """The largest WebSocket message that is read, in bytes."""
+SWITCH_S: Final = 0.0002
+BODY_THREADS: Final = 8
+GLIBC: Final = {-3: 32 << 20, -1: 64 << 20, -2: 4 << 20}
+"""mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD. Buffers that are allocated again and again reuse our memory,
+instead of getting it from the kernel page by page each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +59,9 @@ class TlsFiles:
     priv_pem_path: Path
 
 
-SWITCH_S: Final = 0.0002
-BODY_THREADS: Final = 8
-GLIBC: Final = {-3: 32 << 20, -1: 64 << 20, -2: 4 << 20}
-"""mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD. A megabyte that is allocated again and again comes from
-memory that we have, not each time from the kernel, page by page."""
-
-
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end on the fastest event loop there is."""
-    # Database threads and the loop hand the interpreter to each other many times a request.
+    """Run `main` to its end on the fastest event loop available."""
+    # Database threads and the event loop switch many times during a request.
     sys.setswitchinterval(SWITCH_S)
     if platform.libc_ver()[0] == "glibc":
         for option, value in GLIBC.items():
@@ -91,10 +88,10 @@ async def serve(
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT, then end cleanly within about `grace_s` seconds.
 
-    The application's lifespan runs around everything; an error in its start comes out of here as it is.
-    `on_ready(url)` is called when requests are answered; port 0 takes any free one. `on_stop` is called when the end
-    begins, before open connections are waited for (streams that never end by themselves should end then). `is_proxy`:
-    whether an address is that of a trusted proxy, whose connections are many people's.
+    The application's lifespan encloses everything; an error in its startup is raised unchanged. `on_ready(url)` is
+    called when requests are answered; port 0 selects any free port. `on_stop` is called when the shutdown begins,
+    before open connections are waited for (endless streams should end then). `is_proxy`: whether an address is that of
+    a trusted proxy, whose connections have many clients.
     """
     with contextlib.closing(_listen(host, port)) as listener:
         tls = _tls(certificate)
@@ -110,7 +107,7 @@ async def serve(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this computer reach `host`."""
+    """Return whether only programs on this computer can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -173,7 +170,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
-        gc.freeze()  # what has been loaded stays; looking through it would hold everything up
+        gc.freeze()  # loaded modules stay, and examining them would delay requests
         for listener in sockets or ():
             self._acceptors.append(Acceptor(listener, self._admission, self._protocol, self._tls))
         self._on_ready()
@@ -183,7 +180,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def abort(self) -> None:
-        """Close whatever is still open, also when serving was canceled."""
+        """Close all open connections, also when serving was canceled."""
         self._close()
         self._admission.end()
         for task in list(self.server_state.tasks):
@@ -199,7 +196,7 @@ class _Server(uvicorn.Server):
 
 
 def step_back() -> None:
-    """This thread moves or adds up bytes: whoever waits for an answer comes first."""
+    """Lower the priority of this thread, which copies or hashes bytes, below threads that answer requests."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -233,10 +230,10 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else error
         raise NotAvailable(
-            f"Can't listen on {host}:{port}: {why}. Choose another port, or end the program that has it."
+            f"Can't listen on {host}:{port}: {why}. Choose another port, or end the program that uses it."
         ) from error
     listener.setblocking(False)
-    # Connections inherit it. uvloop sets it itself, other loops do not: every answer then waited 40 ms for its body.
+    # Connections inherit it. uvloop sets it itself; with other loops every answer would wait 40 ms for its body.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -267,7 +264,7 @@ def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
 
 @contextlib.contextmanager
 def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Iterator[None]:
-    """SIGTERM and SIGINT end the server; a second SIGINT doesn't wait for anybody."""
+    """Let SIGTERM and SIGINT end the server; a second SIGINT does not wait for open connections."""
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
@@ -299,7 +296,7 @@ def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Ite
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
-    """Start the application, and end it whatever happens in between; what it raises comes out as it is."""
+    """Start the application and always end it; its own errors are raised unchanged."""
     events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
     done = {f"lifespan.{what}.complete": asyncio.Event() for what in ("startup", "shutdown")}
 
@@ -332,7 +329,7 @@ _KIND: Final = f"Wheel-Version: 1.0\nGenerator: renderonline\nRoot-Is-Purelib: t
 
 
 def wheel_name() -> str:
-    """The wheel's file name; "" where this program runs without having been installed."""
+    """Return the wheel's file name; "" if this program is not installed as a package."""
     try:
         return f"renderonline-{metadata.version('renderonline')}-{_TAG}.whl"
     except metadata.PackageNotFoundError:
@@ -340,14 +337,14 @@ def wheel_name() -> str:
 
 
 def make_wheel() -> bytes:
-    """The wheel (PyPA's binary distribution format): the package's files as they lie here, and what its installation
-    says of it. Blocks for a moment."""
-    about, installed = f"{wheel_name().removesuffix(f'-{_TAG}.whl')}.dist-info", metadata.distribution("renderonline")
-    told = {name: (installed.read_text(name) or "").encode() for name in ("METADATA", "entry_points.txt")}
-    contents = {**dict(_package()), **{f"{about}/{name}": text for name, text in told.items()}}
-    contents[f"{about}/WHEEL"] = _KIND.encode()
+    """Return the wheel (PyPA's binary distribution format) of the package's installed files and metadata. Blocks."""
+    folder, installed = f"{wheel_name().removesuffix(f'-{_TAG}.whl')}.dist-info", metadata.distribution("renderonline")
+    contents = dict(_package())
+    for name in ("METADATA", "entry_points.txt"):
+        contents[f"{folder}/{name}"] = (installed.read_text(name) or "").encode()
+    contents[f"{folder}/WHEEL"] = _KIND.encode()
     lines = [f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in contents.items()]
-    contents[f"{about}/RECORD"] = "".join([*lines, f"{about}/RECORD,,\n"]).encode()
+    contents[f"{folder}/RECORD"] = "".join([*lines, f"{folder}/RECORD,,\n"]).encode()
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents.items():

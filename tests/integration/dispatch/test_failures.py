@@ -37,7 +37,7 @@ async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
     assert row.reason == "The scene can't be rendered: no camera"
     assert len(await rig.attempts(task_id)) == 1
     advice, *why = await rig.control.explain(task_id, user_id=None)
-    logs = f"What the engine wrote: renderonline logs {task_id}"
+    logs = f"The engine's log: renderonline logs {task_id}"
     assert (advice, why) == (f"It failed. Correct the scene and submit it again. {logs}", [row.reason])
 
 

@@ -280,6 +280,6 @@ def test_a_canceled_task_has_a_film_made_of_its_frames_and_stays_canceled(farm: 
 
 def test_only_frames_become_films(farm: RealFarm, tmp_path: Path) -> None:
     for film in ("gif", "mp4@0", "mp4@1000", "mp4@x"):
-        with pytest.raises(InvalidRequest, match="is no film"):
+        with pytest.raises(InvalidRequest, match="is not a film"):
             submitted(farm, tmp_path, film=film)
     assert sys.executable in (film_engine() or pytest.fail("no ffmpeg")).prefix

@@ -16,7 +16,7 @@ POOLED = Ability(3, (("povray", "3.7"),), pool="film")
     [
         ("blender", Needs(), ""),
         ("blender", Needs(tags=("gpu",), gpus=1, memory_mib=8_000), ""),
-        ("mitsuba", Needs(), "No machine has the engine mitsuba. Install its program on one; what is found"),
+        ("mitsuba", Needs(), "No machine has the engine mitsuba. Install its program on one; to see what is"),
         (
             "blender",
             Needs(tags=("gpu", "lake")),
@@ -31,7 +31,7 @@ POOLED = Ability(3, (("povray", "3.7"),), pool="film")
         ("blender", Needs(sandbox="bwrap"), "has the box bwrap or a better one."),
         ("blender", Needs(memory_mib=16_001), "has 16001 MiB of memory; the most is 16000. Submit it with less."),
         ("blender", Needs(gpus=2), "has the graphics cards that it needs; the most is 1. Ask for fewer."),
-        ("blender", Needs(gpus=1, memory_mib=9_000), "Every machine with blender lacks something of it."),
+        ("blender", Needs(gpus=1, memory_mib=9_000), "No machine with blender has all that it needs."),
     ],
 )
 def test_what_no_machine_has_is_told_with_the_line_that_helps(engine: str, needs: Needs, told: str) -> None:

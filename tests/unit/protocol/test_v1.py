@@ -150,7 +150,7 @@ def entry(**changes: Any) -> existing.TaskEntry:
 
 def test_info_has_the_contracts_keys_and_shows_no_path() -> None:
     user = existing.UserInfo(1, "Ada", "Lovelace", "ada@example.org", 1, is_active=True)
-    assert existing.Info(user, (entry(),)).to_json() == {
+    assert pascal(existing.Info(user, (entry(),))) == {
         "User": {
             "UserId": 1,
             "FirstName": "Ada",

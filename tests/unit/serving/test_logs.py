@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.serving import logs
+from renderonline.serving.settings import configure_logs
 
 PROGRAM = """
 import logging, structlog
-from renderonline.serving import logs
-logs.configure(json_lines={json_lines}, level="info")
+from renderonline.serving.settings import configure_logs
+configure_logs(json_lines={json_lines}, level="info")
 log = structlog.get_logger("ours")
 log.debug("not shown")
 log.info("machine has joined", machine=7)
@@ -54,4 +54,4 @@ def test_lines_for_people_hold_the_same() -> None:
 
 def test_unknown_level_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="Log level loud"):
-        logs.configure(json_lines=False, level="loud")
+        configure_logs(json_lines=False, level="loud")

@@ -31,7 +31,7 @@ async def info(request: Request) -> Response:
     principal = await by_headers(request)
     if principal is None:
         return Response(status_code=401)
-    return json_answer((await services_of(request).reading.info(principal)).to_json())
+    return json_answer(existing.pascal(await services_of(request).reading.info(principal)))
 
 
 async def enqueue(request: Request) -> Response:
