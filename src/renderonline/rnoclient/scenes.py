@@ -1,7 +1,5 @@
-"""What a scene needs besides itself, found where it lies; read in a child (R13 Hostile content), for scenes come from
-everywhere.
-
-Cutting files into chunks for uploads. It needs more than the standard library, so it is no part of the SDK.
+"""What uploads need beyond the standard library, and so is not part of the SDK: the files that a scene names, read in a
+confined child process (R13 Hostile content), and cutting files into chunks.
 """
 
 import contextlib
@@ -28,14 +26,14 @@ FOLDER: Final = "_renderonline_folder.txt"
 OUTSIDE: Final = "_outside"
 """The folder of files from outside of that folder; below it stands where they were, in full."""
 _SYSTEM: Final = ("/dev", "/proc", "/sys", "/run", "/etc", "/boot")
-"""Where nothing lies that a scene shows."""
+"""System directories, from which nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneInputs:
-    """What a scene needs. `inside`: files of its folder; `outside`: names there -> files that lie elsewhere; `refused`:
-    what lies elsewhere and is not sent, with the reason; `whole_paths`: some of it is named by whole paths; `unbaked`:
-    simulations that begin anew in each part of a task."""
+    """What a scene needs. `inside`: files of its folder; `outside`: files elsewhere by their names on the farm;
+    `refused`: files elsewhere that are not sent, with the reason; `whole_paths`: the scene uses absolute paths;
+    `unbaked`: simulations that would start from the beginning in each part of a task."""
 
     inside: list[Path] = field(default_factory=list)
     outside: Mapping[str, Path] = field(default_factory=dict)

@@ -1,8 +1,6 @@
-"""Background work of the desktop program, in threads without Qt: downloads, and watching for tasks that end.
+"""The desktop program: the farm's web page in a window with native dialogs, a tray icon, and messages when tasks end.
 
-Their messages are put into a queue that the window empties.
-
-The window: the farm's web page with native dialogs for opening and saving, a tray icon, and links that leave it.
+Downloads and watching for ends run in threads without Qt (`Background`), whose messages the window reads from a queue.
 """
 
 import ctypes

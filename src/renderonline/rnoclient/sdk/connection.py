@@ -1,13 +1,9 @@
-"""What RenderAPI answers, as typed dictionaries: the JSON of `/renderapi/v2` (described at `/docs` of a farm).
+"""The connection to a farm: its login and calls (`Connection`), the JSON of `/renderapi/v2` as typed dictionaries
+(described at `/docs` of a farm), the event stream (`stream`), and the owners of downloaded files (`Owners`).
 
-One RenderAPI as the SDK's user: where it is, as whom to call it, and which calls are repeated.
-
-The farm's event stream (SSE), resumed after every break at the event where it broke.
-
-Whose files lie in a folder: a download never replaces another task's, nor what somebody changed, without a word.
-
-What was downloaded, for which task and with which digest, is remembered in the user's cache directory, a file for each
-folder. Without it nothing is replaced that has other bytes: the folder itself holds results only.
+The event stream (SSE) is resumed after every break at the event where it broke. Which task a downloaded file belongs
+to, and its digest, are stored in the user's cache directory, in one file for each folder. So a download does not
+replace files of another task, or files that were changed, without being asked to.
 """
 
 import contextlib
@@ -53,7 +49,7 @@ class Task(TypedDict):
     started: str | None
     ended: str | None
     deletes_at: str | None
-    """When it is removed with all its files, for its subscription keeps tasks for so many days; null: not by itself."""
+    """When it is deleted with all its files, by its subscription's `keep_days`; null: never."""
     reason: str | None
     machine_ids: list[int]
     notify: bool
@@ -65,22 +61,22 @@ class Task(TypedDict):
     """`compared`, `altered` (somebody changed results on the server) or `not_compared` (they have no digest); null in
     lists."""
     facts: dict[str, Any]
-    """What the scene says of itself: version, scenes (the active one first), external files, warnings; {} in lists."""
+    """The scene's own facts: version, scenes (the active one first), external files, warnings; {} in lists."""
     warnings: list[str]
-    """What a person must know of its pictures although nothing failed, such as files that were missing; at most 20."""
+    """What a person must know about its pictures although nothing failed, such as missing files; at most 20."""
     unchecked: str | None
-    """Why no machine looked at its scene before it was rendered; null when one did, or its engine can't."""
+    """Why no machine checked its scene before it was rendered; null if one did, or its engine can't check scenes."""
     missing_inputs: list[str]
     """Files that the scene needs and that were not submitted with it."""
     stuck: str | None
-    """Why nothing of it can start whatever becomes free, and what helps; null when something can."""
+    """Why none of its chunks can ever start as things are, and what helps; null when one can."""
 
 
 Item = Mapping[str, Any]
-"""Any other row: a result, an attempt, a user, machine, engine, subscription, argtype."""
+"""Any other item: a result, an attempt, a user, machine, engine, subscription, argtype."""
 
 ENDED = frozenset({"succeeded", "failed", "canceled"})
-"""The statuses that a task keeps (unless somebody asks for it again)."""
+"""The statuses of tasks that have ended."""
 
 BASE: Final = "/renderapi/v2"
 PAUSE_S: Final = 0.2
@@ -94,14 +90,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where a RenderAPI is and as whom to speak to it.
+    """The address of RenderAPI and the account with which to call it.
 
-    `url` may name several, separated by commas, of which one dispatches while the others stand by (R10 Standby).
-    `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed) trusts
-    exactly the certificate with that digest and no other, whoever signed it.
+    `url` may name several addresses, separated by commas, of which one dispatches while the others stand by (R10
+    Standby). `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed)
+    trusts exactly the certificate with that digest and no other, whoever signed it.
 
-    Spaces and line ends around the e-mail and the token are dropped. `InvalidRequest` when they can't be sent; what the
-    token is, is never said.
+    Spaces and line ends around the e-mail and the token are removed. Raises `InvalidRequest` when they can't be sent;
+    the message never contains the token.
     """
 
     url: str
@@ -128,9 +124,8 @@ class Login:
 class Connection(Caller):
     """Calls below `/renderapi/v2` of one farm, as the user of a `Login`.
 
-    GET is repeated with backoff for `patience_s` seconds when the network or RenderAPI fails for a moment. The others
-    are sent once, so that what was carried out is never carried out twice; except submissions, which their key makes
-    count once.
+    GET is repeated with backoff for `patience_s` seconds when the network or RenderAPI fails temporarily. Other calls
+    are sent once, so that they are never carried out twice; except submissions, whose key makes them count once.
     """
 
     def __init__(self, login: Login, *, patience_s: float = 5.0, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -142,7 +137,7 @@ class Connection(Caller):
         super().__init__(urls, Trust.of(login.ca_file, login.fingerprint) if encrypted else Trust(), advice=ADVICE)
 
     def call(self, method: str, path: str, *, query: Mapping[str, object] | None = None, data: object = None) -> Reply:
-        """The whole answer to one call. Statuses of 300 and more are raised as `farm.errors` classes."""
+        """Return the whole answer to one call. Statuses of 300 and more are raised as `farm.errors` classes."""
         wanted = {name: value for name, value in (query or {}).items() if value not in (None, "")}
         target = f"{path}?{urlencode(wanted)}" if wanted else path
         body = None if data is None else json.dumps(data).encode()
@@ -155,7 +150,8 @@ class Connection(Caller):
         return self.patiently(once) if safe else once()
 
     def patiently(self, action: Callable[[], T], *, patience_s: float | None = None) -> T:
-        """Run `action` again while the network or RenderAPI fails for a moment, with backoff and full jitter."""
+        """Return the result of `action`, repeated with backoff and full jitter while the network or RenderAPI fails
+        temporarily."""
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         pauses = backoff(PAUSE_S, LONGEST_PAUSE_S)
         while True:
@@ -179,7 +175,7 @@ class Connection(Caller):
 
 
 def _tidied(url: str) -> str:
-    """An address with its scheme, and without credentials and the API's own path. `InvalidRequest` for none."""
+    """An address with its scheme, without credentials and the API's own path. Raises `InvalidRequest`."""
     text = url.strip() if "://" in url else f"http://{url.strip()}"
     try:
         parts = urlsplit(text)
@@ -193,7 +189,7 @@ def _tidied(url: str) -> str:
 
 
 RESYNC: Final = "resync"
-"""The type of the event that says: some events are lost for good, ask for what you show."""
+"""The type of the event after lost events: ask again for everything that you show."""
 SILENCE_S: Final = 45.0
 POLL_S: Final = 3.0
 LINE_LIMIT: Final = 1024 * 1024
@@ -201,7 +197,7 @@ LINE_LIMIT: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened: `type` is task, result, progress, machine or resync; "" is a sign of life."""
+    """An event of the farm: `type` is task, result, progress, machine or resync; "" for keep-alive comments."""
 
     type: str
     data: dict[str, Any]
@@ -209,10 +205,10 @@ class Event:
 
 
 def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Event]:
-    """All events from now on, for ever; the first is always a `resync`.
+    """Yield all events from now on, without end; the first is always a `resync`.
 
-    After each break that may have lost events another `resync` follows. Where the account has no stream left there is
-    a `resync` every few seconds instead. `NotAvailable` when RenderAPI can't be reached for longer than `patience_s`.
+    After each break that may have lost events another `resync` follows. If the account has no stream left, there is a
+    `resync` every few seconds instead. Raises `NotAvailable` when RenderAPI can't be reached for `patience_s` seconds.
     """
     last_id = ""
     broken_since = time.monotonic()
@@ -239,7 +235,7 @@ def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Even
 
 
 def parse(response: HTTPResponse) -> Iterator[Event]:
-    """The events of one answer. Comments (keep-alive) come as events without a type."""
+    """Yield the events of one answer. Comments (keep-alive) are events without a type."""
     fields: dict[str, str] = {}
     data: list[str] = []
     while line := response.readline(LINE_LIMIT):
@@ -262,7 +258,7 @@ def parse(response: HTTPResponse) -> Iterator[Event]:
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object that a text holds; {} for everything else."""
+    """Return the JSON object in a text; {} for anything else."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -274,7 +270,7 @@ _PLACE: Final = "RENDERONLINE_CACHE"
 
 
 class Owners:
-    """The files of one folder that were downloaded, by name: for which task, and the digest of each."""
+    """The downloaded files of one folder by name: the task of each, and its digest."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
@@ -285,7 +281,7 @@ class Owners:
         self._of = self._read()
 
     def refuse_others(self, there: Iterable[tuple[str, str]], owner: str) -> None:
-        """`Conflict` if one of these files (name, its digest now) is not what was downloaded for `owner`."""
+        """Raise `Conflict` if one of these files (name, present digest) is not as it was downloaded for `owner`."""
         others = [name for name, digest in there if self._of.get(name) != [owner, digest]]
         if others:
             known = self._of.get(others[0])
@@ -293,13 +289,14 @@ class Owners:
             if known is not None and known[0] == owner:
                 whose = "was changed since it was downloaded"
             more = f", and {len(others) - 1} more" if len(others) > 1 else ""
-            told = f"{self._directory / others[0]} would be replaced, but it {whose}{more}."
             raise Conflict(
-                f"{told} Choose another folder (-o), or replace them with --overwrite.", code="would_replace"
+                f"{self._directory / others[0]} would be replaced, but it {whose}{more}. Choose another folder (-o), "
+                "or replace them with --overwrite.",
+                code="would_replace",
             )
 
     def remember(self, fetched: Iterable[tuple[str, str]], owner: str) -> None:
-        """These (name, digest) were downloaded now. A cache that can't be written forgets it."""
+        """Store that these files (name, digest) were downloaded now. Has no effect if the cache can't be written."""
         self._of = {**self._read(), **{name: [owner, digest] for name, digest in fetched}}
         aside = self._state.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
