@@ -48,6 +48,7 @@ from renderonline.protocol.link import (
 )
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.services import Dispatching
 from tests.support.farm_rows import add_user
 
 DEADLINE_S = 20.0
@@ -124,6 +125,7 @@ class Rig:
     reserve_mib: int = 0
     patience: Patience = field(default_factory=Patience)
     events: Recorder = field(default_factory=Recorder)
+    farm: Dispatching = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     control: Control = field(init=False)
     url: str = ""
@@ -148,7 +150,7 @@ class Rig:
     async def start(self) -> None:
         """Start the dispatcher, and serve its links."""
         ids = await asyncio.to_thread(IdBlocks, self.database)
-        self.dispatcher = Dispatcher(
+        self.farm = Dispatching(
             self.database,
             ids,
             self.events,
@@ -161,9 +163,9 @@ class Rig:
             pool_sandbox=self.pool_sandbox,
         )
         self.ids = ids
-        self.control = Control(self.database, self.dispatcher)
+        self.dispatcher, self.control = self.farm.dispatcher, self.farm.control
         await self.dispatcher.start()
-        app = Starlette(routes=[WebSocketRoute(LINK_PATH, self.dispatcher.link)])
+        app = Starlette(routes=[WebSocketRoute(LINK_PATH, self.farm.links.endpoint)])
         config = uvicorn.Config(app, port=0, ws="websockets-sansio", log_level="warning", lifespan="off")
         self._server = uvicorn.Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

@@ -17,20 +17,24 @@ from typing import Final
 from blake3 import blake3
 from starlette.requests import Request
 
+from renderonline.database.door import Database
 from renderonline.database.file_rows import Holder, frame, frames, landed_by, load_holder, result_names, store_inputs
 from renderonline.database.report_rows import token_fits
 from renderonline.database.submission_rows import list_inputs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError, Unfit
 from renderonline.farm.tasks import InputFile, Landed
-from renderonline.renderapi.downloads import Content
+from renderonline.renderapi.connected_machines import Machines
+from renderonline.renderapi.downloads import Content, LandedFiles
 from renderonline.renderapi.housekeeping import Places
-from renderonline.renderapi.orders import Folder
-from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.orders import AttemptFiles, Folder
+from renderonline.renderapi.reports import Reports
+from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.task_views import checked_size
 from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import receive_body
 from renderonline.storage.archive import RESULT_SUMS, Altered, Compared, Member, file_pieces, members_of
 from renderonline.storage.disk import InputSums
+from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import results_directory, task_directory
 from renderonline.storage.staging import disk_error, disk_errors
@@ -47,17 +51,27 @@ class AttemptTransfers:
     """What a machine may ask with an attempt's token. All raise `NotFound` for an attempt that is not there or another
     token, and `Conflict` (`attempt_over`) when nothing of it is wanted any more."""
 
-    def __init__(self, dispatcher: Dispatcher, places: Places) -> None:
-        self._dispatcher = dispatcher
-        self._places = places
-        self._shared = dispatcher.shared
+    def __init__(
+        self,
+        database: Database,
+        places: Places,
+        *,
+        machines: Machines,
+        files: AttemptFiles,
+        reports: Reports,
+        checks: SceneChecks,
+        landed: LandedFiles,
+        previews: PreviewFiles,
+    ) -> None:
+        self._database, self._places, self._machines, self._attempts = database, places, machines, files
+        self._reports, self._checks, self._landed, self._previews = reports, checks, landed, previews
         self._looking = asyncio.Lock()
         self._files: OrderedDict[int, Mapping[str, Landed]] = OrderedDict()
 
     async def holder(self, attempt_id: int, request: Request) -> Holder:
         """The attempt whose token the request carries."""
-        found = self._dispatcher.reports.checks.holder(attempt_id)
-        found = found or await self._shared.database.read(partial(load_holder, attempt_id=attempt_id))
+        found = self._checks.holder(attempt_id)
+        found = found or await self._database.read(partial(load_holder, attempt_id=attempt_id))
         given = request.headers.get("authorization", "")
         token = given[len(_SCHEME) :] if given.lower().startswith(_SCHEME) else ""
         if found is None or not token_fits(token, found.token):
@@ -74,19 +88,19 @@ class AttemptTransfers:
         found: Sequence[InputFile] = ()
         if holder.film:
             found = await self._look(holder)
-        elif not (found := await self._shared.database.read(partial(list_inputs, task_id=task_id))):
+        elif not (found := await self._database.read(partial(list_inputs, task_id=task_id))):
             async with self._looking:
-                found = await self._shared.database.read(partial(list_inputs, task_id=task_id))
+                found = await self._database.read(partial(list_inputs, task_id=task_id))
                 found = found or await self._look(holder)
         directory = task_directory(holder.scene, holder.file_name)
         return Path(holder.scene).relative_to(directory).as_posix(), found
 
     async def _look(self, holder: Holder) -> tuple[InputFile, ...]:
-        database, task_id = self._shared.database, holder.task_id
+        database, task_id = self._database, holder.task_id
         directory = _source(holder)
         known = await database.read(partial(frames, task_id=task_id)) if holder.film else {}
         made = known.keys() if holder.film else await database.read(partial(result_names, task_id=task_id))
-        compared = self._shared.landed.compared
+        compared = self._landed.compared
         results = f"{holder.results_in}/" if holder.results_in and not holder.film else "/"
 
         def goes_in(name: str) -> bool:
@@ -108,14 +122,14 @@ class AttemptTransfers:
         another one than the task was submitted with, or than landed (R15 Served as landed)."""
         task_id, sums = holder.task_id, RESULT_SUMS if holder.film else blake3
         if holder.film:
-            known = await self._shared.database.read(partial(frame, task_id=task_id, name=name))
+            known = await self._database.read(partial(frame, task_id=task_id, name=name))
         else:
             known = (await self._files_of(task_id)).get(name)
         if known is None:
             raise NotFound(f"The task has no file {name}.")
         path = _source(holder) / name
         try:
-            content = await self._shared.landed.file(task_id, path, name, known, sums)
+            content = await self._landed.file(task_id, path, name, known, sums)
         except Conflict as error:
             raise _altered(holder, error) from error
         loop = asyncio.get_running_loop()
@@ -125,7 +139,7 @@ class AttemptTransfers:
             try:
                 for piece in content.pieces(start, end):
                     sent += len(piece)
-                    self._shared.moved(holder.machine_id)
+                    self._machines.moved(holder.machine_id)
                     yield piece
             finally:
                 downloads = int(start == 0 and not holder.film)
@@ -137,30 +151,30 @@ class AttemptTransfers:
         """A task's files by name, which never change once they are known."""
         found = self._files.get(task_id)
         if not found:
-            files = await self._shared.database.read(partial(list_inputs, task_id=task_id))
+            files = await self._database.read(partial(list_inputs, task_id=task_id))
             found = self._files[task_id] = {one.name: Landed(one.size, one.crc32, None, one.digest) for one in files}
             while len(self._files) > 1 and sum(map(len, self._files.values())) > _KEPT:
                 self._files.popitem(last=False)
         return found
 
     def _count(self, machine_id: int, downloads: int, size: int) -> None:
-        if (machine := self._shared.machines.get(machine_id)) is not None:
+        if (machine := self._machines.get(machine_id)) is not None:
             machine.fetches += downloads
             machine.fetched_bytes += size
 
     async def receive(self, attempt_id: int, holder: Holder, name: str, request: Request) -> None:
         """Take a result into the attempt's directory, from where it lands when it is reported (R6 Landing)."""
         length, digest = _announced(request)
-        if self._dispatcher.reports.checks.holds(attempt_id):
+        if self._checks.holds(attempt_id):
             raise InvalidRequest("A check of a scene has no results.", code="not_wanted")
-        order = await self._dispatcher.reports.order_of(attempt_id)
+        order = await self._reports.order_of(attempt_id)
         if order is not None and not order.takes(name):
             raise InvalidRequest(f"{name} is not a file that this attempt has to write.", code="not_wanted")
         if order is not None:
-            self._dispatcher.reports.admit(order, name, length)
+            self._reports.admit(order, name, length)
         folder = Folder(holder.directory, holder.machine_id, holder.token)
-        self._shared.files.receives(attempt_id, folder)
-        self._shared.moved(holder.machine_id)
+        self._attempts.receives(attempt_id, folder)
+        self._machines.moved(holder.machine_id)
         try:
             await asyncio.to_thread(self._places.check_disk, Path(holder.directory), length)
             arrival = await asyncio.to_thread(Arrival, holder.directory, name)
@@ -169,7 +183,7 @@ class AttemptTransfers:
 
             def look(piece: memoryview) -> None:
                 found.update(piece)
-                self._shared.moved(holder.machine_id)
+                self._machines.moved(holder.machine_id)
 
             try:
                 watched = self._places.watched(Path(holder.directory), look)
@@ -184,24 +198,24 @@ class AttemptTransfers:
         except OSError as error:
             raise disk_error(error) from error
         finally:
-            self._shared.files.forget_late(attempt_id, folder)
+            self._attempts.forget_late(attempt_id, folder)
 
     async def receive_preview(self, attempt_id: int, holder: Holder, name: str, size: str, jpeg: bytes) -> None:
         """Keep a preview of a file that an attempt has to write. Nothing is decoded here (R13 Hostile content).
         `Conflict` when the file of another attempt landed: its preview stays (R14 Authority first)."""
-        order = await self._dispatcher.reports.order_of(attempt_id)
+        order = await self._reports.order_of(attempt_id)
         if order is None or not order.wanted or not order.takes(check_name(name)):
             raise NotFound(f"The attempt has no file {name}.")
         if not jpeg.startswith(_JPEG):
             raise InvalidRequest("A preview is a JPEG.")
-        self._dispatcher.reports.admit(order, name)
-        landed = await self._shared.database.read(partial(landed_by, task_id=holder.task_id, name=name))
+        self._reports.admit(order, name)
+        landed = await self._database.read(partial(landed_by, task_id=holder.task_id, name=name))
         if landed not in (None, attempt_id):
             raise Conflict(f"{name} of another attempt has landed.", code="attempt_over")
-        previews = self._shared.previews
+        previews = self._previews
         with disk_errors():
             path = await asyncio.to_thread(previews.put, holder.task_id, name, checked_size(size), jpeg)
-        if await self._shared.database.read(partial(load_holder, attempt_id=attempt_id)) is None:  # deleted meanwhile
+        if await self._database.read(partial(load_holder, attempt_id=attempt_id)) is None:  # deleted meanwhile
             await asyncio.to_thread(previews.take_back, path)
 
 

@@ -1,18 +1,36 @@
 """Machines as the dispatcher sees them now: who is reachable, what they offer, what occupies their slots."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any, Final, Protocol
 
+import structlog
+
 from renderonline.database.machine_rows import MachineRow
-from renderonline.farm.machines import Card, CardLoad, MachineStatus, Wish, is_open, machine_status, slots_allowed
+from renderonline.database.task_rows import Moment
+from renderonline.farm.machines import (
+    AwakeClock,
+    Card,
+    CardLoad,
+    MachineStatus,
+    Wish,
+    is_open,
+    machine_status,
+    slots_allowed,
+)
 from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_demands
 from renderonline.protocol.link import from_wire
 from renderonline.renderapi.orders import Order
 from renderonline.sandbox.probing import ADVICE
 
+_log = structlog.get_logger(__name__)
+
+TICK_S: Final = 1.0
+"""How often silence is looked at."""
+REJECTED_S: Final = 60.0
+"""How often the log names a machine whose messages are rejected."""
 _WISHES: Final = frozenset(Wish)
 _SHOWN: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("version", "platform"), ""),
@@ -232,14 +250,33 @@ def renderers_said(machine: Machine) -> Mapping[str, tuple[str, ...]]:
     return {str(one.get("name")).casefold(): tuple(found) for one in said if (found := one.get("renderers"))}
 
 
-class Machines:
-    """All machines of the farm. `changed` is called after every change of a machine; `local` is the time here; `boxes`
-    are those that pools require."""
+class Clocks:
+    """The time as the dispatcher reads it (R1.3 Silence). `monotonic`: seconds that only go forward (leases, backoff);
+    `time`: seconds since 1970 UTC, which people see. Tests replace them."""
 
-    def __init__(
-        self, changed: Callable[[Machine], None], local: Callable[[], datetime], boxes: Mapping[str, str]
-    ) -> None:
-        self._changed, self._local, self._boxes = changed, local, boxes
+    def __init__(self) -> None:
+        self.monotonic, self.time = time.monotonic, time.time
+        self._awake = AwakeClock(time.monotonic(), TICK_S)
+
+    def now(self) -> Moment:
+        return Moment.at(self.time())
+
+    def awake(self) -> float:
+        """Seconds in which the event loop was alive."""
+        return self._awake.now(self.monotonic())
+
+    def tick(self) -> float:
+        """The event loop is alive now; returns the awake seconds."""
+        self._awake.tick(self.monotonic())
+        return self.awake()
+
+
+class Machines:
+    """All machines of the farm. `changed` is called after every change of a machine; `boxes` are those that pools
+    require."""
+
+    def __init__(self, changed: Callable[[Machine], None], clocks: Clocks, boxes: Mapping[str, str]) -> None:
+        self._changed, self._clocks, self._boxes = changed, clocks, boxes
         self._all: dict[int, Machine] = {}
         self._room: set[int] = set()
         self._policy: Policy | None = None
@@ -252,12 +289,31 @@ class Machines:
     def get(self, machine_id: int) -> Machine | None:
         return self._all.get(machine_id)
 
+    def heard(self, machine: Machine) -> None:
+        """Something was read from a machine just now."""
+        machine.heard = self._clocks.awake()
+
+    def moved(self, machine_id: int) -> None:
+        """Bytes of an attempt's files move to or from this machine just now. For any thread."""
+        if (machine := self.get(machine_id)) is not None:
+            machine.moved = self._clocks.awake()
+
+    def reject(self, machine: Machine, attempt_id: int) -> None:
+        """A machine spoke for an attempt that is not its own, or that is gone: that has no effect
+        (R14 Authority first). The log says so once in a while."""
+        machine.rejected += 1
+        now = self._clocks.monotonic()
+        if now >= machine.quiet_until:
+            machine.quiet_until = now + REJECTED_S
+            _log.warning("A machine speaks for attempts that are gone or not its own", machine_id=machine.machine_id,
+                         name=machine.name, attempt=attempt_id, messages=machine.rejected)  # fmt: skip
+
     def update_row(self, row: MachineRow) -> Machine:
         """Take over what the database says of a machine, which may be new."""
         known = self._all.get(row.machine_id)
         machine = known or self._all.setdefault(row.machine_id, Machine(row))
         before = known and (known.row.settings, known.closed)
-        machine.row, machine.closed = row, not is_open(row.hours, self._local())
+        machine.row, machine.closed = row, not is_open(row.hours, self._clocks.now().local)
         machine.pool_box = self._boxes.get(row.pool, "")
         if before != (row.settings, machine.closed):
             self.note(machine)

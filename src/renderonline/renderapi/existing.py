@@ -7,7 +7,9 @@ so that one that does not answer holds up nobody.
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Final
 import aiohttp
 import structlog
 
+from renderonline.database.door import Connection, Database
+from renderonline.database.existing import adopt_tasks
 from renderonline.database.machine_rows import hello
 from renderonline.farm.arguments import join
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
@@ -23,11 +27,11 @@ from renderonline.farm.machines import checked_address
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Offer, Outcome
 from renderonline.protocol import existing
-from renderonline.renderapi.connected_machines import Machine
+from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
 from renderonline.renderapi.landings import written_offers
-from renderonline.renderapi.orders import Order
+from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.orders import AttemptFiles, Order
 from renderonline.renderapi.reports import Reports
-from renderonline.renderapi.shared import Shared
 
 _log = structlog.get_logger(__name__)
 
@@ -66,18 +70,21 @@ class _NodeJob:
 class V1Machines:
     """One `V1Machine` for each row with an address."""
 
-    def __init__(self, shared: Shared, reports: Reports) -> None:
-        self._shared = shared
-        self._reports = reports
+    def __init__(self, machines: Machines, connect: Callable[[Machine], "V1Machine"]) -> None:
+        self._machines, self._connect = machines, connect
         self._tasks: dict[Machine, asyncio.Task[None]] = {}
+
+    def adopt_tasks(self, connection: Connection, *, after: int, now: datetime) -> object:
+        """Give chunks to tasks above the id `after` that the existing system inserted."""
+        return adopt_tasks(connection, after=after, now=now)
 
     def follow(self) -> None:
         """Begin with machines that are new, end with those that are gone."""
-        present = {machine for machine in self._shared.machines if not machine.row.is_linked}
+        present = {machine for machine in self._machines if not machine.row.is_linked}
         for machine in self._tasks.keys() - present:
             self._tasks.pop(machine).cancel()
         for machine in present - self._tasks.keys():
-            self._tasks[machine] = asyncio.create_task(V1Machine(self._shared, self._reports, machine).run())
+            self._tasks[machine] = asyncio.create_task(self._connect(machine).run())
 
     async def close(self) -> None:
         """End; what runs on the machines goes on."""
@@ -90,10 +97,23 @@ class V1Machines:
 class V1Machine:
     """One machine and the attempt it has; its `MachineLink`."""
 
-    def __init__(self, shared: Shared, reports: Reports, machine: Machine) -> None:
-        self._shared = shared
-        self._reports = reports
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        database: Database,
+        memory: Memory,
+        machines: Machines,
+        files: AttemptFiles,
+        reports: Reports,
+        background: Background,
+        clocks: Clocks,
+        compare: Callable[[int], Coroutine[None, None, None]],
+    ) -> None:
         self._machine = machine
+        self._database, self._memory, self._machines, self._files = database, memory, machines, files
+        self._reports, self._background, self._clocks = reports, background, clocks
+        self._compare = compare
         self._job: _NodeJob | None = None
         self._stops: set[int] = set()
         self._news = asyncio.Event()
@@ -116,7 +136,7 @@ class V1Machine:
 
     async def run(self) -> None:
         """Ask and tell until canceled."""
-        for attempt in self._shared.memory.attempts_on(self._machine.machine_id):  # from before we were stopped
+        for attempt in self._memory.attempts_on(self._machine.machine_id):  # from before we were stopped
             phase = _Phase.RUNNING if attempt.running else _Phase.UNKNOWN
             self._job = _NodeJob(attempt.attempt_id, phase)
         connector = aiohttp.TCPConnector(force_close=True)
@@ -127,7 +147,7 @@ class V1Machine:
                     await self._step()
                 except RenderOnlineError as error:
                     _log.warning("A v1 machine's news could not be recorded", error=error.message)
-                    self._shared.gave_up()
+                    self._background.gave_up()
                 except Exception:  # noqa: BLE001 (one odd machine must not stop the farm)
                     _log.exception("A v1 machine's task failed", machine_id=self._machine.machine_id)
                 busy = self._job is not None or self._stops or self._machine.full
@@ -146,7 +166,7 @@ class V1Machine:
         if status is None:
             self._unreachable()
             return
-        self._shared.heard(self._machine)
+        self._machines.heard(self._machine)
         self._reachable(self._machine.full)
         await self._note(status)
         if self._job is None:
@@ -159,12 +179,12 @@ class V1Machine:
     def _let_go(self) -> None:
         """The attempt ended without us: canceled, or lost."""
         job = self._job
-        if job is None or job.attempt_id in self._shared.memory.attempts:
+        if job is None or job.attempt_id in self._memory.attempts:
             return
         self._job = None
         if job.phase is _Phase.START:  # it was never told
             self._stops.discard(job.attempt_id)
-            self._shared.machines.release(self._machine.machine_id, job.attempt_id)
+            self._machines.release(self._machine.machine_id, job.attempt_id)
         else:
             self._stops.add(job.attempt_id)
 
@@ -189,7 +209,7 @@ class V1Machine:
             return
         if answer is None:
             return  # whether it has begun is settled by its status
-        self._shared.heard(self._machine)
+        self._machines.heard(self._machine)
         if answer.is_success:
             await self._begun(job)
         elif answer.message == existing.ACTIVE_RENDER:
@@ -209,7 +229,7 @@ class V1Machine:
             await self._begun(job)
             if not task.is_running:
                 await self._judge(job, status)
-        elif task is not None and task.is_running and self._shared.is_ours(task.task_id):
+        elif task is not None and task.is_running and self._memory.is_ours(task.task_id):
             await self._stop(task.task_id)
         elif task is not None and task.is_running:
             await self._leave_alone(job)
@@ -218,7 +238,7 @@ class V1Machine:
 
     async def _start_again(self, job: _NodeJob) -> None:
         if job.refusals > 1:
-            self._refuses_until = self._shared.clock.monotonic() + REFUSAL_S
+            self._refuses_until = self._clocks.monotonic() + REFUSAL_S
             await self._leave_alone(job)
             return
         job.phase, job.doubt = _Phase.START, ""
@@ -244,7 +264,7 @@ class V1Machine:
             await self._finish(job, Ending(Outcome.LOST, reason="another program uses the machine"))
 
     def _said_twice(self, job: _NodeJob, doubt: str) -> bool:
-        now = self._shared.clock.monotonic()
+        now = self._clocks.monotonic()
         if job.doubt != doubt:
             job.doubt, job.since = doubt, now
             return False
@@ -254,36 +274,36 @@ class V1Machine:
         """Idle, busy with somebody else, or with something of ours that is over."""
         task = status.task
         if task is not None and task.is_running:
-            if self._shared.is_ours(task.task_id):
+            if self._memory.is_ours(task.task_id):
                 await self._stop(task.task_id)
             self._reachable(_ELSEWHERE)
             return
-        self._reachable(_ELSEWHERE if self._shared.clock.monotonic() < self._refuses_until else "")
-        self._shared.memory.release_held(self._machine.machine_id)
-        self._shared.files.remove_unheld(self._machine.machine_id, self._machine.occupied)
+        self._reachable(_ELSEWHERE if self._clocks.monotonic() < self._refuses_until else "")
+        self._memory.release_held(self._machine.machine_id)
+        self._files.remove_unheld(self._machine.machine_id, self._machine.occupied)
 
     async def _note(self, status: existing.Status) -> None:
         if status.engine_ids == self._offered:
             return
         self._offered = status.engine_ids
         self._machine.offer(dict.fromkeys(status.engine_ids, ""), 1)
-        self._shared.machines.note(self._machine)
-        facts, now_us = {"engines": list(status.engine_ids)}, self._shared.now().us
+        self._machines.note(self._machine)
+        facts, now_us = {"engines": list(status.engine_ids)}, self._clocks.now().us
         operation = partial(hello, machine_id=self._machine.machine_id, instance="", facts=facts, now_us=now_us)
         with contextlib.suppress(NotFound):  # its row was removed just now
-            await self._shared.database.write(operation)
+            await self._database.write(operation)
 
     def _reachable(self, full: str) -> None:
         """It answers; `full` is why it takes nothing ("" when it does)."""
         if self._machine.link is not self or self._machine.full != full:
             self._machine.link, self._machine.full = self, full
-            self._shared.machines.note(self._machine)
-            self._shared.wake()
+            self._machines.note(self._machine)
+            self._background.wake()
 
     def _unreachable(self) -> None:
         if self._machine.link is not None:
             self._machine.link = None
-            self._shared.machines.note(self._machine)
+            self._machines.note(self._machine)
 
     async def _succeed(self, job: _NodeJob) -> None:
         order = await self._order(job)
@@ -291,7 +311,7 @@ class V1Machine:
             offers = await asyncio.to_thread(written_offers, order)
             await self._finish(job, Ending(Outcome.SUCCEEDED, exit_code=0), offers)
             if not order.wanted and not order.uses_directory:
-                _ = self._shared.spawn(self._shared.landed.settle(order.assign.task))
+                _ = self._background.spawn(self._compare(order.assign.task))
 
     async def _order(self, job: _NodeJob) -> Order | None:
         """None when the attempt is gone, or over because its order can't be written any more."""
@@ -303,7 +323,7 @@ class V1Machine:
 
     async def _finish(self, job: _NodeJob, ending: Ending, offers: tuple[Offer, ...] = ()) -> None:
         finish = self._reports.finish(self._machine, job.attempt_id, offers, ending)
-        await self._shared.seen_through(finish)  # what began to land must not be left half-way
+        await asyncio.shield(self._background.keep(finish))  # what began to land must not be left half-way
         if self._job is job:
             self._job = None
         self._news.set()
@@ -322,9 +342,9 @@ class V1Machine:
             self._unreachable()
             return
         self._stops.discard(attempt_id)
-        self._shared.files.remove(self._machine.machine_id, (attempt_id,))
-        if self._shared.machines.release(self._machine.machine_id, attempt_id):
-            self._shared.wake()
+        self._files.remove(self._machine.machine_id, (attempt_id,))
+        if self._machines.release(self._machine.machine_id, attempt_id):
+            self._background.wake()
 
     async def _ask(self) -> existing.Status | None:
         try:

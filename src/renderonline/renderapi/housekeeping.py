@@ -36,14 +36,16 @@ from renderonline.database.task_rows import Moment
 from renderonline.farm import result_names
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge
 from renderonline.farm.scheduling import Allowance
+from renderonline.renderapi.connected_machines import Machines
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.events import Announcer, Publisher
 from renderonline.renderapi.orders import OURS
-from renderonline.renderapi.planner import Dispatcher
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
 from renderonline.serving.bodies import Take
 from renderonline.storage import manifests, names, staging
+from renderonline.storage.attempt_logs import AttemptLogs
+from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Delivered, Delivery, deliver
 from renderonline.storage.names import may_be_name, task_directory
 from renderonline.storage.staging import Stage, disk_errors, too_large
@@ -140,11 +142,19 @@ class Places:
 class Housekeeping:
     """Deletes what may go; `run` only in the RenderAPI that dispatches."""
 
-    def __init__(self, database: Database, dispatcher: Dispatcher, places: Places) -> None:
-        self._database = database
-        self._shared = dispatcher.shared
-        self._control = Control(database, dispatcher)
-        self._places = places
+    def __init__(
+        self,
+        database: Database,
+        places: Places,
+        *,
+        machines: Machines,
+        control: Control,
+        logs: AttemptLogs,
+        previews: PreviewFiles,
+        newest: Callable[[], int],
+    ) -> None:
+        self._database, self._places, self._machines, self._control = database, places, machines, control
+        self._logs, self._previews, self._newest = logs, previews, newest
         self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> None:
@@ -156,7 +166,7 @@ class Housekeeping:
 
     def limit(self, user_id: int) -> int:
         """How many bytes a user's tasks may take; 0: any."""
-        return self._shared.machines.policy.users.get(user_id, Allowance()).keep_mib << 20
+        return self._machines.policy.users.get(user_id, Allowance()).keep_mib << 20
 
     async def surplus(
         self, user_id: int, size: int, spared: Collection[int] = (), upload_id: str | None = None
@@ -214,7 +224,7 @@ class Housekeeping:
     async def _sweep(self) -> None:
         """Logs and previews of what is gone. An attempt's number says whether it is of this farm
         (R7.1 Attempt id on the wire), a task's does not: of previews nothing goes where another farm's logs are."""
-        newest, logs, previews = self._shared.newest, self._shared.logs, self._shared.previews
+        newest, logs, previews = self._newest(), self._logs, self._previews
         found = await asyncio.to_thread(logs.on_disk)
         ours = [number for number in found if newest - OURS < number < newest]
         for attempt_id in await self._database.read(partial(control_rows.gone, kind="attempt", ids=ours)):

@@ -9,16 +9,17 @@ budget of their own, so that they never delay a report (R5.3 Progress and logs).
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from msgspec.structs import replace
 from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from renderonline.database.door import Database
 from renderonline.database.machine_rows import MachineRow, change_machine, get_machine, hello, secret_matches
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish, check_cards
@@ -26,12 +27,10 @@ from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
 from renderonline.protocol.link import PROTOCOL, Hello, Refused, decode, encode, to_wire
-from renderonline.renderapi.connected_machines import Machine
-from renderonline.renderapi.memory import LiveAttempt
-from renderonline.renderapi.orders import Order
+from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
+from renderonline.renderapi.memory import Announcements, Background, LiveAttempt, Memory
+from renderonline.renderapi.orders import AttemptFiles, Order
 from renderonline.renderapi.reports import Reports
-from renderonline.renderapi.shared import REJECTED_S, Shared
-from renderonline.serving.admission import let_in
 from renderonline.storage.attempt_logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
@@ -65,18 +64,42 @@ class _Refusal(Exception):
         self.answer = Refused(code, message, final)
 
 
+class MachineChecks(Protocol):
+    """The checks of scenes that machines have (`scene_checks.SceneChecks`)."""
+
+    def holds(self, attempt_id: int) -> bool:
+        """Whether this attempt is a check that its machine may still have."""
+
+    def lost(self, machine_id: int) -> None:
+        """A machine's link ended or begins again: it goes on with no check."""
+
+
 class LinkedMachine:
     """An open link; the machine's `MachineLink`. `last_seq`: the last report of the instance that was applied; `ended`
     is set when nothing of this link is applied or written any more."""
 
     def __init__(
-        self, shared: Shared, reports: Reports, socket: WebSocket, machine: Machine, instance: str, *, last_seq: int
+        self,
+        socket: WebSocket,
+        machine: Machine,
+        instance: str,
+        *,
+        last_seq: int,
+        memory: Memory,
+        machines: Machines,
+        reports: Reports,
+        checks: MachineChecks,
+        background: Background,
+        clocks: Clocks,
+        announcements: Announcements,
+        logs: AttemptLogs,
     ) -> None:
         self.machine = machine
         self.instance = instance
         self.ended = asyncio.Event()
-        self._shared = shared
-        self._reports = reports
+        self._memory, self._machines, self._reports, self._checks = memory, machines, reports, checks
+        self._background, self._clocks = background, clocks
+        self._announcements, self._logs = announcements, logs
         self._socket = socket
         self._read_seq = self._applied_seq = last_seq
         self._unsent: deque[link.FromRenderAPI] = deque()
@@ -91,12 +114,12 @@ class LinkedMachine:
 
     def assign(self, order: Order) -> None:
         attempt_id = order.assign.attempt
-        attempt = self._shared.memory.attempts.get(attempt_id)
+        attempt = self._memory.attempts.get(attempt_id)
         if attempt is not None and (missing := self.machine.lacks_box(attempt.needs)):
             # The machine came back with a weaker box than it had when this was planned.
-            self._shared.machines.release(self.machine.machine_id, attempt_id)
+            self._machines.release(self.machine.machine_id, attempt_id)
             ending = Ending(Outcome.CANCELED, reason=f"{self.machine.name} has {missing}", given_back=True)
-            _ = self._shared.spawn(self._reports.end({attempt_id: ending}))
+            _ = self._background.spawn(self._reports.end({attempt_id: ending}))
             return
         self.knows(attempt_id)
         self.send(order.assign)
@@ -150,7 +173,7 @@ class LinkedMachine:
             if text is None:
                 self.close("the machine closed it")
                 return
-            self._shared.heard(self.machine)
+            self._machines.heard(self.machine)
             try:
                 await self._take(decode(text, link.FromMachine))
             except InvalidRequest as error:
@@ -178,11 +201,11 @@ class LinkedMachine:
 
     def _take_progress(self, progress: link.Progress) -> None:
         """Keep the newest progress of a live attempt of this machine (R5.3 Progress and logs), as it may be shown."""
-        attempt = self._shared.memory.attempts.get(progress.attempt)
+        attempt = self._memory.attempts.get(progress.attempt)
         if attempt is None:  # it ended just now
             return
         if attempt.machine_id != self.machine.machine_id:
-            self._shared.reject(self.machine, progress.attempt)
+            self._machines.reject(self.machine, progress.attempt)
             return
         remaining = progress.remaining_s
         attempt.progress = replace(
@@ -191,7 +214,7 @@ class LinkedMachine:
             remaining_s=remaining if remaining is not None and 0 <= remaining < 1e9 else None,
             message=progress.message[:500],
         )
-        self._shared.announcer.progress(attempt, attempt.progress, self._shared.clock.monotonic())
+        self._announcements.progress(attempt, attempt.progress, self._clocks.monotonic())
 
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
@@ -202,15 +225,15 @@ class LinkedMachine:
             self.machine.describe()
         if self.machine.ability != before or self.machine.full != full:
             self.machine.full = full
-            self._shared.machines.note(self.machine)
-            self._shared.wake()
+            self._machines.note(self.machine)
+            self._background.wake()
 
     def _take_log(self, line: link.Log) -> None:
         """Keep a piece of the log of an attempt that the machine has or had (R5.3 Progress and logs)."""
-        if self._reports.checks.holds(line.attempt):
+        if self._checks.holds(line.attempt):
             return
         if line.attempt not in self._attempts:
-            self._shared.reject(self.machine, line.attempt)
+            self._machines.reject(self.machine, line.attempt)
         elif line.text and 0 <= line.offset < 2**53 and self._log_size <= MAX_LOG:
             self._log_size += len(line.text) + _PIECE_COST
             self._log_lines.append(line)
@@ -240,7 +263,7 @@ class LinkedMachine:
         try:
             await self._reports.apply(self.machine, self.instance, batch)
         except Exception:
-            self._shared.gave_up()
+            self._background.gave_up()
             raise
 
     async def _write(self) -> None:
@@ -263,19 +286,34 @@ class LinkedMachine:
             self._to_log.clear()
             lines, self._log_lines, self._log_size = self._log_lines, [], 0
             try:
-                await self._finish(asyncio.to_thread(write_logs, self._shared.logs, lines))  # a log has one writer
+                await self._finish(asyncio.to_thread(write_logs, self._logs, lines))  # a log has one writer
             except OSError as error:
-                if self._shared.clock.monotonic() >= self._quiet_until:
-                    self._quiet_until = self._shared.clock.monotonic() + REJECTED_S
+                if self._clocks.monotonic() >= self._quiet_until:
+                    self._quiet_until = self._clocks.monotonic() + REJECTED_S
                     _log.warning("Logs of attempts can't be written", name=self.machine.name, error=str(error))
 
 
 class LinkedMachines:
     """The links of all linked machines; `endpoint` serves one."""
 
-    def __init__(self, shared: Shared, reports: Reports) -> None:
-        self._shared = shared
-        self._reports = reports
+    def __init__(
+        self,
+        connect: partial[LinkedMachine],
+        *,
+        database: Database,
+        memory: Memory,
+        machines: Machines,
+        files: AttemptFiles,
+        reports: Reports,
+        checks: MachineChecks,
+        background: Background,
+        clocks: Clocks,
+        logs: AttemptLogs,
+        let_in: Callable[[WebSocket, str], None],
+    ) -> None:
+        self._connect, self._database, self._memory, self._machines = connect, database, memory, machines
+        self._files, self._reports, self._checks, self._logs = files, reports, checks, logs
+        self._background, self._clocks, self._let_in = background, clocks, let_in
         self._instances: dict[int, Instances] = defaultdict(Instances)
         self._doors: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._open: dict[int, LinkedMachine] = {}
@@ -299,7 +337,7 @@ class LinkedMachines:
         except RenderOnlineError as error:
             refused = Refused(error.reason_code, error.message)
         else:
-            let_in(socket, f"machine {connection.machine.machine_id}", is_link=True)
+            self._let_in(socket, f"machine {connection.machine.machine_id}")
             try:
                 await connection.run()
             finally:
@@ -343,7 +381,7 @@ class LinkedMachines:
     async def _authenticated(self, message: Hello) -> MachineRow:
         row: MachineRow | None = None
         with contextlib.suppress(NotFound):
-            row = await self._shared.database.read(partial(get_machine, machine_id=message.machine_id))
+            row = await self._database.read(partial(get_machine, machine_id=message.machine_id))
         if row is None or not secret_matches(row, message.secret):
             unknown = "This machine is not known here. Join it again with a new code."
             raise _Refusal("not_authenticated", unknown, final=True)
@@ -353,7 +391,7 @@ class LinkedMachines:
 
     async def _check_alone(self, row: MachineRow, message: Hello) -> None:
         """Two programs with one secret would close each other's links for ever (R5.7 One secret, one program)."""
-        instances, now = self._instances[row.machine_id], self._shared.clock.monotonic()
+        instances, now = self._instances[row.machine_id], self._clocks.monotonic()
         latest, linked = instances.latest, self._open.get(row.machine_id)
         another = latest is not None and latest.instance != message.instance and now - latest.at <= ALTERNATION_S
         another = another or (linked is not None and linked.instance != message.instance)
@@ -363,34 +401,34 @@ class LinkedMachines:
             return
         changes = {"wish": Wish.DISABLED.value, "wish_reason": _TWO_PROGRAMS}
         operation = partial(change_machine, machine_id=row.machine_id, changes=changes)
-        self._shared.machines.update_row(await self._shared.database.write(operation))
+        self._machines.update_row(await self._database.write(operation))
         raise _Refusal("disabled", _TWO_PROGRAMS)
 
     async def _attach(self, socket: WebSocket, message: Hello) -> LinkedMachine:
-        shared, machine_id, hidden = self._shared, message.machine_id, ("type", "secret", "held", "instance")
+        machine_id, hidden = message.machine_id, ("type", "secret", "held", "instance")
         facts = {key: value for key, value in to_wire(message).items() if key not in hidden}
         operation = partial(
-            hello, machine_id=machine_id, instance=message.instance, facts=facts, now_us=shared.now().us
+            hello, machine_id=machine_id, instance=message.instance, facts=facts, now_us=self._clocks.now().us
         )
-        row = await shared.database.write(operation)
-        machine = shared.machines.update_row(row)
+        row = await self._database.write(operation)
+        machine = self._machines.update_row(row)
         held = {one.attempt for one in await self._reports.genuine(machine, message.held)}
-        offsets = await asyncio.to_thread(lambda: {number: shared.logs.size(number) for number in held})
+        offsets = await asyncio.to_thread(lambda: {number: self._logs.size(number) for number in held})
         machine.facts, machine.full, machine.load = facts, message.full, {}
-        connection = LinkedMachine(shared, self._reports, socket, machine, message.instance, last_seq=row.last_seq)
-        self._reports.checks.lost(machine_id)
+        connection = self._connect(socket, machine, message.instance, last_seq=row.last_seq)
+        self._checks.lost(machine_id)
         kept, again, lost = self._reconcile(machine_id, held)
         resumed = {str(number): offsets[number] for number in kept}
         connection.send(link.Welcome(min(message.protocol, PROTOCOL), tuple(kept), row.last_seq, resumed))
         for number in held:
             connection.knows(number)
         machine.offer({offer.name: offer.version for offer in message.engines}, message.slots)
-        there = (one for one in shared.memory.attempts_on(machine_id) if one.attempt_id not in lost)
+        there = (one for one in self._memory.attempts_on(machine_id) if one.attempt_id not in lost)
         machine.occupied = {one.attempt_id: one.needs for one in there}
         machine.link = self._open[machine_id] = connection
-        shared.heard(machine)
-        shared.machines.note(machine)
-        shared.files.remove_unheld(machine_id, {*held, *machine.occupied})
+        self._machines.heard(machine)
+        self._machines.note(machine)
+        self._files.remove_unheld(machine_id, {*held, *machine.occupied})
         _log.info("A machine is linked", machine_id=machine_id, name=machine.name, kept=len(kept), lost=len(lost))
         try:
             await self._reports.end({**lost, **await self._send_again(connection, again)})
@@ -398,7 +436,7 @@ class LinkedMachines:
             connection.ended.set()
             self._detach(connection)
             raise
-        shared.wake()
+        self._background.wake()
         return connection
 
     def _reconcile(
@@ -407,7 +445,7 @@ class LinkedMachines:
         """Our live attempts against those that the machine holds: those that go on, those that never
         arrived, and those that it lost."""
         kept, again, lost = [], [], {}
-        for attempt in self._shared.memory.attempts_on(machine_id):
+        for attempt in self._memory.attempts_on(machine_id):
             if attempt.attempt_id in held:
                 kept.append(attempt.attempt_id)
             elif attempt.running:
@@ -424,9 +462,9 @@ class LinkedMachines:
                 order = await self._reports.order_of(attempt.attempt_id)
             except InvalidRequest as error:
                 broken[attempt.attempt_id] = Ending(Outcome.FAILED, "command", error.message)
-                self._shared.machines.release(attempt.machine_id, attempt.attempt_id)
+                self._machines.release(attempt.machine_id, attempt.attempt_id)
                 continue
-            if order is not None and attempt.attempt_id in self._shared.memory.attempts:
+            if order is not None and attempt.attempt_id in self._memory.attempts:
                 connection.assign(order)
         return broken
 
@@ -436,8 +474,8 @@ class LinkedMachines:
             del self._open[machine.machine_id]
         if machine.link is connection:
             machine.link = None
-            self._reports.checks.lost(machine.machine_id)
-            self._shared.machines.note(machine)
+            self._checks.lost(machine.machine_id)
+            self._machines.note(machine)
 
 
 def _check_protocol(message: Hello) -> None:

@@ -1,34 +1,110 @@
 """The dispatcher's memory: what waits, what is live, who uses how much. Rebuilt from the database at start.
 
-Memory decides, the database records. Everything here happens on the event loop and never waits.
+Memory decides, the database records. Everything in `Memory` happens on the event loop; only `reload` waits.
 """
 
+import asyncio
+import gc
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
-from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, QueuedTask
+import structlog
+
+from renderonline.database.door import Connection, Database
+from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, QueuedTask, load_queue
+from renderonline.database.task_rows import TaskRow
+from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.ready import ReadyIndex, Signature
 from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy
+from renderonline.farm.tasks import Landing
 from renderonline.protocol.link import Progress
-from renderonline.renderapi.orders import Order
+from renderonline.renderapi.orders import OURS, Order
+
+_log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _RECENT: Final = 8
 """The machines that had parts of a task most recently are remembered, because they have its scene."""
 
 
+class Announcements(Protocol):
+    """Tells those who watch the farm (`events.Announcer`)."""
+
+    def task(self, state: TaskRow) -> None:
+        """A task changed."""
+
+    def task_deleted(self, task_id: int, user_id: int) -> None:
+        """A task of this user is gone."""
+
+    def result(self, landing: Landing, *, preview: bool) -> None:
+        """A result landed; `preview`: it can be shown in a grid."""
+
+    def progress(self, attempt: "LiveAttempt", progress: Progress, now: float) -> None:
+        """An attempt came further; `now` is monotonic."""
+
+
 class Clock(Protocol):
-    """The clocks that the dispatcher reads (R1.3 Silence): the module `time`, or a test's own."""
+    """The two clocks of `connected_machines.Clocks` that memory reads."""
 
     def monotonic(self) -> float:
-        """Seconds that only go forward: silence, leases, backoff."""
+        """Seconds that only go forward."""
 
     def time(self) -> float:
-        """Seconds since 1970 UTC: what people see."""
+        """Seconds since 1970 UTC."""
+
+
+class Background:
+    """Runs the dispatcher's work in the background, wakes the planner, and knows whether memory can be trusted.
+    `ready`: memory says what the database says; `woken` and `in_doubt` wake the loops of the dispatcher."""
+
+    def __init__(self) -> None:
+        self.woken, self.in_doubt = asyncio.Event(), asyncio.Event()
+        self.ready = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def wake(self) -> None:
+        """A plan could assign something."""
+        self.woken.set()
+
+    def gave_up(self) -> None:
+        """A write was given up: memory is in doubt and is rebuilt (R3.2 Repeatable operations)."""
+        self.ready = False
+        self.in_doubt.set()
+
+    async def guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await this; an error must not end the dispatcher, but memory is in doubt afterwards."""
+        try:
+            await work
+        except RenderOnlineError as error:
+            _log.warning("The dispatcher could not do something", error=error.message)
+            self.gave_up()
+        except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
+            _log.exception("The dispatcher failed")
+            self.gave_up()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run this in the background, guarded."""
+        return self.keep(self.guarded(work))
+
+    def keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run this in the background; its error is its caller's."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def settled(self) -> None:
+        """Wait until nothing runs in the background."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -53,12 +129,15 @@ class _Later(NamedTuple):
 class Memory:
     """What the dispatcher knows. `wake` is called whenever a plan could assign something."""
 
-    def __init__(self, wake: Callable[[], None], clock: Clock, policy: RetryPolicy) -> None:
+    def __init__(self, database: Database, wake: Callable[[], None], clock: Clock, policy: RetryPolicy) -> None:
+        self._database = database
         self._wake = wake
         self._clock = clock
         self._policy = policy
         self.checked_first: set[int] = set()
         """Tasks of which nothing starts before a machine has looked at the scene."""
+        self.newest = 0
+        """An attempt id of this start."""
         self.load((), ())
 
     def load(self, queue: Iterable[QueuedTask], live: Iterable[LiveAttempt]) -> None:
@@ -102,6 +181,20 @@ class Memory:
         for chunk in odd:
             self.chunk_back(task.task_id, chunk)
         self._wake()
+
+    async def reload(self, task_ids: Collection[int]) -> None:
+        """Read tasks again: they were resumed, tried again, or added by hand. In the writer's turn, so that memory does
+        not miss what is committed meanwhile."""
+        queued = await self._database.write(partial(queue_of, task_ids=task_ids))
+        for task_id in set(task_ids) - {task.task_id for task in queued}:
+            self.forget_task(task_id)
+        for task in queued:
+            self.add_task(task)
+        self._wake()
+
+    def is_ours(self, attempt_id: int) -> bool:
+        """Whether a number on a v1 machine's wire is one of this farm's attempts (R7.1 Attempt id on the wire)."""
+        return attempt_id in self.attempts or abs(self.newest - attempt_id) < OURS
 
     def forget_task(self, task_id: int) -> None:
         """A task ended, was paused, or is read again: nothing of it starts. Live attempts stay known."""
@@ -256,3 +349,24 @@ class Memory:
 
     def attempts_of(self, task_id: int) -> tuple[LiveAttempt, ...]:
         return tuple(self._by_task.get(task_id, {}).values())
+
+
+def heavy(work: Callable[P, T]) -> Callable[P, T]:
+    """The same function without garbage collection, for threads that make hundreds of thousands of objects: Python
+    would search them for cycles again and again, and all threads stand still meanwhile."""
+
+    @wraps(work)
+    def done(*arguments: P.args, **named: P.kwargs) -> T:
+        gc.disable()
+        try:
+            return work(*arguments, **named)
+        finally:
+            gc.enable()
+
+    return done
+
+
+@heavy
+def queue_of(connection: Connection, task_ids: Collection[int] | None = None) -> list[QueuedTask]:
+    """The queue, or these tasks of it, as memory takes them without much work."""
+    return [task.sorted_out() for task in load_queue(connection, task_ids)]

@@ -11,32 +11,28 @@ import contextlib
 import secrets
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
 from renderonline.database import queue_rows as loading
 from renderonline.database.administration_rows import EngineRow
-from renderonline.database.door import Database, IdBlocks
-from renderonline.database.existing import adopt_tasks
+from renderonline.database.door import Connection, Database, IdBlocks
 from renderonline.database.machine_rows import list_machines
 from renderonline.database.queue_rows import QueuedTask
 from renderonline.database.submission_rows import Assigned, LeasedChunk, NewTask, Submitted, assign, submit_and_lease
 from renderonline.farm.errors import InvalidRequest, NotAvailable
+from renderonline.farm.needs import Needs
 from renderonline.farm.ready import Bucket, ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan_round
-from renderonline.farm.settling import Ending, Patience, RetryPolicy
+from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
-from renderonline.renderapi.events import Publisher
-from renderonline.renderapi.existing import V1Machines
-from renderonline.renderapi.machine_links import LinkedMachines
-from renderonline.renderapi.memory import LiveAttempt
-from renderonline.renderapi.orders import Folder
-from renderonline.renderapi.reports import Reports, Watching
-from renderonline.renderapi.shared import TICK_S, Shared, heavy, queue_of
+from renderonline.renderapi.connected_machines import TICK_S, Clocks, Machines
+from renderonline.renderapi.memory import Background, LiveAttempt, Memory, heavy, queue_of
+from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
+from renderonline.renderapi.reports import Benching, Reports, Watching
 from renderonline.storage.landing import attempt_directory
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +45,54 @@ _REBUILD_PAUSE_S: Final = 1.0
 _TOKEN_BYTES: Final = 16
 
 
+class PlannedCheck(Protocol):
+    """The check of a scene, for which a machine's slot may be claimed (`scene_checks.Check`)."""
+
+    unchecked: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing of its task may start before it has ended."""
+
+
+class PlannedChecks(Protocol):
+    """The checks of scenes, which take slots beside attempts (`scene_checks.SceneChecks`)."""
+
+    def claim(
+        self, task: QueuedTask, engine: EngineRow, new: NewTask
+    ) -> contextlib.AbstractContextManager[PlannedCheck | None]:
+        """The check of a task that is being committed; its slot is free again unless the task has an id at the end."""
+
+    def begin(self, check: Any, task_id: int) -> None:
+        """The task of a claimed check is committed."""
+
+    def advance(self) -> None:
+        """Give the checks that wait what the plan left free."""
+
+    def occupied(self, machine_id: int) -> Mapping[int, Needs]:
+        """The attempts of checks that occupy a machine's slots."""
+
+    def stop(self) -> None:
+        """End all checks."""
+
+
+class Closable(Protocol):
+    """Connections of machines that dial us (`machine_links.LinkedMachines`)."""
+
+    async def close(self) -> None:
+        """End all connections."""
+
+
+class ExistingNodes(Closable, Protocol):
+    """Render nodes of the existing system, which we dial (`existing.V1Machines`)."""
+
+    def follow(self) -> None:
+        """Begin with machines that are new, end with those that are gone."""
+
+    def adopt_tasks(self, connection: Connection, *, after: int, now: datetime) -> object:
+        """Give chunks to tasks above the id `after` that the existing system inserted."""
+
+
 class Dispatcher:
     """Joins memory, machines and the database. `start` before anything else, `stop` at the end."""
 
@@ -56,49 +100,60 @@ class Dispatcher:
         self,
         database: Database,
         ids: IdBlocks,
-        events: Publisher,
         *,
-        data_directory: Path,
-        policy: RetryPolicy,
-        reserve_mib: int,
-        silence_s: float,
-        grace_s: float,
-        patience: Patience,
-        pool_sandbox: Mapping[str, str] = MappingProxyType({}),
+        memory: Memory,
+        machines: Machines,
+        orders: Orders,
+        files: AttemptFiles,
+        reports: Reports,
+        benching: Benching,
+        watching: Watching,
+        checks: PlannedChecks,
+        background: Background,
+        clocks: Clocks,
+        links: Closable,
+        nodes: ExistingNodes,
     ) -> None:
-        self.shared = Shared(database, events, data_directory, policy, pool_sandbox, reserve_mib)
-        self.memory = self.shared.memory
-        self.reports = Reports(self.shared, ids)
-        self._ids = ids
-        self._watching = Watching(self.shared, self.reports, silence_s=silence_s, grace_s=grace_s, patience=patience)
-        self._leasing = Leasing(self.shared, ids, self.reports)
-        self._linked = LinkedMachines(self.shared, self.reports)
-        self.link, self.restart_machine = self._linked.endpoint, self._linked.restart
-        self._v1 = V1Machines(self.shared, self.reports)
+        self._database, self._ids, self._memory, self._machines = database, ids, memory, machines
+        self._files, self._reports, self._benching, self._watching = files, reports, benching, watching
+        self._checks, self._background, self._clocks = checks, background, clocks
+        self._links, self._nodes = links, nodes
+        self._leasing = Leasing(
+            database,
+            ids,
+            memory=memory,
+            machines=machines,
+            orders=orders,
+            files=files,
+            reports=reports,
+            checks=checks,
+            background=background,
+            clocks=clocks,
+        )
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Settle what a stop left half-way, rebuild memory, begin."""
-        await self.reports.settle_landings()
+        await self._reports.settle_landings()
         await self._load()
-        self.shared.newest = self._ids.next_attempt_id()
-        await self.shared.files.sweep(self.shared.newest)
-        self._v1.follow()
+        self._memory.newest = self._ids.next_attempt_id()
+        await self._files.sweep(self._memory.newest)
+        self._nodes.follow()
         loops = (self._plan_for_ever(), self._watch_for_ever(), self._refresh_for_ever(), self._rebuild_for_ever())
         self._loops = [asyncio.create_task(loop) for loop in loops]
-        self.shared.wake()
+        self._background.wake()
 
     async def stop(self) -> None:
         """End all links and loops. Attempts go on without us and are found again at the next start."""
-        self.shared.ready = False
-        self.reports.checks.stop()
+        self._background.ready = False
+        self._checks.stop()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self.shared.settled()
-        await self._linked.close()
-        await self._v1.close()
-        await self.shared.settled()
+        await self._background.settled()
+        await self._links.close()
+        await self._nodes.close()
+        await self._background.settled()
 
     async def leased(self) -> None:
         """Wait until what was submitted just now is planned, and its leases are committed and sent."""
@@ -112,109 +167,111 @@ class Dispatcher:
     async def refresh(self) -> None:
         """Notice rows that were added or changed by hand or by an operator (R3.4 Changes by hand)."""
         await self._read_machines()
-        self._v1.follow()
-        self.reports.benching.follow()
+        self._nodes.follow()
+        self._benching.follow()
         await self._refresh_queue()
-        self.shared.wake()
+        self._background.wake()
 
     async def _read_machines(self) -> None:
-        database = self.shared.database
-        rows, users = await database.read(list_machines), await database.read(loading.load_allowances)
-        for machine in self.shared.machines.update(rows, users):
+        rows = await self._database.read(list_machines)
+        users = await self._database.read(loading.load_allowances)
+        for machine in self._machines.update(rows, users):
             if machine.link is not None:
                 machine.link.close("this machine was removed")
 
     async def _refresh_queue(self) -> None:
         """Tasks that came into the queue, or went, without passing through us."""
-        known = set(self.memory.tasks)
-        queued = await self.shared.database.read(loading.load_queued_ids)
+        known = set(self._memory.tasks)
+        queued = await self._database.read(loading.load_queued_ids)
         for task_id in known - queued:
-            self.memory.forget_task(task_id)
-        unknown = queued - self.memory.tasks.keys()
+            self._memory.forget_task(task_id)
+        unknown = queued - self._memory.tasks.keys()
         if not unknown:
             return
-        await self.shared.reload(unknown)
-        bare = [task_id for task_id in unknown & self.memory.tasks.keys() if not self.memory.tasks[task_id].chunk_count]
+        await self._memory.reload(unknown)
+        bare = [
+            task_id for task_id in unknown & self._memory.tasks.keys() if not self._memory.tasks[task_id].chunk_count
+        ]
         if bare:  # inserted by hand, as the existing system would
-            now = self.shared.now().local
-            await self.shared.database.write(partial(adopt_tasks, after=min(bare) - 1, now=now))
-            await self.shared.reload(bare)
+            await self._database.write(
+                partial(self._nodes.adopt_tasks, after=min(bare) - 1, now=self._clocks.now().local)
+            )
+            await self._memory.reload(bare)
 
     def figures(self) -> Mapping[str, float]:
         """Numbers for `/metrics`."""
-        machines = list(self.shared.machines)
+        machines = list(self._machines)
         return {
-            "chunks_ready": len(self.memory.index),
-            "tasks_queued": len(self.memory.tasks),
-            "attempts_live": len(self.memory.attempts),
+            "chunks_ready": len(self._memory.index),
+            "tasks_queued": len(self._memory.tasks),
+            "attempts_live": len(self._memory.attempts),
             "machines_reachable": sum(machine.reachable for machine in machines),
             "slots_free": sum(machine.free for machine in machines),
-            "reports_dropped": self.reports.dropped,
+            "reports_dropped": self._reports.dropped,
         }
 
     async def _plan_for_ever(self) -> None:
         timer: asyncio.TimerHandle | None = None
         while True:
-            await self.shared.woken.wait()
-            self.shared.woken.clear()
-            if not self.shared.ready:
+            await self._background.woken.wait()
+            self._background.woken.clear()
+            if not self._background.ready:
                 continue
             if timer is not None:
                 timer.cancel()
                 timer = None
             try:
                 due = await self._leasing.assign_free()
-                self.reports.checks.advance()
+                self._checks.advance()
             except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
                 _log.exception("Nothing could be assigned")
-                self.shared.gave_up()
+                self._background.gave_up()
                 continue
             if due is not None:
-                delay = max(0.0, due - self.shared.clock.monotonic())
-                timer = asyncio.get_running_loop().call_later(delay, self.shared.wake)
+                delay = max(0.0, due - self._clocks.monotonic())
+                timer = asyncio.get_running_loop().call_later(delay, self._background.wake)
 
     async def _watch_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = self.shared.clock.monotonic()
-            self.shared.awake.tick(now)
-            if self.shared.ready:
-                await self.shared.guarded(self._watching.look(self.shared.awake.now(now)))
+            awake = self._clocks.tick()
+            if self._background.ready:
+                await self._background.guarded(self._watching.look(awake))
 
     async def _refresh_for_ever(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_S)
-            if self.shared.ready:
-                await self.shared.guarded(self.refresh())
+            if self._background.ready:
+                await self._background.guarded(self.refresh())
 
     async def _rebuild_for_ever(self) -> None:
         while True:
-            await self.shared.in_doubt.wait()
+            await self._background.in_doubt.wait()
             await asyncio.sleep(_REBUILD_PAUSE_S)
-            await self.shared.settled()
-            self.shared.in_doubt.clear()
-            await self.shared.guarded(self.reports.settle_landings())  # what was given up may have begun to land
-            await self.shared.guarded(self._load())
-            if self.shared.ready:
+            await self._background.settled()
+            self._background.in_doubt.clear()
+            await self._background.guarded(self._reports.settle_landings())  # what was given up may have begun to land
+            await self._background.guarded(self._load())
+            if self._background.ready:
                 _log.info("Memory is rebuilt from the database")
-                self.shared.wake()
+                self._background.wake()
 
     async def _load(self) -> None:
         """Rebuild memory from the database, in the writer's turn: what is committed before is in it, and what is
         committed after it is followed."""
         await self._read_machines()
-        live, queue = await self.shared.database.write(lambda c: (loading.load_live(c, LiveAttempt), queue_of(c)))
+        live, queue = await self._database.write(lambda c: (loading.load_live(c, LiveAttempt), queue_of(c)))
         for attempt in live:  # it was planned for what its machine had
-            if (there := self.shared.machines.get(attempt.machine_id)) is not None:
+            if (there := self._machines.get(attempt.machine_id)) is not None:
                 attempt.needs = attempt.needs.on(there.ability)
-        self.memory.load(queue, live)
+        self._memory.load(queue, live)
         for attempt in live:
-            self.shared.files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
-        for machine in self.shared.machines:
-            held = {one.attempt_id: one.needs for one in self.memory.attempts_on(machine.machine_id)}
-            machine.occupied = {**held, **self.reports.checks.occupied(machine.machine_id)}
-            self.shared.machines.note(machine)
-        self.shared.ready = not self.shared.in_doubt.is_set()
+            self._files.know(attempt.attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
+        for machine in self._machines:
+            held = {one.attempt_id: one.needs for one in self._memory.attempts_on(machine.machine_id)}
+            machine.occupied = {**held, **self._checks.occupied(machine.machine_id)}
+            self._machines.note(machine)
+        self._background.ready = not self._background.in_doubt.is_set()
 
 
 def _queued(new: NewTask, engine: EngineRow) -> QueuedTask:
@@ -241,16 +298,29 @@ def _queued(new: NewTask, engine: EngineRow) -> QueuedTask:
 class Leasing:
     """Plans, commits, sends."""
 
-    def __init__(self, shared: Shared, ids: IdBlocks, reports: Reports) -> None:
-        self._shared = shared
-        self._ids = ids
-        self._reports = reports
+    def __init__(
+        self,
+        database: Database,
+        ids: IdBlocks,
+        *,
+        memory: Memory,
+        machines: Machines,
+        orders: Orders,
+        files: AttemptFiles,
+        reports: Reports,
+        checks: PlannedChecks,
+        background: Background,
+        clocks: Clocks,
+    ) -> None:
+        self._database, self._ids, self._memory, self._machines = database, ids, memory, machines
+        self._orders, self._files, self._reports, self._checks = orders, files, reports, checks
+        self._background, self._clocks = background, clocks
         self._leases: set[asyncio.Task[None]] = set()
 
     async def assign_free(self) -> float | None:
         """Assign chunks to all free slots; returns before the commits. Returns when the next
         chunk is due (monotonic)."""
-        memory = self._shared.memory
+        memory = self._memory
         await self._ids.refill()
         due = memory.release_due()
         wanted = self._plan(memory.index, memory.tasks)
@@ -267,31 +337,31 @@ class Leasing:
         task = await asyncio.to_thread(heavy(_queued), new, engine) if many else _queued(new, engine)
         ready_at_once = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
         with contextlib.ExitStack() as claimed:
-            if (check := claimed.enter_context(self._reports.checks.claim(task, engine, new))) is not None:
+            if (check := claimed.enter_context(self._checks.claim(task, engine, new))) is not None:
                 new, ready_at_once = replace(new, unchecked=check.unchecked), ready_at_once and not check.holds
-            ahead = claimed.enter_context(self._ahead(task, plans=ready_at_once and self._shared.ready))
+            ahead = claimed.enter_context(self._ahead(task, plans=ready_at_once and self._background.ready))
             commit = heavy(submit_and_lease) if many else submit_and_lease
-            operation = partial(commit, new=new, ahead=ahead, moment=self._shared.now())
+            operation = partial(commit, new=new, ahead=ahead, moment=self._clocks.now())
             try:
-                submitted, assigned = await self._shared.database.write(operation)
+                submitted, assigned = await self._database.write(operation)
             except NotAvailable:  # perhaps the leases are there
-                self._shared.gave_up()
+                self._background.gave_up()
                 raise
             if submitted.repeated:
                 return submitted
             if check is not None:
-                self._reports.checks.begin(check, submitted.task_id)
+                self._checks.begin(check, submitted.task_id)
             if not ready_at_once:
                 self._reports.read_again((submitted.task_id,))
                 return submitted
             task.task_id = submitted.task_id
-            if task.task_id not in self._shared.memory.tasks:  # it may have been found in the queue already
-                self._shared.memory.add_task(task)
+            if task.task_id not in self._memory.tasks:  # it may have been found in the queue already
+                self._memory.add_task(task)
             leased = ahead.copy()
             ahead.clear()
             for attempt in leased:
                 attempt.task_id = task.task_id
-                self._shared.memory.lease(attempt)
+                self._memory.lease(attempt)
             if leased:
                 self._spawn(self._send_all(leased, assigned))
         return submitted
@@ -300,7 +370,7 @@ class Leasing:
     def _ahead(self, task: QueuedTask, *, plans: bool) -> Iterator[list[LiveAttempt]]:
         """Slots for the first chunks of a task that is being committed, when nothing else waits. They count as used
         meanwhile; those that are still in the list afterwards are free again."""
-        memory = self._shared.memory
+        memory = self._memory
         ahead: list[LiveAttempt] = []
         if plans and task.plain is not None and task.may_start and not len(memory.index):
             index = ReadyIndex()
@@ -318,18 +388,18 @@ class Leasing:
 
     def _plan(self, index: ReadyIndex, tasks: Mapping[int, QueuedTask]) -> list[LiveAttempt]:
         """Attempts at chunks of this index for which there are free slots; the slots are taken from now on."""
-        memory, machines = self._shared.memory, self._shared.machines
+        memory, machines = self._memory, self._machines
         free = machines.free_slots() if len(index) else []
         if not free:
             memory.reserved = {}
             return []
         assignments, memory.reserved = plan_round(
-            index, free, memory.usage, machines.policy, self._shared.now().us, memory.reserved
+            index, free, memory.usage, machines.policy, self._clocks.now().us, memory.reserved
         )
         return [self._occupy(tasks[assignment.task_id], assignment) for assignment in assignments]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        lease = self._shared.spawn(work)
+        lease = self._background.spawn(work)
         self._leases.add(lease)
         lease.add_done_callback(self._leases.discard)
 
@@ -339,7 +409,7 @@ class Leasing:
             await asyncio.wait(self._leases)
 
     def _occupy(self, task: QueuedTask, assignment: Assignment) -> LiveAttempt:
-        machine = self._shared.machines.get(assignment.machine_id)
+        machine = self._machines.get(assignment.machine_id)
         assert machine is not None
         attempt_id = self._ids.next_attempt_id()
         attempt = LiveAttempt(
@@ -352,16 +422,16 @@ class Leasing:
             directory=attempt_directory(task.download_path, attempt_id),
             whole=assignment.whole,
             needs=assignment.needs,
-            steps=self._shared.orders.takes_steps(task.task_id) if machine.row.is_linked else None,
+            steps=self._orders.takes_steps(task.task_id) if machine.row.is_linked else None,
         )
-        self._shared.machines.occupy(machine, attempt_id, assignment.needs)
-        self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
+        self._machines.occupy(machine, attempt_id, assignment.needs)
+        self._files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         return attempt
 
     async def _lease(self, wanted: Sequence[LiveAttempt]) -> None:
-        unknown = {new.task_id for new in wanted if not self._shared.orders.knows(new.task_id)}
-        operation = partial(assign, wanted=wanted, moment=self._shared.now(), facts_of=unknown)
-        await self._send_all(wanted, await self._shared.database.write(operation))
+        unknown = {new.task_id for new in wanted if not self._orders.knows(new.task_id)}
+        operation = partial(assign, wanted=wanted, moment=self._clocks.now(), facts_of=unknown)
+        await self._send_all(wanted, await self._database.write(operation))
 
     async def _send_all(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
         self._undo([new for new in wanted if new.attempt_id not in assigned.leases])
@@ -370,7 +440,7 @@ class Leasing:
         for new in wanted:
             lease = assigned.leases.get(new.attempt_id)
             if lease is not None and lease.pieces:
-                self._shared.memory.recut(new.task_id, new.chunk_id, lease.pieces)
+                self._memory.recut(new.task_id, new.chunk_id, lease.pieces)
             reason = "" if lease is None else wrong.get(new.task_id) or await self._send(new, lease)
             if reason:
                 self._free(new)
@@ -381,21 +451,21 @@ class Leasing:
     def _undo(self, refused: Sequence[LiveAttempt]) -> None:
         """These can't be leased now: their tasks were canceled, paused or changed behind memory's back."""
         for new in refused:
-            self._shared.memory.end_attempt(new.attempt_id)
+            self._memory.end_attempt(new.attempt_id)
             self._free(new)
         self._reports.read_again({new.task_id for new in refused})
 
     def _free(self, new: LiveAttempt) -> None:
         """Free the slot of an attempt that never reached its machine."""
-        self._shared.files.remove(new.machine_id, (new.attempt_id,))
-        self._shared.machines.release(new.machine_id, new.attempt_id)
+        self._files.remove(new.machine_id, (new.attempt_id,))
+        self._machines.release(new.machine_id, new.attempt_id)
 
     def _learn(self, assigned: Assigned) -> dict[int, str]:
         """Take the facts of new tasks; returns the tasks whose facts can't be understood, and why."""
         wrong: dict[int, str] = {}
         for task_id, facts in assigned.facts.items():
             try:
-                self._shared.orders.learn(facts)
+                self._orders.learn(facts)
             except InvalidRequest as error:
                 wrong[task_id] = error.message
         return wrong
@@ -403,9 +473,9 @@ class Leasing:
     async def _send(self, new: LiveAttempt, lease: LeasedChunk) -> str:
         """Tell the machine; without a link it is told when it is back (R5.4 Hello). Gives why that can't be done, or
         ""."""
-        orders = self._shared.orders
+        orders = self._orders
         await orders.see_mark(new.directory)
-        attempt = self._shared.memory.attempts.get(new.attempt_id)
+        attempt = self._memory.attempts.get(new.attempt_id)
         if attempt is None:  # canceled while it was committed
             self._free(new)
             return ""
@@ -415,7 +485,7 @@ class Leasing:
             attempt.order = order or await orders.of_attempt(new.attempt_id, attempt.needs)
         except InvalidRequest as error:
             return error.message
-        machine = self._shared.machines.get(new.machine_id)
+        machine = self._machines.get(new.machine_id)
         if attempt.order is not None and machine is not None and machine.link is not None:
             machine.link.assign(attempt.order)
         return ""

@@ -11,14 +11,14 @@ Nothing counts until every machine had time to come back after a start or a take
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
-from renderonline.database.door import IdBlocks
+from renderonline.database.door import Database
 from renderonline.database.machine_rows import bench_machine
 from renderonline.database.queue_rows import QueuedChunk, is_at_once, load_owners
 from renderonline.database.report_rows import (
@@ -44,17 +44,16 @@ from renderonline.farm.settling import (
     Blame,
     Ending,
     Patience,
+    RetryPolicy,
     may_bench,
     waits_for_slot,
 )
 from renderonline.farm.tasks import ChunkKind, ChunkState, Landing, Offer, Outcome, TaskStatus
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
-from renderonline.renderapi.connected_machines import Machine
+from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
 from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
-from renderonline.renderapi.memory import LiveAttempt
-from renderonline.renderapi.orders import Order
-from renderonline.renderapi.scene_checks import SceneChecks
-from renderonline.renderapi.shared import Shared
+from renderonline.renderapi.memory import Announcements, Background, LiveAttempt, Memory
+from renderonline.renderapi.orders import AttemptFiles, Order, Orders
 
 _log = structlog.get_logger(__name__)
 
@@ -66,13 +65,39 @@ Wanted = Mapping[str, int | None]
 LandingOf = Mapping[tuple[int, str], Landing]
 
 
+class Checks(Protocol):
+    """The checks of scenes that machines do beside their attempts (`scene_checks.SceneChecks`)."""
+
+    def take(self, reports: Sequence[Report]) -> Sequence[Report]:
+        """Note the reports about checks, and return the others."""
+
+    def drop(self, state: TaskRow) -> None:
+        """End the check of a task that was canceled."""
+
+
 class Reports:
     """Applies reports and the dispatcher's own verdicts. `dropped`: reports that were acknowledged without effect."""
 
-    def __init__(self, shared: Shared, ids: IdBlocks) -> None:
-        self._shared = shared
-        self.benching = Benching(shared)
-        self.checks = SceneChecks(shared, ids, self.tasks_changed)
+    def __init__(
+        self,
+        database: Database,
+        policy: RetryPolicy,
+        *,
+        memory: Memory,
+        machines: Machines,
+        orders: Orders,
+        files: AttemptFiles,
+        checks: Checks,
+        benching: "Benching",
+        background: Background,
+        clocks: Clocks,
+        announcements: Announcements,
+        previewed: Callable[[Sequence[tuple[int, str]]], frozenset[tuple[int, str]]],
+    ) -> None:
+        self._database, self._policy, self._memory, self._machines = database, policy, memory, machines
+        self._orders, self._files, self._checks, self._benching = orders, files, checks, benching
+        self._background, self._clocks, self._announcements = background, clocks, announcements
+        self._previewed = previewed
         self.dropped = 0
         self._landings = Landings()
         self._besides = Besides()
@@ -80,18 +105,18 @@ class Reports:
     async def settle_landings(self) -> None:
         """Before anything else at start, and after a write that was given up (R6 Landing)."""
         async with self._landings.alone():
-            await settle_interrupted(self._shared.database, self._shared.now(), self._shared.policy)
+            await settle_interrupted(self._database, self._clocks.now(), self._policy)
 
     async def apply(self, machine: Machine, instance: str, reports: Sequence[Report]) -> None:
         """Apply reports of a machine, in their order; when this comes back they are committed."""
-        shared, machine_id, mark = self._shared, machine.machine_id, Mark(instance, reports[-1].seq)
+        machine_id, mark = machine.machine_id, Mark(instance, reports[-1].seq)
         sent, reports = len(reports), await self.genuine(machine, reports)
         self.dropped += sent - len(reports)
         over = [report.attempt for report in reports if isinstance(report, Exited)]
-        released = [shared.machines.release(machine_id, attempt_id) for attempt_id in over]
+        released = [self._machines.release(machine_id, attempt_id) for attempt_id in over]
         if any(released):
-            shared.wake()
-        reports = self.checks.take(reports)
+            self._background.wake()
+        reports = self._checks.take(reports)
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
         orders = {attempt_id: await self._known(attempt_id) for attempt_id in attempts}
         wanted = {attempt_id: None if one is None else one.wanted for attempt_id, one in orders.items()}
@@ -103,29 +128,29 @@ class Reports:
             steps = [_step(report, landed, wanted.get(report.attempt)) for report in reports]
             known = [step for step in (*steps, *offered, *said) if step is not None and not isinstance(step, Offer)]
             await self._write(known, landed.values(), machine_id=machine_id, mark=mark)
-        shared.files.remove(machine_id, over)
+        self._files.remove(machine_id, over)
         self._besides.forget(over)
 
     async def genuine(self, machine: Machine, claims: Sequence[C]) -> list[C]:
         """Those that name an attempt of this machine and have its token. What the others say has no effect at all,
         neither here nor on the disk (R14 Authority first)."""
-        files, machine_id = self._shared.files, machine.machine_id
-        tokens = {claim.attempt: files.token(claim.attempt, machine_id) for claim in claims}
+        machine_id = machine.machine_id
+        tokens = {claim.attempt: self._files.token(claim.attempt, machine_id) for claim in claims}
         if unknown := [attempt_id for attempt_id, token in tokens.items() if token is None]:
-            owners = await self._shared.database.read(partial(load_owners, attempt_ids=unknown))
+            owners = await self._database.read(partial(load_owners, attempt_ids=unknown))
             tokens |= {key: owner.token for key, owner in owners.items() if owner.machine_id == machine_id}
         fits = [token_fits(claim.token, tokens.get(claim.attempt) or "") for claim in claims]
         if not all(fits):
-            self._shared.reject(machine, claims[fits.index(False)].attempt)
+            self._machines.reject(machine, claims[fits.index(False)].attempt)
         return [claim for claim, its in zip(claims, fits, strict=True) if its]
 
     async def started(self, attempt_id: int) -> None:
         """A v1 machine has begun an attempt."""
-        await self._write([StartedStep(attempt_id, token=None, at_us=self._shared.now().us)])
+        await self._write([StartedStep(attempt_id, token=None, at_us=self._clocks.now().us)])
 
     async def end(self, endings: Mapping[int, Ending]) -> None:
         """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
-        at_us = self._shared.now().us
+        at_us = self._clocks.now().us
         wanted = {attempt_id: await self.wanted(attempt_id) or {} for attempt_id in endings}
         steps = [
             EndedStep(key, token=None, ending=ending, wanted=wanted[key], at_us=at_us)
@@ -139,24 +164,24 @@ class Reports:
         wanted = await self.wanted(attempt_id) or {}
         async with self._landings.beside_others():
             landed, said = await self._land(offers, machine.machine_id, {attempt_id})
-            self._shared.machines.release(machine.machine_id, attempt_id)
-            ended = EndedStep(attempt_id, token=None, ending=end, wanted=wanted, at_us=self._shared.now().us)
+            self._machines.release(machine.machine_id, attempt_id)
+            ended = EndedStep(attempt_id, token=None, ending=end, wanted=wanted, at_us=self._clocks.now().us)
             steps: list[Step] = [*landed.values(), *said, ended]
             await self._write(steps, landed.values(), machine_id=machine.machine_id)
-        self._shared.files.remove(machine.machine_id, (attempt_id,))
-        self._shared.wake()
+        self._files.remove(machine.machine_id, (attempt_id,))
+        self._background.wake()
 
     def read_again(self, task_ids: Collection[int]) -> None:
         """Read tasks from the database again that memory may have wrong, in the background."""
         if task_ids:
-            _ = self._shared.spawn(self._shared.reload(task_ids))
+            _ = self._background.spawn(self._memory.reload(task_ids))
 
     async def order_of(self, attempt_id: int) -> Order | None:
         """The order of an attempt, live or not; None when it is gone."""
-        attempt = self._shared.memory.attempts.get(attempt_id)
+        attempt = self._memory.attempts.get(attempt_id)
         if attempt is None:
-            return await self._shared.orders.of_attempt(attempt_id)
-        attempt.order = attempt.order or await self._shared.orders.of_attempt(attempt_id, attempt.needs)
+            return await self._orders.of_attempt(attempt_id)
+        attempt.order = attempt.order or await self._orders.of_attempt(attempt_id, attempt.needs)
         return attempt.order
 
     async def wanted(self, attempt_id: int) -> Wanted | None:
@@ -194,7 +219,7 @@ class Reports:
     async def _land(
         self, offers: Sequence[Offer], machine_id: int, closed: Collection[int]
     ) -> tuple[LandingOf, Sequence[Step]]:
-        landed, said = await land(self._shared.database, offers, machine_id, closed)
+        landed, said = await land(self._database, offers, machine_id, closed)
         if len(landed) < len(offers):
             _log.info("Results were not landed", machine_id=machine_id, offered=len(offers), landed=len(landed))
             self.dropped += len(offers) - len(landed)
@@ -208,47 +233,46 @@ class Reports:
         machine_id: int | None = None,
         mark: Mark | None = None,
     ) -> None:
-        shared = self._shared
         shown = frozenset[tuple[int, str]]()
         if named := [(landing.task_id, landing.offer.name) for landing in landings]:
-            shown = await asyncio.to_thread(shared.previews.there, named)  # they came before the reports
-        apply = partial(apply_steps, steps=steps, moment=shared.now(), policy=shared.policy)
+            shown = await asyncio.to_thread(self._previewed, named)  # they came before the reports
+        apply = partial(apply_steps, steps=steps, moment=self._clocks.now(), policy=self._policy)
         operation = partial(apply, machine_id=machine_id, mark=mark)
-        applied = await shared.database.write(operation)
+        applied = await self._database.write(operation)
         self.dropped += applied.dropped
         for landing in landings:
             if landing.result_id in applied.landed:
                 preview = (landing.task_id, landing.offer.name) in shown
-                shared.announcer.result(landing, preview=preview)
+                self._announcements.result(landing, preview=preview)
         self._follow(applied)
 
     def _follow(self, applied: Applied) -> None:
         """Memory and watchers follow what was committed."""
-        memory = self._shared.memory
+        memory = self._memory
         for attempt_id in applied.started:
             if (attempt := memory.attempts.get(attempt_id)) is not None:
                 attempt.running, attempt.since = True, None
-                self.benching.started(attempt.machine_id)
+                self._benching.started(attempt.machine_id)
         for ended in (*applied.ended, *applied.superseded):
             self._end(ended)
-        self.benching.observe(applied.ended)
+        self._benching.observe(applied.ended)
         for attempt_row, _, _ in applied.superseded:
             reason = attempt_row.reason or ""
-            self._shared.machines.cancel(attempt_row.machine_id, attempt_row.attempt_id, reason)
+            self._machines.cancel(attempt_row.machine_id, attempt_row.attempt_id, reason)
         for chunk in applied.completed:
             memory.chunk_done(chunk.task_id, chunk.chunk_id)
         self.tasks_changed(applied.tasks)
 
     def _end(self, ended: EndedAttempt) -> None:
         attempt, chunk, verdict = ended
-        self._shared.memory.end_attempt(attempt.attempt_id)
+        self._memory.end_attempt(attempt.attempt_id)
         if attempt.outcome is not Outcome.SUCCEEDED:
             _log.info("An attempt ended", attempt=attempt.attempt_id, task=attempt.task_id,
                       machine_id=attempt.machine_id, outcome=attempt.outcome, chunk=chunk.state,
                       reason=attempt.reason)  # fmt: skip
         if chunk.state is not ChunkState.WAITING:
             return
-        machine = self._shared.machines.get(attempt.machine_id)
+        machine = self._machines.get(attempt.machine_id)
         held = attempt.outcome is Outcome.LOST and machine is not None and not machine.row.is_linked
         unfit = verdict.counts or verdict.failure in (NOT_STARTED, NO_RENDER_ENGINE)
         back = QueuedChunk(
@@ -260,19 +284,19 @@ class Reports:
             film=chunk.kind == ChunkKind.FILM,
             at_once=is_at_once(chunk.kind, chunk.stage),
         )
-        self._shared.memory.chunk_back(chunk.task_id, back)
+        self._memory.chunk_back(chunk.task_id, back)
 
     def tasks_changed(self, states: Iterable[TaskRow]) -> None:
         """Announce tasks that were written, and forget those that ended."""
-        memory = self._shared.memory
+        memory = self._memory
         again: set[int] = set()
         for state in states:
-            self._shared.announcer.task(state)
+            self._announcements.task(state)
             if state.status is TaskStatus.CANCELED:
-                self.checks.drop(state)
+                self._checks.drop(state)
             if state.ended:
                 again |= memory.task_ended(state.task_id, succeeded=state.status is TaskStatus.SUCCEEDED)
-                self._shared.orders.forget(state.task_id)
+                self._orders.forget(state.task_id)
             elif state.counters.waiting and not state.counters.live and not memory.waits(state.task_id):
                 task = memory.tasks.get(state.task_id)
                 if task is not None and task.may_start:
@@ -284,8 +308,11 @@ class Benching:
     """Looks at every end of an attempt: a machine on which chunks fail gets nothing for a while (R1.5 Machine blame).
     The rules are `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    def __init__(
+        self, database: Database, machines: Machines, background: Background, clocks: Clocks, *, bench_s: float
+    ) -> None:
+        self._database, self._machines, self._background, self._clocks = database, machines, background, clocks
+        self.bench_s = bench_s
         self._blame = Blame()
         self._benched: set[int] = set()
 
@@ -306,28 +333,28 @@ class Benching:
         self._blame.started(machine_id)
 
     def _bench(self, machine_id: int, reason: str) -> None:
-        machine = self._shared.machines.get(machine_id)
+        machine = self._machines.get(machine_id)
         if not reason or machine is None or machine.row.benched_us:
             return
-        active = [one for one in self._shared.machines if one.row.wish == Wish.ACTIVE]
+        active = [one for one in self._machines if one.row.wish == Wish.ACTIVE]
         there = [one for one in active if one.reachable or one.row.benched_us or one is machine]
         may = may_bench(len(there), sum(one.row.benched_us > 0 for one in there))
         _log.warning("A machine fails", machine_id=machine_id, name=machine.name, why=reason, benched=may)
         if may:
-            self._set(machine, self._shared.now().us, f"benched: {reason}")
+            self._set(machine, self._clocks.now().us, f"benched: {reason}")
 
     def _set(self, machine: Machine, since_us: int, reason: str) -> None:
         """Memory first, so that the next one counts it."""
-        self._shared.machines.update_row(replace(machine.row, benched_us=since_us, bench_reason=reason))
+        self._machines.update_row(replace(machine.row, benched_us=since_us, bench_reason=reason))
         operation = partial(bench_machine, machine_id=machine.machine_id, since_us=since_us, reason=reason)
-        _ = self._shared.spawn(self._shared.database.write(operation))
-        self._shared.wake()
+        _ = self._background.spawn(self._database.write(operation))
+        self._background.wake()
 
     def follow(self) -> None:
         """Machines that were benched long enough are tried again; nothing is held against those that somebody enabled.
         A time that lies in the future was written by a clock that went wrong (R1.3 Silence)."""
-        now_us, longest_us = self._shared.now().us, self._shared.policy.bench_s * 1e6
-        for machine in self._shared.machines:
+        now_us, longest_us = self._clocks.now().us, self.bench_s * 1e6
+        for machine in self._machines:
             since_us = machine.row.benched_us
             if since_us and 0 <= now_us - since_us < longest_us:
                 self._benched.add(machine.machine_id)
@@ -372,31 +399,37 @@ class Watching:
     nothing counts after a start."""
 
     def __init__(
-        self, shared: Shared, reports: Reports, *, silence_s: float, grace_s: float, patience: Patience
+        self,
+        reports: Reports,
+        memory: Memory,
+        machines: Machines,
+        *,
+        silence_s: float,
+        grace_s: float,
+        patience: Patience,
     ) -> None:
-        self._shared = shared
-        self._reports = reports
+        self._reports, self._memory, self._machines = reports, memory, machines
         self._silence_s, self._grace_s, self._patience = silence_s, grace_s, patience
 
     async def look(self, awake: float) -> None:
         """End what has to be ended at this moment (awake seconds)."""
         silent = self._silent(awake)
-        leased = [attempt for attempt in self._shared.memory.attempts.values() if attempt.leased]
+        leased = [attempt for attempt in self._memory.attempts.values() if attempt.leased]
         await self._reports.end({one.attempt_id: end for one in leased if (end := self._lost(one, silent))})
         if awake <= self._grace_s:
             return
         await self._read_limits(awake)
-        for machine in self._shared.machines:
+        for machine in self._machines:
             if machine.row.is_linked:
                 held_up = self._held_up(machine, awake)
                 await self._reports.end(held_up)
                 for attempt_id, ending in held_up.items():
-                    self._shared.machines.cancel(machine.machine_id, attempt_id, ending.reason)
+                    self._machines.cancel(machine.machine_id, attempt_id, ending.reason)
 
     def _silent(self, awake: float) -> dict[int, str]:
         """Machines of which nothing was heard, and what is said of them."""
         silent: dict[int, str] = {}
-        for machine in self._shared.machines:
+        for machine in self._machines:
             deadline = self._grace_s if machine.heard is None else machine.heard + self._silence_s
             if awake > deadline:
                 silent[machine.machine_id] = f"{machine.name} is silent"
@@ -405,13 +438,13 @@ class Watching:
         return silent
 
     def _lost(self, attempt: LiveAttempt, silent: dict[int, str]) -> Ending | None:
-        gone = self._shared.machines.get(attempt.machine_id) is None
+        gone = self._machines.get(attempt.machine_id) is None
         reason = "its machine was removed" if gone else silent.get(attempt.machine_id)
         return Ending(Outcome.LOST, reason=reason) if reason else None
 
     def _held_up(self, machine: Machine, awake: float) -> dict[int, Ending]:
         """The attempts that a machine neither starts nor ends."""
-        attempts = sorted(self._shared.memory.attempts_on(machine.machine_id), key=lambda one: one.attempt_id)
+        attempts = sorted(self._memory.attempts_on(machine.machine_id), key=lambda one: one.attempt_id)
         running = [attempt for attempt in attempts if attempt.running]
         assigned = [attempt for attempt in attempts if attempt.leased and not attempt.running]
         for place, attempt in enumerate(assigned):
@@ -441,7 +474,7 @@ class Watching:
 
     async def _read_limits(self, awake: float) -> None:
         """Read the orders of attempts that were found running at a start, some at each look."""
-        live = self._shared.memory.attempts.values()
+        live = self._memory.attempts.values()
         unknown = [attempt for attempt in live if attempt.running and attempt.order is None and attempt.since is None]
         for attempt in unknown[:_ORDERS_AT_ONCE]:
             await self._reports.wanted(attempt.attempt_id)

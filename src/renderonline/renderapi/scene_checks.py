@@ -15,7 +15,7 @@ from typing import Final
 
 from renderonline.database.administration_rows import EngineRow
 from renderonline.database.control_rows import note_check
-from renderonline.database.door import IdBlocks
+from renderonline.database.door import Database, IdBlocks
 from renderonline.database.file_rows import Holder
 from renderonline.database.queue_rows import AttemptFacts, QueuedTask
 from renderonline.database.submission_rows import NewTask
@@ -29,8 +29,9 @@ from renderonline.farm.scheduling import idle_machine, without_cards
 from renderonline.farm.settling import Ending, plain_reason
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited, Report
-from renderonline.renderapi.orders import Folder, Order, definition_of
-from renderonline.renderapi.shared import Shared
+from renderonline.renderapi.connected_machines import Clocks, Machines
+from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.orders import AttemptFiles, Folder, Order, Orders, definition_of
 from renderonline.storage.landing import attempt_directory
 
 NOT_YET: Final = "no machine has looked at its scene"
@@ -66,8 +67,22 @@ class Check:
 class SceneChecks:
     """All checks of this RenderAPI: of each user's tasks one at a time. `changed` is told what became of a task."""
 
-    def __init__(self, shared: Shared, ids: IdBlocks, changed: Callable[[Iterable[TaskRow]], None]) -> None:
-        self._shared, self._ids, self._changed = shared, ids, changed
+    def __init__(
+        self,
+        database: Database,
+        ids: IdBlocks,
+        *,
+        memory: Memory,
+        machines: Machines,
+        orders: Orders,
+        files: AttemptFiles,
+        background: Background,
+        clocks: Clocks,
+        changed: Callable[[Iterable[TaskRow]], None],
+    ) -> None:
+        self._database, self._ids, self._memory, self._machines = database, ids, memory, machines
+        self._orders, self._files, self._background, self._clocks = orders, files, background, clocks
+        self._changed = changed
         self._lines: dict[int, list[Check]] = {}
         """By user; the first of a line has a machine, or takes the next that is free."""
         self._held: dict[int, Check] = {}
@@ -109,26 +124,26 @@ class SceneChecks:
         too_long = f"it took longer than {check.how.time_s:g} s"
         check.timer = asyncio.get_running_loop().call_later(check.how.time_s, self._end, check, too_long)
         if check.strict:
-            self._shared.memory.checked_first.add(check.task.task_id)
+            self._memory.checked_first.add(check.task.task_id)
         if check.attempt is not None:
-            _ = self._shared.spawn(self._send(check, check.attempt))
+            _ = self._background.spawn(self._send(check, check.attempt))
         else:
-            self._shared.wake()
+            self._background.wake()
 
     def advance(self) -> None:
         """Give the checks that wait what the plan left free."""
         for user_id, (check, *_) in self._lines.items():
             if check.attempt is None and not self._is_busy(user_id) and self._take_slot(check):
                 assert check.attempt is not None
-                _ = self._shared.spawn(self._send(check, check.attempt))
+                _ = self._background.spawn(self._send(check, check.attempt))
 
     def _is_busy(self, user_id: int) -> bool:
         """Whether a machine still has a check of this user."""
         return any(check.task.user_id == user_id for check in self._held.values())
 
     def _take_slot(self, check: Check) -> bool:
-        machines, task = self._shared.machines, check.task
-        reserved = self._shared.memory.reserved
+        machines, task = self._machines, check.task
+        reserved = self._memory.reserved
         machine_id = idle_machine(machines.free_slots(), machines.policy, check.signature, reserved)
         machine = None if machine_id is None else machines.get(machine_id)
         if machine is None:
@@ -145,24 +160,24 @@ class SceneChecks:
             needs=without_cards(check.signature.needs),
         )
         machines.occupy(machine, attempt_id, attempt.needs)
-        self._shared.files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
+        self._files.know(attempt_id, Folder(attempt.directory, attempt.machine_id, attempt.token))
         return True
 
     def _release(self, check: Check) -> None:
         """Its machine was not told of it."""
         assert check.attempt is not None
-        self._shared.files.remove(check.attempt.machine_id, (check.attempt.attempt_id,))
-        self._shared.machines.release(check.attempt.machine_id, check.attempt.attempt_id)
-        self._shared.wake()
+        self._files.remove(check.attempt.machine_id, (check.attempt.attempt_id,))
+        self._machines.release(check.attempt.machine_id, check.attempt.attempt_id)
+        self._background.wake()
 
     async def _send(self, check: Check, attempt: AttemptFacts) -> None:
         attempt.task_id = check.task.task_id
         told, problem = None, NOT_THERE
         try:
-            told = await self._shared.orders.of_check(attempt, check.how)
+            told = await self._orders.of_check(attempt, check.how)
         except InvalidRequest as error:
             problem = error.message
-        machine = self._shared.machines.get(attempt.machine_id)
+        machine = self._machines.get(attempt.machine_id)
         if check.over or told is None or machine is None or machine.link is None:
             self._release(check)
             self._end(check, problem)
@@ -210,7 +225,7 @@ class SceneChecks:
         for check in list(self._lines.get(state.user_id, ())):
             if check.task.task_id == state.task_id:
                 self._close(check)
-                self._shared.memory.checked_first.discard(state.task_id)
+                self._memory.checked_first.discard(state.task_id)
 
     def stop(self) -> None:
         """RenderAPI stops: tasks go on unchecked at the next start."""
@@ -232,7 +247,7 @@ class SceneChecks:
         """The check is over; its task says what came of it, and goes on."""
         if not check.over:
             self._close(check)
-            _ = self._shared.spawn(self._tell(check, unchecked, warnings, failure))
+            _ = self._background.spawn(self._tell(check, unchecked, warnings, failure))
 
     def _close(self, check: Check) -> None:
         check.over = True
@@ -241,8 +256,8 @@ class SceneChecks:
         self._leave(check)
         attempt = check.attempt
         if attempt is not None and attempt.attempt_id in self._held:
-            self._shared.machines.cancel(attempt.machine_id, attempt.attempt_id, "nobody waits for this check any more")
-        self._shared.wake()
+            self._machines.cancel(attempt.machine_id, attempt.attempt_id, "nobody waits for this check any more")
+        self._background.wake()
 
     def _leave(self, check: Check) -> None:
         line = self._lines.get(check.task.user_id, [])
@@ -255,10 +270,10 @@ class SceneChecks:
         task_id = check.task.task_id
         note = partial(note_check, unchecked=unchecked, warnings=warnings, failure=failure)
         try:
-            state = await self._shared.database.write(partial(note, task_id=task_id, moment=self._shared.now()))
+            state = await self._database.write(partial(note, task_id=task_id, moment=self._clocks.now()))
         finally:
-            self._shared.memory.checked_first.discard(task_id)
+            self._memory.checked_first.discard(task_id)
         if state is not None:
             self._changed((state,))
             if check.strict and not state.ended:
-                await self._shared.reload((task_id,))
+                await self._memory.reload((task_id,))

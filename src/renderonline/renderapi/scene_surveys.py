@@ -30,8 +30,8 @@ from renderonline.farm.machines import with_device
 from renderonline.farm.needs import NOTHING, Ability, Needs, is_renderer
 from renderonline.farm.settling import NO_RENDER_ENGINE
 from renderonline.renderapi.connected_machines import Machine, offered, renderers_said
+from renderonline.renderapi.memory import heavy
 from renderonline.renderapi.requests import Prepared, prepare
-from renderonline.renderapi.shared import heavy
 from renderonline.sandbox.box import Found
 from renderonline.serving.web import step_back
 from renderonline.storage.confined import Confined

@@ -1,6 +1,5 @@
-"""Figures for Prometheus (`/metrics`): requests, machines by status, events, and the process itself.
-
-What the routes call: one object with every use case of a running RenderAPI, and how a request comes to it.
+"""What the routes call: one object with every use case of a running RenderAPI, how it is made and how a request comes
+to it; and the figures for Prometheus (`/metrics`).
 """
 
 import contextlib
@@ -9,6 +8,8 @@ import secrets
 import ssl
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Final, cast
 
 import prometheus_client as prometheus
@@ -18,20 +19,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from renderonline import __version__
 from renderonline.database.door import Database, IdBlocks
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
-from renderonline.farm.settling import Patience
+from renderonline.farm.settling import Patience, RetryPolicy
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers
 from renderonline.renderapi.auth import Authenticator, Principal, Sessions, Throttle
-from renderonline.renderapi.connected_machines import Machine
+from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
 from renderonline.renderapi.control import Control
-from renderonline.renderapi.events import Events, Notifier
-from renderonline.renderapi.housekeeping import Deliverer
+from renderonline.renderapi.downloads import LandedFiles
+from renderonline.renderapi.events import Announcer, Events, Notifier, Publisher
+from renderonline.renderapi.existing import V1Machine, V1Machines
+from renderonline.renderapi.housekeeping import Deliverer, Housekeeping, Places
+from renderonline.renderapi.machine_links import LinkedMachine, LinkedMachines
+from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.orders import AttemptFiles, Orders
 from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.reports import Benching, Reports, Watching
+from renderonline.renderapi.scene_checks import SceneChecks
+from renderonline.renderapi.scene_surveys import SceneFacts
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import TaskViews
 from renderonline.serving.admission import client_of, let_in
 from renderonline.serving.web import TlsFiles
+from renderonline.storage.attempt_logs import AttemptLogs
+from renderonline.storage.images import PreviewFiles
 
 CONTENT_TYPE: Final[str] = prometheus.CONTENT_TYPE_LATEST
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
@@ -94,6 +105,135 @@ class Metrics:
         return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
 
 
+class Dispatching:
+    """Makes the parts that decide what runs where, and joins them; `dispatcher` starts and stops them."""
+
+    def __init__(
+        self,
+        database: Database,
+        ids: IdBlocks,
+        events: Publisher,
+        *,
+        data_directory: Path,
+        policy: RetryPolicy,
+        reserve_mib: int,
+        silence_s: float,
+        grace_s: float,
+        patience: Patience,
+        pool_sandbox: Mapping[str, str],
+    ) -> None:
+        self._database = database
+        announcer = Announcer(events)
+        self.clocks = clocks = Clocks()
+        self.background = background = Background()
+        self.logs = logs = AttemptLogs(data_directory / "logs", reserve_mib << 20)
+        self.previews = PreviewFiles(data_directory / "previews")
+        self.landed = LandedFiles(database)
+        self.memory = memory = Memory(database, background.wake, clocks, policy)
+        self.machines = machines = Machines(announcer.machine, clocks, pool_sandbox)
+        self.orders = Orders(database)
+        self.files = AttemptFiles(database, background.keep)
+        self.benching = Benching(database, machines, background, clocks, bench_s=policy.bench_s)
+        self.checks = checks = SceneChecks(
+            database,
+            ids,
+            memory=memory,
+            machines=machines,
+            orders=self.orders,
+            files=self.files,
+            background=background,
+            clocks=clocks,
+            changed=lambda states: self.reports.tasks_changed(states),
+        )
+        self.reports = Reports(
+            database,
+            policy,
+            memory=memory,
+            machines=machines,
+            orders=self.orders,
+            files=self.files,
+            checks=checks,
+            benching=self.benching,
+            background=background,
+            clocks=clocks,
+            announcements=announcer,
+            previewed=self.previews.there,
+        )
+        self.links = LinkedMachines(
+            partial(
+                LinkedMachine,
+                memory=memory,
+                machines=machines,
+                reports=self.reports,
+                checks=checks,
+                background=background,
+                clocks=clocks,
+                announcements=announcer,
+                logs=logs,
+            ),
+            database=database,
+            memory=memory,
+            machines=machines,
+            files=self.files,
+            reports=self.reports,
+            checks=checks,
+            background=background,
+            clocks=clocks,
+            logs=logs,
+            let_in=partial(let_in, is_link=True),
+        )
+        connect = partial(
+            V1Machine,
+            database=database,
+            memory=memory,
+            machines=machines,
+            files=self.files,
+            reports=self.reports,
+            background=background,
+            clocks=clocks,
+            compare=self.landed.settle,
+        )
+        self.dispatcher = Dispatcher(
+            database,
+            ids,
+            memory=memory,
+            machines=machines,
+            orders=self.orders,
+            files=self.files,
+            reports=self.reports,
+            benching=self.benching,
+            watching=Watching(self.reports, memory, machines, silence_s=silence_s, grace_s=grace_s, patience=patience),
+            checks=checks,
+            background=background,
+            clocks=clocks,
+            links=self.links,
+            nodes=V1Machines(machines, connect),
+        )
+        self.control = Control(
+            database,
+            memory=memory,
+            machines=machines,
+            orders=self.orders,
+            clocks=clocks,
+            announcements=announcer,
+            logs=logs,
+            remove_previews=self.previews.remove,
+            changed=self.reports.tasks_changed,
+        )
+
+    def task_views(self) -> TaskViews:
+        """What users may see of tasks."""
+        return TaskViews(
+            self._database,
+            memory=self.memory,
+            explanations=self.control.explanations,
+            logs=self.logs,
+            previews=self.previews,
+            landed=self.landed,
+            leased=self.dispatcher.leased,
+        )
+
+
 class Services:
     """Every use case. `fingerprint`: `sha256:…` of the certificate that this server shows, "" without TLS."""
 
@@ -104,7 +244,7 @@ class Services:
         self.events = Events(secrets.token_hex(4))
         self.notifier = Notifier(self.events, database, url=settings.public_url)
         self.deliverer = Deliverer(self.notifier, database, settings.delivery_roots)
-        self.dispatcher = Dispatcher(
+        self.farm = farm = Dispatching(
             database,
             ids,
             self.deliverer,
@@ -116,6 +256,7 @@ class Services:
             patience=Patience(),
             pool_sandbox=settings.pool_boxes,
         )
+        self.dispatcher, self.control = farm.dispatcher, farm.control
         self.authenticator = Authenticator(database)
         self.throttle = Throttle()
         self.sessions = Sessions(
@@ -125,13 +266,39 @@ class Services:
             idle_s=settings.session_idle_s,
             longest_s=settings.session_s,
         )
-        self.submissions = Submissions(database, ids, self.dispatcher, settings)
-        self.reading = TaskViews(database, self.dispatcher)
-        self.control = Control(database, self.dispatcher)
+        places = Places(database, settings)
+        housekeeping = Housekeeping(
+            database,
+            places,
+            machines=farm.machines,
+            control=farm.control,
+            logs=farm.logs,
+            previews=farm.previews,
+            newest=lambda: farm.memory.newest,
+        )
+        self.submissions = Submissions(
+            database,
+            ids,
+            settings,
+            dispatcher=farm.dispatcher,
+            places=places,
+            housekeeping=housekeeping,
+            facts=SceneFacts(lambda: farm.machines, places.box, places.roots),
+        )
+        self.reading = farm.task_views()
         self.administration = Administration(
             database, self._changed, self.throttle, files=settings.files, data_directory=settings.data_directory
         )
-        self.transfers = AttemptTransfers(self.dispatcher, self.submissions.places)
+        self.transfers = AttemptTransfers(
+            database,
+            places,
+            machines=farm.machines,
+            files=farm.files,
+            reports=farm.reports,
+            checks=farm.checks,
+            landed=farm.landed,
+            previews=farm.previews,
+        )
 
     async def _changed(self) -> None:
         self.authenticator.forget()

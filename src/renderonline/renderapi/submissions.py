@@ -30,11 +30,11 @@ from renderonline.farm.tasks import ChunkKind, InputFile
 from renderonline.protocol import existing
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places, checked_place
+from renderonline.renderapi.memory import heavy
 from renderonline.renderapi.planner import MANY_CHUNKS, Dispatcher
 from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
 from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
 from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.shared import heavy
 from renderonline.renderapi.uploads import Uploads, UploadSession
 from renderonline.serving.bodies import content_length
 from renderonline.storage import manifests, names
@@ -64,14 +64,23 @@ class Repeated(RenderOnlineError):
 class Submissions:
     """Submits tasks."""
 
-    def __init__(self, database: Database, ids: IdBlocks, dispatcher: Dispatcher, settings: Settings) -> None:
-        self.places = Places(database, settings)
-        self.housekeeping = Housekeeping(database, dispatcher, self.places)
-        self.uploads = Uploads(self.places, self.housekeeping)
+    def __init__(
+        self,
+        database: Database,
+        ids: IdBlocks,
+        settings: Settings,
+        *,
+        dispatcher: Dispatcher,
+        places: Places,
+        housekeeping: Housekeeping,
+        facts: SceneFacts,
+    ) -> None:
+        self.places, self.housekeeping = places, housekeeping
+        self.uploads = Uploads(places, housekeeping)
         self._database = database
         self._ids = ids
         self._dispatcher = dispatcher
-        self._facts = SceneFacts(lambda: dispatcher.shared.machines, self.places.box, self.places.roots)
+        self._facts = facts
         self._settling: set[asyncio.Task[None]] = set()
         self.sends_mail, self._strict = bool(settings.notify_mail), settings.strict_scenes
         self._roots = settings.delivery_roots

@@ -5,7 +5,7 @@ The use cases that only look: tasks, their parts, their files, logs. Everybody s
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,14 +31,14 @@ from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Landed,
 from renderonline.protocol.existing import Info, UserInfo
 from renderonline.renderapi.auth import Principal
 from renderonline.renderapi.connected_machines import Machine, Machines
-from renderonline.renderapi.control import stuck
+from renderonline.renderapi.control import Explanations
 from renderonline.renderapi.downloads import ALTERED, COMPARED, NOT_COMPARED, Content, LandedFiles, has_directory
-from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.memory import Memory
 from renderonline.renderapi.requests import SubmitRequest, UploadRequest
 from renderonline.storage.archive import Member, members_of, results_first
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.confined import NewUpload
-from renderonline.storage.images import SIZES
+from renderonline.storage.images import SIZES, PreviewFiles
 from renderonline.storage.names import task_directory
 
 log = structlog.get_logger(__name__)
@@ -212,7 +212,13 @@ class TaskViews:
     """Answers questions about tasks; what runs now it asks the dispatcher."""
 
     database: Database
-    dispatcher: Dispatcher
+    memory: Memory
+    explanations: Explanations
+    logs: AttemptLogs
+    previews: PreviewFiles
+    landed: LandedFiles
+    leased: Callable[[], Awaitable[None]]
+    """Waits until what was submitted just now is leased and sent."""
     owners: OrderedDict[int, int] = field(default_factory=OrderedDict, init=False)
 
     async def healthy(self) -> bool:
@@ -240,7 +246,7 @@ class TaskViews:
         wanted = TaskFilter(whose, TaskStatus(status) if status else None, engine, search)
         rows = await self.database.read(partial(listing_rows.list_tasks, wanted=wanted, **page))
         known: dict[tuple[str, Needs], str] = {}
-        return _page(rows, lambda view: self._task(view, stuck=stuck(self.dispatcher.shared, view.task_id, known)))
+        return _page(rows, lambda view: self._task(view, stuck=self.explanations.stuck(view.task_id, known)))
 
     async def task(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """One task, with the file that landed last."""
@@ -250,12 +256,12 @@ class TaskViews:
             found = await self.database.read(partial(listing_rows.latest_result, task_id=task_id))
         latest = None if found is None else (await self._results(view, (found,)))[0]
         nothing_known = latest is None and view.chunks.succeeded
-        integrity = NOT_COMPARED if nothing_known else ALTERED if self._landed.altered(task_id) else COMPARED
-        return self._task(view, latest, stuck(self.dispatcher.shared, task_id, {})) | {"integrity": integrity}
+        integrity = NOT_COMPARED if nothing_known else ALTERED if self.landed.altered(task_id) else COMPARED
+        return self._task(view, latest, self.explanations.stuck(task_id, {})) | {"integrity": integrity}
 
     async def submitted(self, principal: Principal, task_id: int) -> dict[str, Any]:
         """A task that was just submitted, read when its first leases are on their way: they go before the answer."""
-        await self.dispatcher.leased()
+        await self.leased()
         return await self.task(principal, task_id)
 
     async def parts(
@@ -304,13 +310,13 @@ class TaskViews:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found
 
-        return await self._landed.archive(task_id, find, name, own)
+        return await self.landed.archive(task_id, find, name, own)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)
         place, known = await self.database.read(partial(listing_rows.landed_file, task_id=task_id, name=name))
         path = task_directory(scene.file_path, scene.file_name) / place
-        content = await self._landed.file(task_id, path, name, known)
+        content = await self.landed.file(task_id, path, name, known)
         if scene.names:
             frames = await self.database.read(partial(listing_rows.frame_numbers, task_id=task_id, name=name))
             shown = result_names.called(scene.names, task_id, name, frames.get(name))
@@ -320,7 +326,7 @@ class TaskViews:
     async def accept(self, principal: Principal, task_id: int, names: Collection[str] = ()) -> None:
         """`LandedFiles.accept`, for a task that they may see."""
         await self._scene_file(principal, task_id)
-        await self._landed.accept(task_id, names)
+        await self.landed.accept(task_id, names)
 
     async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> tuple[bytes, str]:
         """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is
@@ -331,7 +337,7 @@ class TaskViews:
                 self.owners.popitem(last=False)
         if principal.tasks_of not in (None, self.owners[task_id]):
             raise NotFound(f"Task {task_id} does not exist.")
-        path = self.dispatcher.shared.previews.path(task_id, name, checked_size(size))
+        path = self.previews.path(task_id, name, checked_size(size))
         try:
             return await asyncio.to_thread(_read_preview, path)
         except OSError:
@@ -342,11 +348,7 @@ class TaskViews:
         view = await self.database.read(partial(listing_rows.get_attempt, attempt_id=attempt_id))
         if principal.tasks_of not in (None, view.user_id):
             raise NotFound(f"There is no attempt {attempt_id}.")
-        return await asyncio.to_thread(_read_log, self.dispatcher.shared.logs, attempt_id, offset)
-
-    @property
-    def _landed(self) -> LandedFiles:
-        return self.dispatcher.shared.landed
+        return await asyncio.to_thread(_read_log, self.logs, attempt_id, offset)
 
     async def _view(self, principal: Principal, task_id: int) -> TaskView:
         return await self.database.read(partial(listing_rows.get_task, task_id=task_id, user_id=principal.tasks_of))
@@ -356,13 +358,13 @@ class TaskViews:
 
     def _task(self, view: TaskView, latest: dict[str, Any] | None = None, stuck: str = "") -> dict[str, Any]:
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
-        live = [(one.progress, one.frames) for one in self.dispatcher.memory.attempts_of(view.task_id)]
+        live = [(one.progress, one.frames) for one in self.memory.attempts_of(view.task_id)]
         rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
         return task(view, rendering, latest, stuck)
 
     async def _results(self, task: TaskView, found: Sequence[ResultView]) -> list[dict[str, Any]]:
         task_id = task.task_id
-        previews = self.dispatcher.shared.previews
+        previews = self.previews
         previewed = await asyncio.to_thread(previews.there, [(task_id, view.name) for view in found])
 
         def shown(view: ResultView) -> dict[str, Any]:
@@ -370,14 +372,14 @@ class TaskViews:
             return shown_row(
                 view,
                 preview=(task_id, view.name) in previewed,
-                integrity=self._landed.integrity(task_id, view.name, view.digest),
+                integrity=self.landed.integrity(task_id, view.name, view.digest),
                 called=result_names.called(task.names, task_id, view.name, frame),
             )
 
         return [shown(view) for view in found]
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
-        live = self.dispatcher.memory.attempts.get(view.attempt_id)
+        live = self.memory.attempts.get(view.attempt_id)
         return attempt(view, live.progress.fraction if live is not None and live.progress else None)
 
 

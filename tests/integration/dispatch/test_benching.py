@@ -1,6 +1,5 @@
 """Machines on which chunks fail get nothing for a while (R1.5 Machine blame)."""
 
-import dataclasses
 import time
 
 import pytest
@@ -33,7 +32,7 @@ async def busy(rig: Rig, count: int) -> list[Machine]:
 
 
 def view(rig: Rig, machine: Machine) -> dict[str, object]:
-    found = rig.dispatcher.shared.machines.get(machine.machine_id)
+    found = rig.farm.machines.get(machine.machine_id)
     assert found is not None
     return found.view()
 
@@ -71,7 +70,7 @@ async def test_benched_machine_is_tried_again_when_its_time_is_over(rig: Rig) ->
     task_id = await rig.submit("1")
     await rig.dispatcher.refresh()
     assert view(rig, bad)["benched"]
-    rig.dispatcher.shared.policy = dataclasses.replace(rig.policy, bench_s=0.0)
+    rig.farm.benching.bench_s = 0.0
     await rig.dispatcher.refresh()
     assert (await bad.given(4))[-1].task == task_id
     assert (view(rig, bad)["benched"], view(rig, bad)["reason"]) == (False, "")

@@ -27,8 +27,7 @@ async def rig(database: Database, tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 def awake(rig: Rig) -> float:
-    shared = rig.dispatcher.shared
-    return shared.awake.now(shared.clock.monotonic())
+    return rig.farm.clocks.awake()
 
 
 async def outlast(rig: Rig) -> None:
@@ -80,7 +79,7 @@ async def test_assignment_whose_files_are_on_their_way_is_kept(rig: Rig) -> None
     end = awake(rig) + AWAKE_S
 
     def fetched() -> bool:
-        rig.dispatcher.shared.moved(machine.machine_id)
+        rig.farm.machines.moved(machine.machine_id)
         return awake(rig) > end
 
     await until(fetched, "time")

@@ -81,7 +81,7 @@ async def test_machine_of_a_pool_that_requires_a_box_gets_nothing_without_it(rig
     assert (await rig.ended(await rig.submit("1-3", needs=Needs(pool="secure")))).is_success == 1
     assert len(strong.assigned) == 3
     assert not weak.assigned
-    shown = {one.machine_id: one.view() for one in rig.dispatcher.shared.machines}
+    shown = {one.machine_id: one.view() for one in rig.farm.machines}
     assert shown[weak.machine_id]["reason"] == "its pool requires a box: only the box landlock, not bwrap"
     assert shown[strong.machine_id]["reason"] == ""
     await set_pool(rig, weak, "")
@@ -95,7 +95,7 @@ async def test_operator_sees_the_box_and_what_gets_a_better_one(rig: Rig) -> Non
     await joined(rig, hello=made_up)
     await joined(rig)
     await rig.add_v1(9)
-    shown = {one.machine_id: one.view() for one in rig.dispatcher.shared.machines}
+    shown = {one.machine_id: one.view() for one in rig.farm.machines}
     v1, weak, unknown, old = [(one["sandbox"], one["sandbox_advice"]) for _, one in sorted(shown.items())]
     assert weak == ("landlock", advice)
     assert unknown == ("none", "on it, renderonline node --check says what")

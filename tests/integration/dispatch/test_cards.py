@@ -74,7 +74,7 @@ async def test_task_that_must_have_a_card_waits_and_is_told_why(rig: Rig) -> Non
     await with_device(rig)
     able = await joined(rig, hello=CARDS, mute=True)
     await says(able, "GPU-small", "GPU-large")
-    await until(lambda: rig.dispatcher.shared.machines.policy.machines[able.machine_id].gpus == 0, "heartbeat")
+    await until(lambda: rig.farm.machines.policy.machines[able.machine_id].gpus == 0, "heartbeat")
     must = await rig.submit("1", needs=Needs(gpus=1).checked())
     assert "0 graphics cards, not 1" in await told(rig, must)
     large = await rig.submit("1", needs=Needs(gpu_memory_mib=16000).checked())
@@ -120,7 +120,7 @@ async def test_cards_are_shown_with_load_and_memory(rig: Rig) -> None:
     await says(machine, "GPU-small")
 
     def seen() -> list[dict[str, Any]]:
-        (view,) = [one.view() for one in rig.dispatcher.shared.machines]
+        (view,) = [one.view() for one in rig.farm.machines]
         cards: list[dict[str, Any]] = view["cards"]
         return cards if not cards[0]["usable"] else []
 

@@ -196,4 +196,4 @@ async def test_deleted_row_of_a_task_in_the_queue_is_noticed(rig: Rig) -> None:
     task_id = await rig.submit("1")
     await rig.database.write(lambda c: c.execute(text("delete from queue")))
     await rig.dispatcher.refresh()
-    assert task_id not in rig.dispatcher.memory.tasks
+    assert task_id not in rig.farm.memory.tasks

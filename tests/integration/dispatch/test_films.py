@@ -55,7 +55,7 @@ async def test_without_a_machine_for_films_the_task_waits_and_says_why(rig: Rig)
         return [one.state for one in await rig.chunks(task_id)] == ["succeeded", "succeeded", "waiting"]
 
     await until(only_the_film_waits, "frames")
-    await until(lambda: rig.dispatcher.memory.waits(task_id), "film in memory")
+    await until(lambda: rig.farm.memory.waits(task_id), "film in memory")
     assert "no engine film" in " ".join(await rig.control.explain(task_id, user_id=rig.user_id))
     await joined(rig, engines=(FILM_ENGINE,))
     assert (await rig.ended(task_id)).is_success == 1
@@ -65,7 +65,7 @@ async def test_without_a_machine_for_films_the_task_waits_and_says_why(rig: Rig)
 async def test_needs_of_the_frames_are_none_of_the_film_but_pool_and_box(rig: Rig) -> None:
     task_id = await with_film(rig, 1, needs=Needs("2.0", ("gpu",), "night", 1000, 1, "bwrap"), paused=True)
     await rig.control.resume(task_id, user_id=rig.user_id)
-    task = rig.dispatcher.memory.tasks[task_id]
+    task = rig.farm.memory.tasks[task_id]
     assert task.chunk_count == 1
     assert task.signature(film=True).needs == Needs(pool="night", sandbox="bwrap")
     assert task.signature(film=True).engine == FILM_ENGINE
@@ -173,9 +173,9 @@ async def test_a_film_survives_a_restart(rig: Rig) -> None:
     await machine.start(film.attempt)
     await machine.all_acked()
     await rig.restart()
-    found = rig.dispatcher.memory.attempts[film.attempt]
+    found = rig.farm.memory.attempts[film.attempt]
     assert found.film
-    order = await rig.dispatcher.reports.order_of(film.attempt)
+    order = await rig.farm.reports.order_of(film.attempt)
     assert order is not None
     assert order.assign.argv == film.argv
 
@@ -188,7 +188,7 @@ async def test_a_v1_machine_that_takes_it_whole_leaves_the_film_to_others(rig: R
     chunk = next(one for one in await rig.chunks(row) if one.kind == ChunkKind.RENDER)
     machine_id = await rig.add_machine()
     new = AttemptFacts(2**41, "token", chunk.chunk_id, row, rig.user_id, machine_id, "/nowhere", whole=True)
-    done = await rig.database.write(partial(assign, wanted=[new], moment=rig.dispatcher.shared.now()))
+    done = await rig.database.write(partial(assign, wanted=[new], moment=rig.farm.clocks.now()))
     assert done.leases[2**41].frames == FrameRange(1, 3)
     kinds = [one.kind for one in await rig.chunks(row)]
     assert sorted(kinds) == ["film", "render"]

@@ -42,11 +42,11 @@ async def test_reports_of_foreign_attempts_end_and_delete_nothing(rig: Rig, toke
             thief.seq += 2
         await thief.send(Progress(assign.attempt, 0.9))
         await heard_out(rig, thief)
-        await rig.dispatcher.shared.settled()
+        await rig.farm.background.settled()
     assert is_there(assign)
-    assert rig.dispatcher.memory.attempts[assign.attempt].progress is None
+    assert rig.farm.memory.attempts[assign.attempt].progress is None
     (told,) = [entry for entry in logs if entry["log_level"] == "warning"]  # once, however often it was tried
-    seen = rig.dispatcher.shared.machines.get(thief.machine_id)
+    seen = rig.farm.machines.get(thief.machine_id)
     assert seen is not None
     assert (told["name"], told["machine_id"]) == (seen.name, thief.machine_id)
     await victim.render(assign.attempt)
@@ -59,7 +59,7 @@ async def test_machine_without_the_right_token_does_not_free_the_slot(rig: Rig) 
     await machine.send(Exited(machine.seq + 1, assign.attempt, "guessed", 1, "failed", 1))
     machine.seq += 1
     await machine.all_acked()
-    seen = rig.dispatcher.shared.machines.get(machine.machine_id)
+    seen = rig.farm.machines.get(machine.machine_id)
     assert seen is not None
     assert list(seen.occupied) == [assign.attempt]
     assert rig.left_attempts() == [str(assign.attempt)]
@@ -80,7 +80,7 @@ async def test_v1_machine_that_names_a_foreign_attempt_deletes_nothing(rig: Rig,
         await until(lambda: node.starts, "start")
         node.faults.other_task = assign.attempt
         await until(lambda: any(one.body.get("taskid") == assign.attempt for one in node.stops), "stop")
-        await rig.dispatcher.shared.settled()
+        await rig.farm.background.settled()
         assert is_there(assign)
 
 
@@ -98,7 +98,7 @@ async def test_address_that_is_more_than_a_host_is_never_asked(rig: Rig) -> None
 
 async def test_machine_writes_logs_of_its_own_attempts_only(rig: Rig) -> None:
     victim, task_id, assign = await begun(rig)
-    kept = rig.dispatcher.shared.logs
+    kept = rig.farm.logs
     await victim.send(Log(assign.attempt, 0, "the truth\n"))
     await victim.render(assign.attempt)
     await rig.ended(task_id)
@@ -119,7 +119,7 @@ async def test_machine_writes_logs_of_its_own_attempts_only(rig: Rig) -> None:
 
 async def test_log_of_an_ended_attempt_goes_on_for_the_machine_that_had_it(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
-    kept = rig.dispatcher.shared.logs
+    kept = rig.farm.logs
     await machine.render(assign.attempt)
     await rig.ended(task_id)
     for token, size in (("guessed", 0), (assign.token, 5)):
@@ -141,4 +141,4 @@ async def test_logs_leave_the_reserve_of_the_disk_alone(database: Database, tmp_
             assert (await rig.ended(task_id)).is_success == 1
             await until(lambda: [one for one in logs if one["log_level"] == "warning"], "warning")
         assert len([one for one in logs if one["log_level"] == "warning"]) == 1
-        assert rig.dispatcher.shared.logs.on_disk() == ()
+        assert rig.farm.logs.on_disk() == ()

@@ -6,7 +6,6 @@ import zipfile
 
 import pytest
 
-from renderonline.renderapi.task_views import TaskViews
 from tests.support.dispatching import Rig, joined, until
 
 pytestmark = pytest.mark.both_databases
@@ -42,7 +41,7 @@ async def test_results_lie_beside_the_folders_that_came_with_the_scene(rig: Rig)
         "frame_0002.png",
         "shots/a.scene",
     ]
-    content = await TaskViews(rig.database, rig.dispatcher).archive(task_id, rig.user_id, "a.zip")
+    content = await rig.farm.task_views().archive(task_id, rig.user_id, "a.zip")
     with zipfile.ZipFile(io.BytesIO(b"".join(content.pieces(0, content.size)))) as archive:
         assert sorted(archive.namelist()) == ["frame_0001.png", "frame_0002.png", "shots/a.scene"]
         assert archive.testzip() is None

@@ -93,7 +93,7 @@ async def test_late_reports_of_a_canceled_task_are_dropped_and_acknowledged(rig:
     row = await rig.task(task_id)
     assert (row.canceled, row.chunks_canceled, row.chunks_succeeded) == (1, 1, 0)
     assert await rig.landed(task_id) == []
-    assert rig.dispatcher.reports.dropped >= 1
+    assert rig.farm.reports.dropped >= 1
     await until(lambda: not rig.left_attempts(), "end of the attempt's directory")
     await rig.assert_sound()
 
@@ -157,7 +157,7 @@ async def test_running_attempt_that_is_not_named_is_lost(rig: Rig) -> None:
 async def test_held_attempt_is_kept_and_its_log_goes_on(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.send(Log(assign.attempt, 0, "first line\n"))
-    await until(lambda: rig.dispatcher.shared.logs.size(assign.attempt) == 11, "log")
+    await until(lambda: rig.farm.logs.size(assign.attempt) == 11, "log")
     await machine.hang_up()
     machine.held = (HeldAttempt(assign.attempt, assign.token, running=True), HeldAttempt(5, "x", running=True))
     await machine.dial()
@@ -173,7 +173,7 @@ async def test_held_attempt_is_kept_and_its_log_goes_on(rig: Rig) -> None:
 
 
 def _whole(rig: Rig, attempt: int) -> bytes | None:
-    part = rig.dispatcher.shared.logs.read(attempt)
+    part = rig.farm.logs.read(attempt)
     return part.data if part.size == 23 else None
 
 
@@ -225,7 +225,7 @@ async def test_earlier_link_of_the_same_machine_is_closed(rig: Rig) -> None:
 async def test_machine_whose_earlier_link_does_not_end_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_links, "_CLOSING_S", 0.05)
     machine = await joined(rig)
-    (earlier,) = [one.link for one in rig.dispatcher.shared.machines]
+    (earlier,) = [one.link for one in rig.farm.machines]
     assert isinstance(earlier, machine_links.LinkedMachine)
     end = earlier.ended.set
     monkeypatch.setattr(earlier.ended, "set", lambda: None)
@@ -275,7 +275,7 @@ async def test_two_programs_with_one_secret_disable_the_machine(rig: Rig) -> Non
     assert first.refused is not None
     assert first.refused.code == "disabled"
     assert "Two programs" in first.refused.message
-    known = rig.dispatcher.shared.machines.get(first.machine_id)
+    known = rig.farm.machines.get(first.machine_id)
     assert known is not None
     view = known.view()
     assert view["status"] == "disabled"
@@ -395,7 +395,7 @@ async def test_attempts_of_a_machine_that_does_not_come_back_are_lost_after_the_
 async def test_progress_is_kept_in_memory_and_told(rig: Rig) -> None:
     machine, task_id, assign = await begun(rig)
     await machine.send(Progress(assign.attempt, 7.5, frame=1, remaining_s=-3.0, message="x" * 9999))
-    progress = await until(lambda: rig.dispatcher.memory.attempts[assign.attempt].progress, "progress")
+    progress = await until(lambda: rig.farm.memory.attempts[assign.attempt].progress, "progress")
     assert (progress.fraction, progress.remaining_s, len(progress.message)) == (1.0, None, 500)
     (event,) = rig.events.of("progress")
     assert (event["task_id"], event["fraction"]) == (task_id, 1.0)
@@ -412,9 +412,9 @@ async def test_machine_that_cannot_write_is_given_nothing(rig: Rig) -> None:
 async def test_machine_that_stays_full_wakes_the_planner_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = await joined(rig)
     machine.mute = True
-    (seen,) = rig.dispatcher.shared.machines
+    (seen,) = rig.farm.machines
     woken: list[str] = []
-    monkeypatch.setattr(rig.dispatcher.shared, "wake", lambda: woken.append(seen.full))
+    monkeypatch.setattr(rig.farm.background, "wake", lambda: woken.append(seen.full))
     for load in range(10, 13):
         await machine.send(Heartbeat(load=load, full="no room " * 99))
         await until(lambda load=load: seen.load.get("load") == load, "heartbeat")

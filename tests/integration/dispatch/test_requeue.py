@@ -264,7 +264,7 @@ async def test_result_on_its_way_to_its_name_is_waited_for_and_dropped_too(rig: 
     await machine.exit(assign.attempt, "canceled")
     await machine.all_acked()
     assert not requeued.done()
-    moment = rig.dispatcher.shared.now()
+    moment = rig.farm.clocks.now()
     await rig.database.write(partial(apply_steps, steps=[landing], moment=moment, policy=QUICK))
     state = await requeued
     assert (state.frames_done, state.counters.waiting) == (0, 1)
@@ -339,7 +339,7 @@ async def test_task_that_is_being_deleted_is_not_started_again(rig: Rig) -> None
         await rig.control.requeue(task_id, user_id=rig.user_id)
     await machine.exit(assign.attempt, "canceled")
     await deleted
-    assert rig.dispatcher.memory.attempts == {}
+    assert rig.farm.memory.attempts == {}
     await machine.all_acked()
     assert await rig.task(task_id) is None
     await rig.assert_sound()
@@ -354,7 +354,7 @@ async def test_many_chunks_are_requeued_at_once(rig: Rig) -> None:
     assert {(chunk.state, chunk.tries, chunk.not_before_us) for chunk in await rig.chunks(task_id)} == {
         ("waiting", 0, 0)
     }
-    assert len(rig.dispatcher.memory.index) == 2500
+    assert len(rig.farm.memory.index) == 2500
     await rig.assert_sound()
 
 

@@ -56,7 +56,7 @@ async def test_landing_that_was_stopped_before_the_link_is_finished(rig: Rig) ->
 async def test_landing_whose_last_step_was_given_up_is_finished_without_a_restart(rig: Rig) -> None:
     """A disk that was full when step (c) was to be written must not keep the frame's name for ever."""
     task_id, _, _ = await half_landed(rig)
-    rig.dispatcher.shared.gave_up()
+    rig.farm.background.gave_up()
     await until(lambda: rig.landed(task_id), "landed frame")
     assert (await rig.task(task_id)).frames_done == 1
 
@@ -84,11 +84,11 @@ async def test_result_that_is_landing_is_not_settled_beside_it(rig: Rig, monkeyp
     monkeypatch.setattr("renderonline.renderapi.reports.settle_interrupted", noted)
     await machine.render(assign.attempt)
     await until(placing.is_set, "result that lands")
-    rig.dispatcher.shared.gave_up()
-    await until(lambda: not rig.dispatcher.shared.in_doubt.is_set(), "begin of the rebuilding")
+    rig.farm.background.gave_up()
+    await until(lambda: not rig.farm.background.in_doubt.is_set(), "begin of the rebuilding")
     go_on.set()
     assert (await rig.ended(task_id)).is_success == 1
-    await until(lambda: rig.dispatcher.shared.ready, "rebuilt memory")
+    await until(lambda: rig.farm.background.ready, "rebuilt memory")
     assert steps == ["placed", "settled"]
     await rig.assert_sound()
 
@@ -189,7 +189,7 @@ async def test_reports_that_could_not_be_committed_come_again(rig: Rig, monkeypa
     monkeypatch.undo()
     machine.held = (HeldAttempt(assign.attempt, assign.token, running=True),)
     machine.seq = 0
-    await until(lambda: rig.dispatcher.memory.attempts.get(assign.attempt), "rebuilt memory")
+    await until(lambda: rig.farm.memory.attempts.get(assign.attempt), "rebuilt memory")
     await machine.dial()
     await machine.render(assign.attempt)
     row = await rig.ended(task_id)

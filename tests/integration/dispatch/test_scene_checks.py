@@ -94,7 +94,7 @@ async def test_warnings_of_a_check_stand_before_the_first_frame_has_landed(rig: 
     ended = await rig.ended(task_id)
     assert (ended.is_success, ended.frames_done, ended.chunks_succeeded) == (1, 4, 4)
     assert {row.tries for row in await rig.chunks(task_id)} == {0}
-    assert rig.dispatcher.reports.dropped == 0
+    assert rig.farm.reports.dropped == 0
     await until(lambda: not rig.left_attempts(), "removal of the attempts' directories")
     await rig.assert_sound()
 
@@ -209,7 +209,7 @@ async def test_a_check_that_takes_too_long_ends(rig: Rig) -> None:
     await machine.exit(check.attempt, "canceled", warnings=LACKS)
     await machine.all_acked()
     assert (await rig.task(task_id)).warnings is None
-    assert rig.dispatcher.reports.dropped == 0
+    assert rig.farm.reports.dropped == 0
 
 
 @pytest.mark.both_databases
@@ -241,7 +241,7 @@ async def test_a_check_that_fails_fails_no_task(rig: Rig, outcome: str) -> None:
     assert ended.is_success
     assert ended.unchecked
     assert LACKS[0] in ended.warnings
-    assert not rig.dispatcher.shared.machines.get(machine.machine_id).row.benched_us  # type: ignore[union-attr]
+    assert not rig.farm.machines.get(machine.machine_id).row.benched_us  # type: ignore[union-attr]
 
 
 @pytest.mark.both_databases
@@ -288,7 +288,7 @@ async def test_a_submission_that_is_not_committed_frees_its_slot(rig: Rig) -> No
     await machine.render(frame.attempt)
     await rig.ended(task_id)
     assert await rig.submit("1", client_key="same") == task_id
-    seen = rig.dispatcher.shared.machines.get(machine.machine_id)
+    seen = rig.farm.machines.get(machine.machine_id)
     assert seen is not None
     await until(lambda: not seen.occupied, "free slot")
     await asyncio.gather(*(rig.submit("1") for _ in range(3)))

@@ -4,7 +4,6 @@ between."""
 import asyncio
 import time
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ async def told(rig: Rig, task_id: int) -> str:
 async def planned(rig: Rig) -> None:
     """Wait until a plan was made of all that is known now."""
     await rig.dispatcher.refresh()
-    await until(lambda: not rig.dispatcher.shared.woken.is_set(), "plan")
+    await until(lambda: not rig.farm.background.woken.is_set(), "plan")
     await rig.dispatcher.leased()
 
 
@@ -79,7 +78,7 @@ async def test_operator_says_what_a_machine_is_for(rig: Rig) -> None:
     plain, film = await rig.submit("1"), await rig.submit("1", needs=Needs(pool="film", tags=("fast",)))
     assert (await rig.ended(film)).is_success == 1
     assert "kept for the pool film" in await told(rig, plain)
-    (view,) = [machine.view() for machine in rig.dispatcher.shared.machines]
+    (view,) = [machine.view() for machine in rig.farm.machines]
     assert (view["pool"], view["tags"]) == ("film", ["fast"])
     await set_machine(rig, machine, pool="")
     assert (await rig.ended(plain)).is_success == 1
@@ -157,14 +156,13 @@ async def test_raised_limit_counts_at_once(rig: Rig) -> None:
 
 async def test_machine_takes_nothing_new_outside_its_hours(rig: Rig) -> None:
     machine = await joined(rig)
-    clock = SimpleNamespace(monotonic=time.monotonic, time=datetime(2026, 3, 2, 12, 0).timestamp)
-    rig.dispatcher.shared.clock = clock
+    rig.farm.clocks.time = datetime(2026, 3, 2, 12, 0).timestamp
     await set_machine(rig, machine, hours="18:00-08:00")
     task_id = await rig.submit("1")
     await planned(rig)
     assert "it takes work 18:00-08:00 only" in await told(rig, task_id)
     assert not machine.assigned
-    clock.time = datetime(2026, 3, 2, 18, 0).timestamp
+    rig.farm.clocks.time = datetime(2026, 3, 2, 18, 0).timestamp
     await rig.dispatcher.refresh()
     assert (await rig.ended(task_id)).is_success == 1
 

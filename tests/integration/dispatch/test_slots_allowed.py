@@ -20,7 +20,7 @@ async def greedy(rig: Rig, *, allowed: int, cores: int) -> Machine:
 
 
 def view(rig: Rig, machine: Machine) -> dict[str, Any]:
-    found = rig.dispatcher.shared.machines.get(machine.machine_id)
+    found = rig.farm.machines.get(machine.machine_id)
     assert found is not None
     return found.view()
 

@@ -132,7 +132,7 @@ async def test_a_machine_that_the_farm_benches_is_told(database: Database, tmp_p
     with Webhook() as hook:
         async with farm(database, tmp_path, hook.url) as rig:
             machine = await joined(rig, slots=2)
-            now_us = rig.dispatcher.shared.now().us
+            now_us = rig.farm.clocks.now().us
             bench = partial(bench_machine, machine_id=machine.machine_id, since_us=now_us, reason="benched: it fails")
             await database.write(bench)
             await rig.dispatcher.refresh()

@@ -61,7 +61,7 @@ def _for(principal: Principal, engine: Json) -> Json:
 
 
 def _machine(services: Services, row: Any) -> Json:
-    return task_views.machine(row, services.dispatcher.shared.machines)
+    return task_views.machine(row, services.farm.machines)
 
 
 def _add_routes(
@@ -184,7 +184,7 @@ async def add_machine(services: ServicesDep, body: NewMachine) -> Json:
 @router.call("POST", "/machines/{machine_id}/restart", needs=MACHINES, tags=["machines"])
 async def restart_machine(services: ServicesDep, machine_id: Id) -> None:
     """A linked machine finishes what it runs, then its program ends; what keeps it alive starts it again."""
-    services.dispatcher.restart_machine(machine_id)
+    services.farm.links.restart(machine_id)
 
 
 @router.call("POST", "/machines/invite", "Invited", 201, needs=MACHINES, tags=["machines"])

@@ -173,13 +173,13 @@ async def metrics(request: Request) -> Response:
     if not _is_local(request):
         (await principal_of(request)).require(Permission.MACHINES)
     services = services_of(request)
-    figures = services.metrics.render(services.dispatcher.shared.machines, services.dispatcher.figures())
+    figures = services.metrics.render(services.farm.machines, services.dispatcher.figures())
     return Response(figures, media_type=CONTENT_TYPE)
 
 
 async def link(socket: WebSocket) -> None:
     """The link of one machine."""
-    await services_of(socket).dispatcher.link(socket)
+    await services_of(socket).farm.links.endpoint(socket)
 
 
 declare(link, Access.MACHINE)
