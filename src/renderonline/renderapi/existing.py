@@ -29,7 +29,7 @@ from renderonline.farm.tasks import Offer, Outcome
 from renderonline.protocol import existing
 from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
 from renderonline.renderapi.landings import written_offers
-from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.memory import BackgroundWork, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order
 from renderonline.renderapi.reports import Reports
 
@@ -106,7 +106,7 @@ class V1Machine:
         machines: Machines,
         files: AttemptFiles,
         reports: Reports,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         compare: Callable[[int], Coroutine[None, None, None]],
     ) -> None:

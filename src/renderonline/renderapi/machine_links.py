@@ -28,7 +28,7 @@ from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
 from renderonline.protocol.link import PROTOCOL, Hello, Refused, decode, encode, to_wire
 from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
-from renderonline.renderapi.memory import Announcements, Background, LiveAttempt, Memory
+from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order
 from renderonline.renderapi.reports import Reports
 from renderonline.storage.attempt_logs import AttemptLogs
@@ -89,7 +89,7 @@ class LinkedMachine:
         machines: Machines,
         reports: Reports,
         checks: MachineChecks,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         announcements: Announcements,
         logs: AttemptLogs,
@@ -306,7 +306,7 @@ class LinkedMachines:
         files: AttemptFiles,
         reports: Reports,
         checks: MachineChecks,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         logs: AttemptLogs,
         let_in: Callable[[WebSocket, str], None],

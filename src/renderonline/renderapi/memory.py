@@ -61,7 +61,7 @@ class Clock(Protocol):
         """Seconds since 1970 UTC."""
 
 
-class Background:
+class BackgroundWork:
     """Runs the dispatcher's work in the background, wakes the planner, and knows whether memory can be trusted.
     `ready`: memory says what the database says; `woken` and `in_doubt` wake the loops of the dispatcher."""
 

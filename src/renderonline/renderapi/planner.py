@@ -30,7 +30,7 @@ from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.connected_machines import TICK_S, Clocks, Machines
-from renderonline.renderapi.memory import Background, LiveAttempt, Memory, heavy, queue_of
+from renderonline.renderapi.memory import BackgroundWork, LiveAttempt, Memory, heavy, queue_of
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Benching, Reports, Watching
 from renderonline.storage.landing import attempt_directory
@@ -109,7 +109,7 @@ class Dispatcher:
         benching: Benching,
         watching: Watching,
         checks: PlannedChecks,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         links: Closable,
         nodes: ExistingNodes,
@@ -309,7 +309,7 @@ class Leasing:
         files: AttemptFiles,
         reports: Reports,
         checks: PlannedChecks,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
     ) -> None:
         self._database, self._ids, self._memory, self._machines = database, ids, memory, machines

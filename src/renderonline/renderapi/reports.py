@@ -52,7 +52,7 @@ from renderonline.farm.tasks import ChunkKind, ChunkState, Landing, Offer, Outco
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
 from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
 from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
-from renderonline.renderapi.memory import Announcements, Background, LiveAttempt, Memory
+from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order, Orders
 
 _log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ class Reports:
         files: AttemptFiles,
         checks: Checks,
         benching: "Benching",
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         announcements: Announcements,
         previewed: Callable[[Sequence[tuple[int, str]]], frozenset[tuple[int, str]]],
@@ -309,7 +309,7 @@ class Benching:
     The rules are `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
 
     def __init__(
-        self, database: Database, machines: Machines, background: Background, clocks: Clocks, *, bench_s: float
+        self, database: Database, machines: Machines, background: BackgroundWork, clocks: Clocks, *, bench_s: float
     ) -> None:
         self._database, self._machines, self._background, self._clocks = database, machines, background, clocks
         self.bench_s = bench_s

@@ -30,7 +30,7 @@ from renderonline.farm.settling import Ending, plain_reason
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited, Report
 from renderonline.renderapi.connected_machines import Clocks, Machines
-from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.memory import BackgroundWork, Memory
 from renderonline.renderapi.orders import AttemptFiles, Folder, Order, Orders, definition_of
 from renderonline.storage.landing import attempt_directory
 
@@ -76,7 +76,7 @@ class SceneChecks:
         machines: Machines,
         orders: Orders,
         files: AttemptFiles,
-        background: Background,
+        background: BackgroundWork,
         clocks: Clocks,
         changed: Callable[[Iterable[TaskRow]], None],
     ) -> None:

@@ -30,7 +30,7 @@ from renderonline.renderapi.events import Announcer, Events, Notifier, Publisher
 from renderonline.renderapi.existing import V1Machine, V1Machines
 from renderonline.renderapi.housekeeping import Deliverer, Housekeeping, Places
 from renderonline.renderapi.machine_links import LinkedMachine, LinkedMachines
-from renderonline.renderapi.memory import Background, Memory
+from renderonline.renderapi.memory import BackgroundWork, Memory
 from renderonline.renderapi.orders import AttemptFiles, Orders
 from renderonline.renderapi.planner import Dispatcher
 from renderonline.renderapi.reports import Benching, Reports, Watching
@@ -125,7 +125,7 @@ class Dispatching:
         self._database = database
         announcer = Announcer(events)
         self.clocks = clocks = Clocks()
-        self.background = background = Background()
+        self.background = background = BackgroundWork()
         self.logs = logs = AttemptLogs(data_directory / "logs", reserve_mib << 20)
         self.previews = PreviewFiles(data_directory / "previews")
         self.landed = LandedFiles(database)
