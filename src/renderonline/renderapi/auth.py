@@ -1,14 +1,14 @@
-"""Who is asking: the headers `email` and `token` (R12 Tokens), or a session of the web page (R11 Web authority).
+"""Authentication: the headers `email` and `token` (R12 Tokens), or a session of the web page (R11 Web authority).
 
-A look-up costs one query; what it found is remembered for a few seconds by the hash of both, so that a busy client
-costs none, and a changed row is noticed within 5 s (R3.4 Changes by hand).
+`Authenticator` looks accounts up. Answers are cached for a few seconds by the hash of e-mail and token, so that a busy
+client costs no queries and a changed row is noticed within 5 s (R3.4 Changes by hand).
 
-A session is a cookie that counts only for requests which the page itself makes. The cookie names a session; what it
-stands for is kept here, bounded, and in a private file, so that a restart logs nobody out. A session ends by logging
-out, after a while without a request, after a longer one in any case, and when the account's token changes.
+`Sessions` has the sessions of the web page. A cookie names one, and counts only for requests that the page itself
+makes. Sessions are stored in a private file, so that a restart logs nobody out. A session ends with a logout, after a
+time without a request, after a longer time in any case, and when the account's token changes.
 
-Wrong tokens and join codes are counted, logged, and answered the later the more there are. What was sent is always
-compared first: the right token never waits and is never locked out, whatever others send.
+`Throttle` counts and logs wrong tokens and join codes, and delays their answers. A secret is always compared first: the
+right one never waits and is never locked out, whatever others send.
 """
 
 import asyncio
@@ -42,38 +42,38 @@ from renderonline.serving.directories import private_read
 log = structlog.get_logger(__name__)
 
 REMEMBERED_S: Final = 4.0
-"""Less than the 5 s within which a changed row is noticed."""
+"""Less than 5 s: within that time a changed row must be noticed."""
 MAX_REMEMBERED: Final = 10_000
-"""Look-ups, and also addresses and accounts of wrong secrets."""
+"""Accounts that were looked up; also addresses and accounts of wrong secrets."""
 MAX_HEADER: Final = 1_000
-"""Characters of an e-mail or a token that are looked at."""
+"""Longer e-mails and tokens, in characters, are wrong."""
 CSRF_HEADER: Final = "x-renderonline"
 """A header that no page of another origin can send along with the cookie; its value does not matter."""
 TICKET: Final = "ticket"
 _PLACE: Final = re.compile(r"/renderapi/v2/[^?#]*")
 _ODD: Final = re.compile(r"[\x00-\x1f\x7f\\]|/\.\.?(/|$)")
-"""What has no place in a path: a browser would ask for another one."""
+"""Characters and parts of a path that a browser would change."""
 MAX_SESSIONS: Final = 10_000
 MAX_OF_ONE: Final = 50
-"""Sessions of one account; the oldest goes."""
+"""Sessions of one account; another one ends the oldest."""
 WINDOW_S: Final = 60.0
-"""An address or account that nothing wrong came from for this time starts again at zero."""
+"""The count of an address or account starts again after this time without a wrong secret."""
 FREE: Final = 5
-"""Wrong secrets of an address, or for an account, that are answered at once: people mistype."""
+"""Wrong secrets from an address, or for an account, that are answered without delay: people mistype."""
 FIRST_S: Final = 0.1
 LONGEST_S: Final = 2.0
 MOST_WAITING: Final = 32
-"""Answers that wait at the same time; more are given at once, because each holds a connection."""
+"""Answers that are delayed at the same time; more are sent at once, because each occupies a connection."""
 MOST_WAITING_OF_ONE: Final = 4
 LONGEST_ACCOUNT: Final = 255
-"""Characters of an account's name that are remembered; a header holds 60,000."""
+"""Characters of an account's name that are remembered; a header may have 60,000."""
 LINES: Final = 30
-"""Lines of the log in a window."""
+"""Log lines per window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who is known, and may do what their role allows. `fingerprint` changes with their token."""
+    """An authenticated user, who may do what their role allows. `fingerprint` changes with their token."""
 
     user: User
     fingerprint: str
@@ -92,12 +92,12 @@ class Principal:
 
     @property
     def tasks_of(self) -> int | None:
-        """Whose tasks they may see and change: their own id, or None for everybody's."""
+        """The owner of the tasks that they may see and change: their own id, or None for everybody's."""
         return None if self.may(Permission.ALL_TASKS) else self.user_id
 
 
 class Throttle:
-    """Delays answers to wrong secrets. One object serves all ways to log in: they share its counts."""
+    """Delays answers to wrong secrets. All ways to log in share one object and its counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -106,13 +106,13 @@ class Throttle:
         self._lines = (0, 0.0)
 
     async def wrong(self, what: str, client: str, account: str = "") -> None:
-        """Count a wrong secret from the address `client`, for `account` if one was named. Returns when it may be
-        answered: after at most `LONGEST_S`."""
+        """Count a wrong secret from the address `client`, for `account` if one was named. Returns after the delay of
+        its answer, at most `LONGEST_S`."""
         address = source_of(client)
         here = self._count(f"address {address}")
         named = account[:LONGEST_ACCOUNT].casefold()
         counted = max(here, self._count(f"account {named}") if named else 0)
-        self._tell(what, here, client, account)
+        self._log(what, here, client, account)
         wait_s = self.delay_s(counted)
         full = self._waiting.total() >= MOST_WAITING or self._waiting[address] >= MOST_WAITING_OF_ONE
         if not wait_s or full:
@@ -139,8 +139,8 @@ class Throttle:
             self._counts.popitem(last=False)
         return count
 
-    def _tell(self, what: str, count: int, client: str, account: str) -> None:
-        """A line for the 1st, 10th, 100th … of an address, and never many."""
+    def _log(self, what: str, count: int, client: str, account: str) -> None:
+        """Log the 1st, 10th, 100th … wrong secret of an address, at most `LINES` per window."""
         if str(count).strip("0") != "1":
             return
         lines, until = self._lines
@@ -153,13 +153,13 @@ class Throttle:
 
 
 class Authenticator:
-    """Looks up who is asking."""
+    """Looks up accounts."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
         self._remembered: dict[bytes, tuple[float, Principal | None]] = {}
-        self._asking: dict[bytes, asyncio.Future[Principal | None]] = {}
+        self._pending: dict[bytes, asyncio.Future[Principal | None]] = {}
 
     async def find(self, email: str, token: str) -> Principal | None:
         """The active user with this e-mail and token, or None."""
@@ -169,7 +169,7 @@ class Authenticator:
         return await self._known(key, partial(self._ask, email, token))
 
     async def holder(self, user_id: int, fingerprint: str) -> Principal | None:
-        """The active user who had this fingerprint, None when they are not or their token is another one now."""
+        """The active user with this id, or None if there is none or their token was changed since."""
         ask = partial(self._database.read, partial(administration_rows.active_account, user_id=user_id))
         found = await self._known(b"%d" % user_id, ask)
         return found if found is not None and hmac.compare_digest(found.fingerprint, fingerprint) else None
@@ -180,13 +180,13 @@ class Authenticator:
         known = self._remembered.get(key)
         if known is not None and self._clock() < known[0]:
             return known[1]
-        if key not in self._asking:  # requests that come while the same question is open share its answer
-            self._asking[key] = asyncio.ensure_future(self._remember(key, ask))
-            self._asking[key].add_done_callback(lambda _done: self._asking.pop(key, None))
-        return await asyncio.shield(self._asking[key])
+        if key not in self._pending:  # simultaneous requests for the same account share one query
+            self._pending[key] = asyncio.ensure_future(self._remember(key, ask))
+            self._pending[key].add_done_callback(lambda _done: self._pending.pop(key, None))
+        return await asyncio.shield(self._pending[key])
 
     def forget(self) -> None:
-        """Somebody's account was changed through us: ask again at once."""
+        """Look every account up again, because one was changed through this RenderAPI."""
         self._remembered.clear()
 
     async def _remember(
@@ -194,7 +194,7 @@ class Authenticator:
     ) -> Principal | None:
         principal = None
         if (account := await ask()) is not None:
-            # The fingerprint is the same for a raw token and for the hash that takes its place.
+            # The fingerprint is the same for a raw token and for the hash that replaces it.
             stored = account.token
             principal = Principal(account.user, stored if stored.startswith(TOKEN_PREFIX) else hash_token(stored))
         self._remembered.pop(key, None)
@@ -215,7 +215,8 @@ class Authenticator:
 
 @dataclass(frozen=True, slots=True)
 class LoginSession:
-    """Who is logged in since when (seconds since 1970); `fingerprint` changes with the account's token."""
+    """A login; `begun` and `seen` (last request) in seconds since 1970. `fingerprint` changes with the account's
+    token."""
 
     user_id: int
     fingerprint: str
@@ -224,22 +225,22 @@ class LoginSession:
 
 
 class Sessions:
-    """All sessions. `idle_s` without a request ends one, `longest_s` after its begin it ends anyway."""
+    """All sessions. One ends after `idle_s` without a request, and `longest_s` after its beginning in any case."""
 
     def __init__(
         self, authenticator: Authenticator, throttle: Throttle, file: Path, *, idle_s: float, longest_s: float
     ) -> None:
         self._authenticator, self._throttle, self._file = authenticator, throttle, file
         self._idle_s, self._longest_s = idle_s, longest_s
-        self._turn = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._open: dict[str, LoginSession] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
-            kept = json.loads(private_read(file))
-            self._open = {key: replace(LoginSession(**one), seen=time.time()) for key, one in kept.items()}
+            stored = json.loads(private_read(file))
+            self._open = {key: replace(LoginSession(**values), seen=time.time()) for key, values in stored.items()}
 
     async def log_in(self, connection: HTTPConnection, email: str, token: str) -> tuple[Principal, str]:
-        """Begin a session: who it is, and what the cookie must say. `NotAuthenticated` for a wrong e-mail or token,
-        the later the more of them there were."""
+        """Begin a session; returns its user and the value of its cookie. Raises `NotAuthenticated` for a wrong e-mail
+        or token, after a delay that grows with their number."""
         if not _from_the_page(connection):
             raise NotAuthenticated(
                 "Only the farm's own page can log in here. Send the headers email and token instead."
@@ -251,17 +252,17 @@ class Sessions:
         name, now = secrets.token_urlsafe(32), time.time()
         self._drop_old(principal.user_id)
         self._open[_key(name)] = LoginSession(principal.user_id, principal.fingerprint, now, now)
-        await self._keep()
+        await self._store()
         return principal, name
 
     async def log_out(self, connection: HTTPConnection) -> None:
         """End the session of this request, if it has one."""
         if _from_the_page(connection) and self._open.pop(_key(_cookie(connection)), None) is not None:
-            await self._keep()
+            await self._store()
 
     async def principal(self, connection: HTTPConnection, *, keeps_open: bool = True) -> Principal | None:
-        """Whose session a request has; None when it has none, or when its cookie does not count. `keeps_open`: the
-        session is in use."""
+        """The user of a request's session; None when it has none, or when its cookie does not count. `keeps_open`: the
+        request counts as use of the session."""
         name = _cookie(connection)
         if not name or not (_from_the_page(connection) or _has_ticket(connection, name)):
             return None
@@ -274,7 +275,7 @@ class Sessions:
         return await self._authenticator.holder(session.user_id, session.fingerprint)
 
     def ticket(self, connection: HTTPConnection, path: str) -> str:
-        """An address with which the browser itself, which sends no header of ours, may fetch `path` in this session."""
+        """An address with which the browser itself, without our header, may fetch `path` in this session."""
         named = unquote(path)  # as it arrives
         if not _PLACE.fullmatch(path) or _ODD.search(named) or not _cookie(connection):
             raise InvalidRequest("Tickets are for plain addresses below /renderapi/v2/, in a session.")
@@ -297,17 +298,17 @@ class Sessions:
         return now < session.seen + self._idle_s and now < session.begun + self._longest_s
 
     def _drop_old(self, user_id: int) -> None:
-        self._open = {key: one for key, one in self._open.items() if self._is_open(one)}
-        theirs = [key for key, one in self._open.items() if one.user_id == user_id]
+        self._open = {key: session for key, session in self._open.items() if self._is_open(session)}
+        theirs = [key for key, session in self._open.items() if session.user_id == user_id]
         for key in [*theirs[: max(0, len(theirs) - MAX_OF_ONE + 1)], *list(self._open)[: -MAX_SESSIONS + 1]]:
             self._open.pop(key, None)
 
-    async def _keep(self) -> None:
-        async with self._turn:  # what is written last is the newest
-            text = json.dumps({key: asdict(one) for key, one in self._open.items()})
+    async def _store(self) -> None:
+        async with self._writing:  # the newest state is written last
+            text = json.dumps({key: asdict(session) for key, session in self._open.items()})
             try:
                 await asyncio.to_thread(write_private, self._file, text)
-            except OSError as error:  # they hold until this RenderAPI ends
+            except OSError as error:  # sessions then last until this RenderAPI ends
                 log.warning("sessions can't be kept over a restart", file=str(self._file), reason=error.strerror)
 
 
@@ -323,10 +324,9 @@ def _from_the_page(connection: HTTPConnection) -> bool:
 
 
 def _has_ticket(connection: HTTPConnection, name: str) -> bool:
-    given = connection.query_params.get(TICKET, "")
-    reads = connection.scope.get("method") in {"GET", "HEAD"}
-    wanted = _ticket(name, str(connection.scope.get("path", "")))
-    return reads and hmac.compare_digest(given.encode(), wanted.encode())
+    sent = connection.query_params.get(TICKET, "")
+    expected = _ticket(name, str(connection.scope.get("path", "")))
+    return connection.scope.get("method") in {"GET", "HEAD"} and hmac.compare_digest(sent.encode(), expected.encode())
 
 
 def _ticket(name: str, path: str) -> str:
@@ -334,7 +334,7 @@ def _ticket(name: str, path: str) -> str:
 
 
 def _key(name: str) -> str:
-    """What is kept of a session's name: who reads the file can't use it."""
+    """The hash of a session's name: readers of the file can't use it."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -343,6 +343,6 @@ def _cookie(connection: HTTPConnection) -> str:
 
 
 def _cookie_name(connection: HTTPConnection) -> str:
-    """Cookies don't know ports, farms do: two of them on one computer must not log each other out."""
+    """The cookie's name has the port, because browsers share cookies between all farms on one computer."""
     port = connection.url.port or ""
     return f"{'__Host-' if connection.url.is_secure else ''}renderonline{port}"

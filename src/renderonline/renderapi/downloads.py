@@ -1,12 +1,10 @@
-"""Sending what a task has: one file, or its whole directory as a ZIP that is never written anywhere.
+"""Downloads: one file of a task, or its whole directory as a ZIP that is never written to the disk.
 
-Files are read in a thread, one piece ahead of the network, so that memory stays bounded and the event loop free.
+Files are read in a thread, one batch ahead of the network, so that memory stays bounded and the event loop free.
 
-What is served is what landed (R15 Served as landed): who asks for a file gets the bytes whose digest is known, or is
-told its name.
-
-A file that is not what it was is found when its bytes are read: the answer is cut off then, and refused from there on,
-until the file is right again, its frames are rendered again, or an operator accepts it as it is.
+A result is sent as it landed, or not at all (R15 Served as landed). A change shows when the bytes are read: that
+download is cut off, and `LandedFiles` refuses the next ones until the file is right again, its frames are rendered
+again, or an operator accepts it as it is.
 """
 
 import asyncio
@@ -15,7 +13,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from renderonline.database.report_rows import InPlace, take_in_place
 from renderonline.database.submission_rows import list_inputs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import Landed
+from renderonline.serving.bodies import disconnected
 from renderonline.storage.archive import (
     RESULT_SUMS,
     Altered,
@@ -50,46 +49,41 @@ from renderonline.storage.names import task_directory
 log = structlog.get_logger(__name__)
 
 BATCH_BYTES: Final = 2 * 1024 * 1024
-"""What is read in one go; as much again is read while it is sent."""
+"""Read at once; as much again is read while it is sent."""
+_TASKS: Final = 1000
+_FILES: Final = 1000
+"""Altered files that are remembered of each of the last `_TASKS` tasks; others are found again."""
+_NAMED: Final = 5
+"""Altered files that an error names."""
+COMPARED: Final = "compared"
+NOT_COMPARED: Final = "not_compared"
+ALTERED: Final = "altered"
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+
+Pieces = Callable[[int, int], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Bytes of a known length that can be read from anywhere; `pieces(start, end)` blocks."""
+    """Bytes of a known length, which can be read from any offset; `pieces(start, end)` blocks."""
 
     size: int
     etag: str
     media_type: str
     file_name: str
-    pieces: Callable[[int, int], Iterator[bytes]]
+    pieces: Pieces
     modified_s: int | None = None
 
 
-async def archive_of(find: Callable[[], Sequence[Member]], file_name: str, compared: Compared) -> Content:
-    """The ZIP of the files that `find` (which may block) finds. `NotFound` when they are not there."""
-    try:
-        archive = await asyncio.to_thread(lambda: StoredArchive(find(), compared))
-    except OSError as error:
-        raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
-    return Content(archive.size, archive.etag, "application/zip", file_name, archive.pieces)
-
-
-def content_of(member: Member, file_name: str, compared: Compared) -> Content:
-    """One file, compared while it is sent."""
-    modified_s = member.modified_ns // 1_000_000_000
-    pieces = partial(file_pieces, member, compared=compared)
-    return Content(member.size, etag_of([member]), "application/octet-stream", file_name, pieces, modified_s)
-
-
 def whole(content: Content) -> Response:
-    """Everything from the first byte, v1's way."""
+    """The whole content, as v1 sends it."""
     headers = {"Content-Disposition": f"attachment; filename={content.file_name}"}
     return _Streamed(content, 0, content.size, 200, headers)
 
 
 def answer(content: Content, headers: Mapping[str, str]) -> Response:
-    """What the request's `Range`, `If-Range` and `If-None-Match` ask for."""
+    """The answer to the request's `Range`, `If-Range` and `If-None-Match`."""
     own = {
         "ETag": content.etag,
         "Accept-Ranges": "bytes",
@@ -127,13 +121,13 @@ class _Streamed(Response):
                 if not await self._sent(receive, send):
                     return
             except RenderOnlineError as error:
-                # The status is sent. What was promised can't be kept: without the end the connection is cut.
+                # The status is sent already: without the last message the server closes the connection.
                 log.warning("download was cut off", reason=error.message)
                 return
         await send({"type": "http.response.body", "body": b""})
 
     async def _sent(self, receive: Receive, send: Send) -> bool:
-        gone = asyncio.create_task(_disconnected(receive))
+        gone = asyncio.create_task(disconnected(receive))
         try:
             async with contextlib.aclosing(_read_ahead(self._pieces())) as batches:
                 async for batch in batches:
@@ -146,11 +140,6 @@ class _Streamed(Response):
         finally:
             gone.cancel()
         return True
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[list[bytes], None]:
@@ -169,8 +158,8 @@ async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[list[bytes], No
 
 
 def _batch(pieces: Iterator[bytes]) -> list[bytes]:
-    """The next pieces, about `BATCH_BYTES` in all; none at the end. An empty piece, sent by a source that is not ready,
-    ends a batch."""
+    """The next pieces, about `BATCH_BYTES` in all; none at the end. A source that is not ready yields an empty piece,
+    which ends a batch."""
     batch, size = list[bytes](), 0
     for piece in pieces:
         batch.append(piece)
@@ -180,9 +169,9 @@ def _batch(pieces: Iterator[bytes]) -> list[bytes]:
     return batch
 
 
-def _span(asked: str, size: int) -> tuple[int, int] | None:
-    """The bytes [first, behind) of a `Range`; None for none, several, or a unit that we don't know: the whole then."""
-    match = _RANGE.fullmatch(asked.replace(" ", ""))
+def _span(requested: str, size: int) -> tuple[int, int] | None:
+    """The bytes [start, end) of a `Range`. None, which means the whole, for no range, several, or another unit."""
+    match = _RANGE.fullmatch(requested.replace(" ", ""))
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
@@ -200,20 +189,8 @@ def _disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name)}"
 
 
-_log = structlog.get_logger(__name__)
-
-_TASKS: Final = 1000
-_FILES: Final = 1000
-"""Files that are remembered as altered, of each of so many tasks; others are found again."""
-_NAMED: Final = 5
-
-COMPARED: Final = "compared"
-NOT_COMPARED: Final = "not_compared"
-ALTERED: Final = "altered"
-
-
 class LandedFiles:
-    """One for each dispatcher. `compared` is for whoever reads files of tasks."""
+    """Which files of tasks were found altered. Everything that reads files of tasks shares `compared`."""
 
     def __init__(self, database: Database) -> None:
         self.compared = Compared()
@@ -221,8 +198,8 @@ class LandedFiles:
         self._altered: OrderedDict[int, dict[str, str]] = OrderedDict()
 
     def integrity(self, task_id: int, name: str, digest: str) -> str:
-        """What is known of a result: `compared` with its digest whenever it is sent, `not_compared` for want of one, or
-        found `altered`."""
+        """`compared`: the result is compared with its digest whenever it is sent; `not_compared`: it has no digest;
+        `altered`: it was found to differ."""
         if not digest:
             return NOT_COMPARED
         return ALTERED if self._altered.get(task_id, {}).get(name) == digest else COMPARED
@@ -234,27 +211,34 @@ class LandedFiles:
     async def archive(
         self, task_id: int, find: Callable[[], Sequence[Member]], name: str, own: Mapping[str, str]
     ) -> Content:
-        """The ZIP of a task's files that `find` (which may block) finds; `own` has the names of those results that are
-        called otherwise in it. `Conflict` (`altered`) when one of them was found altered and still is, `NotFound` when
-        they are not there."""
+        """The ZIP of the files of a task that `find` returns (it may block); `own` maps names in the ZIP to the
+        results' own names where they differ. Raises `Conflict` (`altered`) when one of them was found altered and still
+        is, `NotFound` when they are missing."""
 
-        def checked() -> Sequence[Member]:
+        def checked() -> StoredArchive:
             members = find()
             if self._altered.get(task_id):
-                self.check(task_id, [one._replace(name=own.get(one.name, one.name)) for one in members])
-            return members
+                self.check(task_id, [member._replace(name=own.get(member.name, member.name)) for member in members])
+            return StoredArchive(members, self.compared)
 
-        return self._watched(task_id, await archive_of(checked, name, self.compared), own)
+        try:
+            archive = await asyncio.to_thread(checked)
+        except OSError as error:
+            raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
+        pieces = self._noting(task_id, archive.pieces, own)
+        return Content(archive.size, archive.etag, "application/zip", name, pieces)
 
     async def file(
         self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any] = RESULT_SUMS
     ) -> Content:
-        """The file `name` of a task, which lies at `path`; errors as of `archive`."""
+        """The file `name` of a task, which lies at `path`. Raises what `archive` raises."""
         try:
             member = await asyncio.to_thread(self._member, task_id, path, name, known, sums)
         except OSError as error:
             raise NotFound(f"The file {path.name} is not on the server any more.", code="files_gone") from error
-        return self._watched(task_id, content_of(member, path.name, self.compared))
+        pieces = self._noting(task_id, partial(file_pieces, member, compared=self.compared))
+        modified_s = member.modified_ns // 1_000_000_000
+        return Content(member.size, etag_of([member]), "application/octet-stream", path.name, pieces, modified_s)
 
     def _member(self, task_id: int, path: Path, name: str, known: Landed, sums: Callable[[], Any]) -> Member:
         there = Member.of(name, path)
@@ -268,36 +252,34 @@ class LandedFiles:
         return member
 
     def check(self, task_id: int, members: Sequence[Member]) -> None:
-        """Look again at those that were found altered; `Conflict` (`altered`) when they still are. Blocks."""
-        suspects = self._altered.get(task_id)
-        if not suspects:
-            return
-        found: list[str] = []
+        """Compare those again that were found altered. Raises `Conflict` (`altered`) when they still are. Blocks."""
+        suspects, found = self._altered.get(task_id, {}), list[str]()
         for member in members:
-            if member.name not in suspects:
-                continue
-            if suspects[member.name] == member.digest and not is_as_known(member, self.compared):
-                found.append(member.name)
-                if len(found) > _NAMED:
-                    break
-            else:
-                suspects.pop(member.name, None)
+            if len(found) > _NAMED:
+                break
+            if member.name in suspects:
+                if suspects[member.name] == member.digest and not is_as_known(member, self.compared):
+                    found.append(member.name)
+                else:
+                    suspects.pop(member.name, None)
         if found:
             raise _refusal(task_id, found)
 
-    def _watched(self, task_id: int, content: Content, own: Mapping[str, str] = MappingProxyType({})) -> Content:
+    def _noting(self, task_id: int, read: Pieces, own: Mapping[str, str] = MappingProxyType({})) -> Pieces:
+        """The same pieces; a file that is found altered while they are read is noted."""
+
         def pieces(start: int, end: int) -> Iterator[bytes]:
             try:
-                yield from content.pieces(start, end)
+                yield from read(start, end)
             except Altered as error:
                 name = error.member.name
                 self._note(task_id, error.member._replace(name=own.get(name, name)))
                 raise
 
-        return replace(content, pieces=pieces)
+        return pieces
 
     def _note(self, task_id: int, member: Member) -> None:
-        _log.warning("A file of a task is not what it was", task=task_id, name=member.name)
+        log.warning("A file of a task is not what it was", task=task_id, name=member.name)
         suspects = self._altered.setdefault(task_id, {})
         if len(suspects) < _FILES:
             suspects[member.name] = member.digest
@@ -305,9 +287,9 @@ class LandedFiles:
             self._altered.popitem(last=False)
 
     async def accept(self, task_id: int, names: Collection[str] = ()) -> None:
-        """Take files of a task as they lie there from now on: these, or all that were found altered or have no digest.
-        `NotFound` when one is not there, or is what the task was submitted with; `Conflict` when there is nothing to
-        accept."""
+        """Accept files of a task as they are on the disk: the named ones, or all that were found altered or have no
+        digest. Raises `NotFound` when one is missing or belongs to the task's scene, `Conflict` when there is nothing
+        to accept."""
         wanted = set(names) or {*self.altered(task_id)}
         taken = await self._take(task_id, wanted, unknown=not names)
         if missing := sorted(set(names) - taken):
@@ -316,12 +298,12 @@ class LandedFiles:
             raise Conflict(f"No file of task {task_id} was found altered, and all have a digest: nothing to accept.")
 
     async def settle(self, task_id: int) -> None:
-        """Files that an existing node wrote beside the scene have no digest; now that they are whole they get one."""
+        """Give a digest to the files that a node of the existing system wrote beside the scene: they are whole now."""
         await self._take(task_id, (), unknown=True)
 
     async def _take(self, task_id: int, wanted: Collection[str], *, unknown: bool) -> set[str]:
         def read(connection: Connection) -> tuple[listing_rows.SceneFile, dict[str, Landed], frozenset[str]]:
-            inputs = frozenset(one.name for one in list_inputs(connection, task_id))
+            inputs = frozenset(file.name for file in list_inputs(connection, task_id))
             return listing_rows.scene_file(connection, task_id), listing_rows.landed_files(connection, task_id), inputs
 
         scene, known, inputs = await self._database.read(read)
@@ -341,9 +323,9 @@ class LandedFiles:
         take = partial(take_in_place, task_id=task_id, files=found, now_us=time.time_ns() // 1000)
         await self._database.write(take)
         suspects = self._altered.get(task_id, {})
-        for one in found:
-            suspects.pop(one.name, None)
-        return {one.name for one in found}
+        for file in found:
+            suspects.pop(file.name, None)
+        return {file.name for file in found}
 
 
 def has_directory(scene: listing_rows.SceneFile) -> bool:
@@ -353,14 +335,14 @@ def has_directory(scene: listing_rows.SceneFile) -> bool:
 
 
 def _found(directory: Path, folder: str, chosen: Callable[[str], bool]) -> list[InPlace]:
-    """Those files of a task's directory that are `chosen` by their place in it; of two of one name the one in the
-    results' `folder`."""
+    """The files of a task's directory that are `chosen` by their path in it. Where two have the same name, the file in
+    the results' `folder` counts."""
     found: dict[str, InPlace] = {}
     for member in members_of(directory, {}) if directory.is_dir() else ():
         if chosen(member.name):
             try:
                 now = digest_file(Path(member.path))
-            except (OSError, InvalidRequest):  # it went, or somebody still writes
+            except (OSError, InvalidRequest):  # it was deleted, or is still being written
                 continue
             apart = bool(folder) and member.name.startswith(f"{folder}/")
             name = member.name.removeprefix(f"{folder}/") if apart else member.name
@@ -370,7 +352,7 @@ def _found(directory: Path, folder: str, chosen: Callable[[str], bool]) -> list[
 
 
 def _refusal(task_id: int, names: Sequence[str]) -> Conflict:
-    told = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    shown = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     ways = f"Render the frames again (renderonline requeue {task_id} --frames …), or have an operator accept the files"
-    message = f"Not as it landed: {told}. Somebody has changed it on the server. {ways} as they are"
+    message = f"Not as it landed: {shown}. Somebody has changed it on the server. {ways} as they are"
     return Conflict(f"{message} (renderonline accept {task_id}).", code=ALTERED, names=names[:_NAMED])

@@ -1,12 +1,12 @@
-"""What happens on the farm, told as it happens: who writes events, their ring, and any number of readers (SSE).
+"""Events as they happen, for programs (server-sent events) and for people (mail, webhooks and chat, through Apprise).
 
-Each event has an id `<epoch>-<number>`; the epoch is new at each start. A reader that comes back with the last id it
-saw gets everything after it, or one `resync` event when that is no longer known.
+The dispatcher writes events through an `Announcer`. They pass the `Notifier`, which sends messages when a task ends or
+a machine is benched, and end in the ring of `Events`, which any number of readers follow. An event's id is
+`<epoch>-<number>`; the epoch is new at each start. A reader that reconnects with the last id it received gets all later
+events, or one `resync` event when they are not known any more.
 
-Messages to people when a task ends or a machine is benched: mail, webhooks and chat, through Apprise.
-
-The notifier hears what the dispatcher publishes and passes it on. Each channel has a bounded queue and a thread of its
-own, so that one that hangs holds up nothing else. The addresses of channels hold passwords: no log or error shows them.
+Each channel of messages has a bounded queue and a thread of its own, so that a slow one delays nothing else. The
+addresses of channels contain passwords: no log or error shows them.
 """
 
 import asyncio
@@ -41,21 +41,21 @@ from renderonline.storage.names import task_directory
 RING: Final = 10_000
 """Events that are kept."""
 RESYNC: Final = "resync"
-"""The event that says: what you know may be old, ask again for everything."""
+"""The event after which a reader must ask for everything again: events were lost."""
 QUIET_S: Final = 15.0
-"""A reader hears something at least so often, so that both sides notice a dead connection."""
+"""A comment is sent after this time without an event, so that both sides notice a dead connection."""
 KNOWN_S: Final = 5.0
-"""A reader who was let in before that is looked at again before anything more is told."""
+"""A reader's rights are checked again after this time, before more events are sent."""
 MOST_STREAMS: Final = 8
-"""Streams of one account at the same time; a client that gets no other asks now and then."""
+"""Streams of one account at the same time; further clients must poll."""
 PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
-"""An attempt's progress is told at most so often."""
+"""The shortest time between two progress events of an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """One thing that happened; `user_id` is whose task it is about, None when it is about the farm."""
+    """One event; `user_id` is the owner of its task, None when it is about the farm."""
 
     number: int
     type: str
@@ -67,7 +67,7 @@ class Publisher(Protocol):
     """Where events go."""
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Tell everybody who may see it."""
+        """Publish an event to all who may see it."""
 
 
 class Events:
@@ -84,7 +84,7 @@ class Events:
 
     @contextlib.contextmanager
     def seat(self, user_id: int) -> Iterator[None]:
-        """A stream of this account is open. `LimitReached` when it has as many as one may have."""
+        """A context with a stream of this account open. Raises `LimitReached` when it has `MOST_STREAMS` already."""
         if self._streams[user_id] >= MOST_STREAMS:
             raise LimitReached(
                 f"This account has {MOST_STREAMS} event streams open. Close one, or ask for the tasks now and then.",
@@ -99,13 +99,13 @@ class Events:
                 del self._streams[user_id]
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Tell everybody who may see it: the user `user_id`, or for None those who may see the whole farm."""
+        """Publish an event to the user `user_id`, or for None to those who may see the whole farm."""
         self._last += 1
         self._ring.append(TaskEvent(self._last, type, orjson.dumps(data, default=str), user_id))
         self._wake()
 
     def look_again(self) -> None:
-        """Somebody's account may have changed: ask now whether each reader may stay."""
+        """Check every reader's rights again now, because an account may have changed."""
         self._looks += 1
         self._wake()
 
@@ -145,7 +145,7 @@ class Events:
                     yield b": quiet\n\n"
 
     def _position(self, last_event_id: str | None) -> int:
-        """How far a reader is; before everything that is kept when that can't be known."""
+        """The number of the last event that a reader received; -1 when that is unknown."""
         if not last_event_id:
             return self._last
         epoch, _, number = last_event_id.rpartition("-")
@@ -159,37 +159,38 @@ class Events:
 
 
 class Announcer:
-    """Writes events. What changes quickly is told at once and then at most every `PAUSE_S`, with its newest value."""
+    """Writes events. A change of a task or machine is published at once, further ones at most every `PAUSE_S`, with the
+    newest value."""
 
     def __init__(self, events: Publisher) -> None:
         self._events = events
-        self._quiet: dict[tuple[str, int], Callable[[], None] | None] = {}
+        self._pending: dict[tuple[str, int], Callable[[], None] | None] = {}
 
-    def _now_and_then(self, key: tuple[str, int], tell: Callable[[], None]) -> None:
-        if key in self._quiet:
-            self._quiet[key] = tell
+    def _throttled(self, key: tuple[str, int], publish: Callable[[], None]) -> None:
+        if key in self._pending:
+            self._pending[key] = publish
             return
-        tell()
-        self._quiet[key] = None
+        publish()
+        self._pending[key] = None
         asyncio.get_running_loop().call_later(PAUSE_S, self._pause_over, key)
 
     def _pause_over(self, key: tuple[str, int]) -> None:
-        if (tell := self._quiet.pop(key, None)) is not None:
-            self._now_and_then(key, tell)
+        if (publish := self._pending.pop(key, None)) is not None:
+            self._throttled(key, publish)
 
     def task(self, state: TaskRow) -> None:
-        """A task changed; its end is told at once."""
+        """A task changed; its end is published at once."""
         key = ("task", state.task_id)
         if state.ended:
-            self._quiet.pop(key, None)
+            self._pending.pop(key, None)
             self._task(state)
         else:
-            self._now_and_then(key, partial(self._task, state))
+            self._throttled(key, partial(self._task, state))
 
     def _task(self, state: TaskRow) -> None:
-        told = ("task_id", "status", "frames_total", "frames_done", "reason", "unchecked", "warnings")
-        data = {name: getattr(state, name) for name in told}
-        data["chunks"] = {one.value: getattr(state.counters, one.value) for one in ChunkState}
+        names = ("task_id", "status", "frames_total", "frames_done", "reason", "unchecked", "warnings")
+        data = {name: getattr(state, name) for name in names}
+        data["chunks"] = {chunk.value: getattr(state.counters, chunk.value) for chunk in ChunkState}
         self._events.publish("task", data, user_id=state.user_id)
 
     def task_deleted(self, task_id: int, user_id: int) -> None:
@@ -198,12 +199,12 @@ class Announcer:
     def result(self, landing: Landing, *, preview: bool) -> None:
         """A result landed; `preview`: it can be shown in a grid."""
         data = {"task_id": landing.task_id, "machine_id": landing.machine_id, "preview": preview}
-        told = ("attempt_id", "name", "frame", "size", "digest", "crc32")
-        data |= {name: getattr(landing.offer, name) for name in told}
+        names = ("attempt_id", "name", "frame", "size", "digest", "crc32")
+        data |= {name: getattr(landing.offer, name) for name in names}
         self._events.publish("result", data, user_id=landing.user_id)
 
     def progress(self, attempt: LiveAttempt, progress: Progress, now: float) -> None:
-        """An attempt came further; not every step is told."""
+        """An attempt made progress; not every step is published."""
         if now - attempt.told_at < PROGRESS_PAUSE_S and progress.fraction < 1.0:
             return
         attempt.told_at = now
@@ -213,27 +214,27 @@ class Announcer:
 
     def machine(self, machine: Machine) -> None:
         """A machine came, went, or changed its status."""
-        self._now_and_then(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))
+        self._throttled(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))
 
 
 log = structlog.get_logger(__name__)
 
 MOST_WAITING: Final = 200
-"""So many messages wait for a channel, and so many tasks for the database; more are dropped."""
+"""Messages that wait for a channel, and ended tasks that wait for the database; more are dropped."""
 TRIES: Final = 3
 SEND_S: Final = 30.0
 CLOSE_S: Final = 3.0
-"""How long what waits may still be sent when RenderAPI stops."""
+"""How long messages that wait may still be sent when RenderAPI stops."""
 LARGEST_PICTURE: Final = 2 << 20
 PICTURES: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 MOST_WARNINGS: Final = 5
 """Of a task that a message names."""
-TOLD: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED})
+_ANNOUNCED: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED})
 ADVICE: Final = "try it with: apprise -v -b test ADDRESS"
 
 
 class Message(NamedTuple):
-    """What people are told; `picture` goes with it if it is a small PNG or JPEG."""
+    """A message to people; `picture` is attached if it is a small PNG or JPEG."""
 
     title: str
     text: str
@@ -242,8 +243,8 @@ class Message(NamedTuple):
 
 
 class Channel:
-    """One way to people: an Apprise address and a thread that sends. `InvalidRequest` when the address is none. Blocks:
-    Apprise is loaded here, where it is wanted. `pause_s`: before the second try; it doubles."""
+    """An Apprise address and a thread that sends to it. Raises `InvalidRequest` for a wrong address. Blocks: Apprise
+    is imported only here, because most farms don't need it. `pause_s`: before the second try; it doubles."""
 
     def __init__(self, setting: str, url: str, *, pause_s: float) -> None:
         import apprise
@@ -263,7 +264,7 @@ class Channel:
         threading.Thread(target=self._run, name=self.name, daemon=True).start()
 
     def tell(self, message: Message, recipient: str = "") -> None:
-        """Have it sent, to the `recipient` instead of the address's own. Never waits."""
+        """Queue a message, for `recipient` instead of the address's own. Never waits."""
         try:
             self._waiting.put_nowait((message, recipient))
         except queue.Full:
@@ -271,14 +272,14 @@ class Channel:
 
     @property
     def idle(self) -> bool:
-        """Whether everything is sent, or given up."""
+        """Whether every message was sent or given up."""
         return not self._waiting.unfinished_tasks
 
     def _run(self) -> None:
         while True:
             message, recipient = self._waiting.get()
             for number in range(TRIES):
-                try:  # the last time without the picture: perhaps that is what it refuses
+                try:  # the last time without the picture, which may be the reason for a refusal
                     why = self._send(message, recipient, message.picture if number < TRIES - 1 else None)
                 except Exception as error:  # noqa: BLE001 (its text could hold a password)
                     why = type(error).__name__
@@ -293,7 +294,7 @@ class Channel:
             self._waiting.task_done()
 
     def _send(self, message: Message, recipient: str, picture: Member | None) -> str:
-        """One try; why it failed, or ""."""
+        """Try once; returns why it failed, or ""."""
         service, sender = self._service(recipient), self._apprise.Apprise(asset=self._asset)
         sender.add(service)
         result = sender.notify(
@@ -326,27 +327,27 @@ def _attachment(picture: Member) -> Any:
 
 
 class Notifier:
-    """A publisher before another one: passes every event on, and tells people what matters to them. `url`: the farm's
-    address as people reach it."""
+    """Passes every event on to `events`, and sends messages about some of them. `url`: the farm's address for
+    people."""
 
     def __init__(self, events: Publisher, database: Database, *, url: str = "", pause_s: float = 5.0) -> None:
         self._events, self._database, self._url, self._pause_s = events, database, url, pause_s
         self._channels: list[Channel] = []
         self._mail: Channel | None = None
         self._at_work: set[asyncio.Task[None]] = set()
-        self._told: dict[int, object] = {}
+        self._announced: dict[int, object] = {}
         self._benched: set[int] = set()
 
     async def open(self, addresses: Sequence[str], mail: str) -> None:
-        """Open channels: `addresses` hear of every task and machine, `mail` is for owners of tasks that ask for it.
-        `InvalidRequest` names the setting that is wrong."""
+        """Open channels: `addresses` receive messages about every task and machine, `mail` is for owners of tasks that
+        ask for it. Raises `InvalidRequest`, which names the wrong setting."""
         channel = partial(Channel, pause_s=self._pause_s)
         named = [(f"Notify[{place}]", url) for place, url in enumerate(addresses)]
         self._channels = [await asyncio.to_thread(channel, *one) for one in named]
         self._mail = await asyncio.to_thread(channel, "NotifyMail", mail) if mail else None
 
     async def close(self) -> None:
-        """Give what waits a moment to be sent."""
+        """Wait up to `CLOSE_S` for messages that are being sent."""
         deadline, channels = time.monotonic() + CLOSE_S, [*self._channels, *filter(None, [self._mail])]
         while time.monotonic() < deadline:
             if not self._at_work and all(one.idle for one in channels):
@@ -354,11 +355,11 @@ class Notifier:
             await asyncio.sleep(0.02)  # threads empty the queues: there is no event to wait for
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Pass an event on, and tell of it what is to be told."""
+        """Pass an event on, and send the messages that it calls for."""
         self._events.publish(type, data, user_id=user_id)
         if type == "machine":
             self._of_machine(data["machine_id"], data)
-        elif type == "task" and data["status"] in TOLD and (self._channels or self._mail):
+        elif type == "task" and data["status"] in _ANNOUNCED and (self._channels or self._mail):
             if len(self._at_work) >= MOST_WAITING:
                 log.warning("nobody is told of a task: too many end at once", task=data["task_id"])
                 return
@@ -371,7 +372,7 @@ class Notifier:
             channel.tell(message)
 
     def _of_machine(self, machine_id: int, data: dict[str, Any]) -> None:
-        """Tell once that a machine is benched."""
+        """Send one message when a machine is benched."""
         if not data.get("benched"):
             self._benched.discard(machine_id)
         elif machine_id not in self._benched:
@@ -381,7 +382,7 @@ class Notifier:
             self._tell(Message(f"Machine {name} is benched", "\n".join(lines).strip(), good=False))
 
     async def _of_task(self, task_id: int) -> None:
-        """Tell that a task ended, once for each end."""
+        """Send one message each time that a task ends."""
         try:
             view, latest = await self._database.read(partial(_ended, task_id=task_id, everyone=bool(self._channels)))
         except RenderOnlineError as error:  # deleted meanwhile, or the database does not answer
@@ -389,11 +390,11 @@ class Notifier:
             return
         end = (view.status, view.end_us)
         wanted = self._channels or view.notify
-        if not wanted or view.status not in TOLD or self._told.get(task_id) == end:
+        if not wanted or view.status not in _ANNOUNCED or self._announced.get(task_id) == end:
             return
-        if len(self._told) > MOST_WAITING * 50:
-            self._told.clear()
-        self._told[task_id] = end
+        if len(self._announced) > MOST_WAITING * 50:
+            self._announced.clear()
+        self._announced[task_id] = end
         directory = task_directory(view.file_path, view.file_name)
         picture = None
         if latest is not None:
@@ -406,7 +407,7 @@ class Notifier:
 
 
 def _ended(connection: Connection, *, task_id: int, everyone: bool) -> tuple[TaskView, ResultView | None]:
-    """A task, and what landed last of it if `everyone`, or its owner, is told."""
+    """A task, and its last result if a message about it goes to `everyone` or to its owner."""
     view = listing_rows.get_task(connection, task_id)
     return view, listing_rows.latest_result(connection, task_id) if everyone or view.notify else None
 
@@ -428,6 +429,6 @@ def _of(view: TaskView, url: str, picture: Member | None) -> Message:
 
 
 def tame(text: str) -> str:
-    """A text of users and renderers: short, on one line, without what a chat takes for a call of everybody."""
-    plain = "".join(one if one.isprintable() else " " for one in text[:500])
+    """Make a text of users or renderers safe for chats: short, on one line, without mentions of everybody."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:500])
     return re.sub(r"@(?=everyone|here|channel|all\b)|<(?=[!@])", "\\g<0>\u200b", plain)

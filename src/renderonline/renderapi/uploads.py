@@ -1,7 +1,7 @@
-"""The use cases of uploads: announce files, send what is missing, go on after any stop; or a form with a single file.
+"""The use cases of uploads: announce files, send what is missing, continue after any stop; or a form with one file.
 
-An upload is seen by its user only. Of what is announced in chunks, the server itself copies those that lie in the same
-user's files already. What nobody touched for a week is removed; the upload of a form ends with its request.
+Only its user sees an upload. The server itself copies announced chunks that it finds in the same user's files. An
+upload that was not touched for a week is deleted; the upload of a form ends with its request.
 """
 
 import asyncio
@@ -38,25 +38,25 @@ from renderonline.storage.multipart import Form
 from renderonline.storage.staging import Stage, disk_errors, is_lacking, too_large
 
 MOST_OPEN: Final = 32
-"""Of one user; a further one takes the place of the one that was not touched for longest."""
+"""Open uploads of a user; another one replaces the one that was not touched for longest."""
 MOST_LOADED: Final = 64
 MOST_LOADED_FILES: Final = 200_000
-"""Of all uploads in memory."""
+"""Files of all uploads in memory."""
 _AT_ONCE: Final = 500
-"""Of so many files an answer is written in one go."""
+"""Files whose JSON is written at once."""
 ASIDE_THREADS: Final = 2
-"""They add up and copy gigabytes: in the threads of everybody else short work would stand behind that."""
+"""They hash and copy gigabytes; in the default threads short work would have to wait for that."""
 T = TypeVar("T")
 Check = Callable[[Form], Awaitable[Prepared]]
-"""Raises the first rule that a form breaks, as far as it is known. Called when its file begins after a part `request`,
-and again at the end if more is known then."""
+"""Raises the error of the first rule that a form breaks, as far as it was read. Called when its file begins after a
+part `request`, and again at the end if more parts were read."""
 _disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
 
 
 @dataclass(slots=True)
 class UploadSession:
-    """An open upload. `appending`: files that somebody writes; `putting`: packs on their way; `taken`: a task is being
-    made of it."""
+    """An open upload. `appending`: indexes of files that are being written; `putting`: number of packs that are being
+    received; `taken`: a task is being made of it."""
 
     upload_id: str
     stage: Stage
@@ -69,16 +69,16 @@ class UploadSession:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody works on it."""
+        """Whether a request or a background job uses it."""
         copying = self.filling is not None and not self.filling.done()
         return bool(self.appending or self.putting or self.taken or self.adding or copying)
 
     def fill(self, found: Mapping[int, staging.Place]) -> None:
-        """Copy what lies here already, in the background."""
+        """Copy chunks that the server has already, in the background."""
         self.filling = asyncio.create_task(self._quietly(partial(self.stage.fill, found)))
 
     def add_up(self, indexes: Collection[int]) -> None:
-        """Add up what came of files, in the background."""
+        """Hash what was received of files, in the background."""
 
         def add_all() -> None:
             for index in indexes:
@@ -89,7 +89,7 @@ class UploadSession:
         task.add_done_callback(self.adding.discard)
 
     async def finished(self, stage: Stage) -> tuple[InputFile, ...]:
-        """Every file of this upload, or of what was unpacked from it; waits for what is copied and added up."""
+        """Every file of this upload, or of the ZIP that it is. Waits for its background jobs."""
         if self.filling is not None:
             await self.filling
         await asyncio.gather(*self.adding)
@@ -97,17 +97,17 @@ class UploadSession:
             return await asyncio.to_thread(stage.finish)
 
     async def _quietly(self, work: Callable[[], None]) -> None:
-        """Work whose failure shows when the upload is finished, and that nobody else has to wait for."""
+        """Run `work` in a background thread. Its failure shows when the upload is finished."""
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().run_in_executor(self.aside, work)
 
     def view(self) -> dict[str, Any]:
-        """What clients are told. Blocks."""
+        """The upload as JSON for clients. Blocks."""
         written, complete = list[bytes](), True
         described = self.stage.described()
-        while some := list(islice(described, _AT_ONCE)):
-            complete = complete and not any(map(is_lacking, some))
-            written.append(orjson.dumps(some)[1:-1])
+        while batch := list(islice(described, _AT_ONCE)):
+            complete = complete and not any(map(is_lacking, batch))
+            written.append(orjson.dumps(batch)[1:-1])
         files = orjson.Fragment(b"[" + b",".join(written) + b"]")
         return {"upload_id": self.upload_id, "files": files, "complete": complete}
 
@@ -125,14 +125,15 @@ class Uploads:
         self._aside = ThreadPoolExecutor(ASIDE_THREADS, "aside", step_back)
 
     async def create(self, user_id: int, request: Request, length: int) -> dict[str, Any]:
-        """Announce files; what is to be sent of them. `Unfit`, `TooLarge`, `NoSpace`, `ClientDisconnect`."""
+        """Announce files; returns what the client must send. Raises `Unfit`, `TooLarge`, `NoSpace`,
+        `ClientDisconnect`."""
         root, upload_id = await self._places.staging(), secrets.token_hex(16)
         directory = root / names.INCOMING / f"{user_id}-{upload_id}"
         await asyncio.to_thread(self._places.check_disk, root, 3 * length)
         announcement = Announcement(directory.with_name(f"{upload_id}{names.PART}"))
-        long = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
+        turn = self._announcing[user_id] if length > SHORT_BYTES else contextlib.nullcontext()
         try:
-            async with long:
+            async with turn:
                 with _disk_errors():
                     await Body(request, length or None).read(announcement.take)
             await asyncio.to_thread(names.incoming_directory, root)
@@ -150,7 +151,7 @@ class Uploads:
         return await self._viewed(user_id, session, client_of(request))
 
     async def _admit(self, user_id: int, upload_id: str, root: Path, size: int) -> None:
-        """Refuse so many bytes, or make room for them."""
+        """Make room for `size` bytes, or refuse them."""
         if size > self._places.limit:
             raise too_large(self._places.limit)
         await self._housekeeping.surplus(user_id, size, upload_id=upload_id)
@@ -158,22 +159,21 @@ class Uploads:
         await self._places.check_length(size)
 
     async def describe(self, user_id: int, upload_id: str, gone: Gone) -> dict[str, Any]:
-        """What is there and what is to be sent."""
-        session = await self.find(user_id, upload_id)
-        return await self._viewed(user_id, session, gone)
+        """What the server has of an upload, and what the client must send."""
+        return await self._viewed(user_id, await self.find(user_id, upload_id), gone)
 
     async def _viewed(self, user_id: int, session: UploadSession, gone: Gone) -> dict[str, Any]:
         with _disk_errors():
             return await self._in_turn(user_id, gone, lambda _: session.view(), large=session.stage.is_large)
 
     async def _in_turn(self, user_id: int, gone: Gone, work: Callable[[threading.Event], T], *, large: bool) -> T:
-        """What is much work waits for the user's turn."""
+        """Run `work` in a thread; a large one waits for the user's turn."""
         if large:
             return await self._large.look(user_id, work, gone)
         return await asyncio.to_thread(work, threading.Event())
 
     async def append(self, user_id: int, upload_id: str, index: int, offset: int, request: Request, length: int) -> int:
-        """Append `length` bytes of a body to a file that comes from its beginning on; its new offset."""
+        """Append `length` bytes of a body to a file that is sent without chunks; returns its new offset."""
         session = await self.find(user_id, upload_id)
         stage = session.stage
         if index >= len(stage.files) or stage.files[index].count is not None:
@@ -198,7 +198,7 @@ class Uploads:
             session.add_up((index,))
 
     async def put_pack(self, user_id: int, upload_id: str, request: Request, length: int) -> None:
-        """Store a body of chunks: each one that is whole and what was announced, up to the first that is not."""
+        """Store a body of chunks, up to the first that is incomplete or not as announced."""
         session = await self.find(user_id, upload_id)
         if session.taken:
             raise Conflict("A task is being made of this upload.", code="busy")
@@ -215,14 +215,14 @@ class Uploads:
             session.add_up(reader.touched)
 
     async def delete(self, user_id: int, upload_id: str) -> None:
-        """Remove an upload."""
+        """Delete an upload, unless a task is being made of it (`Conflict`)."""
         session = await self.find(user_id, upload_id)
         if session.taken:
             raise Conflict("A task is being made of this upload.", code="busy")
         await self.forget(user_id, session)
 
     async def forget(self, user_id: int, session: UploadSession) -> None:
-        """Remove an upload that is not needed any more."""
+        """Delete an upload and its files."""
         self._sessions.pop((user_id, session.upload_id), None)
         await asyncio.to_thread(staging.remove, session.stage.directory)
 
@@ -230,8 +230,8 @@ class Uploads:
     async def receiving(
         self, request: Request, length: int, check: Check
     ) -> AsyncIterator[tuple[UploadSession, Prepared]]:
-        """Receive a form as an upload of a single file, which is removed at the end. `length`: bytes of the body, 0
-        when the client does not say. Raises what `check` raises, `InvalidRequest`, `TooLarge`, `NoSpace`."""
+        """Receive a form as an upload of one file, which is deleted at the end. `length`: bytes of the body, 0 when
+        unknown. Raises what `check` raises, `InvalidRequest`, `TooLarge`, `NoSpace`."""
         arriving = _Arriving(Form(request.headers.get("content-type", ""), limit=self._places.limit), self._places)
         try:
             with disk_errors():
@@ -245,8 +245,9 @@ class Uploads:
     async def taking(
         self, user_id: int, upload_id: str, gone: Gone, *, unpack: bool = False
     ) -> AsyncIterator[tuple[UploadSession, Stage]]:
-        """An upload of which a task is made, and its files, or those of the ZIP that it is: nobody else may change it
-        meanwhile. `Conflict` (`busy`), `NotFound`, `ClientDisconnect`, what `unpacking.unpacked` raises."""
+        """An upload of which a task is made, and its files, or with `unpack` those of the ZIP that it is; nothing else
+        changes it meanwhile. Raises `Conflict` (`busy`), `NotFound`, `ClientDisconnect`, what `confined.unpacked`
+        raises."""
         session = await self.find(user_id, upload_id)
         if session.taken or session.appending or session.putting:
             raise Conflict("Files of this upload are still being sent. Submit it when they are there.", code="busy")
@@ -274,7 +275,7 @@ class Uploads:
             return await self._unpacking.look(user_id, unpack, gone)
 
     async def find(self, user_id: int, upload_id: str) -> UploadSession:
-        """A user's open upload, as it is on the disk; `NotFound` for everything else."""
+        """A user's open upload, from memory or the disk. Raises `NotFound`."""
         session = self._sessions.get((user_id, upload_id))
         if session is None:
             if not re.fullmatch(r"[0-9a-f]{32}", upload_id):
@@ -298,15 +299,15 @@ class Uploads:
         return session
 
     def _unload(self) -> None:
-        """Keep the newest in memory; the others are on the disk."""
+        """Keep only the newest uploads in memory; all are on the disk."""
         files = 0
-        for place, (key, one) in enumerate(reversed(list(self._sessions.items()))):
-            files += len(one.stage.files)
-            if place and (place >= MOST_LOADED or files > MOST_LOADED_FILES) and not one.busy:
+        for place, (key, session) in enumerate(reversed(list(self._sessions.items()))):
+            files += len(session.stage.files)
+            if place and (place >= MOST_LOADED or files > MOST_LOADED_FILES) and not session.busy:
                 del self._sessions[key]
 
     async def _look_up(self, user_id: int, stage: Stage) -> dict[int, staging.Place]:
-        """Where the chunks that are missing lie already among the user's files."""
+        """Where the user's files contain missing chunks."""
         roots = await self._places.roots()
 
         def look() -> dict[int, staging.Place]:
@@ -334,7 +335,7 @@ class _Arriving:
         self._prepared: Prepared | None = None
 
     async def receive(self, request: Request, length: int, check: Check) -> Prepared:
-        """Read the form to its end, or as far as one that is refused is read; then every rule was checked."""
+        """Read the form to its end, or until it may be refused; every rule was checked then."""
         form = self._form
         body = Body(request, length or None)
         stopped = await body.read(form.take)
@@ -352,12 +353,12 @@ class _Arriving:
         return self._prepared
 
     def stage(self) -> Stage:
-        """The upload; its file was received to its end."""
+        """The files of this upload. Only after `receive`."""
         assert self._directory is not None
         return Stage(self._directory, self._sums.of(names.clean_file_name(self._form.file_names[0])))
 
     def is_there(self) -> bool:
-        """Whether something is stored: the upload of a committed task was removed already."""
+        """Whether a file is stored; the upload of a committed task was deleted already."""
         return self._handle is not None or (self._directory is not None and self._directory.exists())
 
     def remove(self) -> None:
@@ -367,7 +368,7 @@ class _Arriving:
             staging.remove(self._directory)
 
     async def _root(self, check: Check) -> Path | None:
-        """The download path of the file that begins; None when a rule is broken as far as the form is known."""
+        """Where to store the file that begins; None when the form breaks a rule already."""
         form = self._form
         if not form.requests:
             return await self._places.staging()
@@ -380,7 +381,7 @@ class _Arriving:
             return None
 
     def _begin(self, root: Path | None, length: int) -> bool:
-        """Store the file from its first bytes on, which were read already; returns whether to stop reading."""
+        """Start storing the file, whose first bytes were read already; returns whether to stop reading."""
         if root is not None:
             self._places.check_disk(root, length)
             self._directory = names.incoming_directory(root) / f"{self.upload_id}{names.PART}"
@@ -418,7 +419,7 @@ def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:
 
 @contextlib.asynccontextmanager
 async def _in_threads(context: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """The same context; its beginning and its end may wait for the disk."""
+    """`context`, entered and left in a thread, because both may wait for the disk."""
     value = await asyncio.to_thread(context.__enter__)
     try:
         yield value

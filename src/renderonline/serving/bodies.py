@@ -53,6 +53,12 @@ def bounded(request: Request, receive: Receive, most: int = MAX_BODY) -> Receive
     return received
 
 
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has disconnected; for a request whose body was read, or that has none."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def receive_body(
     request: Request, handle: int, *, length: int, update: Callable[[memoryview], object] | None = None
 ) -> None:

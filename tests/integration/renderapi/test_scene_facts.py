@@ -175,14 +175,14 @@ def machine(*offers: str) -> Any:
 )
 async def test_only_machines_that_can_open_the_scene_get_it(machines: list[Any], needs: Needs) -> None:
     facts, definition = facts_of(machines), parse_definition(shipped()["blender"])
-    assert facts._needs(definition, "shot.blend", "5.0") == needs
+    assert facts._version_needs(definition, "shot.blend", "5.0") == needs
 
 
 async def test_a_scene_that_is_newer_than_every_machine_is_refused() -> None:
     facts = facts_of([machine("4.5.3"), machine("5.0.1")])
     definition = parse_definition(shipped()["blender"])
     with pytest.raises(InvalidRequest, match=r"saved by Blender 5\.2; the machines have 4\.5\.3, 5\.0\.1\.") as refused:
-        facts._needs(definition, "shot.blend", "5.2")
+        facts._version_needs(definition, "shot.blend", "5.2")
     assert refused.value.reason_code == "scene_too_new"
 
 
@@ -208,7 +208,7 @@ async def test_a_scene_goes_where_its_render_engine_may_be(
     machines: list[Any], renderer: str, needs: Needs, *, doubt: bool
 ) -> None:
     facts, definition = facts_of(machines), parse_definition(shipped()["blender"])
-    found, why = facts._renders(definition, renderer)
+    found, why = facts._renderer_needs(definition, renderer)
     assert (found, bool(why)) == (needs, doubt)
     if doubt:
         assert why.startswith(
