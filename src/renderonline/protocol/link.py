@@ -10,17 +10,23 @@ the wrong type, is nested too deep, or does not fit into UTF-8 or 64 bits.
 import math
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.machines import Card, CardLoad
+from renderonline.farm.machines import Card, CardLoad, check_cards
 from renderonline.farm.result_names import NOTHING_MORE, MoreResults
 
 MAX_DEPTH: Final = 32
 """How deep values may be nested."""
+LONGEST_TEXT: Final = 500
+"""Characters of a text in which a machine describes itself."""
+_MOST_HELD: Final = 10_000
+_MOST_OFFERS: Final = 256
+_LONGEST_INSTANCE: Final = 64
 
 _LARGEST: Final = 2**63 - 1
 _WORDS: Final[Mapping[str, str]] = {
@@ -372,3 +378,20 @@ class Heartbeat(Struct, frozen=True, tag=str.lower):
 Report = Started | Result | Exited
 FromMachine = Hello | Started | Result | Exited | Progress | Log | Heartbeat
 FromRenderAPI = Welcome | Refused | Assign | Cancel | Drain | Ack
+
+
+def check_hello(message: Hello) -> None:
+    """Raise `InvalidRequest` for a machine that says more of itself than is stored and shown."""
+    texts = (message.instance, message.boot, message.version, message.name, message.platform, message.full)
+    check_cards(message.cards)
+    renderers = [engine.renderers for engine in message.engines]
+    lists = (message.engines, message.gpus, message.tags, *renderers)
+    if not message.instance or len(message.instance) > _LONGEST_INSTANCE or not message.instance.isascii():
+        raise InvalidRequest(f"A hello's instance has 1 to {_LONGEST_INSTANCE} ASCII characters.")
+    if len(message.held) > _MOST_HELD:
+        raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
+    box = (message.sandbox, message.sandbox_advice)
+    engines = (f"{engine.name}{engine.version}" for engine in message.engines)
+    words = (*texts, *box, *message.gpus, *message.tags, *engines, *chain.from_iterable(renderers))
+    if any(len(items) > _MOST_OFFERS for items in lists) or any(len(text) > LONGEST_TEXT for text in words):
+        raise InvalidRequest("A hello is longer than any machine needs.")

@@ -11,8 +11,7 @@ import contextlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -26,22 +25,17 @@ from renderonline.farm.machines import ALTERNATION_S, Instances, Wish, check_car
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
-from renderonline.protocol.link import PROTOCOL, Hello, Refused, decode, encode, to_wire
+from renderonline.protocol.link import LONGEST_TEXT, PROTOCOL, Hello, Refused, check_hello, decode, encode, to_wire
 from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
 from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order
-from renderonline.renderapi.reports import Reports
+from renderonline.renderapi.reports import Checks, Reports
 from renderonline.storage.attempt_logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
 
 HELLO_S: Final = 10.0
 _CLOSING_S: Final = 30.0
-_MOST_HELD: Final = 10_000
-_MOST_OFFERS: Final = 256
-_LONGEST_TEXT: Final = 500
-_LONGEST_INSTANCE: Final = 64
-"""Fields of a hello that say nothing of the machine."""
 MAX_MESSAGE: Final = 1024 * 1024
 """Characters of one message; whoever sends more is cut off."""
 MAX_APPLIED: Final = 256
@@ -64,16 +58,6 @@ class _Refusal(Exception):
         self.answer = Refused(code, message, final)
 
 
-class MachineChecks(Protocol):
-    """The checks of scenes that machines have (`scene_checks.SceneChecks`)."""
-
-    def holds(self, attempt_id: int) -> bool:
-        """Whether this attempt is a check that its machine may still have."""
-
-    def lost(self, machine_id: int) -> None:
-        """A machine's link ended or begins again: it goes on with no check."""
-
-
 class LinkedMachine:
     """An open link; the machine's `MachineLink`. `last_seq`: the last report of the instance that was applied; `ended`
     is set when nothing of this link is applied or written any more."""
@@ -88,7 +72,7 @@ class LinkedMachine:
         memory: Memory,
         machines: Machines,
         reports: Reports,
-        checks: MachineChecks,
+        checks: Checks,
         background: BackgroundWork,
         clocks: Clocks,
         announcements: Announcements,
@@ -219,7 +203,7 @@ class LinkedMachine:
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
         check_cards(heartbeat.cards)
-        before, full = self.machine.ability, heartbeat.full[:_LONGEST_TEXT]
+        before, full = self.machine.ability, heartbeat.full[:LONGEST_TEXT]
         self.machine.load = to_wire(heartbeat)
         if heartbeat.cards:
             self.machine.describe()
@@ -286,7 +270,7 @@ class LinkedMachine:
             self._to_log.clear()
             lines, self._log_lines, self._log_size = self._log_lines, [], 0
             try:
-                await self._finish(asyncio.to_thread(write_logs, self._logs, lines))  # a log has one writer
+                await self._finish(asyncio.to_thread(self._logs.append_lines, lines))  # a log has one writer
             except OSError as error:
                 if self._clocks.monotonic() >= self._quiet_until:
                     self._quiet_until = self._clocks.monotonic() + REJECTED_S
@@ -305,7 +289,7 @@ class LinkedMachines:
         machines: Machines,
         files: AttemptFiles,
         reports: Reports,
-        checks: MachineChecks,
+        checks: Checks,
         background: BackgroundWork,
         clocks: Clocks,
         logs: AttemptLogs,
@@ -366,7 +350,7 @@ class LinkedMachines:
         message: Hello = decode(text, Hello)
         row = await self._authenticated(message)
         _check_protocol(message)
-        _check_sizes(message)
+        check_hello(message)
         async with self._doors[row.machine_id]:
             await self._check_alone(row, message)
             earlier = self._open.get(row.machine_id)
@@ -486,36 +470,6 @@ def _check_protocol(message: Hello) -> None:
     speaks = f"The machine speaks protocol {message.protocol}, the farm {PROTOCOL}."
     advice = f"Update {side} RenderOnline: pip install --upgrade renderonline."
     raise _Refusal("protocol", f"{speaks} {advice}", final=True)
-
-
-def _check_sizes(message: Hello) -> None:
-    """What a machine says of itself is stored and shown: it has bounds."""
-    texts = (message.instance, message.boot, message.version, message.name, message.platform, message.full)
-    check_cards(message.cards)
-    renderers = [one.renderers for one in message.engines]
-    many = (message.engines, message.gpus, message.tags, *renderers)
-    if not message.instance or len(message.instance) > _LONGEST_INSTANCE or not message.instance.isascii():
-        raise InvalidRequest(f"A hello's instance has 1 to {_LONGEST_INSTANCE} ASCII characters.")
-    if len(message.held) > _MOST_HELD:
-        raise InvalidRequest(f"A machine holds at most {_MOST_HELD} attempts.")
-    box = (message.sandbox, message.sandbox_advice)
-    named = (f"{one.name}{one.version}" for one in message.engines)
-    inner = (*box, *message.gpus, *message.tags, *named, *chain.from_iterable(renderers))
-    if any(len(one) > _MOST_OFFERS for one in many) or any(len(one) > _LONGEST_TEXT for one in (*texts, *inner)):
-        raise InvalidRequest("A hello is longer than any machine needs.")
-
-
-def write_logs(logs: AttemptLogs, lines: list[link.Log]) -> None:
-    """Append log lines; neighbours in one go. Blocks."""
-    joined: list[tuple[int, int, bytearray]] = []
-    for line in lines:
-        data = line.text.encode()
-        if joined and joined[-1][0] == line.attempt and joined[-1][1] + len(joined[-1][2]) == line.offset:
-            joined[-1][2].extend(data)
-        else:
-            joined.append((line.attempt, line.offset, bytearray(data)))
-    for attempt_id, offset, content in joined:
-        logs.append(attempt_id, offset, bytes(content))
 
 
 async def receive(socket: WebSocket) -> str | None:

@@ -74,6 +74,12 @@ class Checks(Protocol):
     def drop(self, state: TaskRow) -> None:
         """End the check of a task that was canceled."""
 
+    def holds(self, attempt_id: int) -> bool:
+        """Return whether this attempt is a check that its machine may still have."""
+
+    def lost(self, machine_id: int) -> None:
+        """End the checks of a machine whose link ended or begins again."""
+
 
 class Reports:
     """Applies reports and the dispatcher's own verdicts. `dropped`: reports that were acknowledged without effect."""

@@ -11,10 +11,11 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from renderonline.protocol.link import Log
 from renderonline.storage import disk
 
 HEAD: Final = 4 << 20
@@ -87,6 +88,18 @@ class AttemptLogs:
         for middle in pieces[1 if pieces[0].offset == 0 else 0 : -2]:
             middle.path.unlink(missing_ok=True)
         return offset
+
+    def append_lines(self, lines: Iterable[Log]) -> None:
+        """Add texts of several logs; neighbours of one log are written together. Raises what `append` raises."""
+        joined: list[tuple[int, int, bytearray]] = []
+        for line in lines:
+            data = line.text.encode()
+            if joined and joined[-1][0] == line.attempt and joined[-1][1] + len(joined[-1][2]) == line.offset:
+                joined[-1][2].extend(data)
+            else:
+                joined.append((line.attempt, line.offset, bytearray(data)))
+        for attempt_id, offset, content in joined:
+            self.append(attempt_id, offset, bytes(content))
 
     def size(self, attempt_id: int) -> int:
         """Where the log ends, which is from where the machine goes on sending (`Welcome.log_offsets`)."""
