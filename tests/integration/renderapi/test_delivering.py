@@ -11,7 +11,7 @@ import pytest
 
 from renderonline.database import schema as tables
 from renderonline.database.door import Database
-from renderonline.database.file_rows import end_delivery
+from renderonline.database.file_rows import end_delivery, undelivered
 from renderonline.database.upkeep import check
 from renderonline.farm.errors import NotAvailable
 from renderonline.renderapi import housekeeping
@@ -59,6 +59,19 @@ async def warned(api: Running, text: str) -> list[str]:
     return await wait_until(told)
 
 
+async def nothing_left(database: Path) -> None:
+    """Wait until no result is still to be delivered: a stop in the middle of a delivery is another case."""
+
+    def is_settled() -> bool:
+        with Database.open(f"sqlite:///{database}") as opened:
+            return not opened.read_now(undelivered)
+
+    async def settled() -> bool:
+        return await asyncio.to_thread(is_settled)
+
+    await wait_until(settled)
+
+
 def stopped(*_: object, **__: object) -> None:
     raise NotAvailable("RenderAPI was killed just now.")
 
@@ -101,6 +114,7 @@ async def test_finished_frames_are_delivered_under_their_names_also_after_a_stop
         await delivered(root / "show/s010/s010_0001.png", b"one again")
         assert "frame_0002.png was not delivered" in str(warnings)
         assert "frame_0003.png" not in str(warnings)
+        await nothing_left(data / "renderonline.sqlite")
     put(directory, "frame_0003.png", b"three again", 3)
     async with renderapi(data, **flags) as api:
         await warned(api, "nas/show/s010/s010_0003.png is there and not of this task")
