@@ -11,7 +11,7 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.farm.errors import InvalidRequest
-from renderonline.rnoclient.scenes import external_files
+from renderonline.rnoclient.scenes import needed_files
 from tests.support.blender import run_python
 from tests.support.farm import RealFarm
 
@@ -90,7 +90,7 @@ def test_what_is_missing_is_told_and_nothing_else_is(
 
         def submitted(name: str) -> int:
             path = scenes / f"{name}.blend"
-            inputs = {str(one.relative_to(scenes)): one for one in external_files(path)}
+            inputs = {str(one.relative_to(scenes)): one for one in needed_files(path).inside}
             return int(farm.client.submit(path, scene=path.name, inputs=inputs, engine="blender")["task_id"])
 
         clean = [submitted(name) for name in CLEAN]

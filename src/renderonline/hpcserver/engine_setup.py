@@ -49,7 +49,7 @@ CACHES: Final[Mapping[str, str]] = {
 
 
 class AttemptSetup:
-    """The `attempts.EngineSetup` of this machine. `write_log` adds lines to the attempt's log; `passed`: environment
+    """The `resources.EngineSetup` of this machine. `write_log` adds lines to the attempt's log; `passed`: environment
     variables that the operator passes to engines."""
 
     def __init__(

@@ -101,9 +101,9 @@ class Dispatcher:
         database: Database,
         ids: IdBlocks,
         *,
+        leasing: "Leasing",
         memory: Memory,
         machines: Machines,
-        orders: Orders,
         files: AttemptFiles,
         reports: Reports,
         benching: Benching,
@@ -117,19 +117,7 @@ class Dispatcher:
         self._database, self._ids, self._memory, self._machines = database, ids, memory, machines
         self._files, self._reports, self._benching, self._watching = files, reports, benching, watching
         self._checks, self._background, self._clocks = checks, background, clocks
-        self._links, self._nodes = links, nodes
-        self._leasing = Leasing(
-            database,
-            ids,
-            memory=memory,
-            machines=machines,
-            orders=orders,
-            files=files,
-            reports=reports,
-            checks=checks,
-            background=background,
-            clocks=clocks,
-        )
+        self._links, self._nodes, self._leasing = links, nodes, leasing
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -35,7 +35,7 @@ from renderonline.renderapi.orders import AttemptFiles, Folder, Order, Orders, d
 from renderonline.storage.landing import attempt_directory
 
 NOT_YET: Final = "no machine has looked at its scene"
-NOBODY_FREE: Final = "no linked machine was free"
+NONE_FREE: Final = "no linked machine was free"
 NOT_THERE: Final = "its machine went away"
 SCENE_FAILURE: Final = "scene"
 """The class of a failure for which a strict task fails."""
@@ -43,9 +43,9 @@ SCENE_FAILURE: Final = "scene"
 
 @dataclass(slots=True, eq=False)
 class Check:
-    """The check of one task, which has so many `parts` to render. `attempt`: what its machine has, None as long as it
-    waits for one; `holder`: that attempt to its machine, once it was sent; `unchecked`: what the task says until the
-    check has ended."""
+    """The check of one task. `parts`: how many chunks of frames the task has; `attempt`: that of the machine which does
+    the check, None while none does; `holder`: what its token opens, once it was sent; `unchecked`: what the task says
+    until the check has ended."""
 
     task: QueuedTask
     how: SceneCheck
@@ -65,7 +65,8 @@ class Check:
 
 
 class SceneChecks:
-    """All checks of this RenderAPI: of each user's tasks one at a time. `changed` is told what became of a task."""
+    """All checks of this RenderAPI, one at a time for each user. `changed` is called with the task when a check has
+    changed it."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class SceneChecks:
             if self._take_slot(check):
                 self._lines[task.user_id] = [check]
             else:
-                check.unchecked = NOBODY_FREE
+                check.unchecked = NONE_FREE
         try:
             yield check
         finally:
@@ -164,7 +165,7 @@ class SceneChecks:
         return True
 
     def _release(self, check: Check) -> None:
-        """Its machine was not told of it."""
+        """Free the slot of a check that was never sent to its machine."""
         assert check.attempt is not None
         self._files.remove(check.attempt.machine_id, (check.attempt.attempt_id,))
         self._machines.release(check.attempt.machine_id, check.attempt.attempt_id)
@@ -172,17 +173,17 @@ class SceneChecks:
 
     async def _send(self, check: Check, attempt: AttemptFacts) -> None:
         attempt.task_id = check.task.task_id
-        told, problem = None, NOT_THERE
+        prepared, problem = None, NOT_THERE
         try:
-            told = await self._orders.of_check(attempt, check.how)
+            prepared = await self._orders.of_check(attempt, check.how)
         except InvalidRequest as error:
             problem = error.message
         machine = self._machines.get(attempt.machine_id)
-        if check.over or told is None or machine is None or machine.link is None:
+        if check.over or prepared is None or machine is None or machine.link is None:
             self._release(check)
             self._end(check, problem)
             return
-        assign, facts = told
+        assign, facts = prepared
         where = {name: getattr(facts, name) for name in ("scene", "file_name", "results_in")}
         named = {name: getattr(attempt, name) for name in ("token", "task_id", "machine_id", "directory")}
         check.holder = Holder(**named, **where, over=False)
@@ -205,7 +206,7 @@ class SceneChecks:
         return {one.attempt_id: one.needs for one in attempts if one is not None and one.machine_id == machine_id}
 
     def take(self, reports: Sequence[Report]) -> Sequence[Report]:
-        """Take note of what machines report of checks; gives the other reports."""
+        """Handle the reports about checks; return the other reports."""
         ours = {report.attempt: check for report in reports if (check := self._held.get(report.attempt)) is not None}
         for report in reports:
             if isinstance(report, Exited) and report.attempt in ours:
@@ -214,14 +215,14 @@ class SceneChecks:
         return [report for report in reports if report.attempt not in ours]
 
     def lost(self, machine_id: int) -> None:
-        """A machine's link ended, or begins anew: it goes on with no check."""
+        """End the checks of a machine whose link ended or begins again."""
         for check in list(self._held.values()):
             if check.attempt is not None and check.attempt.machine_id == machine_id:
                 del self._held[check.attempt.attempt_id]
                 self._end(check, NOT_THERE)
 
     def drop(self, state: TaskRow) -> None:
-        """A task was canceled."""
+        """End the check of a task that was canceled."""
         for check in list(self._lines.get(state.user_id, ())):
             if check.task.task_id == state.task_id:
                 self._close(check)
@@ -244,10 +245,10 @@ class SceneChecks:
         self._end(check, unchecked, warnings, needs.cleaned(reason) if fails else "")
 
     def _end(self, check: Check, unchecked: str | None, warnings: Sequence[str] = (), failure: str = "") -> None:
-        """The check is over; its task says what came of it, and goes on."""
+        """End a check: its task stores the result and goes on."""
         if not check.over:
             self._close(check)
-            _ = self._background.spawn(self._tell(check, unchecked, warnings, failure))
+            _ = self._background.spawn(self._store_result(check, unchecked, warnings, failure))
 
     def _close(self, check: Check) -> None:
         check.over = True
@@ -256,7 +257,7 @@ class SceneChecks:
         self._leave(check)
         attempt = check.attempt
         if attempt is not None and attempt.attempt_id in self._held:
-            self._machines.cancel(attempt.machine_id, attempt.attempt_id, "nobody waits for this check any more")
+            self._machines.cancel(attempt.machine_id, attempt.attempt_id, "this check is no longer needed")
         self._background.wake()
 
     def _leave(self, check: Check) -> None:
@@ -266,7 +267,7 @@ class SceneChecks:
         if not line:
             self._lines.pop(check.task.user_id, None)
 
-    async def _tell(self, check: Check, unchecked: str | None, warnings: Sequence[str], failure: str) -> None:
+    async def _store_result(self, check: Check, unchecked: str | None, warnings: Sequence[str], failure: str) -> None:
         task_id = check.task.task_id
         note = partial(note_check, unchecked=unchecked, warnings=warnings, failure=failure)
         try:

@@ -32,7 +32,7 @@ from renderonline.renderapi.housekeeping import Deliverer, Housekeeping, Places
 from renderonline.renderapi.machine_links import LinkedMachine, LinkedMachines
 from renderonline.renderapi.memory import BackgroundWork, Memory
 from renderonline.renderapi.orders import AttemptFiles, Orders
-from renderonline.renderapi.planner import Dispatcher
+from renderonline.renderapi.planner import Dispatcher, Leasing
 from renderonline.renderapi.reports import Benching, Reports, Watching
 from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.scene_surveys import SceneFacts
@@ -193,12 +193,24 @@ class Dispatching:
             clocks=clocks,
             compare=self.landed.settle,
         )
-        self.dispatcher = Dispatcher(
+        leasing = Leasing(
             database,
             ids,
             memory=memory,
             machines=machines,
             orders=self.orders,
+            files=self.files,
+            reports=self.reports,
+            checks=checks,
+            background=background,
+            clocks=clocks,
+        )
+        self.dispatcher = Dispatcher(
+            database,
+            ids,
+            leasing=leasing,
+            memory=memory,
+            machines=machines,
             files=self.files,
             reports=self.reports,
             benching=self.benching,

@@ -50,7 +50,7 @@ T = TypeVar("T")
 Check = Callable[[Form], Awaitable[Prepared]]
 """Raises the error of the first rule that a form breaks, as far as it was read. Called when its file begins after a
 part `request`, and again at the end if more parts were read."""
-_disk_errors = partial(disk_errors, "This upload was removed. Announce its files anew.")
+_disk_errors = partial(disk_errors, "This upload was removed. Announce its files again.")
 
 
 @dataclass(slots=True)
@@ -345,7 +345,7 @@ class _Arriving:
             stopped = stopped or await body.read(self._watched())
         if not stopped:
             form.finish()
-        self._close()
+        await in_thread(request, self._close)
         if self._prepared is None or form.is_refused or self._checked != form.parts:
             self._prepared = await check(form)  # now that everything is known: the first broken rule is raised
         if form.refusal is not None:
@@ -414,7 +414,7 @@ def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:
     for root in roots:
         with contextlib.suppress(OSError, ValueError):
             return Stage(root / names.INCOMING / f"{user_id}-{upload_id}")
-    raise NotFound(f"There is no upload {upload_id}. Announce its files anew.")
+    raise NotFound(f"There is no upload {upload_id}. Announce its files again.")
 
 
 @contextlib.asynccontextmanager

@@ -42,14 +42,6 @@ class SceneInputs:
     unbaked: tuple[str, ...] = ()
 
 
-def external_files(scene: Path, folder: Path | None = None) -> list[Path]:
-    """The files below `folder` (None: where the scene lies) that the scene and its libraries name and that are there.
-
-    [] for scenes that nobody can read, and for broken ones: the farm says what is wrong.
-    """
-    return needed_files(scene, folder).inside
-
-
 def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False) -> SceneInputs:
     """What a scene and its libraries name and what is there. With `pack` also what lies outside of `folder` (None:
     where the scene lies): only with it does a scene decide about other files of this computer."""

@@ -13,7 +13,7 @@ from renderonline.database.schema import tasks, update
 from renderonline.farm.machines import Card
 from renderonline.farm.needs import Needs
 from renderonline.protocol.link import Assign
-from renderonline.renderapi.scene_checks import NOBODY_FREE, NOT_THERE, NOT_YET
+from renderonline.renderapi.scene_checks import NONE_FREE, NOT_THERE, NOT_YET
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, opened_rig, until
 
 CHECK = """
@@ -105,11 +105,11 @@ async def test_a_busy_farm_starts_the_task_and_marks_it_as_not_checked(rig: Rig)
     await machine.exit((await check_of(machine, busy)).attempt)
     await frames_of(machine, busy)
     task_id = await rig.submit("1")
-    assert (await rig.task(task_id)).unchecked == NOBODY_FREE
+    assert (await rig.task(task_id)).unchecked == NONE_FREE
     machine.works = True
     await machine.render(list(machine.assigned)[-1])
     assert (await rig.ended(task_id)).is_success
-    await unchecked(rig, task_id, NOBODY_FREE)
+    await unchecked(rig, task_id, NONE_FREE)
     assert not [one for one in machine.assigned.values() if one.task == task_id and is_check(one)]
     await rig.assert_sound()
 
@@ -117,10 +117,10 @@ async def test_a_busy_farm_starts_the_task_and_marks_it_as_not_checked(rig: Rig)
 async def test_a_machine_that_does_not_fit_the_task_does_not_check_it(rig: Rig) -> None:
     await joined(rig)
     task_id = await rig.submit("1", needs=Needs(tags=("big",)))
-    assert (await rig.task(task_id)).unchecked == NOBODY_FREE
+    assert (await rig.task(task_id)).unchecked == NONE_FREE
     await checks_with(rig, f'{CHECK}engine_version = "1.1"\n')
     old = await rig.submit("1")
-    assert (await rig.task(old)).unchecked == NOBODY_FREE
+    assert (await rig.task(old)).unchecked == NONE_FREE
     assert (await rig.ended(old)).is_success
 
 
@@ -273,7 +273,7 @@ async def test_a_strict_task_starts_when_its_scene_is_complete_or_nobody_can_loo
     await machine.exit((await check_of(machine, task_id)).attempt)
     await frames_of(machine, task_id)
     other = await rig.submit("1", strict=True)
-    assert (await rig.task(other)).unchecked == NOBODY_FREE
+    assert (await rig.task(other)).unchecked == NONE_FREE
     machine.works = True
     await machine.render((await frames_of(machine, task_id))[0].attempt)
     assert (await rig.ended(other)).is_success

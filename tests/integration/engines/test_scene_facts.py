@@ -6,7 +6,7 @@ import pytest
 
 from renderonline.engines.blender.needed_files import survey
 from renderonline.engines.blender.scene_facts import read
-from renderonline.rnoclient.scenes import external_files
+from renderonline.rnoclient.scenes import needed_files
 from tests.support.blender import write_small_scene
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(300)]
@@ -90,7 +90,7 @@ def test_blenders_own_files_are_read(folder: Path) -> None:
 def test_what_a_shot_needs_is_found_through_its_libraries(folder: Path) -> None:
     wanted = {"tex/wood.png", "lib/chairs.blend", "lib/grain.png"}
     assert set(survey("shot.blend", str(folder))["inputs"]) == wanted
-    assert {str(path.relative_to(folder)) for path in external_files(folder / "shot.blend")} == wanted
+    assert {str(path.relative_to(folder)) for path in needed_files(folder / "shot.blend").inside} == wanted
     (folder / "tex" / "wood.png").rename(folder / "wood.png")
     try:
         assert survey("shot.blend", str(folder))["missing"] == ["tex/wood.png"]
@@ -108,7 +108,7 @@ def test_every_cut_of_a_real_scene_is_refused(folder: Path, tmp_path: Path) -> N
 def test_files_of_other_kinds_and_broken_scenes_need_nothing(tmp_path: Path) -> None:
     for name in ("a.pov", "a.blend"):
         (tmp_path / name).write_bytes(b"nothing")
-        assert external_files(tmp_path / name) == []
+        assert needed_files(tmp_path / name).inside == []
 
 
 SIMULATED = """

@@ -146,10 +146,6 @@ def _layout(stream: _Stream) -> _Layout:
     raise BrokenScene("it is no .blend file that is known here")
 
 
-class TooMany(Exception):
-    """More blocks than one look goes through."""
-
-
 class _Head(NamedTuple):
     code: str
     kind: int
