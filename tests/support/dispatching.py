@@ -43,7 +43,7 @@ from renderonline.protocol.link import (
     Result,
     Started,
     Welcome,
-    decode,
+    decode_frame,
     encode,
 )
 from renderonline.renderapi.control import Control
@@ -363,7 +363,8 @@ class Machine:
         beating = asyncio.create_task(self._beat())
         try:
             async for received in self.link:
-                await self._take(decode(received, FromRenderAPI))
+                for message in decode_frame(str(received), FromRenderAPI):
+                    await self._take(message)
         except ConnectionClosed:
             pass
         finally:

@@ -13,7 +13,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from renderonline.protocol.link import LINK_PATH, Ack, Assign, ExpectedOutput, Limits, encode
+from renderonline.protocol.link import LINK_PATH, PROTOCOL, Ack, Assign, ExpectedOutput, Limits, encode
 from tests.support.pinned_certificates import Certificate
 
 DEADLINE_S = 20.0
@@ -26,12 +26,15 @@ class FakeRenderAPI:
 
     keep: tuple[int, ...] | None = None
     acknowledge: bool = True
+    protocol: int = PROTOCOL
     refusal: dict[str, Any] | None = None
     certificate: Certificate | None = None
     log_offsets: dict[str, int] = field(default_factory=dict)
     hellos: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     """Everything but hellos, in order of arrival."""
+    frames: list[int] = field(default_factory=list)
+    """How many messages each frame had."""
 
     def __post_init__(self) -> None:
         self._server: Server | None = None
@@ -59,8 +62,8 @@ class FakeRenderAPI:
     # -- speaking
 
     async def send(self, message: Any) -> None:
-        """Send a link message (a dataclass or plain values) over the newest link."""
-        text = json.dumps(message) if isinstance(message, dict) else encode(message)
+        """Send a link message (a Struct or plain values), or a list of them, over the newest link."""
+        text = json.dumps(message) if isinstance(message, (dict, list)) else encode(message)
         await self._links[-1].send(text)
 
     async def assign(self, attempt: int, argv: list[str], directory: Path, **more: Any) -> Assign:
@@ -139,14 +142,18 @@ class FakeRenderAPI:
             await link.send(json.dumps({"type": "refused", **self.refusal}))
             return
         keep = [held["attempt"] for held in hello["held"]] if self.keep is None else list(self.keep)
-        welcome = {"type": "welcome", "protocol": 1, "keep": keep, "log_offsets": self.log_offsets}
+        welcome = {"type": "welcome", "protocol": self.protocol, "keep": keep, "log_offsets": self.log_offsets}
         await link.send(json.dumps({**welcome, "last_seq": self._applied.get(hello["instance"], 0)}))
         self._links.append(link)
         self.hellos.append(hello)
         self._changed.set()
         try:
             async for text in link:
-                await self._take(link, hello["instance"], json.loads(text))
+                frame = json.loads(text)
+                messages = frame if isinstance(frame, list) else [frame]
+                self.frames.append(len(messages))
+                for message in messages:
+                    await self._take(link, hello["instance"], message)
         except ConnectionClosed:
             return
 

@@ -8,7 +8,7 @@ never delays a report. What was sent and not acknowledged is sent again; logs re
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidHandshake, ProxyError, WebSocketExcepti
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAvailable
 from renderonline.hpcserver.runner import Runner
 from renderonline.protocol import link as wire
-from renderonline.protocol.link import decode, encode
+from renderonline.protocol.link import decode, decode_frame, encode, frames
 
 log = structlog.get_logger(__name__)
 
@@ -137,12 +137,18 @@ class Link:
     async def _receive(self, socket: ClientConnection, sender: "asyncio.Task[None]") -> None:
         sender.add_done_callback(lambda _: asyncio.ensure_future(socket.close()))
         async for text in socket:
-            try:
-                self._act(decode(text, wire.FromRenderAPI))
-            except InvalidRequest as error:
-                self._refuse_unreadable(text, error)
+            self._take(str(text))
         if sender.done():
             sender.result()  # why sending ended is why the link ended
+
+    def _take(self, text: str) -> None:
+        try:
+            messages = decode_frame(text, wire.FromRenderAPI)
+        except InvalidRequest as error:
+            self._refuse_unreadable(text, error)
+            return
+        for message in messages:
+            self._act(message)
 
     def _act(self, message: object) -> None:
         match message:
@@ -162,11 +168,16 @@ class Link:
             case _:
                 log.warning("unexpected message", type=type(message).__name__)
 
-    def _refuse_unreadable(self, text: str | bytes, error: InvalidRequest) -> None:
-        """Hand back an assignment that can't be read; ignore any other message."""
+    def _refuse_unreadable(self, text: str, error: InvalidRequest) -> None:
+        """Hand back an assignment that can't be read; ignore any other message. Act on the readable ones of a list."""
+        with suppress(ValueError):
+            content = orjson.loads(text)
+            if isinstance(content, list) and len(content) > 1:
+                for item in content:
+                    self._take(orjson.dumps(item).decode())
+                return
         log.error("a message can't be understood", reason=str(error))
         with suppress(ValueError, KeyError, TypeError):
-            content = orjson.loads(text)
             if content["type"] == "assign":
                 reason = f"The assignment can't be understood: {error}"
                 self.runner.refuse(int(content["attempt"]), str(content["token"]), reason)
@@ -180,6 +191,7 @@ class _Sender:
         self._journal = link.runner.journal
         self._progress = link.runner.progress
         self._socket = socket
+        self._protocol = welcome.protocol
         self._logs = _Logs(link, welcome)
         self._sent = self._acknowledged = link.runner.journal.acknowledged
         self._moved_at = time.monotonic()
@@ -198,8 +210,7 @@ class _Sender:
                 progress_at = now + PROGRESS_S
                 newest = list(self._progress.values())
                 self._progress.clear()
-                for progress in newest:
-                    await self._send(progress)
+                await self._send_together(map(encode, newest))
             if (piece := self._logs.take(now)) is not None:
                 await self._send(piece)
                 continue
@@ -223,13 +234,20 @@ class _Sender:
         """Send everything that is on disk and was not sent yet."""
         self._rewind()
         while entries := await self._journal.after(self._sent):
-            for seq, body in entries:
-                report: dict[str, Any] = orjson.loads(body)
-                if report["type"] == "exited":
-                    for piece in self._logs.finish(report["attempt"]):
-                        await self._send(piece)
-                await self._socket.send(orjson.dumps({**report, "seq": seq}), text=True)
-                self._sent = seq
+            await self._send_together(self._with_logs(entries))
+            self._sent = entries[-1][0]
+
+    def _with_logs(self, entries: Sequence[tuple[int, str]]) -> Iterator[str]:
+        """Reports with their numbers; before the end of an attempt what is left of its log."""
+        for seq, body in entries:
+            report: dict[str, Any] = orjson.loads(body)
+            if report["type"] == "exited":
+                yield from map(encode, self._logs.finish(report["attempt"]))
+            yield orjson.dumps({**report, "seq": seq}).decode()
+
+    async def _send_together(self, messages: Iterable[str]) -> None:
+        for frame in frames(messages, self._protocol):
+            await self._socket.send(frame)
 
     def _rewind(self) -> None:
         """Send again what was not acknowledged in time: RenderAPI gave up its batch (R3.2 Repeatable operations)."""

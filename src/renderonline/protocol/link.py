@@ -1,17 +1,19 @@
 """The link: the messages between an HPCServer and RenderAPI over one WebSocket (`docs/reference/link.md`), and their
 conversion to and from JSON by msgspec.
 
-Every message is one JSON text frame: the fields of one of the classes below, and `type`, the name of the class in lower
-case. Tuples are lists. Readers ignore unknown fields, so that protocol N and N-1 understand each other (R5.6 Protocol
-versions). Reading raises `InvalidRequest`, which names the field, for a value that is missing without a default, has
-the wrong type, is nested too deep, or does not fit into UTF-8 or 64 bits.
+A message is a JSON object: the fields of one of the classes below, and `type`, the name of the class in lower case.
+Tuples are lists. A text frame is one message or, from protocol 2 on, a list of them. Readers ignore unknown fields, so
+that protocol N and N-1 understand each other (R5.6 Protocol versions). Reading raises `InvalidRequest`, which names the
+field, for a value that is missing without a default, has the wrong type, is nested too deep, or does not fit into UTF-8
+or 64 bits.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -24,11 +26,19 @@ MAX_DEPTH: Final = 32
 """How deep values may be nested."""
 LONGEST_TEXT: Final = 500
 """Characters of a text in which a machine describes itself."""
+MOST_IN_FRAME: Final = 256
+"""Messages of one frame."""
+LARGEST_FRAME: Final = 1 << 18
+"""Characters of a frame beyond which no further message is put into it."""
+_LISTS: Final = 2
+"""The protocol from which on a frame may be a list of messages."""
 _MOST_HELD: Final = 10_000
 _MOST_OFFERS: Final = 256
 _LONGEST_INSTANCE: Final = 64
 
 _LARGEST: Final = 2**63 - 1
+_UNUSUAL: Final = re.compile(r"\d{19}|\\u[dD]")
+"""JSON that may have numbers beyond 64 bits or lone surrogates: its values are looked at one by one."""
 _WORDS: Final[Mapping[str, str]] = {
     "str": "text",
     "int": "a whole number",
@@ -71,7 +81,59 @@ def read_json(text: str | bytes) -> Any:
 
 def decode(text: str | bytes, kind: Any) -> Any:
     """Return the message in `text`; `kind` is a tagged Struct, or a union of them from which its `type` selects."""
+    return _message(read_json(text), kind)
+
+
+def decode_frame(text: str, kind: Any) -> list[Any]:
+    """Return the messages of a frame, in order; `kind` as in `decode`."""
+    if not _UNUSUAL.search(text):
+        try:
+            found = _decoder(kind).decode(text)
+        except (ValueError, RecursionError):
+            pass  # the reading below says what is wrong
+        else:
+            messages = found if isinstance(found, list) else [found]
+            _check_count(messages)
+            for message in messages:
+                for name in _LOOSE[type(message)]:
+                    _check(getattr(message, name), name, MAX_DEPTH - 1)
+            return messages
     data = read_json(text)
+    if not isinstance(data, list):
+        return [_message(data, kind)]
+    _check_count(data)
+    return [_message(item, kind) for item in data]
+
+
+def frames(messages: Iterable[str], protocol: int) -> Iterator[str]:
+    """Put encoded messages into frames, in order; `protocol` is the one of the link (`Welcome.protocol`)."""
+    waiting, size = list[str](), 0
+    for message in messages:
+        full = len(waiting) >= MOST_IN_FRAME or size + len(message) > LARGEST_FRAME
+        if waiting and (full or protocol < _LISTS):
+            yield _frame(waiting)
+            waiting, size = [], 0
+        waiting.append(message)
+        size += len(message)
+    if waiting:
+        yield _frame(waiting)
+
+
+def _frame(messages: list[str]) -> str:
+    return messages[0] if len(messages) == 1 else f"[{','.join(messages)}]"
+
+
+def _check_count(messages: list[Any]) -> None:
+    if not 1 <= len(messages) <= MOST_IN_FRAME:
+        raise InvalidRequest(f"A frame has 1 to {MOST_IN_FRAME} messages.")
+
+
+@cache
+def _decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
+    return msgspec.json.Decoder(kind | list[kind])
+
+
+def _message(data: Any, kind: Any) -> Any:
     if not isinstance(data, dict):
         raise InvalidRequest("A message must be a JSON object.")
     name = str(data.get("type"))[:40]
@@ -147,7 +209,7 @@ def _unknown(kind: str) -> InvalidRequest:
     return InvalidRequest(f"A message of type {kind!r} is not known here.")
 
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The number of this protocol; RenderAPI accepts this one and the one before."""
 
 LINK_PATH: Final = "/renderapi/v2/link"
@@ -378,6 +440,12 @@ class Heartbeat(Struct, frozen=True, tag=str.lower):
 Report = Started | Result | Exited
 FromMachine = Hello | Started | Result | Exited | Progress | Log | Heartbeat
 FromRenderAPI = Welcome | Refused | Assign | Cancel | Drain | Ack
+
+_LOOSE: Final = {
+    cls: tuple(field.name for field in msgspec.structs.fields(cls) if field.type == Mapping[str, Any])
+    for cls in get_args(FromMachine | FromRenderAPI)
+}
+"""The fields of each message whose values may be anything, and so nested deep."""
 
 
 def check_hello(message: Hello) -> None:

@@ -25,7 +25,17 @@ from renderonline.farm.machines import ALTERNATION_S, Instances, Wish, check_car
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
-from renderonline.protocol.link import LONGEST_TEXT, PROTOCOL, Hello, Refused, check_hello, decode, encode, to_wire
+from renderonline.protocol.link import (
+    LONGEST_TEXT,
+    PROTOCOL,
+    Hello,
+    Refused,
+    check_hello,
+    decode,
+    decode_frame,
+    encode,
+    to_wire,
+)
 from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
 from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order
@@ -159,7 +169,8 @@ class LinkedMachine:
                 return
             self._machines.heard(self.machine)
             try:
-                await self._take(decode(text, link.FromMachine))
+                for message in decode_frame(text, link.FromMachine):
+                    await self._take(message)
             except InvalidRequest as error:
                 self.close(error.message[:100], status.WS_1002_PROTOCOL_ERROR)
                 return

@@ -13,7 +13,17 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from renderonline.database.door import Database
-from renderonline.protocol.link import PROTOCOL, Heartbeat, HeldAttempt, Log, Progress, Started
+from renderonline.protocol.link import (
+    MOST_IN_FRAME,
+    PROTOCOL,
+    Exited,
+    Heartbeat,
+    HeldAttempt,
+    Log,
+    Progress,
+    Started,
+    encode,
+)
 from renderonline.renderapi import machine_links
 from renderonline.storage.attempt_logs import AttemptLogs
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
@@ -333,13 +343,28 @@ async def test_first_message_that_is_no_hello_ends_the_link(rig: Rig, text: str)
     assert all(answer["type"] == "refused" for answer in answers)
 
 
-@pytest.mark.parametrize("text", ["nonsense", '{"type": "started"}', '{"type": "hello"}', "y" * 2_000_000])
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", '{"type": "started"}', '{"type": "hello"}', "y" * 2_000_000, "[]", '[[{"type": "heartbeat"}]]',
+     '[{"type": "heartbeat"},{"type": "started"}]', f"[{','.join([encode(Heartbeat())] * (MOST_IN_FRAME + 1))}]"],
+)  # fmt: skip
 async def test_machine_that_talks_nonsense_is_cut_off_and_may_come_back(rig: Rig, text: str) -> None:
     machine = await joined(rig)
     await machine.send(text)
     await asyncio.wait_for(machine.closed.wait(), 5)
     await machine.dial()
     assert machine.welcome is not None
+
+
+async def test_reports_of_one_frame_are_applied_together(rig: Rig) -> None:
+    machine = await joined(rig, works=False)
+    task_id = await rig.submit("1")
+    (assign,) = await machine.given()
+    started = Started(1, assign.attempt, assign.token, 1, pid=1)
+    ended = Exited(2, assign.attempt, assign.token, 2, "canceled", reason="no reason", failure="handed_back")
+    await machine.send(f"[{encode(started)},{encode(Heartbeat())},{encode(ended)}]")
+    await until(lambda: machine.acked == 2, "acknowledgement")
+    assert "canceled" in [one.outcome for one in await rig.attempts(task_id)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from OpenImageIO import ROI, ImageBuf, ImageSpec
 
 from renderonline.farm.result_names import MoreResults
-from renderonline.protocol.link import Cancel, Drain, Limits
+from renderonline.protocol.link import PROTOCOL, Cancel, Drain, Limits
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, linked_node, png, until
 from tests.support.pinned_certificates import Certificate
@@ -37,7 +37,7 @@ def node(tmp_path: Path, api: FakeRenderAPI) -> Iterator[Node]:
 
 async def test_hello_says_what_the_machine_is(api: FakeRenderAPI, node: Node) -> None:
     hello = await api.linked()
-    assert (hello["protocol"], hello["machine_id"], hello["secret"]) == (1, 1000, "secret")
+    assert (hello["protocol"], hello["machine_id"], hello["secret"]) == (PROTOCOL, 1000, "secret")
     assert {"name": "sh", "version": "", "renderers": []} in hello["engines"]
     assert (hello["name"], hello["slots"], hello["held"], hello["full"]) == ("node", 1, [], "")
     assert hello["cpu_count"] >= 1
@@ -452,6 +452,39 @@ async def test_unreadable_messages_are_survived_and_such_an_assignment_handed_ba
     assert (await api.report(5, "exited"))["failure"] == "handed_back"
     await api.assign(6, ["-c", "exit 0"], tmp_path / "6")
     assert (await api.report(6, "exited"))["outcome"] == "succeeded"
+
+
+async def test_messages_of_one_frame_are_taken_in_order_and_an_unreadable_one_alone_is_handed_back(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    common = {"type": "assign", "task": 1, "engine": "sh", "token": "t"}
+    orders = [
+        {**common, "attempt": number, "chunk": number, "argv": argv, "directory": str(tmp_path / str(number))}
+        for number, argv in enumerate((["-c", "exit 0"], "no list", ["-c", "exit 3"]), 1)
+    ]
+    await api.send([*orders, {"type": "cancel", "attempt": 3, "reason": "not wanted"}])
+    assert (await api.report(1, "exited"))["outcome"] == "succeeded"
+    assert (await api.report(2, "exited"))["failure"] == "handed_back"
+    assert (await api.report(3, "exited"))["outcome"] == "canceled"
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL])
+async def test_reports_that_wait_travel_in_one_frame_but_singly_to_a_farm_of_the_version_before(
+    api: FakeRenderAPI, node: Node, tmp_path: Path, protocol: int
+) -> None:
+    """R5.6 Protocol versions."""
+    await api.linked()
+    api.acknowledge = False
+    await api.assign(1, ["-c", "touch a b c d"], tmp_path / "1")
+    await api.report(1, "exited")
+    api.protocol = protocol
+    api.frames.clear()
+    api.messages.clear()
+    await api.cut()
+    await api.report(1, "exited")
+    assert [report["seq"] for report in api.reports()] == [1, 2, 3, 4, 5, 6]
+    assert max(api.frames) == (1 if protocol < PROTOCOL else 6)
 
 
 async def test_engine_starts_quickly_after_the_assignment(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from renderonline.protocol.link import (
     Hello,
     Progress,
     decode,
+    decode_frame,
     encode,
     from_wire,
     read_json,
@@ -81,6 +82,7 @@ def test_every_message_of_the_link_survives_the_wire(cls: Any, data: st.DataObje
     known = FromMachine if cls in get_args(FromMachine) else FromRenderAPI
     assert decode(text, known) == message
     assert decode(text.encode(), FromMachine | FromRenderAPI) == message
+    assert decode_frame(text, known) == [message]
 
 
 def test_reading_rules_survive_as_a_mapping() -> None:
@@ -190,6 +192,9 @@ def test_what_is_no_message_of_this_side_is_refused(text: str) -> None:
 def test_no_bytes_make_anything_but_invalid_request(text: str | bytes) -> None:
     with pytest.raises(InvalidRequest):
         decode(text, FromMachine)
+    if isinstance(text, str):
+        with pytest.raises(InvalidRequest):
+            decode_frame(text, FromMachine)
 
 
 @given(st.dictionaries(st.sampled_from(["protocol", "machine_id", "engines", "held", "name", "slots", "x"]), plain))
