@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.figures import MB, file_of, told
+from bench.figures import MB, file_of, show
 from bench.servers import Server, send
-from bench.start_latency import AFTER_A_PAUSE_S, percentile, starts
+from bench.start_latency import percentile, starts
 from renderonline.rnoclient.sdk.client import Client
 from tests.support.farm import RealFarm
 
@@ -29,15 +29,15 @@ def run() -> None:
     with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name, starts() as measured:
         uploads = _Uploads(measured.farm, file_of(Path(name) / "big.bin", SIZE))
         for _ in range(ROUNDS):
-            idle += measured.ms(SUBMISSIONS, AFTER_A_PAUSE_S)
+            idle += measured.ms(SUBMISSIONS)
             with uploads.running():
-                busy += measured.ms(SUBMISSIONS, AFTER_A_PAUSE_S)
+                busy += measured.ms(SUBMISSIONS)
         for state, found in (("idle", idle), (f"while {uploads.done} uploads of 2 GB run", busy)):
             p50, p90, p99 = (percentile(found, percent) for percent in (50, 90, 99))
             print(
                 f"submit -> started, {len(found)} submissions, {state}: p50 {p50:.1f}, p90 {p90:.1f}, p99 {p99:.1f} ms"
             )
-    told(
+    show(
         "submit -> started, p99 while uploads run, of the idle p99", percentile(busy, 99) / percentile(idle, 99), most=3
     )
 

@@ -35,9 +35,9 @@ def run() -> None:
         processor = _frame_s(blender.prefix, scene, "cpu", variables(()))
         for found in rack.found:
             card = _frame_s(blender.prefix, scene, "gpu", variables([found]))
-            told = "does not render" if card is None else f"{card:.2f} s"
+            speed = "does not render" if card is None else f"{card:.2f} s"
             gain = f", {processor / card:.1f} times as fast" if card and processor else ""
-            print(f"Cycles, a frame of {SAMPLES} samples: CPU {processor or 0:.2f} s, {found.card.name} {told}{gain}")
+            print(f"Cycles, a frame of {SAMPLES} samples: CPU {processor or 0:.2f} s, {found.card.name} {speed}{gain}")
 
 
 def _frame_s(prefix: tuple[str, ...], scene: Path, device: str, cards: dict[str, str]) -> float | None:

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: how a figure is told, and files to send."""
+"""What the benchmarks have in common: how a figure is shown, and files to send."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 MB = 10**6
 
 
-def told(what: str, value: float, floor: float | None = None, *, most: float | None = None) -> None:
-    """Print a figure with its goal."""
+def show(what: str, value: float, floor: float | None = None, *, most: float | None = None) -> None:
+    """Print a figure with its goal: at least `floor`, or at most `most`."""
     met = value >= floor if floor is not None else most is None or value <= most
     bound = f">= {floor:g}" if floor is not None else f"<= {most:g}"
     print(f"{what} {value:.2f} (goal {bound}: {'met' if met else 'MISSED'})", flush=True)

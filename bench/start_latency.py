@@ -1,13 +1,11 @@
 """Submit -> engine process started, on an idle farm: RenderAPI, SQLite and one HPCServer as real processes.
 
-The clock starts before the client sends its request and stops when HPCServer has started the engine's process (the
-time it reports, of the same computer's clock). Beside it, in the same run, stands the limit: starting the same
-program directly.
+The clock starts before the client sends its request and is read inside the started process (`bench.clock`). In the
+same run: HyperQueue with one idle worker, which keeps nothing on disk, and starting the same program directly.
 """
 
 import contextlib
 import shutil
-import sqlite3
 import statistics
 import subprocess
 import tempfile
@@ -15,15 +13,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.clock import Clock
+from bench.figures import show
+from bench.peers import hyperqueue_starts
+from bench.throughput import BOXES
 from renderonline.sandbox import box, probing
 from renderonline.sandbox.box import Box, Found, start
 from tests.support.farm import RealFarm
 
-SUBMISSIONS = 100
+SUBMISSIONS = 200
 WARM_UP = 10
-AFTER_A_PAUSE_S = 0.05
-PAUSES_S = {"one after another": 0.015, "after a pause": AFTER_A_PAUSE_S}
-"""What lies between a submission and the first question about it: asking at once would disturb what is measured."""
+PAUSE_S = 0.05
+"""Between a start and the next submission: the farm settles, as it does between two people's submissions."""
 PROGRAM = shutil.which("true") or "/bin/true"
 ENGINE = """
 name = "nothing"
@@ -34,16 +35,23 @@ template = "nothing $RENDERONLINE:@uploaded_file"
 
 
 def run() -> None:
-    """Print p50 and p99 of 100 submissions, one at a time: with a pause of 15 ms after each, then with one of 50."""
-    for pattern, pause_s in PAUSES_S.items():
-        with starts() as measured:
-            latencies = measured.ms(SUBMISSIONS, pause_s)
-        direct = _direct()
-        print(
-            f"submit -> engine process started, idle farm, {len(latencies)} submissions {pattern}:"
-            f" p50 {percentile(latencies, 50):.2f} ms, p99 {percentile(latencies, 99):.2f} ms"
-            f" (starting the program directly: p50 {direct:.2f} ms, ratio {percentile(latencies, 50) / direct:.1f})"
-        )
+    """Print p50 and p99 of 200 submissions, one at a time, and those of HyperQueue."""
+    with starts() as measured:
+        ours = measured.ms(SUBMISSIONS)
+        direct = measured.direct_ms(SUBMISSIONS)
+    theirs = hyperqueue_starts(SUBMISSIONS, PAUSE_S)
+    print(f"started directly, {spread(direct)}; HyperQueue (in memory), {spread(theirs)}; the farm, {spread(ours)}")
+    show("submit -> process started, idle farm: p50 ms", percentile(ours, 50), most=4.5)
+    show("submit -> process started, idle farm: p99 ms", percentile(ours, 99), most=10)
+    show("submit -> process started: p50 of HyperQueue's", percentile(ours, 50) / percentile(theirs, 50), most=1)
+    for kind in BOXES[1:]:
+        with starts(sandbox=kind) as measured:
+            print(f"  the farm, Sandbox = {kind}, {spread(measured.ms(SUBMISSIONS))}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """The median and the slowest of a hundred."""
+    return f"p50 {percentile(values, 50):.2f} ms, p99 {percentile(values, 99):.2f} ms"
 
 
 def run_boxes() -> None:
@@ -76,51 +84,49 @@ def _ended(found: Found, box: Box) -> float:
 
 
 class Starts:
-    """A farm with one machine, and an engine that does nothing."""
+    """A farm with one machine, and an engine that says when it was started."""
 
-    def __init__(self, farm: RealFarm, scene: Path) -> None:
+    def __init__(self, farm: RealFarm, scene: Path, clock: Clock) -> None:
         self.farm = farm
         self._scene = scene
+        self._clock = clock
 
-    def ms(self, count: int, pause_s: float) -> list[float]:
-        """How long each of so many submissions took to start, one at a time."""
-        sent: dict[int, float] = {}
+    def ms(self, count: int, pause_s: float = PAUSE_S) -> list[float]:
+        """Submit `count` times, one at a time; how long each took to start."""
+        taken = []
         for _ in range(count):
-            before = time.time()
-            task = self.farm.client.submit(self._scene, engine="nothing")
-            sent[task["task_id"]] = before
-            time.sleep(pause_s)  # a fixed time: the pause is what the two patterns differ in
-            self.farm.wait_for_status(task["task_id"], "succeeded", "failed")
-        with contextlib.closing(sqlite3.connect(self.farm.data / "renderonline.sqlite")) as connection:
-            rows = connection.execute("SELECT task_id, started_us FROM attempts WHERE task_id >= ?", (min(sent),))
-            return [(started_us / 1e6 - sent[task_id]) * 1000 for task_id, started_us in rows if started_us is not None]
+            begun = time.time()
+            self.farm.client.submit(self._scene, engine="nothing")
+            taken.append((self._clock.read() - begun) * 1000)
+            time.sleep(pause_s)  # a fixed time: the pause is what is asked for
+        return taken
+
+    def direct_ms(self, count: int) -> list[float]:
+        """The same program, started by this one."""
+        taken = []
+        for _ in range(count):
+            begun = time.time()
+            process = subprocess.Popen([self._clock.program], stdin=subprocess.DEVNULL)
+            taken.append((self._clock.read() - begun) * 1000)
+            process.wait()
+        return taken
 
 
 @contextlib.contextmanager
-def starts() -> Iterator[Starts]:
+def starts(*, sandbox: str = "off") -> Iterator[Starts]:
     """A farm that has started a few engines already."""
-    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name, Clock(Path(name)) as clock:
         scene = Path(name) / "scene.txt"
         scene.write_text("nothing\n")
         with RealFarm(Path(name)) as farm:
             farm.client.admin.add_engine(ENGINE)
             farm.client.admin.change_subscription(1, queue_limit=1000)
-            farm.add_machine("bench", engines={"nothing": PROGRAM})
-            measured = Starts(farm, scene)
-            measured.ms(WARM_UP, AFTER_A_PAUSE_S)
+            farm.add_machine("bench", engines={"nothing": clock.program}, environment={"HPCSERVER_SANDBOX": sandbox})
+            measured = Starts(farm, scene, clock)
+            measured.ms(WARM_UP)
             yield measured
 
 
-def _direct() -> float:
-    taken = []
-    for _ in range(SUBMISSIONS):
-        before = time.perf_counter()
-        process = subprocess.Popen([PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        taken.append((time.perf_counter() - before) * 1000)
-        process.wait()
-    return statistics.median(taken)
-
-
 def percentile(values: list[float], percent: int) -> float:
-    """The value that so many of a hundred don't exceed."""
+    """The value that `percent` of a hundred don't exceed."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

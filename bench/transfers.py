@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.figures import MB, file_of, told
+from bench.figures import MB, file_of, show
 from bench.servers import Cost, Server, nginx, receive, send
 from renderonline.hpcserver.file_exchange import Transfers, TransferSession
 from renderonline.hpcserver.joining import Identity
@@ -87,14 +87,14 @@ class _Bench:
         print(f"BLAKE3 and CRC-32, which a form's file gets while it passes: {sums:.2f} s/GB")
         for name, what, floor, most in (("put", "PATCH of 2 GB", 0.8, 1.4), ("form", "multipart of 2 GB", 0.4, 2.8)):
             speed, processor = _median(runs[name], "speed"), _median(runs[name], "processor")
-            told(f"{what}: {speed:.0f} MB/s, of nginx", speed / limit, floor)
+            show(f"{what}: {speed:.0f} MB/s, of nginx", speed / limit, floor)
             without = processor - sums * (name == "form")
-            told(f"{what}: {processor:.2f} s/GB, without the sums and of nginx", without / theirs, most=most)
+            show(f"{what}: {processor:.2f} s/GB, without the sums and of nginx", without / theirs, most=most)
 
     def large(self, file: Path) -> None:
         """The growth of memory during one large upload."""
         cost, task = self._form(file, LARGE)
-        told(f"multipart of 4 GB ({cost.speed:.0f} MB/s): growth of memory, MiB", cost.growth / 2**20, most=16)
+        show(f"multipart of 4 GB ({cost.speed:.0f} MB/s): growth of memory, MiB", cost.growth / 2**20, most=16)
         self._farm.client.delete(task)
         file.unlink()
 
@@ -116,9 +116,9 @@ class _Bench:
         print(f"nginx, GET of 2 GB: {limit:.0f} MB/s, {_median(theirs, 'processor'):.2f} s/GB")
         for what, runs, floor in (("GET of 2 GB", one, 0.4), (f"ZIP of {FRAMES} files", zips, 0.4)):
             speed = _median(runs, "speed")
-            told(f"{what}: {speed:.0f} MB/s, {_median(runs, 'processor'):.2f} s/GB, of nginx", speed / limit, floor)
-        told(f"ZIP of {FRAMES} files: first byte after ms", _median(zips, "first_byte_s") * 1000, most=20)
-        told(f"ZIP of {FRAMES} files: growth of memory, MiB", max(cost.growth for cost in zips) / 2**20, most=16)
+            show(f"{what}: {speed:.0f} MB/s, {_median(runs, 'processor'):.2f} s/GB, of nginx", speed / limit, floor)
+        show(f"ZIP of {FRAMES} files: first byte after ms", _median(zips, "first_byte_s") * 1000, most=20)
+        show(f"ZIP of {FRAMES} files: growth of memory, MiB", max(cost.growth for cost in zips) / 2**20, most=16)
 
     def pull(self, file: Path) -> None:
         """HPCServer's own client fetches a scene, from us and from nginx."""
@@ -136,7 +136,7 @@ class _Bench:
                     transfers.close()
                 speeds[server.port] += found
         ours, theirs = (_median(runs, "speed") for runs in speeds.values())
-        told(f"machine fetches 1 GB: {ours:.0f} MB/s, of nginx with the same client", ours / theirs, 0.8)
+        show(f"machine fetches 1 GB: {ours:.0f} MB/s, of nginx with the same client", ours / theirs, 0.8)
 
     @contextlib.contextmanager
     def _target(self) -> Iterator[int]:
@@ -236,7 +236,7 @@ def _chunks(file: Path) -> None:
     begun = time.process_time()
     manifest_of(file)
     speed = SIZE / (time.process_time() - begun) / MB
-    told("client, chunks and BLAKE3 of 2 GB: MB/s of one processor", speed, 800)
+    show("client, chunks and BLAKE3 of 2 GB: MB/s of one processor", speed, 800)
 
 
 def _sums(file: Path) -> float:

@@ -37,7 +37,9 @@ START_S = 60.0
 class PrivateMariaDB:
     """A running server. `with PrivateMariaDB() as server: server.create_database()`."""
 
-    def __init__(self, *, port: bool = False) -> None:
+    def __init__(self, *, port: bool = False, durable: bool = False) -> None:
+        """On a loopback port too, or with every commit on the disk as a real server has it."""
+        self._flags = ("--skip-log-bin", "--max-connections=200") if durable else _SERVER_OPTIONS
         self._directory = Path(tempfile.mkdtemp(prefix="renderonline-mariadb-"))
         self.socket = str(self._directory / "s")
         self.port = _free_port() if port else 0
@@ -62,7 +64,7 @@ class PrivateMariaDB:
                 [
                     _program("mariadbd"),
                     *_OPTIONS,
-                    *_SERVER_OPTIONS,
+                    *self._flags,
                     *(("--bind-address=127.0.0.1", f"--port={self.port}") if self.port else ("--skip-networking",)),
                     f"--datadir={data}",
                     f"--socket={self.socket}",
