@@ -83,7 +83,7 @@ def test_download_goes_to_the_place_that_the_save_dialog_names(
 def test_download_that_is_cut_goes_on_where_it_stopped(farm: RealFarm, display: str, tmp_path: Path) -> None:
     task_id = rendered(farm, "wide lake", "x" * 6_000_000)
     home = tmp_path / "home"
-    target, part = home / "Downloads" / "wide.zip", home / "Downloads" / "wide.zip.part"
+    target, part = home / "Downloads" / "wide.zip", home / "Downloads" / "wide.zip.download"
     login = {"RENDERONLINE_EMAIL": farm.login.email, "RENDERONLINE_TOKEN": farm.login.token}
     with (
         CuttingProxy(farm.url, pace_s=0.02) as proxy,

@@ -16,7 +16,7 @@ import pytest
 from renderonline.sandbox.privacy import write_private
 from tests.faults.proxy import Proxy
 from tests.support.certificates import self_signed
-from tests.support.desktop import WINDOW, Desktop
+from tests.support.desktop import QUESTION, WINDOW, Desktop
 from tests.support.farm import RealFarm, wait_until
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -27,33 +27,34 @@ def start(farm: RealFarm, display: str, home: Path, url: str = "") -> Desktop:
     return Desktop(display, home, "--url", url or farm.url, **login)
 
 
-def test_first_start_asks_for_the_login_and_the_second_remembers_it(
-    farm: RealFarm, display: str, tmp_path: Path
-) -> None:
+def test_login_of_the_command_line_opens_the_page(farm: RealFarm, display: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    with Desktop(display, home, "--url", farm.url) as first:
-        dialog = first.window("log in")
-        first.type(dialog, "Tab", text=farm.login.email)
-        first.type(dialog, "Return", text="wrong")
-        wait_until(lambda: first.said("don't belong to an active account"), f"refusal; {first.lines}")
-        first.type(dialog, "Return", text=farm.login.token)
-        first.shows("New task")
-        assert not first.has_window("log in")
-        assert first.quit() == 0
-    assert farm.login.token in json.loads((home / "keyring.json").read_text())["renderonline/desktop"]
-    with Desktop(display, home) as second:
-        second.shows("New task")
-        assert second.page("location.host") == farm.url.partition("//")[2]
-        second.type(second.window(WINDOW), "ctrl+q")
-        assert second.process.wait(30) == 0
+    login = {"url": farm.url, "email": farm.login.email, "token": farm.login.token}
+    write_private(home / "config" / "client.json", json.dumps(login))
+    with Desktop(display, home) as desktop:
+        desktop.shows("New task")
+        assert desktop.page("location.host") == farm.url.partition("//")[2]
+        desktop.type(desktop.window(WINDOW), "ctrl+q")
+        assert desktop.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("token", "word", "code"), [("", "renderonline login", 3), ("wrong", "don't belong to an active account", 3)]
+)
+def test_missing_or_wrong_login_is_an_error_of_the_command(
+    farm: RealFarm, display: str, tmp_path: Path, token: str, word: str, code: int
+) -> None:
+    login = {"RENDERONLINE_EMAIL": farm.login.email, "RENDERONLINE_TOKEN": token}
+    with Desktop(display, tmp_path / "home", "--url", farm.url, **login) as desktop:
+        assert desktop.process.wait(30) == code
+        wait_until(lambda: desktop.said(word), "refusal")
 
 
 def test_farm_that_can_not_be_reached_is_tried_again(farm: RealFarm, display: str, tmp_path: Path) -> None:
     proxy = Proxy(int(farm.url.rpartition(":")[2]))
     proxy.refusing = True
     with start(farm, display, tmp_path / "home", proxy.url) as desktop:
-        wait_until(lambda: desktop.said(f"RenderAPI at {proxy.url} can't be reached"), f"refusal; {desktop.lines}")
-        dialog = desktop.window("log in")
+        dialog = desktop.window(QUESTION)
         proxy.heal()
         desktop.type(dialog, "Return")
         desktop.shows("New task")
@@ -109,8 +110,8 @@ def test_end_is_clean_and_leaves_no_process(
 def test_signal_ends_the_program_while_a_dialog_asks(
     farm: RealFarm, display: str, tmp_path: Path, by: signal.Signals
 ) -> None:
-    with Desktop(display, tmp_path / "home", "--url", farm.url) as asking:
-        asking.window("log in")
+    with start(farm, display, tmp_path / "home", "http://127.0.0.1:9") as asking:
+        asking.window(QUESTION)
         assert asking.quit(by) == 0
 
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 CLIENT_MESSAGE = 33
 WINDOW = "– RenderOnline$"
 """The window with the page."""
+QUESTION = "^RenderOnline$"
+"""A dialog that asks something."""
 
 
 @contextlib.contextmanager
@@ -75,8 +77,6 @@ class Desktop:
             "XDG_CONFIG_HOME": str(home / "config"),
             "XDG_RUNTIME_DIR": str(home),
             "RENDERONLINE_CONFIG": str(home / "config"),
-            "PYTHON_KEYRING_BACKEND": "tests.support.file_keyring.FileKeyring",
-            "TEST_KEYRING": str(home / "keyring.json"),
             "PYTHONPATH": str(ROOT),
             "QTWEBENGINE_REMOTE_DEBUGGING": self._inspector,
             "QTWEBENGINE_DISABLE_SANDBOX": "1",

@@ -72,23 +72,17 @@ def login(
 def desktop(*, url: str | None = URL) -> int:
     """The web page in a window of its own, with native dialogs, downloads that resume, and messages when tasks end.
 
-    The login is asked for once and kept in the system's keyring.
+    Its login is that of `renderonline login`.
     """
     try:
-        from renderonline.rnoclient import login_dialog, shell
+        from renderonline.rnoclient import shell
     except ImportError as error:
         raise InvalidRequest(
-            f"The desktop program needs Qt and a keyring ({error}). Install them: pip install 'renderonline[desktop]'"
+            f"The desktop program needs Qt ({error}). Install it: pip install 'renderonline[desktop]'"
         ) from None
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))):
         raise InvalidRequest("There is no screen here (DISPLAY is not set): start it in a desktop session.")
-    email, token = (os.environ.get(f"RENDERONLINE_{name}") for name in ("EMAIL", "TOKEN"))
-    if url and email and token:
-        return shell.run(Login(url, email, token))
-    remembered = login_dialog.remembered()
-    logins = (login for login in (remembered, terminal.saved()) if login is not None and url in (None, login.url))
-    login = next(logins, None)
-    return shell.run(login, url=url or "", is_new=login is not None and login is not remembered)
+    return shell.run(terminal.current(url))
 
 
 @command(commands, "renderonline user add ada@studio.org --first-name Ada --last-name Lovelace")

@@ -1,22 +1,22 @@
-"""The desktop program: the farm's web page in a window with native dialogs, a tray icon, and messages when tasks end.
+"""The desktop program: the farm's page in a window with native dialogs, a tray icon, and messages when tasks end."""
 
-Downloads and watching for ends run in threads without Qt (`Background`), whose messages the window reads from a queue.
-"""
-
+import contextlib
 import ctypes
+import json
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from PySide6.QtCore import QByteArray, QEvent, QSettings, QStandardPaths, QTimer, QUrl
 from PySide6.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon, QPixmap
-from PySide6.QtNetwork import QSslCertificate
+from PySide6.QtNetwork import QNetworkCookie, QSslCertificate
 from PySide6.QtWebEngineCore import (
     QWebEngineCertificateError,
     QWebEngineDownloadRequest,
@@ -27,96 +27,115 @@ from PySide6.QtWebEngineCore import (
 from PySide6.QtWebEngineWidgets import QWebEngineView
 from PySide6.QtWidgets import QApplication, QFileDialog, QMainWindow, QMenu, QMessageBox, QSystemTrayIcon, QWidget
 
-from renderonline.farm.errors import RenderOnlineError
+from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
 from renderonline.rnoclient import WEB_PAGE
-from renderonline.rnoclient.login_dialog import LoginDialog, PageSession, forget, remember
 from renderonline.rnoclient.sdk import Client, Login
-from renderonline.rnoclient.sdk.connection import BASE, ENDED, RESYNC, Task, stream
-from renderonline.rnoclient.sdk.downloading import fetch
+from renderonline.rnoclient.sdk.connection import ENDED, RESYNC, Connection, Task, stream
 
+NAME: Final = "RenderOnline"
 PATIENCE_S: Final = 60.0
+RESUME_S: Final = 120.0
+"""A download of which nothing arrives is tried for this long before the user is asked."""
+RETRY_MS: Final = 1000
 LATEST: Final = 500
 """How many of the user's newest tasks are checked for ends that came while the connection was down."""
 WORDS: Final = {"succeeded": "is finished", "failed": "has failed", "canceled": "was canceled"}
+LISTEN_MS: Final = 100
+SIZE: Final = (1280, 860)
+SHOWN_MS: Final = 10_000
+_REFERENCES: Final = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A message for the user. `loud`: it is also shown while the window is hidden."""
+def run(login: Login) -> int:
+    """Show the window until it is closed; the exit code. Raises the error with which RenderAPI refuses the login."""
+    _keep_booleans()
+    app = QApplication.instance() or QApplication(["renderonline-desktop"])
+    assert isinstance(app, QApplication)
+    app.setApplicationName(NAME)
+    app.setOrganizationName(NAME)
+    app.setWindowIcon(_icon())
+    app.setQuitOnLastWindowClosed(False)  # it may be hidden while a question is answered
+    leaving = threading.Event()
 
-    text: str
-    loud: bool = False
+    def leave(*_: object) -> None:
+        leaving.set()
+        app.exit(0)
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    ticks = QTimer()
+    ticks.timeout.connect(lambda: None)  # Python sees signals only while Python code runs
+    ticks.start(LISTEN_MS)
+    try:
+        session = _enter(login)
+    except NotAvailable:
+        if leaving.is_set():
+            return 0
+        raise
+    window = Window(login, session)
+    ticks.timeout.connect(window.show_messages)
+    window.show()
+    code = 0 if leaving.is_set() else app.exec()
+    ticks.stop()
+    window.end()
+    return code
 
 
-@dataclass(frozen=True, slots=True)
-class FailedDownload:
-    """A download that ended before the file was complete; `again` resumes it."""
+class PageSession(NamedTuple):
+    """A session of the web page: the RenderAPI that opened it, the cookie that names it, and the certificate (DER) that
+    the login trusts there; None over plain HTTP."""
 
-    text: str
-    again: Callable[[], None]
+    address: str
+    cookie: QNetworkCookie
+    certificate: bytes | None
 
 
-class Background:
-    """Downloads and watching for one login. The window reads `messages`."""
+def _enter(login: Login) -> PageSession:
+    """Open a session; ask whether to try again while the farm does not answer."""
+    buttons = QMessageBox.StandardButton
+    while True:
+        try:
+            return log_in(login)
+        except NotAvailable as error:
+            if QMessageBox.warning(None, NAME, error.message, buttons.Retry | buttons.Cancel) != buttons.Retry:
+                raise
+
+
+def log_in(login: Login) -> PageSession:
+    """Open a session with this login. Raises the error that RenderAPI answers."""
+    connection = Connection(login)
+    body = json.dumps({"email": login.email, "token": login.token}).encode()
+    headers = {"content-type": "application/json", "x-renderonline": "desktop"}  # as the page does
+    reply = connection.ask("POST", "/session", body=body, headers=headers)
+    found = SimpleCookie(reply.headers.get("set-cookie", ""))
+    if not found:
+        raise NotAuthenticated("What answered at this address is no RenderAPI of this version.")
+    morsel = next(iter(found.values()))
+    cookie = QNetworkCookie(morsel.key.encode(), morsel.value.encode())
+    cookie.setHttpOnly(True)
+    cookie.setPath("/")
+    cookie.setSecure(bool(morsel["secure"]))
+    cookie.setSameSitePolicy(QNetworkCookie.SameSite.Strict)
+    return PageSession(connection.address, cookie, connection.certificate())
+
+
+class EndWatch:
+    """Watches for ends of the user's tasks in a thread without Qt. The window reads `messages`."""
 
     def __init__(self, login: Login) -> None:
-        self.messages: queue.SimpleQueue[Notice | FailedDownload] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._login = login
         self._closed = threading.Event()
-        self._running = 0
-        self._count = threading.Lock()
-
-    @property
-    def downloads(self) -> int:
-        """The number of running downloads."""
-        return self._running
-
-    def close(self) -> None:
-        """Stop the downloads; the parts stay, and a later download resumes them."""
-        self._closed.set()
-
-    def download(self, path: str, target: Path) -> None:
-        """Fetch `path` of RenderAPI to `target`; a part that is there already is not sent again."""
-        with self._count:
-            self._running += 1
-        threading.Thread(target=self._download, args=(path, target), name="download", daemon=True).start()
-
-    def watch(self) -> None:
-        """Report when a task of this user ends."""
         threading.Thread(target=self._watch, name="events", daemon=True).start()
 
-    def _download(self, path: str, target: Path) -> None:
-        shown = -1
-
-        def progress(done: int, size: int) -> None:
-            nonlocal shown
-            if self._closed.is_set():
-                raise KeyboardInterrupt
-            percent = done * 100 // size if size > 0 else 0
-            if percent != shown:
-                shown = percent
-                self.messages.put(Notice(f"{target.name}: {percent} %"))
-
-        try:
-            with Client(self._login, patience_s=PATIENCE_S) as client:
-                fetch(client.connection, path, target, progress=progress)
-            self.messages.put(Notice(f"{target.name} is saved in {target.parent}.", loud=True))
-        except RenderOnlineError as error:
-            self.messages.put(FailedDownload(f"{target.name}: {error.message}", lambda: self.download(path, target)))
-        except KeyboardInterrupt:
-            return
-        finally:
-            with self._count:
-                self._running -= 1
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
 
     def _watch(self) -> None:
         while not self._closed.wait(1.0):
-            try:
-                with Client(self._login, patience_s=PATIENCE_S) as client:
-                    me = int(client.me()["user_id"])
-                    self._report_ends(client, me)
-            except RenderOnlineError:
-                continue
+            with contextlib.suppress(RenderOnlineError), Client(self._login, patience_s=PATIENCE_S) as client:
+                self._report_ends(client, int(client.me()["user_id"]))
 
     def _report_ends(self, client: Client, me: int) -> None:
         """Ends that were missed while the connection was down are found by comparing the lists before and after."""
@@ -136,47 +155,7 @@ class Background:
 
     def _report(self, task: Task) -> None:
         warned = ", with warnings" if task.get("warnings") else ""
-        self.messages.put(Notice(f"{task['name']} {WORDS[task['status']]}{warned}.", loud=True))
-
-
-NAME: Final = "RenderOnline"
-LISTEN_MS: Final = 100
-SIZE: Final = (1280, 860)
-SHOWN_MS: Final = 10_000
-_REFERENCES: Final = 1 << 30
-
-
-def run(login: Login | None, *, url: str = "", is_new: bool = False) -> int:
-    """Show the window until it is closed; the exit code. Without a `login` (or when it is refused) one is asked for.
-
-    `is_new`: the login is not in the keyring yet and no question is asked about it.
-    """
-    _keep_booleans()
-    app = QApplication.instance() or QApplication(["renderonline-desktop"])
-    assert isinstance(app, QApplication)
-    app.setApplicationName(NAME)
-    app.setOrganizationName(NAME)
-    app.setWindowIcon(_icon())
-    app.setQuitOnLastWindowClosed(False)  # it may be hidden while a question is answered
-    leaving = threading.Event()
-
-    def leave(*_: object) -> None:
-        leaving.set()
-        app.exit(0)
-
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
-    dialog = LoginDialog(login or Login(url), NAME)
-    session = dialog.session()
-    if session is None:
-        return 0
-    if dialog.keep.isChecked() and (is_new or dialog.login != login) and not remember(dialog.login):
-        print("This system has no keyring: the login is not remembered.")
-    window = Window(dialog.login, session)
-    window.show()
-    code = 0 if leaving.is_set() else app.exec()
-    window.end()
-    return code
+        self.messages.put(f"{task['name']} {WORDS[task['status']]}{warned}.")
 
 
 def _keep_booleans() -> None:
@@ -258,37 +237,31 @@ class Window(QMainWindow):
 
     def __init__(self, login: Login, session: PageSession) -> None:
         super().__init__()
-        self._login = login
-        self._origins = [_origin(url) for url in login.url.split(",")]
-        self._background = Background(login)
-        self._profile = QWebEngineProfile(self)  # off the record: the keyring is the only memory
+        self._ends = EndWatch(login)
+        self._downloads: set[Download] = set()
+        self._profile = QWebEngineProfile(self)  # off the record: each start has a session of its own
         self._profile.cookieStore().setCookie(session.cookie, QUrl(session.address))
         self._profile.downloadRequested.connect(self._save)
         self._view = QWebEngineView(self)
-        self._page = _Page(self._profile, self, session.certificate, self._origins)
+        origins = [_origin(url) for url in login.url.split(",")]
+        self._page = _Page(self._profile, self, session.certificate, origins)
         self._view.setPage(self._page)
         self._page.titleChanged.connect(self.setWindowTitle)
         self.setCentralWidget(self._view)
         self._tray = self._make_tray()
         self._add_menu()
-        self._listening = QTimer(self)
-        self._listening.timeout.connect(self._listen)
-        self._listening.start(LISTEN_MS)  # also lets Python see signals
         self._settings = QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, NAME, "desktop")
         self.resize(*SIZE)
         geometry: Any = self._settings.value("geometry")
         if isinstance(geometry, QByteArray):
             self.restoreGeometry(geometry)
-        self._background.watch()
         self._view.load(QUrl(f"{session.address}/"))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
         """Closing the window ends the program; a download that runs is asked about."""
         box = QMessageBox.StandardButton
-        question = (
-            "A download is not finished. It goes on where it stopped when you save to the same place again. Quit?"
-        )
-        if self._background.downloads and QMessageBox.question(self, NAME, question) != box.Yes:
+        question = "A download is not finished, and would begin again the next time. Quit?"
+        if self._downloads and QMessageBox.question(self, NAME, question) != box.Yes:
             event.ignore()
             return
         event.accept()
@@ -297,8 +270,7 @@ class Window(QMainWindow):
     def end(self) -> None:
         """Take everything down in the order that WebEngine wants: page, view, profile."""
         self._settings.setValue("geometry", self.saveGeometry())
-        self._background.close()
-        self._listening.stop()
+        self._ends.close()
         self._tray.hide()
         self._view.setPage(None)  # type: ignore[arg-type]  # Qt takes a null
         for part in (self._page, self._view, self._profile):
@@ -340,7 +312,6 @@ class Window(QMainWindow):
         menu = self.menuBar().addMenu("&Farm")
         for label, keys, act in (
             ("&Reload", "F5", self._view.reload),
-            ("&Forget this login", "", self._forget),
             ("&Quit", "Ctrl+Q", self.close),
         ):
             action = QAction(label, self)
@@ -348,47 +319,72 @@ class Window(QMainWindow):
             action.triggered.connect(act)
             menu.addAction(action)
 
-    def _forget(self) -> None:
-        forget()
-        self.close()
-
     def _save(self, request: QWebEngineDownloadRequest) -> None:
-        """Ask where to, then fetch it ourselves: straight to the disk, and resumed after a cut."""
+        """Ask where to."""
         folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DownloadLocation)
         suggested = str(Path(folder) / request.suggestedFileName())
         name = QFileDialog.getSaveFileName(self, "Save", suggested)[0]
-        url = request.url()
         if not name:
             request.cancel()
-        elif _origin(url.toString()) in self._origins and url.path().startswith(BASE):
-            request.cancel()
-            query = "&".join(part for part in url.query().split("&") if part and not part.startswith("ticket="))
-            self._background.download(url.path(QUrl.ComponentFormattingOption.FullyEncoded).removeprefix(BASE)
-                                + (f"?{query}" if query else ""), Path(name))  # fmt: skip
-        else:  # what the page itself made
-            request.setDownloadDirectory(str(Path(name).parent))
-            request.setDownloadFileName(Path(name).name)
-            request.accept()
+            return
+        request.setDownloadDirectory(str(Path(name).parent))
+        request.setDownloadFileName(Path(name).name)
+        self._downloads.add(Download(self, request))
+        request.accept()
 
-    def _listen(self) -> None:
-        """Show the messages of the background threads."""
-        while True:
-            try:
-                message = self._background.messages.get_nowait()
-            except queue.Empty:
-                return
-            self.statusBar().showMessage(message.text, SHOWN_MS)
-            if isinstance(message, FailedDownload):
-                self._offer_again(message)
-            elif message.loud:
-                self._notify(message)
+    def ended(self, download: "Download") -> None:
+        """A download is complete, or was given up."""
+        self._downloads.discard(download)
 
-    def _notify(self, message: Notice) -> None:
-        print(message.text, flush=True)
+    def show_messages(self) -> None:
+        """Show the messages about tasks that ended."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.notify(self._ends.messages.get_nowait())
+
+    def show_progress(self, text: str) -> None:
+        """Show a text for a while, in the window only."""
+        self.statusBar().showMessage(text, SHOWN_MS)
+
+    def notify(self, text: str) -> None:
+        """Show a text that the user should see also while the window is hidden."""
+        print(text, flush=True)
+        self.show_progress(text)
         QApplication.alert(self)
-        self._tray.showMessage(NAME, message.text, self.windowIcon())
+        self._tray.showMessage(NAME, text, self.windowIcon())
 
-    def _offer_again(self, failed: FailedDownload) -> None:
-        box = QMessageBox.StandardButton
-        if QMessageBox.warning(self, NAME, failed.text, box.Retry | box.Cancel) == box.Retry:
-            failed.again()
+
+class Download:
+    """A file that WebEngine writes. A download that was cut goes on where it stopped; after `RESUME_S` without a byte
+    the user is asked first."""
+
+    def __init__(self, window: Window, request: QWebEngineDownloadRequest) -> None:
+        self._window, self._request = window, request
+        self._name = request.downloadFileName()
+        self._heard = time.monotonic()
+        request.receivedBytesChanged.connect(self._progressed)
+        request.stateChanged.connect(self._changed)
+
+    def _progressed(self) -> None:
+        self._heard = time.monotonic()
+        done, size = self._request.receivedBytes(), self._request.totalBytes()
+        self._window.show_progress(f"{self._name}: {done * 100 // size if size > 0 else 0} %")
+
+    def _changed(self, state: QWebEngineDownloadRequest.DownloadState) -> None:
+        states = QWebEngineDownloadRequest.DownloadState
+        if state == states.DownloadInterrupted:
+            QTimer.singleShot(RETRY_MS, self._window, self._go_on)
+        elif state == states.DownloadCompleted:
+            self._window.notify(f"{self._name} is saved in {self._request.downloadDirectory()}.")
+        if state in (states.DownloadCompleted, states.DownloadCancelled):
+            self._window.ended(self)
+
+    def _go_on(self) -> None:
+        if time.monotonic() - self._heard > RESUME_S:
+            text = f"{self._name}: {self._request.interruptReasonString()}"
+            buttons = QMessageBox.StandardButton
+            if QMessageBox.warning(self._window, NAME, text, buttons.Retry | buttons.Cancel) != buttons.Retry:
+                self._request.cancel()
+                return
+            self._heard = time.monotonic()
+        self._request.resume()
