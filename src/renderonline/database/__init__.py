@@ -1,1 +1,1 @@
-"""The database: schema, migrations, queries. The only room that knows SQL; its front door is `door.Database`."""
+"""The farm's database: schema, migrations, queries. The only room that knows its SQL; the way in is `door.Database`."""

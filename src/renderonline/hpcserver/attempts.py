@@ -19,7 +19,6 @@ from typing import Final, TypeVar
 
 import structlog
 
-from renderonline.database.outbox import Held
 from renderonline.engines.definition import REFUSED_VARIABLES, ReadingRules
 from renderonline.engines.output_reading import OutputReader, OutputReading
 from renderonline.farm import needs
@@ -27,6 +26,7 @@ from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.machines import NO_DEVICE
 from renderonline.farm.tasks import Outcome
 from renderonline.hpcserver import outputs
+from renderonline.hpcserver.journal import Held
 from renderonline.hpcserver.outputs import (
     AttemptVerdict,
     Bad,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database.outbox import Outbox
+from renderonline.hpcserver.journal import Outbox
 from renderonline.hpcserver.settings import locked
 from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from renderonline.database.outbox import Held
 from renderonline.farm.errors import NoSpace
 from renderonline.hpcserver import journal as module
-from renderonline.hpcserver.journal import Journal
+from renderonline.hpcserver.journal import Held, Journal
 from renderonline.protocol.link import Exited, Started
 
 

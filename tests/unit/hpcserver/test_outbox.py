@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.database.outbox import FULL_SIZE, Append, Held, Outbox
 from renderonline.farm.errors import NoSpace
+from renderonline.hpcserver.journal import FULL_SIZE, Append, Held, Outbox
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from renderonline.database.outbox import Append, Outbox
+from renderonline.hpcserver.journal import Append, Outbox
 outbox = Outbox(Path(sys.argv[1]))
 """
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from renderonline.database.outbox import Append, Outbox
+from renderonline.hpcserver.journal import Append, Outbox
 from renderonline.farm.errors import NoSpace
 path = Path(sys.argv[1])
 outbox = Outbox(path, full_size=1 << 20)
