@@ -214,7 +214,8 @@ def build(
 ) -> Command:
     """The command that renders `chunk` (None: the whole task).
 
-    `definition` is None for an engine that only has v1's template: then nothing is known of frames and files.
+    `definition` is None for an engine that only has v1's template: then nothing is known of frames and files. Where
+    `chunk` is given, the smallest and the largest of `task_frames` suffice.
     `words` are the template's, without the program's name; `values` the task's, complete; `scene` and
     `output_directory` paths on the machine. `InvalidRequest` when a placeholder has no value or a value would become
     an option. Without `told` nobody wants to know which files are expected, of which there may be many.

@@ -71,6 +71,9 @@ class _Known:
         defaults = {one.id: one.default for one in arguments if one.default is not None}
         self.values = {**defaults, **(facts.values or {})}
         self.frames = parse_frames(facts.frames) if facts.frames else ()
+        self._span = (min(self.frames), max(self.frames)) if self.frames else ()
+        self.uses_directory = facts.template is not None and OUTPUT_DIRECTORY in placeholders(self.words)
+        self._readings: dict[bool, Mapping[str, Any]] = {}
         self.root = str(task_directory(facts.scene, facts.file_name))
         self.results = os.path.join(self.root, facts.results_in) if facts.results_in else self.root
         self.pattern = frames_pattern(definition, self.values, self.frames) if definition else ""
@@ -89,18 +92,17 @@ class _Known:
             self.words,
             self.values,
             chunk=frames,
-            task_frames=self.frames,
+            task_frames=self.frames if frames is None else self._span,
             scene=self.facts.scene,
             output_directory=directory,
         )
 
     def reading(self, *, film: bool) -> Mapping[str, Any]:
-        rules = (
-            FILM_READING
-            if film
-            else self.definition and reading_of(self.definition, self.values, strict=bool(self.facts.strict))
-        )
-        return to_wire(rules) if rules else {}
+        if film not in self._readings:
+            definition, strict = self.definition, bool(self.facts.strict)
+            rules = FILM_READING if film else definition and reading_of(definition, self.values, strict=strict)
+            self._readings[film] = to_wire(rules) if rules else {}
+        return self._readings[film]
 
     def film(self) -> Command:
         """The film of what has landed; `InvalidRequest` when the names of the frames are not known."""
@@ -190,9 +192,8 @@ class Orders:
         command = whole = known.film() if attempt.film else known.command(attempt.frames, attempt.directory)
         if missing is not None:
             command = known.command(missing, attempt.directory)
-        uses_directory = known.facts.template is not None and OUTPUT_DIRECTORY in placeholders(known.words)
         # A command of the existing system that does not name the attempt's directory writes beside the scene.
-        beside = () if uses_directory or attempt.film or known.definition is not None else (known.root,)
+        beside = () if known.uses_directory or attempt.film or known.definition is not None else (known.root,)
         place = _download_path(attempt.directory)
         mark, token = self._marks.get(place, (place, ""))
         assign = Assign(
@@ -221,7 +222,7 @@ class Orders:
             card_memory_mib=attempt.needs.gpu_memory_mib,
             draws=attempt.needs.draws and not attempt.film,
         )
-        return Order(assign, {one.name: one.frame for one in whole.expected}, uses_directory, known.expects)
+        return Order(assign, {one.name: one.frame for one in whole.expected}, known.uses_directory, known.expects)
 
 
 def _cards(attempt: AttemptFacts, definition: EngineDefinition | None) -> int:
@@ -246,6 +247,8 @@ _log = structlog.get_logger(__name__)
 OURS: Final = 2**31
 """Attempt ids of this farm lie at most so far from the newest; other farms began elsewhere
 (R7.1 Attempt id on the wire)."""
+_REMOVED_AFTER_S: Final = 0.5
+"""Directories that are not needed any more are removed together after this time, in one turn of a thread."""
 MOST_SENT: Final = 50_000
 """Files that an attempt sends, repeated ones too."""
 
@@ -265,6 +268,7 @@ class AttemptFiles:
         self._database, self._spawn = database, spawn
         self._folders: dict[int, Folder] = {}
         self._received: Counter[int] = Counter()
+        self._unneeded: list[str] = []
 
     def know(self, attempt_id: int, folder: Folder) -> None:
         """An attempt was leased, or found live at start."""
@@ -292,11 +296,15 @@ class AttemptFiles:
         """These attempts of a machine are over, as it has said (or it is gone for good). Those of others stay
         (R14 Authority first)."""
         over = [number for number in attempt_ids if self.token(number, machine_id) is not None]
-        directories = [self._folders.pop(number).directory for number in over]
+        if over and not self._unneeded:
+            asyncio.get_running_loop().call_later(_REMOVED_AFTER_S, self._remove_unneeded)
         for number in over:
+            self._unneeded.append(self._folders.pop(number).directory)
             del self._received[number]
-        if directories:
-            self._spawn(asyncio.to_thread(_remove_all, directories))
+
+    def _remove_unneeded(self) -> None:
+        directories, self._unneeded = self._unneeded, []
+        self._spawn(asyncio.to_thread(_remove_all, directories))
 
     def remove_unheld(self, machine_id: int, held: Collection[int]) -> None:
         """A machine says what it still has: everything else that it had is over."""

@@ -281,10 +281,16 @@ def found_outputs(directory: Path) -> tuple[str, ...]:
 
 def remove_attempt(directory: str) -> bool:
     """Remove an attempt's directory; only what looks like one is touched. Whether it is gone. Blocks."""
-    path = Path(directory)
-    if path.parent.name != ATTEMPTS or not path.name.isdigit():
+    parent, name = os.path.split(directory)
+    if os.path.basename(parent) != ATTEMPTS or not name.isdigit():
         return False
-    return _remove_tree(path)
+    try:
+        os.rmdir(directory)  # as a rule it is empty or was never made
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return _remove_tree(Path(directory))
+    return True
 
 
 def remove_task(scene: str, file_name: str, user_id: int) -> bool:

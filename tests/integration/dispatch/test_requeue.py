@@ -424,6 +424,7 @@ async def test_changes_that_can_not_be_are_refused(rig: Rig) -> None:
 async def test_cancel_and_retry_can_be_repeated(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1")
+    await machine.given()
     for _ in range(2):
         assert (await rig.control.cancel(task_id, user_id=rig.user_id)).status == "canceled"
     with pytest.raises(Conflict):

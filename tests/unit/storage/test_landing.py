@@ -247,6 +247,10 @@ def test_only_attempts_directories_are_removed(tmp_path: Path) -> None:
         (folder / "file").write_text("x")
     assert landing.remove_attempt(str(attempt))
     assert not attempt.exists()
+    attempt.mkdir()
+    assert landing.remove_attempt(str(attempt)), "an empty one"
+    assert not attempt.exists()
+    assert landing.remove_attempt(str(attempt)), "one that was never made"
     for wrong in (str(other), "", "/", str(tmp_path / ".attempts"), str(tmp_path / ".attempts" / "..")):
         assert not landing.remove_attempt(wrong)
     assert (other / "file").exists()
