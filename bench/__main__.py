@@ -5,7 +5,7 @@ import platform
 
 import psutil
 
-from bench import beside_uploads, cards, scheduling, start_latency, throughput, transfers
+from bench import beside_uploads, cards, machines, scheduling, start_latency, throughput, transfers
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
         "box": start_latency.run_boxes,
         "plan": scheduling.run,
         "throughput": throughput.run,
+        "machines": machines.run,
         "transfers": transfers.run,
         "beside-uploads": beside_uploads.run,
         "cards": cards.run,

@@ -1,8 +1,12 @@
 """The benchmarks run: with a few chunks each, for a figure of so small a run means nothing."""
 
+from pathlib import Path
+
 import pytest
 
 from bench import start_latency, throughput
+from bench.simulated import enroll, simulated
+from tests.support.farm import RealFarm
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +42,17 @@ def test_starts_are_timed_inside_the_started_process() -> None:
 
 def test_starts_of_hyperqueue_are_timed_in_the_same_way() -> None:
     assert all(taken > 0 for taken in start_latency.hyperqueue_starts(3, 0.01))
+
+
+def test_simulated_machines_are_linked_and_end_what_they_are_given(tmp_path: Path) -> None:
+    with RealFarm(tmp_path) as farm:
+        enroll(farm.data / "renderonline.sqlite", 5)
+        farm.client.admin.add_engine(throughput.ENGINE)
+        scene = tmp_path / "scene.txt"
+        scene.write_text("nothing\n")
+        with simulated(farm.url, 5, slots=2) as machines:
+            machines.wait_for(5)
+            task = farm.client.submit(scene, engine="nothing", frames="1-20", chunk_size=1)["task_id"]
+
+            farm.wait_for_status(task, "succeeded")
+            assert machines.wait_for(5) > 0

@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 WELCOME_S: Final = 30.0
 BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 30.0
+MAX_REFUSED_S: Final = 3.0
+"""The longest pause while nobody listens there: dialing costs nothing then, and all machines are back within seconds
+when RenderAPI is."""
 PROGRESS_S: Final = 0.25
 """The shortest time between two sets of progress messages."""
 RESEND_S: Final = 30.0
@@ -86,7 +89,7 @@ class Link:
         """Connect, serve, connect again. Raises `MachineRefused` when RenderAPI refuses this machine for good."""
         turns, count = self.identity.turns(), self.identity.url.count(",") + 1
         while True:
-            identity = next(turns)
+            identity, is_refused = next(turns), False
             try:
                 await self._serve(identity)
                 reason = "closed by RenderAPI"
@@ -96,8 +99,8 @@ class Link:
                 by_renderapi = isinstance(error, InvalidHandshake) and not isinstance(error, ProxyError)
                 refused = "RenderAPI refused the connection: " if by_renderapi else ""
                 reason = refused + (str(error) or type(error).__name__)
-            delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self._failures // count))
-            delay *= random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
+                is_refused = isinstance(error, ConnectionRefusedError)
+            delay = seconds_to_next_dial(self._failures // count, is_refused=is_refused)
             self._failures = min(self._failures + 1, 10 * count)
             log.warning("not linked, trying again", url=identity.where, reason=reason, seconds=round(delay, 1))
             await asyncio.sleep(delay)
@@ -310,6 +313,12 @@ class _Logs:
         self._offsets[attempt] = begin + size
         self._budget -= size
         return wire.Log(attempt, begin, text)
+
+
+def seconds_to_next_dial(failures: int, *, is_refused: bool) -> float:
+    """Return the pause after that many failures in a row, with jitter; `is_refused`: nobody listens at that address."""
+    most = MAX_REFUSED_S if is_refused else MAX_BACKOFF_S
+    return min(most, BACKOFF_S * 2.0**failures) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter guards nothing)
 
 
 def _refusal(refused: wire.Refused) -> NotAllowed | NotAvailable:
