@@ -10,7 +10,7 @@ from pathlib import Path
 
 from renderonline.engines.blender.install import installed
 from renderonline.hpcserver.card_rack import find_cards, variables
-from renderonline.serving.directories import data_directory
+from renderonline.storage.disk import data_directory
 
 SAMPLE = Path(__file__).parents[1] / "src" / "renderonline" / "engines" / "blender" / "sample.py"
 SAMPLES = "512"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from renderonline.cli import local_farm
 from renderonline.engines.blender.install import install
-from renderonline.serving.directories import data_directory
+from renderonline.storage.disk import data_directory
 
 DEMO_SCENE = Path(local_farm.__file__).with_name(local_farm.SCENE)
 

@@ -44,7 +44,7 @@ def install(*, engine: str = argument("ENGINE", "What to install: blender.", def
 def install_blender(*, quiet: bool) -> tuple[str, ...]:
     """Return Blender's argv prefix on this computer; install it first, with a progress bar, if it is missing."""
     from renderonline.engines.blender import install as blender
-    from renderonline.serving.directories import data_directory
+    from renderonline.storage.disk import data_directory
 
     with terminal.bar("Blender", "share", quiet=quiet) as step:
         directory = data_directory() / "engines" / "blender"
@@ -173,7 +173,7 @@ def engines_here() -> list[dict[str, str]]:
 
 def _installed(definitions: "dict[str, EngineDefinition]") -> "tuple[FoundEngine, ...]":
     from renderonline.engines.discovery import find_engines
-    from renderonline.serving.directories import data_directory
+    from renderonline.storage.disk import data_directory
 
     return find_engines({}, definitions, data_directory() / "engines")
 

@@ -28,8 +28,8 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, Ren
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.farm.needs import BoxKind
 from renderonline.rnoclient.sdk import Client, Login, Task
-from renderonline.serving.directories import data_directory
 from renderonline.serving.web import reach
+from renderonline.storage.disk import data_directory
 
 OWN_MACHINE: Final = "this-computer"
 STOP_GRACE_S: Final = 5.0

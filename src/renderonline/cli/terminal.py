@@ -23,8 +23,8 @@ import typer
 from renderonline.farm.errors import InvalidRequest, NotAuthenticated, NotFound
 from renderonline.rnoclient.sdk import Client, Item, Login
 from renderonline.rnoclient.sdk.client import Admin
-from renderonline.sandbox.privacy import write_private
-from renderonline.serving.directories import config_directory, private_read
+from renderonline.sandbox.privacy import private_read, write_private
+from renderonline.storage.disk import config_directory
 
 UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 STATES: Final = {

@@ -24,8 +24,7 @@ from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox import box
 from renderonline.sandbox.box import Box, BoxKind, Found
-from renderonline.serving.directories import data_directory
-from renderonline.storage.disk import remove_tree
+from renderonline.storage.disk import data_directory, remove_tree
 
 INHERITED: Final = frozenset(
     {

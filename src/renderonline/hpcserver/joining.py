@@ -32,9 +32,8 @@ from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.calls import Busy, Caller, Trust, by_proxy, no_renderapi, proxy_of
 from renderonline.protocol.link import LINK_PATH, encode, from_wire
 from renderonline.sandbox.box import Found
-from renderonline.sandbox.privacy import write_private
+from renderonline.sandbox.privacy import private_read, write_private
 from renderonline.sandbox.probing import NoBox, probe
-from renderonline.serving.directories import private_read
 from renderonline.serving.web import is_loopback
 
 log = structlog.get_logger(__name__)
@@ -51,7 +50,7 @@ LINK: Final[dict[str, Any]] = {
 LITTLE_BYTES: Final = 1_000_000_000
 """The check warns of less free space than this."""
 _OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
-"""File modes that `serving.directories.private_read` refuses."""
+"""File modes that `sandbox.privacy.private_read` refuses."""
 
 
 @dataclass(frozen=True, slots=True)

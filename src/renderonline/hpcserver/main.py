@@ -35,9 +35,9 @@ from renderonline.protocol.link import PROTOCOL, Assign, EngineOffer, Hello
 from renderonline.sandbox import probing
 from renderonline.sandbox.box import BoxKind, Found
 from renderonline.sandbox.privacy import keep_private, taken_from_environment
-from renderonline.serving.directories import data_directory
 from renderonline.serving.web import run
 from renderonline.storage.attempt_logs import AttemptLogs
+from renderonline.storage.disk import data_directory
 from renderonline.storage.images import ImageChecker
 
 log = structlog.get_logger(__name__)

@@ -22,9 +22,9 @@ from renderonline.hpcserver.card_rack import card_by_hand
 from renderonline.protocol.link import HEARTBEAT_S
 from renderonline.sandbox import probing
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
-from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import check_exposed, merge, read_file
 from renderonline.storage import disk
+from renderonline.storage.disk import data_directory
 
 PREFIX: Final = "HPCSERVER_"
 

@@ -23,8 +23,7 @@ from renderonline.farm.accounts import Role, Subscription, User, hash_token
 from renderonline.farm.arguments import ArgType, check_value
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, RenderOnlineError
 from renderonline.renderapi.auth import Throttle
-from renderonline.sandbox.privacy import write_private
-from renderonline.serving.directories import private_read
+from renderonline.sandbox.privacy import private_read, write_private
 
 log = structlog.get_logger(__name__)
 

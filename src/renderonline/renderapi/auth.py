@@ -35,9 +35,8 @@ from renderonline.database import administration_rows
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
 from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
-from renderonline.sandbox.privacy import write_private
+from renderonline.sandbox.privacy import private_read, write_private
 from renderonline.serving.admission import client_of, source_of
-from renderonline.serving.directories import private_read
 
 log = structlog.get_logger(__name__)
 

@@ -16,10 +16,9 @@ from renderonline.protocol.link import SILENCE_S
 from renderonline.sandbox import probing
 from renderonline.serving import settings as sources
 from renderonline.serving.admission import Proxies
-from renderonline.serving.directories import data_directory
 from renderonline.serving.settings import Positive, PositiveInt
 from renderonline.serving.web import TlsFiles
-from renderonline.storage.disk import MODES
+from renderonline.storage.disk import MODES, data_directory
 
 ENVIRONMENT_PREFIX: Final = "RENDERAPI_"
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from renderonline.engines.definition import FACT_READERS
 from renderonline.rnoclient.sdk.uploading import FileCache, UploadOptions
-from renderonline.serving.directories import cache_directory
 from renderonline.storage import manifests
 from renderonline.storage.confined import Confined
+from renderonline.storage.disk import cache_directory
 
 MEMORY_BYTES: Final = 1 << 30
 REPLY_BYTES: Final = 64 << 20

@@ -1,18 +1,22 @@
-"""What one program or one account has for itself: its memory, its private files, the lock of a directory.
+"""What a program or an account keeps to itself: its memory, its private files, the lock of a directory.
 
-Standard library only: the spawner and the SDK use it.
+Standard library only, because the spawner and the SDK use it.
 """
 
 import ctypes
 import os
+import shlex
+import stat
 import sys
 import tempfile
 from pathlib import Path
 from typing import IO, Final
 
+from renderonline.farm.errors import InvalidRequest
+
 _PR_SET_DUMPABLE: Final = 4
 _LOCKED_BYTE: Final = 1 << 20
-"""On Windows a locked byte can't be read; this one lies behind every note."""
+"""The byte that is locked on Windows, where a locked byte can't be read: it lies behind every note."""
 
 
 class Locked(BlockingIOError):
@@ -20,15 +24,15 @@ class Locked(BlockingIOError):
 
 
 def keep_private() -> None:
-    """Let no other program of this account read this one's memory or environment, and write no core of it. Programs
-    that it starts are as readable as ever. Linux only; an administrator still can."""
+    """Keep other programs of this account from reading this one's memory and environment, and disable its core dumps.
+    Programs that it starts stay readable, and an administrator can read everything. Does nothing outside Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def taken_from_environment(name: str) -> str:
-    """The value of a variable, "" if there is none; then nobody finds it any more: neither a program that we start nor
-    one that reads `/proc/<pid>/environ`, where a variable that was unset stays."""
+    """Return the value of a variable, or "", and remove it, so that no program that we start inherits it. It is
+    overwritten too, because `/proc/<pid>/environ` still shows variables that were unset."""
     value = os.environ.get(name, "")
     if value and sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -40,9 +44,9 @@ def taken_from_environment(name: str) -> str:
 
 
 def write_private(path: Path, content: str | bytes, *, durable: bool = True, mode: int = 0o600) -> None:
-    """Write a file whole or not at all: aside, then in place of an older one. Only this account can read it, unless
-    `mode` says otherwise. `durable`: it is on the disk before it gets its name. Raises OSError when the disk refuses;
-    then nothing is left of it."""
+    """Write a file completely or not at all: under a temporary name, which then replaces an older file. `mode`: by
+    default only this account can read it. `durable`: sync it before it gets its name. Raises OSError when the disk
+    refuses; nothing is left of it then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
     try:
@@ -59,9 +63,30 @@ def write_private(path: Path, content: str | bytes, *, durable: bool = True, mod
         raise
 
 
+def private_read(path: Path) -> str:
+    """Return the text of a file that `write_private` wrote. Raises `InvalidRequest` if others can read it by now."""
+    if sys.platform != "win32" and stat.S_IMODE(path.stat().st_mode) & (stat.S_IRGRP | stat.S_IROTH):
+        raise InvalidRequest(f"Others may read {path}, which holds a secret. {_remedy(path)}")
+    return path.read_text(encoding="utf-8")
+
+
+def exposed(path: Path) -> str:
+    """Return a warning about a file of the operator's that every account of this computer can read; "" if none can, or
+    if it is missing. A group may read it, because keys are often shared that way."""
+    try:
+        is_open = sys.platform != "win32" and path.stat().st_mode & stat.S_IROTH
+    except OSError:  # opening it reports why
+        return ""
+    return f"Everybody on this computer may read {path}, which may hold secrets. {_remedy(path)}" if is_open else ""
+
+
+def _remedy(path: Path) -> str:
+    return f"Type: chmod 600 {shlex.quote(str(path))}"
+
+
 def lock_file(path: Path, note: str = "") -> IO[str]:
-    """Lock a file, made if it is not there, until the returned one is closed or this program ends. `note` tells others
-    who has the lock. Raises `Locked` when another program has it, OSError when there can be no lock."""
+    """Lock a file, which is made if missing, until the returned file is closed or this program ends. `note` is what
+    others see as the holder. Raises `Locked` when another program has the lock, OSError when locking fails."""
     file = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+", encoding="utf-8")
     try:
         _lock(file)

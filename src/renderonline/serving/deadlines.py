@@ -6,9 +6,7 @@ the client never sees the answer.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -61,11 +59,8 @@ STRANGER_S: Final = 30.0
 
 def patient(admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
     """Return a factory for the protocols of one server's connections."""
-    make = partial(PatientProtocol, admission)
-    if sys.platform == "win32":  # it reads ahead into the buffer, so connections could not share one
-        return make
     buffer = memoryview(bytearray(READ_BYTES))
-    return lambda **about: _BoundedReads(make(**about), buffer)
+    return lambda **about: _BoundedReads(PatientProtocol(admission, **about), buffer)
 
 
 class PatientProtocol(HttpToolsProtocol):

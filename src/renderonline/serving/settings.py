@@ -22,7 +22,7 @@ import structlog
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol.link import requirement
-from renderonline.serving.directories import exposed
+from renderonline.sandbox.privacy import exposed
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

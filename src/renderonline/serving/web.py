@@ -18,7 +18,7 @@ import ssl
 import sys
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 import renderonline
 from renderonline.farm.errors import InvalidRequest, NotAvailable
@@ -76,7 +76,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def serve(
-    app: ASGIApp,
+    app: Starlette,
     *,
     host: str,
     port: int,
@@ -95,7 +95,7 @@ async def serve(
     """
     with contextlib.closing(_listen(host, port)) as listener:
         tls = _tls(certificate)
-        async with _lifespan(app):
+        async with app.router.lifespan_context(app):
             url = _url(listener, host, secure=tls is not None)
             admission = Admission(most_connections(), is_proxy)
             server = _Server(_config(app, admission, grace_s), admission, tls, lambda: on_ready(url))
@@ -201,7 +201,7 @@ def step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _config(app: ASGIApp, admission: Admission, grace_s: float) -> uvicorn.Config:
+def _config(app: Starlette, admission: Admission, grace_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=patient(admission),  # type: ignore[arg-type]
@@ -275,53 +275,18 @@ def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Ite
             if on_stop is not None:
                 on_stop()
 
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in signals]
-    try:
-        for number in signals:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    elsewhere = contextlib.suppress(RuntimeError, ValueError)  # only the main thread handles signals
+    with elsewhere:
+        for number in before:
             loop.add_signal_handler(number, stop, number)
-    except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-        with contextlib.suppress(ValueError):
-            for number in signals:
-                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(stop, got))
     try:
         yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        with elsewhere:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
-            with contextlib.suppress(ValueError, TypeError):
                 signal.signal(number, handler)
-
-
-@contextlib.asynccontextmanager
-async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
-    """Start the application and always end it; its own errors are raised unchanged."""
-    events: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    done = {f"lifespan.{what}.complete": asyncio.Event() for what in ("startup", "shutdown")}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] in done:
-            done[message["type"]].set()
-
-    task = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, events.get, send))
-
-    async def phase(what: str) -> None:
-        await events.put({"type": f"lifespan.{what}"})
-        event = done[f"lifespan.{what}.complete"]
-        waiting = asyncio.create_task(event.wait())
-        await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
-        if not event.is_set():
-            waiting.cancel()
-            await task
-            raise NotAvailable("The application ended while it started; the log says why.")
-
-    await phase("startup")
-    try:
-        yield
-    finally:
-        await phase("shutdown")
-        await task
 
 
 _TAG: Final = "py3-none-any"

@@ -1,4 +1,4 @@
-"""Files and directories on a disk: their modes, safe removal of a tree, and digests.
+"""Files and directories on a disk: where programs keep theirs, their modes, safe removal of a tree, and digests.
 
 Our own data directories are 0700 and 0600. Below a download path everything is as readable as the download path itself
 (`FilesMode`, where RenderAPI makes it), and writable by nobody else. Modes are set, not left to the umask, which a
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from blake3 import blake3
+from platformdirs import user_cache_path, user_config_path, user_data_path
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import InputFile
@@ -31,6 +32,26 @@ MODES: Final = {"private": 0o700, "group": 0o2750, "shared": 0o755}
 """`FilesMode` -> the mode of a download path. In a directory of a group what is made is its group's, too."""
 _THROUGH: Final = {"private": 0o700, "group": 0o710, "shared": 0o711}
 """The mode of a data directory in which such a download path lies: others get to it, and see nothing else."""
+
+
+def data_directory() -> Path:
+    """Where databases, engines and logs lie: `RENDERONLINE_DATA`, else the user's own data directory."""
+    return _named("RENDERONLINE_DATA") or user_data_path("renderonline", appauthor=False)
+
+
+def config_directory() -> Path:
+    """Where settings and the client's login lie: `RENDERONLINE_CONFIG`, else the user's own."""
+    return _named("RENDERONLINE_CONFIG") or user_config_path("renderonline", appauthor=False)
+
+
+def cache_directory() -> Path:
+    """Where files lie that can be made again: `RENDERONLINE_CACHE`, else the user's own."""
+    return _named("RENDERONLINE_CACHE") or user_cache_path("renderonline", appauthor=False)
+
+
+def _named(variable: str) -> Path | None:
+    named = os.environ.get(variable)
+    return Path(named).expanduser().absolute() if named else None
 
 
 def private(path: str, flags: int) -> int:

@@ -14,7 +14,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi.downloads import Content, whole
@@ -215,7 +214,7 @@ async def test_canceled_reader_lets_go_of_its_file_first(tmp_path: Path) -> None
 
 
 class Sending:
-    """An application that sends `BIG` again and again, by pieces of odd sizes."""
+    """Has an application that sends `BIG` again and again, by pieces of odd sizes."""
 
     def __init__(self, times: int = 1) -> None:
         self.length = len(BIG) * times
@@ -229,15 +228,15 @@ class Sending:
         finally:
             self.loop.call_soon_threadsafe(self.closed.set)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await Starlette()(scope, receive, send)
-        content = Content(self.length, '"tag"', "text/plain", "big", self.pieces)
-        return await whole(content)(scope, receive, send)
+    def app(self) -> Starlette:
+        async def send_big(_request: Request) -> Response:
+            return whole(Content(self.length, '"tag"', "text/plain", "big", self.pieces))
+
+        return Starlette(routes=[Route("/", send_big)])
 
 
 async def test_answers_leave_whole_and_in_order_on_one_connection() -> None:
-    async with serving(Sending()) as port:
+    async with serving(Sending().app()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(2):
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
@@ -251,7 +250,7 @@ async def test_answer_ends_with_its_reader(stalls: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
     monkeypatch.setattr(deadlines, "READER_S", 0.3)
     sending = Sending(times=100)
-    async with serving(sending) as port:
+    async with serving(sending.app()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(100)

@@ -41,9 +41,12 @@ async def endless(_request: Request) -> Response:
 def application(events: list[str] | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        (events if events is not None else []).append("start")
-        yield
-        (events if events is not None else []).append("end")
+        noted = events if events is not None else []
+        noted.append("start")
+        try:
+            yield
+        finally:
+            noted.append("end")
 
     return Starlette(routes=[Route("/", hello), Route("/endless", endless)], lifespan=lifespan)
 

@@ -1,4 +1,4 @@
-"""Where programs keep things, and that secrets stay private."""
+"""Private files are whole, and stay private."""
 
 import stat
 from pathlib import Path
@@ -7,22 +7,7 @@ import pytest
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.sandbox import privacy
-from renderonline.sandbox.privacy import write_private
-from renderonline.serving import directories
-
-
-def test_environment_names_the_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RENDERONLINE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("RENDERONLINE_CONFIG", str(tmp_path / "config"))
-    assert directories.data_directory() == tmp_path / "data"
-    assert directories.config_directory() == tmp_path / "config"
-
-
-def test_default_directories_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RENDERONLINE_DATA", raising=False)
-    monkeypatch.delenv("RENDERONLINE_CONFIG", raising=False)
-    assert directories.data_directory().name == "renderonline"
-    assert directories.config_directory().is_absolute()
+from renderonline.sandbox.privacy import private_read, write_private
 
 
 def test_private_file_is_whole_and_only_ours(tmp_path: Path) -> None:
@@ -51,10 +36,10 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_private_file_that_others_may_read_is_refused_with_the_line_that_mends_it(tmp_path: Path) -> None:
     path = tmp_path / "a secret.json"
     write_private(path, "one")
-    assert directories.private_read(path) == "one"
+    assert private_read(path) == "one"
     for mode in (0o640, 0o604):
         path.chmod(mode)
         with pytest.raises(InvalidRequest, match=f"chmod 600 '{path}'"):
-            directories.private_read(path)
+            private_read(path)
     with pytest.raises(FileNotFoundError):
-        directories.private_read(tmp_path / "nothing")
+        private_read(tmp_path / "nothing")
