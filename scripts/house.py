@@ -121,6 +121,11 @@ class House:
             if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".__init__"), pattern)
         }
 
+    def wing_imports(self, main_floor: set[str]) -> dict[str, list[str]]:
+        """What modules of the main floor import that is not on it, by the module."""
+        leaving = {name: sorted(self.imports[name] - main_floor) for name in sorted(main_floor)}
+        return {name: wings for name, wings in leaving.items() if wings}
+
     def longest_chain(self, room: str) -> list[str]:
         """The modules of the longest chain of imports inside a package, the lowest first. `WrongTable` when there is no
         such package or its imports form a circle."""
@@ -147,8 +152,8 @@ def figures(house: House, table: Mapping[str, Any]) -> list[Figure]:
     fitting = {pattern: house.fitting(pattern) for pattern in patterns}
     main_floor = set[str]().union(*fitting.values())
     unused = [pattern for pattern, names in fitting.items() if not names]
-    leaving = {name: sorted(house.imports[name] - main_floor) for name in sorted(main_floor)}
-    wings = [f"{name} imports {', '.join(others)}" for name, others in leaving.items() if others]
+    leaving = house.wing_imports(main_floor)
+    wings = [f"{name} imports {', '.join(others)}" for name, others in leaving.items()]
     modules_twice, classes_twice = house.repeated_modules(allowed), house.repeated_classes(allowed)
     found = [
         Figure("lines", sum(module.lines for module in modules), left.pop("most_lines", None)),

@@ -44,6 +44,18 @@ class BoxKind(StrEnum):
         return self.rank >= BoxKind(other).rank
 
 
+class BoxAdvice(StrEnum):
+    """A line that gets a computer a better box. People may type what they read, so no other line is shown to them,
+    whatever a machine says."""
+
+    INSTALL = "apt-get install bubblewrap"
+    SETTING = "set Sandbox to auto"
+    TRY = "bwrap --unshare-all --ro-bind / / true    (it fails here and says why)"
+    APPARMOR = "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    USERS = "sysctl kernel.unprivileged_userns_clone=1"
+    NAMESPACES = "sysctl user.max_user_namespaces=10000"
+
+
 MAX_TAGS: Final = 16
 MAX_MEMORY_MIB: Final = 2**26
 MAX_GPUS: Final = 64

@@ -95,21 +95,6 @@ NOT_JSON: Final = "Request content type must be application/json."
 INVALID_FORMAT: Final = "Request content has an invalid format."
 
 
-def engine_not_found(engine_id: str | int) -> str:
-    """400 of enqueue; the id as it was sent."""
-    return f"Engine with identifier {engine_id} not found."
-
-
-def extension_mismatch(engine_extension: str, file_extension: str) -> str:
-    """400 of enqueue; both with their dot, the second "" for a file without one."""
-    return f"Engine extension {engine_extension} not matching with files extension {file_extension}."
-
-
-def argtype_missing(argtype_id: str) -> str:
-    """400 of enqueue."""
-    return f"Argument type identifier {argtype_id} must be present in database."
-
-
 def task_not_found(task_id: int) -> str:
     """400: no such task, or somebody else's."""
     return f"Task with identifier {task_id} not found for the current user."

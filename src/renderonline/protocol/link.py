@@ -259,7 +259,7 @@ class Hello(Struct, frozen=True, tag=str.lower):
     sandbox: str = ""
     """The box around its engines: `bwrap`, `landlock` or `none`; "" counts as none."""
     sandbox_advice: str = ""
-    """How to get a better box there (`sandbox.probing.ADVICE`); "" when there is none."""
+    """How to get a better box there (`farm.needs.BoxAdvice`); "" when there is none."""
     cards: tuple[Card, ...] = ()
     """Its graphics cards; `gpus` has only their names."""
 

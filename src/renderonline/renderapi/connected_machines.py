@@ -19,11 +19,10 @@ from renderonline.farm.machines import (
     machine_status,
     slots_allowed,
 )
-from renderonline.farm.needs import NOTHING, Ability, Needs, box_of, lacks_box
+from renderonline.farm.needs import NOTHING, Ability, BoxAdvice, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_demands
 from renderonline.protocol.link import from_wire
 from renderonline.renderapi.orders import Order
-from renderonline.sandbox.probing import ADVICE
 
 _log = structlog.get_logger(__name__)
 
@@ -174,8 +173,7 @@ class Machine:
         if self.facts and not self.facts.get("sandbox"):
             return "update it: pip install --upgrade renderonline"
         advice = self.facts.get("sandbox_advice", "")
-        # People may type what they read here: never a line that a machine made up.
-        return advice if advice in ADVICE else "on it, renderonline node --check says what" if advice else ""
+        return advice if advice in set(BoxAdvice) else "on it, renderonline node --check says what" if advice else ""
 
     def describe(self) -> None:
         usable = [card for card in self.cards if card["usable"]]

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database import administration_rows, control_rows
+from renderonline.database import administration_rows, control_rows, submission_rows
 from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Database
 from renderonline.database.file_rows import (
@@ -32,13 +32,11 @@ from renderonline.database.file_rows import (
     withdraw_delivery,
 )
 from renderonline.database.file_rows import warn_of_delivery as warn
-from renderonline.database.task_rows import Moment
+from renderonline.database.task_rows import Moment, TaskRow
 from renderonline.farm import result_names
-from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge
+from renderonline.farm.errors import Conflict, NoSpace, NotFound, RenderOnlineError, TooLarge
 from renderonline.farm.scheduling import Allowance
 from renderonline.renderapi.connected_machines import Machines
-from renderonline.renderapi.control import Control
-from renderonline.renderapi.events import Announcer, Publisher
 from renderonline.renderapi.orders import OURS
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
@@ -47,7 +45,7 @@ from renderonline.storage import manifests, names, staging
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Delivered, Delivery, deliver
-from renderonline.storage.names import may_be_name, task_directory
+from renderonline.storage.names import task_directory
 from renderonline.storage.staging import Stage, disk_errors, too_large
 
 _log = structlog.get_logger(__name__)
@@ -140,7 +138,8 @@ class Places:
 
 
 class Housekeeping:
-    """Deletes what may go; `run` only in the RenderAPI that dispatches."""
+    """Deletes what may go; `run` and `sweep_uploads` only in the RenderAPI that dispatches. `delete` is that of
+    `Control`."""
 
     def __init__(
         self,
@@ -148,12 +147,12 @@ class Housekeeping:
         places: Places,
         *,
         machines: Machines,
-        control: Control,
+        delete: Callable[..., Awaitable[None]],
         logs: AttemptLogs,
         previews: PreviewFiles,
         newest: Callable[[], int],
     ) -> None:
-        self._database, self._places, self._machines, self._control = database, places, machines, control
+        self._database, self._places, self._machines, self._delete = database, places, machines, delete
         self._logs, self._previews, self._newest = logs, previews, newest
         self._locks: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -163,6 +162,18 @@ class Housekeeping:
         while True:
             await _tried(self._look_after)
             await asyncio.sleep(EVERY_S)
+
+    async def sweep_uploads(self) -> None:
+        """Remove what a killed process left: staged files, and directories that no committed task names. Before the
+        first upload."""
+        for root in await self._places.roots():
+            await asyncio.to_thread(names.sweep_incoming, root)
+            for directory in await asyncio.to_thread(names.marked, root):
+                if await self._database.read(partial(submission_rows.names_directory, directory=str(directory))):
+                    names.keep(directory)
+                else:
+                    await asyncio.to_thread(names.discard, directory)
+                    _log.info("upload that was never committed is removed", directory=str(directory))
 
     def limit(self, user_id: int) -> int:
         """How many bytes a user's tasks may take; 0: any."""
@@ -214,7 +225,7 @@ class Housekeeping:
     async def _look_after(self) -> None:
         for task_id in await self._database.read(control_rows.list_condemned):
             with contextlib.suppress(NotFound):
-                await self._control.delete(task_id, user_id=None)
+                await self._delete(task_id, user_id=None)
         for task_id in await self._database.read(partial(control_rows.expired, now_us=time.time_ns() // 1000)):
             await self._remove(task_id, "its days are over")
         for root in await self._places.roots():
@@ -235,7 +246,7 @@ class Housekeeping:
 
     async def _remove(self, task_id: int, why: str) -> None:
         with contextlib.suppress(Conflict, NotFound):  # somebody wants it again, or was faster
-            await self._control.delete(task_id, user_id=None, only_ended=True)
+            await self._delete(task_id, user_id=None, only_ended=True)
             _log.info("a task that has ended is removed", task=task_id, why=why)
 
 
@@ -271,33 +282,24 @@ PAUSE_S: Final = 0.5
 """What lands within it is delivered together."""
 
 
-def checked_place(deliver: str, roots: Mapping[str, Path]) -> str:
-    """`NAME/sub/folders`, if this farm has such a root; `InvalidRequest` says what there is."""
-    if not deliver:
-        return ""
-    name, _, below = deliver.strip("/").partition("/")
-    if name not in roots:
-        known = (
-            f"It delivers to: {', '.join(sorted(roots))}." if roots else "An administrator names some: DeliverRoots."
-        )
-        raise InvalidRequest(f"This farm has no place {name[:50]!r} to deliver to. {known}", code="no_root")
-    if below and not may_be_name(below):
-        raise InvalidRequest(f"{below[:100]!r} is no name for folders that every system has.", code="no_root")
-    return f"{name}/{below}" if below else name
-
-
 class Deliverer:
-    """Passes events on, and delivers what they tell of. `roots`: name -> directory; without any it only passes on."""
+    """Passes events on, and delivers what they tell of. `announce` publishes a task that has changed; `roots`: name ->
+    directory, without any this only passes on."""
 
-    def __init__(self, events: Publisher, database: Database, roots: Mapping[str, Path]) -> None:
-        self._events, self._database, self._roots = events, database, roots
-        self._announcer = Announcer(events)
+    def __init__(
+        self,
+        publish: Callable[..., None],
+        announce: Callable[[TaskRow], None],
+        database: Database,
+        roots: Mapping[str, Path],
+    ) -> None:
+        self._publish, self._announce, self._database, self._roots = publish, announce, database, roots
         self._woken = asyncio.Event()
         self._warned: set[int] = set()
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Tell everybody; a file that landed is perhaps to be delivered."""
-        self._events.publish(type, data, user_id=user_id)
+        """Pass an event on; a file that landed is perhaps to be delivered."""
+        self._publish(type, data, user_id=user_id)
         if type == "result" and self._roots:
             self._woken.set()
 
@@ -356,7 +358,7 @@ class Deliverer:
         ours = begun.delivery_id if outcome is Delivered.DELIVERED else 0
         end = partial(end_delivery, result=one, moment=_now(), delivery_id=ours, warning=why)
         if (state := await self._database.write(end)) is not None:
-            self._announcer.task(state)
+            self._announce(state)
         return True
 
     async def _later(self, one: Undelivered, why: str) -> bool:
@@ -365,7 +367,7 @@ class Deliverer:
             _log.warning("A task's files can't be delivered now", task=one.task_id, reason=why)
             text = f"Its files could not be delivered at once: {why}. The farm tries again."
             if state := await self._database.write(partial(warn, task_id=one.task_id, moment=_now(), warning=text)):
-                self._announcer.task(state)
+                self._announce(state)
         return False
 
 

@@ -1,16 +1,43 @@
-"""The program RenderAPI: serve until somebody says stop, and tell where."""
+"""The program RenderAPI: serve until somebody says stop, and tell where.
+
+Its one ASGI application: everything is made, joined and ended here; standing by (R10 Standby); errors as RFC 9457
+problem JSON with a stable `code`, for everything but v1; and the headers that every answer has.
+"""
 
 import asyncio
 import contextlib
 import json
 import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import orjson
 import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from renderonline.renderapi.administration import announce_login
-from renderonline.renderapi.app import Standby, create_app
+from renderonline import __version__
+from renderonline.database import submission_rows, upkeep
+from renderonline.database.door import Database, IdBlocks
+from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
+from renderonline.renderapi import task_views
+from renderonline.renderapi.administration import announce_login, bootstrap
+from renderonline.renderapi.routes import existing, farm_routes, pages, task_routes
+from renderonline.renderapi.routes.router import V2, check_declared, json_answer
+from renderonline.renderapi.services import Metrics, Services
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.box import BoxKind
 from renderonline.sandbox.privacy import keep_private, write_private
@@ -18,11 +45,27 @@ from renderonline.sandbox.probing import probe
 from renderonline.serving import web
 from renderonline.serving.admission import raise_descriptors
 from renderonline.serving.settings import configure_logs
+from renderonline.serving.web import is_loopback
+from renderonline.storage.disk import make_places
 
 log = structlog.get_logger(__name__)
 
 READY_FILE: Final = "renderapi.json"
 """In the data directory while RenderAPI answers: {url, pid}."""
+FORGET_S: Final = 3600.0
+"""How often old idempotency keys are removed."""
+STANDBY: Final = "standby"
+"""The code of an answer that says: ask the RenderAPI that dispatches."""
+_OPEN: Final = "/renderapi/"
+"""Below it pages of every origin may call, with the headers email and token (R11 Web authority); nowhere else."""
+_EXPOSED: Final = ("Content-Disposition", "Content-Range", "ETag", "Location", "Upload-Offset", "X-Log-Size")
+_STRICT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_HTTPS_S: Final = 31_536_000
+_CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_HANDLED: Final = (RenderOnlineError, HTTPException, RequestValidationError, ClientDisconnect, Exception)
 
 
 def run(settings: Settings, web_page: Path | None = None) -> None:
@@ -78,3 +121,263 @@ async def serve(settings: Settings, web_page: Path | None = None) -> None:
             if json.loads(ready_file.read_text(encoding="utf-8")).get("pid") == os.getpid():
                 ready_file.unlink()
     log.info("RenderAPI has ended")
+
+
+def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
+    """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
+    there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over
+    (R10 Standby). `web`: the directory of the page that stands at `/`."""
+    metrics, believed = Metrics(), settings.proxies.believed
+    app = FastAPI(
+        title="RenderOnline",
+        version=__version__,
+        description="The API of a render farm. Every call carries the headers email and token.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lambda app: _lifespan(app, settings, metrics),
+        exception_handlers=dict.fromkeys(_HANDLED, _answer),
+        middleware=[*map(Middleware, (believed, strict, shared, metrics.measured, only_dispatching))],
+    )
+    app.state.standby = Standby()
+    app.router.routes += [
+        *existing.routes(),
+        *pages.operation_routes(),
+        *(pages.routes(web) if web is not None else []),
+    ]
+    for router in (task_routes.router, task_routes.upload_router, farm_routes.router, pages.router):
+        app.include_router(router, prefix=V2)
+    check_declared(app.routes)
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def problem(
+    status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, told: Mapping[str, Any] | None = None
+) -> Response:
+    """An answer that says what went wrong and what to do; `told` is more of it for programs."""
+    title = HTTPStatus(status).phrase
+    content = {"type": f"urn:renderonline:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    content |= told or {}
+    return Response(orjson.dumps(content), status, dict(headers or {}), "application/problem+json")
+
+
+def problem_of(error: RenderOnlineError) -> Response:
+    if error.status >= 500:
+        log.warning("request failed", code=error.reason_code, reason=error.message)
+    headers = {"Retry-After": "5"} if error.status == 503 else {}
+    if "offset" in error.details:
+        headers["Upload-Offset"] = str(error.details["offset"])
+    return problem(error.status, error.message, error.reason_code, headers, error.details)
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    match error:
+        case RenderOnlineError():
+            return problem_of(error)
+        case HTTPException():  # Starlette's: no such path, no such method
+            detail = error.detail if error.status_code != 404 else "There is nothing at this address."
+            return problem(error.status_code, detail, _CODES.get(error.status_code, "error"), error.headers)
+        case RequestValidationError():  # FastAPI's: which field, and what it should be
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+            return problem_of(InvalidRequest(f"{place}: {first['msg']}."))
+        case ClientDisconnect():
+            return Response(status_code=400)  # the client is gone; nobody reads this
+        case _:  # a fault of ours; the server logs it whole
+            return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
+
+
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's description of the calls, with our shapes of the answers."""
+    if app.openapi_schema is None:
+        schema = generate()
+        schema["components"]["schemas"] |= task_views.shapes()
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+    """Open everything in order, and close it in the opposite one whatever happens."""
+    standby: Standby = app.state.standby
+    loop = asyncio.get_running_loop()
+
+    def lost() -> None:
+        loop.call_soon_threadsafe(standby.lost)
+
+    async with contextlib.AsyncExitStack() as stack:
+        database = await _open_database(settings, stack)
+        lease = Lease.of(database, "RenderAPI", lease_s=settings.lease_s, on_lost=lost)
+        stack.callback(lease.release)
+        begin = partial(_begin, app, settings, metrics, database, lease, stack)
+        waiting = None
+        if await asyncio.to_thread(lease.take):
+            await begin()
+        else:
+            waiting = asyncio.create_task(standby.wait_for(lease, settings.lease_s, begin), name="standby")
+        try:
+            yield
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _begin(
+    app: FastAPI,
+    settings: Settings,
+    metrics: Metrics,
+    database: Database,
+    lease: Lease,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    await asyncio.to_thread(_prepare, database, lease, settings)
+    ids = await asyncio.to_thread(IdBlocks, database)
+    looking = asyncio.create_task(_look_after(database, lease, ids, settings.lease_s / BEATS), name="look-after")
+    stack.callback(looking.cancel)
+    app.state.services = made = Services(settings, database, ids, metrics)
+    stack.callback(made.events.close)
+    stack.push_async_callback(made.notifier.close)
+    await made.notifier.open(settings.notify, settings.notify_mail)
+    stack.push_async_callback(made.intake.close)
+    await made.housekeeping.sweep_uploads()
+    stack.push_async_callback(made.dispatcher.stop)
+    await made.dispatcher.start()
+    keeping = asyncio.create_task(made.housekeeping.run(), name="housekeeping")
+    stack.callback(keeping.cancel)
+    delivering = asyncio.create_task(made.deliverer.run(), name="deliveries")
+    stack.callback(delivering.cancel)
+    app.state.standby.begin()
+
+
+async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> Database:
+    """The database; one that is not our own file only with the schema that we need."""
+    await asyncio.to_thread(make_places, settings.data_directory.absolute(), settings.files, settings.files_mode)
+    database = await asyncio.to_thread(Database.open, settings.database, silence_s=settings.lease_s)
+    stack.push_async_callback(database.close)
+    if database.dialect != "sqlite" and not await asyncio.to_thread(upkeep.is_current, database):
+        raise Conflict(
+            f"The database {database.place.label} does not have the schema of this version. "
+            "Make a backup, then run: renderonline db migrate"
+        )
+    return database
+
+
+def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
+    """What a database needs before work begins: our own file the newest schema, each somebody who may administer."""
+    if database.dialect == "sqlite":
+        upkeep.migrate(database, lease=lease)
+    bootstrap(database, files=settings.files, data_directory=settings.data_directory, now_us=time.time_ns() // 1000)
+
+
+async def _look_after(database: Database, lease: Lease, ids: IdBlocks, every_s: float) -> None:
+    """Keep the lease fresh and blocks of ids full for as long as we run."""
+    forgotten = 0.0
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await asyncio.to_thread(lease.verify)
+            await ids.refill()
+            if time.monotonic() - forgotten > FORGET_S:
+                forgotten = time.monotonic()
+                await database.write(partial(submission_rows.forget_old, now_us=time.time_ns() // 1000))
+        except Overtaken:
+            return  # the writer has told everybody
+        except NotAvailable as error:
+            log.warning("database does not answer", reason=error.message)
+
+
+class Standby:
+    """`why_not`: why this RenderAPI answers nobody, "" once it dispatches; `begun` is set then. `failure`: why it ends
+    by itself."""
+
+    def __init__(self) -> None:
+        self.why_not = "RenderAPI is about to start."
+        self.begun = asyncio.Event()
+        self.failure: RenderOnlineError | None = None
+
+    def begin(self) -> None:
+        self.why_not = ""
+        self.begun.set()
+
+    def end(self, error: RenderOnlineError) -> None:
+        """Answer nobody any more and end the program."""
+        if self.failure is None:
+            log.critical("this RenderAPI ends", reason=error.message)
+            self.why_not, self.failure = error.message, error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def lost(self) -> None:
+        """Another RenderAPI has the lease."""
+        self.end(Overtaken("Another RenderAPI has taken over the database while this one stood still."))
+
+    async def wait_for(self, lease: Lease, lease_s: float, start: Callable[[], Awaitable[None]]) -> None:
+        """Stand by until the lease is ours, then `start`."""
+        try:
+            while not await self._taken(lease):
+                self.why_not = f"This RenderAPI stands by. {lease.holder} dispatches; ask that one."
+                await asyncio.sleep(lease_s / LOOKS)
+            log.info("this RenderAPI takes over", after=lease.holder)
+            await start()
+        except RenderOnlineError as error:
+            self.end(error)
+        except Exception as error:  # whatever fails must end this program: another one can take over
+            log.exception("taking over failed")
+            self.end(RenderOnlineError(f"Taking over failed: {error}."))
+
+    async def _taken(self, lease: Lease) -> bool:
+        try:
+            return await asyncio.to_thread(lease.take)
+        except NotAvailable as error:
+            log.warning("database does not answer", reason=error.message)
+            return False
+
+
+def only_dispatching(app: ASGIApp) -> ASGIApp:
+    """Middleware: while another RenderAPI dispatches, `/healthz` says `standby` and everything else is answered 503."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        standby: Standby = scope["app"].state.standby
+        if not standby.why_not or scope["type"] == "lifespan":
+            await app(scope, receive, send)
+        elif scope["path"] == "/healthz" and standby.failure is None:
+            await json_answer({"status": STANDBY, "version": __version__})(scope, receive, send)
+        else:
+            await problem(503, standby.why_not, STANDBY, {"Retry-After": "1"})(scope, receive, send)
+
+    return answer
+
+
+def shared(app: ASGIApp) -> ASGIApp:
+    """Middleware: pages of other origins may use the API."""
+    opened = CORSMiddleware(
+        app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], max_age=600, expose_headers=_EXPOSED
+    )
+
+    async def share(scope: Scope, receive: Receive, send: Send) -> None:
+        await (opened if scope.get("path", "").startswith(_OPEN) else app)(scope, receive, send)
+
+    return share
+
+
+def strict(app: ASGIApp) -> ASGIApp:
+    """Middleware: a browser runs nothing of an answer, frames it nowhere and guesses no type, unless the answer has a
+    policy of its own; a name that was reached by HTTPS stays with it."""
+
+    async def restrict(scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        keeps = scope.get("scheme") == "https" and not is_loopback(host.rpartition(":")[0] or host)
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _STRICT.items():
+                    headers.setdefault(name, value)
+                if keeps:
+                    headers.setdefault("Strict-Transport-Security", f"max-age={_HTTPS_S}")
+            await send(message)
+
+        await app(scope, receive, sent if scope["type"] == "http" else send)
+
+    return restrict

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 _RECENT: Final = 8
 """The machines that had parts of a task most recently are remembered, because they have its scene."""
+MANY_CHUNKS: Final = 1000
+"""More than these are prepared in a thread: the event loop would stand still."""
 
 
 class Announcements(Protocol):

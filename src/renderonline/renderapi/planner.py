@@ -30,7 +30,7 @@ from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.connected_machines import TICK_S, Clocks, Machines
-from renderonline.renderapi.memory import BackgroundWork, LiveAttempt, Memory, heavy, queue_of
+from renderonline.renderapi.memory import MANY_CHUNKS, BackgroundWork, LiveAttempt, Memory, heavy, queue_of
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Benching, Reports, Watching
 from renderonline.storage.landing import attempt_directory
@@ -39,8 +39,6 @@ _log = structlog.get_logger(__name__)
 
 REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4 Changes by hand)."""
-MANY_CHUNKS: Final = 1000
-"""More than these are prepared in a thread: the event loop would stand still."""
 _REBUILD_PAUSE_S: Final = 1.0
 _TOKEN_BYTES: Final = 16
 

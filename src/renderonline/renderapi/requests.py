@@ -1,11 +1,12 @@
 """What a client asks for; prepared, it is everything of a task but its file and its ids.
 
-Pure: no database, no disk. v1 and v2 differ only in how a request is read.
+Pure: no database, no disk. v1 and v2 differ only in how a request is read; what both refuse is said in the words of
+C2 RenderAPI.
 """
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, TypeVar
@@ -20,7 +21,6 @@ from renderonline.farm.frames import MAX_FRAMES, FrameRange, format_frames, pars
 from renderonline.farm.machines import with_device
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.result_names import Film
-from renderonline.protocol import existing
 from renderonline.protocol.link import from_wire, read_json
 from renderonline.storage.names import clean_file_name, extension_of, may_be_name
 
@@ -177,13 +177,6 @@ def _only(names: Any, otherwise: str) -> str:
     return str(names[0]) if isinstance(names, list) and len(names) == 1 else otherwise
 
 
-def read_v1(part: bytes | None, client_key: str) -> SubmitRequest:
-    """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
-    sent = existing.parse_enqueue(part)
-    key = checked_key(client_key or sent.client_key)
-    return V1Request(sent.engine_id, dict(sent.arguments), client_key=key)
-
-
 def read_v2(part: bytes | None, client_key: str) -> SubmitRequest:
     """The request in v2's part `request`; `InvalidRequest` names the field that is wrong."""
     if part is None:
@@ -226,7 +219,8 @@ def prepare(
 ) -> Prepared:
     """Check a request against its engine, in the contract's order. Raises the first rule that is broken."""
     if not _takes(engine, definition, scene):
-        raise InvalidRequest(existing.extension_mismatch(engine.extension, extension_of(scene)), code="wrong_extension")
+        message = f"Engine extension {engine.extension} not matching with files extension {extension_of(scene)}."
+        raise InvalidRequest(message, code="wrong_extension")
     values = _values(request, definition, argtypes)
     frames = _frames(request, definition, values)
     ranges: tuple[FrameRange | None, ...] = (None,)
@@ -252,6 +246,31 @@ def prepare(
     check_options(words, values, argtypes)
     prepared.command(words, "/scene", "/output")  # what is missing is found now, not on a machine
     return prepared
+
+
+def engine_of(request: SubmitRequest, engines: Iterable[EngineRow]) -> EngineRow:
+    """The engine of a request: v1 names its number, v2 its name or number. To v1 a missing one is a bad request."""
+    wanted = str(request.engine)
+    for engine in engines:
+        named = request.exact and engine.name.casefold() == wanted.casefold()
+        if engine.is_enabled and (named or str(engine.engine_id) == wanted.strip()):
+            return engine
+    raise InvalidRequest(f"Engine with identifier {wanted} not found.", code="engine_not_found")
+
+
+def checked_place(deliver: str, places: Collection[str]) -> str:
+    """`NAME/sub/folders`, if the farm delivers to a place of this name; `InvalidRequest` says what there is."""
+    if not deliver:
+        return ""
+    name, _, below = deliver.strip("/").partition("/")
+    if name not in places:
+        known = (
+            f"It delivers to: {', '.join(sorted(places))}." if places else "An administrator names some: DeliverRoots."
+        )
+        raise InvalidRequest(f"This farm has no place {name[:50]!r} to deliver to. {known}", code="no_root")
+    if below and not may_be_name(below):
+        raise InvalidRequest(f"{below[:100]!r} is no name for folders that every system has.", code="no_root")
+    return f"{name}/{below}" if below else name
 
 
 def scene_among(names: Collection[str], wanted: str, engine: EngineRow, definition: EngineDefinition | None) -> str:
@@ -308,7 +327,8 @@ def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType], *,
     """`named`: say which argument it is, as v1 does not."""
     for name in values:
         if name not in argtypes:
-            raise InvalidRequest(existing.argtype_missing(name), code="unknown_argument")
+            message = f"Argument type identifier {name} must be present in database."
+            raise InvalidRequest(message, code="unknown_argument")
     for name, value in values.items():
         try:
             check_value(argtypes[name], value)

@@ -29,6 +29,7 @@ from renderonline.renderapi.downloads import LandedFiles
 from renderonline.renderapi.events import Announcer, Events, Notifier, Publisher
 from renderonline.renderapi.existing import V1Machine, V1Machines
 from renderonline.renderapi.housekeeping import Deliverer, Housekeeping, Places
+from renderonline.renderapi.intake import Intake
 from renderonline.renderapi.machine_links import LinkedMachine, LinkedMachines
 from renderonline.renderapi.memory import BackgroundWork, Memory
 from renderonline.renderapi.orders import AttemptFiles, Orders
@@ -39,6 +40,7 @@ from renderonline.renderapi.scene_surveys import SceneFacts
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import TaskViews
+from renderonline.renderapi.uploads import Uploads
 from renderonline.serving.admission import client_of, let_in
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.attempt_logs import AttemptLogs
@@ -255,7 +257,8 @@ class Services:
         self.metrics = metrics
         self.events = Events(secrets.token_hex(4))
         self.notifier = Notifier(self.events, database, url=settings.public_url)
-        self.deliverer = Deliverer(self.notifier, database, settings.delivery_roots)
+        announce = Announcer(self.notifier).task
+        self.deliverer = Deliverer(self.notifier.publish, announce, database, settings.delivery_roots)
         self.farm = farm = Dispatching(
             database,
             ids,
@@ -279,23 +282,31 @@ class Services:
             longest_s=settings.session_s,
         )
         places = Places(database, settings)
-        housekeeping = Housekeeping(
+        self.housekeeping = Housekeeping(
             database,
             places,
             machines=farm.machines,
-            control=farm.control,
+            delete=farm.control.delete,
             logs=farm.logs,
             previews=farm.previews,
             newest=lambda: farm.memory.newest,
         )
-        self.submissions = Submissions(
+        self.uploads = Uploads(places, self.housekeeping)
+        submissions = Submissions(
             database,
             ids,
-            settings,
-            dispatcher=farm.dispatcher,
-            places=places,
-            housekeeping=housekeeping,
+            farm.dispatcher,
+            sends_mail=bool(settings.notify_mail),
+            strict=settings.strict_scenes,
+            deliver_to=settings.delivery_roots,
+        )
+        self.intake = Intake(
+            database,
+            submissions,
+            uploads=self.uploads,
             facts=SceneFacts(lambda: farm.machines, places.box, places.roots),
+            places=places,
+            housekeeping=self.housekeeping,
         )
         self.reading = farm.task_views()
         self.administration = Administration(

@@ -1,53 +1,36 @@
-"""The use case: submit a task (R4.1 Submit once).
+"""The use case: submit a task of files that have arrived (R4.1 Submit once).
 
-Its files are an upload, which a form fills with a single one (`renderapi.uploads`). From there on there is one way:
-read the scene, give the files their names in the task's directory, commit. Nothing is left of a refused submission; a
-committed one has its files on the disk before the answer leaves.
+Check the request, give the files a directory of their own, commit. Nothing is left of a refused submission; a committed
+one has its files on the disk before the answer leaves.
 """
 
 import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
-
-import structlog
-from starlette.requests import Request
+from typing import Final, Protocol
 
 from renderonline.database import administration_rows, submission_rows
 from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Connection, Database, IdBlocks
-from renderonline.database.submission_rows import NewChunk, NewTask
-from renderonline.engines.definition import parse_definition
-from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound, RenderOnlineError
+from renderonline.database.submission_rows import NewChunk, NewTask, Submitted
+from renderonline.farm.accounts import User
+from renderonline.farm.errors import InvalidRequest, NotAvailable, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
 from renderonline.farm.tasks import ChunkKind, InputFile
-from renderonline.protocol import existing
-from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places, checked_place
-from renderonline.renderapi.memory import heavy
-from renderonline.renderapi.planner import MANY_CHUNKS, Dispatcher
-from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, prepare, read_upload, scene_among
-from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
-from renderonline.renderapi.settings import Settings
-from renderonline.renderapi.uploads import Uploads, UploadSession
-from renderonline.serving.bodies import content_length
-from renderonline.storage import manifests, names
-from renderonline.storage.multipart import Form
-from renderonline.storage.staging import Stage
-
-log = structlog.get_logger(__name__)
+from renderonline.renderapi.memory import MANY_CHUNKS, heavy
+from renderonline.renderapi.orders import definition_of
+from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_place, engine_of, prepare, scene_among
+from renderonline.storage import names
 
 SETTLE_S: Final = 1.0
 """Between two looks whether a task was committed, while the database does not answer."""
-
-ReadRequest = Callable[[bytes | None, str], SubmitRequest]
-"""Reads the part `request` (None: there was none) with the key of the headers."""
 
 
 class Repeated(RenderOnlineError):
@@ -61,129 +44,96 @@ class Repeated(RenderOnlineError):
         self.task_id = task_id
 
 
+class FinishedUpload(Protocol):
+    """Files that have arrived whole."""
+
+    @property
+    def files(self) -> Sequence[InputFile]:
+        """All of them, each synced to the disk."""
+
+    def place(self, engine: EngineRow) -> Path:
+        """Make the task's directory with the files in it, marked until `names.keep` or `names.discard`. Blocks."""
+
+    def room(self, new: NewTask) -> AbstractAsyncContextManager[None]:
+        """There is room for the task that is committed inside of this; `TooLarge` when there is none."""
+
+    async def taken(self, directory: Path) -> None:
+        """Its task is committed, with the files in `directory`: the upload goes."""
+
+
+class Committing(Protocol):
+    """The part of `planner.Dispatcher` that is needed here."""
+
+    async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
+        """Commit a task, perhaps with its first leases. Raises what the commit raises."""
+
+
 class Submissions:
-    """Submits tasks."""
+    """Submits tasks. `strict`: no task of v2 may have warnings; `deliver_to`: names of the places that results may be
+    delivered to."""
 
     def __init__(
         self,
         database: Database,
         ids: IdBlocks,
-        settings: Settings,
+        dispatcher: Committing,
         *,
-        dispatcher: Dispatcher,
-        places: Places,
-        housekeeping: Housekeeping,
-        facts: SceneFacts,
+        sends_mail: bool,
+        strict: bool,
+        deliver_to: Collection[str],
     ) -> None:
-        self.places, self.housekeeping = places, housekeeping
-        self.uploads = Uploads(places, housekeeping)
-        self._database = database
-        self._ids = ids
-        self._dispatcher = dispatcher
-        self._facts = facts
+        self._database, self._ids, self._dispatcher = database, ids, dispatcher
+        self._sends_mail, self._strict, self._deliver_to = sends_mail, strict, deliver_to
         self._settling: set[asyncio.Task[None]] = set()
-        self.sends_mail, self._strict = bool(settings.notify_mail), settings.strict_scenes
-        self._roots = settings.delivery_roots
-        self._parse = lru_cache(100)(parse_definition)
 
     async def close(self) -> None:
         """What is still in doubt is left to the next start's sweep."""
         for task in self._settling:
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
-        await self._facts.close()
 
-    async def submit_form(self, principal: Principal, request: Request, read_request: ReadRequest) -> int:
-        """Make a task of a form: a part `request` and a file; returns its id. Raises the first rule that is broken, or
-        `ClientDisconnect`; then nothing is stored."""
-        user_id = principal.user_id
-        key, length = checked_key(request.headers.get("idempotency-key", "")), content_length(request.headers)
+    async def known(self, user_id: int, client_key: str) -> int | None:
+        """The task that a user has submitted with this key; None without a key."""
+        return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
 
-        async def check(form: Form) -> Prepared:
-            """The contract's checks from top to bottom."""
-            if not form.file_names:
-                raise InvalidRequest(existing.NO_FILES, code="no_file")
-            asked = read_request(form.request, key)
-            if len(form.file_names) > 1:
-                raise InvalidRequest(existing.ONE_FILE, code="two_files")
-            return await self._prepared(asked, principal, [names.clean_file_name(form.file_names[0])])
+    async def prepared(self, asked: SubmitRequest, user: User, files: Collection[str], scene: str = "") -> Prepared:
+        """Check a request in the contract's order: the user's limit, the engine, the rules of arguments. `Repeated`
+        when this user's task with this key is there already."""
 
-        try:
-            await self._check_early(user_id, key, request)
-            async with self.uploads.receiving(request, length, check) as (session, prepared):
-                return await self._submit(principal, prepared, session, session.stage, client_of(request))
-        except Repeated as repeated:
-            return repeated.task_id
+        def look(connection: Connection) -> Prepared:
+            if (known := _known(connection, user.user_id, asked.client_key)) is not None:
+                raise Repeated(known)
+            submission_rows.check_limit(connection, user.user_id)
+            engine = engine_of(asked, administration_rows.list_engines(connection))
+            if asked.notify and not self._sends_mail:
+                message = "This farm sends no mail: submit without notify, or an administrator sets NotifyMail."
+                raise InvalidRequest(message)
+            request = replace(asked, deliver=checked_place(asked.deliver, self._deliver_to))
+            definition = None if engine.definition is None else definition_of(engine.definition)
+            argtypes = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
+            main = scene_among(files, scene, engine, definition)
+            prepared = heavy(prepare)(request, engine, definition, argtypes, main)
+            return replace(prepared, default_names=administration_rows.names_of(connection, user.subscription_id))
 
-    async def _check_early(self, user_id: int, key: str, request: Request) -> None:
-        """What can be refused, or is known, before a byte of a large body is read."""
-        length = content_length(request.headers)
-        waits = request.headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for it
-        if (waits or length > EARLY_CHECK_BYTES) and (known := await self._known(user_id, key)) is not None:
-            if not waits:
-                async for _ in request.stream():
-                    pass
-            raise Repeated(known)
-        await self.places.check_length(length)
-        if length > EARLY_CHECK_BYTES:
-            await self.housekeeping.surplus(user_id, length)
+        return await self._database.read(look)
 
-    async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes, gone: Gone) -> int:
-        """Make a task of files that were uploaded before; returns its id. A refusal leaves the upload as it is, and so
-        does a client that is `gone` while the files are looked at (`ClientDisconnect`)."""
-        asked = read_upload(body, checked_key(headers.get("idempotency-key", "")))
-        user_id = principal.user_id
-        if (known := await self._known(user_id, asked.client_key)) is not None:
-            return known
-        try:
-            async with self.uploads.taking(user_id, asked.upload, gone, unpack=asked.unpack) as (session, stage):
-                files = [file.name for file in stage.files]
-                prepared = await self._prepared(asked, principal, files, stage.held(asked.scene))
-                return await self._submit(principal, prepared, session, stage, gone)
-        except Repeated as repeated:
-            return repeated.task_id
-
-    async def _submit(
-        self, principal: Principal, prepared: Prepared, session: UploadSession, stage: Stage, gone: Gone
-    ) -> int:
-        """Make a task of the files in `stage`, which are the upload `session` or were unpacked from it."""
-        user_id = principal.user_id
-        files = await session.finished(stage)
-        prepared = await self._facts.applied(user_id, prepared, stage.states, gone)
+    async def submit(self, user_id: int, prepared: Prepared, upload: FinishedUpload) -> int:
+        """Make a task; returns its id. When this raises, nothing is stored."""
         prepared = prepared.strictly(everybody=self._strict)
         ids = await self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
-        directory = await asyncio.to_thread(self.places.place, stage, prepared.engine, user_id)
+        directory = await asyncio.to_thread(upload.place, prepared.engine)
         try:
-            make = partial(_new_task, user_id, prepared, directory, files, ids)
+            make = partial(_new_task, user_id, prepared, directory, upload.files, ids)
             new = await asyncio.to_thread(heavy(make)) if len(ids) > MANY_CHUNKS else make()
         except BaseException:
             await asyncio.to_thread(names.discard, directory)
             raise
         # The commit and what follows from it happen together, also when the client goes away now.
-        commit = self._commit(new, prepared.engine, directory, session, stage)
-        return await asyncio.shield(asyncio.create_task(commit))
+        return await asyncio.shield(asyncio.create_task(self._commit(new, prepared.engine, directory, upload)))
 
-    async def scene_facts(self, user_id: int, upload_id: str, name: str, gone: Gone) -> dict[str, Any]:
-        """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
-        (`broken_scene`); `NotFound` as long as it is not there; `ClientDisconnect`."""
-        stage = (await self.uploads.find(user_id, upload_id)).stage
-        name = stage.held(name)
-        index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
-        if index is None or not await asyncio.to_thread(stage.has, index):
-            raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
-        rows = await self._database.read(administration_rows.list_engines)
-        definitions = [self._parse(row.definition) for row in rows if row.definition and row.is_enabled]
-        readers = [one.facts for one in definitions if names.extension_of(name).casefold() in one.extensions]
-        return await self._facts.read(user_id, next(filter(None, readers), ""), name, stage.states, gone)
-
-    async def _commit(
-        self, new: NewTask, engine: EngineRow, directory: Path, session: UploadSession, stage: Stage
-    ) -> int:
-        size = sum(file.size for file in new.inputs)
+    async def _commit(self, new: NewTask, engine: EngineRow, directory: Path, upload: FinishedUpload) -> int:
         try:
-            if self.housekeeping.limit(new.user_id) and await self._known(new.user_id, new.client_key) is not None:
-                size = 0  # it is there already
-            async with self.housekeeping.room(new.user_id, size, new.waits_for, session.upload_id):
+            async with upload.room(new):
                 submitted = await self._dispatcher.submit(new, engine)
         except Exception as error:  # not when this is canceled: the next start's sweep settles it
             settling = asyncio.create_task(self._settle(new, directory))
@@ -195,8 +145,8 @@ class Submissions:
         if submitted.repeated:
             await asyncio.to_thread(names.discard, directory)
         else:
-            await asyncio.to_thread(_keep, directory, stage)
-            await self.uploads.forget(new.user_id, session)
+            await asyncio.to_thread(names.keep, directory)
+            await upload.taken(directory)
         return submitted.task_id
 
     async def _settle(self, new: NewTask, directory: Path) -> None:
@@ -209,45 +159,6 @@ class Submissions:
                 break
             await asyncio.sleep(SETTLE_S)
         await asyncio.to_thread(names.keep if committed else names.discard, directory)
-
-    async def sweep(self) -> None:
-        """Remove what a killed process left: staged files, and directories that no committed task names."""
-        for root in await self.places.roots():
-            await asyncio.to_thread(names.sweep_incoming, root)
-            for directory in await asyncio.to_thread(names.marked, root):
-                if await self._database.read(partial(submission_rows.names_directory, directory=str(directory))):
-                    names.keep(directory)
-                else:
-                    await asyncio.to_thread(names.discard, directory)
-                    log.info("upload that was never committed is removed", directory=str(directory))
-
-    async def _known(self, user_id: int, client_key: str) -> int | None:
-        return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
-
-    async def _prepared(
-        self, asked: SubmitRequest, principal: Principal, files: Collection[str], scene: str = ""
-    ) -> Prepared:
-        """Ask the database in the contract's order: the user's limit, the engine, the rules of arguments. `Repeated`
-        when this user's task with this key is there already."""
-
-        def look(connection: Connection) -> Prepared:
-            if (known := _known(connection, principal.user_id, asked.client_key)) is not None:
-                raise Repeated(known)
-            submission_rows.check_limit(connection, principal.user_id)
-            engine = _engine(administration_rows.list_engines(connection), asked)
-            if asked.notify and not self.sends_mail:
-                message = "This farm sends no mail: submit without notify, or an administrator sets NotifyMail."
-                raise InvalidRequest(message)
-            request = replace(asked, deliver=checked_place(asked.deliver, self._roots))
-            definition = None if engine.definition is None else self._parse(engine.definition)
-            argtypes = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
-            main = scene_among(files, scene, engine, definition)
-            prepared = heavy(prepare)(request, engine, definition, argtypes, main)
-            return replace(
-                prepared, default_names=administration_rows.names_of(connection, principal.user.subscription_id)
-            )
-
-        return await self._database.read(look)
 
 
 def _new_task(
@@ -287,16 +198,8 @@ def _new_task(
         strict=request.strict,
         names=prepared.names(now.date().isoformat()),
         deliver=request.deliver,
-        results_in=names.unused_folder(names.RESULTS, (one.name for one in files)),
+        results_in=names.unused_folder(names.RESULTS, (file.name for file in files)),
     )
-
-
-def _keep(directory: Path, stage: Stage) -> None:
-    """A task's row is committed: its directory stays, and the chunks of its files are known to later uploads."""
-    names.keep(directory)
-    with contextlib.suppress(FileNotFoundError):
-        if known := stage.known(manifests.LARGE):
-            manifests.remember(directory, known)
 
 
 def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
@@ -304,13 +207,3 @@ def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
         return None
     found = submission_rows.find(connection, user_id, client_key, now_us=time.time_ns() // 1000)
     return None if found is None else found.task_id
-
-
-def _engine(rows: Iterable[EngineRow], request: SubmitRequest) -> EngineRow:
-    """The engine of a request: v1 names its number, v2 its name or number. To v1 a missing one is a bad request."""
-    wanted = str(request.engine)
-    for row in rows:
-        named = request.exact and row.name.casefold() == wanted.casefold()
-        if row.is_enabled and (named or str(row.engine_id) == wanted.strip()):
-            return row
-    raise InvalidRequest(existing.engine_not_found(wanted), code="engine_not_found")

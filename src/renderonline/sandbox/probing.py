@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import Final
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
-from renderonline.farm.needs import BoxKind
+from renderonline.farm.needs import BoxAdvice, BoxKind
 from renderonline.sandbox import box
 from renderonline.sandbox.box import Box, Found, start
 
 SETTINGS: Final = ("auto", "bwrap", "landlock", "off", "required")
 """What the setting `Sandbox` can be."""
 TRY_S: Final = 10.0
-INSTALL: Final = "apt-get install bubblewrap"
-_ON: Final = "set Sandbox to auto"
-_TRY: Final = "bwrap --unshare-all --ro-bind / / true    (it fails here and says why)"
 _TRIAL: Final = 'cat "$0" >/dev/null 2>&1 && exit 3; test -r /etc/passwd'
 """A file outside must not be readable, and the system must be there."""
 _FORBIDDEN: Final = (
-    ("kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
-    ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-    ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", BoxAdvice.APPARMOR),
+    ("kernel/unprivileged_userns_clone", "0", BoxAdvice.USERS),
+    ("user/max_user_namespaces", "0", BoxAdvice.NAMESPACES),
 )
-"""What keeps an ordinary account from making namespaces -> the line that lets it."""
-ADVICE: Final = frozenset({INSTALL, _ON, _TRY, *(line for _, _, line in _FORBIDDEN)})
-"""Everything that `Found.advice` can be."""
+"""What keeps an ordinary account from making namespaces."""
 
 
 class NoBox(NotAvailable):
@@ -50,7 +45,7 @@ def probe(setting: str) -> Found:
     there is none. Takes a few hundredths of a second."""
     setting = checked(setting)
     if setting == "off":
-        return Found(advice=_ON)
+        return Found(advice=BoxAdvice.SETTING)
     advice, found = "", Found()
     if setting != "landlock":
         found = _bubblewrap()
@@ -67,7 +62,7 @@ def probe(setting: str) -> Found:
 def _bubblewrap() -> Found:
     program = shutil.which("bwrap")
     if program is None:
-        return Found(advice=INSTALL)
+        return Found(advice=BoxAdvice.INSTALL)
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run([program, "--version"], capture_output=True, timeout=TRY_S, check=True).stdout
         numbers = re.search(rb"\d+(\.\d+)+", said)
@@ -80,11 +75,11 @@ def _bubblewrap() -> Found:
 
 def _allowing() -> str:
     """The line that lets bubblewrap make its namespaces."""
-    for name, value, line in _FORBIDDEN:
+    for name, value, advice in _FORBIDDEN:
         with suppress(OSError):
             if Path("/proc/sys", name).read_text(encoding="ascii").strip() == value:
-                return line
-    return _TRY
+                return advice
+    return BoxAdvice.TRY
 
 
 def _landlock(advice: str) -> Found:

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 
 from renderonline.protocol.link import LINK_PATH, FromRenderAPI, Hello, Refused, Result, Started, decode, encode
 from renderonline.renderapi import auth
-from renderonline.renderapi.app import create_app
+from renderonline.renderapi.main import create_app
 from renderonline.renderapi.routes import pages
 from renderonline.renderapi.settings import load_settings
 from renderonline.rnoclient import WEB_PAGE

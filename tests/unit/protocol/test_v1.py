@@ -117,12 +117,6 @@ def test_answers_have_the_contracts_keys() -> None:
 
 
 def test_messages_with_something_in_them() -> None:
-    assert existing.engine_not_found("9") == "Engine with identifier 9 not found."
-    assert (
-        existing.extension_mismatch(".blend", ".txt")
-        == "Engine extension .blend not matching with files extension .txt."
-    )
-    assert existing.argtype_missing("foo") == "Argument type identifier foo must be present in database."
     assert existing.task_not_found(123) == "Task with identifier 123 not found for the current user."
     assert existing.task_not_queued(123) == "Task with identifier 123 is not in the queue."
 

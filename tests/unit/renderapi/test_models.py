@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.renderapi.app import create_app
+from renderonline.renderapi.main import create_app
 from renderonline.renderapi.settings import load_settings
 from renderonline.renderapi.task_views import shapes
 

@@ -14,7 +14,8 @@ from renderonline.engines.definition import EngineDefinition, parse_definition, 
 from renderonline.farm.arguments import ArgType, split
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import Ability, Needs
-from renderonline.renderapi.requests import Prepared, SubmitRequest, V1Request, prepare, read_v1, read_v2
+from renderonline.renderapi.requests import Prepared, SubmitRequest, V1Request, prepare, read_v2
+from renderonline.renderapi.routes.existing import read_v1
 
 BLENDER = parse_definition(shipped()["blender"])
 POVRAY = parse_definition(shipped()["povray"])

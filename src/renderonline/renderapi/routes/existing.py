@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated, RenderOnlineError, TooLarge
 from renderonline.protocol import existing
 from renderonline.renderapi import downloads
-from renderonline.renderapi.requests import read_v1
+from renderonline.renderapi.requests import SubmitRequest, V1Request, checked_key
 from renderonline.renderapi.routes.router import Access, PlainRoute, json_answer
 from renderonline.renderapi.services import by_headers, services_of
 from renderonline.serving.bodies import bounded
@@ -40,11 +40,18 @@ async def enqueue(request: Request) -> Response:
     if principal is None:
         return json_answer(existing.enqueue_answer(existing.UNAUTHORIZED), 401)
     try:
-        task_id = await services_of(request).submissions.submit_form(principal, request, read_v1)
+        task_id = await services_of(request).intake.submit_form(principal, request, read_v1)
     except RenderOnlineError as error:
         status, message = _enqueue_refusal(error)
         return json_answer(existing.enqueue_answer(message), status)
     return json_answer(existing.enqueue_answer(existing.ENQUEUED, task_id))
+
+
+def read_v1(part: bytes | None, client_key: str) -> SubmitRequest:
+    """The request in v1's part `request`; `InvalidRequest` with the contract's message."""
+    sent = existing.parse_enqueue(part)
+    key = checked_key(client_key or sent.client_key)
+    return V1Request(sent.engine_id, dict(sent.arguments), client_key=key)
 
 
 def _enqueue_refusal(error: RenderOnlineError) -> tuple[int, str]:

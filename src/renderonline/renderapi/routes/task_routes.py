@@ -83,7 +83,7 @@ _UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
 async def me(principal: PrincipalDep, services: ServicesDep) -> Json:
     """Who I am, what I may do, how many tasks I may have in the queue, and how much they take and may take; and
     whether this farm sends mail to those who ask for it."""
-    farm = {"sends_mail": services.submissions.sends_mail}
+    farm = {"sends_mail": bool(services.settings.notify_mail)}
     return task_views.me(principal) | await services.administration.limits(principal.user) | farm
 
 
@@ -113,9 +113,9 @@ async def submit(
     """Submit a task: a part `request` and one file, or JSON that names an upload."""
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() == "application/json":
         body = await Request(request.scope, bounded(request, request.receive)).body()
-        task_id = await services.submissions.submit_upload(principal, request.headers, body, client_of(request))
+        task_id = await services.intake.submit_upload(principal, request.headers, body, client_of(request))
     else:
-        task_id = await services.submissions.submit_form(principal, request, read_v2)
+        task_id = await services.intake.submit_form(principal, request, read_v2)
     task = await services.reading.submitted(principal, task_id)
     return json_answer(task, 201, {"Location": f"{V2}/tasks/{task_id}"})
 
@@ -330,13 +330,13 @@ _NEW: Final[Json] = {
 @upload_router.call("POST", "/uploads", "Upload", 201, needs=OWN, openapi_extra=_NEW)
 async def create(request: Request, principal: PrincipalDep, services: ServicesDep) -> Json:
     """Announce files; the answer says what is to be sent of each."""
-    return await services.submissions.uploads.create(principal.user_id, request, content_length(request.headers))
+    return await services.uploads.create(principal.user_id, request, content_length(request.headers))
 
 
 @upload_router.call("GET", "/uploads/{upload_id}", "Upload", needs=OWN)
 async def describe(request: Request, principal: PrincipalDep, services: ServicesDep, upload_id: str) -> Json:
     """What is there of each file, and what is to be sent."""
-    return await services.submissions.uploads.describe(principal.user_id, upload_id, client_of(request))
+    return await services.uploads.describe(principal.user_id, upload_id, client_of(request))
 
 
 @upload_router.call("GET", "/uploads/{upload_id}/facts", "SceneFacts", needs=OWN)
@@ -348,7 +348,7 @@ async def facts(
     name: Annotated[str, Query(max_length=1000)],
 ) -> Json:
     """What a scene that is there says of itself: version, scenes (the active one first), files that it needs."""
-    return await services.submissions.scene_facts(principal.user_id, upload_id, name, client_of(request))
+    return await services.intake.scene_facts(principal.user_id, upload_id, name, client_of(request))
 
 
 @upload_router.call("PATCH", "/uploads/{upload_id}/files/{index}", needs=OWN, openapi_extra=_BODY)
@@ -361,7 +361,7 @@ async def append(
     upload_offset: UploadOffset,
 ) -> Response:
     """Go on with a file that comes without chunks. `Upload-Offset` says from where, and in the answer how far it is."""
-    uploads, length = services.submissions.uploads, _length(request)
+    uploads, length = services.uploads, _length(request)
     offset = await uploads.append(principal.user_id, upload_id, index, int(upload_offset), request, length)
     return Response(status_code=204, headers={"Upload-Offset": str(offset)})
 
@@ -369,13 +369,13 @@ async def append(
 @upload_router.call("PUT", "/uploads/{upload_id}/pack", needs=OWN, openapi_extra=_BODY)
 async def pack(request: Request, principal: PrincipalDep, services: ServicesDep, upload_id: str) -> None:
     """Send chunks: each a file's index and the chunk's (u32, little endian), then its bytes."""
-    await services.submissions.uploads.put_pack(principal.user_id, upload_id, request, _length(request))
+    await services.uploads.put_pack(principal.user_id, upload_id, request, _length(request))
 
 
 @upload_router.call("DELETE", "/uploads/{upload_id}", needs=OWN)
 async def delete_upload(principal: PrincipalDep, services: ServicesDep, upload_id: str) -> None:
     """Give an upload up."""
-    await services.submissions.uploads.delete(principal.user_id, upload_id)
+    await services.uploads.delete(principal.user_id, upload_id)
 
 
 def _length(request: Request) -> int:

@@ -1,0 +1,157 @@
+"""Files of clients become tasks: a form with one file, or an upload that came before. From `Submissions` on both take
+one way; until then this asks what can be refused before a body is read, and what the scene says of itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+
+from renderonline.database import administration_rows
+from renderonline.database.administration_rows import EngineRow
+from renderonline.database.door import Database
+from renderonline.database.submission_rows import NewTask
+from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.tasks import InputFile
+from renderonline.protocol import existing
+from renderonline.renderapi.auth import Principal
+from renderonline.renderapi.housekeeping import EARLY_CHECK_BYTES, Housekeeping, Places
+from renderonline.renderapi.orders import definition_of
+from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, read_upload
+from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
+from renderonline.renderapi.submissions import Repeated, Submissions
+from renderonline.renderapi.uploads import Uploads, UploadSession
+from renderonline.serving.bodies import content_length
+from renderonline.storage import manifests, names
+from renderonline.storage.multipart import Form
+from renderonline.storage.staging import Stage
+
+ReadRequest = Callable[[bytes | None, str], SubmitRequest]
+"""Reads the part `request` (None: there was none) with the key of the headers."""
+
+
+class Intake:
+    """Receives what tasks are made of."""
+
+    def __init__(
+        self,
+        database: Database,
+        submissions: Submissions,
+        *,
+        uploads: Uploads,
+        facts: SceneFacts,
+        places: Places,
+        housekeeping: Housekeeping,
+    ) -> None:
+        self.submissions, self.uploads, self.places, self.housekeeping = submissions, uploads, places, housekeeping
+        self._database, self._facts = database, facts
+
+    async def close(self) -> None:
+        await self.submissions.close()
+        await self._facts.close()
+
+    async def submit_form(self, principal: Principal, request: Request, read_request: ReadRequest) -> int:
+        """Make a task of a form: a part `request` and a file; returns its id. Raises the first rule that is broken, or
+        `ClientDisconnect`; then nothing is stored."""
+        key, length = checked_key(request.headers.get("idempotency-key", "")), content_length(request.headers)
+
+        async def check(form: Form) -> Prepared:
+            """The contract's checks from top to bottom."""
+            if not form.file_names:
+                raise InvalidRequest(existing.NO_FILES, code="no_file")
+            asked = read_request(form.request, key)
+            if len(form.file_names) > 1:
+                raise InvalidRequest(existing.ONE_FILE, code="two_files")
+            return await self.submissions.prepared(asked, principal.user, [names.clean_file_name(form.file_names[0])])
+
+        try:
+            await self._check_early(principal.user_id, key, request, length)
+            async with self.uploads.receiving(request, length, check) as (session, prepared):
+                return await self._submit(principal.user_id, prepared, session, session.stage, client_of(request))
+        except Repeated as repeated:
+            return repeated.task_id
+
+    async def _check_early(self, user_id: int, key: str, request: Request, length: int) -> None:
+        """What can be refused, or is known, before a byte of a large body is read."""
+        waits = request.headers.get("expect", "").casefold() == "100-continue"  # the client waits to be asked for it
+        is_large = length > EARLY_CHECK_BYTES
+        if (waits or is_large) and (known := await self.submissions.known(user_id, key)) is not None:
+            if not waits:
+                async for _ in request.stream():
+                    pass
+            raise Repeated(known)
+        await self.places.check_length(length)
+        if is_large:
+            await self.housekeeping.surplus(user_id, length)
+
+    async def submit_upload(self, principal: Principal, headers: Mapping[str, str], body: bytes, gone: Gone) -> int:
+        """Make a task of files that were uploaded before; returns its id. A refusal leaves the upload as it is, and so
+        does a client that is `gone` while the files are looked at (`ClientDisconnect`)."""
+        asked = read_upload(body, checked_key(headers.get("idempotency-key", "")))
+        user = principal.user
+        if (known := await self.submissions.known(user.user_id, asked.client_key)) is not None:
+            return known
+        try:
+            async with self.uploads.taking(user.user_id, asked.upload, gone, unpack=asked.unpack) as (session, stage):
+                files = [file.name for file in stage.files]
+                prepared = await self.submissions.prepared(asked, user, files, stage.held(asked.scene))
+                return await self._submit(user.user_id, prepared, session, stage, gone)
+        except Repeated as repeated:
+            return repeated.task_id
+
+    async def _submit(self, user_id: int, prepared: Prepared, session: UploadSession, stage: Stage, gone: Gone) -> int:
+        """Make a task of the files in `stage`, which are the upload `session` or were unpacked from it."""
+        files = await session.finished(stage)
+        prepared = await self._facts.applied(user_id, prepared, stage.states, gone)
+        return await self.submissions.submit(user_id, prepared, _ArrivedFiles(files, session, stage, user_id, self))
+
+    async def scene_facts(self, user_id: int, upload_id: str, name: str, gone: Gone) -> dict[str, Any]:
+        """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
+        (`broken_scene`); `NotFound` as long as it is not there; `ClientDisconnect`."""
+        stage = (await self.uploads.find(user_id, upload_id)).stage
+        name = stage.held(name)
+        index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
+        if index is None or not await asyncio.to_thread(stage.has, index):
+            raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
+        rows = await self._database.read(administration_rows.list_engines)
+        definitions = [definition_of(row.definition) for row in rows if row.definition and row.is_enabled]
+        extension = names.extension_of(name).casefold()
+        readers = [definition.facts for definition in definitions if extension in definition.extensions]
+        return await self._facts.read(user_id, next(filter(None, readers), ""), name, stage.states, gone)
+
+
+@dataclass(frozen=True, slots=True)
+class _ArrivedFiles:
+    """`FinishedUpload`: the files in `stage`, which are the upload `session` or were unpacked from it."""
+
+    files: Sequence[InputFile]
+    session: UploadSession
+    stage: Stage
+    user_id: int
+    intake: Intake
+
+    def place(self, engine: EngineRow) -> Path:
+        return self.intake.places.place(self.stage, engine, self.user_id)
+
+    @contextlib.asynccontextmanager
+    async def room(self, new: NewTask) -> AsyncIterator[None]:
+        intake, size = self.intake, sum(file.size for file in self.files)
+        if intake.housekeeping.limit(self.user_id) and await intake.submissions.known(self.user_id, new.client_key):
+            size = 0  # it is there already
+        async with intake.housekeeping.room(self.user_id, size, new.waits_for, self.session.upload_id):
+            yield
+
+    async def taken(self, directory: Path) -> None:
+        """The chunks of its files are known to later uploads."""
+        await asyncio.to_thread(_remember, directory, self.stage)
+        await self.intake.uploads.forget(self.user_id, self.session)
+
+
+def _remember(directory: Path, stage: Stage) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if known := stage.known(manifests.LARGE):
+            manifests.remember(directory, known)
