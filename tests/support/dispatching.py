@@ -20,7 +20,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import administration_rows, machine_rows, upkeep
+from renderonline.database import administration_rows, machine_rows, submission_rows, upkeep
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submission_rows import NewChunk, NewTask
@@ -139,7 +139,7 @@ class Rig:
         """Make the rows that every test needs, and start."""
         self.files.mkdir(parents=True, exist_ok=True)
         self.user_id = (await self.database.write(lambda c: add_user(c, limit=1000))).user_id
-        new = administration_rows.NewEngine("fake", ".scene", str(self.files), "fake x", DEFINITION)
+        new = submission_rows.NewEngine("fake", ".scene", str(self.files), "fake x", DEFINITION)
         self.engine_id = (await self.database.write(lambda c: administration_rows.add_engine(c, new))).engine_id
         await self.start()
 

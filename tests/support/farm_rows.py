@@ -28,7 +28,7 @@ def add_user(
 
 def add_engine(connection: Connection, name: str = "blender", download_path: str = "/srv/renders") -> int:
     """An engine; gives its id."""
-    new = administration_rows.NewEngine(name, ".blend", download_path, "blender -b $RENDERONLINE:@uploaded_file -a")
+    new = submission_rows.NewEngine(name, ".blend", download_path, "blender -b $RENDERONLINE:@uploaded_file -a")
     return administration_rows.add_engine(connection, new).engine_id
 
 

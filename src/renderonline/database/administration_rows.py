@@ -21,6 +21,7 @@ from renderonline.database.schema import (
     update,
     users,
 )
+from renderonline.database.submission_rows import EngineRow, NewEngine, engine_of_row, list_engines
 from renderonline.farm import result_names
 from renderonline.farm.accounts import TOKEN_PREFIX, Role, Subscription, User, hash_token, token_matches
 from renderonline.farm.arguments import ArgType
@@ -138,12 +139,6 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows)
 
 
-def names_of(connection: Connection, subscription_id: int | None) -> str:
-    """A subscription's template for the names of results, "" for none."""
-    query = select(subscriptions.c.names).where(subscriptions.c.subscription_id == subscription_id)
-    return connection.scalar(query) or ""
-
-
 def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int | str) -> Subscription:
     """Add a subscription; `more` are the other fields of `Subscription`."""
     values: dict[str, Any] = {"name": name, "queue_limit": queue_limit, "share": 1, **more}
@@ -206,35 +201,10 @@ def _user(row: AnyRow) -> User:
     return from_row(User, row, is_active=row.is_active == 1, role=role)
 
 
-@dataclass(frozen=True, slots=True)
-class NewEngine:
-    """An engine to add. `definition` is the TOML of its definition; null for an engine of the existing system, which
-    has a template alone. `download_path` is where its uploaded files go."""
-
-    name: str
-    extension: str
-    download_path: str
-    render_argument: str
-    definition: str | None = None
-    is_enabled: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRow(NewEngine):
-    """An engine of the farm."""
-
-    engine_id: int
-
-
-def list_engines(connection: Connection) -> tuple[EngineRow, ...]:
-    """All engines by id."""
-    return tuple(_engine(row) for row in connection.execute(select(engines).order_by(engines.c.engine_id)))
-
-
 def get_engine(connection: Connection, engine_id: int) -> EngineRow:
     """One engine, or `NotFound` with the contract's message."""
     query = select(engines).where(engines.c.engine_id == engine_id)
-    return _engine(the_row(connection, query, f"Engine with identifier {engine_id} not found."))
+    return engine_of_row(the_row(connection, query, f"Engine with identifier {engine_id} not found."))
 
 
 def add_engine(connection: Connection, new: NewEngine) -> EngineRow:
@@ -260,12 +230,6 @@ def remove_engine(connection: Connection, engine_id: int) -> None:
     if used:
         raise Conflict(f"{used} tasks use the engine {engine.name}. Delete them first, or disable the engine.")
     connection.execute(engines.delete().where(engines.c.engine_id == engine_id))
-
-
-def list_argtypes(connection: Connection) -> tuple[ArgType, ...]:
-    """All argument types by id."""
-    rows = connection.execute(select(argtypes).order_by(argtypes.c.argtype_id))
-    return tuple(ArgType(row.argtype_id, row.type, row.regex or "") for row in rows)
 
 
 def put_argtype(connection: Connection, argtype: ArgType) -> ArgType:
@@ -298,7 +262,3 @@ def _check_engine(connection: Connection, values: Mapping[str, Any], *, engine_i
     for engine in list_engines(connection):
         if engine.name.casefold() == folded and engine.engine_id != engine_id:
             raise Conflict(f"There already is an engine {engine.name} (number {engine.engine_id}).")
-
-
-def _engine(row: AnyRow) -> EngineRow:
-    return from_row(EngineRow, row, is_enabled=bool(row.is_enabled))

@@ -1,4 +1,5 @@
-"""Submitting a task, within the user's limit and exactly once (R4.1 Submit once), and leasing its chunks to machines.
+"""What a submission is checked against; submitting a task, within the user's limit and exactly once
+(R4.1 Submit once); and leasing its chunks to machines.
 
 Each function is one operation of a group commit: it locks and reads the rows that it changes (tasks, then chunks, then
 attempts, each in the order of ids), applies the pure rules of `farm`, and writes by key.
@@ -13,8 +14,12 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, TaskFacts, is_at_once, load_facts
 from renderonline.database.schema import (
+    AnyRow,
+    argtypes,
     attempts,
     chunks,
+    engines,
+    from_row,
     inputs,
     insert,
     inserting,
@@ -31,6 +36,7 @@ from renderonline.database.schema import (
     waits_for,
 )
 from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, landed_frames
+from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.needs import NOTHING, Needs
@@ -42,6 +48,47 @@ _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
 REMEMBERED: Final = 1000
 """The keys of this many of the newest tasks are known longer, so that no key is lost when the clock jumps."""
 _KEY_LENGTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NewEngine:
+    """An engine to add. `definition` is the TOML of its definition; null for an engine of the existing system, which
+    has a template alone. `download_path` is where its uploaded files go."""
+
+    name: str
+    extension: str
+    download_path: str
+    render_argument: str
+    definition: str | None = None
+    is_enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRow(NewEngine):
+    """An engine of the farm."""
+
+    engine_id: int
+
+
+def list_engines(connection: Connection) -> tuple[EngineRow, ...]:
+    """All engines by id."""
+    return tuple(engine_of_row(row) for row in connection.execute(select(engines).order_by(engines.c.engine_id)))
+
+
+def engine_of_row(row: AnyRow) -> EngineRow:
+    return from_row(EngineRow, row, is_enabled=bool(row.is_enabled))
+
+
+def list_argtypes(connection: Connection) -> tuple[ArgType, ...]:
+    """All argument types by id."""
+    rows = connection.execute(select(argtypes).order_by(argtypes.c.argtype_id))
+    return tuple(ArgType(row.argtype_id, row.type, row.regex or "") for row in rows)
+
+
+def names_of(connection: Connection, subscription_id: int | None) -> str:
+    """A subscription's template for the names of results, "" for none."""
+    query = select(subscriptions.c.names).where(subscriptions.c.subscription_id == subscription_id)
+    return connection.scalar(query) or ""
 
 
 @dataclass(frozen=True, slots=True)

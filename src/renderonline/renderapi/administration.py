@@ -13,10 +13,11 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import administration_rows, control_rows, machine_rows
-from renderonline.database.administration_rows import EngineRow, NewEngine, NewUser
+from renderonline.database import administration_rows, control_rows, machine_rows, submission_rows
+from renderonline.database.administration_rows import NewUser
 from renderonline.database.door import Connection, Database
 from renderonline.database.machine_rows import JoinCode, MachineRow
+from renderonline.database.submission_rows import EngineRow, NewEngine
 from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
 from renderonline.farm.accounts import Role, Subscription, User, hash_token
@@ -58,7 +59,7 @@ def _change_engine(connection: Connection, engine_id: int, changes: Values) -> E
 
 def _project_argtypes(connection: Connection, definition: EngineDefinition) -> None:
     """The rows of `argtypes` are the rule for values, so what the engine's own definition says must stand there."""
-    rows = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
+    rows = {row.argtype_id: row for row in submission_rows.list_argtypes(connection)}
     for wanted in argtypes_of(definition):
         row = rows.get(wanted.argtype_id)
         if row is None:
@@ -100,9 +101,9 @@ class Resource:
 USERS: Final = Resource(administration_rows.list_users, administration_rows.get_user, administration_rows.change_user)
 SUBSCRIPTIONS: Final = Resource(administration_rows.list_subscriptions, change=administration_rows.change_subscription)
 ENGINES: Final = Resource(
-    administration_rows.list_engines, administration_rows.get_engine, _change_engine, administration_rows.remove_engine
+    submission_rows.list_engines, administration_rows.get_engine, _change_engine, administration_rows.remove_engine
 )
-ARGTYPES: Final = Resource(administration_rows.list_argtypes, remove=administration_rows.remove_argtype)
+ARGTYPES: Final = Resource(submission_rows.list_argtypes, remove=administration_rows.remove_argtype)
 MACHINES: Final = Resource(
     machine_rows.list_machines, change=machine_rows.change_machine, remove=machine_rows.remove_machine
 )
@@ -231,9 +232,7 @@ def bootstrap(database: Database, *, files: Path, data_directory: Path, now_us: 
     `InvalidRequest` when others may read the first login."""
     with contextlib.suppress(FileNotFoundError):
         private_read(data_directory / FIRST_LOGIN)
-    if not database.read_now(administration_rows.list_engines) and not database.read_now(
-        administration_rows.list_users
-    ):
+    if not database.read_now(submission_rows.list_engines) and not database.read_now(administration_rows.list_users):
         for toml in shipped().values():
             database.write_now(partial(add_engine, definition=toml, download_path=str(files)))
     if not database.read_now(administration_rows.has_admin):

@@ -20,8 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database import administration_rows, control_rows, submission_rows
-from renderonline.database.administration_rows import EngineRow
+from renderonline.database import control_rows, submission_rows
 from renderonline.database.door import Database
 from renderonline.database.file_rows import (
     Begun,
@@ -32,6 +31,7 @@ from renderonline.database.file_rows import (
     withdraw_delivery,
 )
 from renderonline.database.file_rows import warn_of_delivery as warn
+from renderonline.database.submission_rows import EngineRow
 from renderonline.database.task_rows import Moment, TaskRow
 from renderonline.farm import result_names
 from renderonline.farm.errors import Conflict, NoSpace, NotFound, RenderOnlineError, TooLarge
@@ -133,7 +133,7 @@ class Places:
 
     async def _of_engines(self, *, enabled: bool = False) -> set[Path]:
         """The download paths of the engines, or of those that are enabled."""
-        rows = await self._database.read(administration_rows.list_engines)
+        rows = await self._database.read(submission_rows.list_engines)
         return {Path(row.download_path) for row in rows if row.is_enabled or not enabled}
 
 

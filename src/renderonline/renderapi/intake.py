@@ -11,10 +11,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from renderonline.database import administration_rows
-from renderonline.database.administration_rows import EngineRow
+from renderonline.database import submission_rows
 from renderonline.database.door import Database
-from renderonline.database.submission_rows import NewTask
+from renderonline.database.submission_rows import EngineRow, NewTask
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.protocol import existing
@@ -117,7 +116,7 @@ class Intake:
         index = next((index for index, file in enumerate(stage.files) if file.name == name), None)
         if index is None or not await asyncio.to_thread(stage.has, index):
             raise NotFound(f"The file {name[:200]} of this upload is not there yet.")
-        rows = await self._database.read(administration_rows.list_engines)
+        rows = await self._database.read(submission_rows.list_engines)
         definitions = [definition_of(row.definition) for row in rows if row.definition and row.is_enabled]
         extension = names.extension_of(name).casefold()
         readers = [definition.facts for definition in definitions if extension in definition.extensions]

@@ -18,11 +18,18 @@ from typing import Any, Final, Protocol
 import structlog
 
 from renderonline.database import queue_rows as loading
-from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Connection, Database, IdBlocks
 from renderonline.database.machine_rows import list_machines
 from renderonline.database.queue_rows import QueuedTask
-from renderonline.database.submission_rows import Assigned, LeasedChunk, NewTask, Submitted, assign, submit_and_lease
+from renderonline.database.submission_rows import (
+    Assigned,
+    EngineRow,
+    LeasedChunk,
+    NewTask,
+    Submitted,
+    assign,
+    submit_and_lease,
+)
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.needs import Needs
 from renderonline.farm.ready import Bucket, ReadyIndex

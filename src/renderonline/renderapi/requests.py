@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, TypeVar
 
-from renderonline.database.administration_rows import EngineRow
+from renderonline.database.submission_rows import EngineRow
 from renderonline.engines import command_lines
 from renderonline.engines.definition import EngineDefinition, template_words
 from renderonline.farm import needs, result_names

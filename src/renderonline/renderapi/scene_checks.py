@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from renderonline.database.administration_rows import EngineRow
 from renderonline.database.control_rows import note_check
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.file_rows import Holder
 from renderonline.database.queue_rows import AttemptFacts, QueuedTask
-from renderonline.database.submission_rows import NewTask
+from renderonline.database.submission_rows import EngineRow, NewTask
 from renderonline.database.task_rows import TaskRow
 from renderonline.engines.definition import SceneCheck
 from renderonline.farm import needs

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
-from renderonline.database import administration_rows, submission_rows
-from renderonline.database.administration_rows import EngineRow
+from renderonline.database import submission_rows
 from renderonline.database.door import Connection, Database, IdBlocks
-from renderonline.database.submission_rows import NewChunk, NewTask, Submitted
+from renderonline.database.submission_rows import EngineRow, NewChunk, NewTask, Submitted
 from renderonline.farm.accounts import User
 from renderonline.farm.errors import InvalidRequest, NotAvailable, RenderOnlineError
 from renderonline.farm.frames import first_last_middle
@@ -104,16 +103,16 @@ class Submissions:
             if (known := _known(connection, user.user_id, asked.client_key)) is not None:
                 raise Repeated(known)
             submission_rows.check_limit(connection, user.user_id)
-            engine = engine_of(asked, administration_rows.list_engines(connection))
+            engine = engine_of(asked, submission_rows.list_engines(connection))
             if asked.notify and not self._sends_mail:
                 message = "This farm sends no mail: submit without notify, or an administrator sets NotifyMail."
                 raise InvalidRequest(message)
             request = replace(asked, deliver=checked_place(asked.deliver, self._deliver_to))
             definition = None if engine.definition is None else definition_of(engine.definition)
-            argtypes = {row.argtype_id: row for row in administration_rows.list_argtypes(connection)}
+            argtypes = {row.argtype_id: row for row in submission_rows.list_argtypes(connection)}
             main = scene_among(files, scene, engine, definition)
             prepared = heavy(prepare)(request, engine, definition, argtypes, main)
-            return replace(prepared, default_names=administration_rows.names_of(connection, user.subscription_id))
+            return replace(prepared, default_names=submission_rows.names_of(connection, user.subscription_id))
 
         return await self._database.read(look)
 

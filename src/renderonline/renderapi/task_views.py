@@ -15,11 +15,11 @@ from typing import Any, Final, get_type_hints
 import structlog
 
 from renderonline.database import administration_rows, listing_rows
-from renderonline.database.administration_rows import EngineRow
 from renderonline.database.door import Connection, Database
 from renderonline.database.listing_rows import AttemptView, ChunkView, Page, ResultView, SceneFile, TaskFilter, TaskView
 from renderonline.database.machine_rows import JoinCode, MachineRow
 from renderonline.database.schema import frames_of
+from renderonline.database.submission_rows import EngineRow
 from renderonline.engines.definition import Argument, FrameArguments, parse_definition
 from renderonline.farm import result_names
 from renderonline.farm.accounts import Permission, Role, Subscription, User

@@ -2,9 +2,9 @@
 
 import pytest
 
-from renderonline.database import administration_rows
-from renderonline.database.administration_rows import NewEngine
+from renderonline.database import administration_rows, submission_rows
 from renderonline.database.door import Database
+from renderonline.database.submission_rows import NewEngine
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from tests.support.farm_rows import add_engine, add_user, submit
@@ -48,7 +48,7 @@ async def test_an_engine_that_tasks_use_stays(database: Database) -> None:
 async def test_argument_types_are_added_and_changed(database: Database) -> None:
     await database.write(lambda c: administration_rows.put_argtype(c, ArgType("speed", "natural")))
     await database.write(lambda c: administration_rows.put_argtype(c, ArgType("speed", "word", "[a-z]+")))
-    assert await database.read(administration_rows.list_argtypes) == (ArgType("speed", "word", "[a-z]+"),)
+    assert await database.read(submission_rows.list_argtypes) == (ArgType("speed", "word", "[a-z]+"),)
     for wrong in (ArgType("", "word"), ArgType("x" * 51, "word"), ArgType("x", "")):
         with pytest.raises(InvalidRequest):
             await database.write(lambda c, wrong=wrong: administration_rows.put_argtype(c, wrong))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderonline.database.administration_rows import EngineRow
+from renderonline.database.submission_rows import EngineRow
 from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
 from renderonline.farm.arguments import ArgType, split
