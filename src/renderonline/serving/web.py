@@ -163,6 +163,18 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
         self._state = {THREADS: ThreadPoolExecutor(BODY_THREADS, "body", step_back)}
         self._acceptors: list[Acceptor] = []
+        self._ends = asyncio.Event()
+
+    def end(self) -> None:
+        """Accept nothing more, and let open connections finish."""
+        self.should_exit = True
+        self._ends.set()
+
+    async def main_loop(self) -> None:
+        """Update the date of the answers once a second until `end`, where uvicorn wakes up ten times a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ends.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -263,7 +275,7 @@ def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
 
 
 @contextlib.contextmanager
-def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Iterator[None]:
+def _stopping(server: _Server, on_stop: Callable[[], None] | None) -> Iterator[None]:
     """Let SIGTERM and SIGINT end the server; a second SIGINT does not wait for open connections."""
     loop = asyncio.get_running_loop()
 
@@ -271,7 +283,7 @@ def _stopping(server: uvicorn.Server, on_stop: Callable[[], None] | None) -> Ite
         if server.should_exit and number == signal.SIGINT:
             server.force_exit = True
         elif not server.should_exit:
-            server.should_exit = True
+            server.end()
             if on_stop is not None:
                 on_stop()
 

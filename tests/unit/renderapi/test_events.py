@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -113,3 +114,15 @@ async def test_stream_ends_when_its_reader_may_not_stay(monkeypatch: pytest.Monk
     await asyncio.sleep(0)
     ring.publish("task", {"task_id": 1})
     assert len(await reading) == 1
+
+
+async def test_kept_events_take_little_more_memory_than_their_text() -> None:
+    ring = Events("e")
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            ring.publish("task", {"task_id": number, "name": "n" * 500})
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 500 * 1500
