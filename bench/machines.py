@@ -11,7 +11,7 @@ import psutil
 
 from bench.figures import show
 from bench.simulated import Simulation, enroll, simulated
-from renderonline.cli.supervise import stop_together
+from renderonline.cli.local_farm import stop_together
 from tests.support.farm import RealFarm
 
 COUNTS = (1, 1000)

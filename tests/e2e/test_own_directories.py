@@ -14,7 +14,7 @@ from typing import Any
 import OpenImageIO
 import pytest
 
-from renderonline.cli.supervise import Program
+from renderonline.cli.local_farm import Program
 from tests.support.blender import run_python
 from tests.support.farm import RealFarm, wait_until
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from renderonline.cli.supervise import Interrupts, Program, Supervisor
+from renderonline.cli.local_farm import Program, Supervisor
+from renderonline.cli.terminal import Interrupts
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.rnoclient.sdk.client import Client
 from renderonline.rnoclient.sdk.connection import Login

@@ -51,7 +51,7 @@ def install_blender(*, quiet: bool) -> tuple[str, ...]:
         return tuple(blender.install(directory, lambda fraction, words: step(fraction, 1.0, words)))
 
 
-@command(commands, "renderonline engine list", "renderonline engine list --here", name="list")
+@command(commands, "renderonline engine list", "renderonline engine list --here")
 def list_engines(
     *, here: bool = flag("--here", "What is installed on this computer instead."), url: str | None = URL
 ) -> Output:
@@ -63,7 +63,7 @@ def list_engines(
         return listing(COLUMNS, client.admin.engines())
 
 
-@command(commands, "renderonline engine show blender", name="show")
+@command(commands, "renderonline engine show blender")
 def show_engine(client: Client, *, engine: str = ENGINE) -> Output:
     """Show an engine and its arguments."""
     _, found = find(client, "engine", engine)

@@ -1,4 +1,4 @@
-"""A farm and its programs: `renderonline demo`, `up`, `api` and `node`.
+"""A farm and its programs: `renderonline demo`, `up`, `api`, `node` and `desktop`.
 
 `renderonline db …`: the only place of the command line that opens a database.
 """
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from renderonline.cli import terminal
-from renderonline.cli.supervise import leash
-from renderonline.cli.terminal import Output, argument, command, flag, group, option, pairs
+from renderonline.cli.terminal import URL, Output, argument, command, flag, group, option, pairs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -65,6 +64,23 @@ def up(
     return run_up(host=host, port=port, slots=slots, as_json=json)
 
 
+@command(commands, "renderonline desktop", "renderonline desktop --url https://farm.example:5000")
+def desktop(*, url: str | None = URL) -> int:
+    """The web page in a window of its own, with native dialogs, downloads that resume, and messages when tasks end.
+
+    Its login is that of `renderonline login`.
+    """
+    try:
+        from renderonline.rnoclient import shell
+    except ImportError as error:
+        raise InvalidRequest(
+            f"The desktop program needs Qt ({error}). Install it: pip install 'renderonline[desktop]'"
+        ) from None
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))):
+        raise InvalidRequest("There is no screen here (DISPLAY is not set): start it in a desktop session.")
+    return shell.run(terminal.current(url))
+
+
 @commands.command()
 def api(
     *,
@@ -92,6 +108,8 @@ def api(
     """
     if (certificate is None) != (key is None):
         raise InvalidRequest("--certificate and --key belong together; give both.")
+    from renderonline.cli.local_farm import leash
+
     leash()
     from renderonline.renderapi.main import run
     from renderonline.renderapi.settings import load_settings
@@ -119,11 +137,11 @@ def node(
     slots: int | None = option("NUMBER", "Chunks at the same time; one, or one for each graphics card.", min=1),
     tag: list[str] | None = option("TEXT", "A tag; may be given several times."),
     engine: list[str] | None = option("NAME=PATH", "The program of an engine; may be given several times."),
-    idle_minutes: float | None = option("MINUTES", "Take work only when nobody was at the desk for so long.", min=0),
+    idle_minutes: float | None = option("MINUTES", "Take work only when nobody was at the desk for this long.", min=0),
     max_load: float | None = option(
-        "NUMBER", "Take work only while others keep at most so many processors busy.", min=0
+        "NUMBER", "Take work only while other programs keep at most this many processors busy.", min=0
     ),
-    idle_exit: float | None = option("SECONDS", "End after so many seconds without work.", min=0),
+    idle_exit: float | None = option("SECONDS", "End after this many seconds without work.", min=0),
     check: bool = flag("--check", "Only look whether this computer is fit for it, print that, and end."),
     json: bool = flag("--json", "With --check: print JSON for programs."),
     host: str | None = option("ADDRESS", "With --v1: address to listen on."),
@@ -145,11 +163,13 @@ def node(
     """
     if v1 == bool(join) and (v1 or not check):
         raise InvalidRequest(
-            "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys whoever calls it "
+            "Say with --join URL which farm the machine belongs to, or with --v1 that it obeys every caller "
             "(the older way, without authentication)."
         )
     if code is not None:
         _hide_code(code)
+    from renderonline.cli.local_farm import leash
+
     leash()
     from renderonline.hpcserver import main
     from renderonline.hpcserver.settings import load
@@ -251,8 +271,8 @@ def check(*, connection: str | None = CONNECTION, config: Path | None = CONFIG, 
         f"{'Warning' if finding.is_warning else 'Wrong'}: {finding.table} {finding.key}: {finding.message}"
         for finding in findings
     ]
-    told = {"findings": [asdict(finding) for finding in findings]}, "\n".join(lines) or "Everything fits."
-    terminal.print_answer(told, as_json=json)
+    output = {"findings": [asdict(finding) for finding in findings]}, "\n".join(lines) or "Everything fits."
+    terminal.print_answer(output, as_json=json)
     return int(any(not finding.is_warning for finding in findings))
 
 

@@ -1,36 +1,46 @@
 """Farms on this computer: RenderAPI and HPCServers as child processes under one supervisor.
 
 `run_up` (`renderonline up`) runs such a farm until it is stopped; `run_demo` (`renderonline demo`) renders an example
-on a temporary one with two HPCServers. `LocalFarm` starts the programs of both.
+on a temporary one with two HPCServers. `LocalFarm` starts the programs of both, `Supervisor` stops them however the
+command ends.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from renderonline.cli import terminal
 from renderonline.cli.engine_commands import engines_here, install_blender
-from renderonline.cli.supervise import INTERRUPTED, Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli.terminal import INTERRUPTED, Interrupted, Interrupts
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
 from renderonline.farm.machines import MOST_SLOTS
 from renderonline.farm.needs import BoxKind
 from renderonline.rnoclient.sdk import Client, Login, Task
+from renderonline.rnoclient.sdk.connection import json_object
 from renderonline.serving.web import reach
-from renderonline.storage.disk import data_directory
+from renderonline.storage.disk import data_directory, make_private, private
 
+LEASH: Final = "RENDERONLINE_LEASH"
+POLL_S: Final = 0.05
+STOP_S: Final = 20.0
+"""How long a program may take to end before it is killed."""
+GONE_S: Final = 15.0
+"""How long what a program started may take to end after it."""
+LOG_TAIL: Final = 2000
 OWN_MACHINE: Final = "this-computer"
 STOP_GRACE_S: Final = 5.0
 """How long running chunks may still finish when the farm is stopped; the rest is rendered again next time."""
@@ -49,6 +59,127 @@ HIDDEN_SETTINGS: Final = ("RENDERAPI_", "HPCSERVER_")
 
 
 @dataclass(slots=True)
+class Program:
+    """A child process and the file with its output."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def tail(self) -> str:
+        """The end of its output."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - LOG_TAIL))
+                return file.read().decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+
+class Supervisor:
+    """Starts programs as child processes and stops them all, the youngest first, when its `with` block is left.
+
+    A child never outlives its parent, even one that is killed: its standard input is a pipe to which nobody writes, and
+    `leash` ends the child when that pipe closes. Environment variables that begin with one of `hidden` are not passed
+    on.
+    """
+
+    def __init__(self, interrupts: Interrupts, hidden: tuple[str, ...] = ()) -> None:
+        self._interrupts, self._hidden = interrupts, hidden
+        self._programs: list[Program] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(
+        self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> Program:
+        """Start `renderonline` with `words` as a process group of its own, its output into `log`."""
+        make_private(log.parent)
+        argv = [sys.executable, "-P", "-m", "renderonline.cli.main", *words]
+        given = {name: value for name, value in os.environ.items() if not name.startswith(self._hidden or "\0")}
+        given |= {**(environment or {}), LEASH: "1", "PYTHONUNBUFFERED": "1"}
+        with self._interrupts.held(), open(log, "ab", opener=private) as output:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+            program = Program(name, subprocess.Popen(argv, env=given, start_new_session=True, **pipes), log)
+            self._programs.append(program)
+        return program
+
+    def wait_for(self, program: Program, ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        """Wait until `ready()`; `NotAvailable` with the end of its output when the program ends before."""
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise NotAvailable(f"{program.name} is not ready after {timeout_s:g} s.\n{program.tail()}")
+            time.sleep(POLL_S)
+
+    def check(self) -> None:
+        """`RenderOnlineError` when one of the programs has ended by itself."""
+        for program in self._programs:
+            code = program.process.poll()
+            if code is not None:
+                raise RenderOnlineError(f"{program.name} has ended (exit code {code}):\n{program.tail()}")
+
+    def forget(self, program: Program) -> None:
+        """Expect nothing more of a program that was ended on purpose."""
+        self._programs = [other for other in self._programs if other is not program]
+
+    def stop(self) -> None:
+        """End all programs and what they started; not interrupted."""
+        with self._interrupts.held():
+            while self._programs:
+                name = self._programs[-1].name
+                stop_together([program for program in self._programs if program.name == name])
+                self._programs = [program for program in self._programs if program.name != name]
+
+
+def stop_together(programs: Sequence[Program]) -> None:
+    """SIGTERM, after `STOP_S` SIGKILL, then wait until nothing is left of their process groups."""
+    for program in programs:
+        if program.process.poll() is None:
+            program.process.terminate()
+    deadline = time.monotonic() + STOP_S
+    for program in programs:
+        try:
+            program.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            program.process.kill()
+            program.process.wait()
+        if program.process.stdin is not None:
+            program.process.stdin.close()
+    for program in programs:
+        _clear_group(program.process.pid)
+
+
+def _clear_group(group: int) -> None:
+    """Wait for what a program started, which ends by itself when the program is gone; kill what does not."""
+    deadline = time.monotonic() + GONE_S
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of it
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(POLL_S)
+        os.killpg(group, signal.SIGKILL)
+
+
+def leash() -> None:
+    """End this program as by SIGTERM when its parent is gone, if that is a `Supervisor`."""
+    if os.environ.pop(LEASH, "") != "1":
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 64):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="leash", daemon=True).start()
+
+
+@dataclass(slots=True)
 class LocalFarm:
     """Starts RenderAPI with its data in `directory`, and HPCServers that join it."""
 
@@ -58,13 +189,11 @@ class LocalFarm:
     """RenderAPI's address, once it answers."""
 
     def start_api(self, *words: str) -> Program:
-        """Start RenderAPI; `wait_for_api` returns when it answers."""
+        """Start RenderAPI and wait until it answers requests."""
         argv = ["api", "--data-directory", str(self.directory), *words]
-        return self.supervisor.start("RenderAPI", argv, self.directory / "renderapi.log")
-
-    def wait_for_api(self, api: Program) -> None:
-        """Wait until RenderAPI answers requests."""
+        api = self.supervisor.start("RenderAPI", argv, self.directory / "renderapi.log")
         self.url = self._ready_file(api, self.directory / "renderapi.json")["url"]
+        return api
 
     def first_login(self) -> Login | None:
         """Return the administrator that RenderAPI created with its database; None when the file is gone."""
@@ -134,10 +263,9 @@ def address_in_use(directory: Path) -> str:
 def read(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; {} when it is missing or incomplete."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path.read_bytes())
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def run_up(*, host: str, port: int, slots: int | None, as_json: bool) -> int:
@@ -148,7 +276,7 @@ def run_up(*, host: str, port: int, slots: int | None, as_json: bool) -> int:
     try:
         with Interrupts() as interrupts, Supervisor(interrupts) as supervisor:
             farm = LocalFarm(supervisor, directory)
-            farm.wait_for_api(farm.start_api("--host", host, "--port", str(port)))
+            farm.start_api("--host", host, "--port", str(port))
             first = farm.first_login()
             joined_at = str(read(farm.home_of(OWN_MACHINE) / "machine.json").get("url", "")).casefold()
             saved = _saved(farm, first, joined_at)
@@ -243,28 +371,25 @@ class Demo:
             install_blender(quiet=self.quiet)
         with _temporary(self.interrupts, keep=keep) as directory:
             self.kept = directory if keep else None
-            files = directory / "files"
             with Supervisor(self.interrupts, HIDDEN_SETTINGS) as supervisor:
-                self._render(LocalFarm(supervisor, directory / "farm"), files)
+                self._render(LocalFarm(supervisor, directory / "farm"), output)
                 with self.step("stop the farm"):
                     supervisor.stop()
-            expected = [f"frame_{number:04}.png" for number in range(1, FRAMES + 1)]
-            self.problems += [f"{name} is missing." for name in [*expected, FILM] if not (files / name).is_file()]
-            with self.interrupts.held():
-                _move(files, output)
+        expected = [f"frame_{number:04}.png" for number in range(1, FRAMES + 1)]
+        self.problems += [f"{name} is missing." for name in [*expected, FILM] if not (output / name).is_file()]
 
-    def _render(self, farm: LocalFarm, files: Path) -> None:
-        """Start the farm, submit the scene, wait for its end and download the results to `files`."""
-        api = farm.start_api("--port", "0")
+    def _render(self, farm: LocalFarm, output: Path) -> None:
+        """Start the farm, submit the scene, wait for its end and download the results to `output`, in place of those of
+        an earlier demo."""
         with self.step("start the farm"):
-            farm.wait_for_api(api)
+            api = farm.start_api("--port", "0")
             code = farm.invite(uses=len(DEMO_MACHINES))
             nodes = {name: farm.start_node(name, code) for name in DEMO_MACHINES}
             known = {name: farm.wait_for_node(name, program) for name, program in nodes.items()}
             names = {int(node["machine_id"]): name for name, node in known.items()}
             first = known[DEMO_MACHINES[0]]
             self.sandbox = first["sandbox"]
-        login = farm.first_login()
+        login, scene = farm.first_login(), Path(__file__).with_name(SCENE)
         assert login is not None
         if not self.quiet:
             programs = {"RenderAPI": api, **nodes}.items()
@@ -274,7 +399,7 @@ class Demo:
             with self.step("submit"), terminal.bar("Sending the scene", "bytes", quiet=self.quiet) as sent:
                 threads = str(max(1, (os.cpu_count() or 2) // len(DEMO_MACHINES)))
                 task = client.submit(
-                    Path(__file__).with_name(SCENE),
+                    scene,
                     engine="blender",
                     frames=f"1-{FRAMES}",
                     chunk_size=CHUNK,
@@ -285,8 +410,12 @@ class Demo:
                 )
             with self.step("render"):
                 self._follow(client, task, names, farm, nodes)
-            with self.step("download"):
-                _unpack(client.download_zip(task["task_id"], farm.directory.with_name("demo.zip")), files)
+            with self.step("download"), self.interrupts.held():
+                output.mkdir(parents=True, exist_ok=True)
+                for old in [*output.glob("frame_[0-9][0-9][0-9][0-9].png"), output / FILM]:
+                    old.unlink(missing_ok=True)
+                client.download_results(task["task_id"], output, overwrite=True)
+                shutil.copy(scene, output / SCENE)
 
     def _follow(
         self, client: Client, task: Task, names: dict[int, str], farm: LocalFarm, nodes: dict[str, Program]
@@ -345,17 +474,6 @@ class Demo:
             terminal.say(f"\nYour own scene: {next_step}")
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack the frames, the film and the scene of a ZIP, by their base names."""
-    target.mkdir()
-    with zipfile.ZipFile(archive) as content:
-        for item in content.infolist():
-            name = Path(item.filename).name
-            if not item.is_dir() and (name in (SCENE, FILM) or name.startswith("frame_")):
-                with content.open(item) as source, (target / name).open("xb") as file:
-                    shutil.copyfileobj(source, file)
-
-
 def _check_writable(output: Path) -> None:
     """Raise `InvalidRequest` before the work when `output` can't be written."""
     place = output.absolute()
@@ -363,15 +481,6 @@ def _check_writable(output: Path) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InvalidRequest(f"Nothing can be written to {place}; choose another place with --output.")
-
-
-def _move(files: Path, output: Path) -> None:
-    """Move the files to `output`, in place of those of an earlier demo; all others there stay."""
-    output.mkdir(parents=True, exist_ok=True)
-    for old in [*output.glob("frame_[0-9][0-9][0-9][0-9].png"), output / FILM, output / SCENE]:
-        old.unlink(missing_ok=True)
-    for file in sorted(files.iterdir()):
-        shutil.move(file, output / file.name)
 
 
 @contextlib.contextmanager

@@ -16,16 +16,14 @@ from typer.exceptions import TyperException
 
 from renderonline import __version__
 from renderonline.cli import (
+    admin_commands,
     engine_commands,
     farm_commands,
-    machine_commands,
     submit,
     task_commands,
     terminal,
-    user_commands,
 )
-from renderonline.cli.supervise import INTERRUPTED
-from renderonline.cli.terminal import flag, group
+from renderonline.cli.terminal import INTERRUPTED, flag, group
 from renderonline.farm.errors import NotAuthenticated, NotAvailable, NotFound, RenderOnlineError
 
 FAILED = 1
@@ -52,11 +50,11 @@ for name, commands in (
     (None, farm_commands.commands),
     (None, submit.commands),
     (None, task_commands.commands),
-    (None, user_commands.own),
+    (None, admin_commands.own),
     ("engine", engine_commands.commands),
-    ("machine", machine_commands.commands),
-    ("user", user_commands.commands),
-    ("subscription", user_commands.subscriptions),
+    ("machine", admin_commands.machines),
+    ("user", admin_commands.users),
+    ("subscription", admin_commands.subscriptions),
     ("db", farm_commands.database_commands),
 ):
     app.add_typer(commands, name=name)
@@ -69,7 +67,7 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors are told on standard error."""
+    """Run one command and return its exit code; errors are printed on standard error."""
     try:
         result = app(list(words), standalone_mode=False, prog_name="renderonline")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What all commands share: how they are declared, which farm they call, and how they print.
+"""What all commands share: how they are declared and interrupted, which farm they call, and how they print.
 
 Output is text for people or JSON for programs (`--json`). Text from the farm is never printed as markup, and characters
 that would control the terminal are removed. The farm and the login come from `--url`, then the environment, then
@@ -11,12 +11,14 @@ import inspect
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TextIO, TypeVar
+from types import FrameType
+from typing import Any, Final, Self, TextIO, TypeVar
 
 import typer
 
@@ -299,7 +301,8 @@ def group(summary: str) -> typer.Typer:
 def command(
     within: typer.Typer, *examples: str, name: str | None = None, summary: str | None = None
 ) -> Callable[[F], F]:
-    """Make a function a command with `--json`; the docstring (or `summary`) and the examples are its help.
+    """Make a function a command with `--json`, called `name` or like the first word of the function's name. The
+    docstring (or `summary`) and the examples are its help.
 
     A parameter `client` is a client for the farm of the login; `--url` names another farm. `json` and `url` are passed
     to functions that accept them, and come last in the help. A returned `Output` is printed; an int is the exit code.
@@ -329,7 +332,7 @@ def command(
         run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
         run.__annotations__ = {key: parameter.annotation for key, parameter in parameters.items()}
         text = "\n\n".join([summary or inspect.getdoc(function) or "", "\b\n" + "\n".join(examples)])
-        within.command(name, help=text)(run)
+        within.command(name or function.__name__.partition("_")[0], help=text)(run)
         return function
 
     return register
@@ -379,3 +382,52 @@ def find(client: Client, kind: str, wanted: str) -> tuple[int, Item]:
     numbers = ", ".join(str(item[key]) for item in found)
     several = f"Several of them are called {wanted}; name one by its number ({numbers})."
     raise NotFound(several if found else f"There is no {kind} {wanted}. See `renderonline {kind} list`.")
+
+
+INTERRUPTED: Final = 130
+"""The exit code of a program that Ctrl-C ended."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; `signal` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.signal = number
+
+
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP as one exception, raised once and never inside `held()`."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._waiting: int | None = None
+        self._raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold interrupts back; one that came is raised right after the block."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._waiting is not None:
+                self._take(self._waiting, None)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        if self._depth:
+            self._waiting = number
+        elif not self._raised:  # a second Ctrl-C must not stop the cleaning up
+            self._raised = True
+            raise Interrupted(number)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from renderonline.cli.local_farm import Supervisor
 from renderonline.cli.main import run
-from renderonline.cli.supervise import Interrupts, Supervisor
+from renderonline.cli.terminal import Interrupts
 from renderonline.farm.errors import InvalidRequest, NotAvailable, NotFound
 from renderonline.rnoclient.sdk import Client, Login
 from tests.support.certificates import self_signed

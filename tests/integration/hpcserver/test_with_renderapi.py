@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.cli.supervise import stop_together
+from renderonline.cli.local_farm import stop_together
 from renderonline.farm.errors import Conflict
 from tests.support.farm import RealFarm, wait_until
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.cli.supervise import Program, stop_together
+from renderonline.cli.local_farm import Program, stop_together
 from renderonline.database import upkeep
 from renderonline.database.door import Database
 from renderonline.database.upkeep import check

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.cli import terminal
+from renderonline.cli.admin_commands import split_address
 from renderonline.cli.farm_commands import engine_programs
-from renderonline.cli.machine_commands import split_address
 from renderonline.cli.submit import guess_engine
 from renderonline.cli.terminal import pairs
 from renderonline.farm.errors import InvalidRequest

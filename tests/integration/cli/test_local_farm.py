@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.cli import supervise
-from renderonline.cli.supervise import Interrupted, Interrupts, Program, Supervisor
+from renderonline.cli import local_farm
+from renderonline.cli.local_farm import Program, Supervisor
+from renderonline.cli.terminal import Interrupted, Interrupts
 from renderonline.farm.errors import NotAvailable, RenderOnlineError
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from renderonline.cli.supervise import Interrupts, Supervisor
+from renderonline.cli.local_farm import Supervisor
+from renderonline.cli.terminal import Interrupts
 directory = Path(sys.argv[1])
 with Interrupts() as interrupts, Supervisor(interrupts) as supervisor:
     words = ["api", "--port", "0", "--data-directory", str(directory)]
@@ -62,17 +64,17 @@ def program_of(code: str, directory: Path, name: str = "tool") -> Program:
 
 
 def test_program_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "STOP_S", 0.5)
+    monkeypatch.setattr(local_farm, "STOP_S", 0.5)
     ready = tmp_path / "ready"
     code = f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(60)"
     program = program_of(code, tmp_path)
     wait_until(ready.exists)
-    supervise.stop_together([program])
+    local_farm.stop_together([program])
     assert program.process.returncode == -signal.SIGKILL
 
 
 def test_what_a_program_leaves_in_its_group_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "GONE_S", 0.2)
+    monkeypatch.setattr(local_farm, "GONE_S", 0.2)
     ready = tmp_path / "ready"
     code = (
         "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
@@ -80,7 +82,7 @@ def test_what_a_program_leaves_in_its_group_is_killed(tmp_path: Path, monkeypatc
     )
     program = program_of(code, tmp_path)
     program.process.wait()
-    supervise.stop_together([program])
+    local_farm.stop_together([program])
     wait_until(lambda: not alive(int(ready.read_text())))
 
 
