@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-all faults check bench lock vendor clean
+.PHONY: help demo up test test-all faults check bench bench-check bench-curves lock vendor clean
 
 # uv, this project's installer: the one on PATH, or one of our own in .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
@@ -12,7 +12,7 @@ RUN := .venv/bin
 COMPILED := --compile-bytecode
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: .venv/.runtime ## A farm on this computer, a real Blender, 24 frames and a film in ./demo-output
 	@scripts/system-packages blender box
@@ -44,6 +44,12 @@ check: .venv/.dev ## Style, types, architecture, unit tests: under a minute
 bench: .venv/.dev ## The figures of the README
 	@scripts/system-packages bench
 	$(RUN)/python -m bench
+
+bench-check: .venv/.dev ## Has the farm become slower? Medians of three runs against bench/kept.toml: 3 minutes
+	$(RUN)/python -m bench.check
+
+bench-curves: .venv/.dev ## Chunks a second by waiting chunks and by machines, drawn into docs/images: 15 minutes
+	$(RUN)/python -m bench.curves
 
 lock: $(UV) ## Write requirements/*.txt anew
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements/runtime.txt
