@@ -40,13 +40,13 @@ from renderonline.renderapi.connected_machines import Machines
 from renderonline.renderapi.orders import OURS
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.probing import probe
-from renderonline.serving.bodies import Take
+from renderonline.serving.bodies import Take, too_large
 from renderonline.storage import manifests, names, staging
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Delivered, Delivery, deliver
 from renderonline.storage.names import task_directory
-from renderonline.storage.staging import Stage, disk_errors, too_large
+from renderonline.storage.staging import Stage, disk_errors
 
 _log = structlog.get_logger(__name__)
 

@@ -24,9 +24,8 @@ from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key
 from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
 from renderonline.renderapi.submissions import Repeated, Submissions
 from renderonline.renderapi.uploads import Uploads, UploadSession
-from renderonline.serving.bodies import content_length
+from renderonline.serving.bodies import Form, content_length
 from renderonline.storage import manifests, names
-from renderonline.storage.multipart import Form
 from renderonline.storage.staging import Stage
 
 ReadRequest = Callable[[bytes | None, str], SubmitRequest]

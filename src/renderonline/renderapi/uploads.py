@@ -29,13 +29,12 @@ from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
 from renderonline.renderapi.requests import Prepared
 from renderonline.renderapi.scene_surveys import Gone, Looks, client_of
-from renderonline.serving.bodies import Body, in_thread, receive_body, writing
+from renderonline.serving.bodies import Body, Form, in_thread, receive_body, too_large, writing
 from renderonline.serving.web import step_back
 from renderonline.storage import confined, manifests, names, staging
 from renderonline.storage.confined import SHORT_BYTES, Announcement
-from renderonline.storage.disk import InputSums
-from renderonline.storage.multipart import Form
-from renderonline.storage.staging import Stage, disk_errors, is_lacking, too_large
+from renderonline.storage.disk import InputSums, remove_tree
+from renderonline.storage.staging import Stage, disk_errors, is_lacking
 
 MOST_OPEN: Final = 32
 """Open uploads of a user; another one replaces the one that was not touched for longest."""
@@ -144,7 +143,7 @@ class Uploads:
             await self._admit(user_id, upload_id, root, sum(file.size for file in stage.files))
             session = await self._opened(user_id, upload_id, stage)
         except BaseException:
-            await asyncio.to_thread(staging.remove, directory)
+            await asyncio.to_thread(remove_tree, directory)
             raise
         finally:
             announcement.close()
@@ -224,7 +223,7 @@ class Uploads:
     async def forget(self, user_id: int, session: UploadSession) -> None:
         """Delete an upload and its files."""
         self._sessions.pop((user_id, session.upload_id), None)
-        await asyncio.to_thread(staging.remove, session.stage.directory)
+        await asyncio.to_thread(remove_tree, session.stage.directory)
 
     @contextlib.asynccontextmanager
     async def receiving(
@@ -258,7 +257,7 @@ class Uploads:
         finally:
             session.taken = False
             if unpack:
-                await asyncio.to_thread(staging.remove, inside)
+                await asyncio.to_thread(remove_tree, inside)
 
     async def _unpacked(self, user_id: int, session: UploadSession, directory: Path, gone: Gone) -> Stage:
         if len(session.stage.files) != 1:
@@ -268,7 +267,7 @@ class Uploads:
         most = min(most, self._housekeeping.limit(user_id) or most)
 
         def unpack(stopped: threading.Event) -> Stage:
-            staging.remove(directory)
+            remove_tree(directory)
             return confined.unpacked(archive, directory, most, stopped, self._places.box())
 
         with _disk_errors():
@@ -365,7 +364,7 @@ class _Arriving:
         """Remove what was stored. Blocks."""
         self._close()
         if self._directory is not None:
-            staging.remove(self._directory)
+            remove_tree(self._directory)
 
     async def _root(self, check: Check) -> Path | None:
         """Where to store the file that begins; None when the form breaks a rule already."""
@@ -407,7 +406,7 @@ def _make_room(root: Path, user_id: int) -> None:
     incoming = names.incoming_directory(root)
     staging.sweep(incoming, KEEP_UPLOADS_S)
     for old in staging.staged(incoming, user_id)[:-MOST_OPEN]:
-        staging.remove(old)
+        remove_tree(old)
 
 
 def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:

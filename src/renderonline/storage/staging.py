@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, TooLarge, Unfit
+from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, Unfit
 from renderonline.farm.tasks import InputFile
 from renderonline.sandbox.privacy import write_private
 from renderonline.storage import disk, names
@@ -43,8 +43,8 @@ _PIECE: Final = 1024 * 1024
 MOST_SUMS: Final = 1000
 """Files of which a part is added up, at the same time; each takes 2 KB. Others are read again in the end."""
 _FACTS: Final = "upload.json"
+"""A JSON array for each file, a line each: parsing all at once would block every other thread."""
 _BYTES: Final = "bytes"
-_ROW: Final = 6
 _MISSING, _THERE, _PROMISED = 0, 1, 2
 
 
@@ -69,7 +69,7 @@ class _File:
     digest: str
     first: int
     count: int | None
-    sent: str = ""
+    sent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Stage:
         self._data = str(directory / "data")
         self._added: dict[int, InputFile] = {}
         if received is None:
-            self.files = tuple(_File(*row, *[row[0]] * (len(row) < _ROW)) for row in _rows(directory / _FACTS))
+            self.files = tuple(_File(*json.loads(row)) for row in (directory / _FACTS).read_bytes().splitlines())
             self._state = bytearray((directory / "have").read_bytes())
         else:
             self.files = (_File(received.name, received.size, received.digest, 0, None, received.name),)
@@ -114,13 +114,12 @@ class Stage:
             rows.append(json.dumps((names.MAPPING, len(mapping), "", len(table) // _PLACED.size, None, "")))
         (directory / "data").mkdir(mode=disk.DIRECTORY)
         have, size = bytes(len(table) // _PLACED.size), sum(file.size for file in files) + len(mapping)
-        facts = "[\n" + ",\n".join(rows) + "\n]"
         contents = {"chunks": bytes(table), "have": have, _BYTES: str(size).encode()}
         contents |= {f"data/{len(files)}": mapping} if mapping else {}
         for name, content in contents.items():
             with open(directory / name, "wb", opener=disk.private) as made:
                 made.write(content)
-        write_private(directory / _FACTS, facts, durable=False)
+        write_private(directory / _FACTS, "\n".join(rows), durable=False)
         return cls(directory)
 
     def held(self, sent: str) -> str:
@@ -379,11 +378,6 @@ def open_single(directory: Path) -> int:
     return os.open(directory / "data" / "0", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, disk.FILE)
 
 
-def remove(directory: Path) -> None:
-    """Remove an upload and all its files."""
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def staged(incoming: Path, user_id: int | None = None) -> list[Path]:
     """The directories of the uploads (of one user) that are open, longest untouched first."""
     whose = r"\d+" if user_id is None else str(user_id)
@@ -392,13 +386,11 @@ def staged(incoming: Path, user_id: int | None = None) -> list[Path]:
 
 
 def announced_bytes(directory: Path) -> int:
-    """How many bytes an upload has when it is complete; 0: it is not there."""
+    """Return how many bytes an upload has when it is complete; 0 if it does not exist."""
     try:
         return int((directory / _BYTES).read_bytes())
-    except (OSError, ValueError):  # of an older version, or gone
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            return sum(row[1] for row in _rows(directory / _FACTS))
-    return 0
+    except (OSError, ValueError):
+        return 0
 
 
 def touched(directory: Path) -> float:
@@ -413,22 +405,13 @@ def sweep(incoming: Path, keep_s: float) -> int:
     """Remove uploads that were not used for `keep_s` seconds; returns how many."""
     old = [path for path in staged(incoming) if touched(path) < time.time() - keep_s]
     for path in old:
-        remove(path)
+        disk.remove_tree(path)
     return len(old)
 
 
 def is_lacking(described: Mapping[str, Any]) -> bool:
     """Whether something of a file is still to be sent."""
     return bool(described.get("missing", described["offset"] != described["size"]))
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    """Parse the rows line by line: parsing all at once would hold up every other thread."""
-    text = path.read_bytes()
-    lines = text.splitlines()
-    if len(lines) < 3:  # as an older version wrote it
-        return iter(json.loads(text))
-    return (json.loads(line.rstrip(b",")) for line in lines[1:-1])
 
 
 def _lay_out(chunks: bytes | None, table: bytearray) -> int | None:
@@ -448,11 +431,6 @@ def _link(source: Path, target: Path) -> None:
         if isinstance(error, FileExistsError):
             raise
         shutil.copyfile(source, target)  # another file system, or one without hard links
-
-
-def too_large(limit: int) -> TooLarge:
-    """The refusal of a body or an upload over the limit of this server."""
-    return TooLarge(f"The upload is larger than the {limit} bytes that this server takes.")
 
 
 def disk_error(error: OSError) -> RenderOnlineError:

@@ -1,4 +1,4 @@
-"""Reading multipart bodies of friends and foes."""
+"""Forms of friends and foes."""
 
 import base64
 import contextlib
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, LimitReached, RenderOnlineError, TooLarge
-from renderonline.storage.multipart import DISCARD_BYTES, Field, FileBegins, FileData, FileEnds, Form, MultipartReader
+from renderonline.serving.bodies import DISCARD_BYTES, Form
 
 TYPE = "multipart/form-data; boundary=B"
 
@@ -25,25 +25,16 @@ def body(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
 
 
 def read(data: bytes, size: int = 2**20, content_type: str = TYPE) -> list[tuple[str, str, bytes]]:
-    """The parts as (kind, name, content), fed in pieces of `size` bytes."""
-    reader = MultipartReader(content_type)
-    parts: list[tuple[str, str, bytes]] = []
-    ended = 0
+    """The requests and the files as (kind, name, content), fed in pieces of `size` bytes. Only the first file's content
+    is kept."""
+    form, stored = Form(content_type, limit=2**40), bytearray()
     for start in range(0, len(data), size):
-        for event in reader.feed(data[start : start + size]):
-            match event:
-                case Field(name, value):
-                    parts.append(("field", name, value))
-                case FileBegins(name):
-                    parts.append(("file", name, b""))
-                case FileData(piece):
-                    kind, name, content = parts[-1]
-                    parts[-1] = (kind, name, content + bytes(piece))
-                case FileEnds():
-                    ended += 1
-    reader.finish()
-    assert ended == sum(kind == "file" for kind, _, _ in parts)
-    return parts
+        if form.take(memoryview(data)[start : start + size]) and len(form.file_names) == 1:
+            form.store(stored.extend)
+            form.go_on()
+    form.finish()
+    files = [("file", name, b"" if place else bytes(stored)) for place, name in enumerate(form.file_names)]
+    return [("field", "request", value) for value in form.requests] + files
 
 
 GOOD = body(('name="request"', b"{}"), ('name="file"; filename="a.blend"', b"\r\n--Bx\r\n--\0scene"))
@@ -91,7 +82,7 @@ def test_boundary_may_be_written_in_any_way(content_type: str) -> None:
 )
 def test_other_content_types_are_refused(content_type: str) -> None:
     with pytest.raises(InvalidRequest):
-        MultipartReader(content_type)
+        Form(content_type, limit=2**40)
 
 
 @pytest.mark.parametrize("cut", [3, 4, 8, 20, len(GOOD) - 6])
