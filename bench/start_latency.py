@@ -17,8 +17,7 @@ from bench.clock import Clock
 from bench.figures import show
 from bench.peers import hyperqueue_starts
 from bench.throughput import BOXES
-from renderonline.sandbox import box, probing
-from renderonline.sandbox.box import Box, Found, start
+from renderonline.sandbox.box import Box, Found, NoBox, cards, probe, start
 from tests.support.farm import RealFarm
 
 SUBMISSIONS = 200
@@ -61,12 +60,12 @@ def run_boxes() -> None:
         places = tuple(str(Path(name, part)) for part in ("task", "output", "home", "tmp"))
         for place in places:
             Path(place).mkdir()
-        open_box = Box(places[:1], places[1:], (), places[3], devices=box.cards())
+        open_box = Box(places[:1], places[1:], (), places[3], devices=cards())
         alone = _ended(Found(), open_box)
         print(f"a program that does nothing, start to end, {SUBMISSIONS} times: p50 {alone:.2f} ms without a box")
         for kind in ("bwrap", "landlock"):
-            with contextlib.suppress(probing.NoBox):
-                found = probing.probe(kind)
+            with contextlib.suppress(NoBox):
+                found = probe(kind)
                 taken = _ended(found, open_box)
                 print(f"  in {found.version}: p50 {taken:.2f} ms, {taken - alone:.2f} ms more (goal: at most 8 ms)")
 

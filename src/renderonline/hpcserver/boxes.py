@@ -18,12 +18,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from renderonline.farm.needs import BoxKind
 from renderonline.farm.result_names import FILM_ENGINE
 from renderonline.hpcserver.process_table import KEY, MARK
 from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
 from renderonline.sandbox import box
-from renderonline.sandbox.box import Box, BoxKind, Found
+from renderonline.sandbox.box import Box, Found
 from renderonline.storage.disk import data_directory, remove_tree
 
 INHERITED: Final = frozenset(

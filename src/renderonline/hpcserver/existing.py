@@ -22,12 +22,12 @@ from starlette.routing import Route
 
 from renderonline.farm.arguments import split, strip_program
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver.boxes import Boxes, Scratch, clean_environment
 from renderonline.hpcserver.processes import CantStart, EngineProcess, Processes
 from renderonline.hpcserver.settings import Home, NodeSettings
 from renderonline.protocol import existing
-from renderonline.sandbox.box import BoxKind, Found
-from renderonline.sandbox.probing import NoBox
+from renderonline.sandbox.box import Found, NoBox
 from renderonline.serving.web import is_loopback, serve
 from renderonline.storage.attempt_logs import AttemptLog, AttemptLogs
 

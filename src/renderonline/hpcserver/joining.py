@@ -31,9 +31,8 @@ from renderonline.hpcserver.card_rack import find_cards
 from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.calls import Busy, Caller, Trust, by_proxy, no_renderapi, proxy_of
 from renderonline.protocol.link import LINK_PATH, encode, from_wire
-from renderonline.sandbox.box import Found
+from renderonline.sandbox.box import Found, NoBox, probe
 from renderonline.sandbox.privacy import private_read, write_private
-from renderonline.sandbox.probing import NoBox, probe
 from renderonline.serving.web import is_loopback
 
 log = structlog.get_logger(__name__)

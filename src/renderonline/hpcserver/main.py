@@ -16,6 +16,7 @@ import renderonline
 from renderonline.engines.definition import parse_definition, shipped
 from renderonline.engines.discovery import FoundEngine, find_engines
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver import joining, telemetry
 from renderonline.hpcserver.boxes import Boxes, Scratch
 from renderonline.hpcserver.card_rack import find_cards
@@ -32,8 +33,7 @@ from renderonline.hpcserver.resources import Resources
 from renderonline.hpcserver.runner import Runner
 from renderonline.hpcserver.settings import Home, NodeSettings, locked
 from renderonline.protocol.link import PROTOCOL, Assign, EngineOffer, Hello
-from renderonline.sandbox import probing
-from renderonline.sandbox.box import BoxKind, Found
+from renderonline.sandbox.box import Found, probe
 from renderonline.sandbox.privacy import keep_private, taken_from_environment
 from renderonline.serving.web import run
 from renderonline.storage.attempt_logs import AttemptLogs
@@ -257,7 +257,7 @@ def _find_engines(settings: NodeSettings) -> tuple[FoundEngine, ...]:
 
 def found_box(settings: NodeSettings) -> Found:
     """The box around engines that the settings ask for. Raises `NoBox` when they require one that can't be made."""
-    found = probing.probe(settings.sandbox)
+    found = probe(settings.sandbox)
     if found.kind == BoxKind.NONE:
         hint = found.advice or "this system has no such thing"
         log.warning(

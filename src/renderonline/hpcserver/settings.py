@@ -20,7 +20,7 @@ from renderonline.farm.arguments import is_plain_directory
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace
 from renderonline.hpcserver.card_rack import card_by_hand
 from renderonline.protocol.link import HEARTBEAT_S
-from renderonline.sandbox import probing
+from renderonline.sandbox.box import checked_setting
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
 from renderonline.serving.settings import check_exposed, merge, read_file
 from renderonline.storage import disk
@@ -109,7 +109,7 @@ def load(file: Path | None, *, environment: Mapping[str, str], flags: Mapping[st
             card_by_hand(card)
     for path in (*settings.sandbox_read, *settings.sandbox_write):
         _check_opened(path, settings.home)
-    sandbox = probing.checked(settings.sandbox)
+    sandbox = checked_setting(settings.sandbox)
     return replace(settings, name=settings.name or platform.node() or "machine", sandbox=sandbox)
 
 

@@ -39,7 +39,7 @@ from renderonline.farm.scheduling import Allowance
 from renderonline.renderapi.connected_machines import Machines
 from renderonline.renderapi.orders import OURS
 from renderonline.renderapi.settings import Settings
-from renderonline.sandbox.probing import probe
+from renderonline.sandbox.box import probe
 from renderonline.serving.bodies import Take, too_large
 from renderonline.storage import manifests, names, staging
 from renderonline.storage.attempt_logs import AttemptLogs

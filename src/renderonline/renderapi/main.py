@@ -33,15 +33,15 @@ from renderonline.database import submission_rows, upkeep
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
+from renderonline.farm.needs import BoxKind
 from renderonline.renderapi import task_views
 from renderonline.renderapi.administration import announce_login, bootstrap
 from renderonline.renderapi.routes import existing, farm_routes, pages, task_routes
 from renderonline.renderapi.routes.router import V2, check_declared, json_answer
 from renderonline.renderapi.services import Metrics, Services
 from renderonline.renderapi.settings import Settings
-from renderonline.sandbox.box import BoxKind
+from renderonline.sandbox.box import probe
 from renderonline.sandbox.privacy import keep_private, write_private
-from renderonline.sandbox.probing import probe
 from renderonline.serving import web
 from renderonline.serving.admission import raise_descriptors
 from renderonline.serving.settings import configure_logs

@@ -13,7 +13,7 @@ from renderonline.farm.machines import GRACE_S
 from renderonline.farm.needs import checked_box, checked_pool
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import SILENCE_S
-from renderonline.sandbox import probing
+from renderonline.sandbox.box import checked_setting
 from renderonline.serving import settings as sources
 from renderonline.serving.admission import Proxies
 from renderonline.serving.settings import Positive, PositiveInt
@@ -95,7 +95,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _ = self.proxies  # raises for what is no address
-        probing.checked(self.sandbox)
+        checked_setting(self.sandbox)
         if self.files_mode not in ("", *MODES):
             raise InvalidRequest(f"FilesMode is {', '.join(MODES)} or empty, not {self.files_mode!r}.")
         if not 0 <= self.retry_base_s <= self.retry_cap_s:

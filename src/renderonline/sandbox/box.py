@@ -1,7 +1,8 @@
 """The box around a program: what it may touch, and how bubblewrap or Landlock keeps it there.
 
-Standard library only: the spawner imports this. In order: `Box` and `Found`; the part of the system that every boxed
-program reads; bubblewrap; Landlock; `start`, which starts a program in a box of either kind.
+Standard library only, because the spawner imports this. In order: `Box` and `Found`; the part of the system that every
+boxed program reads; bubblewrap; Landlock; `start`, which starts a program in a box of either kind; `probe`, which finds
+out what this computer can make by making one, because a kernel or its AppArmor may forbid what is installed.
 
 Of `/etc` a box shows only what programs need to find libraries, fonts and names: other files there hold secrets, of
 root or of the account that runs us.
@@ -24,10 +25,12 @@ import errno
 import glob
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,9 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from renderonline.farm.needs import BoxKind
-
-__all__ = ["NO_BOX", "Box", "BoxKind", "Found"]
+from renderonline.farm.errors import InvalidRequest, NotAvailable
+from renderonline.farm.needs import BoxAdvice, BoxKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Which boxes this computer makes (`probing.probe`). `version`: for people, for instance `bubblewrap 0.8.0`;
+    """Which boxes this computer makes (`probe`). `version`: for people, for instance `bubblewrap 0.8.0`;
     `advice`: the line that gets a better one, "" if there is none. `program`: bubblewrap's path; `is_final`: in its box
     no further namespaces can be made, in which a program would be root of its own (from bubblewrap 0.8 on); `abi`:
     Landlock's."""
@@ -369,7 +371,7 @@ def start(
     **options: Any,
 ) -> "subprocess.Popen[bytes]":
     """`subprocess.Popen(argv, cwd=directory, **options)` in a box of the kind that was `found`; without one when the
-    kind is `none`. `status`, `tied`: see `bubblewrap.words`. Raises what `Popen` raises, and OSError when the kernel
+    kind is `none`. `status`, `tied`: see `bubblewrap_words`. Raises what `Popen` raises, and OSError when the kernel
     refuses."""
     if found.kind == BoxKind.BWRAP:
         if shutil.which(argv[0], path=(options.get("env") or os.environ).get("PATH")) is None:
@@ -394,3 +396,91 @@ def start(
     if isinstance(begun[0], Exception):
         raise begun[0]
     return begun[0]
+
+
+SETTINGS: Final = ("auto", "bwrap", "landlock", "off", "required")
+"""The values of the setting `Sandbox`."""
+TRY_S: Final = 10.0
+_TRIAL: Final = 'cat "$0" >/dev/null 2>&1 && exit 3; test -r /etc/passwd'
+"""Exits with 0 if the file outside is not readable and the system is there."""
+_FORBIDDEN: Final = (
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", BoxAdvice.APPARMOR),
+    ("kernel/unprivileged_userns_clone", "0", BoxAdvice.USERS),
+    ("user/max_user_namespaces", "0", BoxAdvice.NAMESPACES),
+)
+"""Kernel settings, and the values that keep ordinary accounts from making namespaces."""
+
+
+class NoBox(NotAvailable):
+    """The settings ask for a box that this computer does not make."""
+
+    code = "no_sandbox"
+
+
+def checked_setting(setting: str) -> str:
+    """Return the setting in lower case. Raises `InvalidRequest` if it is unknown."""
+    if (known := setting.casefold()) not in SETTINGS:
+        raise InvalidRequest(f"Sandbox must be one of {', '.join(SETTINGS)}, not {setting}.")
+    return known
+
+
+def probe(setting: str) -> Found:
+    """Return the best box that `setting` allows and this computer makes; takes a few hundredths of a second. Raises
+    `NoBox` when the setting requires a box and there is none."""
+    setting = checked_setting(setting)
+    if setting == "off":
+        return Found(advice=BoxAdvice.SETTING)
+    advice, found = "", Found()
+    if setting != "landlock":
+        found = _bubblewrap()
+        advice = found.advice
+    if found.kind == BoxKind.NONE and setting != "bwrap":
+        found = _landlock(advice)
+    if found.kind == BoxKind.NONE and setting != "auto":
+        asked = "no sandbox" if setting == "required" else f"no sandbox of kind {setting}"
+        hint = f" Try: {found.advice}" if found.advice else ""
+        raise NoBox(f"This computer has {asked}, and the setting Sandbox is {setting}.{hint}")
+    return found
+
+
+def _bubblewrap() -> Found:
+    program = shutil.which("bwrap")
+    if program is None:
+        return Found(advice=BoxAdvice.INSTALL)
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run([program, "--version"], capture_output=True, timeout=TRY_S, check=True).stdout
+        numbers = re.search(rb"\d+(\.\d+)+", said)
+        version = f"bubblewrap {numbers[0].decode() if numbers else ''}".strip()
+        for is_final in (True, False):
+            if _works(found := Found(BoxKind.BWRAP, version, program=program, is_final=is_final)):
+                return found
+    return Found(advice=_allowing())
+
+
+def _allowing() -> str:
+    """The command that lets bubblewrap make its namespaces."""
+    for name, value, advice in _FORBIDDEN:
+        with suppress(OSError):
+            if Path("/proc/sys", name).read_text(encoding="ascii").strip() == value:
+                return advice
+    return BoxAdvice.TRY
+
+
+def _landlock(advice: str) -> Found:
+    """`advice`: how to get bubblewrap."""
+    version = abi()
+    found = Found(BoxKind.LANDLOCK, f"Landlock ABI {version}", advice, abi=version)
+    return found if version and _works(found) else Found(advice=advice)
+
+
+def _works(found: Found) -> bool:
+    with tempfile.NamedTemporaryFile() as outside, suppress(OSError, subprocess.SubprocessError):
+        nothing, argv = subprocess.DEVNULL, ["/bin/sh", "-c", _TRIAL, outside.name]
+        with start(
+            found, Box(), argv, directory="/", stdin=nothing, stdout=nothing, stderr=nothing, env={"PATH": os.defpath}
+        ) as trial:
+            try:
+                return trial.wait(TRY_S) == 0
+            finally:
+                trial.kill()
+    return False

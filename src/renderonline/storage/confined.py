@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from renderonline.farm.errors import InvalidRequest, TooLarge, Unfit
+from renderonline.farm.needs import BoxKind
 from renderonline.protocol.link import from_wire, read_json
 from renderonline.sandbox import box
-from renderonline.sandbox.box import NO_BOX, Box, BoxKind, Found, start
+from renderonline.sandbox.box import NO_BOX, Box, Found, start
 from renderonline.storage import names
 from renderonline.storage.names import files_in_zip
 from renderonline.storage.staging import LARGEST_CHUNK, MOST_FILES, SENT_CHUNK, Announced, Stage

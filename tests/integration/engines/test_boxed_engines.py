@@ -16,8 +16,7 @@ from renderonline.hpcserver.boxes import Boxes, Scratch, clean_environment
 from renderonline.hpcserver.processes import Processes
 from renderonline.hpcserver.settings import NodeSettings
 from renderonline.protocol.link import Assign
-from renderonline.sandbox import probing
-from renderonline.sandbox.box import Found
+from renderonline.sandbox.box import Found, probe
 from tests.support.blender import blender_prefix, write_small_scene
 
 HOME = secrets.token_hex(8)
@@ -104,7 +103,7 @@ class Machine:
 
 @pytest.fixture(params=["off", "landlock", "bwrap"])
 async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Machine]:
-    found = probing.probe(request.param)
+    found = probe(request.param)
     processes = Processes(HOME, found)
     await processes.open()
     yield Machine(tmp_path, processes, found)

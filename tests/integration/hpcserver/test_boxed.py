@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.protocol.link import Limits
-from renderonline.sandbox import probing
+from renderonline.sandbox.box import probe
 from tests.support.fake_renderapi import FakeRenderAPI
 from tests.support.machines import Node, linked_node, until
 
@@ -35,7 +35,7 @@ async def api() -> AsyncIterator[FakeRenderAPI]:
 
 @pytest.fixture(params=["bwrap", "landlock"])
 def kind(request: pytest.FixtureRequest) -> str:
-    return str(probing.probe(request.param).kind)
+    return str(probe(request.param).kind)
 
 
 @pytest.fixture

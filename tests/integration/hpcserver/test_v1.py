@@ -20,7 +20,7 @@ import pytest
 from renderonline.farm.arguments import join
 from renderonline.farm.needs import BoxKind
 from renderonline.hpcserver import process_table
-from renderonline.sandbox import probing
+from renderonline.sandbox.box import probe
 from tests.support.machines import ROOT, kill, until
 
 V1 = """
@@ -210,7 +210,7 @@ async def test_renders_have_a_box_when_the_farms_directories_are_named(tmp_path:
         (tmp_path / name / "file").write_text(name)
     with contextlib.closing(V1Program(tmp_path, SandboxWrite=[str(tmp_path / "farm")])) as node:
         await node.ready()
-        if probing.probe("auto").kind == BoxKind.NONE:
+        if probe("auto").kind == BoxKind.NONE:
             pytest.skip("no box here")
         script = f"cat {tmp_path}/farm/file >{tmp_path}/farm/copy; cat {tmp_path}/other/file >{tmp_path}/farm/stolen"
         assert node.start(script)[0] == 200

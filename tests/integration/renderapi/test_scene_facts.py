@@ -12,7 +12,7 @@ from renderonline.engines.definition import parse_definition, shipped
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.renderapi.scene_surveys import SceneFacts
-from renderonline.sandbox.probing import probe
+from renderonline.sandbox.box import probe
 from tests.support.blend_files import TINY, Blend, File, Scene
 from tests.support.renderapi import Running, renderapi
 

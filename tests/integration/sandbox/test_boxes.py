@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.farm.needs import BoxKind
-from renderonline.sandbox import probing
-from renderonline.sandbox.box import Box, Found, start
+from renderonline.sandbox.box import Box, Found, NoBox, probe, start
 
 TCP = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 3)"
 UDP = (
@@ -22,7 +21,7 @@ UNIX = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 
 @pytest.fixture(params=["bwrap", "landlock"])
 def found(request: pytest.FixtureRequest) -> Found:
-    return probing.probe(request.param)
+    return probe(request.param)
 
 
 def ran(found: Found, box: Box, *argv: str) -> tuple[int, str]:
@@ -83,7 +82,7 @@ def test_nobody_becomes_root_of_a_namespace_of_their_own(found: Found, box: Box)
 
 
 def test_only_bubblewrap_hides_that_others_run(box: Box) -> None:
-    found = probing.probe("auto")
+    found = probe("auto")
     if found.kind != BoxKind.BWRAP:
         pytest.skip("no bubblewrap here")
     assert len(shell(found, box, "ls -d /proc/[0-9]*")[1].split()) <= 3
@@ -184,14 +183,14 @@ def test_a_bubblewrap_that_may_not_make_namespaces_is_no_box(tmp_path: Path, mon
     (tmp_path / "bwrap").write_text('#!/bin/sh\n[ "$1" = --version ] && echo bubblewrap 9.9 || exit 1\n')
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = probing.probe("auto")
+    found = probe("auto")
     assert found.kind < BoxKind.BWRAP
     assert found.advice
-    with pytest.raises(probing.NoBox, match="setting Sandbox is bwrap"):
-        probing.probe("bwrap")
+    with pytest.raises(NoBox, match="setting Sandbox is bwrap"):
+        probe("bwrap")
 
 
 def test_without_bubblewrap_the_advice_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert probing.probe("auto").advice == "apt-get install bubblewrap"
-    assert probing.probe("off").kind == BoxKind.NONE
+    assert probe("auto").advice == "apt-get install bubblewrap"
+    assert probe("off").kind == BoxKind.NONE
