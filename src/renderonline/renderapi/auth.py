@@ -1,4 +1,5 @@
-"""Authentication: the headers `email` and `token` (R12 Tokens), or a session of the web page (R11 Web authority).
+"""Authentication: the headers `email` and `token` (R12 Tokens), or a session of the web page (R11 Web authority):
+`Callers` says who sent a request.
 
 `Authenticator` looks accounts up. Answers are cached for a few seconds by the hash of e-mail and token, so that a busy
 client costs no queries and a changed row is noticed within 5 s (R3.4 Changes by hand).
@@ -34,9 +35,9 @@ from starlette.responses import Response
 from renderonline.database import administration_rows
 from renderonline.database.door import Database
 from renderonline.farm.accounts import TOKEN_PREFIX, Permission, User, hash_token, may
-from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated
+from renderonline.farm.errors import InvalidRequest, NotAllowed, NotAuthenticated, NotAvailable
 from renderonline.sandbox.privacy import private_read, write_private
-from renderonline.serving.admission import client_of, source_of
+from renderonline.serving.admission import client_of, let_in, source_of
 
 log = structlog.get_logger(__name__)
 
@@ -309,6 +310,60 @@ class Sessions:
                 await asyncio.to_thread(write_private, self._file, text)
             except OSError as error:  # sessions then last until this RenderAPI ends
                 log.warning("sessions can't be kept over a restart", file=str(self._file), reason=error.strerror)
+
+
+class Callers:
+    """Who sent a request."""
+
+    def __init__(self, authenticator: Authenticator, throttle: Throttle, sessions: Sessions) -> None:
+        self._authenticator, self._throttle, self._sessions = authenticator, throttle, sessions
+
+    async def principal(self, connection: HTTPConnection) -> Principal:
+        """Who it is by the headers email and token, or without these by a session of the web page. Raises
+        `NotAuthenticated`."""
+        if _names_somebody(connection):
+            found = await self.by_headers(connection)
+        elif (found := await self._sessions.principal(connection)) is not None:
+            let_in(connection, f"user {found.user_id}")
+        if found is None:
+            raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
+        return found
+
+    async def by_headers(self, connection: HTTPConnection) -> Principal | None:
+        """Who it is by the headers email and token alone; None after a while for a wrong token."""
+        email, token = _identity(connection)
+        found = await self._authenticator.find(email, token)
+        if found is not None:
+            let_in(connection, f"user {found.user_id}")
+        elif email and token:
+            await self._throttle.wrong("token", client_of(connection), email)
+        return found
+
+    async def may_stay(self, connection: HTTPConnection, caller: Principal) -> bool:
+        """Whether `caller`, who sent this request, would be let in again with the same rights; keeps no session
+        open."""
+        try:
+            if _names_somebody(connection):
+                found = await self._authenticator.find(*_identity(connection))
+            else:
+                found = await self._sessions.principal(connection, keeps_open=False)
+        except NotAvailable:  # the database is away: nobody's rights have changed
+            return True
+        return found == caller
+
+
+def _names_somebody(connection: HTTPConnection) -> bool:
+    """Whether a request has one of the headers email and token: then its cookie does not count."""
+    return not {"email", "token"}.isdisjoint(connection.headers)
+
+
+def _identity(connection: HTTPConnection) -> tuple[str, str]:
+    """The headers email and token. The bytes of an e-mail beyond ASCII are UTF-8; those that are not are Latin-1, in
+    which a client of v1 may send it."""
+    email, token = (connection.headers.get(name, "") for name in ("email", "token"))
+    with contextlib.suppress(UnicodeError):
+        email = email.encode("latin-1").decode()
+    return email, token
 
 
 def _from_the_page(connection: HTTPConnection) -> bool:

@@ -37,8 +37,7 @@ from renderonline.farm.needs import BoxKind
 from renderonline.renderapi import task_views
 from renderonline.renderapi.administration import announce_login, bootstrap
 from renderonline.renderapi.routes import existing, farm_routes, pages, task_routes
-from renderonline.renderapi.routes.router import V2, check_declared, json_answer
-from renderonline.renderapi.services import Metrics, Services
+from renderonline.renderapi.services import V2, Services, check_declared, json_answer
 from renderonline.renderapi.settings import Settings
 from renderonline.sandbox.box import probe
 from renderonline.sandbox.privacy import keep_private, write_private
@@ -127,7 +126,7 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
     """The application. Its lifespan opens the database, takes the lease and starts the dispatcher; what goes wrong
     there is raised as one of `farm.errors`. While another RenderAPI has the lease it stands by and takes over
     (R10 Standby). `web`: the directory of the page that stands at `/`."""
-    metrics, believed = Metrics(), settings.proxies.believed
+    metrics, believed = pages.Metrics(), settings.proxies.believed
     app = FastAPI(
         title="RenderOnline",
         version=__version__,
@@ -135,14 +134,14 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        lifespan=lambda app: _lifespan(app, settings, metrics),
+        lifespan=lambda app: _lifespan(app, settings),
         exception_handlers=dict.fromkeys(_HANDLED, _answer),
         middleware=[*map(Middleware, (believed, strict, shared, metrics.measured, only_dispatching))],
     )
     app.state.standby = Standby()
     app.router.routes += [
         *existing.routes(),
-        *pages.operation_routes(),
+        *pages.operation_routes(metrics),
         *(pages.routes(web) if web is not None else []),
     ]
     for router in (task_routes.router, task_routes.upload_router, farm_routes.router, pages.router):
@@ -198,7 +197,7 @@ def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, 
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     """Open everything in order, and close it in the opposite one whatever happens."""
     standby: Standby = app.state.standby
     loop = asyncio.get_running_loop()
@@ -210,7 +209,7 @@ async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> Async
         database = await _open_database(settings, stack)
         lease = Lease.of(database, "RenderAPI", lease_s=settings.lease_s, on_lost=lost)
         stack.callback(lease.release)
-        begin = partial(_begin, app, settings, metrics, database, lease, stack)
+        begin = partial(_begin, app, settings, database, lease, stack)
         waiting = None
         if await asyncio.to_thread(lease.take):
             await begin()
@@ -227,7 +226,6 @@ async def _lifespan(app: FastAPI, settings: Settings, metrics: Metrics) -> Async
 async def _begin(
     app: FastAPI,
     settings: Settings,
-    metrics: Metrics,
     database: Database,
     lease: Lease,
     stack: contextlib.AsyncExitStack,
@@ -236,7 +234,7 @@ async def _begin(
     ids = await asyncio.to_thread(IdBlocks, database)
     looking = asyncio.create_task(_look_after(database, lease, ids, settings.lease_s / BEATS), name="look-after")
     stack.callback(looking.cancel)
-    app.state.services = made = Services(settings, database, ids, metrics)
+    app.state.services = made = Services(settings, database, ids)
     stack.callback(made.events.close)
     stack.push_async_callback(made.notifier.close)
     await made.notifier.open(settings.notify, settings.notify_mail)

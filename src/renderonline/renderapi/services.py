@@ -1,29 +1,40 @@
 """What the routes call: one object with every use case of a running RenderAPI, how it is made and how a request comes
-to it; and the figures for Prometheus (`/metrics`).
+to it.
+
+Every route declares who may call it; an application with a route that does not is never served. The check belongs to
+the route that was chosen, its method included, and comes before the body is read: FastAPI reads a body before it looks
+at the caller.
 """
 
-import contextlib
+import functools
 import hashlib
+import re
 import secrets
 import ssl
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Annotated, Any, Final, cast
 
-import prometheus_client as prometheus
-from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import orjson
+from fastapi import APIRouter, Depends, Query, Security
+from fastapi import Path as PathParameter
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from renderonline import __version__
 from renderonline.database.door import Database, IdBlocks
-from renderonline.farm.errors import NotAuthenticated, NotAvailable, RenderOnlineError
+from renderonline.farm.accounts import Permission
+from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.settling import Patience, RetryPolicy
 from renderonline.renderapi.administration import Administration
-from renderonline.renderapi.attempt_transfers import AttemptTransfers
-from renderonline.renderapi.auth import Authenticator, Principal, Sessions, Throttle
-from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
+from renderonline.renderapi.attempt_transfers import AttemptTransfers, Holder
+from renderonline.renderapi.auth import Authenticator, Callers, Principal, Sessions, Throttle
+from renderonline.renderapi.connected_machines import Clocks, Machines
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.downloads import LandedFiles
 from renderonline.renderapi.events import Announcer, Events, Notifier, Publisher
@@ -41,70 +52,11 @@ from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import TaskViews
 from renderonline.renderapi.uploads import Uploads
-from renderonline.serving.admission import client_of, let_in
+from renderonline.serving.admission import let_in
+from renderonline.serving.bodies import bounded
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles
-
-CONTENT_TYPE: Final[str] = prometheus.CONTENT_TYPE_LATEST
-_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-class Metrics:
-    """The figures of one RenderAPI."""
-
-    def __init__(self) -> None:
-        self._registry = of = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=of)
-        prometheus.GCCollector(registry=of)
-        build = prometheus.Info("renderonline_build", "The version that runs.", registry=of)
-        build.info({"version": __version__})
-        labels = ("method", "endpoint", "status")
-        self._requests = prometheus.Counter(
-            "renderonline_requests", "Requests that were answered.", labels, registry=of
-        )
-        told = "Seconds until the head of the answer left."
-        self._seconds = prometheus.Histogram(
-            "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
-        )
-
-    def measured(self, app: ASGIApp) -> ASGIApp:
-        """Middleware that counts requests, by the name of what answered them, and takes their time."""
-
-        async def measure(scope: Scope, receive: Receive, send: Send) -> None:
-            begun = time.perf_counter()
-
-            async def sent(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    method = scope["method"] if scope["method"] in _METHODS else "other"
-                    endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-                    self._requests.labels(method, endpoint, str(message["status"])).inc()
-                    self._seconds.labels(endpoint).observe(time.perf_counter() - begun)
-                await send(message)
-
-            await app(scope, receive, sent if scope["type"] == "http" else send)
-
-        return measure
-
-    def render(self, machines: Iterable[Machine], figures: Mapping[str, float]) -> bytes:
-        """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
-        of = prometheus.CollectorRegistry()
-        status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
-        boxes = prometheus.Gauge("renderonline_boxes", "Machines by their box.", ("sandbox",), registry=of)
-        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
-        fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
-        fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
-        for machine in machines:
-            status.labels(machine.status.value).inc()
-            boxes.labels(machine.ability.sandbox.value).inc()
-            if machine.fetches or machine.fetched_bytes:
-                fetches.labels(str(machine.machine_id)).set(machine.fetches)
-                fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)
-        for name, value in figures.items():
-            told = name.replace("_", " ").capitalize() + "."
-            prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
-        return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
 
 
 class Dispatching:
@@ -251,10 +203,9 @@ class Dispatching:
 class Services:
     """Every use case. `fingerprint`: `sha256:…` of the certificate that this server shows, "" without TLS."""
 
-    def __init__(self, settings: Settings, database: Database, ids: IdBlocks, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, database: Database, ids: IdBlocks) -> None:
         self.settings = settings
         self.fingerprint = _fingerprint(settings.certificate)
-        self.metrics = metrics
         self.events = Events(secrets.token_hex(4))
         self.notifier = Notifier(self.events, database, url=settings.public_url)
         announce = Announcer(self.notifier).task
@@ -281,6 +232,7 @@ class Services:
             idle_s=settings.session_idle_s,
             longest_s=settings.session_s,
         )
+        self.callers = Callers(self.authenticator, self.throttle, self.sessions)
         places = Places(database, settings)
         self.housekeeping = Housekeeping(
             database,
@@ -346,50 +298,179 @@ def services_of(connection: HTTPConnection) -> Services:
     return cast("Services", connection.app.state.services)
 
 
-async def principal_of(connection: HTTPConnection) -> Principal:
-    """Who is asking, by the headers email and token or else by a session of the web page, or `NotAuthenticated`."""
-    if names_somebody(connection):
-        found = await by_headers(connection)
-    elif (found := await services_of(connection).sessions.principal(connection)) is not None:
-        let_in(connection, f"user {found.user_id}")
-    if found is None:
-        raise NotAuthenticated("The headers email and token don't name an active user of this farm.")
-    return found
+V2: Final = "/renderapi/v2"
+LARGEST_ID: Final = 2**63 - 1
+"""Larger numbers no database can look for. Every number that is sent has a bound at both ends."""
+
+Id = Annotated[int, PathParameter(ge=0, le=LARGEST_ID)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+Cursor = Annotated[str | None, Query(max_length=100)]
+Place = Annotated[str, Field(max_length=4096)]
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_NEEDS: Final = "needs"
+
+_EMAIL: Final = APIKeyHeader(name="email", auto_error=False, description="The account's e-mail.")
+_TOKEN: Final = APIKeyHeader(name="token", auto_error=False, description="The account's token.")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[..., Awaitable[Any]]
+Json = dict[str, Any]
 
 
-def names_somebody(connection: HTTPConnection) -> bool:
-    """Whether a request has one of the headers email and token: then its cookie does not count."""
-    return not {"email", "token"}.isdisjoint(connection.headers)
+class Access(Enum):
+    """What a route requires instead of a permission."""
+
+    OPEN = "nothing"
+    ACCOUNT = "any active account"
+    ATTEMPT = "the token of the attempt in its path"
+    V1_ACCOUNT = "an account, by the headers email and token alone (R11 Web authority); `routes.existing` asks"
+    MACHINE = "the secret of a machine, in its hello; its link asks"
+    NEARBY = "nothing on this computer, from elsewhere the permission to look after machines; `routes.pages` asks"
 
 
-def _identity(connection: HTTPConnection) -> tuple[str, str]:
-    """The headers email and token. The bytes of an e-mail beyond ASCII are UTF-8; those that are not are Latin-1, in
-    which a client of v1 may send it."""
-    email, token = (connection.headers.get(name, "") for name in ("email", "token"))
-    with contextlib.suppress(UnicodeError):
-        email = email.encode("latin-1").decode()
-    return email, token
+Needs = Permission | Access
 
 
-async def by_headers(connection: HTTPConnection) -> Principal | None:
-    """Who is asking, by the headers email and token alone; None after a while for a wrong token."""
-    services, (email, token) = services_of(connection), _identity(connection)
-    found = await services.authenticator.find(email, token)
-    if found is not None:
-        let_in(connection, f"user {found.user_id}")
-    elif email and token:
-        await services.throttle.wrong("token", client_of(connection), email)
-    return found
+def declare(endpoint: Callable[..., object], needs: Needs) -> None:
+    """Declare who may call this endpoint."""
+    setattr(endpoint, _NEEDS, needs)
 
 
-async def may_stay(connection: HTTPConnection, caller: Principal) -> bool:
-    """Whether who was let in with this request would be let in again, with the same rights; keeps no session open."""
-    services = services_of(connection)
-    try:
-        if names_somebody(connection):
-            found = await services.authenticator.find(*_identity(connection))
-        else:
-            found = await services.sessions.principal(connection, keeps_open=False)
-    except NotAvailable:  # the database is away: nobody's rights have changed
-        return True
-    return found == caller
+def needs_of(endpoint: object) -> Needs:
+    """Return who may call this endpoint. Raises `TypeError` when that is not declared."""
+    needs = getattr(endpoint, _NEEDS, None)
+    if not isinstance(needs, Needs):
+        raise TypeError(f"The route of {endpoint!r} does not declare who may call it.")
+    return needs
+
+
+def check_declared(routes: Sequence[BaseRoute]) -> None:
+    """Raise `TypeError` unless every route declares who may call it, and checks that."""
+    for context in iter_route_contexts(routes):
+        needs_of(context.endpoint)
+        if not isinstance(context.original_route, GuardedRoute | PlainRoute | WebSocketRoute):
+            raise TypeError(f"The route {context.path} does not check who calls it.")
+
+
+class GuardedRoute(APIRoute):
+    """A route of v2 that checks its caller; FastAPI then reads the body, with a bound."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        answer, needs = super().get_route_handler(), needs_of(self.endpoint)
+
+        async def guarded(request: Request) -> Response:
+            await _let_in(request, needs)
+            if self.body_field is not None:  # a handler that reads the body itself bounds it as well
+                request = Request(request.scope, bounded(request, request.receive))
+            return await answer(request)
+
+        return guarded
+
+
+class PlainRoute(Route):
+    """A route without FastAPI that checks its caller."""
+
+    def __init__(self, path: str, endpoint: Endpoint, method: str, needs: Needs) -> None:
+        async def guarded(request: Request) -> Response:
+            await _let_in(request, needs)
+            return await endpoint(request)
+
+        guarded.__name__ = endpoint.__name__
+        declare(guarded, needs)
+        super().__init__(path, guarded, methods=[method])
+
+
+async def _let_in(request: Request, needs: Needs) -> None:
+    """Return if the request is allowed; `request.state` then has its `principal`, or the `holder` of the attempt."""
+    if needs is Access.ATTEMPT:
+        number = request.path_params["attempt_id"]
+        attempt_id = int(number) if _NUMBER.fullmatch(number) else 0
+        request.state.holder = await services_of(request).transfers.holder(attempt_id, request)
+    elif needs is Access.ACCOUNT or isinstance(needs, Permission):
+        request.state.principal = principal = await services_of(request).callers.principal(request)
+        if isinstance(needs, Permission):
+            principal.require(needs)
+
+
+async def _principal(
+    request: Request, _email: Annotated[str | None, Security(_EMAIL)], _token: Annotated[str | None, Security(_TOKEN)]
+) -> Principal:
+    principal: Principal = request.state.principal  # set by `_let_in`
+    return principal
+
+
+async def _holder(request: Request) -> Holder:
+    holder: Holder = request.state.holder  # set by `_let_in`
+    return holder
+
+
+async def _services(request: Request) -> Services:
+    return services_of(request)
+
+
+PrincipalDep = Annotated[Principal, Depends(_principal)]
+HolderDep = Annotated[Holder, Depends(_holder)]
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def json_answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Anything that orjson knows how to write."""
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+class Router(APIRouter):
+    """A router of v2."""
+
+    def __init__(self, *tags: str) -> None:
+        super().__init__(tags=[*tags], route_class=GuardedRoute)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        shape: str = "",
+        status: int = 200,
+        *,
+        needs: Needs,
+        **more: Any,
+    ) -> Callable[[Handler], Handler]:
+        """Register a handler that returns JSON, None (204) or a response of its own. `shape`: the name of the answer's
+        schema in `views.shapes`, or its media type. `needs`: who may call it."""
+
+        def register(handler: Handler) -> Handler:
+            @functools.wraps(handler)
+            async def answered(**given: Any) -> Response:
+                content = await handler(**given)
+                if isinstance(content, Response):
+                    return content
+                if content is None:
+                    return Response(status_code=204)
+                return json_answer(content, status)
+
+            declare(answered, needs)
+            has_account = needs is Access.ACCOUNT or isinstance(needs, Permission)
+            more["dependencies"] = [Depends(_principal)] if has_account else []
+            responses: dict[int | str, Json] = {status if shape else 204: _content(shape), "4XX": _content("Problem")}
+            more.update(response_model=None, status_code=status if shape else 204)
+            self.add_api_route(path, answered, methods=[method], responses=responses, **more)
+            if "/" in shape and shape != "text/event-stream":  # which has no end, and no length
+                self.add_api_route(path, answered, methods=["HEAD"], include_in_schema=False, **more)
+            return handler
+
+        return register
+
+
+def _content(shape: str) -> Json:
+    """Return the OpenAPI description of an answer."""
+    if not shape:
+        return {"description": "Done."}
+    if "/" in shape:
+        return {"description": "The bytes.", "content": {shape: {"schema": {"type": "string", "format": "binary"}}}}
+    media_type = "application/problem+json" if shape == "Problem" else "application/json"
+    return {"description": shape, "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape}"}}}}
+
+
+class Sent(BaseModel):
+    """What v2's clients send; unknown fields are mistakes. Everything of a `…Change` may be left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from renderonline.engines.definition import parse_definition, shipped
-from renderonline.renderapi.routes.router import V2
+from renderonline.renderapi.services import V2
 from tests.support.renderapi import COMMAND_ENGINE, SCENE, Running
 
 # -- who may do what

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from renderonline.renderapi import events
-from renderonline.renderapi.routes.router import V2
+from renderonline.renderapi.services import V2
 from tests.support.renderapi import Running
 
 

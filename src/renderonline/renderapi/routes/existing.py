@@ -12,8 +12,7 @@ from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthentica
 from renderonline.protocol import existing
 from renderonline.renderapi import downloads
 from renderonline.renderapi.requests import SubmitRequest, V1Request, checked_key
-from renderonline.renderapi.routes.router import Access, PlainRoute, json_answer
-from renderonline.renderapi.services import by_headers, services_of
+from renderonline.renderapi.services import Access, PlainRoute, json_answer, services_of
 from renderonline.serving.bodies import bounded
 
 MAX_JSON: Final = 64 * 1024
@@ -28,7 +27,7 @@ def routes() -> list[BaseRoute]:
 
 async def info(request: Request) -> Response:
     """The user and their newest tasks."""
-    principal = await by_headers(request)
+    principal = await services_of(request).callers.by_headers(request)
     if principal is None:
         return Response(status_code=401)
     return json_answer(existing.pascal(await services_of(request).reading.info(principal)))
@@ -36,7 +35,7 @@ async def info(request: Request) -> Response:
 
 async def enqueue(request: Request) -> Response:
     """Submit a task."""
-    principal = await by_headers(request)
+    principal = await services_of(request).callers.by_headers(request)
     if principal is None:
         return json_answer(existing.enqueue_answer(existing.UNAUTHORIZED), 401)
     try:
@@ -95,7 +94,7 @@ async def _on_task(
     request: Request, act: Callable[..., Awaitable[Any]], told: Callable[..., dict[str, Any]], message: str
 ) -> Response:
     """What dequeue, download and delete share: authority, the body, the contract's refusals."""
-    principal = await by_headers(request)
+    principal = await services_of(request).callers.by_headers(request)
     if principal is None:
         return Response(status_code=401)
     try:

@@ -1,42 +1,34 @@
 """`/renderapi/v2`: users, subscriptions, engines, argument types and machines, for those who look after the farm."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 
-from renderonline.farm.accounts import Permission
+from renderonline.farm.accounts import Permission, Role
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict
+from renderonline.farm.machines import MOST_SLOTS
 from renderonline.renderapi import administration, task_views
 from renderonline.renderapi.administration import Resource
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.routes.router import (
-    LARGEST,
+from renderonline.renderapi.services import (
+    LARGEST_ID,
     Access,
     Cursor,
-    EngineBody,
-    EngineChange,
-    Enrolment,
     Id,
-    Invitation,
     Json,
     Limit,
-    MachineChange,
     Needs,
-    NewArgType,
-    NewMachine,
-    NewSubscription,
+    Place,
     PrincipalDep,
     Router,
+    Sent,
+    Services,
     ServicesDep,
-    SubscriptionChange,
-    UserBody,
-    UserChange,
 )
-from renderonline.renderapi.services import Services
 from renderonline.serving.admission import client_of, is_believed, is_forwarded
 from renderonline.serving.web import reach, wheel_name
 
@@ -46,7 +38,80 @@ USERS: Final = Permission.USERS
 ENGINES: Final = Permission.ENGINES
 MACHINES: Final = Permission.MACHINES
 EVERYBODY: Final = Access.ACCOUNT
+Name = Annotated[str, Field(max_length=50)]
+Named = Annotated[str, Field(min_length=1, max_length=100)]
+Slots = Annotated[int, Field(ge=0, le=MOST_SLOTS, description="Attempts at once; 0: four, or its cores if fewer.")]
 ArgTypeId = Annotated[str, Path(alias="argtype_id", pattern="^[A-Za-z0-9_]{1,50}$")]
+
+
+class UserChange(Sent):
+    email: str = Field("", min_length=3, max_length=255)
+    first_name: Name = ""
+    last_name: Name = ""
+    subscription_id: int | None = Field(None, ge=0, le=2**31 - 1)
+    role: Role = Field(Role.ARTIST, strict=False)
+    is_active: bool = True
+
+
+class UserBody(UserChange):
+    email: str = Field(min_length=3, max_length=255)
+
+
+class SubscriptionChange(Sent):
+    name: Name = ""
+    queue_limit: int = Field(0, ge=0, le=1_000_000)
+    share: int = Field(1, ge=1, le=1_000_000)
+    running_limit: int = Field(0, ge=0, le=1_000_000)
+    keep_days: int = Field(0, ge=0, le=1_000_000)
+    keep_mib: int = Field(0, ge=0, le=1_000_000)
+    names: str = Field("", max_length=200, description="What results are called, such as {scene}/{name}_{frame:04}.")
+
+
+class NewSubscription(SubscriptionChange):
+    name: Name
+    queue_limit: int = Field(ge=0, le=1_000_000)
+
+
+class EngineChange(Sent):
+    definition: str = Field("", max_length=64 * 1024, description="The TOML of an engine's definition.")
+    download_path: Place = ""
+    is_enabled: bool = True
+
+
+class EngineBody(Sent):
+    definition: str = Field(max_length=64 * 1024, description="The TOML of an engine's definition.")
+    download_path: Place | None = None
+
+
+class NewArgType(Sent):
+    type: Annotated[str, Field(max_length=20)]
+    regex: Place | None = None
+
+
+class NewMachine(Sent):
+    ip_address: Annotated[str, Field(min_length=1, max_length=45)]
+    port: int = Field(ge=1, le=65535)
+
+
+class MachineChange(Sent):
+    wish: Literal["active", "draining", "disabled"] = "active"
+    name: Named = "-"
+    wish_reason: str = Field("", max_length=255, alias="reason")
+    tags: list[Name] = Field([], max_length=16)
+    pool: Name = ""
+    hours: str = Field("", max_length=255, description="Such as Mon-Fri 18:00-08:00, Sat, Sun; empty: always.")
+    slots_allowed: Slots = 0
+
+
+class Invitation(Sent):
+    uses: int = Field(1, ge=1, le=10_000)
+    hours: float = Field(24, gt=0, le=8784, strict=False)
+    slots: Slots = 0
+
+
+class Enrolment(Sent):
+    code: Named
+    name: Named
 
 
 def _engine(_services: Services, row: Any) -> Json:
@@ -76,7 +141,7 @@ def _add_routes(
     """Add the routes that all resources have: list (allowed to `look`), change, remove."""
     shape = {"argtypes": "ArgType"}.get(name, name.capitalize().removesuffix("s"))
     alias = f"{shape.lower()}_id"
-    row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, ge=0, le=LARGEST)]
+    row_key = ArgTypeId if shape == "ArgType" else Annotated[int, Path(alias=alias, ge=0, le=LARGEST_ID)]
 
     async def rows(principal: PrincipalDep, services: ServicesDep) -> Json:
         found = [show(services, row) for row in await services.administration.rows(kind)]

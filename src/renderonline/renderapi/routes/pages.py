@@ -9,15 +9,19 @@ import gzip
 import hashlib
 import html
 import mimetypes
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
+import prometheus_client as prometheus
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from renderonline import __version__
@@ -25,20 +29,21 @@ from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import NotFound
 from renderonline.protocol.link import LINK_PATH
 from renderonline.renderapi import task_views
-from renderonline.renderapi.routes.router import (
+from renderonline.renderapi.connected_machines import Machine
+from renderonline.renderapi.services import (
     V2,
     Access,
-    Credentials,
     Json,
+    Place,
     PlainRoute,
     PrincipalDep,
     Router,
+    Sent,
     ServicesDep,
-    TicketFor,
     declare,
     json_answer,
+    services_of,
 )
-from renderonline.renderapi.services import CONTENT_TYPE, principal_of, services_of
 from renderonline.serving.admission import client_of, is_forwarded
 from renderonline.serving.web import is_loopback, make_wheel, wheel_name
 
@@ -60,6 +65,10 @@ _PLACES: Final = ("/", "/login", "/submit", "/farm", "/admin", "/admin/{part}", 
 _BASE: Final = b"/web/-/"
 """How the page names its files; the digest of all of them takes the place of the dash, so that they may be kept."""
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
+
+
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class _StaticFile:
@@ -101,6 +110,15 @@ def routes(directory: Path) -> list[BaseRoute]:
     return [*places, PlainRoute("/web/{digest}/{name:path}", page_file, "GET", Access.OPEN)]
 
 
+class Credentials(Sent):
+    email: str = Field(max_length=1_000)
+    token: str = Field(max_length=1_000)
+
+
+class TicketFor(Sent):
+    path: Place
+
+
 @router.call("POST", "/session", "Me", 201, needs=Access.OPEN)
 async def log_in(request: Request, services: ServicesDep, body: Credentials) -> Response:
     """Begin a session of the web page: the answer sets its cookie."""
@@ -133,7 +151,71 @@ async def ticket(request: Request, _caller: PrincipalDep, services: ServicesDep,
     return {"url": services.sessions.ticket(request, body.path)}
 
 
-def operation_routes() -> list[BaseRoute]:
+class Metrics:
+    """The figures of one RenderAPI."""
+
+    def __init__(self) -> None:
+        self._registry = of = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=of)
+        prometheus.GCCollector(registry=of)
+        build = prometheus.Info("renderonline_build", "The version that runs.", registry=of)
+        build.info({"version": __version__})
+        labels = ("method", "endpoint", "status")
+        self._requests = prometheus.Counter(
+            "renderonline_requests", "Requests that were answered.", labels, registry=of
+        )
+        told = "Seconds until the head of the answer left."
+        self._seconds = prometheus.Histogram(
+            "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
+        )
+
+    def measured(self, app: ASGIApp) -> ASGIApp:
+        """Middleware that counts requests, by the name of what answered them, and takes their time."""
+
+        async def measure(scope: Scope, receive: Receive, send: Send) -> None:
+            begun = time.perf_counter()
+
+            async def sent(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    method = scope["method"] if scope["method"] in _METHODS else "other"
+                    endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+                    self._requests.labels(method, endpoint, str(message["status"])).inc()
+                    self._seconds.labels(endpoint).observe(time.perf_counter() - begun)
+                await send(message)
+
+            await app(scope, receive, sent if scope["type"] == "http" else send)
+
+        return measure
+
+    def _render(self, machines: Iterable[Machine], figures: Mapping[str, float]) -> bytes:
+        """Everything in Prometheus' text form, with the machines and the farm's figures of now."""
+        of = prometheus.CollectorRegistry()
+        status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
+        boxes = prometheus.Gauge("renderonline_boxes", "Machines by their box.", ("sandbox",), registry=of)
+        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
+        fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
+        fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
+        for machine in machines:
+            status.labels(machine.status.value).inc()
+            boxes.labels(machine.ability.sandbox.value).inc()
+            if machine.fetches or machine.fetched_bytes:
+                fetches.labels(str(machine.machine_id)).set(machine.fetches)
+                fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)
+        for name, value in figures.items():
+            told = name.replace("_", " ").capitalize() + "."
+            prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
+        return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
+
+    async def metrics(self, request: Request) -> Response:
+        """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
+        services = services_of(request)
+        if not _is_local(request):
+            (await services.callers.principal(request)).require(Permission.MACHINES)
+        figures = self._render(services.farm.machines, services.dispatcher.figures())
+        return Response(figures, media_type=prometheus.CONTENT_TYPE_LATEST)
+
+
+def operation_routes(metrics: Metrics) -> list[BaseRoute]:
     """All of them."""
     calls = {
         "/install/{name}": _Wheel().answer,
@@ -143,7 +225,7 @@ def operation_routes() -> list[BaseRoute]:
         f"{V2}/openapi.json": openapi,
     }
     opens = [PlainRoute(path, call, "GET", Access.OPEN) for path, call in calls.items()]
-    return [*opens, PlainRoute("/metrics", metrics, "GET", Access.NEARBY), WebSocketRoute(LINK_PATH, link)]
+    return [*opens, PlainRoute("/metrics", metrics.metrics, "GET", Access.NEARBY), WebSocketRoute(LINK_PATH, link)]
 
 
 class _Wheel:
@@ -166,15 +248,6 @@ async def healthz(request: Request) -> Response:
     well = await services_of(request).reading.healthy()
     told = {"status": "ok" if well else "database does not answer", "version": __version__}
     return json_answer(told, 200 if well else 503)
-
-
-async def metrics(request: Request) -> Response:
-    """Figures for Prometheus: without a login on this computer, elsewhere for operators."""
-    if not _is_local(request):
-        (await principal_of(request)).require(Permission.MACHINES)
-    services = services_of(request)
-    figures = services.metrics.render(services.farm.machines, services.dispatcher.figures())
-    return Response(figures, media_type=CONTENT_TYPE)
 
 
 async def link(socket: WebSocket) -> None:

@@ -10,52 +10,51 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import Header, Query
-from pydantic import StringConstraints
+from fastapi import Header, Path, Query
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest
+from renderonline.farm.frames import MAX_FRAMES
 from renderonline.farm.result_names import Film
 from renderonline.farm.tasks import chooser
 from renderonline.renderapi import downloads, task_views
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.events import TaskEvent
 from renderonline.renderapi.requests import read_v2
-from renderonline.renderapi.routes.router import (
+from renderonline.renderapi.scene_surveys import client_of
+from renderonline.renderapi.services import (
+    LARGEST_ID,
     V2,
-    Accept,
     Access,
     Cursor,
-    FileIndex,
-    FilmRequest,
     Handler,
     HolderDep,
     Id,
     Json,
     Limit,
-    LogOffset,
     PrincipalDep,
-    Requeue,
     Router,
+    Sent,
     ServicesDep,
-    Size,
-    TaskChange,
-    UploadOffset,
     json_answer,
 )
-from renderonline.renderapi.scene_surveys import client_of
-from renderonline.renderapi.services import may_stay
 from renderonline.serving.bodies import bounded, content_length
 from renderonline.storage.images import LARGEST
+from renderonline.storage.staging import MOST_FILES
 
 router = Router("tasks")
 
 OWN: Final = Permission.OWN_TASKS
 """Whose tasks they may see and change says `Principal.tasks_of`."""
 
+FileIndex = Annotated[int, Path(ge=0, lt=MOST_FILES, description="The file's place in the upload's list.")]
+LogOffset = Annotated[int, Query(ge=0, lt=10**16)]
+UploadOffset = Annotated[str, Header(alias="upload-offset", pattern="^[0-9]{1,19}$")]
+Size = Annotated[str, Query(max_length=20, description="thumb or view")]
 LastHeader = Annotated[str | None, Header(alias="last-event-id")]
 Last = Annotated[str | None, Query(alias="last_event_id")]
 Word = Annotated[str, Query(max_length=200)]
@@ -77,6 +76,27 @@ _CONTENT: Final[Json] = {
     "application/json": {"schema": {"$ref": "#/components/schemas/UploadRequest"}},
 }
 _UPLOAD: Final = {"requestBody": {"required": True, "content": _CONTENT}}
+
+
+class TaskChange(Sent):
+    name: str = Field("", max_length=255)
+    priority: int = Field(50, ge=0, le=100)
+    running_limit: int = Field(0, ge=0, le=MAX_FRAMES)
+
+
+class FilmRequest(Sent):
+    film: str = Field("mp4", max_length=50, description="mp4 or webm, with frames per second if you like: webm@25.")
+
+
+class Requeue(Sent):
+    chunks: list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] = Field(default=[], max_length=10_000)
+    frames: str = Field(default="", max_length=65_536)
+
+
+class Accept(Sent):
+    names: list[Annotated[str, Field(max_length=1000)]] = Field(
+        default=[], max_length=10_000, description="Only these; none: all that were found altered or have no digest."
+    )
 
 
 @router.call("GET", "/me", "Account", needs=Access.ACCOUNT)
@@ -271,7 +291,9 @@ async def events(
         return may_see_farm if event.user_id is None else tasks_of in (None, event.user_id)
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = services.events.stream(last_event_id or since, may_see, partial(may_stay, request, principal))
+    stream = services.events.stream(
+        last_event_id or since, may_see, partial(services.callers.may_stay, request, principal)
+    )
     return _EventStream(stream, 200, headers, "text/event-stream", seat=services.events.seat(principal.user_id))
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from renderonline.renderapi.main import create_app
-from renderonline.renderapi.routes.router import Access, Router, check_declared, declare
+from renderonline.renderapi.services import Access, Router, check_declared, declare
 from renderonline.renderapi.settings import load_settings
 
 
