@@ -157,7 +157,7 @@ class Administration:
         return await self._write(_add_user, {**values, "token_hash": hash_token(token)}, _now_us()), token
 
     async def new_token(self, user_id: int) -> str:
-        """Another token; the old one is worth nothing from now on."""
+        """Another token; the old one and all sessions of the account end now."""
         token = secrets.token_urlsafe(32)
         await self._write(administration_rows.set_token, user_id, hash_token(token))
         return token
@@ -166,10 +166,6 @@ class Administration:
         """Somebody logged in on the page with this token. The file of the first login goes when it is that one: who
         typed it has it."""
         await asyncio.to_thread(_forget_login, self._data_directory / FIRST_LOGIN, token)
-
-    async def log_out(self, user_id: int) -> None:
-        """End an account's token and all its sessions. It has none that anybody knows until somebody makes one."""
-        await self.new_token(user_id)
 
     async def add_subscription(self, values: Values) -> Subscription:
         return await self._write(administration_rows.add_subscription, **values)

@@ -5,7 +5,7 @@ The use cases that only look: tasks, their parts, their files, logs. Everybody s
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -69,29 +69,13 @@ def shown_row(row: Any, **more: Any) -> dict[str, Any]:
     return {_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
 
 
-def task(
-    view: TaskView, rendering: Iterable[float] = (), latest: dict[str, Any] | None = None, stuck: str = ""
-) -> dict[str, Any]:
-    """A task, of whose files `integrity` is not known here. `rendering`: of each chunk that runs now, how many frames'
-    worth (or which part) of it is done; `latest`: the file that landed last, where it was looked for; `stuck`: why
-    nothing of it can start."""
-    progress = round(_progress(view, sum(rendering)), 4)
-    missing = view.facts.get("missing_inputs", [])
-    more = {"latest": latest, "integrity": None, "missing_inputs": missing, "stuck": stuck or None}
-    return shown_row(view, frames=view.frames or None, progress=progress, **more)
-
-
 def _progress(view: TaskView, rendering: float) -> float:
+    """`rendering`: how many frames' worth (or which part) of its chunks that run now is done."""
     if view.status is TaskStatus.SUCCEEDED:
         return 1.0
     count = view.frames_total or sum(asdict(view.chunks).values())
     done = view.frames_done if view.frames_total else view.chunks.succeeded
     return min((done + rendering) / count, 1.0) if count else 0.0
-
-
-def attempt(view: AttemptView, fraction: float | None) -> dict[str, Any]:
-    """An attempt; `fraction` is how far it is, None when that is not known."""
-    return shown_row(view, progress=1.0 if view.outcome == Outcome.SUCCEEDED else fraction)
 
 
 def me(principal: Principal) -> dict[str, Any]:
@@ -357,10 +341,14 @@ class TaskViews:
         return await self.database.read(partial(listing_rows.scene_file, task_id=task_id, user_id=principal.tasks_of))
 
     def _task(self, view: TaskView, latest: dict[str, Any] | None = None, stuck: str = "") -> dict[str, Any]:
+        """A task, of whose files `integrity` is not known here. `latest`: the file that landed last, where it was
+        looked for; `stuck`: why nothing of it can start."""
         # Of each live attempt the frame that is being rendered: whole frames are counted when they have landed.
         live = [(one.progress, one.frames) for one in self.memory.attempts_of(view.task_id)]
-        rendering = [now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now]
-        return task(view, rendering, latest, stuck)
+        rendering = sum(now.fraction * len(frames) % 1.0 if frames else now.fraction for now, frames in live if now)
+        progress, missing = round(_progress(view, rendering), 4), view.facts.get("missing_inputs", [])
+        more = {"latest": latest, "integrity": None, "missing_inputs": missing, "stuck": stuck or None}
+        return shown_row(view, frames=view.frames or None, progress=progress, **more)
 
     async def _results(self, task: TaskView, found: Sequence[ResultView]) -> list[dict[str, Any]]:
         task_id = task.task_id
@@ -380,7 +368,8 @@ class TaskViews:
 
     def _attempt(self, view: AttemptView) -> dict[str, Any]:
         live = self.memory.attempts.get(view.attempt_id)
-        return attempt(view, live.progress.fraction if live is not None and live.progress else None)
+        known = live.progress.fraction if live is not None and live.progress else None
+        return shown_row(view, progress=1.0 if view.outcome == Outcome.SUCCEEDED else known)
 
 
 def _called(task_id: int, template: str | None, frames: Mapping[str, int | None]) -> dict[str, str]:
