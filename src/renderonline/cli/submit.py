@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from renderonline.cli import terminal
 from renderonline.cli.task_commands import fetch_results, follow, print_warnings
 from renderonline.cli.terminal import argument, command, flag, group, option, pairs
+from renderonline.engines.blender.launcher.inputs import FOLDER
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, parse_frames
 from renderonline.farm.needs import unbaked_warnings
-from renderonline.rnoclient.scenes import FOLDER, SceneInputs, needed_files, several
+from renderonline.rnoclient.scenes import SceneInputs, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from renderonline.engines.blender.launcher.inputs import OUTSIDE
 from renderonline.engines.definition import FACT_READERS
 from renderonline.rnoclient.sdk.uploading import FileCache, UploadOptions
 from renderonline.storage import manifests
@@ -21,10 +22,6 @@ from renderonline.storage.disk import cache_directory
 MEMORY_BYTES: Final = 1 << 30
 REPLY_BYTES: Final = 64 << 20
 """Enough for the names of as many files as a task may have."""
-FOLDER: Final = "_renderonline_folder.txt"
-"""Among a task's files: the whole path of the folder from which they were sent."""
-OUTSIDE: Final = "_outside"
-"""The folder of files from outside of that folder; below it stands where they were, in full."""
 _SYSTEM: Final = ("/dev", "/proc", "/sys", "/run", "/etc", "/boot")
 """System directories, from which nothing is sent."""
 

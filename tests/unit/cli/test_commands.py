@@ -9,7 +9,8 @@ import pytest
 
 from renderonline.cli.main import run
 from renderonline.cli.task_commands import follow
-from renderonline.rnoclient.scenes import FOLDER, SceneInputs
+from renderonline.engines.blender.launcher.inputs import FOLDER
+from renderonline.rnoclient.scenes import SceneInputs
 from renderonline.rnoclient.sdk.client import Client
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, free_port
 

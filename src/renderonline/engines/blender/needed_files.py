@@ -6,39 +6,35 @@ Unicode form alone (names from Windows and from Macs). Whole paths count when th
 submitted, on whatever computer that was.
 """
 
-import json
 import os
 import posixpath
 import re
-import unicodedata
-from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
 from renderonline.engines.blender.blend_file import MOST_COMPARED, BrokenScene, Left, opened, several, understood
+from renderonline.engines.blender.launcher.inputs import (
+    FOLDER,
+    MAPPING,
+    OUTSIDE,
+    fold,
+    mapping_in,
+    sent_from,
+    split_name,
+)
 from renderonline.engines.blender.scene_facts import CACHES, KINDS, MOST_TOLD, Named, facts_of, named_files
 
 MOST_INPUTS, MOST_LIBRARIES, MOST_OPTIONAL = 100_000, 2_000, 20_000
 """MOST_OPTIONAL: texts of a scene that may be names of files."""
-MAPPING: Final = "_renderonline_names.json"
-"""Among the files: names that were not fit for every system -> those that the files have."""
-LARGEST_MAPPING: Final = 32 << 20
-FOLDER: Final = "_renderonline_folder.txt"
-"""Among the files: the whole path of the folder from which a client sent them."""
-OUTSIDE: Final = "_outside"
-"""The folder of files from outside of that folder; below it stands where they were, in full."""
-LONGEST_PATH: Final = 4096
 _SHORTEST_TAIL: Final = 2
-"""Of a whole path from elsewhere, so many parts must be the end of a file's name for the file to be meant."""
+"""How many parts a whole path from elsewhere must have in common with the end of a file's name to mean that file."""
 _SHOWN: Final = 5
-
-
-def fold(name: str) -> str:
-    """A name without letter case and Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+_Entries = tuple[set[str], set[str]]
+"""The files and the folders of a folder."""
 
 
 def is_whole(path: str) -> bool:
@@ -59,11 +55,12 @@ class Needed:
         """The folder of the scene, which a ZIP may have put somewhere below the root."""
         self.whole_paths = False
         """Whether a file was found by a whole path."""
-        self._held = _mapping(files.get(MAPPING, "")) if isinstance(files, Mapping) else {}
-        self._tree: _Tree = _Listed([*files, *self._held]) if isinstance(files, Mapping) else _OnDisk(files)
-        self._root = (
-            os.path.abspath(files).replace(os.sep, "/") if isinstance(files, str) else _sent_from(files.get(FOLDER, ""))
-        )
+        self._held: Mapping[str, str] = {}
+        if isinstance(files, str):
+            self._tree, self._root = _Tree(files), os.path.abspath(files).replace(os.sep, "/")
+        else:
+            self._held, home = mapping_in(files.get(MAPPING, "")), sent_from(files.get(FOLDER, ""))
+            self._tree, self._root = _Tree([*files, *self._held]), posixpath.normpath(home) if is_whole(home) else ""
         self._left = left
         self._folder = lru_cache(maxsize=None)(lambda folder: _Folder(self._tree.names(folder), left))
         self._asked: dict[tuple[str, str], Sequence[str] | None] = {}
@@ -263,28 +260,6 @@ def _followed(scene: str, files: str | Mapping[str, str], needed: Needed, left: 
     return facts
 
 
-def _sent_from(path: str) -> str:
-    """The folder from which files were sent; "" when nobody says so."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            said = file.read(LONGEST_PATH).strip().replace("\\", "/")
-    except OSError:
-        return ""
-    return posixpath.normpath(said) if is_whole(said) else ""
-
-
-def _mapping(path: str) -> Mapping[str, str]:
-    """What the farm calls files whose names were not fit; nothing where all were."""
-    try:
-        if os.path.getsize(path) > LARGEST_MAPPING:
-            return {}
-        with open(path, encoding="utf-8") as file:
-            said = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {name: held for name, held in said.items() if isinstance(held, str)} if isinstance(said, dict) else {}
-
-
 def _part_below(path: str, root: str) -> str | None:
     """The part of a path that lies below `root`; on Windows letter case says nothing."""
     begin = root.rstrip("/") + "/"
@@ -292,99 +267,69 @@ def _part_below(path: str, root: str) -> str | None:
     return path[len(begin) :] if same and len(path) > len(begin) else None
 
 
-class _Tree(ABC):
-    """The files among which those of a scene are; names are seen from the root, "" is the root."""
+class _Tree:
+    """The files among which those of a scene are: in the directory `files`, or named as the keys of a mapping. Names
+    are seen from the root, "" is the root."""
 
-    @abstractmethod
+    def __init__(self, files: str | Iterable[str]) -> None:
+        self._root = files if isinstance(files, str) else None
+        self._entries = lru_cache(maxsize=None)(self._scanned if isinstance(files, str) else _listed(files))
+
+    def _scanned(self, folder: str) -> _Entries:
+        names, folders = set[str](), set[str]()
+        with suppress(OSError), os.scandir(self._path(folder)) as entries:
+            for entry in entries:
+                found = names if entry.is_file() else folders if entry.is_dir() else set()
+                found.add(posixpath.join(folder, entry.name))
+        return names, folders
+
+    def _path(self, folder: str) -> str:
+        return posixpath.join(self._root or "", folder)
+
     def names(self, folder: str) -> Collection[str]:
         """The files of one folder."""
+        return self._entries(folder)[0]
 
-    @abstractmethod
-    def folders(self, folder: str) -> Collection[str]:
-        """The folders of one folder."""
-
-    @abstractmethod
     def is_folder(self, name: str) -> bool:
-        """Whether a folder has this name."""
+        """Whether a folder has exactly this name."""
+        return name in ("", ".") or name in self._entries(posixpath.dirname(name))[1]
 
-    def place(self, folder: str) -> object:
-        """What tells a folder from all others, by whatever links it is reached."""
-        return folder
-
-    def below(self, folder: str, above: tuple[object, ...] = ()) -> Iterator[str]:
+    def below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         """All files of a folder and of those in it, without those that are hidden; links may lead in a circle."""
         folder = "" if folder == "." else folder
-        place = self.place(folder)
+        place = folder if self._root is None else os.path.realpath(self._path(folder))
         if place in above:
             return
-        yield from sorted(one for one in self.names(folder) if not posixpath.basename(one).startswith("."))
-        for inner in sorted(self.folders(folder)):
+        names, folders = self._entries(folder)
+        yield from sorted(one for one in names if not posixpath.basename(one).startswith("."))
+        for inner in sorted(folders):
             if not posixpath.basename(inner).startswith("."):
                 yield from self.below(inner, (*above, place))
 
     def alike(self, folder: str) -> list[str]:
-        """The folders that are called so but for letter case and Unicode form."""
+        """The folders whose names differ from this one in letter case and Unicode form alone."""
         if folder in ("", "."):
             return [""]
         parent, base = posixpath.split(folder)
         if not base:  # of a root, which is none of our folders
             return []
-        found = {one for at in self.alike(parent) for one in self.folders(at)}
+        found = {one for at in self.alike(parent) for one in self._entries(at)[1]}
         return sorted([folder] if folder in found else [o for o in found if fold(posixpath.basename(o)) == fold(base)])
 
 
-class _OnDisk(_Tree):
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._entries = lru_cache(maxsize=None)(self._scanned)
-
-    def _scanned(self, folder: str) -> tuple[set[str], set[str]]:
-        names, folders = set[str](), set[str]()
-        try:
-            with os.scandir(posixpath.join(self._root, folder)) as entries:
-                for entry in entries:
-                    found = names if entry.is_file() else folders if entry.is_dir() else set()
-                    found.add(posixpath.join(folder, entry.name))
-        except OSError:
-            pass
-        return names, folders
-
-    def names(self, folder: str) -> Collection[str]:
-        return self._entries(folder)[0]
-
-    def folders(self, folder: str) -> Collection[str]:
-        return self._entries(folder)[1]
-
-    def is_folder(self, name: str) -> bool:
-        return os.path.isdir(posixpath.join(self._root, name))
-
-    def place(self, folder: str) -> object:
-        return os.path.realpath(posixpath.join(self._root, folder))
-
-
-class _Listed(_Tree):
-    def __init__(self, files: Collection[str]) -> None:
-        self._names: dict[str, set[str]] = {"": set()}
-        self._folders: dict[str, set[str]] = {}
-        for name in files:
-            folder = posixpath.dirname(name)
-            new = folder not in self._names
-            self._names.setdefault(folder, set()).add(name)
-            while new and folder:
-                above = posixpath.dirname(folder)
-                new = above not in self._folders
-                self._folders.setdefault(above, set()).add(folder)
-                self._names.setdefault(above, set())
-                folder = above
-
-    def names(self, folder: str) -> Collection[str]:
-        return self._names.get(folder, ())
-
-    def folders(self, folder: str) -> Collection[str]:
-        return self._folders.get(folder, ())
-
-    def is_folder(self, name: str) -> bool:
-        return name in self._names or name == "."
+def _listed(files: Iterable[str]) -> Callable[[str], _Entries]:
+    """The entries of each folder that these names are in."""
+    entries: dict[str, _Entries] = {}
+    for name in files:
+        kind, folder = 0, name
+        while folder:
+            name, folder = folder, posixpath.dirname(folder)
+            there = entries.setdefault(folder, (set(), set()))[kind]
+            if name in there:
+                break
+            there.add(name)
+            kind = 1
+    return lambda folder: entries.get(folder, (set(), set()))
 
 
 class _Folder:
@@ -392,9 +337,9 @@ class _Folder:
 
     def __init__(self, names: Collection[str], left: Left) -> None:
         self._names, self._left = names, left
-        self._sequences: dict[tuple[str, str, str], list[str]] | None = None
+        self._sequences: dict[tuple[str, str], list[str]] | None = None
         self._sorted: list[str] | None = None
-        self._told: set[tuple[str, str, str]] = set()
+        self._told: set[tuple[str, str]] = set()
         self._alike: dict[str, list[str]] | None = None
         self._folded: _Folder
 
@@ -444,8 +389,7 @@ class _Folder:
         return [one for one in self._sorted[first:last] if fits(one)]
 
 
-def _shape(name: str) -> tuple[str, str, str] | None:
+def _shape(name: str) -> tuple[str, str] | None:
     """What the pictures of one sequence have in common: what stands before and after the last number of the stem."""
-    stem, extension = posixpath.splitext(name)
-    numbers = list(re.finditer(r"\d+", stem))
-    return (stem[: numbers[-1].start()], stem[numbers[-1].end() :], extension) if numbers else None
+    begin, mark, end = split_name(name)
+    return (begin, end) if mark == "#" else None

@@ -26,9 +26,9 @@ class Inputs:
         self.root = os.path.abspath(root)
         self._scene = os.path.relpath(scene or root, root).replace(os.sep, "/")
         self._names = {name: name for name in _below(self.root, MOST_FILES)}
-        sent = _mapping(os.path.join(self.root, MAPPING))
+        sent = mapping_in(os.path.join(self.root, MAPPING))
         self._names |= {name: held for name, held in sent.items() if held in self._names and name not in self._names}
-        self._sent_from = _sent_from(os.path.join(self.root, FOLDER))
+        self._sent_from = sent_from(os.path.join(self.root, FOLDER)).rstrip("/")
         self._alike: dict[str, list[str]] = {}
         self._beside: dict[str, list[str]] = {}
         self._folders: dict[str, dict[str, str]] = {}
@@ -132,22 +132,23 @@ def _below(root: str, most: int) -> Iterator[str]:
             yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
 
 
-def _sent_from(path: str) -> str:
+def sent_from(path: str) -> str:
+    """The folder from which a client sent the files, as the file at `path` says; "" where nothing says so."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(4096).strip().replace("\\", "/").rstrip("/")
+            return file.read(4096).strip().replace("\\", "/")
     except OSError:
         return ""
 
 
-def _mapping(path: str) -> Mapping[str, str]:
-    """What the mapping says; nothing when it is not there, or no mapping."""
+def mapping_in(path: str) -> Mapping[str, str]:
+    """The mapping in the file at `path`; empty when it is not there, or no mapping."""
     try:
         if os.path.getsize(path) > LARGEST_MAPPING:
             return {}
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            said = json.load(file)
+            found = json.load(file)
     except (OSError, ValueError, RecursionError):
         return {}
-    texts = said.items() if isinstance(said, dict) else ()
+    texts = found.items() if isinstance(found, dict) else ()
     return {name: held for name, held in texts if isinstance(held, str)}
