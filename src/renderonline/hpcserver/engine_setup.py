@@ -20,7 +20,8 @@ from typing import Final
 
 import structlog
 
-from renderonline.engines.blender.install import LAUNCHER
+from renderonline.engines.blender.install import LAUNCHER, with_launcher
+from renderonline.engines.blender.launcher.task_options import FOUND_NONE, TRY_CARDS
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import NO_DEVICE
 from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environment, in_ascii, link, unlink
@@ -34,12 +35,9 @@ log = structlog.get_logger(__name__)
 
 INPUTS: Final = "RENDERONLINE_INPUTS"
 """The variable that tells an engine where its task's files lie."""
-SCRIPT: Final = LAUNCHER / "card_trial.py"
-_LAUNCHERS: Final = (str(LAUNCHER), str(LAUNCHER / "__main__.py"))
 ENGINE: Final = "blender"
 COMPILE_S: Final = 1800.0
 TRY_S: Final = 300.0
-FOUND_NONE: Final = 3
 LARGEST: Final = 2 << 30
 """Bytes of compiled kernels; larger caches are not copied for attempts."""
 NICE: Final = 19
@@ -195,12 +193,9 @@ class Kernels:
 
 
 def command(prefix: Sequence[str]) -> list[str]:
-    """The command line that runs our script with the Blender of this `prefix`: the script in place of the launcher; a
-    Blender that is too old for the launcher gets the options that it needs for a script."""
-    instead = [str(SCRIPT) if word in _LAUNCHERS else word for word in prefix]
-    if instead != list(prefix):
-        return instead
-    return [*prefix, "-b", "--factory-startup", "--python-exit-code", "1", "--python", str(SCRIPT)]
+    """The command line that tries the cards with the Blender of this `prefix`: our launcher does it, even in a Blender
+    that is too old to render with it."""
+    return [*with_launcher(prefix), TRY_CARDS]
 
 
 def _made(caches: Path) -> Path:

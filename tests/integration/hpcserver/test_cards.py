@@ -81,7 +81,7 @@ async def test_two_attempts_at_once_never_see_the_same_card(api: FakeRenderAPI, 
 
 BLENDER = """#!/bin/sh
 case "$*" in
-  *card_trial.py*) echo compiled >> "$OPTIX_CACHE_PATH/kernels"; [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
+  *--try-cards*) echo compiled >> "$OPTIX_CACHE_PATH/kernels"; [ -e "$(dirname "$0")/works" ] || exit 3; exit 0;;
   *--version*) echo "Blender 4.2.0"; exit 0;;
 esac
 echo "It has: $(cat "$OPTIX_CACHE_PATH/kernels")."

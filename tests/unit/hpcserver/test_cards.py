@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.blender.install import launched, prefix_of
+from renderonline.engines.blender.install import LAUNCHER, launched, prefix_of
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import card_rack as tools
 from renderonline.hpcserver.card_rack import CARDS, FoundCard, Rack, device_files, find_cards, variables
-from renderonline.hpcserver.engine_setup import SCRIPT, command
+from renderonline.hpcserver.engine_setup import command
 
 RTX, OLD = "GPU-1a2b3c4d-0000-1111-2222-333344445555", "GPU-99999999-0000-1111-2222-333344445555"
 NVIDIA = f"""\
@@ -174,8 +174,8 @@ def test_box_opens_the_device_files_of_the_given_cards_only(tmp_path: Path) -> N
 
 
 def test_kernels_are_compiled_by_the_blender_that_renders() -> None:
-    assert command(prefix_of(Path("/env/python"))) == ["/env/python", "-I", "-X", "utf8", str(SCRIPT)]
+    assert command(prefix_of(Path("/env/python"))) == ["/env/python", "-I", "-X", "utf8", str(LAUNCHER), "--try-cards"]
     system = command(launched(("/usr/bin/blender",), "4.2"))
     assert system[0] == "/usr/bin/blender"
-    assert system[-3:] == ["--python", str(SCRIPT), "--"]
-    assert command(("/usr/bin/blender",))[-2:] == ["--python", str(SCRIPT)]
+    assert system[-4:] == ["--python", str(LAUNCHER / "__main__.py"), "--", "--try-cards"]
+    assert command(("/usr/bin/blender",)) == system

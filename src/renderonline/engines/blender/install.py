@@ -56,6 +56,7 @@ BUILDS: Final = (Build("3.13", "5.2.*"), Build("3.11", "5.0.1"))
 
 LAUNCHER: Final = Path(__file__).with_name("launcher")
 """A package, run as a directory."""
+_SCRIPT: Final = str(LAUNCHER / "__main__.py")
 OLDEST_WITH_LAUNCHER: Final = [3, 4]
 _ALONE: Final = ("-b", "--factory-startup", "--disable-autoexec", "--python-exit-code", "1")
 """Blender without a window, a person's settings and a scene's scripts; when the launcher breaks, that is a failure."""
@@ -132,9 +133,14 @@ def launched(program: Sequence[str], version: str) -> tuple[str, ...]:
     """What a command line begins with for Blender the program of this version: our launcher runs in it, so that it
     renders and says the same as the module. A Blender that is too old for the launcher runs by itself."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
-    if numbers < OLDEST_WITH_LAUNCHER or str(LAUNCHER) in program:
+    return tuple(program) if numbers < OLDEST_WITH_LAUNCHER else with_launcher(program)
+
+
+def with_launcher(program: Sequence[str]) -> tuple[str, ...]:
+    """What a command line begins with for Blender the program, of whatever version, so that our launcher runs in it."""
+    if {str(LAUNCHER), _SCRIPT} & {*program}:
         return tuple(program)
-    return (*program, *_ALONE, "--python", str(LAUNCHER / "__main__.py"), "--")
+    return (*program, *_ALONE, "--python", _SCRIPT, "--")
 
 
 def install(directory: Path, progress: Progress, *, builds: Sequence[Build] = BUILDS) -> tuple[str, ...]:

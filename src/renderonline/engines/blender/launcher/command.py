@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 from . import Failed, NoEngine, WrongOption, held_back, say, several, speak_utf8, warn
 from .companions import Companions, escaped, export_svg, has_camera, settle_svg, takes_variables, write_sound
 from .files import find_files, missing_at_first, unbaked
-from .task_options import Devices, EngineNames, SceneOptions, list_engines
+from .task_options import TRY_CARDS, Devices, EngineNames, SceneOptions, list_engines, try_cards
 
 LARGEST_FRAME: Final = 1_048_574
 MOST_FRAMES: Final = 100_000
@@ -38,6 +38,7 @@ ODD_FORMATS: Final = frozenset({"AVIF", "DDS", "PSD", "FITS"})
 FILMS: Final = frozenset({"FFMPEG", "MPEG", "AVIJPEG", "AVIRAW", "AVI_JPEG", "AVI_RAW"})
 NO_CAMERA: Final = "The scene has no camera: choose one in Blender, or name one with --arg camera=NAME"
 
+ADVICE: Final = "Bake what they do into keyframes before you submit."
 IN_ONE_PART: Final = "--chunk 100000 for one part"
 
 
@@ -179,12 +180,11 @@ class Session:
         if not render.use_stamp:  # else the time would be painted into the picture
             render.use_stamp_render_time = render.use_stamp_memory = True
         write_sound(self.bpy, self.scene, self.directory, frames[0])
-        blocked = Blocked(self.bpy)
         self.devices.choose(self.scene)
         for frame in frames:
             self._render_frame(frame, companions)
-            for sentence in blocked.found():
-                warn(sentence)
+            if frame == frames[0]:  # drivers show it only after a frame
+                self._warn_of_blocked_python()
 
     def _check(self) -> None:
         """Say what would end a render, or be wrong in its pictures, as far as it shows without one; which files are
@@ -229,6 +229,14 @@ class Session:
             render.filepath = pattern
             settle_svg(path, frame)
 
+    def _warn_of_blocked_python(self) -> None:
+        texts = [text.name for text in self.bpy.data.texts if text.use_module]
+        if texts:
+            warn(f"Python is switched off on this farm; these scripts did not run: {several(texts)}. {ADVICE}")
+        drivers = sorted({driver.expression for driver in _drivers(self.bpy.data) if _is_blocked(driver)})
+        if drivers:
+            warn(f"Python is switched off on this farm; these drivers stand still: {several(drivers)}. {ADVICE}")
+
     def path_of(self, frame: int, view: str = "") -> str:
         return str(self.bpy.path.abspath(self.scene.render.frame_path(frame=frame, view=view)))
 
@@ -249,36 +257,13 @@ def whole_number(option: str, text: str, smallest: int, largest: int) -> int:
     return number
 
 
-ADVICE: Final = "Bake what they do into keyframes before you submit."
-
-
-class Blocked:
-    """Finds each thing once; drivers only show it after a frame."""
-
-    def __init__(self, bpy: Any) -> None:
-        self._bpy = bpy
-        self._looked = False
-
-    def found(self) -> Iterator[str]:
-        """Sentences about what is off, after the first frame; nothing later."""
-        if self._looked:
-            return
-        self._looked = True
-        texts = [text.name for text in self._bpy.data.texts if text.use_module]
-        if texts:
-            yield f"Python is switched off on this farm; these scripts did not run: {several(texts)}. {ADVICE}"
-        drivers = sorted({driver.expression for driver in self._drivers() if _is_blocked(driver)})
-        if drivers:
-            yield f"Python is switched off on this farm; these drivers stand still: {several(drivers)}. {ADVICE}"
-
-    def _drivers(self) -> Iterator[Any]:
-        data = self._bpy.data
-        for collection in data.bl_rna.properties:
-            if collection.type == "COLLECTION":
-                for block in getattr(data, collection.identifier):
-                    for owner in (block, getattr(block, "node_tree", None)):
-                        animation = getattr(owner, "animation_data", None)
-                        yield from (curve.driver for curve in (animation.drivers if animation else ()))
+def _drivers(data: Any) -> Iterator[Any]:
+    for collection in data.bl_rna.properties:
+        if collection.type == "COLLECTION":
+            for block in getattr(data, collection.identifier):
+                for owner in (block, getattr(block, "node_tree", None)):
+                    animation = getattr(owner, "animation_data", None)
+                    yield from (curve.driver for curve in (animation.drivers if animation else ()))
 
 
 def _is_blocked(driver: Any) -> bool:
@@ -303,8 +288,9 @@ def run(words: Sequence[str]) -> NoReturn:
 
 def main(words: Sequence[str]) -> None:
     """Run the words; raises `Failed` when something ends it early."""
+    words = list(words)
     if words and os.path.basename(words[0]) == "blender":  # v1's templates begin with the program's name
-        words = words[1:]
+        del words[0]
     if not words or words[0] in ("-h", "--help"):
         say(USAGE)
         return
@@ -313,6 +299,9 @@ def main(words: Sequence[str]) -> None:
         return
     if words[-2:] == ["-E", "help"]:
         list_engines(import_bpy())
+        return
+    if words == [TRY_CARDS]:
+        try_cards(import_bpy())
         return
     steps, options = parse(words), SceneOptions(os.environ)
     bpy = import_bpy(threads_of(steps))

@@ -298,3 +298,35 @@ def _renderer(bpy: Any) -> str:
         data.scenes.remove(scene)
         data.objects.remove(camera)
         data.cameras.remove(lens)
+
+
+TRY_CARDS: Final = "--try-cards"
+"""The launcher's only word when it shall call `try_cards`."""
+FOUND_NONE: Final = 3
+"""The exit code when Cycles found no card that it can use."""
+
+
+def try_cards(bpy: Any) -> None:
+    """Render what Blender starts with on the graphics cards that this process was given: once as it is and once with a
+    bevelled material, which has kernels of its own.
+
+    What a driver compiles for Cycles stays in its cache, where the next renders find it. Raises `NoDevice`."""
+    scene = bpy.context.scene
+    scene.render.engine = "CYCLES"
+    scene.render.resolution_x = scene.render.resolution_y = 16
+    scene.render.resolution_percentage = 100
+    scene.cycles.samples, scene.cycles.use_denoising = 1, False
+    try:
+        Devices(bpy, {**os.environ, DEVICE: "gpu"}).choose(scene)
+    except NoDevice as none:
+        none.code = FOUND_NONE
+        raise
+    for name in ("plain", "bevelled"):
+        scene.render.filepath = os.path.join(bpy.app.tempdir, f"{name}.png")
+        bpy.ops.render.render(write_still=True)
+        for material in bpy.data.materials:
+            material.use_nodes = True
+            tree = material.node_tree
+            bevel = tree.nodes.new("ShaderNodeBevel")
+            for node in (node for node in tree.nodes if "Normal" in node.inputs and node is not bevel):
+                tree.links.new(bevel.outputs[0], node.inputs["Normal"])
