@@ -4,9 +4,12 @@ import gzip
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import zstandard
+
+from renderonline.engines.blender.needed_files import survey
 
 _NUMBERS = {"int": ("i", 4), "short": ("h", 2), "float": ("f", 4), "char": ("b", 1)}
 _ID = [("char", "name[66]"), ("IDProperty", "*properties")]
@@ -29,6 +32,12 @@ STRUCTS: Mapping[str, Sequence[tuple[str, str]]] = {
     "Library": _FILE,
     "bSound": _FILE,
 }
+
+
+def facts_in(scene: Path) -> dict[str, Any]:
+    """What a whole scene says of itself."""
+    facts: dict[str, Any] = survey(scene.name, str(scene.parent))["facts"]
+    return facts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import pytest
 from OpenImageIO import ImageBuf
 
 from renderonline.engines.blender.install import launched
-from renderonline.engines.blender.scene_facts import read
 from renderonline.engines.command_lines import build, complete
 from renderonline.engines.definition import parse_definition, shipped, template_words
 from renderonline.engines.discovery import renderers_of
@@ -19,6 +18,7 @@ from renderonline.engines.output_reading import OutputReader
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import unbaked_warnings
 from renderonline.storage.images import ImageChecker
+from tests.support.blend_files import facts_in
 from tests.support.blender import (
     BAKED_NODES,
     DEMO_SCENE,
@@ -252,7 +252,7 @@ driver.expression = "bpy.context.scene.frame_current"
 scene.render.use_freestyle = True
 """
     scene = write_small_scene(tmp_path / "stereo.blend", changes)
-    assert [one["view"] for one in read(str(scene))["scenes"]] == [".left eye"]
+    assert [one["view"] for one in facts_in(scene)["scenes"]] == [".left eye"]
     done = run_blender("-b", str(scene), "-o", str(tmp_path / "f_#"), "-F", "PNG", "-f", "1..2")
     assert done.returncode == 0, done.stderr
     eyes = (".left eye", "_R")
@@ -369,7 +369,7 @@ def test_a_check_says_what_is_missing_and_renders_nothing(
     file, camera, unbaked = warnings(write_small_scene(tmp_path / "lacking.blend", LACKING))
     assert file == "//wood.png is not there: it was not sent with the scene"
     assert camera.startswith("The scene has no camera: choose one")
-    names = read(str(tmp_path / "lacking.blend"))["unbaked"]
+    names = facts_in(tmp_path / "lacking.blend")["unbaked"]
     assert unbaked_warnings(names) == [unbaked]
     monkeypatch.setenv("RENDERONLINE_BLENDER_ENGINE", "OCTANE")
     assert warnings(scenes / "small.blend") == ["this Blender has no render engine OCTANE"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from renderonline.engines.blender.needed_files import survey
-from renderonline.engines.blender.scene_facts import read
 from renderonline.rnoclient.scenes import needed_files
+from tests.support.blend_files import facts_in
 from tests.support.blender import write_small_scene
 
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(300)]
@@ -63,7 +63,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_blenders_own_files_are_read(folder: Path) -> None:
-    facts = read(str(folder / "shot.blend"))
+    facts = facts_in(folder / "shot.blend")
     assert facts["version"] >= "4"
     assert facts["scenes"][0] == {
         "name": "Scene",
@@ -144,7 +144,7 @@ bpy.context.scene.collection.objects.link(bpy.data.objects.new("x", None))
 
 
 def test_cameras_layers_exact_speed_and_simulations_that_are_not_baked_are_told(tmp_path: Path) -> None:
-    facts = read(str(write_small_scene(tmp_path / "a.blend", SIMULATED)))
+    facts = facts_in(write_small_scene(tmp_path / "a.blend", SIMULATED))
     first, second = facts["scenes"]
     assert (first["fps_num"], first["fps_den"], first["view_layers"]) == (30000, 1001, ["ViewLayer", "matte"])
     assert first["cameras"] == ["Camera", "close"]

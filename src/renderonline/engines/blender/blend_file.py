@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any, Final, NamedTuple
@@ -39,6 +39,7 @@ _OF_SCENES: Final = frozenset({"IDProperty"})
 """Kinds that are kept of scenes only: there may be many of all others."""
 _PADDING: Final = 16
 """Bytes after the end of a text in which anything may stand."""
+_MOST_LINKED: Final = 10_000
 _PATH: Final = re.compile(rb"[^\x00-\x1f]*[/\\\\.][^\x00-\x1f]*")
 _SHOWN: Final = 5
 """Names that a warning gives."""
@@ -127,16 +128,6 @@ class _Layout(NamedTuple):
     format: int
 
 
-class Block(NamedTuple):
-    """One or several structs of a kind, at the address that pointers name; `owner`: code and name of the datablock."""
-
-    code: str
-    kind: int
-    address: int
-    data: bytes
-    owner: str
-
-
 def _layout(stream: _Stream) -> _Layout:
     head = stream.take(12)
     if old := re.fullmatch(rb"BLENDER([_-])([vV])(\d{3})", head):
@@ -184,11 +175,16 @@ class Dna:
             self._places[self._types[kind]] = at
             at += 4 + 4 * fields
         self.fields = lru_cache(maxsize=None)(self._fields)
+        self.place = lru_cache(maxsize=None)(self._place)
         self.sizes = dict(zip(self._types, self._sizes, strict=True))
         """Bytes of each type."""
 
     def unpack(self, form: str, data: bytes, offset: int) -> tuple[Any, ...]:
         return struct.unpack_from(self._layout.order + form, data, offset)
+
+    def address(self, raw: bytes) -> int:
+        """Where a pointer leads."""
+        return int(self.unpack("Q" if self._layout.pointer == 8 else "I", raw, 0)[0])
 
     def _strings(self, at: int) -> tuple[list[str], int]:
         """The strings of a section, and where the next one begins."""
@@ -211,41 +207,47 @@ class Dna:
             offset += size
         return found
 
-    def name_at(self) -> tuple[int, int]:
-        """Where the name of a datablock stands in it, and how long it may be; nowhere where nothing has a name."""
-        if "ID" not in self._places or "name" not in self.fields("ID"):
-            return 0, 0
-        offset, _, size = self.fields("ID")["name"]
-        return offset, size
-
-    def kind_of(self, block: Block) -> str:
-        return self.structs[block.kind] if 0 <= block.kind < len(self.structs) else ""
-
-    def get(self, block: Block, *path: str) -> Any:
-        """A number, a text, or a pointer's address."""
-        at, kind, size = 0, self.structs[block.kind], 0
-        for name in path:
-            offset, kind, size = self.fields(kind)[name]
+    def _place(self, kind: str, path: str) -> tuple[int, str, int] | None:
+        """The offset, type and size of a field of a struct, or of one in it (`r.im_format.imtype`); None when this
+        file's Blender did not have it."""
+        at, size = 0, 0
+        for name in path.split("."):
+            if kind not in self._places or name not in (fields := self.fields(kind)):
+                return None
+            offset, kind, size = fields[name]
             at += offset
-        raw = block.data[at : at + size]
-        if path[-1].startswith("*"):
-            return self.unpack("Q" if self._layout.pointer == 8 else "I", raw, 0)[0]
+        return at, kind, size
+
+
+class Block(NamedTuple):
+    """One or several structs of a kind, at the address that pointers name; `owner`: code and name of the datablock."""
+
+    dna: Dna
+    code: str
+    kind: str
+    address: int
+    data: bytes
+    owner: str
+
+    def get(self, path: str) -> Any:
+        """A number, a text, or a pointer's address. `LookupError` for a field that this file's Blender did not have."""
+        if (place := self.dna.place(self.kind, path)) is None:
+            raise LookupError(path)
+        at, kind, size = place
+        raw = self.data[at : at + size]
+        if path.rpartition(".")[2].startswith("*"):
+            return self.dna.address(raw)
         if kind == "char" and size > 1:
             return text_of(raw)
-        return self.unpack(_READS[kind], raw, 0)[0]
+        return self.dna.unpack(_READS[kind], raw, 0)[0]
 
-    def has(self, block: Block, *path: str) -> bool:
+    def has(self, path: str) -> bool:
         """Whether this file's Blender had such a field."""
-        kind = self.structs[block.kind]
-        for name in path:
-            if name not in self.fields(kind):
-                return False
-            kind = self.fields(kind)[name][1]
-        return True
+        return self.dna.place(self.kind, path) is not None
 
-    def first(self, block: Block, *paths: tuple[str, ...]) -> Any:
+    def first(self, *paths: str) -> Any:
         """The first of these that this file's Blender had, or else 0."""
-        return next((self.get(block, *path) for path in paths if self.has(block, *path)), 0)
+        return next((self.get(path) for path in paths if self.has(path)), 0)
 
 
 def text_of(raw: bytes) -> str:
@@ -258,24 +260,16 @@ _dna = lru_cache(8)(Dna)  # scenes of one version of Blender have the same
 
 @dataclass(slots=True)
 class Blend:
-    """What was read of a file. `layout` None: it is newer than what is known here, or the file has too many blocks."""
+    """What was read of a file. `too_new`: its layout is newer than what is known here, so it has no blocks."""
 
     size: int
     version: str
-    layout: Dna | None = None
+    too_new: bool = False
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     """Of each kind of struct that was asked for, in the order of the file."""
     texts: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Address -> a text that stands outside of any struct, and the datablock that it belongs to."""
     places: dict[int, Block] = field(default_factory=dict)
-    too_new: bool = False
-
-    @property
-    def dna(self) -> Dna:
-        """How the structs of its blocks are laid out."""
-        if self.layout is None:
-            raise BrokenScene(_DAMAGED)
-        return self.layout
 
     def all(self, kind: str) -> list[Block]:
         """The blocks of one kind."""
@@ -284,13 +278,22 @@ class Blend:
     def at(self, address: int, kind: str) -> Block | None:
         """What a pointer names, when it is of this kind."""
         found = self.places.get(address)
-        return found if found is not None and self.dna.kind_of(found) == kind else None
+        return found if found is not None and found.kind == kind else None
 
-    def each(self, block: Block) -> Iterator[Block]:
-        """The structs of a block that holds several."""
-        size = self.dna.sizes.get(self.dna.kind_of(block), 0) or len(block.data)
-        for at in range(0, len(block.data) - size + 1, size):
-            yield block._replace(data=block.data[at : at + size])
+    def each(self, address: int, kind: str) -> Iterator[Block]:
+        """The structs that a pointer to several names."""
+        if (block := self.at(address, kind)) is not None:
+            size = block.dna.sizes[kind] or len(block.data)
+            for at in range(0, len(block.data) - size + 1, size):
+                yield block._replace(data=block.data[at : at + size])
+
+    def linked(self, address: int, kind: str) -> Iterator[Block]:
+        """A list of structs, each of which names the next one; it may lead in a circle."""
+        for _ in range(_MOST_LINKED):
+            if (block := self.at(address, kind)) is None:
+                return
+            yield block
+            address = block.get("*next")
 
 
 def opened(path: str, kinds: Mapping[str, str], name: str, left: Left) -> Blend:
@@ -316,9 +319,8 @@ def understood() -> Iterator[None]:
 def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) -> Blend:
     stream = _Stream(file)
     layout = _layout(stream)
-    blend = Blend(stream.size, "{}.{}".format(*divmod(layout.version, 100)))
-    if layout.format > NEWEST_LAYOUT:
-        blend.too_new = True
+    blend = Blend(stream.size, "{}.{}".format(*divmod(layout.version, 100)), layout.format > NEWEST_LAYOUT)
+    if blend.too_new:
         return blend
     description = b""
     for head in _heads(stream, layout):
@@ -331,20 +333,21 @@ def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) ->
         stream.skip(head.length - (len(description) if head.code == "DNA1" else 0))
     if not description:
         raise EOFError
-    blend.layout = _dna(description, layout)
     stream = _Stream(file)
-    _layout(stream)
-    _keep(blend, stream, layout, kinds, name, left)
+    heads = _heads(stream, _layout(stream))
+    if not _keep(blend, stream, heads, _dna(description, layout), kinds):
+        why = f"more than {MOST_KEPT:,} blocks or {MOST_KEPT_BYTES >> 20} MiB that name files"
+        left.skip(why, f"a part of {name}")
     return blend
 
 
-def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Mapping[str, str], name: str, left: Left) -> None:
-    """Go through the file again for what is asked for."""
-    structs, (name_at, name_size), owner, room = blend.dna.structs, blend.dna.name_at(), "", MOST_KEPT_BYTES
+def _keep(blend: Blend, stream: _Stream, heads: Iterable[_Head], dna: Dna, kinds: Mapping[str, str]) -> bool:
+    """Go through the file again for what is asked for; False when there is more of it than is kept."""
+    structs, (name_at, _, name_size) = dna.structs, dna.place("ID", "name") or (0, "", 0)
     of_scenes = {index for index, kind in enumerate(structs) if kind in _OF_SCENES}
-    wanted = {index: _length(blend.dna, kind, kinds[kind]) for index, kind in enumerate(structs) if kind in kinds}
-    kept = 0
-    for head in _heads(stream, layout):
+    wanted = {index: _length(dna, kind, kinds[kind]) for index, kind in enumerate(structs) if kind in kinds}
+    owner, room, kept = "", MOST_KEPT_BYTES, 0
+    for head in heads:
         is_datablock, is_text = len(head.code) == 2, head.kind <= _RAW and 2 < head.length <= LONGEST_TEXT
         is_wanted = head.kind in wanted and (head.kind not in of_scenes or owner.startswith("SC"))
         most = wanted[head.kind] if is_wanted else LONGEST_TEXT if is_datablock or is_text else 0
@@ -353,8 +356,8 @@ def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Mapping[str, st
         if is_datablock:
             owner = text_of(data[name_at : name_at + name_size])
         if is_wanted and data:
-            block = Block(head.code, head.kind, head.address, data, owner)
-            blend.blocks.setdefault(structs[head.kind], []).append(block)
+            block = Block(dna, head.code, structs[head.kind], head.address, data, owner)
+            blend.blocks.setdefault(block.kind, []).append(block)
             blend.places[head.address] = block
         elif is_text and (text := _path_in(data)):
             blend.texts[head.address] = (text, owner)
@@ -362,9 +365,8 @@ def _keep(blend: Blend, stream: _Stream, layout: _Layout, kinds: Mapping[str, st
             continue
         room, kept = room - len(data), kept + 1
         if room < 0 or kept > MOST_KEPT:
-            why = f"more than {MOST_KEPT:,} blocks or {MOST_KEPT_BYTES >> 20} MiB that name files"
-            left.skip(why, f"a part of {name}")
-            return
+            return False
+    return True
 
 
 def _length(dna: Dna, kind: str, last: str) -> int:

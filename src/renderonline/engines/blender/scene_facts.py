@@ -9,9 +9,10 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from renderonline.engines.blender.blend_file import Blend, Block, Left, opened, understood
+from renderonline.engines.blender.blend_file import Blend, Block
 
 _GENERATED, _VIEWER = 4, 5
 _MANY: Final = {2: "sequence", 6: "tiles"}
@@ -53,16 +54,6 @@ _FIELDS: Final = {
     "ImageView": ("image", "filepath"),
 }
 """Structs that name one file in one field."""
-_NAMING_KINDS: Final = dict.fromkeys(
-    (
-        *(*_DATABLOCKS, *_FIELDS, "Scene", "FileGlobal", "Sequence", "Strip", "StripElem", "SceneRenderView"),
-        *("PointCache", "OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake", "bNode"),
-        "bNodeSocketValueString",
-        "IDProperty",
-    ),
-    "",
-)
-"""The structs that name files."""
 MOST_SCENES, MOST_TOLD = 64, 500
 """MOST_TOLD: names of files that an answer lists; a warning has the number of the others."""
 
@@ -73,7 +64,6 @@ _FORMATS: Final[Mapping[int, str]] = (
 )
 _SEQUENCER, _MULTIVIEW = 1 << 0, 1 << 21
 """Of a scene's render modes: its sequencer is shown, if it has strips; it has views."""
-_MOST_VIEWS: Final = 64
 _SUFFIX: Final = re.compile("[A-Za-z0-9 ()_.-]{1,40}")
 _CAMERA: Final = 11
 """Type of an object."""
@@ -89,21 +79,22 @@ _POINT_CACHES: Final = {
     "SoftBody_Shared": ("soft body", "*pointcache"),
     "DynamicPaintSurface": ("dynamic paint", "*pointcache"),
 }
-_LAST_FIELDS: Final = {"Object": "type", "Collection": "id", "bNodeTree": "id", "ParticleSettings": "phystype"}
 KINDS: Final = {
-    **_NAMING_KINDS,
-    **dict.fromkeys((*_POINT_CACHES, "PointCache", "ParticleSystem", "FluidDomainSettings", "RigidBodyWorld"), ""),
-    **dict.fromkeys(("RigidBodyWorld_Shared", "CollectionObject", "CollectionChild", "ViewLayer"), ""),
-    **dict.fromkeys(("NodesModifierData", "NodesModifierBake", "bNode"), ""),
-    **_LAST_FIELDS,
+    **dict.fromkeys((*_DATABLOCKS, *_FIELDS, *_POINT_CACHES), ""),
+    **dict.fromkeys(("Scene", "FileGlobal", "SceneRenderView", "ViewLayer", "Sequence", "Strip", "StripElem"), ""),
+    **dict.fromkeys(("PointCache", "ParticleSystem", "RigidBodyWorld", "RigidBodyWorld_Shared", "IDProperty"), ""),
+    **dict.fromkeys(("OceanModifierData", "FluidDomainSettings", "NodesModifierData", "NodesModifierBake"), ""),
+    **dict.fromkeys(("bNode", "bNodeSocketValueString", "CollectionObject", "CollectionChild"), ""),
+    "Object": "type",
+    "Collection": "id",
+    "bNodeTree": "id",
+    "ParticleSettings": "phystype",
 }
 """The structs that are asked for -> their last field that is, "" for all."""
 MOST_NAMES: Final = 200
 _ROOTS: Final = ("*system_properties", "*properties")
 """Where the settings of add-ons are, since Blender 5.0 and before."""
 _GPU: Final = 1
-_MOST_PROPERTIES: Final = 10_000
-"""Properties of one group that are looked at; their list may lead in a circle."""
 
 
 class Named(NamedTuple):
@@ -118,54 +109,46 @@ class Named(NamedTuple):
     pictures: int = 0
 
 
-def read(path: str, name: str = "") -> dict[str, Any]:
-    """The facts of one file: size, version, scenes (the active one first), external files as it names them, warnings.
-    `BrokenScene` for whatever is wrong with its content."""
-    left = Left()
-    blend = opened(path, KINDS, name, left)
-    with understood():
-        facts = facts_of(blend, list(named_files(blend, name)))
-    facts["warnings"] += left.warnings()
-    return facts
-
-
 def facts_of(blend: Blend, named: list[Named]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"size": blend.size, "version": blend.version}
-    if blend.layout is None:
-        warnings = ["what it holds can't be read here: it is too new"] if blend.too_new else []
-        return {**facts, "scenes": [], "external": [], "external_count": 0, "unbaked": [], "warnings": warnings}
-    dna = blend.dna
-    active = [dna.get(block, "*curscene") for block in blend.all("FileGlobal")]
+    """What is known of a file: its size, version, scenes (the active one first), the files that it names, warnings."""
+    active = [block.get("*curscene") for block in blend.all("FileGlobal")]
     found = sorted((one for one in blend.all("Scene") if one.code == "SC"), key=lambda one: one.address not in active)
     scenes = [_scene(blend, block) for block in found[:MOST_SCENES]]
     external = list(dict.fromkeys((one.kind, one.path, one.many) for one in named if one.needed))
-    sees = not found or dna.get(found[0], "*camera") or _shows_strips(blend, found[0])
-    warnings = [] if sees else [f"its scene {scenes[0]['name']} has no camera"]
+    sees = not found or found[0].get("*camera") or _shows_strips(blend, found[0])
+    warnings = ["what it holds can't be read here: it is too new"] if blend.too_new else []
+    if not sees:
+        warnings.append(f"its scene {scenes[0]['name']} has no camera")
     if len(found) > MOST_SCENES:
         warnings.append(f"only {MOST_SCENES} of its {len(found)} scenes are listed")
     told = [{"kind": kind, "path": path, "many": many} for kind, path, many in external[:MOST_TOLD]]
-    parts = {"external": told, "external_count": len(external), "unbaked": scenes[0]["unbaked"] if scenes else []}
-    return {**facts, "scenes": scenes, **parts, "warnings": warnings}
+    return {
+        "size": blend.size,
+        "version": blend.version,
+        "scenes": scenes,
+        "external": told,
+        "external_count": len(external),
+        "unbaked": scenes[0]["unbaked"] if scenes else [],
+        "warnings": warnings,
+    }
 
 
 def _shows_strips(blend: Blend, scene: Block) -> bool:
     """Whether the frames of a scene are those of its sequencer, which needs no camera."""
-    dna = blend.dna
     strips = any(one.owner == scene.owner for one in blend.all("Sequence"))
-    return strips and bool(dna.first(scene, ("r", "scemode")) & _SEQUENCER)
+    return strips and bool(scene.first("r.scemode") & _SEQUENCER)
 
 
 def _scene(blend: Blend, block: Block) -> dict[str, Any]:
-    dna = blend.dna
     whole = {"start": "sfra", "end": "efra", "step": "frame_step", "width": "xsch", "height": "ysch", "percent": "size"}
-    base, rate = dna.get(block, "r", "frs_sec_base"), dna.get(block, "r", "frs_sec")
+    base, rate = block.get("r.frs_sec_base"), block.get("r.frs_sec")
     return {
-        "name": dna.get(block, "id", "name")[2:],
-        **{fact: dna.get(block, "r", field) for fact, field in whole.items()},
+        "name": block.get("id.name")[2:],
+        **{fact: block.get(f"r.{field}") for fact, field in whole.items()},
         "fps": round(rate / base, 3) if 1e-3 < base < 1e6 else float(rate),
         **dict(zip(("fps_num", "fps_den"), _exact(rate, base).as_integer_ratio(), strict=True)),
-        "engine": dna.get(block, "r", "engine"),
-        "format": _FORMATS.get(dna.get(block, "r", "im_format", "imtype"), ""),
+        "engine": block.get("r.engine"),
+        "format": _FORMATS.get(block.get("r.im_format.imtype"), ""),
         "cameras": cameras(blend, block),
         "view_layers": view_layers(blend, block),
         "unbaked": unbaked(blend, block),
@@ -183,43 +166,38 @@ def _exact(rate: int, base: float) -> Fraction:
 
 def _first_view(blend: Blend, block: Block) -> str:
     """The suffix of the first view of a stereo scene whose frames are a file for each view; "" for others."""
-    dna = blend.dna
-    if not dna.first(block, ("r", "scemode")) & _MULTIVIEW or dna.first(block, ("r", "im_format", "views_format")):
+    if not block.first("r.scemode") & _MULTIVIEW or block.first("r.im_format.views_format"):
         return ""
-    both_eyes = dna.first(block, ("r", "views_format")) == 0
+    both_eyes = block.first("r.views_format") == 0
     suffixes: list[str] = []
-    view = blend.at(dna.get(block, "r", "views", "*first"), "SceneRenderView")
-    while view is not None and len(suffixes) < _MOST_VIEWS:
-        name, is_off = dna.get(view, "name"), dna.get(view, "viewflag") & 1
+    for view in blend.linked(block.get("r.views.*first"), "SceneRenderView"):
+        name, is_off = view.get("name"), view.get("viewflag") & 1
         if not is_off and (not both_eyes or name in ("left", "right")):
-            suffixes.append(str(dna.get(view, "suffix")))
-        view = blend.at(dna.get(view, "*next"), "SceneRenderView")
+            suffixes.append(str(view.get("suffix")))
     return suffixes[0] if len(suffixes) > 1 and _SUFFIX.fullmatch(suffixes[0]) else ""
 
 
 def view_layers(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's view layers."""
     found = [one for one in blend.all("ViewLayer") if one.owner == scene.owner]
-    return [str(blend.dna.get(one, "name")) for one in found[:MOST_NAMES]]
+    return [str(one.get("name")) for one in found[:MOST_NAMES]]
 
 
 def cameras(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's cameras, the one that it uses first."""
-    dna = blend.dna
-    used, members = dna.get(scene, "*camera"), objects_of(blend, scene)
+    used, members = scene.get("*camera"), objects_of(blend, scene)
     found = [one for one in blend.all("Object") if one.code == "OB" and one.address in members | {used}]
-    found = [one for one in found if dna.get(one, "type") == _CAMERA]
+    found = [one for one in found if one.get("type") == _CAMERA]
     return [one.owner[2:] for one in sorted(found, key=lambda one: one.address != used)][:MOST_NAMES]
 
 
 def objects_of(blend: Blend, scene: Block) -> set[int]:
     """The addresses of the objects in a scene's collections."""
-    dna = blend.dna
     members, children = dict[str, set[int]](), dict[str, set[int]]()
     for one in blend.all("CollectionObject"):
-        members.setdefault(one.owner, set()).add(dna.get(one, "*ob"))
+        members.setdefault(one.owner, set()).add(one.get("*ob"))
     for one in blend.all("CollectionChild"):
-        children.setdefault(one.owner, set()).add(dna.get(one, "*collection"))
+        children.setdefault(one.owner, set()).add(one.get("*collection"))
     todo, seen, found = [scene.owner], {scene.owner}, set[int]()
     while todo:
         owner = todo.pop()
@@ -245,167 +223,139 @@ def unbaked(blend: Blend, scene: Block) -> list[str]:
 
 def _simulations(blend: Blend) -> Iterator[tuple[str, str]]:
     """What is simulated, and the datablock to which it belongs."""
-    dna = blend.dna
     for struct, (kind, field) in _POINT_CACHES.items():
         for one in blend.all(struct):
-            if _is_rendered(blend, one) and _is_cold(blend, dna.first(one, (field,))):
+            if _is_rendered(one) and _is_cold(blend, one.first(field)):
                 yield kind, one.owner
     for system in blend.all("ParticleSystem"):
-        settings = blend.at(dna.get(system, "*part"), "ParticleSettings")
-        if settings is None or dna.get(settings, "type") != _EMITTER or dna.get(settings, "phystype") == _NO_PHYSICS:
+        settings = blend.at(system.get("*part"), "ParticleSettings")
+        if settings is None or settings.get("type") != _EMITTER or settings.get("phystype") == _NO_PHYSICS:
             continue
-        if _is_cold(blend, dna.get(system, "*pointcache")):
+        if _is_cold(blend, system.get("*pointcache")):
             yield "particles", system.owner
     for fluid in blend.all("FluidDomainSettings"):
-        if not is_fluid_baked(blend, fluid):
+        if not is_fluid_baked(fluid):
             yield "fluid", fluid.owner
     yield from _simulation_nodes(blend)
 
 
-def _is_rendered(blend: Blend, block: Block) -> bool:
-    return not blend.dna.has(block, "modifier", "mode") or bool(blend.dna.get(block, "modifier", "mode") & _RENDERED)
+def _is_rendered(block: Block) -> bool:
+    return not block.has("modifier.mode") or bool(block.get("modifier.mode") & _RENDERED)
 
 
 def _is_cold(blend: Blend, address: int) -> bool:
     """Whether a point cache is there and was not baked."""
     cache = blend.at(address, "PointCache")
-    return cache is not None and not blend.dna.get(cache, "flag") & (_BAKED | _EXTERNAL)
+    return cache is not None and not cache.get("flag") & (_BAKED | _EXTERNAL)
 
 
 def _rigid_bodies(blend: Blend) -> Iterator[str]:
-    dna = blend.dna
     for world in blend.all("RigidBodyWorld"):
-        shared = blend.at(dna.first(world, ("*shared",)), "RigidBodyWorld_Shared")
-        cache = dna.get(shared, "*pointcache") if shared is not None else dna.first(world, ("*pointcache",))
-        if dna.get(world, "*group") and _is_cold(blend, cache):
+        shared = blend.at(world.first("*shared"), "RigidBodyWorld_Shared")
+        cache = shared.get("*pointcache") if shared is not None else world.first("*pointcache")
+        if world.get("*group") and _is_cold(blend, cache):
             yield world.owner
 
 
 def _simulation_nodes(blend: Blend) -> Iterator[tuple[str, str]]:
     """Simulation zones in geometry nodes whose states are kept nowhere."""
-    dna = blend.dna
     inner = dict[str, set[int]]()
     simulate = set[str]()
     for node in blend.all("bNode"):
-        called = str(dna.first(node, ("idname",)))
+        called = str(node.first("idname"))
         if called == _SIMULATION:
             simulate.add(node.owner)
         elif called == _GROUP:
-            inner.setdefault(node.owner, set()).add(dna.get(node, "*id"))
+            inner.setdefault(node.owner, set()).add(node.get("*id"))
     for modifier in blend.all("NodesModifierData") if simulate else ():
-        todo, seen = [dna.get(modifier, "*node_group")], set[int]()
+        todo, seen = [modifier.get("*node_group")], set[int]()
         while todo:
             tree = blend.at(address := todo.pop(), "bNodeTree")
             if tree is None or address in seen:
                 continue
             seen.add(address)
             todo += inner.get(tree.owner, ())
-            if tree.owner in simulate and _is_rendered(blend, modifier) and not _has_bakes(blend, modifier):
+            if tree.owner in simulate and _is_rendered(modifier) and not _has_bakes(blend, modifier):
                 yield "simulation nodes", modifier.owner
                 break
 
 
 def _has_bakes(blend: Blend, modifier: Block) -> bool:
-    dna = blend.dna
-    bakes = blend.at(dna.first(modifier, ("*bakes",)), "NodesModifierBake")
-    each = list(blend.each(bakes)) if bakes is not None else []
-    kept = [dna.first(one, ("*packed",)) or dna.first(one, ("bake_size",)) > 0 for one in each]
+    bakes = blend.each(modifier.first("*bakes"), "NodesModifierBake")
+    kept = [bake.first("*packed") or bake.first("bake_size") > 0 for bake in bakes]
     return bool(kept) and all(kept)
 
 
 def device_of(blend: Blend, scene: Block) -> str:
     """`gpu` when the scene asks for graphics cards, else "". It is no field of the scene but a setting of the add-on
     Cycles among the scene's properties: in a group `cycles`, a number `device`, only where somebody changed it."""
-    dna = blend.dna
     for root in _ROOTS:
-        group = blend.at(dna.get(scene, "id", root), "IDProperty") if dna.has(scene, "id", root) else None
+        group = blend.at(scene.get(f"id.{root}"), "IDProperty") if scene.has(f"id.{root}") else None
         cycles = _member(blend, group, "cycles")
         device = _member(blend, cycles, "device")
-        if device is not None and dna.get(device, "data", "val") == _GPU:
+        if device is not None and device.get("data.val") == _GPU:
             return "gpu"
     return ""
 
 
 def _member(blend: Blend, group: Block | None, name: str) -> Block | None:
     """The property of this name in a group."""
-    dna = blend.dna
-    found = None if group is None else blend.at(dna.get(group, "data", "group", "*first"), "IDProperty")
-    for _ in range(_MOST_PROPERTIES):
-        if found is None or dna.get(found, "name") == name:
-            return found
-        found = blend.at(dna.get(found, "*next"), "IDProperty")
-    return None
+    members = blend.linked(group.get("data.group.*first"), "IDProperty") if group is not None else ()
+    return next((member for member in members if member.get("name") == name), None)
 
 
 def named_files(blend: Blend, scene: str) -> Iterator[Named]:
     """Everything that a file names. `scene`: its own name, after which Blender calls the folder of its caches."""
-    if blend.layout is None:
-        return
-    parts = (_datablocks, _single_files, _strips, _caches, _node_bakes, _imports)
-    for part in parts:
-        for one in part(blend, scene):
-            path = one.path.replace("\\", "/")
-            if path.strip("/"):
-                server = one.path.startswith("\\\\")  # `//` is what is seen from the scene
-                yield one._replace(path=f"\\\\{path[2:]}" if server else path)
+    read = (_datablocks(blend), _single_files(blend), _strips(blend), _caches(blend, scene), _node_bakes(blend))
+    for named in chain(*read, _imports(blend)):
+        path = named.path.replace("\\", "/")
+        if path.strip("/"):
+            server = named.path.startswith("\\\\")  # `//` is what is seen from the scene
+            yield named._replace(path=f"\\\\{path[2:]}" if server else path)
 
 
-def cache_folder(scene: str) -> str:
-    """Where Blender keeps the caches of a scene that lie on the disk."""
-    return f"blendcache_{posixpath.splitext(posixpath.basename(scene))[0]}"
-
-
-def _datablocks(blend: Blend, _scene: str) -> Iterator[Named]:
-    dna = blend.dna
+def _datablocks(blend: Blend) -> Iterator[Named]:
     for struct, kind in _DATABLOCKS.items():
         for block in blend.all(struct):
             if len(block.code) != 2:
                 continue
-            path = str(dna.first(block, ("name",), ("filepath",)))
-            packed = dna.first(block, ("packedfiles", "*first"), ("*packedfile",))
-            source = dna.first(block, ("source",)) if struct in ("Image", "MovieClip") else 0
+            path = str(block.first("name", "filepath"))
+            packed = block.first("packedfiles.*first", "*packedfile")
+            source = block.first("source") if struct in ("Image", "MovieClip") else 0
             if struct == "MovieClip":
                 many = "sequence" if source == _CLIP_SEQUENCE else ""
-                yield from _proxies(blend, block)
+                yield from _proxies(block)
             else:
-                many = _MANY.get(source, "") or ("sequence" if dna.first(block, ("is_sequence",)) else "")
+                many = _MANY.get(source, "") or ("sequence" if block.first("is_sequence") else "")
             generated = struct == "Image" and source in (_GENERATED, _VIEWER)
             if path != "<builtin>" and not packed and not generated:
-                pictures = dna.first(block, ("len",)) if struct == "MovieClip" and many else 0
+                pictures = block.first("len") if struct == "MovieClip" and many else 0
                 yield Named(kind, path, many, pictures=pictures)
 
 
-def _proxies(blend: Blend, clip: Block) -> Iterator[Named]:
-    dna = blend.dna
-    if dna.first(clip, ("flag",)) & _CLIP_OWN_PROXIES == _CLIP_OWN_PROXIES:
-        yield Named("proxies", str(dna.first(clip, ("proxy", "dir"))), "folder", needed=False)
+def _proxies(clip: Block) -> Iterator[Named]:
+    if clip.first("flag") & _CLIP_OWN_PROXIES == _CLIP_OWN_PROXIES:
+        yield Named("proxies", str(clip.first("proxy.dir")), "folder", needed=False)
 
 
-def _single_files(blend: Blend, _scene: str) -> Iterator[Named]:
-    dna = blend.dna
+def _single_files(blend: Blend) -> Iterator[Named]:
     for struct, (kind, field) in _FIELDS.items():
         for block in blend.all(struct):
-            if dna.has(block, field):
-                yield Named(kind, str(dna.get(block, field)))
+            if block.has(field):
+                yield Named(kind, str(block.get(field)))
 
 
-def _strips(blend: Blend, _scene: str) -> Iterator[Named]:
+def _strips(blend: Blend) -> Iterator[Named]:
     """Every picture of a strip, and those of its other eyes."""
-    dna = blend.dna
-    suffixes = {str(dna.get(view, "suffix")) for view in blend.all("SceneRenderView")}
+    suffixes = {str(view.get("suffix")) for view in blend.all("SceneRenderView")}
     for strip in blend.all("Sequence"):
-        kind, flag = dna.get(strip, "type"), dna.get(strip, "flag")
-        shown = blend.at(dna.get(strip, "*strip"), "Strip")
+        kind, flag = strip.get("type"), strip.get("flag")
+        shown = blend.at(strip.get("*strip"), "Strip")
         if kind not in (_IMAGES, _MOVIE) or shown is None:
             continue
-        elements = blend.at(dna.get(shown, "*stripdata"), "StripElem")
-        for element in blend.each(elements) if elements is not None else ():
-            path = posixpath.join(
-                str(dna.get(shown, "dir")).replace("\\", "/"), str(dna.first(element, ("name",), ("filename",)))
-            )
-            views = (
-                _other_views(path, suffixes) if flag & _VIEWS and not dna.first(strip, ("views_format",)) else [path]
-            )
+        for element in blend.each(shown.get("*stripdata"), "StripElem"):
+            path = posixpath.join(str(shown.get("dir")).replace("\\", "/"), str(element.first("name", "filename")))
+            views = _other_views(path, suffixes) if flag & _VIEWS and not strip.first("views_format") else [path]
             yield from (Named("strip", one, needed=not flag & _MUTED) for one in views)
             if kind == _MOVIE:
                 break
@@ -419,48 +369,45 @@ def _other_views(path: str, suffixes: set[str]) -> list[str]:
 
 
 def _caches(blend: Blend, scene: str) -> Iterator[Named]:
-    dna = blend.dna
+    folder = f"//blendcache_{posixpath.splitext(posixpath.basename(scene))[0]}"  # where Blender keeps those on the disk
     for cache in blend.all("PointCache"):
-        flag = dna.get(cache, "flag")
+        flag = cache.get("flag")
         if flag & _EXTERNAL:
-            yield Named("simulation", str(dna.get(cache, "path")), "folder")
+            yield Named("simulation", str(cache.get("path")), "folder")
         elif flag & _ON_DISK:
-            yield Named("simulation", f"//{cache_folder(scene)}", "folder", needed=bool(flag & _BAKED))
+            yield Named("simulation", folder, "folder", needed=bool(flag & _BAKED))
     for ocean in blend.all("OceanModifierData"):
-        yield Named("ocean", str(dna.get(ocean, "cachepath")), "folder", needed=bool(dna.first(ocean, ("cached",))))
+        yield Named("ocean", str(ocean.get("cachepath")), "folder", needed=bool(ocean.first("cached")))
     for fluid in blend.all("FluidDomainSettings"):
-        yield Named("fluid", str(dna.get(fluid, "cache_directory")), "folder", needed=is_fluid_baked(blend, fluid))
+        yield Named("fluid", str(fluid.get("cache_directory")), "folder", needed=is_fluid_baked(fluid))
 
 
-def is_fluid_baked(blend: Blend, fluid: Block) -> bool:
+def is_fluid_baked(fluid: Block) -> bool:
     """Whether a domain's data were baked, so that Blender only reads them."""
-    return bool(blend.dna.first(fluid, ("cache_flag",)) & _FLUID_BAKED)
+    return bool(fluid.first("cache_flag") & _FLUID_BAKED)
 
 
-def _node_bakes(blend: Blend, _scene: str) -> Iterator[Named]:
+def _node_bakes(blend: Blend) -> Iterator[Named]:
     """Bakes of geometry nodes that lie on the disk: of one node, or of all of a modifier."""
-    dna = blend.dna
     for modifier in blend.all("NodesModifierData"):
-        whole, _ = blend.texts.get(dna.first(modifier, ("*simulation_bake_directory",), ("*bake_directory",)), ("", ""))
+        whole, _ = blend.texts.get(modifier.first("*simulation_bake_directory", "*bake_directory"), ("", ""))
         yield Named("bake", whole, "folder", needed=False)
-        bakes = blend.at(dna.first(modifier, ("*bakes",)), "NodesModifierBake")
-        for bake in blend.each(bakes) if bakes is not None else ():
-            own, _ = blend.texts.get(dna.get(bake, "*directory"), ("", ""))
-            target = dna.first(bake, ("bake_target",)) or dna.first(modifier, ("bake_target",))
-            on_disk = target == _DISK or not dna.has(bake, "bake_target")
-            folder = own if dna.get(bake, "flag") & _OWN_FOLDER else posixpath.join(whole, str(dna.get(bake, "id")))
+        for bake in blend.each(modifier.first("*bakes"), "NodesModifierBake"):
+            own, _ = blend.texts.get(bake.get("*directory"), ("", ""))
+            target = bake.first("bake_target") or modifier.first("bake_target")
+            on_disk = target == _DISK or not bake.has("bake_target")
+            folder = own if bake.get("flag") & _OWN_FOLDER else posixpath.join(whole, str(bake.get("id")))
             if on_disk and folder and (own or whole):
-                yield Named("bake", folder, "folder", needed=bool(dna.first(bake, ("bake_size",))))
+                yield Named("bake", folder, "folder", needed=bool(bake.first("bake_size")))
 
 
-def _imports(blend: Blend, _scene: str) -> Iterator[Named]:
+def _imports(blend: Blend) -> Iterator[Named]:
     """Files that nodes import: what stands in a socket for paths, and any text that may have come to it on another way
     (a group's input, a text node, a property)."""
-    dna = blend.dna
-    imports = any(str(dna.first(node, ("idname",))).startswith("GeometryNodeImport") for node in blend.all("bNode"))
+    imports = any(str(node.first("idname")).startswith("GeometryNodeImport") for node in blend.all("bNode"))
     for socket in blend.all("bNodeSocketValueString"):
-        path = str(dna.get(socket, "value"))
-        if dna.first(socket, ("subtype",)) == _FILE_PATH:
+        path = str(socket.get("value"))
+        if socket.first("subtype") == _FILE_PATH:
             yield Named("import", path)
         elif _looks_like_path(path):
             yield Named("import", path, needed=imports and path.casefold().endswith(_GEOMETRY))
