@@ -7,7 +7,6 @@ or can't start is no engine. Blocking: call it in a thread.
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import structlog
 
 from renderonline.engines.blender.install import ask, installed, launched
 from renderonline.engines.definition import EngineDefinition
+from renderonline.sandbox.privacy import write_private
 
 PROBE_TIME_S: Final = 20.0
 MOST_RENDERERS: Final = 64
@@ -154,7 +154,5 @@ def _known(directory: Path | None) -> dict[str, list[str]]:
 
 def _keep(directory: Path, known: dict[str, list[str]]) -> None:
     """Without it the program is only asked again."""
-    aside = directory / f".{_RENDERERS_FILE}.{secrets.token_hex(8)}"
     with suppress(OSError):
-        aside.write_text(json.dumps(known), encoding="utf-8")
-        aside.replace(directory / _RENDERERS_FILE)
+        write_private(directory / _RENDERERS_FILE, json.dumps(known), durable=False)

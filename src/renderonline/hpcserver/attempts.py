@@ -19,8 +19,8 @@ from typing import Final, TypeVar
 
 import structlog
 
+from renderonline.engines.command_lines import OutputReader, OutputReading
 from renderonline.engines.definition import REFUSED_VARIABLES, ReadingRules
-from renderonline.engines.output_reading import OutputReader, OutputReading
 from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest, NoSpace
 from renderonline.farm.machines import NO_DEVICE

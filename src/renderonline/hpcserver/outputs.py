@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Protocol
 
+from renderonline.engines.command_lines import failure_of_exit
 from renderonline.engines.definition import ReadingRules
-from renderonline.engines.output_reading import failure_of_exit
 from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.result_names import Bounds, MoreResults

@@ -11,10 +11,9 @@ import pytest
 from OpenImageIO import ImageBuf
 
 from renderonline.engines.blender.install import launched
-from renderonline.engines.command_lines import build, complete
+from renderonline.engines.command_lines import OutputReader, build, complete
 from renderonline.engines.definition import parse_definition, shipped, template_words
 from renderonline.engines.discovery import renderers_of
-from renderonline.engines.output_reading import OutputReader
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import unbaked_warnings
 from renderonline.storage.images import ImageChecker

@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 from OpenImageIO import ImageBuf
 
-from renderonline.engines.command_lines import Command, build, chunks_of, complete
+from renderonline.engines.command_lines import (
+    Command,
+    OutputReader,
+    OutputReading,
+    build,
+    chunks_of,
+    complete,
+    failure_of_exit,
+)
 from renderonline.engines.definition import parse_definition, shipped, template_words
 from renderonline.engines.discovery import find_engines
-from renderonline.engines.output_reading import OutputReader, OutputReading, failure_of_exit
 from renderonline.farm.frames import FrameRange
 from renderonline.storage.images import ImageChecker
 

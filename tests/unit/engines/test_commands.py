@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from renderonline.engines.command_lines import (
     Command,
+    OutputReader,
     argtypes,
     build,
     chunks_of,
@@ -17,12 +18,10 @@ from renderonline.engines.command_lines import (
     frames_of,
     frames_pattern,
     reading_of,
-    steps_resolved,
     values_of_frames,
     values_of_scene,
 )
 from renderonline.engines.definition import EngineDefinition, parse_definition, shipped, template_words
-from renderonline.engines.output_reading import OutputReader
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange
@@ -202,7 +201,7 @@ def test_a_frame_list_sets_the_frame_arguments() -> None:
 def test_an_engine_without_a_step_gets_only_ranges_without_gaps() -> None:
     assert chunks_of(BLENDER, (1, 3, 5), 0) == (FrameRange(1, 5, 2),)
     assert chunks_of(POVRAY, (1, 3, 5), 0) == (FrameRange(1, 1), FrameRange(3, 3), FrameRange(5, 5))
-    assert steps_resolved(POVRAY, [FrameRange(1, 4), FrameRange(6, 8, 2)]) == (
+    assert chunks_of(POVRAY, (1, 2, 3, 4, 6, 8), 0) == (
         FrameRange(1, 4),
         FrameRange(6, 6),
         FrameRange(8, 8),

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from renderonline.engines.command_lines import OutputReader, OutputReading, failure_of_exit, seconds
 from renderonline.engines.definition import Pattern, ReadingRules, parse_definition, shipped
-from renderonline.engines.output_reading import OutputReader, OutputReading, failure_of_exit, seconds
 from renderonline.farm.settling import FINAL_FAILURES
 
 BLENDER = parse_definition(shipped()["blender"]).reading

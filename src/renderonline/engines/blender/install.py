@@ -338,22 +338,13 @@ def _one_at_a_time(directory: Path, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def child(
-    argv: Sequence[str],
-    *,
-    stdout: int | IO[Any] = subprocess.DEVNULL,
-    stderr: int | IO[Any] = subprocess.DEVNULL,
-    cwd: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The running program; whatever is left of it when the block is left, by whatever way, is killed. On Linux it dies
-    even when we are killed without being asked. `FileNotFoundError` (elsewhere than on Linux) or exit code 1 when the
-    program does not exist."""
+def child(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A running program, started with these `options` of `Popen`. When the block is left, in whatever way, what is left
+    of the program is killed. On Linux it dies even when we are killed without being asked. `FileNotFoundError`
+    (elsewhere than on Linux) or exit code 1 when the program does not exist."""
     if sys.platform.startswith("linux"):
         argv = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *argv]
-    with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=cwd, env=environment, start_new_session=True
-    ) as process:
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options) as process:
         try:
             yield process
         finally:
@@ -370,7 +361,7 @@ def ask(
 ) -> ChildAnswer:
     """Run a program to its end, but for `time_s` at most; `meanwhile` is called with its process id now and then."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, suppress(FileNotFoundError):
-        with child(argv, stdout=out, stderr=err, cwd=cwd, environment=environment) as process:
+        with child(argv, stdout=out, stderr=err, cwd=cwd, env=environment) as process:
             ends = time.monotonic() + time_s
             while process.poll() is None and time.monotonic() < ends:
                 with suppress(subprocess.TimeoutExpired):
