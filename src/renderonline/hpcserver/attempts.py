@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
+from msgspec.structs import replace as replace_fields
 
 from renderonline.engines.command_lines import OutputReader, OutputReading
 from renderonline.engines.definition import REFUSED_VARIABLES, ReadingRules
@@ -102,7 +103,7 @@ class Attempt:
         self._seen_at = self._active_at = 0.0
         self._peak_bytes = self._oom_kills = self._file_bytes = 0
         self._newest = ""
-        self._setup = resources.setup(assign, self._write_log)
+        self._setup = resources.setup(assign, self._write_log, resources.in_thread)
         self._device = ""
         """The device that the engine says it renders on."""
 
@@ -134,7 +135,8 @@ class Attempt:
         preparing: asyncio.Task[AttemptVerdict | None] | None = None
         try:
             await resources.journal.store(Held(assign.attempt, assign.token, assign.directory))
-            preparing = asyncio.create_task(self._prepare())  # also while it waits for a slot
+            if resources.free_slots.locked():
+                preparing = asyncio.create_task(self._prepare())  # while it waits for a slot
             if await self._take_slot():
                 try:
                     ending = await self._live(preparing)
@@ -148,7 +150,8 @@ class Attempt:
         code, peak = self._ended.code, max(self._peak_bytes >> 20, self._ended.peak_memory_mib)
         report = partial(ending.report, assign.attempt, assign.token, warnings=self._warnings)
         resources.journal.report(report(exit_code=code, peak_memory_mib=peak))
-        log.info("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
+        note = log.debug if ending.outcome == Outcome.SUCCEEDED else log.info
+        note("attempt ended", attempt=self.name, **ending._asdict(), results=len(self._good))
         for check in self._checking.values():
             check.cancel()
         self.stop_transfers()
@@ -156,7 +159,7 @@ class Attempt:
             await asyncio.wait({preparing})
         if self._remote is not None:
             resources.threads.submit(self._remote.release)
-        resources.threads.submit(self._setup.remove)
+        self._setup.remove(reuse=self._remote is None and self._ended.cleared)
 
     async def _take_slot(self) -> bool:
         """Wait for a slot; returns False when the attempt was ended before it had one."""
@@ -169,9 +172,9 @@ class Attempt:
         await asyncio.wait({self._queueing})
         return not self._queueing.cancelled()
 
-    async def _live(self, preparing: "asyncio.Task[AttemptVerdict | None]") -> AttemptVerdict:
+    async def _live(self, preparing: "asyncio.Task[AttemptVerdict | None] | None") -> AttemptVerdict:
         try:
-            ending = await preparing
+            ending = await (preparing or self._prepare())
             if (ending := self._verdict or ending or self._setup.take_cards()) is not None:
                 return ending
             self._ended = await self._run_engine()
@@ -190,12 +193,21 @@ class Attempt:
     async def _prepare(self) -> AttemptVerdict | None:
         """Prepare files and directories; returns a verdict when that fails."""
         resources = self._resources
+        if resources.has_seen(self.assign) and not self._names_directory():
+            return self._make_ready()  # nothing of this waits for a network disk
         ending = await resources.in_thread(self._make_ready)
         if ending is APART:
             self._remote = resources.exchange(self.assign)
             self.assign, self._root = self._remote.assign, Path(self._remote.assign.directory)
             ending = self._verdict or await self._remote.fetch() or await resources.in_thread(self._make_ready)
         return ending
+
+    def _names_directory(self) -> bool:
+        """Whether the engine's command names the attempt's directory, or files are expected there. Another engine works
+        in a scratch directory, and the attempt's is made only for files that it leaves."""
+        assign = self.assign
+        words = (*assign.argv, *assign.environment.values(), *assign.sandbox_write)
+        return bool(assign.expected) or any(assign.directory in word for word in words)
 
     def _make_ready(self) -> AttemptVerdict | None:
         """Blocks. Returns `APART` when the task's files have to be fetched first."""
@@ -207,19 +219,15 @@ class Attempt:
         if not self._root.is_absolute() or ".." in self._root.parts:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
-            if self._remote is None:
-                self._setup.make()
-                if not shares_files(assign):
-                    return APART
-            if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
-                reason = f"{missing[0]} is not there on this machine. Does it see the farm's shared directory?"
-                return failed("no_input", reason)
+            place = self._setup.make() if self._remote is None else None
+            if (ending := self._look_for_files()) is not None:
+                return ending
             self._rules = from_wire(ReadingRules, assign.reading)
             self._reader = OutputReader(self._rules, assign.frames)
-            try:
-                self._root.mkdir(parents=True)
-            except FileExistsError:
-                self._before = outputs.stamps(self._root)
+            if place is not None and not self._names_directory():
+                self._root = place / "work"
+            else:
+                self._make_root()
             self._file_bytes = max(LEAST_FILE, shutil.disk_usage(self._root).free - RESERVE)
         except (InvalidRequest, ValueError) as error:
             return failed("machine", f"The assignment can't be carried out: {error}")
@@ -228,22 +236,48 @@ class Attempt:
             return failed(kind, f"{error.filename} can't be made: {error.strerror}.")
         return None
 
+    def _look_for_files(self) -> AttemptVerdict | None:
+        assign, shared = self.assign, self._remote is None
+        if shared and self._resources.has_seen(assign):
+            return None
+        if shared and not shares_files(assign):
+            return APART
+        if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
+            reason = f"{missing[0]} is not there on this machine. Does it see the farm's shared directory?"
+            return failed("no_input", reason)
+        if shared:
+            self._resources.saw(assign)
+        return None
+
+    def _make_root(self) -> None:
+        try:
+            self._root.mkdir(parents=True)
+        except FileExistsError:
+            self._before = outputs.stamps(self._root)
+
+    def _move_results(self) -> None:
+        """Move what an engine left in its scratch directory to the attempt's. Blocks. Raises OSError."""
+        work, self._root = self._root, Path(self.assign.directory)
+        self._root.mkdir(parents=True)
+        for entry in os.listdir(work):
+            shutil.move(work / entry, self._root / entry)
+
     async def _run_engine(self) -> Ended:
         resources, assign = self._resources, self.assign
         self._active_at = self._seen_at = time.monotonic()
-        launch = await resources.in_thread(self._setup.launch, assign)
+        launch = await self._setup.launch(replace_fields(assign, directory=str(self._root)))
+        self._oom_kills = resources.oom_kills()
         self.process = process = await resources.processes.start(
             self.name,
             [*resources.engines[assign.engine.casefold()], *launch.argv],
             directory=self._root,
             environment=launch.environment,
             on_lines=self._read,
+            on_started=self._has_started,
             nice=resources.nice,
             box=launch.box,
             file_bytes=self._file_bytes,
         )
-        resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
-        self._oom_kills = kernel_oom_kills()
         if self._verdict is not None:
             self.end(self._verdict)  # it was canceled while it was being started
         limit = assign.limits.time_s
@@ -255,7 +289,11 @@ class Attempt:
             if timer is not None:
                 timer.cancel()
             self._take(self._reader.rest())
-            await resources.in_thread(self._setup.remove_links)
+            await self._setup.remove_links()
+
+    def _has_started(self, process: EngineProcess) -> None:
+        assign = self.assign
+        self._resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
 
     def observe(self, used: ProcessUsage, now: float) -> None:
         """Record what the process tree uses, and end the attempt when it exceeds a limit."""
@@ -345,14 +383,17 @@ class Attempt:
         if verdict is not None:
             return verdict
         oom = ended.code in {-9, 137} and kernel_oom_kills() > self._oom_kills
-        outside = await self._resources.in_thread(self._setup.outside_box)
-        self._write_log([f"RenderOnline: warning: {sentence}" for sentence in outside])
+        outside = await self._setup.outside_box()
         for sentence in outside:
+            self._write_log([f"RenderOnline: warning: {sentence}"])
             self._warn(sentence)
-        full = await self._resources.in_thread(lambda: shutil.disk_usage(self._root).free < FULL)
+        full = not (succeeded and not bad) and await self._resources.in_thread(self._has_full_disk)
         said = partial(decide, failure=self._failure, reason=self._reason, bad=bad)
         ending = said(code=ended.code, rules=self._rules, out_of_memory=oom, disk_full=full)
         return ending if ending.outcome == Outcome.SUCCEEDED else ending.because(outside)
+
+    def _has_full_disk(self) -> bool:
+        return shutil.disk_usage(self._root).free < FULL
 
     async def _check_expected(self) -> list[Bad]:
         """Check the files that were not reported yet, and that no reported file has changed since."""
@@ -397,7 +438,12 @@ class Attempt:
         return stamp is None or stamp == self._before.get(name) or self._more.admit(name, stamp[1])
 
     async def _report_all_files(self) -> list[Bad]:
+        work = self._root != Path(self.assign.directory)  # on a disk of this machine
+        if work and not os.listdir(self._root):
+            return []
         try:
+            if work:
+                await self._resources.in_thread(self._move_results)
             names = await self._resources.in_thread(outputs.list_files, self._root)
         except (InvalidRequest, OSError) as error:
             return [Bad("", str(error))]

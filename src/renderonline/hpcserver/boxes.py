@@ -9,9 +9,11 @@ An engine inherits only the variables that it needs to find its libraries, its l
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -52,6 +54,7 @@ _SYSTEM: Final = (*box.PROGRAMS, "/proc", "/sys", "/dev")
 """What every box has."""
 _PATHS: Final = ("LD_LIBRARY_PATH", "OCIO", "FONTCONFIG_PATH", "FONTCONFIG_FILE", "CUDA_PATH")
 """Inherited variables that name files."""
+_PARTS: Final = ("home", "tmp", "work")
 
 
 class Boxes:
@@ -158,6 +161,9 @@ class Outside:
         self._box = box
         self._named: dict[str, None] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._named)
+
     def take(self, lines: Sequence[str]) -> None:
         """Record the paths in lines that complain."""
         if self._box is None or len(self._named) >= MOST:
@@ -191,26 +197,64 @@ def _is_brought(path: str, directories: Sequence[str]) -> bool:
 
 
 class Scratch:
-    """Home and temporary directories of attempts under one private directory, on a disk of this machine."""
+    """Home, temporary and working directories of attempts (`home`, `tmp`, `work` in each attempt's `place`) under one
+    private directory, on a disk of this machine. Those that an engine left as it found them serve another attempt."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._numbers = itertools.count(1)
+        self._places: dict[str, Path] = {}
+        self._free: list[Path] = []
 
     def place(self, name: str) -> Path:
-        return self._root / name
+        """Where the directories of an attempt are, once they are made."""
+        return self._places[name]
 
     def make(self, name: str) -> Path:
-        """Make new, empty directories for one attempt. Raises OSError when the disk refuses."""
-        place = self.place(name)
-        if place.exists():
-            self.remove(name)
-        for part in (place, place / "home", place / "tmp"):
-            part.mkdir(mode=0o700, parents=True)
+        """Provide empty directories for one attempt. Raises OSError when the disk refuses."""
+        self.remove(name)
+        if self._free:
+            place = self._free.pop()
+        else:
+            place = self._root / str(next(self._numbers))
+            for part in (place, *(place / part for part in _PARTS)):
+                part.mkdir(mode=0o700, parents=True)
+        self._places[name] = place
         return place
 
-    def remove(self, name: str = "") -> None:
-        """Delete the directories of an attempt, or of all attempts; links in them are not followed."""
-        remove_tree(self.place(name))
+    def give_back(self, name: str) -> bool:
+        """Keep the directories of an attempt for another one; False, and nothing is done, when its engine has put
+        something into them or has changed them. Nothing of the attempt may run any more."""
+        place = self._places.get(name)
+        try:
+            if place is not None and not (len(os.listdir(place)) == len(_PARTS) and _are_untouched(place)):
+                return False
+        except OSError:
+            return False
+        if place is not None:
+            del self._places[name]
+            self._free.append(place)
+        return True
+
+    def remove(self, name: str) -> None:
+        """Delete the directories of an attempt; links in them are not followed."""
+        if (place := self._places.pop(name, None)) is not None:
+            remove_tree(place)
+
+    def clear(self) -> None:
+        """Delete what an earlier run left."""
+        remove_tree(self._root)
+
+
+def _are_untouched(place: Path) -> bool:
+    for part in _PARTS:
+        path = place / part
+        if os.lstat(path).st_mode != stat.S_IFDIR | 0o700:
+            return False
+        with os.scandir(path) as entries:
+            if next(entries, None) is not None:
+                return False
+    return True
 
 
 def in_own_directories(assign: Assign, root: Path, directory: Path) -> Assign:

@@ -28,7 +28,7 @@ from renderonline.hpcserver.boxes import Boxes, Outside, Scratch, clean_environm
 from renderonline.hpcserver.card_rack import FoundCard, Rack, device_files, variables
 from renderonline.hpcserver.outputs import AttemptVerdict, handed_back
 from renderonline.hpcserver.processes import Processes
-from renderonline.hpcserver.resources import Launch
+from renderonline.hpcserver.resources import InThread, Launch
 from renderonline.protocol.link import Assign
 
 log = structlog.get_logger(__name__)
@@ -54,6 +54,7 @@ class AttemptSetup:
         self,
         assign: Assign,
         write_log: Callable[[Sequence[str]], None],
+        in_thread: InThread,
         *,
         boxes: Boxes,
         scratch: Scratch,
@@ -61,7 +62,7 @@ class AttemptSetup:
         kernels: "Kernels",
         passed: Collection[str] = (),
     ) -> None:
-        self._assign, self._write_log, self._passed = assign, write_log, passed
+        self._assign, self._write_log, self._in_thread, self._passed = assign, write_log, in_thread, passed
         self._boxes, self._scratch, self._rack, self._kernels = boxes, scratch, rack, kernels
         self._name = str(assign.attempt)
         self._cards: Sequence[FoundCard] | None = None
@@ -69,11 +70,12 @@ class AttemptSetup:
         self._links: tuple[Path, Mapping[str, str]] = (Path(), {})
         self._outside = Outside()
 
-    def make(self) -> None:
-        self._scratch.make(self._name)
+    def make(self) -> Path:
+        return self._scratch.make(self._name)
 
-    def remove(self) -> None:
-        self._scratch.remove(self._name)
+    def remove(self, *, reuse: bool) -> None:
+        if not (reuse and self._scratch.give_back(self._name)):
+            _ = self._in_thread(self._scratch.remove, self._name)
 
     def take_cards(self) -> AttemptVerdict | None:
         wanted = self._assign.cards
@@ -85,27 +87,31 @@ class AttemptSetup:
     def release_cards(self) -> None:
         self._rack.release(self._name)
 
-    def launch(self, assign: Assign) -> Launch:
+    async def launch(self, assign: Assign) -> Launch:
         place, directory = self._scratch.place(self._name), Path(assign.directory)
         argv, links = in_ascii(assign)
         self._links = (directory, links)
-        link(directory, links)
+        if links:
+            await self._in_thread(link, directory, links)
         box = self._boxes.of(assign, place, self._devices())
         self._outside = Outside(box)
         wanted = {**assign.environment, INPUTS: assign.root}
         environment = clean_environment(os.environ, wanted, place, also=self._passed)
         if self._cards is not None:
-            environment |= variables(self._cards) | (self._kernels.hand_out(place) if self._cards else {})
+            environment |= variables(self._cards)
+        if self._cards:
+            environment |= await self._in_thread(self._kernels.hand_out, place)
         return Launch(argv, environment, box)
 
-    def remove_links(self) -> None:
-        unlink(*self._links)
+    async def remove_links(self) -> None:
+        if self._links[1]:
+            await self._in_thread(unlink, *self._links)
 
     def read(self, lines: Sequence[str]) -> None:
         self._outside.take(lines)
 
-    def outside_box(self) -> Sequence[str]:
-        return self._outside.found()
+    async def outside_box(self) -> Sequence[str]:
+        return await self._in_thread(self._outside.found) if self._outside else ()
 
     async def believed(self, failure: tuple[str, str] | None) -> tuple[str, str] | None:
         # An engine may fail to use its cards only because of its scene: when Blender, run by us, can't use them either,
@@ -165,9 +171,8 @@ class Kernels:
         """The exit code of our script on these cards; None when it could not be run or took too long."""
         self._runs += 1
         name, lines = f"kernels-{self._runs}", list[str]()
-        place = self._scratch.place(name)
         try:
-            self._scratch.make(name)
+            place = self._scratch.make(name)
             caches = _made(home or place / "tmp" / "kernels")
             process = await self._processes.start(
                 name,

@@ -66,7 +66,7 @@ class V1Node:
         prefixes = {name.casefold(): prefix for name, prefix in engines.items()}
         self._boxes = Boxes(box, settings, prefixes)
         self._scratch = Scratch(settings.home / "scratch")
-        self._scratch.remove()
+        self._scratch.clear()
         self._engine_ids = tuple(engines)
         self._engines = prefixes
         self._settings = settings

@@ -22,7 +22,7 @@ import structlog
 
 from renderonline.farm.errors import NoSpace
 from renderonline.hpcserver.outputs import LOST
-from renderonline.protocol.link import Exited, Report, encode
+from renderonline.protocol.link import Exited, Report, Started, encode
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -30,6 +30,8 @@ T = TypeVar("T")
 BATCH: Final = 256
 RETRY_S: Final = 1.0
 """Seconds after which the disk is tried again that has refused a report."""
+STARTED_S: Final = 0.02
+"""How long a `started` waits for other reports, to share their commit: an engine that ends at once needs only one."""
 IDLE_ACKNOWLEDGE_S: Final = 0.5
 """An acknowledgement alone is written after this time; when one is lost, a report is only sent twice."""
 
@@ -172,6 +174,7 @@ class Journal:
         self._wake = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._forgotten = 0
         """The newest acknowledged number that the file has."""
         self._closing = False
@@ -192,8 +195,9 @@ class Journal:
         self._wake.set()
         if self._writer is not None:
             await self._writer
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._soon):
+            if timer is not None:
+                timer.cancel()
         if self._outbox is not None:
             await self._in_thread(self._outbox.close)
         self._thread.shutdown()
@@ -213,7 +217,10 @@ class Journal:
         """Keep a report until it is acknowledged; it is on disk before it is sent, however long the disk refuses. Keeps
         the order of the calls, and never waits."""
         self._waiting.append(Append(report.attempt, encode(report), last=isinstance(report, Exited)))
-        self._wake.set()
+        if not isinstance(report, Started):
+            self._wake.set()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(STARTED_S, self._write_soon)
 
     def acknowledge(self, seq: int) -> None:
         """RenderAPI has committed everything up to `seq`."""
@@ -239,6 +246,10 @@ class Journal:
             return ()
         async with self._file:
             return await self._in_thread(self._outbox.after, seq, BATCH)
+
+    def _write_soon(self) -> None:
+        self._soon = None
+        self._wake.set()
 
     def _forget(self) -> None:
         self._timer = None

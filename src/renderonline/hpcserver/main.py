@@ -134,7 +134,7 @@ class _Machine:
             previews = PreviewSender(transfers)
             down.callback(previews.close)
             scratch = Scratch(settings.home / "scratch")
-            await asyncio.to_thread(scratch.remove)  # what an earlier run left
+            await asyncio.to_thread(scratch.clear)  # what an earlier run left
             cache = InputCache(settings.home / "cache", settings.cache_mib << 20)
             await asyncio.to_thread(cache.open)
             prefixes = {engine.name.casefold(): engine.launched for engine in found}

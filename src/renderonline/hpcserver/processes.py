@@ -67,6 +67,8 @@ class Ended:
     peak_memory_mib: int = 0
     began: bool = True
     """False when the engine's box could not be made; its last output says why."""
+    cleared: bool = True
+    """False when processes of its tree could not be killed."""
 
 
 class EngineProcess:
@@ -76,14 +78,19 @@ class EngineProcess:
     key = ""
     """The random key in the environment of every process of its tree."""
 
-    def __init__(self, owner: "Processes", name: str, on_lines: Callable[[Sequence[str]], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self.name, self.on_lines, self._owner = name, on_lines, owner
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.ended: asyncio.Future[Ended] = loop.create_future()
+    def __init__(
+        self,
+        owner: "Processes",
+        name: str,
+        on_lines: Callable[[Sequence[str]], None],
+        on_started: "Callable[[EngineProcess], None]",
+    ) -> None:
+        self.name, self.on_lines, self._on_started, self._owner = name, on_lines, on_started, owner
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Ended:
-        """Wait until nothing of its process tree is left and all of its output was passed on."""
+        """Wait until nothing of its process tree is left and all of its output was passed on. Raises `CantStart` with
+        the reason when it could not be started."""
         return await asyncio.shield(self.ended)
 
     @property
@@ -104,18 +111,18 @@ class EngineProcess:
                 log.exception("output could not be read")
         elif message["event"] == "started":
             self.pid, self.at_us, self.key = message["pid"], message["at_us"], message["key"]
-            _settle(self.started, None)
+            self._on_started(self)
         elif message["event"] == "refused":
-            _settle(self.started, CantStart(message["error"]))
+            _settle(self.ended, CantStart(message["error"]))
         else:
             if message["left"]:
                 log.error("processes of an attempt can't be killed", attempt=self.name, pids=message["left"])
-            _settle(self.ended, Ended(message["code"], message["peak_kib"] // 1024, message["began"]))
+            about = {"began": message["began"], "cleared": not message["left"]}
+            _settle(self.ended, Ended(message["code"], message["peak_kib"] // 1024, **about))
 
     def lose(self) -> None:
         """Its spawner died, and what it left has been killed."""
-        _settle(self.started, CantStart("The process that starts engines ended."))
-        _settle(self.ended, Ended(None))
+        _settle(self.ended, Ended(None) if self.pid else CantStart("The process that starts engines ended."))
 
 
 class Processes:
@@ -161,21 +168,29 @@ class Processes:
         directory: Path,
         environment: Mapping[str, str],
         on_lines: Callable[[Sequence[str]], None],
+        on_started: Callable[[EngineProcess], None] | None = None,
         nice: int = 0,
         box: Described | None = None,
         file_bytes: int = 0,
     ) -> EngineProcess:
         """Start a process, in a box if one is given; `on_lines` is called with its output. `file_bytes`: the largest
-        file that it may write, 0: any size. Raises `CantStart` with the reason."""
+        file that it may write, 0: any size. With `on_started`, which is called once it runs, this does not wait for
+        that; without, it does, and raises `CantStart` with the reason."""
         if not self._ready.is_set():
             await asyncio.wait_for(self._ready.wait(), READY_S)
         if name in self._engines:
             raise CantStart(f"Attempt {name} runs already.")
-        self._engines[name] = engine = EngineProcess(self, name, on_lines)
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        begun = on_started or (lambda _: _settle(started, None))
+        self._engines[name] = engine = EngineProcess(self, name, on_lines, begun)
         about = {"cwd": str(directory), "nice": nice, "env": dict(environment), "file_bytes": file_bytes}
         about["processes"] = MOST_PROCESSES
         self.send(do="start", id=name, argv=list(argv), box=None if box is None else asdict(box), **about)
-        await asyncio.shield(engine.started)
+        if on_started is None:
+            either: set[asyncio.Future[Any]] = {started, engine.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not started.done():
+                await engine.wait()
         return engine
 
     def send(self, **message: Any) -> None:

@@ -1,21 +1,32 @@
 """What the attempts of a machine use: `main.py` makes it, mostly of modules that attempts don't import themselves."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from renderonline.hpcserver.journal import Journal
 from renderonline.hpcserver.outputs import AttemptVerdict, Bad, Checkers, Good
-from renderonline.hpcserver.processes import Described, Processes, ProcessUsage
+from renderonline.hpcserver.processes import Described, Processes, ProcessUsage, kernel_oom_kills
 from renderonline.protocol.link import Assign, Progress
 from renderonline.storage.attempt_logs import AttemptLogs
 
 T = TypeVar("T")
 
+InThread = Callable[..., "asyncio.Future[Any]"]
+"""Begins a call with its arguments in a thread for what may wait for a disk."""
+
 FILE_THREADS: Final = 8
 """A shared directory that hangs holds up these threads, never the link."""
+
+SEEN_S: Final = 2.0
+"""For how long a file that was there is not looked for again."""
+MOST_SEEN: Final = 1000
+COUNT_S: Final = 1.0
+"""How old the count of the kernel's kills may be when an engine starts."""
 
 
 class Launch(NamedTuple):
@@ -28,10 +39,10 @@ class Launch(NamedTuple):
 
 class EngineSetup(Protocol):
     """What surrounds the engine of one attempt: scratch directories, graphics cards, box, environment
-    (`engine_setup.AttemptSetup`). `make`, `launch`, `remove_links`, `outside_box` and `remove` block."""
+    (`engine_setup.AttemptSetup`)."""
 
-    def make(self) -> None:
-        """Make the scratch directories. Raises OSError."""
+    def make(self) -> Path:
+        """Provide the scratch directories on a disk of this machine (`boxes.Scratch.place`). Raises OSError."""
 
     def take_cards(self) -> AttemptVerdict | None:
         """Reserve the graphics cards that the assignment asks for; a verdict when they are not free."""
@@ -39,23 +50,24 @@ class EngineSetup(Protocol):
     def release_cards(self) -> None:
         """Free them: nothing of the attempt runs any more."""
 
-    def launch(self, assign: Assign) -> Launch:
+    async def launch(self, assign: Assign) -> Launch:
         """Prepare the start of the engine, also in the attempt's directory. Raises OSError."""
 
-    def remove_links(self) -> None:
+    async def remove_links(self) -> None:
         """Remove what `launch` put into the attempt's directory."""
 
     def read(self, lines: Sequence[str]) -> None:
         """Take note of files that the engine complains about."""
 
-    def outside_box(self) -> Sequence[str]:
+    async def outside_box(self) -> Sequence[str]:
         """A sentence for each directory that the engine lacked because its box does not open it."""
 
     async def believed(self, failure: tuple[str, str] | None) -> tuple[str, str] | None:
         """The failure that the engine printed (class, line), with another class if its graphics cards do work."""
 
-    def remove(self) -> None:
-        """Delete the scratch directories."""
+    def remove(self, *, reuse: bool) -> None:
+        """Delete the scratch directories, or keep them for another attempt when they are as they were made and may be
+        used again."""
 
 
 class Exchange(Protocol):
@@ -91,7 +103,7 @@ class Resources:
     journal: Journal
     logs: AttemptLogs
     checkers: Checkers
-    setup: Callable[[Assign, Callable[[Sequence[str]], None]], EngineSetup]
+    setup: Callable[[Assign, Callable[[Sequence[str]], None], InThread], EngineSetup]
     exchange: Callable[[Assign], Exchange]
     send_previews: Callable[[int, str, str, Mapping[str, bytes]], Awaitable[None]]
     usage: Callable[[int, Mapping[int, str], Mapping[str, str]], Mapping[str, ProcessUsage]]
@@ -102,15 +114,40 @@ class Resources:
     def __post_init__(self) -> None:
         self.free_slots = asyncio.Semaphore(self.slots)
         self.threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
+        self._seen: dict[str, float] = {}
+        self._oom_kills, self._counted_at = 0, -COUNT_S
 
     async def close(self) -> None:
         """End the picture checkers and the threads; what the threads have not begun is dropped."""
         await self.in_thread(self.checkers.close)
         self.threads.shutdown(wait=False, cancel_futures=True)
 
+    def oom_kills(self) -> int:
+        """What `kernel_oom_kills` said at most a second ago."""
+        now = time.monotonic()
+        if now - self._counted_at >= COUNT_S:
+            self._oom_kills, self._counted_at = kernel_oom_kills(), now
+        return self._oom_kills
+
+    def has_seen(self, assign: Assign) -> bool:
+        """Whether the files that an attempt needs were all there a moment ago, so that nobody has to look again and
+        wait for a network disk."""
+        since = time.monotonic() - SEEN_S
+        return all(self._seen.get(name, 0.0) > since for name in _needed(assign))
+
+    def saw(self, assign: Assign) -> None:
+        """Record that the files that an attempt needs are all there."""
+        if len(self._seen) > MOST_SEEN:
+            self._seen.clear()
+        self._seen.update(dict.fromkeys(_needed(assign), time.monotonic()))
+
     def in_thread(self, call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
         """Begin what may wait for a disk."""
         return asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+
+def _needed(assign: Assign) -> tuple[str, ...]:
+    return (f"{assign.mark}\0{assign.mark_token}", *assign.inputs)
 
 
 def shares_files(assign: Assign) -> bool:

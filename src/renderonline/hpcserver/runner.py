@@ -125,7 +125,11 @@ class Runner:
         while True:
             await asyncio.sleep(WATCH_S)
             running = [(attempt.process, attempt.name) for attempt in self.attempts.values()]
-            live = [(process, name) for process, name in running if process is not None and process.is_running]
+            live = [
+                (process, name)
+                for process, name in running
+                if process is not None and process.pid and process.is_running
+            ]
             roots, keys = {one.pid: name for one, name in live}, {one.key: name for one, name in live}
             if not roots or processes.spawner_pid is None:
                 continue

@@ -65,6 +65,48 @@ async def test_attempt_is_started_its_files_reported_and_its_end(
     assert api.log_text(1) == "done\n"
 
 
+@pytest.fixture
+def unboxed(tmp_path: Path, api: FakeRenderAPI) -> Iterator[Node]:
+    with linked_node(tmp_path, api, sandbox="off") as running:
+        yield running
+
+
+@pytest.mark.usefixtures("unboxed")
+async def test_directories_are_made_only_for_engines_that_put_something_into_them(
+    api: FakeRenderAPI, tmp_path: Path
+) -> None:
+    """Without a box: bubblewrap puts a directory into the temporary one when the home lies below /tmp, as here."""
+    await api.linked()
+    places = set[str]()
+    for number in range(1, 6):
+        await api.assign(number, ["-c", 'echo "$PWD $HOME"; exit 0'], tmp_path / f"a/{number}")
+        assert (await api.report(number, "exited"))["outcome"] == "succeeded"
+        places.add(api.log_text(number))
+    assert len(places) == 1
+    assert not (tmp_path / "a").exists()
+    await api.assign(6, ["-c", "mkdir -p sub $HOME/x; ln -s /etc sub/link; echo a > sub/b"], tmp_path / "a/6")
+    await api.report(6, "exited")
+    assert [result["name"] for result in api.reports(6, "result")] == ["sub/b"]
+    assert (tmp_path / "a/6/sub/b").read_text() == "a\n"
+    await api.assign(7, ["-c", 'ls -A "$HOME" "$TMPDIR" .'], tmp_path / "a/7")
+    await api.report(7, "exited")
+    assert "x" not in api.log_text(7).split()
+    assert api.log_text(7) not in places
+    await api.assign(8, ["-c", f"test $PWD = {tmp_path}/a/8"], tmp_path / "a/8")
+    assert (await api.report(8, "exited"))["outcome"] == "succeeded", "its command names the directory"
+
+
+async def test_files_left_where_an_attempt_has_a_directory_already_are_no_results(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/sub").symlink_to(tmp_path)
+    await api.assign(1, ["-c", "mkdir sub; touch sub/x"], tmp_path / "1")
+    assert (await api.report(1, "exited"))["failure"] == "bad_output"
+    assert not (tmp_path / "x").exists()
+
+
 async def test_what_the_engine_warns_of_is_reported_with_its_end(
     api: FakeRenderAPI, node: Node, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from renderonline.hpcserver.boxes import Scratch
 from renderonline.storage import landing
+from renderonline.storage.disk import remove_tree
 
 
 def _deep(directory: Path, depth: int) -> None:
@@ -27,7 +28,7 @@ def test_what_an_engine_left_is_removed_however_deep(tmp_path: Path) -> None:
         _deep(place, 1500)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        Scratch(tmp_path / "scratch").remove()
+        Scratch(tmp_path / "scratch").clear()
         assert landing.remove_attempt(str(attempt))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -51,7 +52,7 @@ def test_what_an_engine_closed_is_removed_and_no_link_followed(tmp_path: Path) -
             for path in (tmp_path, scratch, *scratch.rglob("*")):
                 os.chown(path, 65534, 65534, follow_symlinks=False)
             os.setuid(65534)
-        Scratch(Path("scratch")).remove("1")
+        remove_tree(Path("scratch/1"))
         os._exit(os.path.lexists("scratch/1"))
     assert os.waitpid(child, 0)[1] == 0
     assert (other / "file").read_text() == "x"
@@ -62,5 +63,5 @@ def test_a_link_in_place_of_a_directory_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "other" / "file").write_text("x")
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "1").symlink_to(tmp_path / "other")
-    Scratch(tmp_path / "scratch").remove("1")
+    remove_tree(tmp_path / "scratch" / "1")
     assert (tmp_path / "other" / "file").read_text() == "x"

@@ -1,7 +1,7 @@
 """The journal: durable before it counts, and patient with a disk that refuses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -9,7 +9,7 @@ import pytest
 
 from renderonline.farm.errors import NoSpace
 from renderonline.hpcserver import journal as module
-from renderonline.hpcserver.journal import Held, Journal
+from renderonline.hpcserver.journal import Append, Held, Journal, Outbox
 from renderonline.protocol.link import Exited, Started
 
 
@@ -113,3 +113,24 @@ async def test_refusing_disk_keeps_reports_and_takes_no_attempt(
     assert journal.full == ""
     await journal.store(Held(1, "t", "/d"))
     await journal.close()
+
+
+async def test_start_waits_a_moment_to_share_the_commit_of_the_end(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[int] = []
+    commit = Outbox.commit
+
+    def counted(outbox: Outbox, reports: Sequence[Append], acknowledged: int = 0) -> Sequence[int]:
+        commits.append(len(reports))
+        return commit(outbox, reports, acknowledged)
+
+    monkeypatch.setattr(Outbox, "commit", counted)
+    journal.report(started(1))
+    await asyncio.sleep(0)
+    journal.report(exited(1))
+    await until_seq(journal, 2)
+    assert commits == [2]
+    journal.report(started(2))
+    await until_seq(journal, 3)
+    assert commits == [2, 1]

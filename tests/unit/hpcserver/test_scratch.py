@@ -1,7 +1,9 @@
 """The environment of engines."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -52,13 +54,48 @@ def test_scratch_is_private_and_goes_without_following_links(tmp_path: Path) -> 
     place = scratch.make("1")
     (place / "tmp" / "link").symlink_to(outside)
     assert (place / "home").stat().st_mode & 0o777 == 0o700
-    scratch.make("1")
+    place = scratch.make("1")
     assert not (place / "tmp" / "link").exists()
     (place / "tmp" / "link").symlink_to(outside)
     scratch.remove("1")
-    scratch.remove()
+    scratch.make("2")
+    scratch.clear()
     assert (outside / "kept").exists()
     assert not (tmp_path / "scratch").exists()
+
+
+def test_directories_that_were_left_as_they_were_serve_another_attempt(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    place = scratch.make("1")
+    assert scratch.place("1") == place
+    other = scratch.make("2")
+    assert other != place
+    assert scratch.give_back("1")
+    assert scratch.make("3") == place
+    assert scratch.give_back("never made")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda place: (place / "home" / ".config").mkdir(),
+        lambda place: (place / "tmp" / "x").touch(),
+        lambda place: (place / "work" / "link").symlink_to("/nowhere"),
+        lambda place: (place / "beside").touch(),
+        lambda place: (place / "home").chmod(0o755),
+        lambda place: (place / "tmp").rmdir(),
+        lambda place: (place / "home").rename(place / "other") and (place / "home").symlink_to("other"),
+        lambda place: (place / "work").rmdir() or (place / "work").symlink_to("tmp"),
+    ],
+)
+def test_directories_that_an_engine_changed_serve_nobody_else(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    scratch = Scratch(tmp_path)
+    place = scratch.make("1")
+    change(place)
+    assert not scratch.give_back("1")
+    scratch.remove("1")
+    assert not place.exists()
+    assert sorted(path.name for path in scratch.make("2").iterdir()) == ["home", "tmp", "work"]
 
 
 HERE = in_own_directories(
