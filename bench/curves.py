@@ -66,7 +66,7 @@ def _draw(path: Path, label: str, points: Sequence[tuple[int, float]]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*zip(*points, strict=True), marker="o")
-    axes.set(xscale="log", xlabel=label, ylabel="chunks a second", ylim=(0, None))
+    axes.set(xscale="log", xlabel=label, ylabel="chunks a second", ylim=(0, 1.2 * max(rate for _, rate in points)))
     axes.grid(alpha=0.3)
     for x, y in points:
         axes.annotate(f"{y:,.0f}", (x, y), textcoords="offset points", xytext=(0, 8), ha="center")
