@@ -40,6 +40,29 @@ def test_frames_appear_as_they_land(farm: PaintedFarm, visit: Visitor, tmp_path:
     assert results == 8
 
 
+def test_page_of_a_running_task_reads_only_the_parts_that_changed(
+    farm: PaintedFarm, visit: Visitor, tmp_path: Path
+) -> None:
+    page = visit.page()
+    holds = [tmp_path / "first", tmp_path / "second"]
+    lines = "".join(f"hold {frame} {path}\n" for frame, path in zip((4, 20), holds, strict=True))
+    task_id = farm.submit("Growing", "1-24", chunk_size=1, scene=f"a lake\n{lines}")
+    page.locator(f"[data-task='{task_id}'] .name a").click()
+    wait_until(lambda: page.locator("ro-thumb canvas").count() >= 3, "grid with the first frames")
+    with page.expect_response(lambda answer: "/explain" in answer.url):
+        pass
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    holds[0].touch()
+    wait_until(lambda: page.locator(".cell.succeeded").count() >= 19, "grid up to the second pause")
+    wait_until(lambda: [url for url in asked if "ids=" in url and "/chunks" in url], "chunks that were asked for")
+    assert [url for url in asked if "/chunks" in url and "ids=" not in url] == []
+    holds[1].touch()
+    expect(page.locator(".summary")).to_contain_text("Done")
+    assert page.locator(".cell.succeeded").count() == 24
+
+
 def fill(farm: PaintedFarm, task_id: int, painted: int, count: int) -> None:
     """Give a task the results that it would have after `count` frames, with the previews of another one."""
     files = PreviewFiles(farm.real.data / "previews")

@@ -3,7 +3,7 @@
 Lists come in pages, newest first where time matters; `Page.next` is the cursor of the next page.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -281,17 +281,20 @@ def _of_task(connection: Connection, query: Executable, task_id: int, user_id: i
     return row
 
 
-def list_chunks(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ChunkView]:
-    """A page of a task's chunks, by id."""
-    query = _CHUNK.where(chunks.c.task_id == task_id)
+def list_chunks(
+    connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None, ids: Sequence[int] = ()
+) -> Page[ChunkView]:
+    """A page of a task's chunks, by id; `ids`: only these."""
+    query = _CHUNK.where(chunks.c.task_id == task_id, *_only(chunks.c.chunk_id, ids))
     return _each(partial(from_row, ChunkView), _page(connection, query, chunks.c.chunk_id, limit, cursor))
 
 
 def list_attempts(
-    connection: Connection, task_id: int | None, limit: int = 100, cursor: str | None = None
+    connection: Connection, task_id: int | None, limit: int = 100, cursor: str | None = None, ids: Sequence[int] = ()
 ) -> Page[AttemptView]:
-    """A page of the attempts of a task (null: of all tasks), newest first."""
+    """A page of the attempts of a task (null: of all tasks), newest first; `ids`: only these."""
     query = _ATTEMPT if task_id is None else _ATTEMPT.where(attempts.c.task_id == task_id)
+    query = query.where(*_only(attempts.c.attempt_id, ids))
     page = _page(connection, query, attempts.c.attempt_id, limit, cursor, newest_first=True)
     return _each(partial(from_row, AttemptView), page)
 
@@ -303,9 +306,11 @@ def get_attempt(connection: Connection, attempt_id: int) -> AttemptView:
     return from_row(AttemptView, the_row(connection, query, f"There is no attempt {attempt_id}."))
 
 
-def list_results(connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None) -> Page[ResultView]:
-    """A page of a task's landed files, in the order of their ids."""
-    query = _RESULT.where(results.c.task_id == task_id)
+def list_results(
+    connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None, ids: Sequence[int] = ()
+) -> Page[ResultView]:
+    """A page of a task's landed files, in the order of their ids; `ids`: only these."""
+    query = _RESULT.where(results.c.task_id == task_id, *_only(results.c.result_id, ids))
     return _each(_result, _page(connection, query, results.c.result_id, limit, cursor))
 
 
@@ -355,6 +360,10 @@ def _page(
     query = query.add_columns(key.label("page_key")).order_by(key.desc() if newest_first else key.asc())
     rows = connection.execute(query.limit(limit + 1)).all()
     return Page(tuple(rows[:limit]), str(rows[limit - 1].page_key) if len(rows) > limit else None)
+
+
+def _only(key: ColumnElement[int], ids: Sequence[int]) -> list[ColumnElement[bool]]:
+    return [key.in_(ids)] if ids else []
 
 
 def _each(view: Callable[[AnyRow], T], page: Page[AnyRow]) -> Page[T]:

@@ -305,6 +305,9 @@ LARGEST_ID: Final = 2**63 - 1
 Id = Annotated[int, PathParameter(ge=0, le=LARGEST_ID)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Cursor = Annotated[str | None, Query(max_length=100)]
+Ids = Annotated[
+    str, Query(pattern="^([0-9]{1,18}(,[0-9]{1,18}){0,199})?$", description="Only these, separated by commas.")
+]
 Place = Annotated[str, Field(max_length=4096)]
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _NEEDS: Final = "needs"

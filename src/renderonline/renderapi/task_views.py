@@ -184,7 +184,7 @@ _FILMS: Final = {f".{kind}": f"video/{kind}" for kind in FORMATS}
 
 Show = Callable[[Any], dict[str, Any]]
 Chosen = Callable[[str, int | None], bool]
-_PARTS: Final[dict[str, Callable[[Connection, int, int, str | None], Page[Any]]]] = {
+_PARTS: Final[dict[str, Callable[..., Page[Any]]]] = {
     "chunks": listing_rows.list_chunks,
     "attempts": listing_rows.list_attempts,
     "results": listing_rows.list_results,
@@ -249,11 +249,12 @@ class TaskViews:
         return await self.task(principal, task_id)
 
     async def parts(
-        self, principal: Principal, task_id: int, what: str, limit: int, cursor: str | None
+        self, principal: Principal, task_id: int, what: str, limit: int, cursor: str | None, ids: Sequence[int]
     ) -> dict[str, Any]:
-        """A page of a task's `chunks`, `attempts` (newest first) or `results`."""
+        """A page of a task's `chunks`, `attempts` (newest first) or `results`; `ids`: only these, () for all."""
         view = await self._view(principal, task_id)
-        rows = await self.database.read(lambda connection: _PARTS[what](connection, task_id, limit, cursor))
+        page = partial(_PARTS[what], task_id=task_id, limit=limit, cursor=cursor, ids=ids)
+        rows = await self.database.read(page)
         if what == "results":
             return {"items": await self._results(view, rows.items), "next": rows.next}
         return _page(rows, self._attempt if what == "attempts" else shown_row)

@@ -139,6 +139,22 @@ async def test_submitted_task_is_shown_whole(api: Running) -> None:
 
 
 @pytest.mark.both_databases
+async def test_parts_of_a_task_are_asked_for_by_their_ids(api: Running) -> None:
+    for _ in range(2):
+        await api.new_task(frames="1-4", chunk_size=1)
+    own = [chunk["chunk_id"] for chunk in (await api.call("GET", "/tasks/1/chunks")).json()["items"]]
+    [other, *_] = [chunk["chunk_id"] for chunk in (await api.call("GET", "/tasks/2/chunks")).json()["items"]]
+
+    found = (await api.call("GET", f"/tasks/1/chunks?ids={own[3]},{own[1]},{other}")).json()
+
+    assert [chunk["chunk_id"] for chunk in found["items"]] == [own[1], own[3]]
+    assert found["next"] is None
+    assert (await api.call("GET", "/tasks/1/attempts?ids=7")).json()["items"] == []
+    for wrong in ("x", "1,", "-1", "1 2", ",".join(["1"] * 201), "9" * 19):
+        assert (await api.call("GET", f"/tasks/1/chunks?ids={wrong}")).status == 400
+
+
+@pytest.mark.both_databases
 async def test_tasks_come_in_pages(api: Running) -> None:
     for _ in range(5):
         await api.new_task()

@@ -34,6 +34,7 @@ from renderonline.renderapi.services import (
     Handler,
     HolderDep,
     Id,
+    Ids,
     Json,
     Limit,
     PrincipalDep,
@@ -148,9 +149,15 @@ async def get_task(principal: PrincipalDep, services: ServicesDep, task_id: Id) 
 
 def _parts(what: str) -> Handler:
     async def parts(
-        principal: PrincipalDep, services: ServicesDep, task_id: Id, limit: Limit = 100, cursor: Cursor = None
+        principal: PrincipalDep,
+        services: ServicesDep,
+        task_id: Id,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+        ids: Ids = "",
     ) -> Json:
-        return await services.reading.parts(principal, task_id, what, limit, cursor)
+        only = [int(number) for number in ids.split(",")] if ids else []
+        return await services.reading.parts(principal, task_id, what, limit, cursor, only)
 
     parts.__name__ = f"list_{what}"
     return parts

@@ -11,6 +11,8 @@ import { ACTIONS, act } from './tasks.js';
 
 const TABS = [['frames', 'Frames'], ['log', 'Log'], ['parts', 'Parts'], ['facts', 'Details']];
 const MOST_ATTEMPTS = 5000;
+/** Attempts or chunks that are asked for by their ids at once. */
+const MOST_IDS = 200;
 const MOST_WARNINGS = 5;
 const RANGE = /^(-?\d+)(?:-(-?\d+)(?:x(\d+))?)?$/;
 
@@ -30,7 +32,10 @@ class Task extends Part {
   #looked = new Set();
   #cells = [];
   #dirty = true;
-  #known = '';
+  /** Status and counts of the last event. */
+  #known = null;
+  /** Whether the next reading is of all chunks. */
+  #all = false;
   #later = 0;
   #loading = null;
   #changed = () => this.#task();
@@ -99,9 +104,43 @@ class Task extends Part {
     try {
       await everyPage(`/tasks/${this.taskId}/attempts`, (items) => { attempts.push(...items); if (attempts.length >= MOST_ATTEMPTS) throw new RangeError('enough'); }, signal);
     } catch (error) { if (!(error instanceof RangeError)) throw error; }
+    this.#know(attempts);
+  }
+
+  #know(attempts) {
     this.attempts = attempts;
     for (const one of attempts) if (one.state === 'running' || one.state === 'assigned') this.#chunks.get(one.chunk_id) && Object.assign(this.#chunks.get(one.chunk_id), { state: 'running' });
     this.#redraw();
+  }
+
+  /** What attempts changed since the last reading: the new ones, those that were live, and the chunks of both. */
+  async #readChanges() {
+    const known = new Map(this.attempts.map((one) => [one.attempt_id, one]));
+    const newest = this.attempts[0]?.attempt_id ?? 0;
+    const live = new Set(this.attempts.filter((one) => !one.outcome).map((one) => one.attempt_id));
+    const changed = [];
+    let cursor = '';
+    do {
+      const { items, next } = await get(`/tasks/${this.taskId}/attempts?limit=100${cursor && `&cursor=${cursor}`}`);
+      for (const one of items) if (one.attempt_id > newest || live.delete(one.attempt_id)) changed.push(one);
+      cursor = items.at(-1)?.attempt_id > newest ? next : null;
+    } while (cursor);
+    changed.push(...await this.#some('attempts', [...live]));
+    for (const one of changed) known.set(one.attempt_id, one);
+    for (const one of await this.#some('chunks', [...new Set(changed.map((attempt) => attempt.chunk_id))])) {
+      this.#chunks.set(one.chunk_id, one);
+      if (one.state !== 'succeeded') this.#looked.delete(one.chunk_id);
+    }
+    this.#know([...known.values()].sort((one, other) => other.attempt_id - one.attempt_id).slice(0, MOST_ATTEMPTS));
+  }
+
+  /** Those of a task's `chunks` or `attempts` with these ids. */
+  async #some(what, ids) {
+    const found = [];
+    for (let at = 0; at < ids.length; at += MOST_IDS) {
+      found.push(...(await get(`/tasks/${this.taskId}/${what}?limit=${MOST_IDS}&ids=${ids.slice(at, at + MOST_IDS)}`)).items);
+    }
+    return found;
   }
 
   async #readResults(signal) {
@@ -122,17 +161,22 @@ class Task extends Part {
   #task() {
     const task = this.task;
     if (!task) return;
-    const known = `${task.status} ${Object.values(task.chunks)}`;
+    const before = this.#known;
     this.changed();
-    if (known === this.#known) return;
-    const calm = this.#known.split(' ')[0] === task.status ? 1500 : 60;
-    if (this.#known && !this.#later) this.#later = setTimeout(() => { this.#later = 0; this.#again(); }, calm);
-    this.#known = known;
+    this.#known = { status: task.status, ...task.chunks };
+    if (!before || Object.entries(this.#known).every(([name, value]) => before[name] === value)) return;
+    // Attempts end chunks; that chunks leave an end, or are canceled, is a person's doing, which no attempt tells.
+    const { succeeded, failed, canceled } = task.chunks;
+    const same = before.status === task.status;
+    this.#all ||= !same || succeeded < before.succeeded || failed < before.failed || canceled !== before.canceled;
+    if (!this.#later) this.#later = setTimeout(() => { this.#later = 0; this.#again(); }, same ? 1500 : 60);
   }
 
   async #again() {
+    const all = this.#all || !this.attempts;
+    this.#all = false;
     try {
-      await Promise.all([this.#readParts(), this.#why(), ...(ENDED.has(this.task?.status) ? [this.#readResults()] : [])]);
+      await Promise.all([all ? this.#readParts() : this.#readChanges(), this.#why(), ...(ENDED.has(this.task?.status) ? [this.#readResults()] : [])]);
       if (this.cells().some((cell) => cell.state === 'unknown')) await this.#readResults();
     } catch { /* the next change asks again */ }
   }
