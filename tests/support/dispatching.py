@@ -174,6 +174,10 @@ class Rig:
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"ws://127.0.0.1:{port}{LINK_PATH}"
 
+    async def explain(self, task_id: int, *, user_id: int | None) -> tuple[str, ...]:
+        """Why a task is where it is."""
+        return await self.farm.task_views().explain(task_id, user_id=user_id)
+
     async def stop(self) -> None:
         """Stop as RenderAPI does."""
         await self.dispatcher.stop()

@@ -1,7 +1,8 @@
 """The program RenderAPI: serve until somebody says stop, and tell where.
 
 Its one ASGI application: everything is made, joined and ended here; standing by (R10 Standby); errors as RFC 9457
-problem JSON with a stable `code`, for everything but v1; and the headers that every answer has.
+problem JSON with a stable `code`, for everything but v1; the headers that every answer has; and how the API describes
+itself.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import orjson
 import structlog
@@ -31,20 +32,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from renderonline import __version__
 from renderonline.database import submission_rows, upkeep
 from renderonline.database.door import Database, IdBlocks
+from renderonline.database.listing_rows import AttemptView, ChunkView, ResultView, TaskView
+from renderonline.database.machine_rows import JoinCode
 from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
+from renderonline.database.submission_rows import EngineRow
+from renderonline.engines.definition import Argument, FrameArguments
+from renderonline.farm.accounts import Role, Subscription, User
+from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, RenderOnlineError
 from renderonline.farm.needs import BoxKind
-from renderonline.renderapi import task_views
+from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Outcome
 from renderonline.renderapi.administration import announce_login, bootstrap
+from renderonline.renderapi.requests import SubmitRequest, UploadRequest
 from renderonline.renderapi.routes import existing, farm_routes, pages, task_routes
 from renderonline.renderapi.services import V2, Services, check_declared, json_answer
 from renderonline.renderapi.settings import Settings
+from renderonline.renderapi.task_views import HIDDEN, shown_name
 from renderonline.sandbox.box import probe
 from renderonline.sandbox.privacy import keep_private, write_private
 from renderonline.serving import web
 from renderonline.serving.admission import raise_descriptors
 from renderonline.serving.settings import configure_logs
 from renderonline.serving.web import is_loopback
+from renderonline.storage.confined import NewUpload
 from renderonline.storage.disk import make_places
 
 log = structlog.get_logger(__name__)
@@ -187,11 +197,83 @@ async def _answer(_request: Request, error: Exception) -> Response:
             return problem(500, "RenderAPI met an unexpected error; its log says more.", "internal_error")
 
 
+def shapes() -> dict[str, Any]:
+    """The shapes of all answers as JSON schemas by name: made when somebody asks for the documentation."""
+    from pydantic import TypeAdapter, create_model
+    from pydantic.json_schema import models_json_schema
+
+    def shape(called: str, row: type | None = None, /, **more: Any) -> Any:
+        hints = {key: hint for key, hint in get_type_hints(row).items() if key not in HIDDEN} if row else {}
+        members = {shown_name(key): str | None if key.endswith("_us") else hint for key, hint in hints.items()} | more
+        given: dict[str, Any] = {key: hint if isinstance(hint, tuple) else (hint, ...) for key, hint in members.items()}
+        return create_model(called, **given)
+
+    text, texts = str | None, list[str]
+    offer: Any = shape("EngineOffer", name=str, version=str, renderers=texts)
+    of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
+    slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
+    at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
+    result: Any = shape("Result", ResultView, preview=bool, integrity=str, called=str)
+    part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
+    of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
+    of_scene |= {"external_count": int, "unbaked": list[str]}
+    limits = {"queue_limit": int, "keep_mib": int, "kept_bytes": int}
+    address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
+    one = [
+        shape("User", User),
+        shape("Subscription", Subscription),
+        shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
+        shape("ArgType", ArgType),
+        shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
+        shape(
+            "Task",
+            TaskView,
+            frames=text,
+            progress=float,
+            latest=result | None,
+            integrity=text,
+            missing_inputs=texts,
+            stuck=text,
+        ),
+        shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
+        shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
+        result,
+    ]
+    others = [
+        *(
+            shape(f"{kind.__name__}s", items=list[kind], next=text)  # type: ignore[valid-type]  # a shape made here
+            for kind in one
+        ),
+        shape("Upload", None, upload_id=str, files=list[part], complete=bool),
+        shape("Me", User, role=Role, permissions=texts),
+        shape("Account", User, role=Role, permissions=texts, sends_mail=bool, **limits),
+        shape("UserWithToken", User, token=str),
+        shape("Token", token=str),
+        shape("Ticket", url=str),
+        shape("Login", me=dict[str, Any] | None),
+        shape("Invited", JoinCode, command=str, first=text, install=text),
+        shape("SceneFacts", **of_scene, warnings=texts, missing_inputs=texts),
+        shape("Inputs", scene=str, files=list[dict[str, Any]]),
+        shape("Enrolled", machine_id=int, secret=str),
+        shape("Reasons", reasons=texts),
+        shape("Problem", type=str, title=str, status=int, detail=str, code=str),
+    ]
+    everything = [(kind, "serialization") for kind in (*one, *others)]
+    place = "#/components/schemas/{model}"
+    # Pydantic takes any type that it can describe; its signature says: models only.
+    found = models_json_schema(everything, ref_template=place)[1]  # type: ignore[arg-type]
+    taken: dict[str, Any] = {}
+    for kind in (SubmitRequest, UploadRequest, NewUpload):
+        schema = TypeAdapter(kind).json_schema(ref_template=place)
+        taken |= schema.pop("$defs", {}) | {kind.__name__: schema}
+    return {**found["$defs"], **taken}
+
+
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """FastAPI's description of the calls, with our shapes of the answers."""
     if app.openapi_schema is None:
         schema = generate()
-        schema["components"]["schemas"] |= task_views.shapes()
+        schema["components"]["schemas"] |= shapes()
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -50,7 +50,7 @@ from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.scene_surveys import SceneFacts
 from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
-from renderonline.renderapi.task_views import TaskViews
+from renderonline.renderapi.task_views import Explanations, TaskViews
 from renderonline.renderapi.uploads import Uploads
 from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import bounded
@@ -182,7 +182,7 @@ class Dispatching:
             orders=self.orders,
             clocks=clocks,
             announcements=announcer,
-            logs=logs,
+            remove_log=logs.remove,
             remove_previews=self.previews.remove,
             changed=self.reports.tasks_changed,
         )
@@ -192,7 +192,7 @@ class Dispatching:
         return TaskViews(
             self._database,
             memory=self.memory,
-            explanations=self.control.explanations,
+            explanations=Explanations(self.memory, self.machines, self.clocks),
             logs=self.logs,
             previews=self.previews,
             landed=self.landed,

@@ -1,43 +1,44 @@
-"""What v2 answers: rows and memory as JSON, and the shapes that document it. Times are ISO 8601 in UTC.
+"""What v2 answers: rows and memory as JSON. Times are ISO 8601 in UTC.
 
-The use cases that only look: tasks, their parts, their files, logs. Everybody sees what their role allows.
+The use cases that only look: tasks, their parts, their files, logs, and why nothing happens. Everybody sees what their
+role allows.
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import structlog
 
-from renderonline.database import administration_rows, listing_rows
+from renderonline.database import administration_rows, control_rows, listing_rows
 from renderonline.database.door import Connection, Database
-from renderonline.database.listing_rows import AttemptView, ChunkView, Page, ResultView, SceneFile, TaskFilter, TaskView
-from renderonline.database.machine_rows import JoinCode, MachineRow
+from renderonline.database.listing_rows import AttemptView, Page, ResultView, SceneFile, TaskFilter, TaskView
+from renderonline.database.machine_rows import MachineRow
+from renderonline.database.queue_rows import QueuedTask
 from renderonline.database.schema import frames_of
 from renderonline.database.submission_rows import EngineRow
-from renderonline.engines.definition import Argument, FrameArguments, parse_definition
+from renderonline.engines.definition import parse_definition
 from renderonline.farm import result_names
-from renderonline.farm.accounts import Permission, Role, Subscription, User
-from renderonline.farm.arguments import ArgType
+from renderonline.farm.accounts import Permission
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
-from renderonline.farm.needs import Needs
+from renderonline.farm.needs import Needs, unmet
+from renderonline.farm.ready import Signature
 from renderonline.farm.result_names import FORMATS
-from renderonline.farm.tasks import AttemptState, ChunkKind, ChunkState, Landed, Outcome, TaskStatus
+from renderonline.farm.scheduling import Allowance
+from renderonline.farm.settling import advice
+from renderonline.farm.tasks import Landed, Outcome, TaskStatus
 from renderonline.protocol.existing import Info, UserInfo
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.connected_machines import Machine, Machines
-from renderonline.renderapi.control import Explanations
+from renderonline.renderapi.connected_machines import Clocks, Machine, Machines, offered
 from renderonline.renderapi.downloads import ALTERED, COMPARED, NOT_COMPARED, Content, LandedFiles, has_directory
 from renderonline.renderapi.memory import Memory
-from renderonline.renderapi.requests import SubmitRequest, UploadRequest
 from renderonline.storage.archive import Member, members_of, results_first
 from renderonline.storage.attempt_logs import AttemptLogs
-from renderonline.storage.confined import NewUpload
 from renderonline.storage.images import SIZES, PreviewFiles
 from renderonline.storage.names import task_directory
 
@@ -45,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 _TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended", "delete_us": "deletes_at"}
 _OF_DEFINITION: Final = ("label", "extensions", "split", "frames", "arguments", "facts")
-_HIDDEN: Final = frozenset({"file_path", "folder", "first_frame", "last_frame", "frame_step"})
+HIDDEN: Final = frozenset({"file_path", "folder", "first_frame", "last_frame", "frame_step"})
 
 
 def moment(us: int | None) -> str | None:
@@ -55,7 +56,8 @@ def moment(us: int | None) -> str | None:
     return datetime.fromtimestamp(us / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _name(field: str) -> str:
+def shown_name(field: str) -> str:
+    """What a row's field is called in answers."""
     return _TIMES.get(field, field.removesuffix("_us"))
 
 
@@ -65,8 +67,8 @@ def shown_row(row: Any, **more: Any) -> dict[str, Any]:
     if "first_frame" in values:
         frames = frames_of(row.first_frame, row.last_frame, row.frame_step)
         more["frames"] = None if frames is None else str(frames)
-    plain = {name: value for name, value in values.items() if name not in _HIDDEN}
-    return {_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
+    plain = {name: value for name, value in values.items() if name not in HIDDEN}
+    return {shown_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
 
 
 def _progress(view: TaskView, rendering: float) -> float:
@@ -105,77 +107,14 @@ def machine(row: MachineRow, machines: Machines) -> dict[str, Any]:
     return known.view() | {"created": moment(row.created_us), "seen": moment(row.seen_us)}
 
 
-def shapes() -> dict[str, Any]:
-    """The shapes of all answers as JSON schemas by name: made when somebody asks for the documentation."""
-    from pydantic import TypeAdapter, create_model
-    from pydantic.json_schema import models_json_schema
-
-    def shape(called: str, row: type | None = None, /, **more: Any) -> Any:
-        hints = {key: hint for key, hint in get_type_hints(row).items() if key not in _HIDDEN} if row else {}
-        members = {_name(key): str | None if key.endswith("_us") else hint for key, hint in hints.items()} | more
-        given: dict[str, Any] = {key: hint if isinstance(hint, tuple) else (hint, ...) for key, hint in members.items()}
-        return create_model(called, **given)
-
-    text, texts = str | None, list[str]
-    offer: Any = shape("EngineOffer", name=str, version=str, renderers=texts)
-    of_definition = {"label": str, "extensions": texts, "split": str, "frames": FrameArguments | None, "facts": str}
-    slots = {"slots": int, "slots_claimed": int, "slots_allowed": int, "tags": texts, "own_tags": texts}
-    at_work = {"engines": tuple[offer, ...], "attempts": list[int], **slots}
-    result: Any = shape("Result", ResultView, preview=bool, integrity=str, called=str)
-    part: Any = shape("UploadFile", name=str, size=int, offset=int, missing=(list[tuple[int, int]], []))
-    of_scene = {"size": int, "version": str, "scenes": list[dict[str, Any]], "external": list[dict[str, Any]]}
-    of_scene |= {"external_count": int, "unbaked": list[str]}
-    limits = {"queue_limit": int, "keep_mib": int, "kept_bytes": int}
-    address = {"kind": str, "ip_address": str, "port": int, "sandbox": str, "sandbox_advice": str}
-    one = [
-        shape("User", User),
-        shape("Subscription", Subscription),
-        shape("Engine", EngineRow, **of_definition, arguments=list[Argument]),
-        shape("ArgType", ArgType),
-        shape("Machine", None, machine_id=int, name=str, **address, status=str, wish=str, reason=str, **at_work),
-        shape(
-            "Task",
-            TaskView,
-            frames=text,
-            progress=float,
-            latest=result | None,
-            integrity=text,
-            missing_inputs=texts,
-            stuck=text,
-        ),
-        shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
-        shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
-        result,
-    ]
-    others = [
-        *(
-            shape(f"{kind.__name__}s", items=list[kind], next=text)  # type: ignore[valid-type]  # a shape made here
-            for kind in one
-        ),
-        shape("Upload", None, upload_id=str, files=list[part], complete=bool),
-        shape("Me", User, role=Role, permissions=texts),
-        shape("Account", User, role=Role, permissions=texts, sends_mail=bool, **limits),
-        shape("UserWithToken", User, token=str),
-        shape("Token", token=str),
-        shape("Ticket", url=str),
-        shape("Login", me=dict[str, Any] | None),
-        shape("Invited", JoinCode, command=str, first=text, install=text),
-        shape("SceneFacts", **of_scene, warnings=texts, missing_inputs=texts),
-        shape("Inputs", scene=str, files=list[dict[str, Any]]),
-        shape("Enrolled", machine_id=int, secret=str),
-        shape("Reasons", reasons=texts),
-        shape("Problem", type=str, title=str, status=int, detail=str, code=str),
-    ]
-    everything = [(kind, "serialization") for kind in (*one, *others)]
-    place = "#/components/schemas/{model}"
-    # Pydantic takes any type that it can describe; its signature says: models only.
-    found = models_json_schema(everything, ref_template=place)[1]  # type: ignore[arg-type]
-    taken: dict[str, Any] = {}
-    for kind in (SubmitRequest, UploadRequest, NewUpload):
-        schema = TypeAdapter(kind).json_schema(ref_template=place)
-        taken |= schema.pop("$defs", {}) | {kind.__name__: schema}
-    return {**found["$defs"], **taken}
-
+_ENDED: Final = {
+    TaskStatus.SUCCEEDED: "It succeeded.",
+    TaskStatus.FAILED: "It failed.",
+    TaskStatus.CANCELED: "It was canceled.",
+}
+_BUSY: Final = "it is busy"
+_NAMED: Final = 5
+"""The number of machines that are named at most for one reason."""
 
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 _OWNERS: Final = 4096
@@ -189,6 +128,142 @@ _PARTS: Final[dict[str, Callable[..., Page[Any]]]] = {
     "attempts": listing_rows.list_attempts,
     "results": listing_rows.list_results,
 }
+
+
+class Explanations:
+    """Says why tasks are where they are, from what memory knows now: the plan's twin, which says what the plan does not
+    see in a task (R9 Scheduling)."""
+
+    def __init__(self, memory: Memory, machines: Machines, clocks: Clocks) -> None:
+        self._memory, self._machines, self._clocks = memory, machines, clocks
+
+    def reasons(self, story: control_rows.Story) -> Iterable[str]:
+        """The reasons why a task is where it is, the most important first."""
+        state = story.state
+        yield from state.warnings
+        if state.ended:
+            again = "" if state.status is TaskStatus.SUCCEEDED else f" {advice(story.failure, state.task_id)}"
+            yield f"{_ENDED[state.status]}{again}"
+            if state.status is TaskStatus.FAILED:
+                yield from dict.fromkeys(filter(None, (state.reason, *story.reasons)))
+            if state.unchecked:
+                yield f"No machine checked its scene first: {state.unchecked}."
+            return
+        if state.counters.live:
+            names = {self._machine_name(one.machine_id) for one in self._memory.attempts_of(state.task_id)}
+            are = "is" if state.counters.live == 1 else "are"
+            where = ", ".join(sorted(names)) or "a machine"
+            yield f"{state.counters.live} of its parts {are} being rendered on {where}."
+        if state.counters.waiting:
+            yield from self._why_waiting(story)
+        for reason in story.reasons:
+            yield f"A part failed before: {reason}."
+
+    def _why_waiting(self, story: control_rows.Story) -> Iterable[str]:
+        memory, task_id = self._memory, story.state.task_id
+        task = memory.tasks.get(task_id)
+        if task is not None and task.is_checked_first:
+            yield "A machine looks at its scene first, for it is strict."
+        if story.state.paused:
+            yield f"It is paused. Go on with: renderonline resume {task_id}."
+        elif story.blocked_by:
+            yield f"It waits for task {', '.join(map(str, story.blocked_by))} to succeed."
+        elif held := memory.held_machines(task_id):
+            names = ", ".join(self._machine_name(machine_id) for machine_id in held)
+            yield f"Machine {names} was lost and may still write; it must answer first."
+            yield f"Is it really off? Then: renderonline retry {task_id}."
+        elif (due := memory.next_try(task_id)) is not None:
+            yield f"A part is tried again in {max(0.0, due - self._clocks.monotonic()):.0f} s."
+        if task is not None and (task.may_start or memory.waits(task_id)):
+            yield from self._why_not_now(task)
+
+    def _why_not_now(self, task: QueuedTask) -> Iterable[str]:
+        users = self._machines.policy.users
+        limit, running = users.get(task.user_id, Allowance()).running_limit, len(self._memory.attempts_of(task.task_id))
+        if task.running_limit and running >= task.running_limit:
+            more = f"Allow more: renderonline change {task.task_id} --limit NUMBER"
+            yield f"So many of its parts may run at once: {task.running_limit}. {more}"
+        elif limit and self._memory.usage.users.get(task.user_id, 0) >= limit:
+            yield f"{limit} parts of its user's tasks are being rendered; the subscription allows no more at once."
+        else:
+            yield from self._why_no_machine(task)
+
+    def _why_no_machine(self, task: QueuedTask) -> Iterable[str]:
+        if hopeless := self.stuck(task.task_id, {}):
+            yield hopeless
+        signatures = self._memory.index.signatures_of(task.task_id) or (task.signature(),)
+        told: dict[str, list[str]] = defaultdict(list)
+        for machine in self._machines:
+            able = [one for one in signatures if not machine.ability.lacks(one.engine, one.needs)]
+            if able or (hopeless and task.engine.casefold() in offered(machine)):  # of the others nobody needs to hear
+                told[min(self._hindrance(machine, one) for one in able or signatures)].append(machine.name)
+        told.pop("", None)
+        if busy := told.pop(_BUSY, None):
+            yield f"All machines that can take it are busy ({len(busy)}); {self._place(task)}."
+        for reason, names in sorted(told.items(), key=lambda item: -len(item[1])):
+            yield f"Not on {_listed(names)}: {reason}."
+
+    def stuck(self, task_id: int, known: dict[tuple[str, Needs], str]) -> str:
+        """Why nothing of a waiting task can start, whatever becomes free, and what helps; "" when something can.
+        `known` caches the answers by engine and needs, for several tasks."""
+        task, signatures = self._memory.tasks.get(task_id), self._memory.index.signatures_of(task_id)
+        if task is None or not signatures:
+            return ""
+        found = ""
+        for one in signatures:
+            key = (one.engine, one.needs)
+            if key not in known:
+                known[key] = self._nobody(*key)
+            if not (found := known[key]):
+                return ""
+        return found
+
+    def _nobody(self, engine: str, needs: Needs) -> str:
+        machines = list(self._machines)
+        if not any(machine.reachable for machine in machines):
+            return "No machine is connected. Add one: renderonline machine invite."
+        able = [machine for machine in machines if not machine.known_ability.lacks(engine, needs)]
+        if able and not any(machine.reachable for machine in able):
+            return f"What can take it is not connected: {_listed([machine.name for machine in able])}."
+        return unmet([machine.known_ability for machine in machines], engine, needs)
+
+    def _place(self, task: QueuedTask) -> str:
+        """Where a task stands in the queue by priority and age; who has used less of the farm may still come first."""
+        memory, own = self._memory, (-task.priority, task.queued_us, task.task_id)
+        before = sum(
+            (-one.priority, one.queued_us, one.task_id) < own and bool(memory.index.signatures_of(one.task_id))
+            for one in memory.tasks.values()
+        )
+        if not before:
+            return "it is the first in the queue"
+        return f"{before} {'task is' if before == 1 else 'tasks are'} before it in the queue"
+
+    def _hindrance(self, machine: Machine, signature: Signature) -> str:
+        """What keeps a machine from taking a chunk now; "" when nothing does."""
+        ability, policy = machine.ability, self._machines.policy
+        kept_for = self._memory.reserved.get(machine.machine_id, signature)
+        gpus, memory_mib = machine.room.missing(signature.needs)
+        hindrances = {
+            ability.lacks(signature.engine, signature.needs): True,
+            "it has no graphics card, and another machine has one": policy.lacks_card(ability, signature),
+            machine.refuses: True,
+            "it takes whole tasks only, and this one is cut": not policy.fits(ability, signature),
+            "a part failed there, and other machines can take it": not policy.takes(ability, signature),
+            _BUSY: not machine.free,
+            f"what runs there leaves {memory_mib} MiB of memory and {gpus} graphics cards too little": memory_mib
+            or gpus,
+            "it is kept for a larger task that has waited for long": kept_for != signature,
+        }
+        return next((reason for reason, holds in hindrances.items() if reason and holds), "")
+
+    def _machine_name(self, machine_id: int) -> str:
+        machine = self._machines.get(machine_id)
+        return machine.name if machine is not None else f"machine {machine_id}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +387,11 @@ class TaskViews:
         """`LandedFiles.accept`, for a task that they may see."""
         await self._scene_file(principal, task_id)
         await self.landed.accept(task_id, names)
+
+    async def explain(self, task_id: int, *, user_id: int | None) -> tuple[str, ...]:
+        """Why a task is where it is, the most important first. `user_id`: whose task it must be, None: anybody's."""
+        story = await self.database.read(partial(control_rows.task_story, task_id=task_id, user_id=user_id))
+        return tuple(self.explanations.reasons(story))
 
     async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> tuple[bytes, str]:
         """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is

@@ -12,7 +12,7 @@ BOXED = Needs(sandbox="bwrap")
 
 
 async def told(rig: Rig, task_id: int) -> str:
-    return " ".join(await rig.control.explain(task_id, user_id=None))
+    return " ".join(await rig.explain(task_id, user_id=None))
 
 
 async def set_pool(rig: Rig, machine: Machine, pool: str) -> None:

@@ -17,7 +17,7 @@ PREFERS = Needs(prefers_gpu=True)
 
 
 async def told(rig: Rig, task_id: int) -> str:
-    return " ".join(await rig.control.explain(task_id, user_id=None))
+    return " ".join(await rig.explain(task_id, user_id=None))
 
 
 async def says(machine: Machine, *unusable: str) -> None:

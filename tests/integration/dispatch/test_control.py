@@ -153,26 +153,26 @@ async def test_retry_counts_against_the_queue_limit(rig: Rig) -> None:
 
 async def test_explain_says_what_is_missing(rig: Rig) -> None:
     task_id = await rig.submit("1")
-    assert await rig.control.explain(task_id, user_id=None) == (
+    assert await rig.explain(task_id, user_id=None) == (
         "No machine is connected. Add one: renderonline machine invite.",
     )
     other = await joined(rig, engines=("povray",))
-    (reason,) = await rig.control.explain(task_id, user_id=None)
+    (reason,) = await rig.explain(task_id, user_id=None)
     assert reason.startswith("No machine has the engine fake. Install its program on one")
     await rig.control.pause(task_id, user_id=None)
-    assert (await rig.control.explain(task_id, user_id=None))[0].startswith("It is paused")
+    assert (await rig.explain(task_id, user_id=None))[0].startswith("It is paused")
     await rig.control.resume(task_id, user_id=None)
     machine = await joined(rig, works=False)
     (assign,) = await machine.given()
-    assert "being rendered on" in (await rig.control.explain(task_id, user_id=None))[0]
+    assert "being rendered on" in (await rig.explain(task_id, user_id=None))[0]
     waiting = await rig.submit("1")
-    assert "busy" in (await rig.control.explain(waiting, user_id=None))[0]
+    assert "busy" in (await rig.explain(waiting, user_id=None))[0]
     await machine.exit(assign.attempt, "failed", failure="scene", reason="no camera")
     await rig.ended(task_id)
-    reasons = await rig.control.explain(task_id, user_id=None)
+    reasons = await rig.explain(task_id, user_id=None)
     assert any("no camera" in reason for reason in reasons)
     with pytest.raises(NotFound):
-        await rig.control.explain(task_id, user_id=4711)
+        await rig.explain(task_id, user_id=4711)
     assert not other.assigned
 
 
@@ -185,7 +185,7 @@ async def test_draining_machine_finishes_and_takes_nothing_new(rig: Rig) -> None
     second = await rig.submit("1")
     await machine.render(assign.attempt)
     assert (await rig.ended(first)).is_success == 1
-    assert "draining" in (await rig.control.explain(second, user_id=None))[0]
+    assert "draining" in (await rig.explain(second, user_id=None))[0]
     assert len(machine.assigned) == 1
     await rig.database.write(lambda c: c.execute(text("update machines set wish = 'active'")))
     machine.works = True

@@ -20,7 +20,7 @@ async def test_failed_chunk_is_tried_three_times_then_fails_with_a_reason(rig: R
     row = await rig.ended(task_id)
     assert (row.is_success, row.chunks_failed, row.chunks_waiting) == (0, 1, 0)
     assert row.reason == "The engine crashed: signal 11 (tried 3 times)"
-    reasons = await rig.control.explain(task_id, user_id=None)
+    reasons = await rig.explain(task_id, user_id=None)
     assert reasons[0] == f"It failed. Try it again with: renderonline retry {task_id}."
     assert not await rig.in_queue(task_id)
     attempts = await rig.attempts(task_id)
@@ -36,7 +36,7 @@ async def test_scene_failure_is_not_tried_again(rig: Rig) -> None:
     row = await rig.ended(task_id)
     assert row.reason == "The scene can't be rendered: no camera"
     assert len(await rig.attempts(task_id)) == 1
-    advice, *why = await rig.control.explain(task_id, user_id=None)
+    advice, *why = await rig.explain(task_id, user_id=None)
     logs = f"The engine's log: renderonline logs {task_id}"
     assert (advice, why) == (f"It failed. Correct the scene and submit it again. {logs}", [row.reason])
 
@@ -58,7 +58,7 @@ async def test_a_missing_render_engine_is_looked_for_on_another_machine_and_coun
         await lacking.exit(again.attempt, "failed", failure="no_render_engine", reason=reason)
     row = await rig.ended(task_id)
     assert row.reason.endswith("no render engine OCTANE (and no other machine is left)")
-    advice = (await rig.control.explain(task_id, user_id=None))[0]
+    advice = (await rig.explain(task_id, user_id=None))[0]
     assert advice.startswith("It failed. Set up a Blender that has it, or submit it with another engine")
 
 
@@ -181,7 +181,7 @@ async def test_task_waits_for_the_task_it_names(rig: Rig) -> None:
     second = await rig.submit("1", waits_for=(first,))
     (assign,) = await machine.given()
     assert assign.task == first
-    reasons = await rig.control.explain(second, user_id=rig.user_id)
+    reasons = await rig.explain(second, user_id=rig.user_id)
     assert f"It waits for task {first} to succeed." in reasons
     machine.works = True
     await machine.render(assign.attempt)

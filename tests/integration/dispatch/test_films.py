@@ -56,7 +56,7 @@ async def test_without_a_machine_for_films_the_task_waits_and_says_why(rig: Rig)
 
     await until(only_the_film_waits, "frames")
     await until(lambda: rig.farm.memory.waits(task_id), "film in memory")
-    assert "no engine film" in " ".join(await rig.control.explain(task_id, user_id=rig.user_id))
+    assert "no engine film" in " ".join(await rig.explain(task_id, user_id=rig.user_id))
     await joined(rig, engines=(FILM_ENGINE,))
     assert (await rig.ended(task_id)).is_success == 1
     await rig.assert_sound()
@@ -273,7 +273,7 @@ async def test_film_of_a_paused_task_says_what_it_waits_for_and_survives_a_resta
     await machine.render(first.attempt)
     await machine.all_acked()
     await rig.control.film(task_id, Film("webm"), user_id=rig.user_id)
-    reasons = " ".join(await rig.control.explain(task_id, user_id=rig.user_id))
+    reasons = " ".join(await rig.explain(task_id, user_id=rig.user_id))
     assert "It is paused" in reasons
     assert "no engine film" in reasons
     await rig.restart()

@@ -429,7 +429,7 @@ async def test_progress_is_kept_in_memory_and_told(rig: Rig) -> None:
 async def test_machine_that_cannot_write_is_given_nothing(rig: Rig) -> None:
     machine = await joined(rig, hello={"full": "the disk is full"})
     task_id = await rig.submit("1")
-    reasons = await rig.control.explain(task_id, user_id=rig.user_id)
+    reasons = await rig.explain(task_id, user_id=rig.user_id)
     assert any("the disk is full" in reason for reason in reasons)
     assert not machine.assigned
 

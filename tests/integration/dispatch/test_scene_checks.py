@@ -83,7 +83,7 @@ async def test_warnings_of_a_check_stand_before_the_first_frame_has_landed(rig: 
     await unchecked(rig, task_id, None)
     await until(lambda: rig.events.of("task")[-1]["unchecked"] is None, "event")
     assert await rig.landed(task_id) == []
-    assert (await rig.control.explain(task_id, user_id=None))[0] == LACKS[0]
+    assert (await rig.explain(task_id, user_id=None))[0] == LACKS[0]
     assert len(await rig.attempts(task_id)) == len({one.chunk for one in machine.assigned.values()} - {0})
 
     machine.works = True
@@ -252,7 +252,7 @@ async def test_a_strict_task_waits_for_its_check_and_fails_when_files_are_missin
     await rig.dispatcher.refresh()
     await rig.control.pause(task_id, user_id=None)
     await rig.control.resume(task_id, user_id=None)
-    assert "A machine looks at its scene first, for it is strict." in await rig.control.explain(task_id, user_id=None)
+    assert "A machine looks at its scene first, for it is strict." in await rig.explain(task_id, user_id=None)
     await machine.exit(check.attempt, "failed", failure="scene", reason=f"Warning: {LACKS[0]}")
     ended = await rig.ended(task_id)
     assert (ended.is_success, ended.canceled, ended.chunks_canceled) == (0, 0, 4)

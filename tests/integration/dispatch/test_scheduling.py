@@ -16,7 +16,7 @@ from tests.support.dispatching import Machine, Rig, joined, until
 
 
 async def told(rig: Rig, task_id: int) -> str:
-    return " ".join(await rig.control.explain(task_id, user_id=None))
+    return " ".join(await rig.explain(task_id, user_id=None))
 
 
 async def planned(rig: Rig) -> None:
@@ -65,7 +65,7 @@ async def test_task_hears_of_machines_that_can_take_it_and_of_its_place(rig: Rig
     await joined(rig, engines=("povray",))
     first = await rig.submit("1-2")
     await machine.given(1)
-    running, waiting = await rig.control.explain(first, user_id=None)
+    running, waiting = await rig.explain(first, user_id=None)
     assert running.startswith("1 of its parts is being rendered on ")
     assert waiting == "All machines that can take it are busy (1); it is the first in the queue."
     second = await rig.submit("1")

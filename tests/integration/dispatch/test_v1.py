@@ -89,7 +89,7 @@ async def test_frames_that_are_no_range_are_not_made_whole(rig: Rig, node: Exist
     await rig.add_v1(node.port)
     await until(lambda: rig.dispatcher.figures()["slots_free"] == 1, "a free slot")
     task_id = await rig.submit("1-3,7", chunk_size=0)
-    reasons = await rig.control.explain(task_id, user_id=None)
+    reasons = await rig.explain(task_id, user_id=None)
     assert any("whole tasks only" in reason for reason in reasons)
     await joined(rig)
     assert (await rig.ended(task_id)).is_success == 1

@@ -24,7 +24,7 @@ async def test_warnings_of_attempts_stay_with_their_task_until_all_of_it_is_rend
     told = ("a.png is missing", "b [0m is missing")
     assert await warnings(rig, task_id) == told
     assert (await until(lambda: rig.events.of("task"), "event"))[-1]["warnings"] == told
-    assert await rig.control.explain(task_id, user_id=None) == (*told, "It succeeded.")
+    assert await rig.explain(task_id, user_id=None) == (*told, "It succeeded.")
 
     await rig.control.requeue(task_id, frames="1", user_id=None)
     assert await warnings(rig, task_id) == told

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from renderonline.renderapi.main import create_app
+from renderonline.renderapi.main import create_app, shapes
 from renderonline.renderapi.settings import load_settings
-from renderonline.renderapi.task_views import shapes
 
 
 @pytest.fixture(scope="module", name="description")

@@ -174,7 +174,7 @@ for _what, _told in (
 @router.call("GET", "/tasks/{task_id}/explain", "Reasons", needs=OWN)
 async def explain(principal: PrincipalDep, services: ServicesDep, task_id: Id) -> Json:
     """Why the task is not running, or not faster."""
-    return {"reasons": await services.control.explain(task_id, user_id=principal.tasks_of)}
+    return {"reasons": await services.reading.explain(task_id, user_id=principal.tasks_of)}
 
 
 def _acting(act: Any) -> Handler:
