@@ -68,6 +68,9 @@ def main() -> None:
 
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit code; errors are printed on standard error."""
+    if list(words) == ["--version"]:  # to read any option Typer imports Pydantic, which takes longer than all the rest
+        print(f"renderonline {__version__}")
+        return 0
     try:
         result = app(list(words), standalone_mode=False, prog_name="renderonline")
         sys.stdout.flush()

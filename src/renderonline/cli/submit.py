@@ -2,23 +2,25 @@
 
 import os
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from renderonline.cli import terminal
 from renderonline.cli.task_commands import fetch_results, follow, print_warnings
 from renderonline.cli.terminal import argument, command, flag, group, option, pairs
-from renderonline.engines.blender.launcher.inputs import FOLDER
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import MAX_FRAMES, parse_frames
 from renderonline.farm.needs import unbaked_warnings
-from renderonline.rnoclient.scenes import SceneInputs, needed_files, several
 from renderonline.rnoclient.sdk import Client, Item
 from renderonline.storage import names
+
+if TYPE_CHECKING:
+    from renderonline.rnoclient.scenes import SceneInputs
 
 MOST_FILES = 100_000
 commands = group("Submitting.")
@@ -83,6 +85,9 @@ def submit(
     json: bool,
 ) -> int:
     """Submit a scene."""
+    from renderonline.engines.blender.launcher.inputs import FOLDER
+    from renderonline.rnoclient.scenes import SceneInputs, needed_files
+
     if not file.is_file():
         raise InvalidRequest(f"{file} is not a file.")
     arguments = pairs("--arg", arg or [], "ID=VALUE")
@@ -141,19 +146,24 @@ def _scene_files(file: Path, others: list[Path], folder: Path | None, engines: l
     return SceneFiles(file, scene, {}, unpack=True)
 
 
-def _print_packed(scene: SceneInputs) -> None:
+def _print_packed(scene: "SceneInputs") -> None:
     folders: dict[Path, list[str]] = {}
     for path in scene.outside.values():
         folders.setdefault(path.parent, []).append(path.name)
     for folder, inside in folders.items():  # all of them, because the scene chose them, not the user
-        terminal.note(f"Sent from outside of the folder, from {folder}: {several(inside)}")
+        terminal.note(f"Sent from outside of the folder, from {folder}: {_several(inside)}")
     for refused, why in scene.refused.items():
         terminal.note(f"Not sent: {refused} ({why})")
 
 
+def _several(found: Sequence[str], most: int = 20) -> str:
+    """Names for a sentence, and how many there are besides."""
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
 def _folder_file(folder: Path, stack: ExitStack) -> Path:
     """Write a temporary file that holds the path of the folder from which the others are sent."""
-    path = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")), FOLDER)
+    path = Path(stack.enter_context(TemporaryDirectory(prefix="renderonline-")), "folder")
     path.write_text(str(folder.absolute()), encoding="utf-8", errors="surrogateescape")
     return path
 

@@ -7,14 +7,15 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from renderonline.engines.blender.launcher.inputs import OUTSIDE
 from renderonline.engines.definition import FACT_READERS
-from renderonline.rnoclient.sdk.uploading import FileCache, UploadOptions
+from renderonline.rnoclient.sdk.connection import FileCache
+from renderonline.rnoclient.sdk.uploading import UploadOptions
 from renderonline.storage import manifests
 from renderonline.storage.confined import Confined
 from renderonline.storage.disk import cache_directory
@@ -40,18 +41,17 @@ class SceneInputs:
 
 
 def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False) -> SceneInputs:
-    """What a scene and its libraries name and what is there. With `pack` also what lies outside of `folder` (None:
-    where the scene lies): only with it does a scene decide about other files of this computer."""
+    """Return the files that a scene and its libraries name and that exist. Files outside of `folder` (None: the scene's
+    own) are among them only with `pack`: otherwise a scene could have any file of this computer sent."""
     if scene.suffix.casefold() != ".blend":
         return SceneInputs()
     base = (folder or scene.parent).absolute()
     root = Path(base.anchor) if pack else base
-    told = _read(scene, root)
+    read = _read(scene, root)
     inside, outside, refused, real = list[Path](), dict[str, Path](), dict[str, str](), base.resolve()
-    for path in (root / one for one in told.get("inputs", ())):
+    for path in (root / name for name in read.get("inputs", ())):
         if path.is_relative_to(base):
-            # Who made the scene may have made links in its folder, too.
-            place = path.resolve()
+            place = path.resolve()  # the maker of the scene may also have made links in its folder
             if why := "" if place.is_relative_to(real) else _unwanted(place):
                 refused[str(path)] = why
             else:
@@ -60,8 +60,8 @@ def needed_files(scene: Path, folder: Path | None = None, *, pack: bool = False)
             refused[str(path)] = why
         else:
             outside[f"{OUTSIDE}/{path.as_posix().replace(':', '_').strip('/')}"] = path
-    unbaked = tuple(told.get("facts", {}).get("unbaked", ()))
-    return SceneInputs(inside, outside, refused, bool(told.get("whole_paths")), unbaked)
+    unbaked = tuple(read.get("facts", {}).get("unbaked", ()))
+    return SceneInputs(inside, outside, refused, bool(read.get("whole_paths")), unbaked)
 
 
 def _read(scene: Path, root: Path) -> Mapping[str, Any]:
@@ -74,23 +74,16 @@ def _read(scene: Path, root: Path) -> Mapping[str, Any]:
 
 
 def _unwanted(path: Path) -> str:
-    """Why nobody can mean a file that a scene names outside of its folder; "" when somebody can."""
-    for one in (path, path.resolve()):
-        if any(part.startswith(".") for part in one.parts[1:]):
+    """Why a file that a scene names outside of its folder is not sent; "" when it is."""
+    for place in (path, path.resolve()):
+        if any(part.startswith(".") for part in place.parts[1:]):
             return "it is hidden"
-        if one.as_posix().startswith(tuple(f"{place}/" for place in _SYSTEM)):
+        if place.as_posix().startswith(tuple(f"{system}/" for system in _SYSTEM)):
             return "it belongs to the system"
     try:
-        kept = stat.S_ISREG(path.stat().st_mode)
+        return "" if stat.S_ISREG(path.stat().st_mode) else "it is no file"
     except OSError:
         return "it can't be read"
-    return "" if kept else "it is no file"
-
-
-def several(names: Iterable[str], most: int = 20) -> str:
-    """Names for a sentence, and how many there are besides."""
-    found = list(names)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 SETTLED_NS: Final = 2_000_000_000
@@ -110,12 +103,12 @@ class CachedChunker:
     def __init__(self, cache: FileCache) -> None:
         self._cache = cache
 
-    def __call__(self, path: Path, *, anew: bool = False) -> bytes:
+    def __call__(self, path: Path, *, afresh: bool = False) -> bytes:
         """Return the chunks of a file, as announced in uploads."""
         before = path.stat()
         mark = f"{manifests.VERSION} {before.st_mtime_ns} {before.st_size}\n".encode()
         name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-        if not anew and (known := self._cache.read(name)).startswith(mark):
+        if not afresh and (known := self._cache.read(name)).startswith(mark):
             return known.removeprefix(mark)
         found, after = manifests.manifest_of(path), path.stat()
         unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)

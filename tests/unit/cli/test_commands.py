@@ -376,7 +376,7 @@ def test_simulations_that_are_not_baked_are_told_before_anything_is_sent(
     words: tuple[str, ...],
     told: int,
 ) -> None:
-    monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: SceneInputs(unbaked=("Cloth",)))
+    monkeypatch.setattr("renderonline.rnoclient.scenes.needed_files", lambda *_, **__: SceneInputs(unbaked=("Cloth",)))
     warning = "not baked: each part begins it from the start: Cloth; bake, or use --chunk 100000 for one part"
     monkeypatch.setitem(TASK, "warnings", [warning] * told)
     assert run(["submit", "shot.blend", *words]) == 0
@@ -391,7 +391,7 @@ def test_what_lies_outside_of_the_folder_is_sent_when_somebody_asks_to_pack_it(
     wood.write_bytes(b"oak")
     others = {f"_outside/{number}/a.png": tmp_path / str(number) / "a.png" for number in range(40)}
     needed = SceneInputs(outside={**others, "_outside/lib/oak.png": wood})
-    monkeypatch.setattr("renderonline.cli.submit.needed_files", lambda *_, **__: needed)
+    monkeypatch.setattr("renderonline.rnoclient.scenes.needed_files", lambda *_, **__: needed)
     monkeypatch.setattr(Client, "submit", lambda _, *__, inputs, **___: sent.update(inputs) or TASK)
     assert run(["submit", "shot.blend", "--pack"]) == 0
     assert sent["_outside/lib/oak.png"] == wood

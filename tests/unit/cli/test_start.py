@@ -13,10 +13,11 @@ from renderonline.cli.main import app, run
 HEAVY = {"sqlalchemy", "fastapi", "starlette", "uvicorn", "aiohttp", "OpenImageIO", "rich", "numpy", "structlog"}
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize(("option", "heavy"), [("--help", HEAVY), ("--version", HEAVY | {"pydantic", "msgspec"})])
+def test_command_imports_nothing_heavy(option: str, heavy: set[str]) -> None:
     code = (
-        "import sys; from renderonline.cli.main import run; run(['--help']); "
-        f"print('LOADED', sorted({HEAVY!r} & set(sys.modules)))"
+        f"import sys; from renderonline.cli.main import run; run([{option!r}]); "
+        f"print('LOADED', sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "LOADED []" in done.stdout

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from renderonline.rnoclient.scenes import CachedChunker
-from renderonline.rnoclient.sdk.uploading import FileCache, default_options
+from renderonline.rnoclient.sdk.connection import FileCache
+from renderonline.rnoclient.sdk.uploading import default_options
 from renderonline.storage import manifests
 from renderonline.storage.manifests import manifest_of
 from renderonline.storage.staging import LARGEST_CHUNK, SENT_CHUNK
@@ -50,7 +51,7 @@ def test_unchanged_file_is_not_read_again(tmp_path: Path, cut: list[Path]) -> No
     assert chunks_are_of(first, scene.read_bytes())
     assert CachedChunker(FileCache(tmp_path / "notes"))(scene) == first
     assert len(cut) == 1
-    assert CachedChunker(FileCache(tmp_path / "notes"))(scene, anew=True) == first
+    assert CachedChunker(FileCache(tmp_path / "notes"))(scene, afresh=True) == first
     os.utime(scene, (OLD + 1, OLD + 1))
     CachedChunker(FileCache(tmp_path / "notes"))(scene)
     assert len(cut) == 3

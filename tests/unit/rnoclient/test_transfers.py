@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderonline.farm import errors
-from renderonline.rnoclient.sdk import Client, Login, downloading
+from renderonline.rnoclient.sdk import Client, Login, connection
 from tests.support.scripted_server import Answer, Asked, ScriptedServer, in_turn
 
 TASK = json.dumps({"task_id": 7}).encode()
@@ -200,14 +200,14 @@ def test_other_bytes_than_the_farm_has_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc/x", "a/../../x", "a\\b", "a\x00b", "c:x", "a\nb"])
 def test_name_that_leads_out_of_the_directory_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidRequest, match="no safe name"):
-        downloading.safe_path(tmp_path, name)
+        connection.safe_path(tmp_path, name)
 
 
 @given(st.text())
 def test_no_name_leads_out_of_the_directory(name: str) -> None:
     base = Path("/base")
     try:
-        path = downloading.safe_path(base, name)
+        path = connection.safe_path(base, name)
     except errors.InvalidRequest:
         return
     assert base in path.parents

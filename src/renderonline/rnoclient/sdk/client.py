@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 
 from renderonline.farm import result_names
 from renderonline.farm.errors import InvalidRequest, NotFound
-from renderonline.rnoclient.sdk import connection, downloading, uploading
-from renderonline.rnoclient.sdk.connection import ENDED, Connection, Item, Login, Owners, Task
+from renderonline.rnoclient.sdk import connection, uploading
+from renderonline.rnoclient.sdk.connection import ENDED, Connection, Item, Login, Owners, Progress, Task
 
 PAGE: Final = 200
 REFRESH_S: Final = 0.25
@@ -42,7 +42,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let the network go."""
+        """Close the connections."""
         self.connection.close()
 
     def me(self) -> Item:
@@ -71,35 +71,34 @@ class Client:
         strict: bool = False,
         names: str = "",
         deliver: str = "",
-        progress: downloading.Progress | None = None,
+        progress: Progress | None = None,
     ) -> Task:
         """Send a scene and put it into the queue; the task exists once, however often the network fails
         (R4.1 Submit once).
 
-        `scene` is its name there, perhaps in folders (`shots/a.blend`; by default the file's), and `inputs` has the
-        other files that it needs: names there -> files here. `unpack`: the file is a ZIP that the farm unpacks, and
-        `scene` the name of the scene in it, "" when only one file can be it. `progress` is first told what the farm
-        has already.
-        `frames` is a range such as `1-24` or `1-100x5,200`; `chunk_size` 0 leaves the cutting to the farm; `notify`
-        asks for a mail when it ends. `needs`: what machines must have besides the engine (engine_version, tags, pool,
-        memory_mib, gpus, gpu_memory_mib, sandbox); `running_limit`: so many chunks run at once (0: any number); `film`:
-        what is made of the frames at the end, such as `mp4` or `webm@25`. `strict`: `InvalidRequest` (`strict`) when a
-        file that the scene needs is missing, or for anything else that would be a warning; what turns out later is a
-        failure. `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`;
-        `deliver`: a directory that the farm's administrator named, and folders, to which they are copied (`nas/sh010`).
+        The keys of `inputs` are names on the farm, its values paths here. `scene` is the scene's name on the farm,
+        perhaps in folders (`shots/a.blend`; default: the file's name). `unpack`: the farm unpacks the file, a ZIP, and
+        `scene` is the scene's name in it ("" when only one file can be it).
+
+        `frames` is a range such as `1-24` or `1-100x5,200`; with `chunk_size` 0 the farm cuts it. `notify`: send a mail
+        when the task ends. `needs`: what machines must have besides the engine (engine_version, tags, pool, memory_mib,
+        gpus, gpu_memory_mib, sandbox). `running_limit`: how many chunks run at once (0: any number). `film`: make one
+        of the frames at the end, such as `mp4` or `webm@25`. `strict`: raise `InvalidRequest` (`strict`) when a file
+        that the scene needs is missing, or for anything else that would be a warning; what turns out later is a
+        failure. `names`: what results are called when they leave the farm, such as `{scene}/{name}_{frame:04}`.
+        `deliver`: a directory that the farm's administrator named, and folders in it, to which results are copied
+        (`nas/sh010`). The first call of `progress` has the bytes that the farm has already.
         """
         request: dict[str, object] = {"engine": engine, "arguments": dict(arguments or {}), "frames": frames}
-        request |= {"name": name, "priority": priority, "chunk_size": chunk_size}
-        request |= {"paused": paused, "waits_for": list(waits_for), "notify": notify}
-        request |= {"needs": dict(needs or {}), "running_limit": running_limit, **({"film": film} if film else {})}
-        request |= {"strict": True} if strict else {}
-        request |= {**({"names": names} if names else {}), **({"deliver": deliver} if deliver else {})}
+        request |= {"name": name, "priority": priority, "chunk_size": chunk_size, "paused": paused, "notify": notify}
+        request |= {"waits_for": list(waits_for), "needs": dict(needs or {}), "running_limit": running_limit}
+        others = {"film": film, "strict": strict, "names": names, "deliver": deliver, "unpack": unpack}
+        request |= {key: value for key, value in others.items() if value}
         path = Path(file)
         main = scene or ("" if unpack else path.name)
-        files = {path.name if unpack else main: path, **{one: Path(other) for one, other in (inputs or {}).items()}}
-        request |= {"unpack": True} if unpack else {}
+        files = {path.name if unpack else main: path, **{place: Path(other) for place, other in (inputs or {}).items()}}
         alone = len(files) == 1 and main == path.name
-        if not alone or downloading.size_of(path) >= LARGE:
+        if not alone or connection.size_of(path) >= LARGE:
             try:
                 self._upload = self._upload or uploading.default_options()
                 sent = uploading.submit(self.connection, {**request, "scene": main}, files, self._upload, progress)
@@ -107,7 +106,7 @@ class Client:
             except InvalidRequest as error:
                 if error.reason_code != "bad_name" or not alone:
                     raise  # the name of a single file is made fit by the farm
-        return cast("Task", downloading.send(self.connection, request, path, progress).json())
+        return cast("Task", uploading.submit_file(self.connection, request, path, progress).json())
 
     def tasks(
         self,
@@ -213,7 +212,7 @@ class Client:
         *,
         frames: str = "",
         names: Sequence[str] = (),
-        progress: downloading.Progress | None = None,
+        progress: Progress | None = None,
     ) -> Path:
         """The task's scene and results as one ZIP file; resumed where an earlier call was cut.
 
@@ -221,7 +220,7 @@ class Client:
         """
         query = urlencode([("frames", frames)] * bool(frames) + [("name", name) for name in names])
         path = f"/tasks/{task_id:d}/download" + (f"?{query}" if query else "")
-        return downloading.fetch(self.connection, path, Path(target), progress=progress)
+        return connection.fetch(self.connection, path, Path(target), progress=progress)
 
     def download_results(
         self,
@@ -244,9 +243,9 @@ class Client:
         if not found:
             raise NotFound(f"None of the {len(everything)} results of task {task_id} is among the wanted ones.")
         root, called = Path(directory), _called(everything)
-        targets = {one["name"]: downloading.safe_path(root, called[one["name"]]) for one in found}
-        digests = {name: downloading.digest_of(target) for name, target in targets.items()}
-        left = {one["name"] for one in found if digests[one["name"]] != one["digest"]}
+        targets = {result["name"]: connection.safe_path(root, called[result["name"]]) for result in found}
+        digests = {name: connection.digest_of(target) for name, target in targets.items()}
+        left = {result["name"] for result in found if digests[result["name"]] != result["digest"]}
         owners, owner = Owners(root), f"task {task_id} of {self.connection.login.url}"
         if not overwrite:
             owners.refuse_others([(called[name], digests[name]) for name in left if digests[name]], owner)
@@ -255,7 +254,7 @@ class Client:
             for number, result in enumerate(found, 1):
                 if result["name"] in left:
                     path = f"/tasks/{task_id:d}/results/{quote(result['name'])}"
-                    downloading.fetch(self.connection, path, targets[result["name"]], digest=result["digest"])
+                    connection.fetch(self.connection, path, targets[result["name"]], digest=result["digest"])
                     fetched.append((called[result["name"]], result["digest"]))
                 if progress is not None:
                     progress(number, len(found))
@@ -278,9 +277,13 @@ class Client:
 
 def _called(results: Sequence[Item]) -> dict[str, str]:
     """What each result is called here, by its name on the farm; no two alike."""
-    frames = {one["name"]: one.get("of_frame") if one.get("frame") is None else one["frame"] for one in results}
-    ordered = sorted(results, key=lambda one: (frames[one["name"]] is None, one["name"]))
-    return result_names.distinct((one["name"], one.get("called") or one["name"]) for one in ordered)
+
+    def order(result: Item) -> tuple[bool, str]:
+        frame = result.get("of_frame") if result.get("frame") is None else result["frame"]
+        return frame is None, result["name"]
+
+    ordered = sorted(results, key=order)
+    return result_names.distinct((result["name"], result.get("called") or result["name"]) for result in ordered)
 
 
 class Admin:

@@ -1,28 +1,31 @@
 """The connection to a farm: its login and calls (`Connection`), the JSON of `/renderapi/v2` as typed dictionaries
-(described at `/docs` of a farm), the event stream (`stream`), and the owners of downloaded files (`Owners`).
+(described at `/docs` of a farm), the event stream (`stream`), and downloads (`fetch`).
 
-The event stream (SSE) is resumed after every break at the event where it broke. Which task a downloaded file belongs
-to, and its digest, are stored in the user's cache directory, in one file for each folder. So a download does not
-replace files of another task, or files that were changed, without being asked to.
+The event stream (SSE) is resumed after every break at the event where it broke, a download at the byte; a file gets its
+name only when it is complete. Which task a downloaded file belongs to, and its digest, are stored in the user's cache
+directory, in one file for each folder (`Owners`), so that a download does not replace files of another task, or files
+that were changed, without being asked to.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
-from pathlib import Path
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypedDict, TypeVar
 from urllib.parse import urlencode, urlsplit
 
-from renderonline.farm import errors
-from renderonline.farm.errors import Conflict, LimitReached, NotAvailable
+from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NoSpace, NotAvailable
 from renderonline.protocol.calls import Advice, Busy, Caller, Reply, Trust, backoff
+from renderonline.sandbox.privacy import write_private
 
 
 class Task(TypedDict):
@@ -110,12 +113,10 @@ class Login:
         for name in ("email", "token"):
             object.__setattr__(self, name, getattr(self, name).strip())
         if not self.email.isprintable():
-            raise errors.InvalidRequest(
-                "The e-mail holds a line break or another sign that can't be seen. Type it again."
-            )
+            raise InvalidRequest("The e-mail holds a line break or another sign that can't be seen. Type it again.")
         odd = next((place for place, sign in enumerate(self.token, 1) if not "\x20" <= sign <= "\x7e"), 0)
         if odd:
-            raise errors.InvalidRequest(
+            raise InvalidRequest(
                 f"The token can't be right: character {odd} of {len(self.token)} is no ASCII letter, digit or "
                 "sign. Perhaps a program put curly quotes or a line break there. Copy it again."
             )
@@ -157,7 +158,7 @@ class Connection(Caller):
         while True:
             try:
                 return action()
-            except errors.NotAvailable as error:
+            except NotAvailable as error:
                 wait = max(next(pauses), error.retry_after_s if isinstance(error, Busy) else 0.0)
                 if time.monotonic() + wait > deadline:
                     raise
@@ -183,7 +184,7 @@ def _tidied(url: str) -> str:
     except ValueError:
         port, parts = None, urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or parts.query or parts.fragment:
-        raise errors.InvalidRequest(f"{url!r} is no address of a RenderAPI; write it like http://farm:5000 .")
+        raise InvalidRequest(f"{url!r} is no address of a RenderAPI; write it like http://farm:5000 .")
     path = re.sub(r"(/renderapi(/v\d+)?)?/*$", "", parts.path)
     return parts._replace(path=path, netloc=parts.netloc.rpartition("@")[2]).geturl()
 
@@ -266,7 +267,166 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_PLACE: Final = "RENDERONLINE_CACHE"
+BLOCK: Final = 256 * 1024
+RESUME_S: Final = 120.0
+"""A download that has begun goes on for this long without RenderAPI."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+
+def fetch(
+    connection: Connection, path: str, target: Path, *, digest: str | None = None, progress: Progress | None = None
+) -> Path:
+    """Download `path` to `target` and return it. What an earlier call left in `target.part` is not sent again.
+
+    With `digest` (BLAKE2b-256 in hex) other bytes are refused. `NotAvailable` when nothing comes for longer than the
+    connection's patience, or than `RESUME_S` once something came.
+    """
+    part = target.with_name(target.name + ".part")
+    tag = target.with_name(target.name + ".part.etag")
+    with _disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+    def some() -> bool:
+        """Whether it is complete now; what brought a part of it is gone on with at once."""
+        before = size_of(part)
+        try:
+            _some(connection, path, part, tag, progress)
+        except NotAvailable:
+            if size_of(part) <= before:
+                raise
+            return False
+        return True
+
+    patience_s = None
+    while not connection.patiently(some, patience_s=patience_s):
+        patience_s = RESUME_S
+    with _disk(target):
+        if digest is not None and _digest(part) != digest:
+            part.unlink()
+            raise NotAvailable(f"{target.name} arrived with other bytes than the farm has; download it again.")
+        os.replace(part, target)
+        tag.unlink(missing_ok=True)
+    return target
+
+
+def safe_path(directory: Path, name: str) -> Path:
+    """Where the result `name` belongs below `directory`; a name that leads out of it is refused."""
+    pure = PurePosixPath(name)
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or re.search(r'[\x00-\x1f\\:*?"<>|]', name):
+        raise InvalidRequest(f"The farm names a file {name!r}, which is no safe name; it is not downloaded.")
+    return directory.joinpath(pure)
+
+
+def digest_of(target: Path) -> str:
+    """The digest of a file that is there; "" when there is none, a dash when it can't be read."""
+    if not os.path.lexists(target):
+        return ""
+    try:
+        return _digest(target)
+    except OSError:
+        return "-"
+
+
+def _some(connection: Connection, path: str, part: Path, tag: Path, progress: Progress | None) -> None:
+    """One call that goes on where `part` ends; starts again when the file has changed on the farm."""
+    have = size_of(part)
+    etag = tag.read_text() if have and tag.exists() else ""
+    headers = {"range": f"bytes={have}-", "if-range": etag} if etag else {}
+    try:
+        with connection.open("GET", path, headers=headers, keep=True, timeout_s=60) as response:
+            if response.status == HTTPStatus.PARTIAL_CONTENT:
+                total = _total(response.headers.get("content-range", ""), have)
+            else:
+                have, total = 0, int(response.headers.get("content-length", "-1"))
+            fresh = response.headers.get("etag", "")
+            with _disk(tag):
+                tag.unlink(missing_ok=True)
+                if fresh and not fresh.startswith("W/"):  # only a strong tag says that the bytes are the same
+                    tag.write_text(fresh)
+            _write(response, part, have, total, progress)
+    except InvalidRequest as error:
+        if not headers:
+            raise
+        part.unlink(missing_ok=True)  # the range can't be had (416): the next call starts from the beginning
+        raise NotAvailable(error.message) from error
+
+
+def _write(response: HTTPResponse, part: Path, have: int, total: int, progress: Progress | None) -> None:
+    """Write an answer behind the first `have` bytes. A fault of the disk is `NoSpace`, never retried."""
+    with _disk(part):
+        file = part.open("r+b" if have else "wb")
+    with file:
+        file.truncate(have)
+        file.seek(have)
+        while block := response.read1(BLOCK):
+            with _disk(part):
+                file.write(block)
+            have += len(block)
+            if progress is not None:
+                progress(have, total)
+        with _disk(part):
+            file.flush()
+            os.fsync(file.fileno())
+    if total >= 0 and have != total:
+        raise IncompleteRead(b"", total - have)
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoSpace(f"{path} can't be written: {error.strerror}.") from None
+
+
+def _total(content_range: str, have: int) -> int:
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range.strip())
+    if match is None or int(match[1]) != have:
+        raise HTTPException("an answer with another range than the one asked for")
+    return int(match[2])
+
+
+def size_of(file: Path) -> int:
+    """The size of a file; 0 when there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+class FileCache:
+    """Small files by name in a directory; losing one costs time only. Without a directory nothing is kept. A file that
+    was not used for `keep_s` seconds is removed."""
+
+    def __init__(self, directory: Path | None = None, keep_s: float = 7 * 24 * 3600.0) -> None:
+        self._directory = directory
+        self._keep_s = keep_s
+
+    def read(self, name: str) -> bytes:
+        """Return what was kept, or b""."""
+        with contextlib.suppress(OSError):
+            if self._directory is not None:
+                os.utime(self._directory / name)
+                return (self._directory / name).read_bytes()
+        return b""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keep this where possible; a full or read-only disk is no error."""
+        if self._directory is None:
+            return
+        path = self._directory / name
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for old in self._directory.iterdir():
+                if old.stat().st_mtime < time.time() - self._keep_s:
+                    old.unlink(missing_ok=True)
+            write_private(path, content, durable=False)
 
 
 class Owners:
@@ -274,11 +434,11 @@ class Owners:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
-        named = os.environ.get(_PLACE)
+        named = os.environ.get("RENDERONLINE_CACHE")
         place = Path(named) if named else Path.home() / ".cache" / "renderonline"
-        folder = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:32]
-        self._state = place / "downloads" / f"{folder}.json"
-        self._of = self._read()
+        self._cache = FileCache(place / "downloads", keep_s=math.inf)
+        self._name = f"{hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:32]}.json"
+        self._of = json_object(self._cache.read(self._name))
 
     def refuse_others(self, there: Iterable[tuple[str, str]], owner: str) -> None:
         """Raise `Conflict` if one of these files (name, present digest) is not as it was downloaded for `owner`."""
@@ -297,16 +457,5 @@ class Owners:
 
     def remember(self, fetched: Iterable[tuple[str, str]], owner: str) -> None:
         """Store that these files (name, digest) were downloaded now. Has no effect if the cache can't be written."""
-        self._of = {**self._read(), **{name: [owner, digest] for name, digest in fetched}}
-        aside = self._state.with_suffix(f".{os.getpid()}")
-        with contextlib.suppress(OSError):
-            self._state.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(self._of), encoding="utf-8")
-            aside.replace(self._state)
-
-    def _read(self) -> dict[str, list[str]]:
-        try:
-            known = json.loads(self._state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
+        self._of = json_object(self._cache.read(self._name)) | {name: [owner, digest] for name, digest in fetched}
+        self._cache.write(self._name, json.dumps(self._of).encode())

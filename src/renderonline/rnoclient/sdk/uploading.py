@@ -1,16 +1,19 @@
-"""Uploads that go on after any stop: files are announced, what the farm lacks of them is sent over several connections,
-and a task is made of them in the end.
-
-Whatever breaks is settled by asking the farm what is there. A later call with the same files goes on with the same
-upload.
+"""Uploads. `submit` resumes them: it announces files, sends what the farm lacks of them over several connections, and
+makes a task of them in the end. After each fault it asks the farm what is there; a later call with the same files goes
+on with the same upload. `submit_file` sends a small file in one request.
 """
 
 import base64
 import contextlib
 import hashlib
+import http.client
 import importlib
 import json
 import os
+import re
+import secrets
+import select
+import ssl
 import struct
 import threading
 import time
@@ -19,67 +22,37 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from http.client import HTTPConnection
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.protocol.calls import Reply
-from renderonline.rnoclient.sdk.connection import Connection, json_object
-from renderonline.rnoclient.sdk.downloading import SEND_TIMEOUT_S, Progress, answered
-from renderonline.sandbox.privacy import write_private
+from renderonline.rnoclient.sdk.connection import BLOCK, Connection, FileCache, Progress, json_object
 
+SEND_BLOCK: Final = 32 * 1024
+"""Small enough to be taken at once by a socket that takes anything."""
+SEND_TIMEOUT_S: Final = 120.0
 PACK_BYTES: Final = 8 * 1024 * 1024
 SENDERS: Final = 3
 PATIENCE_S: Final = 120.0
-"""An upload is given up when for so long nothing of it arrives."""
+"""Seconds without an arriving byte after which an upload is given up."""
 FIRST_S: Final = 30.0
-"""A farm that does not answer the first call is given up after so long."""
+"""Seconds after which a farm that does not answer the first call is given up."""
 MOST_ANNOUNCED: Final = 24 * 1024 * 1024
 """Bytes of chunks that are announced at once; files beyond are sent whole."""
-BLOCK: Final = 256 * 1024
 CHUNK: Final = struct.Struct("<32sI")
 RECORD: Final = struct.Struct("<II")
 Json = Mapping[str, Any]
-_ANEW: Final = frozenset({"changed", "wrong_chunk", "wrong_digest", "not_found"})
+_CHANGED: Final = frozenset({"changed", "wrong_chunk", "wrong_digest", "not_found"})
 _WAITS: Final = frozenset({"incomplete", "busy", "wrong_offset"})
-
-
-class FileCache:
-    """Small files by name in a directory; losing one costs time only. Without a directory nothing is kept. A file that
-    was not used for `keep_s` seconds is removed."""
-
-    def __init__(self, directory: Path | None = None, keep_s: float = 7 * 24 * 3600.0) -> None:
-        self._directory = directory
-        self._keep_s = keep_s
-
-    def read(self, name: str) -> bytes:
-        """Return what was kept, or b""."""
-        with contextlib.suppress(OSError):
-            if self._directory is not None:
-                os.utime(self._directory / name)
-                return (self._directory / name).read_bytes()
-        return b""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Keep this where possible; a full or read-only disk is no error."""
-        if self._directory is None:
-            return
-        path = self._directory / name
-        with contextlib.suppress(OSError):
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for old in self._directory.iterdir():
-                if old.stat().st_mtime < time.time() - self._keep_s:
-                    old.unlink(missing_ok=True)
-            write_private(path, content, durable=False)
 
 
 class Chunker(Protocol):
     """Cuts files into chunks (`cdc:v1`), so that only those are sent which the farm does not have."""
 
-    def __call__(self, path: Path, *, anew: bool = False) -> bytes:
-        """Return the chunks of a file in order, each as BLAKE3 and length (u32, little endian). `anew`: the file may
+    def __call__(self, path: Path, *, afresh: bool = False) -> bytes:
+        """Return the chunks of a file in order, each as BLAKE3 and length (u32, little endian). `afresh`: the file may
         have changed although its size and time did not. Raises `OSError` when it can't be read."""
 
 
@@ -149,11 +122,11 @@ def submit(
     try:
         return upload.submit()
     except (InvalidRequest, NotFound) as error:
-        if error.reason_code not in _ANEW:
+        if error.reason_code not in _CHANGED:
             raise
     upload.give_up()
     # A file is not what it was when it was looked at, or the farm has removed the upload: look and announce again.
-    return _Upload(connection, request, _sources(files, options.chunker, anew=True), FileCache(), progress).submit()
+    return _Upload(connection, request, _sources(files, options.chunker, afresh=True), FileCache(), progress).submit()
 
 
 class _Upload:
@@ -171,13 +144,11 @@ class _Upload:
         self._progress = progress or (lambda _done, _total: None)
         self._announced = json.dumps({"files": [_announced(source) for source in sources]}).encode()
         self._cache, self._name = cache, self._identity()
-        known, self._told = (
-            json_object(cache.read(self._name)),
-            hashlib.sha256(json.dumps(request).encode()).hexdigest(),
-        )
+        known = json_object(cache.read(self._name))
+        self._digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
         self._id = str(known.get("upload", ""))
         self._remembered = bool(self._id)
-        self._key = str(known["key"]) if known.get("request") == self._told else str(uuid.uuid4())
+        self._key = str(known["key"]) if known.get("request") == self._digest else str(uuid.uuid4())
         self._total = sum(source.size for source in sources)
 
     def submit(self) -> Reply:
@@ -209,7 +180,7 @@ class _Upload:
 
     def _committed(self) -> Reply | None:
         """The farm's answer to the submission; None while something is missing. It is asked before anything is sent,
-        so that a mistake in the request is told at once."""
+        so that a mistake in the request is reported at once."""
         for source in self._sources:
             if source.chunks is None and _seen(source.path) != (source.size, source.modified_ns):
                 raise InvalidRequest(f"{source.path} changed while it was sent. Submit it again.")
@@ -224,7 +195,7 @@ class _Upload:
                     return None
                 raise
         self._id, self._remembered = str(self._post("/uploads", self._announced).json()["upload_id"]), False
-        noted = {"upload": self._id, "key": self._key, "request": self._told}
+        noted = {"upload": self._id, "key": self._key, "request": self._digest}
         self._cache.write(self._name, json.dumps(noted).encode())
         return self._committed()
 
@@ -261,7 +232,7 @@ class _Upload:
         """A name for these files on this farm: by their content, or else by what the disk says of them."""
         digest = hashlib.sha256(self._announced)
         login = self._connection.login
-        unseen = [(str(one.path.resolve()), one.modified_ns) for one in self._sources if one.chunks is None]
+        unseen = [(str(file.path.resolve()), file.modified_ns) for file in self._sources if file.chunks is None]
         digest.update(json.dumps([login.url, login.email, unseen]).encode())
         return digest.hexdigest()
 
@@ -310,7 +281,7 @@ class _Round:
         body = partial(self._body, job, mine)
         connection.ask(job.method, job.path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S)
 
-    def _body(self, job: _Job, mine: int, to: HTTPConnection) -> Iterator[bytes]:
+    def _body(self, job: _Job, mine: int, to: http.client.HTTPConnection) -> Iterator[bytes]:
         for block in chain.from_iterable(map(_blocks, job.pieces)):
             if self._failed:
                 raise NotAvailable("Another connection broke.")
@@ -320,12 +291,12 @@ class _Round:
             self._sent[mine] += len(block)
 
 
-def _sources(files: Mapping[str, Path], chunker: Chunker | None, *, anew: bool = False) -> list[_Source]:
+def _sources(files: Mapping[str, Path], chunker: Chunker | None, *, afresh: bool = False) -> list[_Source]:
     found, room = [], MOST_ANNOUNCED
     for name, path in files.items():
         size, modified_ns = _seen(path)
         try:
-            chunks = None if chunker is None else chunker(path, anew=anew)
+            chunks = None if chunker is None else chunker(path, afresh=afresh)
         except OSError as error:
             raise InvalidRequest(f"{path} can't be read: {error.strerror}.") from None
         if chunks is not None:
@@ -372,3 +343,67 @@ def _blocks(piece: _UploadPiece) -> Iterator[bytes]:
         raise InvalidRequest(f"{piece.path} can't be read any more: {error.strerror}.") from None
     if left:
         raise InvalidRequest(f"{piece.path} became shorter while it was sent. Submit it again.", code="changed")
+
+
+def submit_file(connection: Connection, request: Mapping[str, Any], file: Path, progress: Progress | None) -> Reply:
+    """POST `file` with `request` to `/tasks`, repeated after a fault of the network: its key makes it count once
+    (R4.1 Submit once).
+
+    The file is a multipart form's second part, streamed from the disk.
+    """
+    boundary = f"renderonline{secrets.token_hex(16)}"
+    head, tail = _head(boundary, request, file.name), f"\r\n--{boundary}--\r\n".encode()
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"{file} can't be read: {error.strerror}.") from None
+    with source:
+        size = os.fstat(source.fileno()).st_size
+        headers = {
+            "content-type": f"multipart/form-data; boundary={boundary}",
+            "content-length": str(len(head) + size + len(tail)),
+            "idempotency-key": str(uuid.uuid4()),
+        }
+
+        def blocks(to: http.client.HTTPConnection) -> Iterator[bytes]:
+            yield head
+            yield from _content(to, source, size, progress)
+            if not answered(to):
+                yield tail
+
+        how = {"headers": headers, "body": blocks, "keep": True, "timeout_s": SEND_TIMEOUT_S}
+        return connection.patiently(lambda: connection.ask("POST", "/tasks", **how), patience_s=30)
+
+
+def _head(boundary: str, request: Mapping[str, Any], name: str) -> bytes:
+    """The request stands before the file, so that it can be refused before the file is sent."""
+    shown = re.sub(r'[\x00-\x1f\x7f"\\]', "_", name)
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\n'
+        f"Content-Type: application/json\r\n\r\n{json.dumps(request)}\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{shown}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+
+
+def _content(to: http.client.HTTPConnection, source: BinaryIO, size: int, progress: Progress | None) -> Iterator[bytes]:
+    """The file, or its beginning when the answer is there already: a refusal comes before all has been read."""
+    source.seek(0)
+    sent = 0
+    if progress is not None:
+        progress(sent, size)
+    while sent < size and not answered(to):
+        block = source.read(min(SEND_BLOCK, size - sent))
+        if not block:
+            raise NotAvailable("The file became shorter while it was sent; save it and submit again.")
+        yield block
+        sent += len(block)
+        if progress is not None:
+            progress(sent, size)
+
+
+def answered(connection: http.client.HTTPConnection) -> bool:
+    """Whether the answer is there; waits until it is or more can be sent without waiting."""
+    if connection.sock is None or isinstance(connection.sock, ssl.SSLSocket):
+        return False  # TLS has messages of its own; there the refusal is seen when sending fails
+    return bool(select.select([connection.sock], [connection.sock], [], SEND_TIMEOUT_S)[0])
