@@ -227,6 +227,15 @@ class Mark(NamedTuple):
     seq: int
 
 
+class Reported(NamedTuple):
+    """What one machine reports, in order, and the number of its last report. `machine_id` None: RenderAPI itself
+    reports, of attempts of any machine."""
+
+    steps: Sequence[Step]
+    machine_id: int | None = None
+    mark: Mark | None = None
+
+
 class EndedAttempt(NamedTuple):
     """An attempt that ended, its chunk after that, and the verdict."""
 
@@ -273,30 +282,25 @@ _BEFORE: Final = (
 )
 
 
-def apply_steps(
-    connection: Connection,
-    steps: Sequence[Step],
-    moment: Moment,
-    policy: RetryPolicy,
-    *,
-    machine_id: int | None = None,
-    mark: Mark | None = None,
-) -> Applied:
-    """Apply the reported steps, in order, and store the number of the machine's last applied report.
+def apply_steps(connection: Connection, reported: Sequence[Reported], moment: Moment, policy: RetryPolicy) -> Applied:
+    """Apply what machines report, and store the numbers of their last applied reports.
 
-    `machine_id`: the machine that reports; attempts of others are not touched. A step whose attempt is not live or
-    whose token is wrong is dropped and counted (R5.5 Late results).
+    Attempts of other machines than the one that reports are not touched. A step whose attempt is not live or whose
+    token is wrong is dropped and counted (R5.5 Late results).
     """
     sheet = Sheet(connection, moment)
-    sheet.load_attempts(step.attempt_id for step in steps)
+    sheet.load_attempts(step.attempt_id for one in reported for step in one.steps)
     applier = _Applier(sheet, policy)
-    for step in steps:
-        attempt = sheet.attempts.get(step.attempt_id)
-        if attempt is None or machine_id not in (None, attempt.machine_id) or not applier.apply(step, attempt):
-            applier.done.dropped += 1
+    for steps, machine_id, _ in reported:
+        for step in steps:
+            attempt = sheet.attempts.get(step.attempt_id)
+            if attempt is None or machine_id not in (None, attempt.machine_id) or not applier.apply(step, attempt):
+                applier.done.dropped += 1
     applier.done.tasks = sheet.flush()
-    if mark is not None:
-        connection.execute(_MARK, {"key": machine_id, "its": mark.instance, "seq": mark.seq})
+    marks = {one.machine_id: one.mark for one in reported if one.machine_id is not None and one.mark is not None}
+    if marks:
+        rows = [{"key": key, "its": mark.instance, "seq": mark.seq} for key, mark in sorted(marks.items())]
+        connection.execute(_MARK, rows)
     return applier.done
 
 

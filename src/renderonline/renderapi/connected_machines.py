@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
 
-from renderonline.database.machine_rows import MachineRow
+from renderonline.database.door import Database
+from renderonline.database.machine_rows import MachineRow, bench_machine
+from renderonline.database.report_rows import EndedAttempt
 from renderonline.database.task_rows import Moment
 from renderonline.farm.machines import (
     AwakeClock,
@@ -21,7 +24,10 @@ from renderonline.farm.machines import (
 )
 from renderonline.farm.needs import NOTHING, Ability, BoxAdvice, Needs, box_of, lacks_box
 from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_demands
+from renderonline.farm.settling import FINAL_FAILURES, NO_RENDER_ENGINE, NOT_STARTED, Blame, may_bench
+from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import from_wire
+from renderonline.renderapi.memory import BackgroundWork
 from renderonline.renderapi.orders import Order
 
 _log = structlog.get_logger(__name__)
@@ -379,3 +385,65 @@ class Machines:
             self._room.discard(machine.machine_id)
         if machine.status is not was:
             self._changed(machine)
+
+
+class Benching:
+    """Looks at every end of an attempt: a machine on which chunks fail gets nothing for a while (R1.5 Machine blame).
+    The rules are `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
+
+    def __init__(
+        self, database: Database, machines: Machines, background: BackgroundWork, clocks: Clocks, *, bench_s: float
+    ) -> None:
+        self._database, self._machines, self._background, self._clocks = database, machines, background, clocks
+        self.bench_s = bench_s
+        self._blame = Blame()
+        self._benched: set[int] = set()
+
+    def observe(self, ended: Iterable[EndedAttempt]) -> None:
+        """These ends are committed."""
+        for attempt, chunk, verdict in ended:
+            machine_id = attempt.machine_id
+            if verdict.counts and verdict.failure not in {*FINAL_FAILURES, NO_RENDER_ENGINE}:
+                self._bench(machine_id, self._blame.failed(machine_id, chunk.task_id, chunk.chunk_id))
+            elif verdict.failure == NOT_STARTED:
+                self._bench(machine_id, self._blame.not_started(machine_id, chunk.task_id))
+            elif attempt.outcome is Outcome.SUCCEEDED:
+                for other, reason in self._blame.succeeded(machine_id, chunk.chunk_id).items():
+                    self._bench(other, reason)
+
+    def started(self, machine_id: int) -> None:
+        """A machine has started what it was given."""
+        self._blame.started(machine_id)
+
+    def _bench(self, machine_id: int, reason: str) -> None:
+        machine = self._machines.get(machine_id)
+        if not reason or machine is None or machine.row.benched_us:
+            return
+        active = [one for one in self._machines if one.row.wish == Wish.ACTIVE]
+        there = [one for one in active if one.reachable or one.row.benched_us or one is machine]
+        may = may_bench(len(there), sum(one.row.benched_us > 0 for one in there))
+        _log.warning("A machine fails", machine_id=machine_id, name=machine.name, why=reason, benched=may)
+        if may:
+            self._set(machine, self._clocks.now().us, f"benched: {reason}")
+
+    def _set(self, machine: Machine, since_us: int, reason: str) -> None:
+        """Memory first, so that the next one counts it."""
+        self._machines.update_row(replace(machine.row, benched_us=since_us, bench_reason=reason))
+        operation = partial(bench_machine, machine_id=machine.machine_id, since_us=since_us, reason=reason)
+        _ = self._background.spawn(self._database.write(operation))
+        self._background.wake()
+
+    def follow(self) -> None:
+        """Machines that were benched long enough are tried again; nothing is held against those that somebody enabled.
+        A time that lies in the future was written by a clock that went wrong (R1.3 Silence)."""
+        now_us, longest_us = self._clocks.now().us, self.bench_s * 1e6
+        for machine in self._machines:
+            since_us = machine.row.benched_us
+            if since_us and 0 <= now_us - since_us < longest_us:
+                self._benched.add(machine.machine_id)
+            elif since_us:
+                self._benched.discard(machine.machine_id)
+                self._set(machine, 0, "")
+            elif machine.machine_id in self._benched:
+                self._benched.discard(machine.machine_id)
+                self._blame.forgive(machine.machine_id)

@@ -13,6 +13,7 @@ import structlog
 
 from renderonline.database.door import Database
 from renderonline.database.report_rows import (
+    Reported,
     WarnedStep,
     apply_steps,
     begin_landing,
@@ -177,7 +178,7 @@ async def settle_interrupted(database: Database, moment: Moment, policy: RetryPo
     await asyncio.to_thread(remove_copies, [landing for landing in rows if landing.scene])
     landed, _ = await _placed(database, rows, ())
     _log.info("Landings that were interrupted are settled", landed=len(landed), dropped=len(rows) - len(landed))
-    await database.write(partial(apply_steps, steps=landed, moment=moment, policy=policy))
+    await database.write(partial(apply_steps, reported=[Reported(landed)], moment=moment, policy=policy))
 
 
 async def _placed(

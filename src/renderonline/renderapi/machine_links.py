@@ -1,15 +1,15 @@
-"""Linked machines: each dials us with one WebSocket (R5 Attempts and reports, `docs/reference/link.md`).
+"""RenderAPI's end of the link to a linked machine, which dials us with one WebSocket (R5 Attempts and reports,
+`docs/reference/link.md`).
 
-The first message is `hello`: who it is, what it can do, what it still holds. We answer what goes on, and send again
-what never arrived. From then on a link reads, applies and writes in tasks of its own. A machine that reads slowly or
-talks too much holds up nobody else: what waits to be sent and what waits to be applied is bounded, and log lines have a
-budget of their own, so that they never delay a report (R5.3 Progress and logs).
+A link begins with its greeting (`greeting`). From then on it reads, applies and writes in tasks of its own. A machine
+that reads slowly or talks too much holds up nobody else: what waits to be sent and what waits to be applied is bounded,
+and log lines have a budget of their own, so that they never delay a report (R5.3 Progress and logs).
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Final
 
@@ -18,34 +18,26 @@ from msgspec.structs import replace
 from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from renderonline.database.door import Database
-from renderonline.database.machine_rows import MachineRow, change_machine, get_machine, hello, secret_matches
-from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
-from renderonline.farm.machines import ALTERNATION_S, Instances, Wish, check_cards
+from renderonline.farm.errors import InvalidRequest, RenderOnlineError
+from renderonline.farm.machines import check_cards
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
 from renderonline.protocol.link import (
     LONGEST_TEXT,
-    PROTOCOL,
-    Hello,
-    Refused,
-    check_hello,
-    decode,
     decode_frame,
     encode,
+    frames,
     to_wire,
 )
 from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
-from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
-from renderonline.renderapi.orders import AttemptFiles, Order
+from renderonline.renderapi.memory import Announcements, BackgroundWork, Memory
+from renderonline.renderapi.orders import Order
 from renderonline.renderapi.reports import Checks, Reports
 from renderonline.storage.attempt_logs import AttemptLogs
 
 _log = structlog.get_logger(__name__)
 
-HELLO_S: Final = 10.0
-_CLOSING_S: Final = 30.0
 MAX_MESSAGE: Final = 1024 * 1024
 """Characters of one message; whoever sends more is cut off."""
 MAX_APPLIED: Final = 256
@@ -59,13 +51,7 @@ MAX_LOG: Final = 4 * 1024 * 1024
 _PIECE_COST: Final = 256
 """What a piece of a log takes in memory besides its characters, about."""
 _RECENT: Final = 4096
-_TWO_PROGRAMS: Final = "Two programs use this machine's secret; give each its own join code, then enable it again."
-
-
-class _Refusal(Exception):
-    def __init__(self, code: str, message: str, *, final: bool = False) -> None:
-        super().__init__(message)
-        self.answer = Refused(code, message, final)
+REPORTS: Final = (link.Started, link.Result, link.Exited)
 
 
 class LinkedMachine:
@@ -78,6 +64,7 @@ class LinkedMachine:
         machine: Machine,
         instance: str,
         *,
+        protocol: int,
         last_seq: int,
         memory: Memory,
         machines: Machines,
@@ -94,15 +81,18 @@ class LinkedMachine:
         self._memory, self._machines, self._reports, self._checks = memory, machines, reports, checks
         self._background, self._clocks = background, clocks
         self._announcements, self._logs = announcements, logs
-        self._socket = socket
+        self._socket, self._protocol = socket, protocol
         self._read_seq = self._applied_seq = last_seq
         self._unsent: deque[link.FromRenderAPI] = deque()
         self._unapplied: asyncio.Queue[link.Report] = asyncio.Queue(MAX_UNAPPLIED)
+        self._queued = self._begun = 0  # reports that go through the queue, and those that are written without it
         self._log_lines: list[link.Log] = []
         self._log_size = 0
         self._quiet_until = 0.0
         self._attempts: OrderedDict[int, None] = OrderedDict()
         self._to_send, self._to_log, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._none_begun = asyncio.Event()
+        self._none_begun.set()
         self._unfinished: set[asyncio.Future[None]] = set()
         self._end = (status.WS_1001_GOING_AWAY, "")
 
@@ -152,6 +142,7 @@ class LinkedMachine:
                 task.cancel()
             results = await asyncio.gather(*work, return_exceptions=True)
             await asyncio.gather(*self._unfinished, return_exceptions=True)
+            await self._none_begun.wait()
             self.ended.set()
             for result in results:
                 if isinstance(result, Exception):
@@ -169,16 +160,18 @@ class LinkedMachine:
                 return
             self._machines.heard(self.machine)
             try:
-                for message in decode_frame(text, link.FromMachine):
-                    await self._take(message)
+                messages = decode_frame(text, link.FromMachine)
+                for message in messages:
+                    if not isinstance(message, REPORTS):
+                        self._take(message)
+                if reports := [message for message in messages if isinstance(message, REPORTS)]:
+                    await self._take_reports(reports)
             except InvalidRequest as error:
                 self.close(error.message[:100], status.WS_1002_PROTOCOL_ERROR)
                 return
 
-    async def _take(self, message: object) -> None:
-        if isinstance(message, (link.Started, link.Result, link.Exited)):
-            await self._take_report(message)
-        elif isinstance(message, link.Progress):
+    def _take(self, message: object) -> None:
+        if isinstance(message, link.Progress):
             self._take_progress(message)
         elif isinstance(message, link.Log):
             self._take_log(message)
@@ -187,12 +180,52 @@ class LinkedMachine:
         else:
             raise InvalidRequest("A link has one hello.")
 
-    async def _take_report(self, report: link.Report) -> None:
-        if report.seq > self._read_seq:
-            self._read_seq = report.seq
-            await self._unapplied.put(report)
-        elif report.seq <= self._applied_seq:  # sent again; what is applied is acknowledged again
-            self.send(link.Ack(self._applied_seq))
+    async def _take_reports(self, reports: Sequence[link.Report]) -> None:
+        """Reports without files are written at once, with those of other machines; the others, and what comes behind
+        them, wait for their turn."""
+        new = []
+        for report in reports:
+            if report.seq > self._read_seq:
+                self._read_seq = report.seq
+                new.append(report)
+        if len(new) < len(reports) and reports[0].seq <= self._applied_seq:
+            self.send(link.Ack(self._applied_seq))  # sent again; what is applied is acknowledged again
+        if new and not self._begin(new):
+            for report in new:
+                self._queued += 1
+                await self._unapplied.put(report)
+
+    def _begin(self, reports: Sequence[link.Report]) -> bool:
+        """Begin to apply these without a turn of their own; False when they must have one."""
+        if self._queued or self._begun >= MAX_UNAPPLIED or self._closed.is_set():
+            return False
+        then = partial(self._begun_applied, len(reports), reports[-1].seq)
+        if not self._reports.begin(self.machine, self.instance, reports, then):
+            return False
+        self._begun += len(reports)
+        self._none_begun.clear()
+        return True
+
+    def _begun_applied(self, count: int, seq: int, error: Exception | None) -> None:
+        self._begun -= count
+        if not self._begun:
+            self._none_begun.set()
+        if error is None:
+            self._applied(seq)
+            return
+        self._background.gave_up()
+        self._not_applied(error)
+
+    def _applied(self, seq: int) -> None:
+        self._applied_seq = seq
+        self.send(link.Ack(seq))
+
+    def _not_applied(self, error: Exception) -> None:
+        if isinstance(error, RenderOnlineError):
+            self.close(error.message[:100], status.WS_1013_TRY_AGAIN_LATER)
+        else:
+            _log.error("Reports could not be applied", machine_id=self.machine.machine_id, exc_info=error)
+            self.close("the link broke")
 
     def _take_progress(self, progress: link.Progress) -> None:
         """Keep the newest progress of a live attempt of this machine (R5.3 Progress and logs), as it may be shown."""
@@ -239,13 +272,16 @@ class LinkedMachine:
             batch = [await self._unapplied.get()]
             while len(batch) < MAX_APPLIED and not self._unapplied.empty():
                 batch.append(self._unapplied.get_nowait())
+            await self._none_begun.wait()  # what came before is written before
+            if self._closed.is_set():
+                return
             try:
                 await self._finish(self._apply_batch(batch))  # memory must follow what is committed
-            except RenderOnlineError as error:
-                self.close(error.message[:100], status.WS_1013_TRY_AGAIN_LATER)
+            except Exception as error:  # noqa: BLE001 (logged there)
+                self._not_applied(error)
                 return
-            self._applied_seq = batch[-1].seq
-            self.send(link.Ack(self._applied_seq))
+            self._queued -= len(batch)
+            self._applied(batch[-1].seq)
 
     async def _finish(self, work: Awaitable[None]) -> None:
         """Do work that goes on when the link is cut; `ended` is set only after it."""
@@ -266,14 +302,16 @@ class LinkedMachine:
             await self._to_send.wait()
             self._to_send.clear()
             while self._unsent:
-                message = self._unsent.popleft()
-                if isinstance(message, link.Ack) and self._unsent and isinstance(self._unsent[0], link.Ack):
-                    continue  # the next one says more
-                try:
-                    await self._socket.send_text(encode(message))
-                except (WebSocketDisconnect, RuntimeError, OSError):
-                    self.close("the machine went away")
-                    return
+                messages, self._unsent = self._unsent, deque()
+                acks = [place for place, message in enumerate(messages) if isinstance(message, link.Ack)]
+                said = set(acks[:-1])  # the last one says more
+                texts = (encode(message) for place, message in enumerate(messages) if place not in said)
+                for frame in frames(texts, self._protocol):
+                    try:
+                        await self._socket.send_text(frame)
+                    except (WebSocketDisconnect, RuntimeError, OSError):
+                        self.close("the machine went away")
+                        return
 
     async def _write_logs(self) -> None:
         while True:
@@ -286,201 +324,6 @@ class LinkedMachine:
                 if self._clocks.monotonic() >= self._quiet_until:
                     self._quiet_until = self._clocks.monotonic() + REJECTED_S
                     _log.warning("Logs of attempts can't be written", name=self.machine.name, error=str(error))
-
-
-class LinkedMachines:
-    """The links of all linked machines; `endpoint` serves one."""
-
-    def __init__(
-        self,
-        connect: partial[LinkedMachine],
-        *,
-        database: Database,
-        memory: Memory,
-        machines: Machines,
-        files: AttemptFiles,
-        reports: Reports,
-        checks: Checks,
-        background: BackgroundWork,
-        clocks: Clocks,
-        logs: AttemptLogs,
-        let_in: Callable[[WebSocket, str], None],
-    ) -> None:
-        self._connect, self._database, self._memory, self._machines = connect, database, memory, machines
-        self._files, self._reports, self._checks, self._logs = files, reports, checks, logs
-        self._background, self._clocks, self._let_in = background, clocks, let_in
-        self._instances: dict[int, Instances] = defaultdict(Instances)
-        self._doors: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._open: dict[int, LinkedMachine] = {}
-        self._stopping = False
-
-    async def endpoint(self, socket: WebSocket) -> None:
-        """Serve one machine until its link ends."""
-        await socket.accept()
-        try:
-            async with asyncio.timeout(HELLO_S):
-                text = await receive(socket)
-            if text is None:
-                return
-            connection = await self._greet(socket, text)
-        except TimeoutError:
-            refused = Refused("no_hello", f"No hello within {HELLO_S:.0f} seconds.")
-        except _Refusal as refusal:
-            refused = refusal.answer
-        except InvalidRequest as error:
-            refused = Refused("invalid_hello", error.message)
-        except RenderOnlineError as error:
-            refused = Refused(error.reason_code, error.message)
-        else:
-            self._let_in(socket, f"machine {connection.machine.machine_id}")
-            try:
-                await connection.run()
-            finally:
-                self._detach(connection)
-            return
-        _log.warning("A machine was refused", code=refused.code, reason=refused.message)
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await socket.send_text(encode(refused))
-        await close_quietly(socket, status.WS_1008_POLICY_VIOLATION, refused.message)
-
-    def restart(self, machine_id: int) -> None:
-        """Have the machine's program end after its work. `Conflict` when it is not linked now."""
-        if (connection := self._open.get(machine_id)) is None:
-            raise Conflict(f"Machine {machine_id} is not linked now. Restart its HPCServer on the machine itself.")
-        connection.send(link.Drain(exit=True))
-
-    async def close(self) -> None:
-        self._stopping = True
-        connections = list(self._open.values())
-        for connection in connections:
-            connection.close("RenderAPI stops")
-        if connections:
-            await asyncio.wait([asyncio.create_task(one.ended.wait()) for one in connections], timeout=_CLOSING_S)
-
-    async def _greet(self, socket: WebSocket, text: str) -> LinkedMachine:
-        message: Hello = decode(text, Hello)
-        row = await self._authenticated(message)
-        _check_protocol(message)
-        check_hello(message)
-        async with self._doors[row.machine_id]:
-            await self._check_alone(row, message)
-            earlier = self._open.get(row.machine_id)
-            if earlier is not None:
-                earlier.close("the machine dialled again")
-                try:
-                    await asyncio.wait_for(earlier.ended.wait(), _CLOSING_S)
-                except TimeoutError:  # as it happens while the database does not answer
-                    raise NotAvailable("This machine's earlier link has not ended yet. It is tried again.") from None
-            return await self._attach(socket, message)
-
-    async def _authenticated(self, message: Hello) -> MachineRow:
-        row: MachineRow | None = None
-        with contextlib.suppress(NotFound):
-            row = await self._database.read(partial(get_machine, machine_id=message.machine_id))
-        if row is None or not secret_matches(row, message.secret):
-            unknown = "This machine is not known here. Join it again with a new code."
-            raise _Refusal("not_authenticated", unknown, final=True)
-        if self._stopping:
-            raise _Refusal("stopping", "RenderAPI stops.")
-        return row
-
-    async def _check_alone(self, row: MachineRow, message: Hello) -> None:
-        """Two programs with one secret would close each other's links for ever (R5.7 One secret, one program)."""
-        instances, now = self._instances[row.machine_id], self._clocks.monotonic()
-        latest, linked = instances.latest, self._open.get(row.machine_id)
-        another = latest is not None and latest.instance != message.instance and now - latest.at <= ALTERNATION_S
-        another = another or (linked is not None and linked.instance != message.instance)
-        if row.wish == Wish.DISABLED and another:
-            raise _Refusal("disabled", row.wish_reason or "This machine is disabled.")
-        if not instances.hello(message.instance, now):
-            return
-        changes = {"wish": Wish.DISABLED.value, "wish_reason": _TWO_PROGRAMS}
-        operation = partial(change_machine, machine_id=row.machine_id, changes=changes)
-        self._machines.update_row(await self._database.write(operation))
-        raise _Refusal("disabled", _TWO_PROGRAMS)
-
-    async def _attach(self, socket: WebSocket, message: Hello) -> LinkedMachine:
-        machine_id, hidden = message.machine_id, ("type", "secret", "held", "instance")
-        facts = {key: value for key, value in to_wire(message).items() if key not in hidden}
-        operation = partial(
-            hello, machine_id=machine_id, instance=message.instance, facts=facts, now_us=self._clocks.now().us
-        )
-        row = await self._database.write(operation)
-        machine = self._machines.update_row(row)
-        held = {one.attempt for one in await self._reports.genuine(machine, message.held)}
-        offsets = await asyncio.to_thread(lambda: {number: self._logs.size(number) for number in held})
-        machine.facts, machine.full, machine.load = facts, message.full, {}
-        connection = self._connect(socket, machine, message.instance, last_seq=row.last_seq)
-        self._checks.lost(machine_id)
-        kept, again, lost = self._reconcile(machine_id, held)
-        resumed = {str(number): offsets[number] for number in kept}
-        connection.send(link.Welcome(min(message.protocol, PROTOCOL), tuple(kept), row.last_seq, resumed))
-        for number in held:
-            connection.knows(number)
-        machine.offer({offer.name: offer.version for offer in message.engines}, message.slots)
-        there = (one for one in self._memory.attempts_on(machine_id) if one.attempt_id not in lost)
-        machine.occupied = {one.attempt_id: one.needs for one in there}
-        machine.link = self._open[machine_id] = connection
-        self._machines.heard(machine)
-        self._machines.note(machine)
-        self._files.remove_unheld(machine_id, {*held, *machine.occupied})
-        _log.info("A machine is linked", machine_id=machine_id, name=machine.name, kept=len(kept), lost=len(lost))
-        try:
-            await self._reports.end({**lost, **await self._send_again(connection, again)})
-        except BaseException:
-            connection.ended.set()
-            self._detach(connection)
-            raise
-        self._background.wake()
-        return connection
-
-    def _reconcile(
-        self, machine_id: int, held: Collection[int]
-    ) -> tuple[list[int], list[LiveAttempt], dict[int, Ending]]:
-        """Our live attempts against those that the machine holds: those that go on, those that never
-        arrived, and those that it lost."""
-        kept, again, lost = [], [], {}
-        for attempt in self._memory.attempts_on(machine_id):
-            if attempt.attempt_id in held:
-                kept.append(attempt.attempt_id)
-            elif attempt.running:
-                lost[attempt.attempt_id] = Ending(Outcome.LOST, reason="its machine does not know it any more")
-            elif attempt.leased:
-                again.append(attempt)
-        return kept, again, lost
-
-    async def _send_again(self, connection: LinkedMachine, attempts: Sequence[LiveAttempt]) -> dict[int, Ending]:
-        """Send what never arrived; gives what can't be sent."""
-        broken: dict[int, Ending] = {}
-        for attempt in attempts:
-            try:
-                order = await self._reports.order_of(attempt.attempt_id)
-            except InvalidRequest as error:
-                broken[attempt.attempt_id] = Ending(Outcome.FAILED, "command", error.message)
-                self._machines.release(attempt.machine_id, attempt.attempt_id)
-                continue
-            if order is not None and attempt.attempt_id in self._memory.attempts:
-                connection.assign(order)
-        return broken
-
-    def _detach(self, connection: LinkedMachine) -> None:
-        machine = connection.machine
-        if self._open.get(machine.machine_id) is connection:
-            del self._open[machine.machine_id]
-        if machine.link is connection:
-            machine.link = None
-            self._checks.lost(machine.machine_id)
-            self._machines.note(machine)
-
-
-def _check_protocol(message: Hello) -> None:
-    """N and N-1 understand each other; others are told what to install (R5.6 Protocol versions)."""
-    if message.protocol in (PROTOCOL, PROTOCOL - 1) and message.protocol > 0:
-        return
-    side = "this machine's" if message.protocol < PROTOCOL else "the farm's"
-    speaks = f"The machine speaks protocol {message.protocol}, the farm {PROTOCOL}."
-    advice = f"Update {side} RenderOnline: pip install --upgrade renderonline."
-    raise _Refusal("protocol", f"{speaks} {advice}", final=True)
 
 
 async def receive(socket: WebSocket) -> str | None:

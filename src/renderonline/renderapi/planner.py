@@ -36,10 +36,10 @@ from renderonline.farm.ready import Bucket, ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
-from renderonline.renderapi.connected_machines import TICK_S, Clocks, Machines
+from renderonline.renderapi.connected_machines import TICK_S, Benching, Clocks, Machines
 from renderonline.renderapi.memory import MANY_CHUNKS, BackgroundWork, LiveAttempt, Memory, heavy, queue_of
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
-from renderonline.renderapi.reports import Benching, Reports, Watching
+from renderonline.renderapi.reports import Reports, Watching
 from renderonline.storage.landing import attempt_directory
 
 _log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ class PlannedChecks(Protocol):
 
 
 class Closable(Protocol):
-    """Connections of machines that dial us (`machine_links.LinkedMachines`)."""
+    """Connections of machines that dial us (`greeting.LinkedMachines`)."""
 
     async def close(self) -> None:
         """End all connections."""
@@ -214,6 +214,7 @@ class Dispatcher:
                 timer.cancel()
                 timer = None
             try:
+                await self._leasing.idle()  # what becomes free meanwhile is planned together
                 due = await self._leasing.assign_free()
                 self._checks.advance()
             except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
@@ -309,6 +310,12 @@ class Leasing:
         self._orders, self._files, self._reports, self._checks = orders, files, reports, checks
         self._background, self._clocks = background, clocks
         self._leases: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no leases are being committed."""
+        await self._idle.wait()
 
     async def assign_free(self) -> float | None:
         """Assign chunks to all free slots; returns before the commits. Returns when the next
@@ -320,6 +327,7 @@ class Leasing:
         for attempt in wanted:
             memory.lease(attempt)  # as if it were committed, so that the next plan counts it
         if wanted:
+            self._idle.clear()
             self._spawn(self._lease(wanted))
         return due
 
@@ -424,7 +432,11 @@ class Leasing:
     async def _lease(self, wanted: Sequence[LiveAttempt]) -> None:
         unknown = {new.task_id for new in wanted if not self._orders.knows(new.task_id)}
         operation = partial(assign, wanted=wanted, moment=self._clocks.now(), facts_of=unknown)
-        await self._send_all(wanted, await self._database.write(operation))
+        try:
+            assigned = await self._database.write(operation)
+        finally:
+            self._idle.set()
+        await self._send_all(wanted, assigned)
 
     async def _send_all(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
         self._undo([new for new in wanted if new.attempt_id not in assigned.leases])

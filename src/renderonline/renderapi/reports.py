@@ -12,48 +12,43 @@ Nothing counts until every machine had time to come back after a start or a take
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.machine_rows import bench_machine
 from renderonline.database.queue_rows import QueuedChunk, is_at_once, load_owners
 from renderonline.database.report_rows import (
     Applied,
     EndedAttempt,
     EndedStep,
     Mark,
+    Reported,
     StartedStep,
     Step,
     WarnedStep,
-    apply_steps,
     token_fits,
 )
 from renderonline.database.task_rows import TaskRow
 from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.machines import Wish
 from renderonline.farm.settling import (
-    FINAL_FAILURES,
     NO_RENDER_ENGINE,
     NOT_STARTED,
     OVERTIME,
-    Blame,
     Ending,
     Patience,
     RetryPolicy,
-    may_bench,
     waits_for_slot,
 )
 from renderonline.farm.tasks import ChunkKind, ChunkState, Landing, Offer, Outcome, TaskStatus
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
-from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
+from renderonline.renderapi.connected_machines import Benching, Clocks, Machine, Machines
 from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
 from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order, Orders
+from renderonline.renderapi.report_writing import ReportWriter, Shown
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +89,7 @@ class Reports:
         orders: Orders,
         files: AttemptFiles,
         checks: Checks,
-        benching: "Benching",
+        benching: Benching,
         background: BackgroundWork,
         clocks: Clocks,
         announcements: Announcements,
@@ -107,21 +102,56 @@ class Reports:
         self.dropped = 0
         self._landings = Landings()
         self._besides = Besides()
+        self._writer = ReportWriter(database, policy, background=background, clocks=clocks, follow=self._follow)
 
     async def settle_landings(self) -> None:
         """Before anything else at start, and after a write that was given up (R6 Landing)."""
         async with self._landings.alone():
             await settle_interrupted(self._database, self._clocks.now(), self._policy)
 
+    def begin(
+        self, machine: Machine, instance: str, reports: Sequence[Report], then: Callable[[Exception | None], None]
+    ) -> bool:
+        """Begin to apply reports that say nothing of files; `then` is called when they are committed, or with the
+        error. False for reports that take more than that, and the caller must `apply` them."""
+        steps = [self._simple_step(machine.machine_id, report) for report in reports]
+        if None in steps:
+            return False
+        over = self._release(machine, reports)
+
+        def written(result: Applied | Exception) -> None:
+            if isinstance(result, Exception):
+                then(result)
+            else:
+                self._files.remove(machine.machine_id, over)
+                self._besides.forget(over)
+                then(None)
+
+        known = [step for step in steps if step is not None]
+        self._writer.put(Reported(known, machine.machine_id, Mark(instance, reports[-1].seq)), written)
+        return True
+
+    def _simple_step(self, machine_id: int, report: Report) -> Step | None:
+        """The step of a genuine report about a live attempt of which everything is known; else None."""
+        attempt = self._memory.attempts.get(report.attempt)
+        if attempt is None or attempt.order is None or attempt.machine_id != machine_id or isinstance(report, Result):
+            return None
+        return _step(report, {}, attempt.order.wanted) if token_fits(report.token, attempt.token) else None
+
+    def _release(self, machine: Machine, reports: Sequence[Report]) -> list[int]:
+        """Free the slots of the attempts that are over; returns them."""
+        over = [report.attempt for report in reports if isinstance(report, Exited)]
+        released = [self._machines.release(machine.machine_id, attempt_id) for attempt_id in over]
+        if any(released):
+            self._background.wake()
+        return over
+
     async def apply(self, machine: Machine, instance: str, reports: Sequence[Report]) -> None:
         """Apply reports of a machine, in their order; when this comes back they are committed."""
         machine_id, mark = machine.machine_id, Mark(instance, reports[-1].seq)
         sent, reports = len(reports), await self.genuine(machine, reports)
         self.dropped += sent - len(reports)
-        over = [report.attempt for report in reports if isinstance(report, Exited)]
-        released = [self._machines.release(machine_id, attempt_id) for attempt_id in over]
-        if any(released):
-            self._background.wake()
+        over = self._release(machine, reports)
         reports = self._checks.take(reports)
         attempts = {report.attempt for report in reports if not isinstance(report, Started)}
         orders = {attempt_id: await self._known(attempt_id) for attempt_id in attempts}
@@ -133,7 +163,7 @@ class Reports:
             landed, said = await self._land(offers, machine_id, whole)
             steps = [_step(report, landed, wanted.get(report.attempt)) for report in reports]
             known = [step for step in (*steps, *offered, *said) if step is not None and not isinstance(step, Offer)]
-            await self._write(known, landed.values(), machine_id=machine_id, mark=mark)
+            await self._write(Reported(known, machine_id, mark), landed.values())
         self._files.remove(machine_id, over)
         self._besides.forget(over)
 
@@ -152,18 +182,19 @@ class Reports:
 
     async def started(self, attempt_id: int) -> None:
         """A v1 machine has begun an attempt."""
-        await self._write([StartedStep(attempt_id, token=None, at_us=self._clocks.now().us)])
+        await self._write(Reported([StartedStep(attempt_id, token=None, at_us=self._clocks.now().us)]))
 
     async def end(self, endings: Mapping[int, Ending]) -> None:
         """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
+        if not endings:
+            return
         at_us = self._clocks.now().us
         wanted = {attempt_id: await self.wanted(attempt_id) or {} for attempt_id in endings}
         steps = [
             EndedStep(key, token=None, ending=ending, wanted=wanted[key], at_us=at_us)
             for key, ending in endings.items()
         ]
-        if steps:
-            await self._write(steps)
+        await self._write(Reported(steps))
 
     async def finish(self, machine: Machine, attempt_id: int, offers: Sequence[Offer], end: Ending) -> None:
         """A v1 machine's attempt is over: land what it wrote, then settle it."""
@@ -173,7 +204,7 @@ class Reports:
             self._machines.release(machine.machine_id, attempt_id)
             ended = EndedStep(attempt_id, token=None, ending=end, wanted=wanted, at_us=self._clocks.now().us)
             steps: list[Step] = [*landed.values(), *said, ended]
-            await self._write(steps, landed.values(), machine_id=machine.machine_id)
+            await self._write(Reported(steps, machine.machine_id), landed.values())
         self._files.remove(machine.machine_id, (attempt_id,))
         self._background.wake()
 
@@ -231,29 +262,31 @@ class Reports:
             self.dropped += len(offers) - len(landed)
         return {(landing.offer.attempt_id, landing.offer.name): landing for landing in landed}, said
 
-    async def _write(
-        self,
-        steps: Sequence[Step],
-        landings: Collection[Landing] = (),
-        *,
-        machine_id: int | None = None,
-        mark: Mark | None = None,
-    ) -> None:
-        shown = frozenset[tuple[int, str]]()
+    async def _write(self, reported: Reported, landings: Collection[Landing] = ()) -> None:
+        """Have this written, and wait for the commit."""
+        previewed = frozenset[tuple[int, str]]()
         if named := [(landing.task_id, landing.offer.name) for landing in landings]:
-            shown = await asyncio.to_thread(self._previewed, named)  # they came before the reports
-        apply = partial(apply_steps, steps=steps, moment=self._clocks.now(), policy=self._policy)
-        operation = partial(apply, machine_id=machine_id, mark=mark)
-        applied = await self._database.write(operation)
-        self.dropped += applied.dropped
-        for landing in landings:
-            if landing.result_id in applied.landed:
-                preview = (landing.task_id, landing.offer.name) in shown
-                self._announcements.result(landing, preview=preview)
-        self._follow(applied)
+            previewed = await asyncio.to_thread(self._previewed, named)  # they came before the reports
+        shown = [(landing, (landing.task_id, landing.offer.name) in previewed) for landing in landings]
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def _follow(self, applied: Applied) -> None:
+        def settle(result: Applied | Exception) -> None:
+            if written.done():  # the caller was canceled
+                return
+            if isinstance(result, Exception):
+                written.set_exception(result)
+            else:
+                written.set_result(None)
+
+        self._writer.put(reported, settle, shown)
+        await written
+
+    def _follow(self, applied: Applied, shown: Sequence[Shown]) -> None:
         """Memory and watchers follow what was committed."""
+        self.dropped += applied.dropped
+        for landing, preview in shown:
+            if landing.result_id in applied.landed:
+                self._announcements.result(landing, preview=preview)
         memory = self._memory
         for attempt_id in applied.started:
             if (attempt := memory.attempts.get(attempt_id)) is not None:
@@ -308,68 +341,6 @@ class Reports:
                 if task is not None and task.may_start:
                     again.add(state.task_id)  # what waits is none that memory knows: a later stage, ready now
         self.read_again(again)
-
-
-class Benching:
-    """Looks at every end of an attempt: a machine on which chunks fail gets nothing for a while (R1.5 Machine blame).
-    The rules are `farm.blame`'s. What is held against machines lives in memory; who is benched is in the database."""
-
-    def __init__(
-        self, database: Database, machines: Machines, background: BackgroundWork, clocks: Clocks, *, bench_s: float
-    ) -> None:
-        self._database, self._machines, self._background, self._clocks = database, machines, background, clocks
-        self.bench_s = bench_s
-        self._blame = Blame()
-        self._benched: set[int] = set()
-
-    def observe(self, ended: Iterable[EndedAttempt]) -> None:
-        """These ends are committed."""
-        for attempt, chunk, verdict in ended:
-            machine_id = attempt.machine_id
-            if verdict.counts and verdict.failure not in {*FINAL_FAILURES, NO_RENDER_ENGINE}:
-                self._bench(machine_id, self._blame.failed(machine_id, chunk.task_id, chunk.chunk_id))
-            elif verdict.failure == NOT_STARTED:
-                self._bench(machine_id, self._blame.not_started(machine_id, chunk.task_id))
-            elif attempt.outcome is Outcome.SUCCEEDED:
-                for other, reason in self._blame.succeeded(machine_id, chunk.chunk_id).items():
-                    self._bench(other, reason)
-
-    def started(self, machine_id: int) -> None:
-        """A machine has started what it was given."""
-        self._blame.started(machine_id)
-
-    def _bench(self, machine_id: int, reason: str) -> None:
-        machine = self._machines.get(machine_id)
-        if not reason or machine is None or machine.row.benched_us:
-            return
-        active = [one for one in self._machines if one.row.wish == Wish.ACTIVE]
-        there = [one for one in active if one.reachable or one.row.benched_us or one is machine]
-        may = may_bench(len(there), sum(one.row.benched_us > 0 for one in there))
-        _log.warning("A machine fails", machine_id=machine_id, name=machine.name, why=reason, benched=may)
-        if may:
-            self._set(machine, self._clocks.now().us, f"benched: {reason}")
-
-    def _set(self, machine: Machine, since_us: int, reason: str) -> None:
-        """Memory first, so that the next one counts it."""
-        self._machines.update_row(replace(machine.row, benched_us=since_us, bench_reason=reason))
-        operation = partial(bench_machine, machine_id=machine.machine_id, since_us=since_us, reason=reason)
-        _ = self._background.spawn(self._database.write(operation))
-        self._background.wake()
-
-    def follow(self) -> None:
-        """Machines that were benched long enough are tried again; nothing is held against those that somebody enabled.
-        A time that lies in the future was written by a clock that went wrong (R1.3 Silence)."""
-        now_us, longest_us = self._clocks.now().us, self.bench_s * 1e6
-        for machine in self._machines:
-            since_us = machine.row.benched_us
-            if since_us and 0 <= now_us - since_us < longest_us:
-                self._benched.add(machine.machine_id)
-            elif since_us:
-                self._benched.discard(machine.machine_id)
-                self._set(machine, 0, "")
-            elif machine.machine_id in self._benched:
-                self._benched.discard(machine.machine_id)
-                self._blame.forgive(machine.machine_id)
 
 
 def _step(report: Report, landings: LandingOf, wanted: Wanted | None) -> Step | None:

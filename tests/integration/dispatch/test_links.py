@@ -24,8 +24,9 @@ from renderonline.protocol.link import (
     Started,
     encode,
 )
-from renderonline.renderapi import machine_links
+from renderonline.renderapi import greeting, machine_links
 from renderonline.storage.attempt_logs import AttemptLogs
+from tests.support import dispatching
 from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, until
 
 
@@ -233,7 +234,7 @@ async def test_earlier_link_of_the_same_machine_is_closed(rig: Rig) -> None:
 
 
 async def test_machine_whose_earlier_link_does_not_end_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_links, "_CLOSING_S", 0.05)
+    monkeypatch.setattr(greeting, "_CLOSING_S", 0.05)
     machine = await joined(rig)
     (earlier,) = [one.link for one in rig.farm.machines]
     assert isinstance(earlier, machine_links.LinkedMachine)
@@ -319,12 +320,12 @@ async def test_machine_of_the_version_before_works_and_an_older_one_is_told_what
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R5.6 Protocol versions: N and N-1."""
-    monkeypatch.setattr(machine_links, "PROTOCOL", PROTOCOL + 1)
+    monkeypatch.setattr(greeting, "PROTOCOL", PROTOCOL + 1)
     before = await joined(rig)
     assert before.welcome is not None
     assert before.welcome.protocol == PROTOCOL
     assert (await rig.ended(await rig.submit("1-3"))).is_success == 1
-    monkeypatch.setattr(machine_links, "PROTOCOL", PROTOCOL + 2)
+    monkeypatch.setattr(greeting, "PROTOCOL", PROTOCOL + 2)
     older = Machine(rig, await rig.add_machine())
     await older.dial()
     assert older.refused is not None
@@ -354,6 +355,26 @@ async def test_machine_that_talks_nonsense_is_cut_off_and_may_come_back(rig: Rig
     await asyncio.wait_for(machine.closed.wait(), 5)
     await machine.dial()
     assert machine.welcome is not None
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL, PROTOCOL - 1])
+async def test_what_is_sent_at_one_moment_travels_in_one_frame(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    """R5.6 Protocol versions: a machine of the version before gets single messages."""
+    received: list[list[object]] = []
+    decode_frame = dispatching.decode_frame
+
+    def note(text: str, kind: object) -> list[object]:
+        received.append(messages := decode_frame(text, kind))
+        return messages
+
+    monkeypatch.setattr(dispatching, "decode_frame", note)
+    machine = await joined(rig, works=False, slots=8, protocol=protocol)
+    await rig.submit("1-8")
+    await machine.given(8)
+    most = max(map(len, received))
+    assert most == 1 if protocol < PROTOCOL else most > 1
 
 
 async def test_reports_of_one_frame_are_applied_together(rig: Rig) -> None:

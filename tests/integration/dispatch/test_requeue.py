@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from renderonline.database.listing_rows import list_results
-from renderonline.database.report_rows import apply_steps, begin_landing
+from renderonline.database.report_rows import Reported, apply_steps, begin_landing
 from renderonline.database.schema import results
 from renderonline.farm.errors import Conflict, InvalidRequest, LimitReached, NotFound, RenderOnlineError
 from renderonline.farm.tasks import Landing, Offer
@@ -265,7 +265,7 @@ async def test_result_on_its_way_to_its_name_is_waited_for_and_dropped_too(rig: 
     await machine.all_acked()
     assert not requeued.done()
     moment = rig.farm.clocks.now()
-    await rig.database.write(partial(apply_steps, steps=[landing], moment=moment, policy=QUICK))
+    await rig.database.write(partial(apply_steps, reported=[Reported([landing])], moment=moment, policy=QUICK))
     state = await requeued
     assert (state.frames_done, state.counters.waiting) == (0, 1)
     assert [row.state for row in await rig.rows(results, task_id=task_id)] == ["stale"]

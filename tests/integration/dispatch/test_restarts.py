@@ -183,7 +183,7 @@ async def test_reports_that_could_not_be_committed_come_again(rig: Rig, monkeypa
     def apply_steps(*_: object, **__: object) -> None:
         raise NotAvailable("The database does not answer.")
 
-    monkeypatch.setattr("renderonline.renderapi.reports.apply_steps", apply_steps)
+    monkeypatch.setattr("renderonline.renderapi.report_writing.apply_steps", apply_steps)
     await machine.start(assign.attempt)
     await machine.closed.wait()
     monkeypatch.undo()
