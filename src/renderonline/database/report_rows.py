@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, and_, bindparam, literal_column, select
 
 from renderonline.database.schema import attempts, chunks, from_row, insert, machines, renders, results, tasks, update
+from renderonline.database.statements import Statement
 from renderonline.database.task_rows import (
     STALE_HASH,
     AttemptRow,
@@ -259,7 +260,7 @@ class Applied:
     dropped: int = 0
 
 
-_MARK: Final = (
+_MARK: Final = Statement(
     machines.update()
     .where(machines.c.machine_id == bindparam("key"), machines.c.instance == bindparam("its"))
     .where(machines.c.last_seq < bindparam("seq"))
@@ -298,9 +299,8 @@ def apply_steps(connection: Connection, reported: Sequence[Reported], moment: Mo
                 applier.done.dropped += 1
     applier.done.tasks = sheet.flush()
     marks = {one.machine_id: one.mark for one in reported if one.machine_id is not None and one.mark is not None}
-    if marks:
-        rows = [{"key": key, "its": mark.instance, "seq": mark.seq} for key, mark in sorted(marks.items())]
-        connection.execute(_MARK, rows)
+    rows = [{"key": key, "its": mark.instance, "seq": mark.seq} for key, mark in sorted(marks.items())]
+    _MARK.run(connection, rows)
     return applier.done
 
 

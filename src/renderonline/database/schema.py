@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Column,
     Connection,
     DateTime,
@@ -368,8 +369,12 @@ def update(connection: Connection, table: Table, row_id: int | str, changes: Map
 
 def updating(table: Table, names: Iterable[str]) -> Update:
     """The statement that writes these columns of the row whose id is `key`."""
-    same = table.primary_key.columns[0] == bindparam("key")
-    return table.update().where(same).values({name: bindparam(name) for name in names})
+    return table.update().where(table.primary_key.columns[0] == bindparam("key")).values(bound(names))
+
+
+def bound(names: Iterable[str]) -> dict[str, BindParameter[Any]]:
+    """A parameter for each of these columns, called as the column is."""
+    return {name: bindparam(name) for name in names}
 
 
 def refuse_unknown(changes: Mapping[str, Any], known: Collection[str], of: str) -> None:

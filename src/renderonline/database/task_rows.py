@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, exists, func, literal, select
@@ -18,6 +19,7 @@ from renderonline.database.queue_rows import AttemptFacts
 from renderonline.database.schema import (
     FRAMES,
     attempts,
+    bound,
     chunks,
     frames_of,
     inserting,
@@ -30,6 +32,7 @@ from renderonline.database.schema import (
     texts_json,
     updating,
 )
+from renderonline.database.statements import IDS, Statement
 from renderonline.farm import needs
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import (
@@ -55,8 +58,12 @@ class Moment:
     @classmethod
     def at(cls, seconds: float) -> "Moment":
         """The moment `seconds` after 1970 UTC."""
-        local = datetime.fromtimestamp(seconds, UTC).astimezone().replace(tzinfo=None, microsecond=0)
-        return cls(int(seconds * 1_000_000), local)
+        return cls(int(seconds * 1_000_000), _local(int(seconds)))
+
+
+@lru_cache(2)
+def _local(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC).astimezone().replace(tzinfo=None)
 
 
 @dataclass(slots=True)
@@ -121,7 +128,7 @@ _LOOK: Final = select(*COLUMNS).where(tasks.c.task_id == bindparam("task_id"))
 _LOCK: Final = _LOOK.with_for_update()
 _KEPT: Final = ("start_us", "start_time", "end_us", "end_time", "machine_id", "paused", "canceled", "frames_done")
 _WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "reason", "unchecked", "warnings")
-_WRITE_TASK: Final = updating(tasks, _WRITTEN)
+_WRITE_TASKS: Final = Statement(updating(tasks, _WRITTEN))
 _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
 
@@ -132,24 +139,26 @@ def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskRow
     return None if row is None else TaskRow.of(row)
 
 
-def _write(connection: Connection, task: TaskRow, moment: Moment) -> TaskRow:
-    """Write a changed task whose row is locked, and everything that follows from its chunks (R2 Task status)."""
-    status = task.status
-    task.frames_done = max(0, task.frames_done)
-    if status is TaskStatus.RUNNING and task.start_us is None and task.start_time is None:
-        task.start_us, task.start_time = moment.us, moment.local
-    if status in ENDED and task.end_us is None:
-        task.end_us, task.end_time = moment.us, moment.local
-        connection.execute(_UNQUEUE, {"key": task.task_id})
-    elif status not in ENDED and task.end_us is not None:
-        task.end_us = task.end_time = None
-        connection.execute(_QUEUE, {"task_id": task.task_id})
-    values = {name: getattr(task, name) for name in _KEPT}
-    values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
-    values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
-    values |= {"reason": task.reason or None, "unchecked": task.unchecked, "warnings": texts_json(task.warnings)}
-    connection.execute(_WRITE_TASK, {"key": task.task_id, **values})
-    return task
+def _write(connection: Connection, changed: Sequence[TaskRow], moment: Moment) -> None:
+    """Write changed tasks whose rows are locked, and everything that follows from their chunks (R2 Task status)."""
+    rows = []
+    for task in changed:
+        status = task.status
+        task.frames_done = max(0, task.frames_done)
+        if status is TaskStatus.RUNNING and task.start_us is None and task.start_time is None:
+            task.start_us, task.start_time = moment.us, moment.local
+        if status in ENDED and task.end_us is None:
+            task.end_us, task.end_time = moment.us, moment.local
+            connection.execute(_UNQUEUE, {"key": task.task_id})
+        elif status not in ENDED and task.end_us is not None:
+            task.end_us = task.end_time = None
+            connection.execute(_QUEUE, {"task_id": task.task_id})
+        values = {name: getattr(task, name) for name in _KEPT}
+        values |= {column: getattr(task.counters, state.value) for state, column in _COUNTERS.items()}
+        values |= {"is_running": int(status is TaskStatus.RUNNING), "is_success": int(status is TaskStatus.SUCCEEDED)}
+        values |= {"reason": task.reason or None, "unchecked": task.unchecked, "warnings": texts_json(task.warnings)}
+        rows.append({"key": task.task_id, **values})
+    _WRITE_TASKS.run(connection, rows)
 
 
 @dataclass(slots=True)
@@ -199,17 +208,17 @@ _CHUNK: Final = tuple(chunks.c[name] for name in _CHUNK_NAMES)
 _ATTEMPT: Final = tuple(attempts.c[one.name] for one in fields(AttemptRow))
 _OF_TASK: Final = chunks.join(tasks, tasks.c.task_id == chunks.c.task_id)
 _BEGUN: Final = exists().where(attempts.c.chunk_id == chunks.c.chunk_id)
-_CHUNKS: Final = (
+_CHUNKS: Final = Statement(
     select(*_CHUNK, *COLUMNS, _BEGUN)
     .select_from(_OF_TASK)
-    .where(chunks.c.chunk_id.in_(bindparam("ids", expanding=True)))
+    .where(chunks.c.chunk_id.in_(bindparam(IDS, expanding=True)))
     .order_by(chunks.c.chunk_id)
     .with_for_update()
 )
-_ATTEMPTS: Final = (
+_ATTEMPTS: Final = Statement(
     select(*_ATTEMPT, *_CHUNK, *COLUMNS)
     .select_from(_OF_TASK.join(attempts, attempts.c.chunk_id == chunks.c.chunk_id))
-    .where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
+    .where(attempts.c.attempt_id.in_(bindparam(IDS, expanding=True)))
     .order_by(attempts.c.attempt_id)
     .with_for_update()
 )
@@ -217,10 +226,10 @@ _OF_CHUNK: Final = ("state", "tries", "not_before_us", "reason")
 _OF_ATTEMPT: Final = ("state", "outcome", "started_us", "ended_us", "exit_code", "failure", "reason", "peak_memory_mib")
 _OF_LEASE: Final = ("attempt_id", "chunk_id", "task_id", "machine_id", "token", "directory")
 
-
-_WRITE_CHUNK: Final = updating(chunks, _OF_CHUNK)
+_WRITE_CHUNKS: Final = Statement(updating(chunks, _OF_CHUNK))
 _RESHAPE: Final = updating(chunks, (*FRAMES, "place"))
-_WRITE_ATTEMPT: Final = updating(attempts, _OF_ATTEMPT)
+_WRITE_ATTEMPTS: Final = Statement(updating(attempts, _OF_ATTEMPT))
+_LEASE: Final = Statement(attempts.insert().values(bound((*_OF_LEASE, "state", "assigned_us"))))
 _ITS_FRAME: Final = func.coalesce(results.c.frame, results.c.of_frame)
 _GIVE_RESULTS: Final = (
     results.update()
@@ -250,14 +259,14 @@ class Sheet:
 
     def load_chunks(self, chunk_ids: Iterable[int]) -> None:
         """Lock and read chunks with their tasks; those that are gone are left out."""
-        for *values, begun in self._rows(_CHUNKS, chunk_ids):
+        for *values, begun in _CHUNKS.rows(self.connection, sorted(set(chunk_ids))):
             self._add(values)
             if begun:
                 self.begun.add(values[0])
 
     def load_attempts(self, attempt_ids: Iterable[int]) -> None:
         """Lock and read attempts with their chunks and tasks; those that are gone, or whose task is, are left out."""
-        for row in self._rows(_ATTEMPTS, set(attempt_ids) - self.attempts.keys()):
+        for row in _ATTEMPTS.rows(self.connection, sorted(set(attempt_ids) - self.attempts.keys())):
             attempt = AttemptRow(*row[: len(_ATTEMPT)])
             attempt.state = AttemptState(attempt.state)
             self.attempts[attempt.attempt_id] = attempt
@@ -269,10 +278,6 @@ class Sheet:
             self.chunks[chunk[0]] = ChunkRow.of(chunk)
         if task[0] not in self.tasks:
             self.tasks[task[0]] = TaskRow.of(task)
-
-    def _rows(self, query: Any, ids: Iterable[int]) -> Sequence[Any]:
-        wanted = sorted(set(ids))
-        return self.connection.execute(query, {"ids": wanted}).all() if wanted else ()
 
     def lock_task(self, task_id: int) -> TaskRow | None:
         """Lock and read a task; None when it is gone."""
@@ -362,19 +367,19 @@ class Sheet:
 
     def flush(self) -> tuple[TaskRow, ...]:
         """Write everything that changed; returns the changed tasks as they are now. To be called once, at the end."""
-        if self._leased:
-            self.connection.execute(inserting(attempts), self._leased)
+        _LEASE.run(self.connection, self._leased)
         self._write_rows()
-        return tuple(_write(self.connection, self.tasks[key], self.moment) for key in sorted(self._changed))
+        changed = tuple(self.tasks[key] for key in sorted(self._changed))
+        _write(self.connection, changed, self.moment)
+        return changed
 
     def _write_rows(self) -> None:
         for statement, names, rows in (
-            (_WRITE_ATTEMPT, _OF_ATTEMPT, self._touched),
-            (_WRITE_CHUNK, _OF_CHUNK, self._moved),
+            (_WRITE_ATTEMPTS, _OF_ATTEMPT, self._touched),
+            (_WRITE_CHUNKS, _OF_CHUNK, self._moved),
         ):
             values = [{"key": key} | {name: getattr(row, name) for name in names} for key, row in rows.items()]
-            if values:
-                self.connection.execute(statement, values)
+            statement.run(self.connection, values)
 
 
 _LANDED: Final = select(results.c.name).where(results.c.task_id == bindparam("task_id"), results.c.state == "landed")

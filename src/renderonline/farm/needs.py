@@ -29,7 +29,7 @@ class BoxKind(StrEnum):
 
     @property
     def rank(self) -> int:
-        return tuple(BoxKind).index(self)
+        return _RANKS[self]
 
     def __lt__(self, other: str) -> bool:
         return self.rank < BoxKind(other).rank
@@ -59,7 +59,7 @@ class BoxAdvice(StrEnum):
 MAX_TAGS: Final = 16
 MAX_MEMORY_MIB: Final = 2**26
 MAX_GPUS: Final = 64
-_BOXES: Final = frozenset(BoxKind)
+_RANKS: Final = {box: rank for rank, box in enumerate(BoxKind)}
 _WORD: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,49}")
 _VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,5}")
 
@@ -216,12 +216,12 @@ def checked_box(box: str) -> str:
 
 def box_of(name: str) -> BoxKind:
     """Return the box of this name; `BoxKind.NONE` for an unknown name."""
-    return BoxKind(name) if name in _BOXES else BoxKind.NONE
+    return BoxKind(name) if name in _RANKS else BoxKind.NONE
 
 
 def lacks_box(has: BoxKind, wanted: str) -> str:
     """Return in words why a machine's box is too weak; "" when it is strong enough."""
-    if has >= box_of(wanted):
+    if not wanted or has >= box_of(wanted):
         return ""
     return f"{'no box around engines' if has is BoxKind.NONE else f'only the box {has}'}, not {wanted}"
 

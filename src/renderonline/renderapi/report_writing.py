@@ -21,7 +21,7 @@ Shown = tuple[Landing, bool]
 """A landing, and whether its preview can be shown."""
 
 
-class _Waiting(NamedTuple):
+class _Unwritten(NamedTuple):
     reported: Reported
     shown: Sequence[Shown]
     then: Then
@@ -45,13 +45,13 @@ class ReportWriter:
     ) -> None:
         self._database, self._policy, self._background, self._clocks = database, policy, background, clocks
         self._follow = follow
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Unwritten] = []
         self._writes = False
 
     def put(self, reported: Reported, then: Then, shown: Sequence[Shown] = ()) -> None:
         """Write this soon; `then` is called with what was applied after the commit, or with the error. What comes from
         one machine is written in its order, and nothing after something that failed."""
-        self._waiting.append(_Waiting(reported, shown, then))
+        self._waiting.append(_Unwritten(reported, shown, then))
         if not self._writes:
             self._writes = True
             _ = self._background.keep(self._write_waiting())
@@ -68,7 +68,7 @@ class ReportWriter:
         finally:
             self._writes = False
 
-    async def _write(self, batch: Sequence[_Waiting]) -> None:
+    async def _write(self, batch: Sequence[_Unwritten]) -> None:
         reported = [one.reported for one in batch]
         operation = partial(apply_steps, reported=reported, moment=self._clocks.now(), policy=self._policy)
         try:
@@ -87,11 +87,11 @@ class ReportWriter:
         for one in batch:
             one.then(applied)
 
-    async def _write_apart(self, batch: Sequence[_Waiting]) -> None:
+    async def _write_apart(self, batch: Sequence[_Unwritten]) -> None:
         """Each by itself: what one machine reports must not keep back what others do (R14 Authority first)."""
         failed: dict[int, Exception] = {}
 
-        def note(one: _Waiting, result: Applied | Exception) -> None:
+        def note(one: _Unwritten, result: Applied | Exception) -> None:
             if isinstance(result, Exception) and one.machine_id is not None:
                 failed[one.machine_id] = result
             one.then(result)
@@ -102,7 +102,7 @@ class ReportWriter:
             else:
                 await self._write([one._replace(then=partial(note, one))])
 
-    def _fail(self, batch: Sequence[_Waiting], error: Exception) -> None:
+    def _fail(self, batch: Sequence[_Unwritten], error: Exception) -> None:
         """These failed, and with them what the same machines reported after it."""
         machines = {one.machine_id for one in batch} - {None}
         later = [one for one in self._waiting if one.machine_id in machines]
