@@ -5,9 +5,10 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, case, func, select
+from sqlalchemy import Connection, Select, bindparam, case, func, not_, or_, select
 
 from renderonline.database.schema import (
     LIVE_ATTEMPT,
@@ -130,11 +131,12 @@ class QueuedTask(ReadyTask):
     plain: Bucket | None = None
     """Its plain chunks, set by `sorted_out`; `chunks` are then the others."""
 
-    def sorted_out(self) -> Self:
-        """Set `plain`. It takes long with many chunks: call it in any thread, before the task is in memory."""
+    def sorted_out(self, more: Iterable[tuple[int, int]] = ()) -> Self:
+        """Set `plain`, of `chunks` and of `more` plain chunks (chunk id, place). It takes long with many chunks: call
+        it in any thread, before the task is in memory."""
         if self.plain is None:
             places = ((chunk.chunk_id, chunk.place) for chunk in self.chunks if chunk.is_plain)
-            self.plain = Bucket.of(self, places, self.signature())
+            self.plain = Bucket.of(self, chain(places, more), self.signature())
             self.chunks = [chunk for chunk in self.chunks if not chunk.is_plain]
         return self
 
@@ -170,9 +172,15 @@ _QUEUED: Final = (
     .select_from(_RENDERED)
     .where(tasks.c.task_id.in_(select(queue.c.task_id)))
 )
+_IS_WAITING: Final = chunks.c.state == ChunkState.WAITING.value
+_TOUCHED: Final = or_(
+    *(chunks.c.tries != 0, chunks.c.not_before_us != 0, chunks.c.stage != 0, chunks.c.kind != ChunkKind.RENDER.value)
+)
+_PLAIN: Final = select(chunks.c.task_id, chunks.c.chunk_id, chunks.c.place).where(_IS_WAITING, not_(_TOUCHED))
+"""Nearly all waiting chunks of a large queue: nothing but their places has to be known of them."""
 _WAITING: Final = select(
     chunks.c.chunk_id, chunks.c.task_id, chunks.c.place, chunks.c.not_before_us, chunks.c.stage, chunks.c.kind
-).where(chunks.c.state == ChunkState.WAITING.value)
+).where(_IS_WAITING, _TOUCHED)
 _STAGES: Final = (
     select(chunks.c.task_id, func.min(chunks.c.stage), func.min(case((chunks.c.state.not_in(SETTLED), chunks.c.stage))))
     .where(chunks.c.state != ChunkState.SUCCEEDED.value)
@@ -200,7 +208,7 @@ BLOCKED: Final = (
 
 
 def load_queue(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
-    """The tasks in the queue (`task_ids`: only these) with their waiting chunks."""
+    """The tasks in the queue (`task_ids`: only these) with their waiting chunks, sorted out."""
 
     def of(query: Select[Any], column: Any) -> Iterable[AnyRow]:
         return connection.execute(query if task_ids is None else query.where(column.in_(sorted(task_ids)))).all()
@@ -227,6 +235,9 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
                 at_once=is_at_once(row.kind, row.stage),
             )
             waiting[row.task_id].append(chunk)
+    plain: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for task_id, chunk_id, place in of(_PLAIN, chunks.c.task_id):
+        plain[task_id].append((chunk_id, place))
     begun = {row.task_id for row in of(_BEGUN, attempts.c.task_id)}
     return tuple(
         QueuedTask(
@@ -244,7 +255,7 @@ def load_queue(connection: Connection, task_ids: Collection[int] | None = None) 
             waits_for=frozenset(blocked.get(row.task_id, ())),
             needs=_needs(row.needs),
             running_limit=row.running_limit,
-        )
+        ).sorted_out(plain.get(row.task_id, ()))
         for row in of(_QUEUED, tasks.c.task_id)
     )
 

@@ -369,6 +369,6 @@ def heavy(work: Callable[P, T]) -> Callable[P, T]:
 
 
 @heavy
-def queue_of(connection: Connection, task_ids: Collection[int] | None = None) -> list[QueuedTask]:
+def queue_of(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
     """The queue, or these tasks of it, as memory takes them without much work."""
-    return [task.sorted_out() for task in load_queue(connection, task_ids)]
+    return load_queue(connection, task_ids)
