@@ -1,7 +1,7 @@
 """Events as they happen, for programs (server-sent events) and for people (mail, webhooks and chat, through Apprise).
 
-The dispatcher writes events through an `Announcer`. They pass the `Notifier`, which sends messages when a task ends or
-a machine is benched, and end in the ring of `Events`, which any number of readers follow. An event's id is
+The dispatcher writes events through an `Announcer` into the ring of `Events`, which any number of readers follow. The
+`Notifier` sees them too, and sends messages when a task ends or a machine is benched. An event's id is
 `<epoch>-<number>`; the epoch is new at each start. A reader that reconnects with the last id it received gets all later
 events, or one `resync` event when they are not known any more.
 
@@ -73,9 +73,11 @@ class Publisher(Protocol):
 
 
 class Events:
-    """The ring. `publish` is called on the event loop only and never waits for a reader."""
+    """The ring. `publish` is called on the event loop only and never waits for a reader. `followers` get every event
+    right after it is in the ring."""
 
     def __init__(self, epoch: str) -> None:
+        self.followers: list[Publisher] = []
         self._epoch = epoch
         self._ring: deque[TaskEvent] = deque(maxlen=RING)
         self._last = 0
@@ -105,6 +107,8 @@ class Events:
         self._last += 1
         self._ring.append(TaskEvent(self._last, type, _JSON.encode(data), user_id))
         self._wake()
+        for follower in self.followers:
+            follower.publish(type, data, user_id=user_id)
 
     def look_again(self) -> None:
         """Check every reader's rights again now, because an account may have changed."""
@@ -329,11 +333,10 @@ def _attachment(picture: Member) -> Any:
 
 
 class Notifier:
-    """Passes every event on to `events`, and sends messages about some of them. `url`: the farm's address for
-    people."""
+    """Sends messages about some events. `url`: the farm's address for people."""
 
-    def __init__(self, events: Publisher, database: Database, *, url: str = "", pause_s: float = 5.0) -> None:
-        self._events, self._database, self._url, self._pause_s = events, database, url, pause_s
+    def __init__(self, database: Database, *, url: str = "", pause_s: float = 5.0) -> None:
+        self._database, self._url, self._pause_s = database, url, pause_s
         self._channels: list[Channel] = []
         self._mail: Channel | None = None
         self._at_work: set[asyncio.Task[None]] = set()
@@ -357,13 +360,12 @@ class Notifier:
             await asyncio.sleep(0.02)  # threads empty the queues: there is no event to wait for
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Pass an event on, and send the messages that it calls for."""
-        self._events.publish(type, data, user_id=user_id)
+        """Send the messages that an event calls for."""
         if type == "machine":
             self._of_machine(data["machine_id"], data)
         elif type == "task" and data["status"] in _ANNOUNCED and (self._channels or self._mail):
             if len(self._at_work) >= MOST_WAITING:
-                log.warning("nobody is told of a task: too many end at once", task=data["task_id"])
+                log.warning("no message about a task is sent: too many end at once", task=data["task_id"])
                 return
             work = asyncio.create_task(self._of_task(data["task_id"]))
             self._at_work.add(work)
@@ -388,7 +390,7 @@ class Notifier:
         try:
             view, latest = await self._database.read(partial(_ended, task_id=task_id, everyone=bool(self._channels)))
         except RenderOnlineError as error:  # deleted meanwhile, or the database does not answer
-            log.warning("nobody is told of a task", task=task_id, reason=error.message)
+            log.warning("no message about a task is sent", task=task_id, reason=error.message)
             return
         end = (view.status, view.end_us)
         wanted = self._channels or view.notify

@@ -283,23 +283,16 @@ PAUSE_S: Final = 0.5
 
 
 class Deliverer:
-    """Passes events on, and delivers what they tell of. `announce` publishes a task that has changed; `roots`: name ->
-    directory, without any this only passes on."""
+    """Delivers results when an event says that they landed. `roots`: name -> directory; `announce` publishes a task
+    that has changed."""
 
-    def __init__(
-        self,
-        publish: Callable[..., None],
-        announce: Callable[[TaskRow], None],
-        database: Database,
-        roots: Mapping[str, Path],
-    ) -> None:
-        self._publish, self._announce, self._database, self._roots = publish, announce, database, roots
+    def __init__(self, database: Database, roots: Mapping[str, Path], announce: Callable[[TaskRow], None]) -> None:
+        self._database, self._roots, self._announce = database, roots, announce
         self._woken = asyncio.Event()
         self._warned: set[int] = set()
 
     def publish(self, type: str, data: dict[str, Any], *, user_id: int | None = None) -> None:  # noqa: A002
-        """Pass an event on; a file that landed is perhaps to be delivered."""
-        self._publish(type, data, user_id=user_id)
+        """A file that landed is perhaps to be delivered."""
         if type == "result" and self._roots:
             self._woken.set()
 

@@ -78,7 +78,7 @@ class Dispatching:
         pool_sandbox: Mapping[str, str],
     ) -> None:
         self._database = database
-        announcer = Announcer(events)
+        self.announcer = announcer = Announcer(events)
         self.clocks = clocks = Clocks()
         self.background = background = BackgroundWork()
         self.logs = logs = AttemptLogs(data_directory / "logs", reserve_mib << 20)
@@ -208,13 +208,11 @@ class Services:
         self.settings = settings
         self.fingerprint = _fingerprint(settings.certificate)
         self.events = Events(secrets.token_hex(4))
-        self.notifier = Notifier(self.events, database, url=settings.public_url)
-        announce = Announcer(self.notifier).task
-        self.deliverer = Deliverer(self.notifier.publish, announce, database, settings.delivery_roots)
+        self.notifier = Notifier(database, url=settings.public_url)
         self.farm = farm = Dispatching(
             database,
             ids,
-            self.deliverer,
+            self.events,
             data_directory=settings.data_directory,
             policy=settings.retries,
             reserve_mib=settings.reserve_mib,
@@ -224,6 +222,8 @@ class Services:
             pool_sandbox=settings.pool_boxes,
         )
         self.dispatcher, self.control = farm.dispatcher, farm.control
+        self.deliverer = Deliverer(database, settings.delivery_roots, farm.announcer.task)
+        self.events.followers = [self.notifier, self.deliverer]
         self.authenticator = Authenticator(database)
         self.throttle = Throttle()
         self.sessions = Sessions(

@@ -18,7 +18,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi import events
 from renderonline.renderapi.events import Channel, Message, Notifier, tame
 from renderonline.storage.archive import Member
-from tests.support.dispatching import Machine, Recorder, Rig, joined, opened_rig, until
+from tests.support.dispatching import Machine, Rig, joined, opened_rig, until
 from tests.support.machines import png
 from tests.support.renderapi import renderapi
 from tests.support.sinks import MailServer, Webhook, attached, wait_for
@@ -29,7 +29,7 @@ BENCHED = {"machine_id": 7, "name": "node7", "benched": True, "reason": "benched
 
 @contextlib.asynccontextmanager
 async def telling(database: Database, *addresses: str, mail: str = "") -> AsyncIterator[Notifier]:
-    notifier = Notifier(Recorder(), database, url="https://farm.example.org", pause_s=0.01)
+    notifier = Notifier(database, url="https://farm.example.org", pause_s=0.01)
     await notifier.open(addresses, mail)
     try:
         yield notifier
