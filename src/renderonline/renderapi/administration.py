@@ -141,7 +141,7 @@ class Administration:
         return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
 
     async def change(self, kind: Resource, key: int, changes: Values) -> Any:
-        """Change some fields of a row; gives it as it is then."""
+        """Change some fields of a row; returns it as it is then."""
         if not changes:
             raise InvalidRequest("Name at least one field to change.")
         assert kind.change is not None

@@ -1,4 +1,4 @@
-"""v1 machines: nodes of the existing system, asked and told over plain HTTP (R7 Existing nodes, C1 Render node).
+"""v1 machines: nodes of the existing system, polled over plain HTTP (R7 Existing nodes, C1 Render node).
 
 They have no fence, so we give them one: the number on their wire is the attempt's, a status counts only when it is
 about that number, and what can't be known is asked again before it is believed. Each machine has a task of its own,
@@ -127,7 +127,7 @@ class V1Machine:
 
     def cancel(self, attempt_id: int, reason: str) -> None:
         """Stop this; said again until the machine has answered."""
-        _log.info("A v1 machine is told to stop", machine_id=self._machine.machine_id, attempt=attempt_id, why=reason)
+        _log.info("A v1 machine must stop", machine_id=self._machine.machine_id, attempt=attempt_id, why=reason)
         self._stops.add(attempt_id)
         self._news.set()
 
@@ -182,7 +182,7 @@ class V1Machine:
         if job is None or job.attempt_id in self._memory.attempts:
             return
         self._job = None
-        if job.phase is _Phase.START:  # it was never told
+        if job.phase is _Phase.START:  # it was never sent
             self._stops.discard(job.attempt_id)
             self._machines.release(self._machine.machine_id, job.attempt_id)
         else:

@@ -88,7 +88,7 @@ class Places:
             self._check(await asyncio.to_thread(lambda: max(map(_free_bytes, found))), length)
 
     def check_disk(self, directory: Path, length: int = 0) -> None:
-        """Raise `NoSpace` when so many bytes more have no room where `directory` is. Blocks."""
+        """Raise `NoSpace` when there is no room for `length` bytes where `directory` is. Blocks."""
         self._check(_free_bytes(directory), length)
 
     def watched(self, directory: Path, take: Take) -> Take:
@@ -182,7 +182,7 @@ class Housekeeping:
     async def surplus(
         self, user_id: int, size: int, spared: Collection[int] = (), upload_id: str | None = None
     ) -> list[int]:
-        """Which ended tasks must go to make room for so many bytes, oldest first, but none that are `spared`. Open
+        """Which ended tasks must go to make room for `size` bytes, oldest first, but none that are `spared`. Open
         uploads count with all that was announced, but for that of which these bytes are (`upload_id`). `TooLarge`
         (`over_quota`) when that is not enough."""
         limit = self.limit(user_id)
@@ -215,7 +215,7 @@ class Housekeeping:
     async def room(
         self, user_id: int, size: int, spared: Collection[int], upload_id: str | None = None
     ) -> AsyncIterator[None]:
-        """Commit so many bytes of a user's inside of this: the `surplus` is gone then."""
+        """Commit `size` bytes of a user's inside of this: the `surplus` is gone then."""
         async with self._locks[user_id] if self.limit(user_id) else contextlib.nullcontext():
             while going := await self.surplus(user_id, size, spared, upload_id):
                 for task_id in going:

@@ -162,12 +162,12 @@ def create_app(settings: Settings, web: Path | None = None) -> FastAPI:
 
 
 def problem(
-    status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, told: Mapping[str, Any] | None = None
+    status: int, detail: str, code: str, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
 ) -> Response:
-    """An answer that says what went wrong and what to do; `told` is more of it for programs."""
+    """An answer that says what went wrong and what to do; `more` is for programs."""
     title = HTTPStatus(status).phrase
     content = {"type": f"urn:renderonline:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    content |= told or {}
+    content |= more or {}
     return Response(orjson.dumps(content), status, dict(headers or {}), "application/problem+json")
 
 
@@ -363,7 +363,7 @@ async def _look_after(database: Database, lease: Lease, ids: IdBlocks, every_s: 
                 forgotten = time.monotonic()
                 await database.write(partial(submission_rows.forget_old, now_us=time.time_ns() // 1000))
         except Overtaken:
-            return  # the writer has told everybody
+            return  # `lost` ends this program
         except NotAvailable as error:
             log.warning("database does not answer", reason=error.message)
 

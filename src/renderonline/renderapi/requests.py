@@ -106,7 +106,7 @@ class Prepared:
 
     def names(self, day: str) -> str:
         """The template of its results' names, with all that is the same for the task filled in; `day` is that of the
-        submission. `InvalidRequest` when it was asked for and gives no name that a file may have; without being asked,
+        submission. `InvalidRequest` when it was asked for and makes no name that a file may have; without being asked,
         results keep their names then."""
         template = self.request.names or self.default_names
         if not template:
@@ -144,8 +144,8 @@ class Prepared:
         strict = self.request.exact and (self.request.strict or everybody)
         if strict and self.warnings:
             whose = "the farm takes only complete scenes" if not self.request.strict else "it was to be strict"
-            told = "; ".join(self.warnings)
-            raise InvalidRequest(f"{self.scene} is not submitted, because {whose}: {told}", code="strict")
+            missing = "; ".join(self.warnings)
+            raise InvalidRequest(f"{self.scene} is not submitted, because {whose}: {missing}", code="strict")
         return replace(self, request=replace(self.request, strict=strict))
 
     @property
@@ -173,7 +173,7 @@ class Prepared:
 
 
 def _only(names: Any, otherwise: str) -> str:
-    """The one name of a list that the scene tells of, if there is only one."""
+    """The name in a list of the scene, if there is only one."""
     return str(names[0]) if isinstance(names, list) and len(names) == 1 else otherwise
 
 
@@ -317,10 +317,10 @@ def _values(
 def _refuse_two_ranges(request: SubmitRequest, definition: EngineDefinition) -> None:
     twice = request.arguments.keys() - command_lines.without_frames(definition, request.arguments)
     if request.frames and twice:
-        told = (
+        message = (
             f"The frames are {request.frames[:60]}: argument {min(twice)} would say them again. Leave one of them out."
         )
-        raise InvalidRequest(told, code="invalid_value")
+        raise InvalidRequest(message, code="invalid_value")
 
 
 def _check_values(values: Mapping[str, str], argtypes: Mapping[str, ArgType], *, named: bool) -> None:

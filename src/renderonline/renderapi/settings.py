@@ -65,7 +65,7 @@ class Settings:
     max_tries: PositiveInt = 3
     """A chunk that failed so often has failed for good (R1.4 Retries)."""
     max_kills: PositiveInt = 2
-    """A chunk that was lost or out of memory on so many machines has failed for good (R1.5 Machine blame)."""
+    """A chunk that was lost or out of memory on this number of machines has failed for good (R1.5 Machine blame)."""
     retry_base_s: float = 5.0
     """The longest pause before the second try; it doubles with every try (R1.4 Retries)."""
     retry_cap_s: float = 300.0
@@ -100,7 +100,7 @@ class Settings:
             raise InvalidRequest(f"FilesMode is {', '.join(MODES)} or empty, not {self.files_mode!r}.")
         if not 0 <= self.retry_base_s <= self.retry_cap_s:
             raise InvalidRequest("RetryBaseS must be from 0 to RetryCapS.")
-        _ = self.pool_boxes, self.delivery_roots  # what is wrong is told before anything starts
+        _ = self.pool_boxes, self.delivery_roots  # what is wrong is raised before anything starts
 
     @property
     def pool_boxes(self) -> Mapping[str, str]:

@@ -394,7 +394,7 @@ class TaskViews:
         return tuple(self.explanations.reasons(story))
 
     async def preview(self, principal: Principal, task_id: int, name: str, size: str) -> tuple[bytes, str]:
-        """The preview of a result, and what tells it from one that takes its place (an ETag). `NotFound` when there is
+        """The preview of a result, and an ETag that changes when another takes its place. `NotFound` when there is
         none, or the task is not theirs."""
         if task_id not in self.owners:  # a grid asks for hundreds of a task, whose owner never changes
             self.owners[task_id] = (await self._scene_file(principal, task_id)).user_id

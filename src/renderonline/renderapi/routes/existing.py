@@ -91,7 +91,7 @@ async def download(request: Request) -> Response:
 
 
 async def _on_task(
-    request: Request, act: Callable[..., Awaitable[Any]], told: Callable[..., dict[str, Any]], message: str
+    request: Request, act: Callable[..., Awaitable[Any]], answer: Callable[..., dict[str, Any]], message: str
 ) -> Response:
     """What dequeue, download and delete share: authority, the body, the contract's refusals."""
     principal = await services_of(request).callers.by_headers(request)
@@ -100,16 +100,16 @@ async def _on_task(
     try:
         task_id = await _task_id(request)
     except InvalidRequest as error:
-        return json_answer(told(error.message, done=False), 400)
+        return json_answer(answer(error.message, done=False), 400)
     if task_id > existing.LARGEST_TASK_ID:
-        return json_answer(told(existing.task_not_found(task_id), done=False), 400)
+        return json_answer(answer(existing.task_not_found(task_id), done=False), 400)
     messages = {"not_found": existing.task_not_found(task_id), "not_in_queue": existing.task_not_queued(task_id)}
     try:
         done = await act(task_id, user_id=principal.user_id)
     except RenderOnlineError as error:
         status = error.status if error.status >= 500 else 400
-        return json_answer(told(messages.get(error.reason_code, error.message), done=False), status)
-    return done if isinstance(done, Response) else json_answer(told(message, done=True))
+        return json_answer(answer(messages.get(error.reason_code, error.message), done=False), status)
+    return done if isinstance(done, Response) else json_answer(answer(message, done=True))
 
 
 async def _task_id(request: Request) -> int:

@@ -166,8 +166,8 @@ def _add_routes(
             await services.administration.remove(kind, key)
 
         removed.__name__ = f"remove_{name}"
-        told = "Remove it; `conflict` while it is in use."
-        router.call("DELETE", f"/{name}/{{{alias}}}", needs=needs, description=told, tags=[name])(removed)
+        description = "Remove it; `conflict` while it is in use."
+        router.call("DELETE", f"/{name}/{{{alias}}}", needs=needs, description=description, tags=[name])(removed)
 
 
 _add_routes(administration.USERS, "users", USERS, change=UserChange)

@@ -164,9 +164,9 @@ class Metrics:
         self._requests = prometheus.Counter(
             "renderonline_requests", "Requests that were answered.", labels, registry=of
         )
-        told = "Seconds until the head of the answer left."
+        description = "Seconds until the head of the answer left."
         self._seconds = prometheus.Histogram(
-            "renderonline_request_seconds", told, ("endpoint",), buckets=_BUCKETS, registry=of
+            "renderonline_request_seconds", description, ("endpoint",), buckets=_BUCKETS, registry=of
         )
 
     def measured(self, app: ASGIApp) -> ASGIApp:
@@ -192,9 +192,9 @@ class Metrics:
         of = prometheus.CollectorRegistry()
         status = prometheus.Gauge("renderonline_machines", "Machines by status.", ("status",), registry=of)
         boxes = prometheus.Gauge("renderonline_boxes", "Machines by their box.", ("sandbox",), registry=of)
-        told = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
-        fetches = prometheus.Gauge("renderonline_input_downloads", told, ("machine",), registry=of)
-        fetched = prometheus.Gauge("renderonline_input_bytes", told, ("machine",), registry=of)
+        description = "Files of tasks that a machine without the farm's directory began to fetch; their bytes."
+        fetches = prometheus.Gauge("renderonline_input_downloads", description, ("machine",), registry=of)
+        fetched = prometheus.Gauge("renderonline_input_bytes", description, ("machine",), registry=of)
         for machine in machines:
             status.labels(machine.status.value).inc()
             boxes.labels(machine.ability.sandbox.value).inc()
@@ -202,8 +202,8 @@ class Metrics:
                 fetches.labels(str(machine.machine_id)).set(machine.fetches)
                 fetched.labels(str(machine.machine_id)).set(machine.fetched_bytes)
         for name, value in figures.items():
-            told = name.replace("_", " ").capitalize() + "."
-            prometheus.Gauge(f"renderonline_{name}", told, registry=of).set(value)
+            description = name.replace("_", " ").capitalize() + "."
+            prometheus.Gauge(f"renderonline_{name}", description, registry=of).set(value)
         return bytes(prometheus.generate_latest(self._registry) + prometheus.generate_latest(of))
 
     async def metrics(self, request: Request) -> Response:
@@ -244,10 +244,10 @@ class _Wheel:
 
 
 async def healthz(request: Request) -> Response:
-    """200 when the database answers and the dispatcher runs; tells nothing about the farm."""
+    """200 when the database answers and the dispatcher runs; says nothing about the farm."""
     well = await services_of(request).reading.healthy()
-    told = {"status": "ok" if well else "database does not answer", "version": __version__}
-    return json_answer(told, 200 if well else 503)
+    content = {"status": "ok" if well else "database does not answer", "version": __version__}
+    return json_answer(content, 200 if well else 503)
 
 
 async def link(socket: WebSocket) -> None:

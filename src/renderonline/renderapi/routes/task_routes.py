@@ -163,12 +163,14 @@ def _parts(what: str) -> Handler:
     return parts
 
 
-for _what, _told in (
+for _what, _description in (
     ("chunks", "The pieces that a task was cut into."),
     ("attempts", "Every try of every chunk, newest first."),
     ("results", "The files that have landed."),
 ):
-    router.call("GET", f"/tasks/{{task_id}}/{_what}", _what.capitalize(), needs=OWN, description=_told)(_parts(_what))
+    router.call("GET", f"/tasks/{{task_id}}/{_what}", _what.capitalize(), needs=OWN, description=_description)(
+        _parts(_what)
+    )
 
 
 @router.call("GET", "/tasks/{task_id}/explain", "Reasons", needs=OWN)
@@ -186,12 +188,14 @@ def _acting(act: Any) -> Handler:
     return acting
 
 
-for _act, _told in (
+for _act, _description in (
     (Control.cancel, "Take a task from the queue and stop what runs of it."),
     (Control.resume, "Undo a pause."),
     (Control.retry, "Render again what failed or was canceled."),
 ):
-    router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", needs=OWN, description=_told)(_acting(_act))
+    router.call("POST", f"/tasks/{{task_id}}/{_act.__name__}", "Task", needs=OWN, description=_description)(
+        _acting(_act)
+    )
 
 
 @router.call("POST", "/tasks/{task_id}/pause", "Task", needs=OWN)
