@@ -32,7 +32,7 @@ from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.task_views import checked_size
 from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import receive_body
-from renderonline.storage.archive import RESULT_SUMS, Altered, Compared, Member, file_pieces, members_of
+from renderonline.storage.archive import RESULT_SUMS, Altered, Compared, file_pieces, members_of
 from renderonline.storage.disk import InputSums
 from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Arrival, check_name
@@ -48,7 +48,7 @@ _JPEG: Final = b"\xff\xd8\xff"
 
 
 class AttemptTransfers:
-    """What a machine may ask with an attempt's token. All raise `NotFound` for an attempt that is not there or another
+    """What a machine may do with an attempt's token. All methods raise `NotFound` for an unknown attempt or another
     token, and `Conflict` (`attempt_over`) when nothing of it is wanted any more."""
 
     def __init__(
@@ -82,8 +82,8 @@ class AttemptTransfers:
         return found
 
     async def inputs(self, holder: Holder) -> tuple[str, Sequence[InputFile]]:
-        """The scene's name and all files of the task, relative to its directory; for a film the frames. The first time
-        that somebody asks for those of a task which was not submitted to us, they are read."""
+        """Return the scene's name and all files of the task, relative to its directory; for a film the frames. The
+        files of a task that was not submitted to us are read when they are first asked for."""
         task_id = holder.task_id
         found: Sequence[InputFile] = ()
         if holder.film:
@@ -118,8 +118,8 @@ class AttemptTransfers:
         return found
 
     async def input_file(self, holder: Holder, name: str) -> Content:
-        """One file of the task, whose bytes are counted as they leave. `Unfit` (`altered`) when it was found to be
-        another one than the task was submitted with, or than landed (R15 Served as landed)."""
+        """Return one file of the task; its bytes are counted as they are sent. Raises `Unfit` (`altered`) when it is
+        known to differ from what the task was submitted with, or from what landed (R15 Served as landed)."""
         task_id, sums = holder.task_id, RESULT_SUMS if holder.film else blake3
         if holder.film:
             known = await self._database.read(partial(frame, task_id=task_id, name=name))
@@ -220,7 +220,7 @@ class AttemptTransfers:
 
 
 def _source(holder: Holder) -> Path:
-    """Where that lies which goes into an attempt: the task's files, or for a film its results."""
+    """The directory of an attempt's inputs: the task's files, or for a film its results."""
     if holder.film:
         return results_directory(holder.scene, holder.file_name, holder.results_in)
     return task_directory(holder.scene, holder.file_name)
@@ -238,22 +238,18 @@ def _announced(request: Request) -> tuple[int, str]:
 def _read_all(
     directory: Path, known: Mapping[str, Landed], wanted: Callable[[str], bool], compared: Compared
 ) -> tuple[InputFile, ...]:
-    return tuple(_read(one, compared) for one in members_of(directory, known) if wanted(one.name))
-
-
-def _read(member: Member, compared: Compared) -> InputFile:
-    sums = InputSums()
-    for piece in file_pieces(member, 0, member.size, compared):
-        sums.update(piece)
-    return sums.of(member.name)
+    found = []
+    for member in members_of(directory, known):
+        if wanted(member.name):
+            sums = InputSums()
+            for piece in file_pieces(member, 0, member.size, compared):
+                sums.update(piece)
+            found.append(sums.of(member.name))
+    return tuple(found)
 
 
 def _altered(holder: Holder, error: RenderOnlineError) -> Unfit:
-    """Machines take a 409 for the end of their attempt; this is a failure of the task's files."""
-    names, way = (
-        ", ".join(error.details["names"]),
-        f"Render them again: renderonline requeue {holder.task_id} --frames …",
-    )
-    if not holder.film:
-        way = "Submit the task again."
+    """A failure of the task's files; machines would take a 409 for the end of their attempt."""
+    names, again = ", ".join(error.details["names"]), f"renderonline requeue {holder.task_id} --frames …"
+    way = f"Render them again: {again}" if holder.film else "Submit the task again."
     return Unfit(f"Somebody changed files of task {holder.task_id} on the server: {names}. {way}", code="altered")

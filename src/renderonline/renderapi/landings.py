@@ -44,7 +44,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 
 
 class Landings:
-    """Lets reports land side by side, and interrupted landings be settled alone: then no open row belongs to a file
+    """Lets reports land concurrently, and interrupted landings be settled alone, so that no open row belongs to a file
     that is being placed."""
 
     def __init__(self) -> None:
@@ -75,17 +75,17 @@ class Landings:
 
 
 class Besides:
-    """What attempts gave besides their own files, held to the bounds of their engine's definition here too: a machine's
-    word is no limit (R14 Authority first). A restart begins to count again, and so does an attempt of which nothing
-    came while many others gave files."""
+    """Checks what attempts send besides their expected files against the bounds of their engine's definition, because
+    machines can't be trusted to do so (R14 Authority first). Counting starts again after a restart, and for an attempt
+    that sent nothing while many others did."""
 
     def __init__(self, most_names: int = MOST_COUNTED) -> None:
         self._bounds = OrderedDict[int, Bounds]()
         self._names, self._most_names = 0, most_names
 
     def admit(self, order: Order, name: str, size: int | None) -> None:
-        """Count a file of so many bytes (None: something that belongs to it); `InvalidRequest` when it is beyond the
-        bounds."""
+        """Count a file of `size` bytes (None: something that belongs to it). Raises `InvalidRequest` when it is beyond
+        the bounds."""
         bounds = self._bounds.setdefault(order.assign.attempt, Bounds(order.assign.more))
         self._bounds.move_to_end(order.assign.attempt)
         before = len(bounds)
@@ -104,8 +104,9 @@ class Besides:
 
 
 def offer_of(result: Result, order: Order) -> Offer:
-    """What a machine says it has, checked; `InvalidRequest` when it can't be a result of this attempt. Where the engine
-    names its outputs, only those are results, and what its definition takes besides; the frame is ours to say."""
+    """Return the checked offer for a result that a machine reports. Raises `InvalidRequest` if this attempt can't have
+    it. If the engine names its outputs, only those are results, and what its definition takes besides; which frame a
+    result shows is decided here."""
     name = check_name(result.name)
     if not order.takes(name):
         raise InvalidRequest(f"{name} is not a file that this attempt has to write.")
@@ -137,9 +138,9 @@ def _offer(order: Order, token: str | None, name: str, file: FileDigest, facts: 
 
 
 def written_offers(order: Order) -> tuple[Offer, ...]:
-    """What an attempt of a v1 machine wrote: the files that its engine names, and what its definition takes besides, or
-    else whatever lies in its directory, if its command names that. Blocks; missing and unreadable files are left
-    out."""
+    """Return what an attempt of a v1 machine wrote: the files that its engine names and what its definition takes
+    besides, or else all files in its directory, if its command names that. Blocks; missing and unreadable files are
+    left out."""
     directory = Path(order.assign.directory)
     offers = []
     there = found_outputs(directory) if order.uses_directory else ()

@@ -9,12 +9,10 @@ import contextlib
 import os
 import re
 import secrets
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -54,8 +52,8 @@ _disk_errors = partial(disk_errors, "This upload was removed. Announce its files
 
 @dataclass(slots=True)
 class UploadSession:
-    """An open upload. `appending`: indexes of files that are being written; `putting`: number of packs that are being
-    received; `taken`: a task is being made of it."""
+    """An open upload. `appending`: the indexes of files that are being written; `putting`: the number of packs that are
+    being received; `taken`: a task is being made of it."""
 
     upload_id: str
     stage: Stage
@@ -188,9 +186,13 @@ class Uploads:
                 if length > stage.files[index].size - there:
                     raise InvalidRequest("This is more than was announced of the file.", code="too_long")
                 await asyncio.to_thread(self._places.check_disk, stage.directory, length)
-                async with _in_threads(stage.opened(index)) as handle:
+                handle = await asyncio.to_thread(stage.open, index)
+                try:
                     watched = self._places.watched(stage.directory, len)
                     await receive_body(request, handle, length=length, update=watched)
+                finally:
+                    await asyncio.to_thread(os.close, handle)
+                await asyncio.to_thread(stage.touch)
                 return there + length
         finally:
             session.appending.discard(index)
@@ -237,8 +239,7 @@ class Uploads:
                 prepared = await arriving.receive(request, length, check)
             yield UploadSession(arriving.upload_id, arriving.stage(), self._aside), prepared
         finally:
-            if arriving.is_there():
-                await asyncio.to_thread(arriving.remove)
+            await asyncio.to_thread(arriving.remove)
 
     @contextlib.asynccontextmanager
     async def taking(
@@ -310,12 +311,10 @@ class Uploads:
         roots = await self._places.roots()
 
         def look() -> dict[int, staging.Place]:
-            if not manifests.any_of(roots, user_id):
-                return {}
-            wanted = {digest for _, digest in stage.wanted()}
-            called = {file.name for file in stage.files} if wanted else set()
-            places = manifests.look_up(roots, user_id, wanted, called) if wanted else {}
-            return {number: places[digest] for number, digest in stage.wanted() if digest in places} if places else {}
+            wanted = dict(stage.wanted())
+            called = {file.name for file in stage.files}
+            places = manifests.look_up(roots, user_id, set(wanted.values()), called) if wanted else {}
+            return {number: places[digest] for number, digest in wanted.items() if digest in places}
 
         return await asyncio.to_thread(look)
 
@@ -356,12 +355,8 @@ class _Arriving:
         assert self._directory is not None
         return Stage(self._directory, self._sums.of(names.clean_file_name(self._form.file_names[0])))
 
-    def is_there(self) -> bool:
-        """Whether a file is stored; the upload of a committed task was deleted already."""
-        return self._handle is not None or (self._directory is not None and self._directory.exists())
-
     def remove(self) -> None:
-        """Remove what was stored. Blocks."""
+        """Remove what was stored; the upload of a committed task was deleted already. Blocks."""
         self._close()
         if self._directory is not None:
             remove_tree(self._directory)
@@ -414,13 +409,3 @@ def _load(roots: set[Path], user_id: int, upload_id: str) -> Stage:
         with contextlib.suppress(OSError, ValueError):
             return Stage(root / names.INCOMING / f"{user_id}-{upload_id}")
     raise NotFound(f"There is no upload {upload_id}. Announce its files again.")
-
-
-@contextlib.asynccontextmanager
-async def _in_threads(context: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """`context`, entered and left in a thread, because both may wait for the disk."""
-    value = await asyncio.to_thread(context.__enter__)
-    try:
-        yield value
-    finally:
-        await asyncio.to_thread(context.__exit__, *sys.exc_info())

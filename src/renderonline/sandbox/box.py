@@ -129,8 +129,8 @@ def bubblewrap_words(
 ) -> list[str]:
     """The words in front of a command line that run it in the box, in `directory`. `status`: a descriptor to which
     bubblewrap writes JSON, a line each: the process 1 (`child-pid`), then, only when the command could be run, how it
-    ended (`exit-code`). `tied`: it dies with the thread that starts it, in a session of its own; else whoever starts it
-    kills its process group.
+    ended (`exit-code`). `tied`: it dies with the thread that starts it, in a session of its own; else the caller kills
+    its process group.
 
     Later mounts cover earlier ones, so the wide ones come first.
     """
@@ -161,7 +161,7 @@ def bubblewrap_words(
 
 
 def exit_code(code: int) -> int:
-    """The program's exit code as `subprocess` tells it (negative: the signal), from bubblewrap's."""
+    """Return the program's exit code as `subprocess` has it (negative: the signal), from bubblewrap's."""
     return 128 - code if 128 < code <= 128 + 64 else code
 
 

@@ -111,16 +111,12 @@ def writing(handle: int, update: Callable[[memoryview], object] | None = None) -
 
 
 class Body:
-    """The body of one request: `length` bytes, or any number for None. It is read once: by `async for`, and from any
-    piece on by `read`."""
+    """The body of one request: `length` bytes, or any number for None. It is read once, by one or several `read`."""
 
     def __init__(self, request: Request, length: int | None) -> None:
         self._request = request
         self._left = length
         self._stream = self._counted()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._stream
 
     async def read(self, take: Take) -> bool:
         """Call `take` with every piece until it returns something true or the body ends; return whether it stopped.

@@ -267,23 +267,9 @@ class _BoundedReads(asyncio.BufferedProtocol):
     """Limits each read to the `room` of its `PatientProtocol`; without it the event loop reads all that has arrived."""
 
     def __init__(self, protocol: PatientProtocol, buffer: memoryview) -> None:
-        self._protocol = protocol
-        self._buffer = buffer
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._protocol.connection_made(transport)  # type: ignore[arg-type]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.connection_lost(exc)
-
-    def eof_received(self) -> None:
-        self._protocol.eof_received()
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
+        self._protocol, self._buffer = protocol, buffer
+        for passed_on in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, passed_on, getattr(protocol, passed_on))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer[: self._protocol.room]

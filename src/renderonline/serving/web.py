@@ -271,7 +271,7 @@ def _no_password() -> str:
 def _url(listener: socket.socket, host: str, *, secure: bool) -> str:
     address, port = listener.getsockname()[:2]
     shown = "localhost" if ipaddress.ip_address(address).is_unspecified else host
-    return f"{'https' if secure else 'http'}://{f'[{shown}]' if ':' in shown else shown}:{port}"
+    return f"{'https' if secure else 'http'}://{_bracketed(shown)}:{port}"
 
 
 @contextlib.contextmanager

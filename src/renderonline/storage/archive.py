@@ -1,13 +1,14 @@
 """Files that are served only as they landed (R15 Served as landed), alone or as the members of a ZIP archive.
 
-`file_pieces` compares a file's digest once and remembers the outcome by inode, size and ctime, which nobody can set
-back, unlike the time of modification. Another ctime only means that the file is compared again: landing, backups and
-hard links change it too.
+`file_pieces` compares a file's digest once and remembers the outcome by inode, size and ctime, which can't be set back,
+unlike the time of modification. If the ctime changes, the file is compared again; landing, backups and hard links
+change it too.
 
-`StoredArchive` is a ZIP that is never written anywhere: stored members, a length known beforehand, any byte range. The
-layout follows from name, size, time and CRC-32 of the members. A member whose CRC is known has it in its header; any
-other has a data descriptor after its bytes, so that the first byte can be sent before the member was read. Both depend
-on `Member.crc32` alone, so that a range that is requested tomorrow fits what was sent today.
+`StoredArchive` is a ZIP that is never written to a disk: its members are not compressed, its length is known at once,
+and any byte range can be read. The layout follows from name, size, time and CRC-32 of the members. A member whose CRC
+is known has it in its header; others have a data descriptor after their bytes, so that the first byte can be sent
+before the member was read. Both depend on `Member.crc32` alone, so that a range that is requested tomorrow fits what
+was sent today.
 """
 
 import bisect
@@ -64,8 +65,8 @@ class Altered(Changed):
 
 
 class Member(NamedTuple):
-    """One file: its name (with `/`), its path, and what is known of it. `digest` "": any content is accepted that does
-    not change while it is read. `sums` makes a hash object of the digest's kind."""
+    """One file: its name (with `/`), its path, and its known facts. `digest`: if "", any content is accepted that does
+    not change while it is read. `sums` makes a hash object for the digest."""
 
     name: str
     path: Path | str
@@ -77,7 +78,7 @@ class Member(NamedTuple):
 
     @staticmethod
     def of(name: str, path: Path) -> "Member":
-        """The member for a regular file; `OSError` for everything else, also for a symbolic link. Blocking."""
+        """Return the member for a regular file. Raises `OSError` for all else, also for a symbolic link. Blocks."""
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} is not a regular file")
@@ -88,7 +89,7 @@ _Identity = tuple[str, int, int, int, int]
 
 
 class Compared:
-    """Remembers which files were compared with their digests, and the outcome. Thread-safe. `now_ns`: the clock."""
+    """Remembers which files were compared with their digests, and with which outcome. Thread-safe."""
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns = now_ns
@@ -115,7 +116,7 @@ class Compared:
         return 0 <= self._age_ns(status) < _tick_ns(status)
 
     def begin(self, digest: str, status: os.stat_result) -> bool:
-        """Whether no other thread compares this file now; the caller then compares it and calls `end`."""
+        """Return whether no other thread compares this file now; then the caller compares it and calls `end`."""
         with self._lock:
             before = len(self._comparing)
             self._comparing.add(_identity(digest, status))
@@ -196,7 +197,7 @@ def _look(handle: int, member: Member, status: os.stat_result, compared: Compare
 
 
 def is_as_known(member: Member, compared: Compared) -> bool:
-    """Whether a file is still the one with its digest. Blocking: it may read all of it."""
+    """Return whether a file still has its digest. Blocks; it may read the whole file."""
     try:
         deque(file_pieces(member, 0, member.size, compared), maxlen=0)
     except Changed:
@@ -260,10 +261,10 @@ _UNIX: Final = 0x031E
 
 
 def members_of(directory: Path, known: Mapping[str, Landed]) -> tuple[Member, ...]:
-    """Every regular file below `directory`, by name; symbolic links and special files are left out.
+    """Return every regular file below `directory`, by name, without symbolic links and special files. Blocks.
 
-    A file that is `known` (by name) is listed as it landed, without asking the file system, which takes longer than all
-    else: reading it compares it. Blocks.
+    A file that is `known` (by name) is listed as it landed, without looking at it, which would take most of the time;
+    it is compared when it is read.
     """
     members: list[Member] = []
     waiting = [(str(directory), "")]
@@ -289,9 +290,9 @@ def members_of(directory: Path, known: Mapping[str, Landed]) -> tuple[Member, ..
 
 
 def results_first(members: Sequence[Member], folder: str, called: Mapping[str, str] = {}) -> tuple[Member, ...]:
-    """The members of a task's directory under the names that users know. Results lie in `folder` ("": beside the rest)
-    and lose its name; `called` maps a result's own name to the one that it gets. If any other file has the name of a
-    result, all files that are not results move to a folder of their own."""
+    """Return the members of a task's directory under the names that users know. Results lie in `folder` ("": beside the
+    rest), which is removed from their names; `called` maps a result's own name to another one. If another file has the
+    name of a result, all files that are not results move to a folder of their own."""
     if not folder and not called:
         return tuple(members)
     results, others = [], []

@@ -1,9 +1,9 @@
-"""Untrusted files are read in a child with limits (R13 Hostile content): their readers may crash, hang, or ask for all
-the memory. One child serves many calls (`Confined`) and is started again after it died.
+"""Untrusted files are read in a child process with limits (R13 Hostile content), because their readers may crash, hang,
+or exhaust the memory. One child serves many calls (`Confined`); if it dies it is started again.
 
-A user's ZIP is unpacked in such a child (`unpacked`); bytes are counted as they are written, whatever its directory
-says. The list of files that a client announces is read at once if it is short, in a child if it is long
-(`Announcement`), because Python runs nothing else while it parses JSON (R14 Authority first).
+A user's ZIP is unpacked in such a child (`unpacked`), where bytes are counted as they are written, whatever its
+directory claims. A client's list of files is parsed here if it is short, in a child if it is long (`Announcement`),
+because Python runs nothing else while it parses JSON (R14 Authority first).
 """
 
 import base64
@@ -44,7 +44,7 @@ LARGEST_FILE: Final = 16 << 20
 STOP_S: Final = 0.1
 """A call that is stopped ends within this."""
 _KEPT: Final = frozenset({"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"})
-"""The variables that the child inherits: no secret reaches it."""
+"""The variables that the child inherits; none holds a secret."""
 
 
 class Confined:
@@ -53,7 +53,7 @@ class Confined:
 
     `time_s`: for one call; `memory_bytes`: address space of the child; `file_bytes`: of any file that it writes;
     `reply_bytes`: of JSON that it may answer.
-    `found`: the box that the child runs in; there it reads what `read` and writes what `write` names, and no more.
+    `found`: the box that the child runs in; there it can only read what `read` and write what `write` names.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Confined:
             self._end()
 
     def start(self) -> None:
-        """Start the child now, if it does not run, so that the next call need not wait for it."""
+        """Start the child if it does not run, so that the next call need not wait for it."""
         with self._lock:
             self._started()
 
@@ -97,7 +97,7 @@ class Confined:
         return self._child
 
     def open(self, *directories: str) -> None:
-        """Let later calls read what lies in these directories; a child whose box lacks one ends."""
+        """Let later calls read these directories; a child whose box lacks one is ended."""
         with self._lock:
             new = tuple(one for one in directories if one not in self._box.read)
             if new and self._found.kind != BoxKind.NONE:
@@ -105,8 +105,8 @@ class Confined:
                 self._end()
 
     def call(self, *arguments: Any, stopped: threading.Event | None = None) -> Any:
-        """What the function returns. `TimeoutError` when that takes too long, or when `stopped` is set: the child is
-        ended then. `EOFError` when it raised something, crashed, or ran out of memory."""
+        """Return what the function returns. Raises `TimeoutError` when that takes too long or `stopped` is set, and
+        `EOFError` when it raised an error, crashed, or ran out of memory; the child is ended then."""
         with self._lock:
             try:
                 deadline = time.monotonic() + self.time_s
@@ -176,10 +176,10 @@ def _ask(
 
 
 def _limit(memory_bytes: int, time_s: float, file_bytes: int) -> None:
-    """Bound what this process may use for the next call (`time_s`: seconds of CPU), where the system can."""
+    """Limit what this process may use for the next call (`time_s`: seconds of CPU), where the system can."""
     try:
         import resource
-    except ImportError:  # Windows: the deadline of the parent is what is left
+    except ImportError:  # Windows: only the parent's deadline limits it
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = math.ceil(used.ru_utime + used.ru_stime + time_s) + 1
@@ -207,15 +207,15 @@ if __name__ == "__main__":
 TIME_S: Final = 300.0
 MEMORY_BYTES: Final = 1 << 30
 MOST_RATIO: Final = 200
-"""An archive larger than `SMALL_BYTES` may grow to so many times its size."""
+"""How many times its size an archive larger than `SMALL_BYTES` may grow to."""
 SMALL_BYTES: Final = 64 * 1024 * 1024
 _PIECE: Final = 1024 * 1024
 
 
 def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading.Event, found: Found = NO_BOX) -> Stage:
-    """The files of an archive, staged in `directory`, which must not be there. `InvalidRequest` for what is no whole
-    ZIP, `Unfit` for names that can't be, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`, or until
-    it is `stopped`. `found`: the box that takes it apart."""
+    """Unpack and stage an archive in `directory`, which must not exist yet. Raises `InvalidRequest` for a broken ZIP,
+    `Unfit` for invalid names, `TooLarge` for more than `most_bytes`. Blocks for up to `TIME_S`, or until it is
+    `stopped`. `found`: the box in which it is unpacked."""
     child = Confined(
         f"{__name__}:unpack",
         time_s=TIME_S,
@@ -238,8 +238,8 @@ def unpacked(archive: Path, directory: Path, most_bytes: int, stopped: threading
 
 
 def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
-    """Only for the child: what is wrong (`broken`, `large`, `name`) and a sentence about it; two times "" when all
-    files are staged."""
+    """Only for the child: what is wrong (`broken`, `large`, `name`) and a sentence about it; "" and "" when all files
+    are staged."""
     most = min(most_bytes, max(SMALL_BYTES, MOST_RATIO * Path(archive).stat().st_size))
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -263,7 +263,7 @@ def unpack(archive: str, directory: str, most_bytes: int) -> tuple[str, str]:
 def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, stage: Stage, index: int) -> None:
     """Write a member; never more than it was announced with, whatever comes out of it."""
     left = member.file_size
-    with zipped.open(member) as source, stage.opened(index) as handle, open(handle, "wb", closefd=False) as target:
+    with zipped.open(member) as source, open(stage.open(index), "wb") as target:
         while piece := source.read(_PIECE):
             left -= len(piece)
             if left < 0:
@@ -277,7 +277,7 @@ MOST_BYTES: Final = 32 * 1024 * 1024
 """Of the JSON: the chunks of some 150 GB."""
 SHORT_BYTES: Final = 256 * 1024
 SMALL_CHUNK: Final = 1024
-"""All but a few chunks of a file have so many bytes on average, or more: each is some work, however small it is."""
+"""The least average size of all but a few chunks of a file, in bytes, because even a tiny chunk causes work."""
 FEW_CHUNKS: Final = 64
 STAGE_TIME_S: Final = 60.0
 _MOST_MARKS: Final = 12 * MOST_FILES
@@ -286,8 +286,8 @@ _MARKS: Final = b"{[,"
 
 
 def checked(files: Sequence[Announced]) -> None:
-    """Raise `Unfit` for files that can't be: names that are not relative, two of one name, chunks that do not add up to
-    the size."""
+    """Raise `Unfit` for invalid files: a name that is not relative, or occurs twice; chunks whose lengths don't add up
+    to the size."""
     if not 0 < len(files) <= MOST_FILES:
         raise Unfit(f"An upload has at least one and at most {MOST_FILES} files.")
     folders: set[str] = set()
@@ -320,8 +320,8 @@ def _check_chunks(file: Announced, chunks: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SentFile:
-    """A file that is to come. `chunks`: base64 of one record a chunk, 32 bytes of BLAKE3 and the length (u32, little
-    endian); `digest`: BLAKE3 of the file in hex."""
+    """A file that a client will send. `chunks`: base64 of a record for each chunk, 32 bytes of BLAKE3 and the length
+    (u32, little endian); `digest`: BLAKE3 of the file in hex."""
 
     name: str
     size: int
@@ -329,7 +329,7 @@ class SentFile:
     digest: str = ""
 
     def announced(self) -> Announced:
-        """The same, decoded; `Unfit` when it can't be."""
+        """Return the same, decoded. Raises `Unfit` for chunks that are no base64."""
         try:
             chunks = None if self.chunks is None else base64.b64decode(self.chunks, validate=True)
         except (binascii.Error, ValueError) as error:
@@ -345,7 +345,7 @@ class NewUpload:
 
 
 class Announcement:
-    """The JSON as it comes. A long one is kept in the file `aside` until it is closed. Everything blocks."""
+    """A list of files as its JSON arrives; a long one is kept in the file `aside` until it is closed. All blocks."""
 
     def __init__(self, aside: Path) -> None:
         self._aside = aside
@@ -358,7 +358,7 @@ class Announcement:
         return self._file is not None
 
     def take(self, piece: memoryview) -> None:
-        """The next bytes. `TooLarge`, or `Unfit` when there is more in them than any list of files holds."""
+        """Take the next bytes. Raises `TooLarge`, or `Unfit` for more elements than any list of files has."""
         data = bytes(piece)
         self._size += len(data)
         self._marks += sum(data.count(mark) for mark in _MARKS)
@@ -380,8 +380,8 @@ class Announcement:
             self._aside.unlink(missing_ok=True)
 
     def stage(self, directory: Path, stopped: threading.Event) -> Stage:
-        """A new upload, in a directory that must not be there. `InvalidRequest` for what is no such list, `Unfit` for
-        files that can't be. Of a long one it may take up to `TIME_S`, or until it is `stopped`."""
+        """Create the upload, in a directory that must not exist yet. Raises `InvalidRequest` for what is no such list,
+        `Unfit` for invalid files. A long one takes up to `STAGE_TIME_S`, unless it is `stopped`."""
         if self._file is None:
             return Stage.create(directory, _read(bytes(self._short)))
         self._file.flush()
@@ -397,7 +397,7 @@ class Announcement:
 
 
 def stage(body: str, directory: str) -> tuple[str, str]:
-    """Only for the child: what is wrong, and the code of what can't be; two times "" when it is staged."""
+    """Only for the child: the message, and for invalid files the code, of the error; "" and "" when all is staged."""
     try:
         Stage.create(Path(directory), _read(Path(body).read_bytes()))
     except Unfit as error:

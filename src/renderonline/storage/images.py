@@ -32,13 +32,13 @@ _BYTES: Final[Mapping[str, int]] = {"view": LARGEST, "thumb": LARGEST // 4}
 _BY_BROWSERS: Final = frozenset({"png", "jpeg", "gif", "webp", "bmp"})
 _QUALITIES: Final = (82, 60, 30)
 _SHOULDER: Final = 0.8
-"""Light up to here keeps its value; what is brighter is pressed between here and white."""
+"""Light up to this value is kept; brighter light is compressed between it and white."""
 _BACKGROUND: Final = 0.18
 """The grey (as light) that shows where a picture is transparent."""
 
 
 def make(oiio: Any, picture: Any) -> dict[str, bytes]:
-    """The previews of a decoded picture as JPEG by size. Only for the child: it alone imports OpenImageIO."""
+    """Return the previews of a decoded picture, size -> JPEG. Only for the child: it alone imports OpenImageIO."""
     made: dict[str, bytes] = {}
     colours = _colours(oiio, picture)
     for size, side in SIZES.items():
@@ -77,7 +77,7 @@ def for_screen(oiio: Any, picture: Any) -> Any:
 
 
 def _shown(oiio: Any, picture: Any) -> Any:
-    """What holds numbers with a point is light, everything else a screen's values."""
+    """Pixels for a screen. Floating-point values are taken for light, integers for a screen's values."""
     import numpy as np
 
     spec = picture.spec()
@@ -96,7 +96,7 @@ def _shown(oiio: Any, picture: Any) -> Any:
 
 
 def _curve(np: Any) -> Any:
-    """What a screen shows of each number of 16 bits that stands for light: sRGB, with room left for what is bright."""
+    """What a screen shows for each 16-bit floating-point value of light: sRGB, with bright light compressed."""
     light = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
     light, room = np.nan_to_num(np.clip(light, 0.0, 1e4)), 1.0 - _SHOULDER
     pressed = np.where(light > _SHOULDER, _SHOULDER + room * (1.0 - np.exp((_SHOULDER - light) / room)), light)
@@ -105,7 +105,7 @@ def _curve(np: Any) -> Any:
 
 
 def _jpeg(oiio: Any, pixels: Any, most: int) -> bytes:
-    """A JPEG of at most so many bytes, b"" when there is none; written in memory, for the child may write no file."""
+    """A JPEG of at most `most` bytes, or b""; it is written in memory, because the child may write no file."""
     height, width, _ = pixels.shape
     for quality in _QUALITIES:
         handle = os.memfd_create("preview")
@@ -128,7 +128,7 @@ class PreviewFiles:
         self._directory = directory
 
     def path(self, task_id: int, name: str, size: str) -> Path:
-        """Where the preview of a result is, or would be."""
+        """Return where the preview of a result is, or would be."""
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         return self._directory / str(task_id) / f"{digest}.{size}.jpg"
 
@@ -137,7 +137,7 @@ class PreviewFiles:
         return frozenset(one for one in results if self.path(*one, "thumb").exists())
 
     def put(self, task_id: int, name: str, size: str, jpeg: bytes) -> Path:
-        """Keep a preview in the place of an older one. OSError when the disk refuses; then nothing is left of it."""
+        """Store a preview, which may replace an older one. Raises OSError when the disk refuses."""
         path = self.path(task_id, name, size)
         disk.make_private(self._directory)
         path.parent.mkdir(mode=disk.DIRECTORY, exist_ok=True)
@@ -145,7 +145,7 @@ class PreviewFiles:
         return path
 
     def take_back(self, path: Path) -> None:
-        """Remove what `put` has just kept: its task is gone by now."""
+        """Remove what `put` has just stored, because its task has been deleted."""
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
             path.parent.rmdir()
@@ -199,10 +199,10 @@ class ImageChecker(Confined):
     def check(
         self, path: Path, *, previews: bool = False, within: Path | None = None, size: tuple[int, int] = (0, 0)
     ) -> ImageCheck:
-        """Decode the file wholly. Never raises for what is in the file; making previews of it never makes it bad. In a
-        box, the pictures below `within` can be read; one directory for all of a farm saves new children. No directory
-        on the way from there may be a link. A picture that is not of `size` (width, height; zeros: any) is bad, and is
-        not decoded."""
+        """Decode the whole file; any content is a result, never an error, and failed previews don't make it bad. In a
+        box, the pictures below `within` can be read; with one directory for a whole farm the child need not be started
+        again. No directory on the way from there may be a link. A picture that has not the `size` (width, height;
+        zeros: any) is bad, and is not decoded."""
         root = within or path.parent
         where, previews_s = (str(root), str(path.relative_to(root))), self.time_s * _FOR_PREVIEWS if previews else 0
         self.open(str(root))
@@ -219,9 +219,9 @@ class ImageChecker(Confined):
 
 
 def checked(root: str, name: str, previews_s: float, width: int, height: int) -> dict[str, Any]:
-    """An `ImageCheck` as JSON, of a picture that was decoded within `previews_s` seconds with its previews. Only for
-    the child: the parent never imports OpenImageIO. Works in the directory that holds the picture: who renames it, or
-    puts a link in its place, leads to no other one."""
+    """An `ImageCheck` as JSON, with previews if the picture was decoded within `previews_s` seconds. Only for the
+    child: the parent never imports OpenImageIO. Works in the directory that holds the picture, so that renaming it, or
+    putting a link in its place, leads to no other one."""
     import OpenImageIO as oiio  # noqa: N813
 
     oiio.attribute("threads", 1)
@@ -240,7 +240,7 @@ def checked(root: str, name: str, previews_s: float, width: int, height: int) ->
 
 
 def _entered(root: str, name: str) -> str:
-    """Make the directory of a file below `root` the current one; the file's name in it. OSError behind a link."""
+    """Change to the directory of a file below `root`; return the file's name in it. Raises OSError for a link."""
     *folders, last = name.split("/")
     os.chdir(root)
     for folder in folders:
@@ -274,7 +274,7 @@ def _examined(oiio: Any, path: str, picture: Any, size: tuple[int, int]) -> Imag
 
 
 def _of_another_size(picture: Any, wanted: tuple[int, int]) -> str:
-    """Seen before anything is decoded: a small file can say that it is very large."""
+    """Checked before anything is decoded, because a small file can claim to be very large."""
     spec = picture.spec()
     found = (spec.full_width or spec.width, spec.full_height or spec.height)
     if not all(wanted) or not all(found) or found == wanted:
@@ -295,14 +295,14 @@ def _unreadable(picture: Any, part: int) -> str:
 
 
 def _ends_as_jpeg(path: str) -> bool:
-    """Whether the end marker is there: the decoder paints what is missing grey and says nothing."""
+    """Whether the end marker is there: the decoder silently paints missing parts grey."""
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - 64, 0))
         return file.read().rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _not_numbers(oiio: Any, picture: Any) -> str:
-    """Which values of a decoded picture no viewer can show, or ""; depth may be infinite: there is nothing."""
+    """Which values of a decoded picture no viewer can show, or "". Depth may be infinite, where nothing is."""
     spec = picture.spec()
     if spec.format.basetype not in (oiio.HALF, oiio.FLOAT, oiio.DOUBLE):
         return ""
@@ -331,7 +331,7 @@ def _facts(oiio: Any, picture: Any) -> dict[str, Any]:
 
 
 def _said(spec: Any) -> dict[str, Any]:
-    """What the picture's metadata say that is worth keeping: Blender writes some of it."""
+    """The useful metadata of a picture, much of which Blender writes."""
     said = {attribute.name: str(attribute.value)[:LONGEST_FACT] for attribute in spec.extra_attribs}
     facts: dict[str, Any] = {name.lower(): said[name] for name in ("Camera", "Scene", "Software") if name in said}
     for name, text in said.items():

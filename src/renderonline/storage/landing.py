@@ -46,7 +46,7 @@ def attempt_directory(download_path: str, attempt_id: int) -> str:
 
 
 def check_name(name: str) -> str:
-    """An output's name relative to the attempt's directory, as it is; `InvalidRequest` when it could lead elsewhere."""
+    """Return an output's name relative to the attempt's directory; `InvalidRequest` if it could lead elsewhere."""
     parts = name.split("/")
     fine = len(name) <= _LONGEST_NAME and name.isprintable() and "\\" not in name and len(parts) <= _DEEPEST
     if not fine or not all(map(_is_part, parts)):
@@ -91,7 +91,7 @@ def place(landings: Sequence[Landing], closed: Collection[int]) -> tuple[Placed,
 
 
 def remove_copies(landings: Sequence[Landing]) -> None:
-    """Remove the temporary copies that interrupted tries of these left behind. Blocks."""
+    """Remove the temporary copies that interrupted tries of these landings left. Blocks."""
     keys = {str(landing.result_id) for landing in landings}
     for root, parent in {(_target(landing), _parent(landing)) for landing in landings}:
         with walked(root, parent.relative_to(root).parts) as folder, contextlib.suppress(OSError):
@@ -168,9 +168,9 @@ def _link(landing: Landing, name: str, source: int, target: int, *, copied: bool
 
 
 def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
-    """The same across file systems, or over the file that is replaced: a whole, durable copy under a temporary name,
-    then linked or renamed to the final one. Each try has a name of its own: a RenderAPI that was just replaced may
-    still be copying the same result."""
+    """The same across file systems, or to replace a file: a complete, durable copy under a temporary name, then linked
+    or renamed to the final one. Each try has a name of its own, because a RenderAPI that was just replaced may still be
+    copying the same result."""
     temporary = f"{_PART}{landing.result_id}-{secrets.token_hex(8)}"
     try:
         if _copied(file, temporary, target) != landing.offer.digest:  # the engine changed it after it was checked
@@ -215,8 +215,8 @@ def _copied(file: int, aside: str, folder: int) -> str:
 
 @contextlib.contextmanager
 def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iterator[int | None]:
-    """The directory below `root`, opened without following a link; None where that leads nowhere, or out of `root`.
-    `make`: those that are not there are made, durably."""
+    """Open the directory below `root` without following a link; None if it does not exist, or leads out of `root`.
+    `make`: missing directories are made, durably."""
     with contextlib.ExitStack() as stack:
         handle: int | None = None
         for part in (str(root), *parts):
@@ -241,8 +241,8 @@ def walked(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iter
 
 
 class Arrival:
-    """A result that its machine sends: bytes to be written to `handle`, which get their name in the attempt's directory
-    only when all are there. Everything blocks; `InvalidRequest` for a name that can't be, OSError from the disk."""
+    """A result that its machine sends. Its bytes are written to `handle`, and get their name in the attempt's directory
+    when all have arrived. All methods block. Raises `InvalidRequest` for an invalid name, OSError from the disk."""
 
     def __init__(self, directory: str, name: str) -> None:
         path, (*folders, self._name) = Path(directory), check_name(name).split("/")
@@ -268,7 +268,7 @@ class Arrival:
 
 
 def found_outputs(directory: Path) -> tuple[str, ...]:
-    """The regular files below an attempt's directory, by name relative to it; links are left out. At most 10,000."""
+    """Return the names of the regular files below an attempt's directory, without links; at most 10,000."""
     names: list[str] = []
     for parent, folders, files in os.walk(directory):
         folders.sort()
@@ -280,7 +280,7 @@ def found_outputs(directory: Path) -> tuple[str, ...]:
 
 
 def remove_attempt(directory: str) -> bool:
-    """Remove an attempt's directory; only what looks like one is touched. Whether it is gone. Blocks."""
+    """Remove what looks like an attempt's directory; return whether it is gone. Blocks."""
     parent, name = os.path.split(directory)
     if os.path.basename(parent) != ATTEMPTS or not name.isdigit():
         return False
@@ -319,8 +319,8 @@ def _remove_tree(path: Path) -> bool:
 
 
 def kept_mark(download_path: str) -> tuple[str, str]:
-    """The file in `download_path` whose random token shows a machine that it sees the same files, and the token; made
-    when it is missing. Blocks; OSError when it can't be."""
+    """Return the file in `download_path` whose random token shows a machine that it sees the same files, and the token.
+    It is made if missing, or OSError is raised. Blocks."""
     path, token = Path(download_path, ".mark"), secrets.token_hex(16)
     with contextlib.suppress(FileNotFoundError):
         known = path.read_text(encoding="ascii", errors="replace")

@@ -1,8 +1,8 @@
-"""Which chunks a user's own files consist of, so that what was sent once is not sent again.
+"""The chunks of a user's files, so that bytes that were sent once need not be sent again.
 
-A manifest is an index into the files of one task's directory, never a second copy of them: a look-up that fails, or
-whose file is gone or changed, only means that the chunk is sent. Each lies in `.manifests` of its download path as
-`<user>-<ticks>`, and a user's uploads look only into that user's. All of this blocks.
+A manifest is an index of the files in one task's directory. It holds no content: if it is missing or damaged, or a file
+has changed, the chunk is sent. Each lies in `.manifests` of its download path as `<user>-<ticks>`; an upload uses only
+those of its own user. All functions block.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from renderonline.storage.names import MANIFESTS, manifest_path
 from renderonline.storage.staging import DIGEST_BYTES, SENT_CHUNK, Place
 
 VERSION: Final = "cdc:v1"
-"""Content-defined chunks as `manifest_of` makes them; another way to cut is another version."""
+"""The way in which `manifest_of` cuts files into content-defined chunks."""
 AVERAGE, SMALLEST, LARGEST = 256 * 1024, 64 * 1024, 1024 * 1024
 LARGE: Final = 4 * 1024 * 1024
-"""Files from this size on are remembered whichever way they came."""
+"""Files of at least this size are remembered even if they were not sent in chunks."""
 MOST_BLOCKS: Final = 1_000_000
-"""Of a .blend; what follows them is one part."""
+"""The most blocks of a .blend that are examined; what follows them is one part."""
 MOST_MANIFESTS: Final = 2000
 MOST_BYTES: Final = 64 * 1024 * 1024
-"""So much is looked through, the newest first."""
+"""The most bytes of manifests that one look-up reads, the newest first."""
 
 
 def manifest_of(path: Path) -> bytes:
-    """The chunks of a file, records of `staging.SENT_CHUNK`."""
+    """Return the chunks of a file, as records of `staging.SENT_CHUNK`."""
     found, cutter = bytearray(), FastCDC(avg_size=AVERAGE, min_size=SMALLEST, max_size=LARGEST)
     with path.open("rb", buffering=0) as file:
         parts = list(_parts(file, path.stat().st_size))
@@ -46,10 +46,10 @@ def manifest_of(path: Path) -> bytes:
 
 
 def _parts(file: FileIO, size: int) -> Iterator[int]:
-    """The lengths of the parts of a file that are cut each for itself.
+    """The lengths of the parts of a file that are cut separately.
 
-    In a .blend each large block is one: the heads of blocks, and the small ones, hold addresses that are others
-    whenever Blender opened the file anew. A compressed one is one part, as any other file.
+    Each large block of a .blend is one, because the heads of blocks, and small blocks, hold memory addresses that
+    differ each time Blender saves the file. A compressed .blend is one part, like any other file.
     """
     head = file.read(17)
     if new := re.fullmatch(rb"BLENDER17-01([vV])\d{4}", head):
@@ -75,7 +75,7 @@ def _parts(file: FileIO, size: int) -> Iterator[int]:
 
 
 class _Part:
-    """So many bytes of a file, from where it stands."""
+    """The next `length` bytes of a file."""
 
     def __init__(self, file: FileIO, length: int) -> None:
         self._file, self._left = file, length
@@ -87,8 +87,8 @@ class _Part:
 
 
 def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
-    """Keep the chunks of files of a task; None: they are found out when somebody asks for a file of this name. Where
-    that can't be, nothing is kept."""
+    """Write the manifest of a task's directory. A file whose chunks are None is cut when a file of its name is looked
+    up. Errors of the disk are ignored: then there is no manifest."""
     path, rows = manifest_path(directory), []
     with contextlib.suppress(OSError):
         for name, chunks in files.items():
@@ -99,16 +99,11 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
         write_private(path, b"\n".join((head, b"".join(filter(None, files.values())))), durable=False)
 
 
-def any_of(roots: Iterable[Path], user_id: int) -> bool:
-    """Whether anything is known of a user's files."""
-    return any(True for root in roots for _ in (root / MANIFESTS).glob(f"{user_id}-*"))
-
-
 def look_up(
     roots: Iterable[Path], user_id: int, wanted: Collection[bytes], names: Collection[str]
 ) -> dict[bytes, Place]:
-    """Where this user's files have the chunks with these digests. `names`: how the files are called that are to come;
-    the newest large file of each of these names is cut now if it was not yet."""
+    """Return where this user's files have the chunks with these digests. `names`: those of the files that are to come;
+    of each, the newest large file is cut now if it was not before."""
     found: dict[bytes, Place] = {}
     left, uncut, read = set(wanted), {name.rpartition("/")[2] for name in names}, 0
     for path in _newest(roots, user_id):
@@ -131,7 +126,7 @@ def look_up(
 
 
 def sweep(root: Path) -> None:
-    """Forget the manifests of directories that are gone."""
+    """Remove the manifests of directories that are gone."""
     for path in (root / MANIFESTS).glob("*-*"):
         user, _, ticks = path.name.partition("-")
         if not (root / user / ticks).is_dir():
@@ -145,7 +140,7 @@ def _newest(roots: Iterable[Path], user_id: int) -> Sequence[Path]:
 
 
 def _read(path: Path) -> tuple[list[Any], bytes]:
-    """Rows (name, size, modified_ns, bytes of its records or None) and records; nothing of one that can't be read."""
+    """The rows (name, size, modified_ns, bytes of its records or None) and the records; empty if unreadable."""
     try:
         head, _, records = path.read_bytes().partition(b"\n")
         about = json.loads(head)

@@ -18,20 +18,20 @@ from renderonline.farm.errors import Unfit
 from renderonline.storage import disk
 
 INCOMING: Final = ".incoming"
-"""Below a download path: files whose task is not known yet, and marks of uploads that are not committed."""
+"""Below a download path: files that belong to no task yet, and marks of task directories that are not committed."""
 MANIFESTS: Final = ".manifests"
 """Below a download path: the chunks of tasks' files (`storage.manifests`)."""
 PART: Final = ".part"
-"""What the names of files and directories in `INCOMING` end with that nobody goes on with after a stop."""
+"""How the names of files and directories in `INCOMING` end that are useless after a stop."""
 RESULTS: Final = "results"
 UNFINISHED: Final = ".landing-"
-"""What the names of files begin with that are still being copied to their place (`storage.landing`)."""
+"""How the names of files begin that are still being copied to their place (`storage.landing`)."""
 MAX_NAME_BYTES: Final = 200
 DEEPEST: Final = 8
 MAX_EXTENSION: Final = 20
 
 MAPPING: Final = "_renderonline_names.json"
-"""A file that the farm adds where names were not fit for every system: those names -> those that the files have."""
+"""A file that the farm adds where it changed names that some systems refuse: the client's names -> ours."""
 LONGEST_NAME: Final = 1000
 """Bytes, with folders."""
 
@@ -45,10 +45,10 @@ _EPOCH: Final = datetime(1, 1, 1)  # noqa: DTZ001  (v1 ticks count local time)
 
 
 def clean_file_name(name: str) -> str:
-    """A name that is one file's name on every system: no path, no control characters, at most 200 bytes of UTF-8.
+    """Return a file name that every system accepts: no path, no control characters, at most 200 bytes of UTF-8.
 
-    The last component of `name` is kept as far as it can be, the extension survives the cut; a name of which nothing
-    is left becomes `file`.
+    It is the last component of `name` with few changes, and keeps the extension when it is cut; if nothing is left it
+    is `file`.
     """
     last = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
     seldom = () if last.isascii() else set(last)
@@ -62,14 +62,14 @@ def clean_file_name(name: str) -> str:
 
 
 def may_be_name(name: str) -> bool:
-    """Whether a relative name with `/` between folders is fit for files of every system, as it is."""
+    """Return whether every system accepts this relative name, with `/` between folders, unchanged."""
     parts = name.split("/")
     return len(parts) <= DEEPEST and all(clean_file_name(part) == part for part in parts)
 
 
 def fit_name(name: str) -> str:
-    """One file's name that is fit for every system, for any name that a file has on some system. Pictures of one
-    sequence keep a sequence, however long their names are."""
+    """Return a file name that every system accepts, for any name of a file on some system. Pictures of a sequence
+    remain one, however long their names are."""
     plain = unicodedata.normalize("NFC", re.sub(r"[/\\]", "_", name))
     stem, extension = plain.removesuffix(extension_of(plain)), extension_of(plain)
     if len(plain.encode(errors="replace")) > MAX_NAME_BYTES and len(extension) <= MAX_EXTENSION:
@@ -87,7 +87,7 @@ def _digest(name: str) -> str:
 
 
 def fitted(sent: Sequence[str]) -> dict[str, str]:
-    """Names of files -> names that are fit for every system, each another one. What is fit stays as it is."""
+    """Return for each name a different one that every system accepts. Acceptable names stay as they are."""
     held = {name: "/".join(map(fit_name, name.split("/"))) for name in sent}
     taken = {name for name, fit in held.items() if name == fit}
     for name, fit in held.items():
@@ -102,7 +102,7 @@ def fitted(sent: Sequence[str]) -> dict[str, str]:
 
 
 def check_relative(name: str, new: str) -> None:
-    """Raise `Unfit` for a name that leads out of the folder that is sent. `new`: what of it nobody looked at before."""
+    """Raise `Unfit` for a name that leads out of the folder that is sent. `new`: the part that was not checked yet."""
     parts, shown = new.split("/"), repr(name[:100])
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         message = f"{shown} … is too long: with its folders a name has at most {LONGEST_NAME} bytes. Shorten it."
@@ -120,26 +120,26 @@ def check_relative(name: str, new: str) -> None:
 
 
 def files_in_zip(archive: ZipFile) -> list[tuple[str, ZipInfo]]:
-    """The files of a ZIP with their names, without folders and what macOS adds to each file."""
+    """Return the files of a ZIP with their names, without folders and without what macOS adds for each file."""
     named = [(name_in_zip(member), member) for member in archive.infolist()]
     return [(name, member) for name, member in named if not name.endswith("/") and "__MACOSX/" not in name]
 
 
 def name_in_zip(member: ZipInfo) -> str:
-    """What a file in a ZIP is called: programs for Windows write backslashes, and letters of a code page."""
+    """Return the name of a file in a ZIP. Programs for Windows write backslashes, and letters of a code page."""
     name = member.orig_filename
     if not member.flag_bits & _UTF8 and not name.isascii():
-        raw, told = name.encode("cp437"), re.search(rb"up..\x01....", member.extra, re.DOTALL)
-        if told is not None:  # Info-ZIP's Unicode path
-            length = int.from_bytes(told[0][2:4], "little") - 5
-            name = member.extra[told.end() : told.end() + length].decode(errors="replace")
+        raw, unicode_path = name.encode("cp437"), re.search(rb"up..\x01....", member.extra, re.DOTALL)
+        if unicode_path is not None:  # Info-ZIP writes it beside the name
+            length = int.from_bytes(unicode_path[0][2:4], "little") - 5
+            name = member.extra[unicode_path.end() : unicode_path.end() + length].decode(errors="replace")
         else:
             name = next((text for text in map(partial(_decoded, raw), ("utf-8", "cp932")) if text), name)
     return name if "/" in name else name.replace("\\", "/")
 
 
 def _decoded(raw: bytes, encoding: str) -> str:
-    """The text; "" when it is none, or none that somebody would write in this code page."""
+    """The text in this encoding; "" if it is invalid, or unlikely because it has no Japanese letters."""
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
@@ -148,7 +148,7 @@ def _decoded(raw: bytes, encoding: str) -> str:
 
 
 def extension_of(name: str) -> str:
-    """The extension with its dot, as .NET names it: `.blend` of `a.blend` and of `.blend`, "" when there is none."""
+    """Return the extension with its dot, as .NET does: `.blend` for `a.blend` and for `.blend`, "" for none."""
     dot = name.rfind(".")
     return name[dot:] if 0 <= dot < len(name) - 1 else ""
 
@@ -164,7 +164,7 @@ def _shorten(name: str) -> str:
 
 
 def ticks_of(local: datetime) -> int:
-    """.NET's ticks (100 ns since year 1) of a local time; its zone is not looked at."""
+    """Return .NET's ticks (100 ns since year 1) of a local time; its time zone is ignored."""
     return (local.replace(tzinfo=None) - _EPOCH) // _EPOCH.resolution * 10
 
 
@@ -187,17 +187,17 @@ def manifest_path(directory: Path) -> Path:
 
 
 def unused_folder(wanted: str, others: Iterable[str]) -> str:
-    """A name for a folder, `wanted` or one like it, in which none of the `others` lies and that none is called, on any
-    system. Names are relative, with `/`."""
+    """Return a folder's name, `wanted` or a similar one, that none of the `others` has or lies in, in any letter case.
+    Names are relative, with `/`."""
     taken = {name.split("/", 1)[0].casefold() for name in others}
     return next(name for name in chain([wanted], (f"{wanted}_{n}" for n in count(2))) if name not in taken)
 
 
 def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
-    """Create `<root>/<user_id>/<ticks>` exclusively; when the tick is taken, the next one (R4.1 Submit once).
+    """Make the new directory `<root>/<user_id>/<ticks>`; if it exists, that of the next tick (R4.1 Submit once).
 
-    A mark in `.incoming` says that no database row knows the directory yet: `keep` takes it away after the commit; of
-    what a killed process left, `marked` tells.
+    A mark in `.incoming` says that no database row names the directory yet. `keep` removes it after the commit;
+    `marked` finds what a killed process left.
     """
     incoming_directory(root)
     while True:
@@ -208,7 +208,7 @@ def make_task_directory(root: Path, user_id: int, ticks: int) -> Path:
             disk.open_at_least(directory.parent, root)
         if _claim(directory, root):
             return directory
-        if directory.parent.exists():  # else another upload of the user was discarded just now
+        if directory.parent.exists():  # else another upload of the user has just been discarded
             ticks += 1
 
 
@@ -229,19 +229,19 @@ def _claim(directory: Path, root: Path) -> bool:
 
 
 def incoming_directory(root: Path) -> Path:
-    """The directory `.incoming` of a download path, made if needed."""
+    """Return the directory `.incoming` of a download path; it is made if needed."""
     directory = root / INCOMING
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory
 
 
 def keep(directory: Path) -> None:
-    """A task directory is now named by a committed row: forget the mark."""
+    """Remove the mark of a task directory that a committed row names."""
     _mark(directory).unlink(missing_ok=True)
 
 
 def discard(directory: Path) -> None:
-    """Remove a task directory that `make_task_directory` made and nobody may see; the user's if it is left empty."""
+    """Remove a task directory that `make_task_directory` made, its mark, and the user's directory if it is empty."""
     shutil.rmtree(directory, ignore_errors=True)
     _mark(directory).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -249,13 +249,13 @@ def discard(directory: Path) -> None:
 
 
 def marked(root: Path) -> tuple[Path, ...]:
-    """Task directories of `root` whose upload was not seen to be committed."""
+    """Return the task directories of `root` that still have a mark."""
     matches = (re.fullmatch(r"(\d+)-(\d+)\.mark", mark.name) for mark in sorted((root / INCOMING).glob("*.mark")))
     return tuple(root / match[1] / match[2] for match in matches if match)
 
 
 def sweep_incoming(root: Path) -> int:
-    """Remove what a killed process left in `.incoming`; returns how many. Uploads that go on stay."""
+    """Remove what a killed process left in `.incoming`, but not uploads that can continue; return how many."""
     staged = list((root / INCOMING).glob(f"*{PART}"))
     for path in staged:
         if path.is_dir():

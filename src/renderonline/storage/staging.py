@@ -1,8 +1,8 @@
-"""Uploads that arrive in pieces: staged in `.incoming` of a download path until a task takes their files.
+"""Uploads that arrive in pieces, staged in `.incoming` of a download path until a task takes their files.
 
-What is there is read off the disk, so that an upload goes on after any stop. A file comes from its beginning on
-(`append`), or in chunks whose digests were announced (`put`): each is checked before it counts. Everything blocks;
-several threads may put chunks of one upload at once.
+Their state is read from the disk, so that an upload can continue after any stop. A file arrives from its beginning on
+(`append`), or in chunks whose digests were announced (`put`) and are checked first. All functions block. Several
+threads may put chunks of one upload at once.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ DIGEST_BYTES: Final = 32
 SENT_CHUNK: Final = struct.Struct("<32sI")
 """A chunk as clients announce it: BLAKE3 and length."""
 LARGE: Final = 1000
-"""Going through more files than these is much work."""
+"""Going through more files than this takes long."""
 MANY: Final = 64
 """Up to this number, files are synced one by one; more of them by a single `sync` of all disks."""
 _PLACED: Final = struct.Struct("<32sIQ")
 _RECORD: Final = struct.Struct("<II")
 _PIECE: Final = 1024 * 1024
 MOST_SUMS: Final = 1000
-"""Files of which a part is added up, at the same time; each takes 2 KB. Others are read again in the end."""
+"""The most unfinished files whose digests are kept in memory, 2 KB each; others are read again in the end."""
 _FACTS: Final = "upload.json"
 """A JSON array for each file, a line each: parsing all at once would block every other thread."""
 _BYTES: Final = "bytes"
@@ -50,8 +50,8 @@ _MISSING, _THERE, _PROMISED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A file that a client will send. `digest`: BLAKE3 in hex, "" when the client did not say; `chunks`: records of
-    `SENT_CHUNK`, None when it comes from its beginning on."""
+    """A file that a client will send. `digest`: BLAKE3 in hex, or "" if not announced; `chunks`: records of
+    `SENT_CHUNK`, or None for a file that is sent from its beginning on."""
 
     name: str
     size: int
@@ -61,8 +61,8 @@ class Announced:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """`first`: its first chunk among those of the whole upload; `count`: None without chunks; `sent`: what the client
-    calls it, "" for a file that the farm adds."""
+    """`first`: its first chunk among those of the whole upload; `count`: the number of its chunks, or None; `sent`: the
+    client's name for it, or "" for a file that the farm adds."""
 
     name: str
     size: int
@@ -84,8 +84,8 @@ class Stage:
     """The files of one upload. Its directory may be removed at any time; calls then raise `FileNotFoundError`."""
 
     def __init__(self, directory: Path, received: InputFile | None = None) -> None:
-        """The upload that was created in `directory`; or, with `received`, a single file that was written to its end
-        there (`open_single`): no other program finds that one."""
+        """Load the upload that was created in `directory`. `received`: a single file that was completely written there
+        (`open_single`), which is not kept over a restart."""
         self.directory = directory
         self._data = str(directory / "data")
         self._added: dict[int, InputFile] = {}
@@ -102,7 +102,7 @@ class Stage:
 
     @classmethod
     def create(cls, directory: Path, files: Sequence[Announced]) -> "Stage":
-        """A new upload, in a directory that must not be there yet; the files are `checked`."""
+        """Create an upload of files that were `checked`, in a directory that must not exist yet."""
         directory.mkdir(mode=disk.DIRECTORY)
         rows, table, held = list[str](), bytearray(), names.fitted([file.name for file in files])
         for file in files:
@@ -123,7 +123,7 @@ class Stage:
         return cls(directory)
 
     def held(self, sent: str) -> str:
-        """The name under which a file lies that the client calls so; the same when there is none."""
+        """Return our name of the file that the client calls `sent`; the same if there is none."""
         return next((file.name for file in self.files if sent and file.sent == sent), sent)
 
     def touch(self) -> None:
@@ -131,7 +131,7 @@ class Stage:
         os.utime(self.directory / _FACTS)
 
     def offset(self, index: int) -> int:
-        """How many bytes of a file are there from its beginning without a gap."""
+        """Return how many bytes of a file have arrived, counted from its beginning to the first gap."""
         file = self.files[index]
         if file.count is None:
             try:
@@ -142,7 +142,7 @@ class Stage:
         return self._chunk(gap.start())[2] if gap else file.size
 
     def missing(self, index: int) -> list[tuple[int, int]] | None:
-        """Runs (first, count) of the chunks of a file that are to be sent; None for a file without chunks."""
+        """Return the runs (first, count) of chunks of a file that are missing; None for a file without chunks."""
         file = self.files[index]
         if file.count is None:
             return None
@@ -151,11 +151,11 @@ class Stage:
 
     @property
     def is_large(self) -> bool:
-        """Whether going through all its files is much work."""
+        """Whether going through all its files takes long."""
         return len(self.files) > LARGE
 
     def described(self) -> Iterator[dict[str, Any]]:
-        """What is there of each file that the client sends, by the name that it gave."""
+        """What has arrived of each file that the client sends, under the client's name."""
         for index, file in enumerate(self.files):
             if not file.sent:
                 continue
@@ -163,24 +163,19 @@ class Stage:
             one: dict[str, Any] = {"name": file.sent, "size": file.size, "offset": offset}
             yield one if missing is None else one | {"missing": missing}
 
-    @contextlib.contextmanager
-    def opened(self, index: int) -> Iterator[int]:
-        """A handle with which a file without chunks goes on at its end; after that the upload is touched."""
+    def open(self, index: int) -> int:
+        """Return a handle to write at the end of a file, which is made if needed."""
         handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, disk.FILE)
-        try:
-            os.lseek(handle, 0, os.SEEK_END)
-            yield handle
-        finally:
-            os.close(handle)
-        self.touch()
+        os.lseek(handle, 0, os.SEEK_END)
+        return handle
 
     def length_of(self, index: int, chunk: int) -> int:
-        """The announced length of a chunk; `Unfit` when there is none with this number."""
+        """Return the announced length of a chunk. Raises `Unfit` if there is none with this number."""
         return self._chunk(self._number(index, chunk))[1]
 
     def put(self, chunks: Iterable[tuple[int, int, bytes]]) -> None:
-        """Store chunks (file, chunk, bytes). `Unfit` (`wrong_chunk`) at the first whose digest is another: those
-        before it are there."""
+        """Store chunks (file, chunk, bytes). Raises `Unfit` (`wrong_chunk`) for the first with another digest; those
+        before it are kept."""
         for index, chunk, data in chunks:
             number = self._number(index, chunk)
             digest, length, offset = self._chunk(number)
@@ -188,7 +183,7 @@ class Stage:
                 message = f"Chunk {chunk} of {self.files[index].name} is not what was announced. Send it again."
                 raise Unfit(message, code="wrong_chunk")
             # One file open at a time: a megabyte can hold chunks of more files than there are descriptors.
-            handle = os.open(self.path(index), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, disk.FILE)
+            handle = self.open(index)
             try:
                 write_at(handle, data, offset)
             finally:
@@ -196,7 +191,7 @@ class Stage:
             self._mark(number, _THERE)
 
     def wanted(self) -> Iterator[tuple[int, bytes]]:
-        """Number and digest of each chunk that is not there."""
+        """Yield the number and the digest of each missing chunk."""
         table = (self.directory / "chunks").read_bytes()
         for found in re.finditer(rb"[^\x01]", self._state):
             number = found.start()
@@ -208,7 +203,7 @@ class Stage:
             self._state[number] = _PROMISED
 
     def fill(self, places: Mapping[int, Place]) -> None:
-        """Copy promised chunks from where they lie already; one that is not there any more is to be sent after all."""
+        """Copy promised chunks from other files; a chunk that is gone there counts as missing again."""
         for index, file in enumerate(self.files):
             for number in range(file.first, file.first + (file.count or 0)):
                 place = places.get(number)
@@ -221,7 +216,7 @@ class Stage:
                     self._state[number] = _MISSING
 
     def add_up(self, index: int) -> None:
-        """Go on adding up a file as far as it is there, so that little is left to do in the end."""
+        """Hash a file as far as it has arrived, so that little is left to do in the end."""
         with self._summing:
             if index in self._added:
                 return
@@ -239,8 +234,8 @@ class Stage:
                 del self._sums[next(iter(self._sums))]
 
     def finish(self) -> tuple[InputFile, ...]:
-        """Every file as it is, all of them whole. `Incomplete` when something is missing; `Unfit` (`wrong_digest`) for
-        a file that is not what was announced: it is to be sent again."""
+        """Return all files, which are complete now. Raises `Incomplete` if something is missing, `Unfit`
+        (`wrong_digest`) for a file that differs from what was announced and must be sent again."""
         if lacking := list(islice(filter(is_lacking, self.described()), LARGE)):
             raise Incomplete("The upload is not complete. Send what is missing, then submit again.", files=lacking)
         return tuple(self._finished(index) for index in range(len(self.files)))
@@ -288,13 +283,13 @@ class Stage:
             return b"".join(SENT_CHUNK.pack(digest, length) for digest, length, _ in rows)
 
     def known(self, large: int) -> dict[str, bytes | None]:
-        """The chunks of each file that was announced in chunks; None for others that are at least so large."""
+        """Return the chunks of each file that was announced in chunks; None for others of at least `large` bytes."""
         kept = (index for index, file in enumerate(self.files) if file.count is not None or file.size >= large)
         return {self.files[index].name: self.chunks_of(index) for index in kept}
 
     def states(self) -> dict[str, tuple[str, str]]:
-        """Where each file lies as long as no task has it, and a text that is another when its content is; two times ""
-        for one that is not there wholly."""
+        """Return where each file is staged, and a text that changes with its content; "" and "" for an incomplete
+        file."""
         return {file.name: self._state_of(index) for index, file in enumerate(self.files)}
 
     def _state_of(self, index: int) -> tuple[str, str]:
@@ -309,11 +304,11 @@ class Stage:
         return path, f"{status.st_ino} {status.st_ctime_ns}"
 
     def has(self, index: int) -> bool:
-        """Whether a file is there wholly."""
+        """Whether a file is complete."""
         return self.offset(index) == self.files[index].size
 
     def path(self, index: int) -> Path:
-        """Where the bytes of a file lie while it is staged."""
+        """Return where a file is staged."""
         return Path(self._data, str(index))
 
     def _number(self, index: int, chunk: int) -> int:
@@ -335,7 +330,7 @@ class Stage:
 
 
 class PackReader:
-    """Reads packs: records of file and chunk (u32, little endian) and the chunk's bytes. `touched`: files with new
+    """Reads packs: records of file and chunk (u32, little endian) and the chunk's bytes. `touched`: the files that got
     bytes."""
 
     def __init__(self, stage: Stage) -> None:
@@ -344,7 +339,7 @@ class PackReader:
         self._rest = bytearray()
 
     def take(self, piece: memoryview) -> None:
-        """Store every chunk that is whole now. `Unfit` for one that was not announced or is something else."""
+        """Store every chunk that is complete now. Raises `Unfit` for one that differs from what was announced."""
         self._rest += piece
         chunks, at = [], 0
         while len(self._rest) - at >= _RECORD.size:
@@ -372,14 +367,14 @@ class Incomplete(Conflict):
 
 
 def open_single(directory: Path) -> int:
-    """Make the directory of an upload of a single file; returns a handle with which the file is written."""
+    """Make the directory of an upload of a single file; return a handle to write the file."""
     for made in (directory, directory / "data"):
         made.mkdir(mode=disk.DIRECTORY)
     return os.open(directory / "data" / "0", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, disk.FILE)
 
 
 def staged(incoming: Path, user_id: int | None = None) -> list[Path]:
-    """The directories of the uploads (of one user) that are open, longest untouched first."""
+    """Return the directories of all open uploads, or those of one user, the least recently used first."""
     whose = r"\d+" if user_id is None else str(user_id)
     found = [path for path in incoming.glob("*-*") if re.fullmatch(rf"{whose}-[0-9a-f]{{32}}", path.name)]
     return sorted(found, key=touched)
@@ -394,7 +389,7 @@ def announced_bytes(directory: Path) -> int:
 
 
 def touched(directory: Path) -> float:
-    """When an upload was last used, in seconds since 1970; 0 if it does not exist."""
+    """Return when an upload was last used, in seconds since 1970; 0 if it does not exist."""
     for path in (directory / _FACTS, directory):
         with contextlib.suppress(OSError):
             return path.stat().st_mtime
@@ -402,7 +397,7 @@ def touched(directory: Path) -> float:
 
 
 def sweep(incoming: Path, keep_s: float) -> int:
-    """Remove uploads that were not used for `keep_s` seconds; returns how many."""
+    """Remove uploads that were not used for `keep_s` seconds; return how many."""
     old = [path for path in staged(incoming) if touched(path) < time.time() - keep_s]
     for path in old:
         disk.remove_tree(path)
@@ -410,7 +405,7 @@ def sweep(incoming: Path, keep_s: float) -> int:
 
 
 def is_lacking(described: Mapping[str, Any]) -> bool:
-    """Whether something of a file is still to be sent."""
+    """Return whether something of a file is still missing."""
     return bool(described.get("missing", described["offset"] != described["size"]))
 
 
@@ -434,7 +429,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def disk_error(error: OSError) -> RenderOnlineError:
-    """A failed write as an error that the client of an upload understands."""
+    """Return the error that an upload's client gets for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NoSpace("The server's disk is full; nothing was stored. Try again when there is room.")
     return RenderOnlineError(f"The server can't store the file: {error.strerror}.", code="storage_failed")
