@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -208,24 +207,20 @@ class LandedFiles:
         """The names of the files of a task that were found altered."""
         return tuple(self._altered.get(task_id, ()))
 
-    async def archive(
-        self, task_id: int, find: Callable[[], Sequence[Member]], name: str, own: Mapping[str, str]
-    ) -> Content:
-        """The ZIP of the files of a task that `find` returns (it may block); `own` maps names in the ZIP to the
-        results' own names where they differ. Raises `Conflict` (`altered`) when one of them was found altered and still
-        is, `NotFound` when they are missing."""
+    async def archive(self, task_id: int, find: Callable[[], Sequence[Member]], name: str) -> Content:
+        """Return the ZIP of the files of a task that `find` returns (it may block). Raises `Conflict` (`altered`) when
+        one of them was found altered and still is, `NotFound` when they are missing."""
 
         def checked() -> StoredArchive:
             members = find()
-            if self._altered.get(task_id):
-                self.check(task_id, [member._replace(name=own.get(member.name, member.name)) for member in members])
+            self.check(task_id, members)
             return StoredArchive(members, self.compared)
 
         try:
             archive = await asyncio.to_thread(checked)
         except OSError as error:
             raise NotFound("The files of this task are not on the server any more.", code="files_gone") from error
-        pieces = self._noting(task_id, archive.pieces, own)
+        pieces = self._noting(task_id, archive.pieces)
         return Content(archive.size, archive.etag, "application/zip", name, pieces)
 
     async def file(
@@ -254,35 +249,34 @@ class LandedFiles:
     def check(self, task_id: int, members: Sequence[Member]) -> None:
         """Compare those again that were found altered. Raises `Conflict` (`altered`) when they still are. Blocks."""
         suspects, found = self._altered.get(task_id, {}), list[str]()
-        for member in members:
+        for member in members if suspects else ():
             if len(found) > _NAMED:
                 break
-            if member.name in suspects:
-                if suspects[member.name] == member.digest and not is_as_known(member, self.compared):
-                    found.append(member.name)
+            if (name := member.landed_as) in suspects:
+                if suspects[name] == member.digest and not is_as_known(member, self.compared):
+                    found.append(name)
                 else:
-                    suspects.pop(member.name, None)
+                    suspects.pop(name, None)
         if found:
             raise _refusal(task_id, found)
 
-    def _noting(self, task_id: int, read: Pieces, own: Mapping[str, str] = MappingProxyType({})) -> Pieces:
+    def _noting(self, task_id: int, read: Pieces) -> Pieces:
         """The same pieces; a file that is found altered while they are read is noted."""
 
         def pieces(start: int, end: int) -> Iterator[bytes]:
             try:
                 yield from read(start, end)
             except Altered as error:
-                name = error.member.name
-                self._note(task_id, error.member._replace(name=own.get(name, name)))
+                self._note(task_id, error.member)
                 raise
 
         return pieces
 
     def _note(self, task_id: int, member: Member) -> None:
-        log.warning("A file of a task is not what it was", task=task_id, name=member.name)
+        log.warning("A file of a task is not what it was", task=task_id, name=member.landed_as)
         suspects = self._altered.setdefault(task_id, {})
         if len(suspects) < _FILES:
-            suspects[member.name] = member.digest
+            suspects[member.landed_as] = member.digest
         if len(self._altered) > _TASKS:
             self._altered.popitem(last=False)
 

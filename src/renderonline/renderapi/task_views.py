@@ -354,7 +354,6 @@ class TaskViews:
 
         scene, landed, frames = await self.database.read(read)
         called = await asyncio.to_thread(_called, task_id, scene.names, frames)
-        own = {shown: name for name, shown in called.items()}
 
         def find() -> Sequence[Member]:
             if not has_directory(scene):
@@ -364,13 +363,13 @@ class TaskViews:
             members = results_first(members, scene.results_in, called)
             if chosen is None:
                 return members
-            names = ((one, own.get(one.name, one.name)) for one in members)
+            names = ((one, one.landed_as) for one in members)
             found = [one for one, its in names if chosen(one.name, frames.get(its)) or chosen(its, frames.get(its))]
             if not found:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found
 
-        return await self.landed.archive(task_id, find, name, own)
+        return await self.landed.archive(task_id, find, name)
 
     async def result_file(self, principal: Principal, task_id: int, name: str) -> Content:
         scene = await self._scene_file(principal, task_id)

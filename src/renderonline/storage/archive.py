@@ -66,7 +66,8 @@ class Altered(Changed):
 
 class Member(NamedTuple):
     """One file: its name (with `/`), its path, and its known facts. `digest`: if "", any content is accepted that does
-    not change while it is read. `sums` makes a hash object for the digest."""
+    not change while it is read. `sums` makes a hash object for the digest. `own_name`: what a result is called
+    that an archive has under another name, "" for all others."""
 
     name: str
     path: Path | str
@@ -75,6 +76,12 @@ class Member(NamedTuple):
     crc32: int | None = None
     digest: str = ""
     sums: Callable[[], Any] = RESULT_SUMS
+    own_name: str = ""
+
+    @property
+    def landed_as(self) -> str:
+        """The name under which it landed."""
+        return self.own_name or self.name
 
     @staticmethod
     def of(name: str, path: Path) -> "Member":
@@ -299,7 +306,7 @@ def results_first(members: Sequence[Member], folder: str, called: Mapping[str, s
     for one in members:
         own = one.name[len(folder) + 1 :] if folder and one.name.startswith(f"{folder}/") else one.name
         if own != one.name or own in called:
-            results.append(one._replace(name=called.get(own, own)))
+            results.append(one._replace(name=called.get(own, own), own_name=own))
         else:
             others.append(one)
     taken, above = _places(results)
@@ -335,9 +342,9 @@ class StoredArchive:
         self._found: dict[Path | str, int] = {}
         self._offsets: list[int] = []
         behind = entries = 0
-        for name, _, size, _, crc32, _, _ in self.members:
+        for member in self.members:
             self._offsets.append(behind)
-            length, entry = _lengths(name, size, behind, known=crc32 is not None)
+            length, entry = _lengths(member.name, member.size, behind, known=member.crc32 is not None)
             behind += length
             entries += entry
         self._begins = behind
@@ -478,5 +485,5 @@ def _dos_time(modified_ns: int) -> tuple[int, int]:
 def etag_of(members: Iterable[Member]) -> str:
     """An ETag (with its quotes) that changes whenever a member does."""
     # A file's time may be one that 64 bits can't hold.
-    facts = [(name, size, modified_ns % 2**64, crc32) for name, _, size, modified_ns, crc32, _, _ in members]
+    facts = [(one.name, one.size, one.modified_ns % 2**64, one.crc32) for one in members]
     return f'"{hashlib.blake2b(orjson.dumps(facts), digest_size=16).hexdigest()}"'
