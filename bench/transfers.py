@@ -20,7 +20,7 @@ from bench.figures import MB, file_of, show
 from bench.servers import Cost, Server, nginx, receive, send
 from renderonline.hpcserver.file_exchange import Transfers, TransferSession
 from renderonline.hpcserver.joining import Identity
-from renderonline.storage.disk import InputSums, digest_file
+from renderonline.storage.disk import Sums, digest_file
 from renderonline.storage.manifests import manifest_of
 from tests.support.farm import RealFarm
 
@@ -241,7 +241,7 @@ def _chunks(file: Path) -> None:
 
 def _sums(file: Path) -> float:
     """What the sums of a file cost, in s/GB."""
-    sums, spent = InputSums(), 0.0
+    sums, spent = Sums(), 0.0
     with file.open("rb", buffering=0) as source:
         while piece := source.read(1 << 20):
             before = time.thread_time()

@@ -6,7 +6,6 @@ directory, for as long as something of the attempt is wanted (R5.5 Late results)
 """
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,8 +31,8 @@ from renderonline.renderapi.scene_checks import SceneChecks
 from renderonline.renderapi.task_views import checked_size
 from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import receive_body
-from renderonline.storage.archive import RESULT_SUMS, Altered, Compared, file_pieces, members_of
-from renderonline.storage.disk import InputSums
+from renderonline.storage.archive import Altered, Compared, file_pieces, members_of
+from renderonline.storage.disk import RESULT_SUMS, Sums
 from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Arrival, check_name
 from renderonline.storage.names import results_directory, task_directory
@@ -179,7 +178,7 @@ class AttemptTransfers:
             await asyncio.to_thread(self._places.check_disk, Path(holder.directory), length)
             arrival = await asyncio.to_thread(Arrival, holder.directory, name)
             whole = False
-            found = hashlib.blake2b(digest_size=32)
+            found = RESULT_SUMS()
 
             def look(piece: memoryview) -> None:
                 found.update(piece)
@@ -241,7 +240,7 @@ def _read_all(
     found = []
     for member in members_of(directory, known):
         if wanted(member.name):
-            sums = InputSums()
+            sums = Sums()
             for piece in file_pieces(member, 0, member.size, compared):
                 sums.update(piece)
             found.append(sums.of(member.name))

@@ -32,7 +32,6 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderO
 from renderonline.farm.tasks import Landed
 from renderonline.serving.bodies import disconnected
 from renderonline.storage.archive import (
-    RESULT_SUMS,
     Altered,
     Compared,
     Member,
@@ -42,7 +41,7 @@ from renderonline.storage.archive import (
     is_as_known,
     members_of,
 )
-from renderonline.storage.disk import digest_file
+from renderonline.storage.disk import RESULT_SUMS, digest_file
 from renderonline.storage.names import task_directory
 
 log = structlog.get_logger(__name__)

@@ -31,7 +31,7 @@ from renderonline.serving.bodies import Body, Form, in_thread, receive_body, too
 from renderonline.serving.web import step_back
 from renderonline.storage import confined, manifests, names, staging
 from renderonline.storage.confined import SHORT_BYTES, Announcement
-from renderonline.storage.disk import InputSums, remove_tree
+from renderonline.storage.disk import Sums, remove_tree
 from renderonline.storage.staging import Stage, disk_errors, is_lacking
 
 MOST_OPEN: Final = 32
@@ -326,7 +326,7 @@ class _Arriving:
         self.upload_id = secrets.token_hex(16)
         self._form = form
         self._places = places
-        self._sums = InputSums()
+        self._sums = Sums()
         self._directory: Path | None = None
         self._handle: int | None = None
         self._checked: tuple[int, int] | None = None

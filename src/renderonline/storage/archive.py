@@ -32,6 +32,7 @@ import orjson
 
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.tasks import Landed
+from renderonline.storage.disk import RESULT_SUMS
 from renderonline.storage.names import UNFINISHED, unused_folder
 
 PIECE_BYTES: Final = 1024 * 1024
@@ -43,7 +44,6 @@ a second, those of some (and no other has a ctime without a fraction of a second
 _WAIT_S: Final = 0.002
 _PIECES_A_TURN: Final = 16
 _REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-RESULT_SUMS: Final[Callable[[], Any]] = partial(hashlib.blake2b, digest_size=32)
 
 
 class Changed(RenderOnlineError):

@@ -17,6 +17,7 @@ import stat
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,6 +176,7 @@ def _directories_left(folder: int) -> list[str]:
     return found
 
 
+RESULT_SUMS: Final = partial(hashlib.blake2b, digest_size=32)
 _PIECE: Final = 1 << 20
 _LARGE: Final = 1 << 30
 _MOST_RATIO: Final = 16
@@ -191,8 +193,8 @@ class FileDigest:
 
 
 @dataclass(slots=True)
-class InputSums:
-    """Size, CRC-32 and BLAKE3 of the bytes of an input so far."""
+class Sums:
+    """Size, CRC-32 and digest (BLAKE3, unless another hash object is passed) of the bytes so far."""
 
     size: int = 0
     crc32: int = 0
@@ -223,16 +225,14 @@ def digest_file(path: Path, folder: int | None = None) -> FileDigest:
             if os.lseek(handle, 0, os.SEEK_HOLE) < before.st_size:  # some network disks only don't tell
                 raise InvalidRequest(f"{path.name} consists of holes: hardly any of it was written.")
             os.lseek(handle, 0, os.SEEK_SET)
-        digest, crc32, size = hashlib.blake2b(digest_size=32), 0, 0
+        sums = Sums(digest=RESULT_SUMS())
         # Not further than it was long: somebody may still be writing, as fast as we read.
-        while piece := file.read(min(_PIECE, before.st_size + 1 - size)):
-            digest.update(piece)
-            crc32 = zlib.crc32(piece, crc32)
-            size += len(piece)
+        while piece := file.read(min(_PIECE, before.st_size + 1 - sums.size)):
+            sums.update(piece)
         after = os.fstat(handle)
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or sums.size != after.st_size:
         raise InvalidRequest(f"{path.name} changed while it was read.")
-    return FileDigest(size, digest.hexdigest(), crc32)
+    return FileDigest(sums.size, sums.digest.hexdigest(), sums.crc32)
 
 
 def hardly_written(size: int, on_disk: int, large: int) -> bool:

@@ -9,7 +9,6 @@ says that the same task wrote it there before.
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import stat
@@ -25,17 +24,13 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.tasks import Landing
 from renderonline.sandbox.privacy import write_private
 from renderonline.storage import disk
-from renderonline.storage.disk import digest_file, remove_tree
-from renderonline.storage.names import manifest_path, task_directory
+from renderonline.storage.disk import RESULT_SUMS, digest_file, remove_tree
+from renderonline.storage.names import DEEPEST, LONGEST_NAME, MAX_NAME_BYTES, UNFINISHED, manifest_path, task_directory
 
 _log = structlog.get_logger(__name__)
 
 ATTEMPTS: Final = ".attempts"
-_LONGEST_NAME: Final = 1000
-_LONGEST_PART: Final = 200
-_DEEPEST: Final = 8
 _MOST_OUTPUTS: Final = 10_000
-_PART: Final = ".landing-"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -48,15 +43,15 @@ def attempt_directory(download_path: str, attempt_id: int) -> str:
 def check_name(name: str) -> str:
     """Return an output's name relative to the attempt's directory; `InvalidRequest` if it could lead elsewhere."""
     parts = name.split("/")
-    fine = len(name) <= _LONGEST_NAME and name.isprintable() and "\\" not in name and len(parts) <= _DEEPEST
+    fine = len(name) <= LONGEST_NAME and name.isprintable() and "\\" not in name and len(parts) <= DEEPEST
     if not fine or not all(map(_is_part, parts)):
         raise InvalidRequest(f"{name[:60]!r} is not a name that a result may have.")
     return name
 
 
 def _is_part(part: str) -> bool:
-    fits = len(part.encode("utf-8", "surrogatepass")) <= _LONGEST_PART
-    return fits and part not in ("", ".", "..") and not part.startswith(_PART)
+    fits = len(part.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+    return fits and part not in ("", ".", "..") and not part.startswith(UNFINISHED)
 
 
 class Placed(StrEnum):
@@ -96,7 +91,7 @@ def remove_copies(landings: Sequence[Landing]) -> None:
     for root, parent in {(_target(landing), _parent(landing)) for landing in landings}:
         with walked(root, parent.relative_to(root).parts) as folder, contextlib.suppress(OSError):
             for name in os.listdir(folder) if folder is not None else ():
-                if name.startswith(_PART) and name.removeprefix(_PART).partition("-")[0] in keys:
+                if name.startswith(UNFINISHED) and name.removeprefix(UNFINISHED).partition("-")[0] in keys:
                     os.unlink(name, dir_fd=folder)
 
 
@@ -171,7 +166,7 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
     """The same across file systems, or to replace a file: a complete, durable copy under a temporary name, then linked
     or renamed to the final one. Each try has a name of its own, because a RenderAPI that was just replaced may still be
     copying the same result."""
-    temporary = f"{_PART}{landing.result_id}-{secrets.token_hex(8)}"
+    temporary = f"{UNFINISHED}{landing.result_id}-{secrets.token_hex(8)}"
     try:
         if _copied(file, temporary, target) != landing.offer.digest:  # the engine changed it after it was checked
             return Placed.MISSING
@@ -202,7 +197,7 @@ def _digest(name: str, folder: int) -> str:
 def _copied(file: int, aside: str, folder: int) -> str:
     """Copy an open file durably to the new file `aside`; the digest of its bytes."""
     copy = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, disk.FILE, dir_fd=folder)
-    digest = hashlib.blake2b(digest_size=32)
+    digest = RESULT_SUMS()
     with open(copy, "wb") as out, open(os.dup(file), "rb") as content:
         disk.open_file(copy, folder)
         while piece := content.read(1 << 20):
@@ -246,7 +241,7 @@ class Arrival:
 
     def __init__(self, directory: str, name: str) -> None:
         path, (*folders, self._name) = Path(directory), check_name(name).split("/")
-        self._temporary = f"{_PART}{secrets.token_hex(8)}"
+        self._temporary = f"{UNFINISHED}{secrets.token_hex(8)}"
         with walked(path.parent.parent, (path.parent.name, path.name, *folders), make=True) as folder:
             if folder is None:
                 raise InvalidRequest(f"{name} would not lie in a directory of the attempt.")

@@ -26,7 +26,7 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.sandbox.privacy import write_private
 from renderonline.storage import disk, names
-from renderonline.storage.disk import InputSums
+from renderonline.storage.disk import Sums
 
 MOST_FILES: Final = 100_000
 LARGEST_CHUNK: Final = 1024 * 1024
@@ -97,7 +97,7 @@ class Stage:
             self._state = bytearray()
             self._added[0] = received
         self._lock = threading.Lock()
-        self._sums: dict[int, InputSums] = {}
+        self._sums: dict[int, Sums] = {}
         self._summing = threading.Lock()
 
     @classmethod
@@ -220,7 +220,7 @@ class Stage:
         with self._summing:
             if index in self._added:
                 return
-            sums, end = self._sums.pop(index, None) or InputSums(), self.offset(index)
+            sums, end = self._sums.pop(index, None) or Sums(), self.offset(index)
             if sums.size < end:
                 with self.path(index).open("rb", buffering=0) as file:
                     file.seek(sums.size)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from renderonline.farm.errors import InvalidRequest, Unfit
 from renderonline.storage import confined, manifests, names, staging
-from renderonline.storage.disk import InputSums
+from renderonline.storage.disk import Sums
 from renderonline.storage.staging import Announced, Incomplete, PackReader, Place, Stage
 
 CHUNKS = [bytes([number]) * (number * 7 + 1) for number in range(8)]
@@ -204,7 +204,7 @@ def test_files_get_their_places_on_another_file_system(tmp_path: Path, monkeypat
     handle = staging.open_single(tmp_path / "u")
     os.write(handle, b"scene")
     os.close(handle)
-    sums = InputSums()
+    sums = Sums()
     sums.update(b"scene")
     stage = Stage(tmp_path / "u", sums.of("a.blend"))
     assert stage.finish() == (sums.of("a.blend"),)
