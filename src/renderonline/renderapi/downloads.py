@@ -129,22 +129,20 @@ class _Streamed(Response):
         try:
             async with contextlib.aclosing(_read_ahead(self._pieces())) as batches:
                 async for batch in batches:
-                    for piece in filter(None, batch):
-                        if gone.done():
-                            return False
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
                     if gone.done():
                         return False
+                    if batch:
+                        await send({"type": "http.response.body", "body": batch, "more_body": True})
         finally:
             gone.cancel()
         return True
 
 
-async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[list[bytes], None]:
+async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     ahead = loop.run_in_executor(None, _batch, pieces)
     try:
-        while batch := await asyncio.shield(ahead):
+        while (batch := await asyncio.shield(ahead)) is not None:
             ahead = loop.run_in_executor(None, _batch, pieces)
             yield batch
     finally:
@@ -155,8 +153,8 @@ async def _read_ahead(pieces: Iterator[bytes]) -> AsyncGenerator[list[bytes], No
             pieces.close()
 
 
-def _batch(pieces: Iterator[bytes]) -> list[bytes]:
-    """The next pieces, about `BATCH_BYTES` in all; none at the end. A source that is not ready yields an empty piece,
+def _batch(pieces: Iterator[bytes]) -> bytes | None:
+    """The next pieces, about `BATCH_BYTES` together; None at the end. A source that is not ready yields an empty piece,
     which ends a batch."""
     batch, size = list[bytes](), 0
     for piece in pieces:
@@ -164,7 +162,7 @@ def _batch(pieces: Iterator[bytes]) -> list[bytes]:
         size += len(piece)
         if not piece or size >= BATCH_BYTES:
             break
-    return batch
+    return b"".join(batch) if batch else None
 
 
 def _span(requested: str, size: int) -> tuple[int, int] | None:

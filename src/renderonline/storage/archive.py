@@ -352,23 +352,9 @@ class StoredArchive:
         self.size = behind + self._length
 
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes [start, end) in pieces of about 1 MiB. Blocking; raises `Changed` when a file is not as it was."""
+        """Yield the bytes [start, end) in pieces, many of them small; an empty one means that reading goes on. Blocks.
+        Raises `Changed` when a file is not as it was."""
         end = self.size if end is None else end
-        waiting: list[bytes] = []
-        size = 0
-        for piece in self._between(start, end):
-            if not piece:
-                yield piece  # reading goes on
-                continue
-            waiting.append(piece)
-            size += len(piece)
-            if size >= PIECE_BYTES:
-                yield b"".join(waiting)
-                waiting, size = [], 0
-        if size:
-            yield b"".join(waiting)
-
-    def _between(self, start: int, end: int) -> Iterator[bytes]:
         first = max(bisect.bisect_right(self._offsets, start) - 1, 0)
         at = self._offsets[first] if self._offsets else 0
         for length, read in self._parts(first):
