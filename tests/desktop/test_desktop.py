@@ -45,8 +45,8 @@ def word_of_end(desktop: Desktop, farm: RealFarm, name: str) -> None:
 def test_scene_that_is_chosen_in_the_systems_dialog_reaches_the_page(desktop: Desktop, tmp_path: Path) -> None:
     (tmp_path / "home" / "meadow.paint").write_text("a meadow\n")
     desktop.press("a.button[href='/submit']", lambda: desktop.page("location.pathname") == "/submit")
-    desktop.press("input[type=file]:not([webkitdirectory])", lambda: desktop.has_window("Choose files"))
-    desktop.answer("Choose files", "meadow.paint")
+    desktop.press("input[type=file]:not([webkitdirectory])", lambda: desktop.has_window("^Open$"))
+    desktop.answer("^Open$", "meadow.paint")
     desktop.shows("meadow.paint")
 
 

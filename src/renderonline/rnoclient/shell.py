@@ -8,14 +8,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from PySide6.QtCore import QByteArray, QEvent, QSettings, QStandardPaths, QTimer, QUrl
-from PySide6.QtGui import QAction, QCloseEvent, QDesktopServices, QIcon, QPixmap
+from PySide6.QtGui import QCloseEvent, QDesktopServices, QIcon, QPixmap
 from PySide6.QtNetwork import QNetworkCookie, QSslCertificate
 from PySide6.QtWebEngineCore import (
     QWebEngineCertificateError,
@@ -35,7 +35,7 @@ from renderonline.rnoclient.sdk.connection import ENDED, RESYNC, Connection, Tas
 NAME: Final = "RenderOnline"
 PATIENCE_S: Final = 60.0
 RESUME_S: Final = 120.0
-"""A download of which nothing arrives is tried for this long before the user is asked."""
+"""Seconds without a byte after which the user is asked whether a download goes on."""
 RETRY_MS: Final = 1000
 LATEST: Final = 500
 """How many of the user's newest tasks are checked for ends that came while the connection was down."""
@@ -119,43 +119,31 @@ def log_in(login: Login) -> PageSession:
     return PageSession(connection.address, cookie, connection.certificate())
 
 
-class EndWatch:
-    """Watches for ends of the user's tasks in a thread without Qt. The window reads `messages`."""
+def watch_ends(login: Login, report: Callable[[str], None]) -> None:
+    """Call `report`, without end, when a task of this user ends. For a thread of its own, which does not touch Qt."""
+    while True:
+        with contextlib.suppress(RenderOnlineError), Client(login, patience_s=PATIENCE_S) as client:
+            for task in _ended_tasks(client):
+                warned = ", with warnings" if task.get("warnings") else ""
+                report(f"{task['name']} {WORDS[task['status']]}{warned}.")
+        time.sleep(1.0)
 
-    def __init__(self, login: Login) -> None:
-        self.messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._login = login
-        self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="events", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop watching."""
-        self._closed.set()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(1.0):
-            with contextlib.suppress(RenderOnlineError), Client(self._login, patience_s=PATIENCE_S) as client:
-                self._report_ends(client, int(client.me()["user_id"]))
-
-    def _report_ends(self, client: Client, me: int) -> None:
-        """Ends that were missed while the connection was down are found by comparing the lists before and after."""
-        open_tasks: set[int] = set()
-        for event in stream(client.connection):
-            if event.type == RESYNC:
-                ours = list(client.tasks(limit=LATEST))
-                for task in ours:
-                    if task["task_id"] in open_tasks and task["status"] in ENDED:
-                        self._report(task)
-                open_tasks = {task["task_id"] for task in ours if task["status"] not in ENDED}
-            elif event.type == "task" and event.data["status"] in ENDED:
-                task = client.task(event.data["task_id"])
-                if task["user_id"] == me:
-                    self._report(task)
-                    open_tasks.discard(task["task_id"])
-
-    def _report(self, task: Task) -> None:
-        warned = ", with warnings" if task.get("warnings") else ""
-        self.messages.put(f"{task['name']} {WORDS[task['status']]}{warned}.")
+def _ended_tasks(client: Client) -> Iterator[Task]:
+    """Yield the user's tasks as they end. Ends that were missed while the connection was down are found by comparing
+    the lists before and after."""
+    me = int(client.me()["user_id"])
+    open_tasks: set[int] = set()
+    for event in stream(client.connection):
+        if event.type == RESYNC:
+            ours = list(client.tasks(limit=LATEST))
+            yield from (task for task in ours if task["task_id"] in open_tasks and task["status"] in ENDED)
+            open_tasks = {task["task_id"] for task in ours if task["status"] not in ENDED}
+        elif event.type == "task" and event.data["status"] in ENDED:
+            task = client.task(event.data["task_id"])
+            if task["user_id"] == me:
+                yield task
+                open_tasks.discard(task["task_id"])
 
 
 def _keep_booleans() -> None:
@@ -197,23 +185,11 @@ class _Page(QWebEnginePage):
         _open_outside(address)
         return False
 
-    def chooseFiles(  # noqa: N802 - Qt's name
-        self, mode: QWebEnginePage.FileSelectionMode, _old: Sequence[str], _types: Sequence[str]
-    ) -> list[str]:
-        modes = QWebEnginePage.FileSelectionMode
-        if mode == modes.FileSelectUploadFolder:
-            folder = QFileDialog.getExistingDirectory(self._window, "Choose a folder")
-            return [folder] if folder else []
-        if mode == modes.FileSelectOpenMultiple:
-            return QFileDialog.getOpenFileNames(self._window, "Choose files")[0]
-        name = QFileDialog.getOpenFileName(self._window, "Choose a file")[0]
-        return [name] if name else []
-
     def _leave(self, request: QWebEngineNewWindowRequest) -> None:
         _open_outside(request.requestedUrl())
 
     def _judge(self, error: QWebEngineCertificateError) -> None:
-        """The login may trust what this system does not: an authority of its own, or one certificate."""
+        """Accept a certificate that the login trusts although this system does not."""
         chain: list[QSslCertificate] = error.certificateChain()
         if chain and chain[0].toDer().data() == self._certificate:
             error.acceptCertificate()
@@ -233,11 +209,12 @@ def _open_outside(url: QUrl) -> None:
 
 
 class Window(QMainWindow):
-    """The page, and what comes and goes beside it. `end` before the application ends."""
+    """The page, its downloads, the tray icon and messages. Call `end` before the application ends."""
 
     def __init__(self, login: Login, session: PageSession) -> None:
         super().__init__()
-        self._ends = EndWatch(login)
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=watch_ends, args=(login, self._messages.put), name="events", daemon=True).start()
         self._downloads: set[Download] = set()
         self._profile = QWebEngineProfile(self)  # off the record: each start has a session of its own
         self._profile.cookieStore().setCookie(session.cookie, QUrl(session.address))
@@ -249,7 +226,9 @@ class Window(QMainWindow):
         self._page.titleChanged.connect(self.setWindowTitle)
         self.setCentralWidget(self._view)
         self._tray = self._make_tray()
-        self._add_menu()
+        menu = self.menuBar().addMenu("&Farm")
+        menu.addAction("&Reload", "F5", self._view.reload)
+        menu.addAction("&Quit", "Ctrl+Q", self.close)
         self._settings = QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, NAME, "desktop")
         self.resize(*SIZE)
         geometry: Any = self._settings.value("geometry")
@@ -258,7 +237,7 @@ class Window(QMainWindow):
         self._view.load(QUrl(f"{session.address}/"))
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 - Qt's name
-        """Closing the window ends the program; a download that runs is asked about."""
+        """End the program; ask first while a download runs."""
         box = QMessageBox.StandardButton
         question = "A download is not finished, and would begin again the next time. Quit?"
         if self._downloads and QMessageBox.question(self, NAME, question) != box.Yes:
@@ -268,9 +247,8 @@ class Window(QMainWindow):
         QApplication.exit(0)
 
     def end(self) -> None:
-        """Take everything down in the order that WebEngine wants: page, view, profile."""
+        """Delete page, view and profile, in the order that WebEngine needs."""
         self._settings.setValue("geometry", self.saveGeometry())
-        self._ends.close()
         self._tray.hide()
         self._view.setPage(None)  # type: ignore[arg-type]  # Qt takes a null
         for part in (self._page, self._view, self._profile):
@@ -279,7 +257,7 @@ class Window(QMainWindow):
         QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
 
     def _make_tray(self) -> QSystemTrayIcon:
-        """An icon that is seen as soon as the desktop has a tray."""
+        """The tray icon, which appears as soon as the desktop has a tray."""
         tray = QSystemTrayIcon(self.windowIcon(), self)
         tray.setToolTip(NAME)
         menu = QMenu(self)
@@ -308,19 +286,8 @@ class Window(QMainWindow):
         self.raise_()
         self.activateWindow()
 
-    def _add_menu(self) -> None:
-        menu = self.menuBar().addMenu("&Farm")
-        for label, keys, act in (
-            ("&Reload", "F5", self._view.reload),
-            ("&Quit", "Ctrl+Q", self.close),
-        ):
-            action = QAction(label, self)
-            action.setShortcut(keys)
-            action.triggered.connect(act)
-            menu.addAction(action)
-
     def _save(self, request: QWebEngineDownloadRequest) -> None:
-        """Ask where to."""
+        """Ask where to save a file, and have WebEngine write it there."""
         folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.DownloadLocation)
         suggested = str(Path(folder) / request.suggestedFileName())
         name = QFileDialog.getSaveFileName(self, "Save", suggested)[0]
@@ -340,7 +307,7 @@ class Window(QMainWindow):
         """Show the messages about tasks that ended."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self.notify(self._ends.messages.get_nowait())
+                self.notify(self._messages.get_nowait())
 
     def show_progress(self, text: str) -> None:
         """Show a text for a while, in the window only."""
