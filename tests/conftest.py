@@ -10,7 +10,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from renderonline.database.door import Database
-from tests.support.databases import Templates
+from tests.support.databases import Templates, directory_in_memory
 from tests.support.mariadb import PrivateMariaDB
 
 pytest_plugins = ("tests.support.kinds",)
@@ -61,7 +61,8 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a fresh, empty database."""
     if database_kind == "sqlite":
-        yield f"sqlite:///{tmp_path / 'farm.sqlite'}"
+        with directory_in_memory(tmp_path) as directory:
+            yield f"sqlite:///{directory / 'farm.sqlite'}"
         return
     server: PrivateMariaDB = request.getfixturevalue("mariadb")
     url = server.create_database()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.databases import directory_in_memory
 from tests.support.existing_farm import ExistingFarm, v1_node
 from tests.support.golden import GOLDEN, NodeStates, RenderAPIStates, Row, furnish, message_in, pattern_of, rows_of
 from tests.support.stub_engine import write_stub_engine
@@ -70,13 +71,14 @@ def test_hpcserver_answers_as_the_contract_says_before_its_first_render(
 @pytest.fixture(scope="module", params=["sqlite", "mariadb"])
 def renderapi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RenderAPIStates]:
     directory = tmp_path_factory.mktemp("renderapi")
-    connection = f"sqlite:///{directory / 'farm.sqlite'}"
-    if request.param == "mariadb":
-        connection = request.getfixturevalue("mariadb").create_database()
-    with ExistingFarm(directory, connection) as farm:
-        furnish(farm)
-        farm.start(quickly=False)
-        yield RenderAPIStates(farm)
+    with directory_in_memory(directory) as memory:
+        connection = f"sqlite:///{memory / 'farm.sqlite'}"
+        if request.param == "mariadb":
+            connection = request.getfixturevalue("mariadb").create_database()
+        with ExistingFarm(directory, connection) as farm:
+            furnish(farm)
+            farm.start(quickly=False)
+            yield RenderAPIStates(farm)
 
 
 @pytest.mark.parametrize("row", rows_of("renderapi"), ids=ids)

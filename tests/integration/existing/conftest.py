@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.databases import directory_in_memory
 from tests.support.existing_farm import ExistingFarm
 from tests.support.existing_rig import Rig
 
@@ -12,7 +13,10 @@ from tests.support.existing_rig import Rig
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[ExistingFarm]:
     """A farm on SQLite that is not started."""
-    with ExistingFarm(tmp_path / "farm", f"sqlite:///{tmp_path / 'farm.sqlite'}") as made:
+    with (
+        directory_in_memory(tmp_path) as directory,
+        ExistingFarm(tmp_path / "farm", f"sqlite:///{directory / 'farm.sqlite'}") as made,
+    ):
         yield made
 
 
