@@ -24,11 +24,11 @@ up: .venv/.runtime ## RenderAPI and one HPCServer on this computer; prints the a
 
 test: .venv/.dev ## Every test: unit, contract, integration (SQLite, MariaDB), end to end with a real Blender
 	@scripts/system-packages blender test
-	$(RUN)/pytest --every-kind -n 5 --dist loadgroup --durations 10
+	$(RUN)/pytest --every-kind -n 6 --dist loadgroup --durations 10
 
 test-all: .venv/.dev ## `make test` with every test on both databases, and with the slow variants of some: nightly
 	@scripts/system-packages blender test
-	$(RUN)/pytest --every-kind --thorough -n 5 --dist loadgroup --durations 10
+	$(RUN)/pytest --every-kind --thorough -n 6 --dist loadgroup --durations 10
 
 faults: .venv/.dev ## 200 faults on each database and 100 on farms without shared files; writes docs/faults-report.md: 40 minutes
 	@scripts/system-packages test

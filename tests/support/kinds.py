@@ -45,12 +45,22 @@ def is_left_out(path: str, keywords: object) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: place_in_the_queue(item.nodeid))
     if config.getoption("--thorough"):
         return
     left_out = {item for item in items if is_left_out(item.nodeid, {mark.name for mark in item.iter_markers()})}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+_LONG = ("tests/faults/", "tests/integration/cli/", "tests/integration/existing/")
+"""Folders whose tests mostly wait, each for several seconds."""
+
+
+def place_in_the_queue(path: str) -> int:
+    """Unit tests first, the long ones last: every second worker begins at the end."""
+    return 0 if path.startswith("tests/unit/") else 2 if path.startswith(_LONG) else 1
 
 
 _TOGETHER = (
@@ -76,12 +86,22 @@ worker, so that there is one farm and not one on each worker."""
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """In place of xdist's own groups: pytest-xdist 3.8 adds them to a name of a test that pytest 9.2 does not read."""
+    """In place of xdist's own groups: pytest-xdist 3.8 adds them to a name of a test that pytest 9.2 does not read.
+
+    Groups (first in the queue: xdist puts what has most tests there) need the processors, for browsers and Blender;
+    many other tests wait. So that both run at the same time, every second worker takes from the queue's end. They all
+    meet at short tests, so that none is busy for long when nothing is left for the others.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if int(node.gateway.id.removeprefix("gw")) % 2:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.kinds import is_left_out
+from tests.support.kinds import is_left_out, place_in_the_queue
 
 DISPATCH = "tests/integration/dispatch/test_links.py::test_lost_machine_requeues_its_chunk"
 
@@ -23,3 +23,9 @@ def test_mariadb_is_left_to_thorough_runs_where_no_sql_is_at_stake(
     path: str, markers: set[str], left_out: bool
 ) -> None:
     assert is_left_out(path, markers) is left_out
+
+
+def test_short_tests_lie_between_those_that_need_the_processors_and_those_that_wait() -> None:
+    """Groups come before all of them: xdist sorts by the number of tests."""
+    waits, short, other = "tests/faults/test_faults.py::x", "tests/unit/cli/test_words.py::x", f"{DISPATCH}[sqlite]"
+    assert sorted([waits, other, short], key=place_in_the_queue) == [short, other, waits]
