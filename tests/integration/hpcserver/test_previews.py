@@ -121,7 +121,7 @@ def test_only_the_machine_of_a_live_attempt_may_send_and_only_jpegs_of_its_files
 
 
 def _token(data: Path, attempt: int) -> str:
-    file = next(data.glob("*.sqlite*"))
+    file = next(data.glob("*.sqlite"))
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
         found = database.execute("SELECT token FROM attempts WHERE attempt_id = ?", (attempt,))
         return str(found.fetchone()[0])

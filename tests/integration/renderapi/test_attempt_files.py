@@ -22,7 +22,7 @@ from sqlalchemy import create_engine, text
 from renderonline.farm.result_names import Bounds
 from renderonline.farm.settling import Patience
 from renderonline.protocol.link import Exited, Result, Started
-from renderonline.renderapi import landings, services
+from renderonline.renderapi import control, landings, services
 from renderonline.serving import bodies
 from tests.faults.engine import DEFINITION
 from tests.support.held_attempts import Held, held_attempt
@@ -288,7 +288,8 @@ async def test_nothing_is_taken_when_the_attempt_is_over(held: Held) -> None:
     await wait_until(gone)
 
 
-async def test_nothing_is_told_of_a_deleted_task(held: Held) -> None:
+async def test_nothing_is_told_of_a_deleted_task(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_STOPPING_S", 0.1)  # this machine never says that it has stopped
     assert (await held.api.call("DELETE", f"/tasks/{held.assign.task}")).status == 204
     assert (await held.call("GET", "inputs")).status == 404
     assert (await held.send("frame_0001.png", b"x")).status == 404
