@@ -111,13 +111,13 @@ def cards() -> tuple[str, ...]:
 
 
 def python_paths() -> tuple[str, ...]:
-    """What a Python program of ours reads: this Python with its packages, the real one behind it, and our source."""
+    """The paths that our Python programs read: this Python with its packages, the one it was made of, our source."""
     found = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))
     return tuple(path for path in dict.fromkeys(found) if path != "/usr")
 
 
 def link_of(path: str) -> str:
-    """Where a link leads, "" for what is none: `/bin` is a link to `usr/bin` on most systems."""
+    """Return the target of a link, or "". On most systems `/bin` is a link to `usr/bin`."""
     try:
         return os.readlink(path)
     except OSError:
@@ -175,7 +175,7 @@ def _mounts(box: Box) -> list[str]:
 
 
 def _places(hidden: Sequence[str], roots: Sequence[str]) -> list[str]:
-    """Where hidden directories would show in the box: below each root that really holds them, by whatever name."""
+    """Where hidden directories would be visible in the box: below each root that holds them under any name."""
     found: dict[str, None] = {}
     for path in filter(os.path.isdir, hidden):
         for root in roots:
@@ -250,14 +250,14 @@ _CALLS: Final = {
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel offers, 0 for none (or a computer whose calls are not known here)."""
+    """Return this kernel's version of Landlock; 0 for none, or for a processor that is not in `_CALLS`."""
     if sys.platform != "linux" or platform.machine() not in _CALLS:
         return 0
     return max(0, _call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
 
 
 def restrict_thread(box: Box, version: int) -> None:
-    """Shut this thread, and what it starts, into the box for good. `version`: what `abi` said. Raises OSError."""
+    """Put this thread, and what it starts, into the box for good. `version`: that of `abi`. Raises OSError."""
     handled = sum(bits for since, bits in _RIGHTS_BY_ABI if since <= version)
     words = [handled]
     if version >= 4:
@@ -288,7 +288,7 @@ def restrict_thread(box: Box, version: int) -> None:
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
     """Take all capabilities from this thread, and from what it starts: root's modules, hostname, restart."""
     for number in range(_CAPABILITIES):
-        libc.prctl(_DROP_FROM_BOUNDS, number, 0, 0, 0)  # refused to who has none
+        libc.prctl(_DROP_FROM_BOUNDS, number, 0, 0, 0)  # refused to a thread without capabilities
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)
     _checked(libc.capset(header, none))
 
@@ -307,8 +307,8 @@ def _allow(ruleset: int, paths: Sequence[str], rights: int) -> None:
 
 
 def _without(roots: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """The roots; of one that holds something hidden everything but that, and no links: one could lead there. What is
-    named below something hidden has its own root."""
+    """The roots. One that holds a hidden directory is replaced by its other entries, except links, which could lead
+    there. What is named below a hidden directory has its own root."""
     found: list[str] = []
     for root in roots:
         if any(f"{path}/".startswith(f"{root.rstrip('/')}/") and path != root for path in hidden):

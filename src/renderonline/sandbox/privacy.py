@@ -16,7 +16,7 @@ from renderonline.farm.errors import InvalidRequest
 
 _PR_SET_DUMPABLE: Final = 4
 _LOCKED_BYTE: Final = 1 << 20
-"""The byte that is locked on Windows, where a locked byte can't be read: it lies behind every note."""
+"""The position of the byte that is locked on Windows, behind every note, because a locked byte can't be read."""
 
 
 class Locked(BlockingIOError):

@@ -91,7 +91,7 @@ def make_private(directory: Path) -> None:
 
 
 def make_below(root: Path, directory: Path) -> None:
-    """Make `directory` and what lies between it and `root`, as open as `root`. `FileExistsError` when it is there."""
+    """Make `directory` and its missing parents below `root`, as open as `root`. Raises `FileExistsError`."""
     if directory.parent != root and not directory.parent.is_dir():
         with contextlib.suppress(FileExistsError):
             make_below(root, directory.parent)
@@ -100,8 +100,9 @@ def make_below(root: Path, directory: Path) -> None:
 
 
 def make_places(data_directory: Path, files: Path, mode: str) -> None:
-    """Make a farm's data directory and its download path, if they are not there. `mode` is `FilesMode`: what is there
-    keeps its own unless it is named; "": private inside the data directory, shared elsewhere. `OSError`."""
+    """Make a farm's data directory and its download path if they are missing. `mode` is `FilesMode`; with "" existing
+    directories keep their modes, and a new download path is private inside the data directory, shared elsewhere.
+    Raises OSError."""
     within = files.is_relative_to(data_directory)
     if not data_directory.exists():
         make_private(data_directory)
@@ -126,10 +127,9 @@ _OWNER: Final = 0o700
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, of any depth and any mode; links are not followed. What can't be
-    removed stays. Never raises for what is there, and holds two descriptors, however deep it is. Blocks.
-
-    What lies deeper is moved up, a directory at a time, so that nothing is ever further away than one step.
+    """Remove a directory and its content, of any depth and any mode, without following links. What can't be removed
+    stays; no content makes it raise an error. It uses two descriptors at any depth, because deeper directories are
+    moved up one by one before they are emptied. Blocks.
     """
     if not shutil.rmtree.avoids_symlink_attacks:  # Windows: no descriptors of directories
         shutil.rmtree(path, ignore_errors=True)
@@ -161,7 +161,7 @@ def _empty(root: int) -> None:
 
 
 def _directories_left(folder: int) -> list[str]:
-    """Remove the files of a directory; the names of those in it, which their owner can open and move after this."""
+    """Remove the files of a directory; return the names of its directories, which their owner can open and move now."""
     found: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -283,7 +283,7 @@ def _of_another_size(picture: Any, wanted: tuple[int, int]) -> str:
 
 
 def _unreadable(picture: Any, part: int) -> str:
-    """Decode a part of a picture; why it can't be, or ""."""
+    """Decode a part of a picture; return why that fails, or ""."""
     spec = picture.spec()
     if picture.has_error or spec.width <= 0 or spec.height <= 0 or spec.nchannels <= 0:
         return _complaint(picture) or "the file is not a picture"

@@ -183,7 +183,7 @@ def _copy(landing: Landing, name: str, file: int, target: int) -> Placed:
 
 
 def _known(landing: Landing, name: str, target: int) -> Placed:
-    """Another file has got the final name meanwhile: `LANDED` if it has this result's bytes."""
+    """`LANDED` if the file that has the final name by now has this result's bytes, else `TAKEN`."""
     return Placed.LANDED if _digest(name, target) == landing.offer.digest else Placed.TAKEN
 
 
@@ -357,8 +357,8 @@ class Delivery:
 
 
 class Delivered(StrEnum):
-    """How a delivery ended. `CHANGED`: the result is missing or not what landed. `TAKEN`: another file, or a link,
-    has the name. `SAME`: another file has the name and the same bytes. `AWAY`: the root is missing."""
+    """How a delivery ended. `CHANGED`: the result is missing or differs from what landed. `TAKEN`: another file, or a
+    link, has the name. `SAME`: another file has the name and the same bytes. `AWAY`: the root is missing."""
 
     DELIVERED = "delivered"
     SAME = "same"
@@ -391,7 +391,7 @@ def deliver(one: Delivery) -> Delivered:
 
 
 def _remove_old(one: Delivery, target: int) -> None:
-    """What an interrupted try left."""
+    """Remove the temporary files of interrupted tries."""
     for name in os.listdir(target):
         if name.startswith(f"{ASIDE}{one.key}-"):
             with contextlib.suppress(OSError):
