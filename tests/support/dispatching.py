@@ -119,7 +119,7 @@ class Rig:
     database: Database
     directory: Path
     silence_s: float = 30.0
-    grace_s: float = 60.0
+    return_s: float = 60.0
     policy: RetryPolicy = QUICK
     pool_sandbox: dict[str, str] = field(default_factory=dict)
     reserve_mib: int = 0
@@ -159,7 +159,7 @@ class Rig:
             patience=self.patience,
             reserve_mib=self.reserve_mib,
             silence_s=self.silence_s,
-            grace_s=self.grace_s,
+            return_s=self.return_s,
             pool_sandbox=self.pool_sandbox,
         )
         self.ids = ids

@@ -210,11 +210,11 @@ _SQLITE_WORDS: Final = (
 )
 
 
-def writer_engine(place: DatabasePlace, silence_s: float) -> Engine:
+def writer_engine(place: DatabasePlace, idle_s: float) -> Engine:
     """The engine of the one writer. A program that hangs must not keep its locks: MySQL ends its connection after
-    `silence_s` without a statement."""
+    `idle_s` without a statement."""
     return _engine(
-        place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S, silence_s=silence_s
+        place, begin="BEGIN IMMEDIATE", isolation="READ COMMITTED", size=1, socket_s=_SOCKET_S, idle_s=idle_s
     )
 
 
@@ -232,7 +232,7 @@ def patient_engine(place: DatabasePlace) -> Engine:
 
 
 def _engine(
-    place: DatabasePlace, *, begin: str, isolation: str, size: int, socket_s: int | None, silence_s: float | None = None
+    place: DatabasePlace, *, begin: str, isolation: str, size: int, socket_s: int | None, idle_s: float | None = None
 ) -> Engine:
     options: dict[str, Any]
     if place.dialect == "sqlite":
@@ -242,8 +242,8 @@ def _engine(
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
         return engine
     session = f"sql_mode='{_STRICT}', time_zone='+00:00', innodb_lock_wait_timeout={_LOCK_WAIT_S}"
-    if silence_s is not None:
-        session += f", wait_timeout={max(1, round(silence_s))}"
+    if idle_s is not None:
+        session += f", wait_timeout={max(1, round(idle_s))}"
     options = {"connect_timeout": 10, "read_timeout": socket_s, "write_timeout": socket_s}
     options |= {"init_command": f"SET SESSION {session}", **place.connect_arguments}
     return create_engine(place.url, connect_args=options, isolation_level=isolation, pool_size=size, pool_recycle=3600)

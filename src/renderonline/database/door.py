@@ -221,19 +221,17 @@ class Database:
         self._closed = False
 
     @classmethod
-    def open(
-        cls, connection: str, *, readers: int = 3, patience_s: float = 30.0, silence_s: float = 10.0
-    ) -> "Database":
+    def open(cls, connection: str, *, readers: int = 3, patience_s: float = 30.0, idle_s: float = 10.0) -> "Database":
         """Open the database that a connection string names (ADO.NET form or URL) and start its threads.
 
         A SQLite file that does not exist is created, empty. `patience_s`: how long a write is retried while the
-        database does not answer. `silence_s`: MySQL rolls back the writer's transaction and frees its locks after this
+        database does not answer. `idle_s`: MySQL rolls back the writer's transaction and frees its locks after this
         long without a statement. Raises `NotAvailable`, which says what to check, when it can't be reached. Blocks.
         """
         place = parse(connection)
         if place.dialect == "sqlite":
             connecting.make_file(place)
-        engine = connecting.writer_engine(place, silence_s)
+        engine = connecting.writer_engine(place, idle_s)
         with connecting.explained(place), engine.connect() as probe:
             probe.exec_driver_sql("SELECT 1")
         return cls(place, engine, readers=readers, patience_s=patience_s)

@@ -20,8 +20,6 @@ from typing import Final, NamedTuple
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.needs import MAX_GPUS, Needs
 
-GRACE_S: Final = 60.0
-"""After RenderAPI's start, the seconds within which the machine of each live attempt must send something."""
 ALTERNATION_S: Final = 60.0
 LONGEST_ADDRESS: Final = 45
 MOST_SLOTS: Final = 1024

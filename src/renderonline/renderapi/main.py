@@ -334,7 +334,7 @@ async def _begin(
 async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -> Database:
     """The database; one that is not our own file only with the schema that we need."""
     await asyncio.to_thread(make_places, settings.data_directory.absolute(), settings.files, settings.files_mode)
-    database = await asyncio.to_thread(Database.open, settings.database, silence_s=settings.lease_s)
+    database = await asyncio.to_thread(Database.open, settings.database, idle_s=settings.lease_s)
     stack.push_async_callback(database.close)
     if database.dialect != "sqlite" and not await asyncio.to_thread(upkeep.is_current, database):
         raise Conflict(

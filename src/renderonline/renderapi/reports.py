@@ -372,7 +372,7 @@ _ORDERS_AT_ONCE: Final = 16
 
 
 class Watching:
-    """Looks at all machines and live attempts. `silence_s`: how long a machine may say nothing; `grace_s`: how long
+    """Looks at all machines and live attempts. `silence_s`: how long a machine may say nothing; `return_s`: how long
     nothing counts after a start."""
 
     def __init__(
@@ -382,18 +382,18 @@ class Watching:
         machines: Machines,
         *,
         silence_s: float,
-        grace_s: float,
+        return_s: float,
         patience: Patience,
     ) -> None:
         self._reports, self._memory, self._machines = reports, memory, machines
-        self._silence_s, self._grace_s, self._patience = silence_s, grace_s, patience
+        self._silence_s, self._return_s, self._patience = silence_s, return_s, patience
 
     async def look(self, awake: float) -> None:
         """End what has to be ended at this moment (awake seconds)."""
         silent = self._silent(awake)
         leased = [attempt for attempt in self._memory.attempts.values() if attempt.leased]
         await self._reports.end({one.attempt_id: end for one in leased if (end := self._lost(one, silent))})
-        if awake <= self._grace_s:
+        if awake <= self._return_s:
             return
         await self._read_limits(awake)
         for machine in self._machines:
@@ -407,7 +407,7 @@ class Watching:
         """Machines of which nothing was heard, and what is said of them."""
         silent: dict[int, str] = {}
         for machine in self._machines:
-            deadline = self._grace_s if machine.heard is None else machine.heard + self._silence_s
+            deadline = self._return_s if machine.heard is None else machine.heard + self._silence_s
             if awake > deadline:
                 silent[machine.machine_id] = f"{machine.name} is silent"
                 if machine.link is not None and machine.row.is_linked:

@@ -73,7 +73,7 @@ class Dispatching:
         policy: RetryPolicy,
         reserve_mib: int,
         silence_s: float,
-        grace_s: float,
+        return_s: float,
         patience: Patience,
         pool_sandbox: Mapping[str, str],
     ) -> None:
@@ -169,7 +169,9 @@ class Dispatching:
             files=self.files,
             reports=self.reports,
             benching=self.benching,
-            watching=Watching(self.reports, memory, machines, silence_s=silence_s, grace_s=grace_s, patience=patience),
+            watching=Watching(
+                self.reports, memory, machines, silence_s=silence_s, return_s=return_s, patience=patience
+            ),
             checks=checks,
             background=background,
             clocks=clocks,
@@ -217,7 +219,7 @@ class Services:
             policy=settings.retries,
             reserve_mib=settings.reserve_mib,
             silence_s=settings.silence_s,
-            grace_s=settings.return_s,
+            return_s=settings.return_s,
             patience=Patience(),
             pool_sandbox=settings.pool_boxes,
         )

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from renderonline.database.standby import LEASE_S
 from renderonline.farm.errors import InvalidRequest
-from renderonline.farm.machines import GRACE_S
 from renderonline.farm.needs import checked_box, checked_pool
 from renderonline.farm.settling import RetryPolicy
 from renderonline.protocol.link import SILENCE_S
@@ -21,6 +20,7 @@ from renderonline.serving.web import TlsFiles
 from renderonline.storage.disk import MODES, data_directory
 
 ENVIRONMENT_PREFIX: Final = "RENDERAPI_"
+_RETRIES: Final = RetryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,15 @@ class Settings:
     """MySQL: a RenderAPI that stood still for so long is overtaken by one that stands by; the same for all of them."""
     silence_s: Positive = SILENCE_S
     """A machine from which nothing was heard for so long is gone; more than a few of its heartbeats (R1.3 Silence)."""
-    return_s: Positive = GRACE_S
+    return_s: Positive = 60.0
     """After a start every machine has so long to come back before its attempts are lost (R1.3 Silence)."""
-    max_tries: PositiveInt = 3
+    max_tries: PositiveInt = _RETRIES.max_tries
     """A chunk that failed so often has failed for good (R1.4 Retries)."""
-    max_kills: PositiveInt = 2
+    max_kills: PositiveInt = _RETRIES.max_kills
     """A chunk that was lost or out of memory on this number of machines has failed for good (R1.5 Machine blame)."""
-    retry_base_s: float = 5.0
+    retry_base_s: float = _RETRIES.base_s
     """The longest pause before the second try; it doubles with every try (R1.4 Retries)."""
-    retry_cap_s: float = 300.0
+    retry_cap_s: float = _RETRIES.cap_s
     """No pause between two tries is longer."""
     notify: tuple[str, ...] = field(default=(), repr=False)
     """Apprise addresses that hear of every task that ends and every machine that is benched; they hold passwords."""

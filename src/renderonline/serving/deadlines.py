@@ -49,7 +49,7 @@ LINGER_BYTES: Final = 16 * 1024 * 1024
 """The most that is meanwhile read and discarded of a body that was asked for, or whose sender has authenticated."""
 FRAMES_BYTES: Final = 2048
 """The bytes of a WebSocket that are parsed at once, because they may be hundreds of frames."""
-MOST_FRAMES: Final = 100
+UNFINISHED_FRAMES: Final = 100
 """The most frames of a WebSocket in a row that complete no message; before authentication, the most frames in all."""
 HELLO_BYTES: Final = 256 * 1024
 """The most bytes of a WebSocket that are read before its sender has authenticated."""
@@ -307,7 +307,7 @@ class LinkProtocol(WebSocketsSansIOProtocol):
             super().data_received(piece)
             if self.transport.is_closing():
                 return
-            if self._frames > MOST_FRAMES or (not self._is_known and self._bytes > HELLO_BYTES):
+            if self._frames > UNFINISHED_FRAMES or (not self._is_known and self._bytes > HELLO_BYTES):
                 self.transport.abort()
                 return
 

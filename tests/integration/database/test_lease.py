@@ -72,7 +72,7 @@ def opened(url: str) -> Iterator[Callable[[], Database]]:
     databases: list[Database] = []
 
     def another() -> Database:
-        databases.append(Database.open(url, silence_s=1.0))
+        databases.append(Database.open(url, idle_s=1.0))
         return databases[-1]
 
     yield another

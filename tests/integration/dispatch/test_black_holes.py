@@ -22,7 +22,7 @@ AWAKE_S = 3.0
 @pytest.fixture
 async def rig(database: Database, tmp_path: Path) -> AsyncIterator[Rig]:
     """A farm that waits for a second only."""
-    async with opened_rig(database, tmp_path, patience=QUICK, grace_s=0.1) as opened:
+    async with opened_rig(database, tmp_path, patience=QUICK, return_s=0.1) as opened:
         yield opened
 
 
@@ -106,7 +106,7 @@ async def test_assignment_that_waits_for_a_slot_is_kept(rig: Rig) -> None:
 
 
 async def test_nothing_counts_before_every_machine_had_time_to_come_back(database: Database, tmp_path: Path) -> None:
-    async with opened_rig(database, tmp_path, patience=QUICK, grace_s=60.0) as rig:
+    async with opened_rig(database, tmp_path, patience=QUICK, return_s=60.0) as rig:
         machine = await joined(rig, works=False)
         task_id = await rig.submit("1")
         await machine.given()

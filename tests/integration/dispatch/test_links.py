@@ -33,7 +33,7 @@ from tests.support.dispatching import Machine, Rig, begun, joined, opened_rig, u
 @pytest.fixture
 async def quick(database: Database, tmp_path: Path) -> AsyncIterator[Rig]:
     """A rig that takes a machine for gone after a second."""
-    async with opened_rig(database, tmp_path, silence_s=1.0, grace_s=2.0) as opened:
+    async with opened_rig(database, tmp_path, silence_s=1.0, return_s=2.0) as opened:
         yield opened
 
 

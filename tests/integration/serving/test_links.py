@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from renderonline.serving import deadlines
 from renderonline.serving.admission import let_in
-from renderonline.serving.deadlines import HELLO_BYTES, MOST_FRAMES
+from renderonline.serving.deadlines import HELLO_BYTES, UNFINISHED_FRAMES
 from tests.integration.serving.test_web import serving
 
 EMPTY_PING, EMPTY_TEXT = b"\x89\x80\0\0\0\0", b"\x81\x80\0\0\0\0"
@@ -99,7 +99,7 @@ async def test_a_machine_may_say_much_and_ping_beside_it(url: str) -> None:
         await machine.send("hello")
         await machine.send("x" * (2 * HELLO_BYTES))
         assert len(await machine.recv()) == 2 * HELLO_BYTES
-        for number in range(2 * MOST_FRAMES):
+        for number in range(2 * UNFINISHED_FRAMES):
             await machine.ping()
             await machine.send(str(number))
             assert await machine.recv() == str(number)

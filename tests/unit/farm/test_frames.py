@@ -1,9 +1,13 @@
 """Frame ranges: reading, writing, cutting, covering."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import renderonline
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import (
     LARGEST_FRAME,
@@ -83,6 +87,12 @@ def test_more_frames_than_a_task_may_have_are_refused_before_they_are_made(text:
 def test_as_many_frames_as_a_task_may_have_are_taken() -> None:
     assert len(parse_frames(f"1-{MAX_FRAMES}")) == MAX_FRAMES
     assert parse_frames("0-2000000000x20001")[-1] <= 2_000_000_000
+
+
+@pytest.mark.parametrize("copy", ["rnoclient/web/static/js/rules.js", "engines/blender/launcher/__init__.py"])
+def test_copies_of_the_most_frames_are_the_same(copy: str) -> None:
+    text = (Path(renderonline.__file__).parent / copy).read_text(encoding="utf-8")
+    assert re.findall(r"MAX_FRAMES\b[^=\n]* = ([0-9_]+)", text) == [f"{MAX_FRAMES:_}"]
 
 
 @given(some_frames.filter(bool))

@@ -191,7 +191,8 @@ def _tidied(url: str) -> str:
 
 RESYNC: Final = "resync"
 """The type of the event after lost events: ask again for everything that you show."""
-SILENCE_S: Final = 45.0
+EVENTS_SILENT_S: Final = 45.0
+"""Without an event or a keep-alive comment for this time the stream of events is broken."""
 POLL_S: Final = 3.0
 LINE_LIMIT: Final = 1024 * 1024
 
@@ -216,7 +217,7 @@ def stream(connection: Connection, *, patience_s: float = 60.0) -> Iterator[Even
     while True:
         try:
             headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
-            with connection.open("GET", "/events", headers=headers, timeout_s=SILENCE_S) as response:
+            with connection.open("GET", "/events", headers=headers, timeout_s=EVENTS_SILENT_S) as response:
                 if not last_id:
                     yield Event(RESYNC, {})
                 for event in parse(response):

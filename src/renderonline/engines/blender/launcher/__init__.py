@@ -12,6 +12,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Final
+
+MAX_FRAMES: Final = 100_000
+"""The most frames of a task, as in farm/frames.py."""
 
 
 class Failed(Exception):

@@ -21,13 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
-from . import Failed, NoEngine, WrongOption, held_back, say, several, speak_utf8, warn
+from . import MAX_FRAMES, Failed, NoEngine, WrongOption, held_back, say, several, speak_utf8, warn
 from .companions import Companions, escaped, export_svg, has_camera, settle_svg, takes_variables, write_sound
 from .files import find_files, missing_at_first, unbaked
 from .task_options import TRY_CARDS, Devices, EngineNames, SceneOptions, list_engines, try_cards
 
 LARGEST_FRAME: Final = 1_048_574
-MOST_FRAMES: Final = 100_000
 MOST_THREADS: Final = 1_024
 QUIET_S: Final = 0.2
 """Between progress lines that only name a stage; there are forty a frame."""
@@ -143,7 +142,7 @@ class Session:
             first, _, last = part.partition("..")
             start = self._frame("-f", first)
             end = self._frame("-f", last) if last else start
-            if end - start >= MOST_FRAMES:
+            if end - start >= MAX_FRAMES:
                 raise WrongOption(f"-f {text} are too many frames")
             yield from range(start, end + 1)
 

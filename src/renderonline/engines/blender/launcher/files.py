@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from . import several, warn
+from . import MAX_FRAMES, several, warn
 from .companions import all_strips
 from .inputs import Inputs, pattern_of, split_name
 
@@ -310,9 +310,6 @@ def _stand_in(first: Any) -> str:
     return path
 
 
-MOST_FRAMES: Final = 100_000
-
-
 def lacking_pictures(bpy: Any) -> Iterator[str]:
     """A sentence for each node that lacks pictures in the frames of a scene."""
     scenes = [(scene.frame_start, scene.frame_end) for scene in bpy.data.scenes]
@@ -325,7 +322,7 @@ def lacking_pictures(bpy: Any) -> Iterator[str]:
                 if not hasattr(user, "frame_duration"):
                     continue
                 path = str(bpy.path.abspath(image.filepath, library=image.library))
-                found = list(_lacking(path, user, range(first, min(last, first + MOST_FRAMES) + 1)))
+                found = list(_lacking(path, user, range(first, min(last, first + MAX_FRAMES) + 1)))
                 if found:
                     yield f"{several(found, 3)} of {owner.name} {'are' if found[1:] else 'is'} not there"
 

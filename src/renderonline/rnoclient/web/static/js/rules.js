@@ -12,7 +12,7 @@ export const TYPES = {
   real: /^-?\d+(\.\d+)?$/,
 };
 const EXAMPLES = { file: 'a file name like scene.blend', path: 'a path like /textures/wood', extension: 'an extension like .png', word: 'one word of letters, digits and _', sentence: 'plain text', natural: 'a whole number, 0 or more', integer: 'a whole number', real: 'a number like 0.5' };
-const MOST_FRAMES = 100_000;
+const MAX_FRAMES = 100_000; // as in farm/frames.py
 const PART = /^(-?\d{1,10})(?:-(-?\d{1,10})(?:([xy:])(-?\d{1,10}))?)?$/;
 
 /** How many frames a range names: a number, or what is wrong with it. */
@@ -25,7 +25,7 @@ export function framesOf(text) {
     if (!match) return `“${part}” is no range. Write 1-250, 1-100x5 (every fifth) or 1,5,9.`;
     const [first, last, way, by] = [Number(match[1]), Number(match[2] ?? match[1]), match[3], Number(match[4] ?? 1)];
     if (by === 0) return 'The step must not be 0.';
-    if (Math.abs(last - first) > 2 * MOST_FRAMES) return `A task has at most ${MOST_FRAMES} frames.`;
+    if (Math.abs(last - first) > 2 * MAX_FRAMES) return `A task has at most ${MAX_FRAMES} frames.`;
     const sign = last < first ? -1 : 1;
     const step = Math.abs(by);
     const every = [];
@@ -34,7 +34,7 @@ export function framesOf(text) {
     else if (way === ':') for (let stride = step; stride >= 1; stride--) every.filter((_, at) => at % stride === 0).forEach((frame) => found.add(frame));
     else every.filter((_, at) => at % step === 0).forEach((frame) => found.add(frame));
   }
-  return found.size > MOST_FRAMES ? `A task has at most ${MOST_FRAMES} frames.` : found.size;
+  return found.size > MAX_FRAMES ? `A task has at most ${MAX_FRAMES} frames.` : found.size;
 }
 
 /** What is wrong with a value, "" when nothing is. An empty one may mean: as the scene says. */
