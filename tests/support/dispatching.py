@@ -20,7 +20,7 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from renderonline.database import administration_rows, machine_rows, submission_rows, upkeep
+from renderonline.database import administration_rows, submission_rows, upkeep
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.schema import attempts, chunks, results, tasks
 from renderonline.database.submission_rows import NewChunk, NewTask
@@ -196,10 +196,10 @@ class Rig:
         name = name or f"machine{next(_names)}"
 
         def make(connection: Any) -> int:
-            code = machine_rows.invite(
+            code = administration_rows.invite(
                 connection, uses=1, expires_us=2**60, created_by=self.user_id, now_us=1, slots=slots
             )
-            return machine_rows.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
+            return administration_rows.enroll(connection, code.code, name, f"secret of {name}", now_us=1).machine_id
 
         machine_id = await self.database.write(make)
         self.secrets[machine_id] = f"secret of {name}"
@@ -207,7 +207,7 @@ class Rig:
 
     async def add_v1(self, port: int) -> int:
         """A v1 machine's row."""
-        row = await self.database.write(lambda c: machine_rows.add_v1(c, "127.0.0.1", port, now_us=1))
+        row = await self.database.write(lambda c: administration_rows.add_v1(c, "127.0.0.1", port, now_us=1))
         await self.dispatcher.refresh()
         return row.machine_id
 

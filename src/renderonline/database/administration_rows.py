@@ -1,38 +1,59 @@
-"""The rows that administrators manage: users with their tokens (R12 Tokens), subscriptions, engines, argument types."""
+"""The rows that administrators manage: users with their tokens (R12 Tokens), subscriptions, engines, argument types,
+machines with their join codes. Tokens, secrets and join codes are stored as hashes only, but for the tokens of the
+existing system.
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+v1 machines have an address and ids below 1000; linked machines have ids from 1000 (R1.1 Unique ids) and a secret.
+
+The routes check numbers and choices; here is checked what depends on other rows or on the columns.
+"""
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, func, or_, select
 
+from renderonline.database.queue_rows import MachineRow, get_machine, secret_hash
 from renderonline.database.schema import (
+    LIVE_ATTEMPT,
     AnyRow,
     argtypes,
+    attempts,
     engines,
-    farm,
+    farm_value,
     from_row,
     insert,
-    refuse_unknown,
+    join_codes,
+    machines,
     renders,
+    row_of,
+    rows_of,
+    set_farm_value,
     subscriptions,
     tasks,
-    the_row,
     update,
     users,
 )
-from renderonline.database.submission_rows import EngineRow, NewEngine, engine_of_row, list_engines
+from renderonline.database.submission_rows import EngineRow, NewEngine, list_engines
 from renderonline.farm import result_names
 from renderonline.farm.accounts import TOKEN_PREFIX, Role, Subscription, User, hash_token, token_matches
 from renderonline.farm.arguments import ArgType
-from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
+from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound
+from renderonline.farm.machines import Wish, checked_address, checked_hours
+from renderonline.farm.needs import checked_pool, checked_tags
 
-_USER: Final = tuple(users.c[one.name] for one in fields(User))
 _ACTIVE_ADMIN: Final = (users.c.role == Role.ADMIN.value, users.c.is_active == 1)
-_LIMITS: Final = {"queue_limit": 0, "share": 1, "running_limit": 0, "keep_days": 0, "keep_mib": 0}
-"""The numbers of a subscription, and the least value of each."""
 _CHANGEABLE: Final = frozenset({"first_name", "last_name", "email", "subscription_id", "is_active", "role"})
-_LENGTHS: Final = {"first_name": 50, "last_name": 50, "email": 255}
+_NEVER_EMPTY: Final = frozenset({"name", "extension", "argtype_id", "type"})
+_FIRST_LINKED: Final = 1000
+_WRITTEN: Final[Mapping[str, Callable[[Any], str]]] = {
+    "tags": lambda tags: " ".join(checked_tags(tags)),
+    "pool": checked_pool,
+    "hours": checked_hours,
+}
+_CODE_LETTERS: Final = "ABCDEFGHJKMNPQRSTVWXYZ23456789"
+_CODE_GROUPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +86,7 @@ def authenticate(connection: Connection, email: str, token: str) -> Account | No
 def seal_token(connection: Connection, user_id: int, raw: str) -> bool:
     """Replace a raw token by its hash after a login with it; returns whether it was replaced. Only on a database that
     we created, or after `db migrate --upgrade-tokens` (R12 Tokens)."""
-    facts = {row.key: row.value for row in connection.execute(select(farm))}
-    if facts.get("origin") != "created" and facts.get("tokens") != "hashed":
+    if farm_value(connection, "origin") != "created" and farm_value(connection, "tokens") != "hashed":
         return False
     stored = connection.scalar(select(users.c.token).where(users.c.user_id == user_id).with_for_update())
     if stored != raw or stored.startswith(TOKEN_PREFIX):
@@ -77,20 +97,18 @@ def seal_token(connection: Connection, user_id: int, raw: str) -> bool:
 
 def get_user(connection: Connection, user_id: int) -> User:
     """One user, or `NotFound`."""
-    query = select(*_USER).where(users.c.user_id == user_id)
-    return _user(the_row(connection, query, f"There is no user {user_id}."))
+    return _user(row_of(connection, users, user_id, f"There is no user {user_id}."))
 
 
 def active_account(connection: Connection, user_id: int) -> Account | None:
     """An account with its stored token, None when there is no active one."""
-    query = select(*_USER, users.c.token).where(users.c.user_id == user_id, users.c.is_active == 1)
-    row = connection.execute(query).first()
-    return row and Account(_user(row), row.token)
+    row = connection.execute(select(users).where(users.c.user_id == user_id, users.c.is_active == 1)).first()
+    return Account(_user(row), row.token) if row else None
 
 
 def list_users(connection: Connection) -> tuple[User, ...]:
     """All users by id."""
-    return tuple(_user(row) for row in connection.execute(select(*_USER).order_by(users.c.user_id)))
+    return tuple(map(_user, rows_of(connection, users)))
 
 
 def has_admin(connection: Connection) -> bool:
@@ -103,7 +121,7 @@ def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
     same token, it returns the same user (R3.2 Repeatable operations)."""
     values = asdict(new)
     token_hash = values.pop("token_hash")
-    _check(connection, values)
+    _check_user(connection, values)
     for account in _candidates(connection, new.email):
         if account.token == token_hash:
             return account.user
@@ -114,10 +132,9 @@ def add_user(connection: Connection, new: NewUser, *, now_us: int) -> User:
 def change_user(connection: Connection, user_id: int, changes: Mapping[str, Any]) -> User:
     """Change some of first_name, last_name, email, subscription_id, is_active, role. The last active administrator
     stays one."""
-    refuse_unknown(changes, _CHANGEABLE, "a user")
     connection.execute(select(users.c.user_id).where(*_ACTIVE_ADMIN).order_by(users.c.user_id).with_for_update()).all()
     before = get_user(connection, user_id)
-    _check(connection, changes)
+    _check_user(connection, changes)
     email = changes.get("email")
     if email is not None and email.casefold() != before.email.casefold():
         _refuse_taken(connection, email)
@@ -135,8 +152,7 @@ def set_token(connection: Connection, user_id: int, token_hash: str) -> User:
 
 def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     """All subscriptions by id."""
-    rows = connection.execute(select(subscriptions).order_by(subscriptions.c.subscription_id))
-    return tuple(from_row(Subscription, row) for row in rows)
+    return tuple(from_row(Subscription, row) for row in rows_of(connection, subscriptions))
 
 
 def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int | str) -> Subscription:
@@ -161,7 +177,7 @@ def _candidates(connection: Connection, email: str) -> list[Account]:
         roughly: ColumnElement[bool] = func.casefold(users.c.email) == folded
     else:
         roughly = func.lower(users.c.email) == func.lower(email)
-    found = connection.execute(select(*_USER, users.c.token).where(roughly))
+    found = connection.execute(select(users).where(roughly))
     return [Account(_user(row), row.token) for row in found if row.email.casefold() == folded]
 
 
@@ -170,10 +186,18 @@ def _refuse_taken(connection: Connection, email: str) -> None:
         raise Conflict(f"There already is a user with the e-mail {email}.")
 
 
-def _check(connection: Connection, values: Mapping[str, Any]) -> None:
-    for name, longest in _LENGTHS.items():
-        if len(values.get(name, "")) > longest:
-            raise InvalidRequest(f"{name} is longer than {longest} characters.")
+def _check_columns(table: Table, values: Mapping[str, Any], known: Collection[str], of: str) -> None:
+    """Refuse columns that can't be changed, texts that don't fit into theirs, and empty names."""
+    if unknown := sorted(values.keys() - set(known)):
+        raise InvalidRequest(f"{unknown[0]} of {of} can't be changed.")
+    for name, value in values.items():
+        least, most = int(name in _NEVER_EMPTY), getattr(table.c[name].type, "length", None)
+        if most is not None and not least <= len(value) <= most:
+            raise InvalidRequest(f"The {name} of {of} has {least} to {most} characters.")
+
+
+def _check_user(connection: Connection, values: Mapping[str, Any]) -> None:
+    _check_columns(users, values, _CHANGEABLE, "a user")
     email = values.get("email")
     if email is not None and ("@" not in email or not email.isprintable() or email != email.strip()):
         raise InvalidRequest("That is not an e-mail address. It looks like name@example.org.")
@@ -182,29 +206,26 @@ def _check(connection: Connection, values: Mapping[str, Any]) -> None:
 
 
 def _check_subscription(values: Mapping[str, Any]) -> None:
-    refuse_unknown(values, {"name", "names", *_LIMITS}, "a subscription")
+    _check_columns(
+        subscriptions, values, Subscription.__dataclass_fields__.keys() - {"subscription_id"}, "a subscription"
+    )
     result_names.check(values.get("names", ""), frames=2 if values.get("names") else 1)
-    if len(values.get("name", "-")) not in range(1, 51):
-        raise InvalidRequest("The name of a subscription has 1 to 50 characters.")
-    for name, least in _LIMITS.items():
-        if not least <= values.get(name, least) <= 1_000_000:
-            raise InvalidRequest(f"{name} is a number from {least} to 1,000,000.")
 
 
 def _subscription(connection: Connection, subscription_id: int) -> Subscription:
-    query = select(subscriptions).where(subscriptions.c.subscription_id == subscription_id)
-    return from_row(Subscription, the_row(connection, query, f"There is no subscription {subscription_id}."))
+    missing = f"There is no subscription {subscription_id}."
+    return from_row(Subscription, row_of(connection, subscriptions, subscription_id, missing))
 
 
 def _user(row: AnyRow) -> User:
-    role = Role(row.role) if row.role in set(Role) else Role.ARTIST  # an unknown role gives no rights
+    role = Role(row.role) if row.role in set(Role) else Role.ARTIST  # an unknown role has no rights
     return from_row(User, row, is_active=row.is_active == 1, role=role)
 
 
 def get_engine(connection: Connection, engine_id: int) -> EngineRow:
     """One engine, or `NotFound` with the contract's message."""
-    query = select(engines).where(engines.c.engine_id == engine_id)
-    return engine_of_row(the_row(connection, query, f"Engine with identifier {engine_id} not found."))
+    missing = f"Engine with identifier {engine_id} not found."
+    return from_row(EngineRow, row_of(connection, engines, engine_id, missing))
 
 
 def add_engine(connection: Connection, new: NewEngine) -> EngineRow:
@@ -234,12 +255,11 @@ def remove_engine(connection: Connection, engine_id: int) -> None:
 
 def put_argtype(connection: Connection, argtype: ArgType) -> ArgType:
     """Add an argument type, or change the one of that id."""
-    if len(argtype.argtype_id) not in range(1, 51) or len(argtype.type) not in range(1, 21):
-        raise InvalidRequest("The id of an argument type has 1 to 50 characters, its type 1 to 20.")
-    values = {"type": argtype.type, "regex": argtype.regex or None}
+    values = {"argtype_id": argtype.argtype_id, "type": argtype.type, "regex": argtype.regex or None}
+    _check_columns(argtypes, values, values, "an argument type")
     here = argtypes.c.argtype_id == argtype.argtype_id
     if not connection.execute(argtypes.update().where(here).values(**values)).rowcount:
-        connection.execute(argtypes.insert().values(argtype_id=argtype.argtype_id, **values))
+        connection.execute(argtypes.insert().values(**values))
     return argtype
 
 
@@ -254,11 +274,102 @@ def remove_argtype(connection: Connection, argtype_id: str) -> None:
 
 
 def _check_engine(connection: Connection, values: Mapping[str, Any], *, engine_id: int | None) -> None:
-    refuse_unknown(values, [field.name for field in fields(NewEngine)], "an engine")
-    for name in ("name", "extension"):
-        if len(values.get(name, "-")) not in range(1, 51):
-            raise InvalidRequest(f"The {name} of an engine has 1 to 50 characters.")
+    _check_columns(engines, values, NewEngine.__dataclass_fields__, "an engine")
     folded = str(values.get("name", "")).casefold()
     for engine in list_engines(connection):
         if engine.name.casefold() == folded and engine.engine_id != engine_id:
             raise Conflict(f"There already is an engine {engine.name} (number {engine.engine_id}).")
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCode:
+    """A join code (shown once, stored hashed): how many machines may use it, until when, and how many slots each of
+    them may have (0: `farm.machines.slots_allowed`)."""
+
+    code: str
+    uses: int
+    expires_us: int
+    slots: int = 0
+
+
+def add_v1(connection: Connection, ip_address: str, port: int, *, now_us: int) -> MachineRow:
+    """Add a v1 machine. `Conflict` when the address is there already."""
+    ip_address = checked_address(ip_address)
+    same = (machines.c.ip_address == ip_address) & (machines.c.port == port)
+    if connection.scalar(select(func.count()).select_from(machines).where(same)):
+        raise Conflict(f"There already is a machine at {ip_address}:{port}.")
+    machine_id = _next_id(connection, is_linked=False)
+    values = {"machine_id": machine_id, "ip_address": ip_address, "port": port, "name": ip_address}
+    return get_machine(connection, insert(connection, machines, {**values, "created_us": now_us}))
+
+
+def change_machine(connection: Connection, machine_id: int, changes: Mapping[str, Any]) -> MachineRow:
+    """Change some of wish, wish_reason, name, tags (list), pool, hours, slots_allowed."""
+    get_machine(connection, machine_id)
+    changes = {**changes, **{name: write(changes[name]) for name, write in _WRITTEN.items() if name in changes}}
+    _check_columns(machines, changes, {"wish", "wish_reason", "name", "slots_allowed", *_WRITTEN}, "a machine")
+    unbench = {"benched_us": 0, "bench_reason": ""} if changes.get("wish") == Wish.ACTIVE else {}
+    update(connection, machines, machine_id, {**changes, **unbench})
+    return get_machine(connection, machine_id)
+
+
+def remove_machine(connection: Connection, machine_id: int) -> None:
+    """Remove a machine that has no live attempt; its secret is not accepted any more."""
+    machine = get_machine(connection, machine_id)
+    query = select(func.count()).select_from(attempts).where(LIVE_ATTEMPT, attempts.c.machine_id == machine_id)
+    if connection.scalar(query):
+        raise Conflict(f"Machine {machine.name or machine_id} has work. Drain it first, or cancel its tasks.")
+    connection.execute(machines.delete().where(machines.c.machine_id == machine_id))
+
+
+def invite(
+    connection: Connection, *, uses: int, expires_us: int, created_by: int, now_us: int, slots: int = 0
+) -> JoinCode:
+    """Make a join code, and remove those that are expired or used up."""
+    connection.execute(join_codes.delete().where((join_codes.c.expires_us <= now_us) | (join_codes.c.uses_left < 1)))
+    code = "-".join("".join(secrets.choice(_CODE_LETTERS) for _ in range(4)) for _ in range(_CODE_GROUPS))
+    values = {"code_hash": _hash_code(code), "uses_left": uses, "expires_us": expires_us, "created_by": created_by}
+    connection.execute(join_codes.insert(), {**values, "slots": slots})
+    return JoinCode(code, uses, expires_us, slots)
+
+
+def check_code(connection: Connection, code: str, *, now_us: int, lock: bool = False) -> AnyRow:
+    """The row of a join code; `NotAuthenticated` unless a machine may join with it now. `lock`: and lock it."""
+    query = select(join_codes).where(join_codes.c.code_hash == _hash_code(code))
+    found = connection.execute(query.with_for_update() if lock else query).first()
+    if found is None or found.expires_us <= now_us or found.uses_left < 1:
+        raise NotAuthenticated("This join code is not valid any more. Ask for a new one: renderonline machine invite.")
+    return found
+
+
+def enroll(connection: Connection, code: str, name: str, secret: str, *, now_us: int) -> MachineRow:
+    """Use a join code once: make a linked machine with this secret. `NotAuthenticated` when the code is unknown, used
+    up or expired. Returns the same machine when it is run again with the same secret (R3.2 Repeatable operations)."""
+    known = connection.scalar(select(machines.c.machine_id).where(machines.c.secret_hash == secret_hash(secret)))
+    if known is not None:
+        return get_machine(connection, known)
+    found = check_code(connection, code, now_us=now_us, lock=True)
+    if not name or len(name) > 100 or not name.isprintable():
+        raise InvalidRequest("A machine's name has 1 to 100 printable characters.")
+    update(connection, join_codes, found.code_hash, {"uses_left": found.uses_left - 1})
+    machine_id = _next_id(connection, is_linked=True)
+    values = {"machine_id": machine_id, "ip_address": "", "port": 0, "name": name, "secret_hash": secret_hash(secret)}
+    more = {"slots_allowed": found.slots, "created_us": now_us}
+    return get_machine(connection, insert(connection, machines, values | more))
+
+
+def _next_id(connection: Connection, *, is_linked: bool) -> int:
+    """An id that no machine has or ever had."""
+    key, first = ("next_linked_machine_id", _FIRST_LINKED) if is_linked else ("next_v1_machine_id", 1)
+    same_kind = machines.c.machine_id >= _FIRST_LINKED if is_linked else machines.c.machine_id < _FIRST_LINKED
+    counter = farm_value(connection, key, lock=True)
+    highest = connection.scalar(select(func.max(machines.c.machine_id)).where(same_kind))
+    machine_id = max(int(counter or 0), int(highest or 0) + 1, first)
+    if not is_linked and machine_id >= _FIRST_LINKED:
+        raise Conflict("There is no number left for another v1 machine. Join it as a linked machine instead.")
+    set_farm_value(connection, key, str(machine_id + 1))
+    return machine_id
+
+
+def _hash_code(code: str) -> str:
+    return secret_hash("".join(letter for letter in code.upper() if letter.isalnum()))

@@ -24,11 +24,11 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy import Connection, Engine, event
 
 from renderonline.database import connecting
 from renderonline.database.connecting import DatabasePlace, in_words, is_disconnect, is_transient, parse
-from renderonline.database.schema import farm
+from renderonline.database.schema import farm_value, set_farm_value
 from renderonline.farm.errors import NotAvailable
 
 __all__ = ["Connection", "Database"]
@@ -317,25 +317,21 @@ CHUNKS: Final = "next_chunk_id"
 ATTEMPTS: Final = "next_attempt_id"
 
 
-def reserve(connection: Connection, key: str, count: int) -> int:
-    """Take `count` numbers from the counter `key` of table `farm`; returns the first. The counter must exist."""
-    first = connection.scalar(select(farm.c.value).where(farm.c.key == key).with_for_update())
+def reserve(connection: Connection, key: str, count: int = BLOCK) -> range:
+    """Take `count` numbers from the counter `key` of table `farm`, which must exist."""
+    first = farm_value(connection, key, lock=True)
     if first is None:
         raise NotAvailable("The database is not ready. Run `renderonline db migrate` first.")
-    connection.execute(farm.update().where(farm.c.key == key).values(value=str(int(first) + count)))
-    return int(first)
+    taken = range(int(first), int(first) + count)
+    set_farm_value(connection, key, str(taken.stop))
+    return taken
 
 
 def make_counters(connection: Connection) -> None:
     """Make the counters of a new farm; those that exist stay."""
     for key, first in ((CHUNKS, 1), (ATTEMPTS, FIRST_ATTEMPT + secrets.randbelow(_OFFSETS))):
-        if connection.scalar(select(farm.c.value).where(farm.c.key == key)) is None:
-            connection.execute(farm.insert().values(key=key, value=str(first)))
-
-
-def _reserve_block(connection: Connection, key: str, count: int = BLOCK) -> range:
-    first = reserve(connection, key, count)
-    return range(first, first + count)
+        if farm_value(connection, key) is None:
+            set_farm_value(connection, key, str(first))
 
 
 class IdBlocks:
@@ -349,7 +345,7 @@ class IdBlocks:
         """Reserve the first blocks. Blocks."""
         self._database = database
         self._refilling = asyncio.Lock()
-        self._free = {key: database.write_now(partial(_reserve_block, key=key)) for key in (CHUNKS, ATTEMPTS)}
+        self._free = {key: database.write_now(partial(reserve, key=key)) for key in (CHUNKS, ATTEMPTS)}
 
     async def next_chunk_ids(self, count: int) -> range:
         """Ids for the chunks of one task, following each other."""
@@ -376,7 +372,7 @@ class IdBlocks:
             async with self._refilling:
                 for key, count in wanted.items():
                     while len(self._free[key]) < count:
-                        block = partial(_reserve_block, key=key, count=max(BLOCK, count))
+                        block = partial(reserve, key=key, count=max(BLOCK, count))
                         new, old = await self._database.write(block), self._free[key]
                         # Ids of one call follow each other, so the rest of another block can't be used.
                         self._free[key] = range(old.start, new.stop) if old.stop == new.start else new

@@ -31,9 +31,9 @@ def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None 
     rows = connection.execute(_without_chunks(after)).all()
     if not rows:
         return ()
-    first_chunk = door.reserve(connection, door.CHUNKS, len(rows))
+    chunk_ids = door.reserve(connection, door.CHUNKS, len(rows))
     now = now or datetime.now().replace(microsecond=0)  # noqa: DTZ005 (v1's times are local)
-    adopted = [(chunk_id, row, _state(row)) for chunk_id, row in enumerate(rows, first_chunk)]
+    adopted = [(chunk_id, row, _state(row)) for chunk_id, row in zip(chunk_ids, rows, strict=True)]
     connection.execute(chunks.insert(), [_chunk(chunk_id, row, state) for chunk_id, row, state in adopted])
     if live := [_attempt(chunk_id, row, now) for chunk_id, row, state in adopted if state in LIVE]:
         connection.execute(attempts.insert(), live)

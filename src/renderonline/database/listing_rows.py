@@ -243,7 +243,7 @@ def v1_newest(connection: Connection, user_id: int) -> tuple[TaskEntry, ...]:
     query = _V1.where(tasks.c.user_id == user_id).order_by(tasks.c.task_id.desc()).limit(NEWEST_TASKS)
     return tuple(
         TaskEntry(
-            from_row(TaskInfo, row, is_running=bool(row.is_running), is_success=bool(row.is_success)),
+            from_row(TaskInfo, row),
             from_row(RenderInfo, row),
             from_row(EngineInfo, row),
         )
@@ -428,8 +428,6 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         name=row.name or row.file_name,
         delete_us=row.end_us + row.keep_days * DAY_US if row.end_us and row.keep_days else None,
         status=task_status(counters, canceled=bool(row.canceled), paused=bool(row.paused)),
-        paused=bool(row.paused),
-        notify=bool(row.notify),
         names=row.names or "",
         deliver=row.deliver or "",
         needs=json_object(row.needs),

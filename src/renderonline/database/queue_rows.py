@@ -1,6 +1,8 @@
 """What the dispatcher's memory is rebuilt from: tasks in the queue with their waiting chunks, live attempts and their
-owners, users' allowances."""
+owners, users' allowances, machines. What a machine does right now is in memory, not here."""
 
+import hashlib
+import hmac
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,16 +20,21 @@ from renderonline.database.schema import (
     engines,
     frames_of,
     from_row,
+    json_object,
     machines,
     portions,
     queue,
     renders,
+    row_of,
+    rows_of,
     subscriptions,
     tasks,
+    update,
     users,
     waits_for,
 )
 from renderonline.farm.frames import FrameRange
+from renderonline.farm.machines import Wish
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.ready import Bucket, ReadyTask, Shape, Signature
 from renderonline.farm.result_names import FILM_ENGINE
@@ -389,3 +396,87 @@ def load_owners(connection: Connection, attempt_ids: Sequence[int]) -> dict[int,
             over = row.state == AttemptState.ENDED.value and row.outcome != Outcome.LOST.value
             found[row.attempt_id] = Owner(row.machine_id, row.token, over)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """A machine. `wish`: what its operator wants of it (active, draining, disabled); `instance`: the last program that
+    connected with its secret; `last_seq`: the last report of that instance that was applied (R5.2 Outbox); `facts`: of
+    its last hello; `benched_us`: since when it gets no work because chunks fail there (R1.5 Machine blame)."""
+
+    machine_id: int
+    ip_address: str
+    port: int
+    name: str
+    secret_hash: str
+    wish: str
+    wish_reason: str
+    instance: str
+    last_seq: int
+    facts: Mapping[str, Any] | None
+    created_us: int
+    seen_us: int
+    benched_us: int
+    bench_reason: str
+    tags: str
+    pool: str
+    hours: str
+    slots_allowed: int
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """Everything that people, or the farm, decided about it."""
+        decided = (self.name, self.wish, self.wish_reason, self.benched_us)
+        return *decided, self.tags, self.pool, self.hours, self.slots_allowed
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether it connects to RenderAPI; otherwise it is a v1 machine with an address."""
+        return bool(self.secret_hash)
+
+
+def list_machines(connection: Connection) -> tuple[MachineRow, ...]:
+    """All machines by id."""
+    return tuple(map(_machine, rows_of(connection, machines)))
+
+
+def get_machine(connection: Connection, machine_id: int) -> MachineRow:
+    """One machine, or `NotFound`."""
+    return _machine(row_of(connection, machines, machine_id, f"There is no machine {machine_id}."))
+
+
+def bench_machine(connection: Connection, machine_id: int, since_us: int, reason: str) -> None:
+    """Assign no work to a machine any more because chunks fail there; 0 and "": assign it work again."""
+    update(connection, machines, machine_id, {"benched_us": since_us, "bench_reason": reason})
+
+
+def disable_machine(connection: Connection, machine_id: int, reason: str) -> MachineRow:
+    """Have a machine do nothing until an operator wishes otherwise."""
+    update(connection, machines, machine_id, {"wish": Wish.DISABLED.value, "wish_reason": reason})
+    return get_machine(connection, machine_id)
+
+
+def hello(
+    connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
+) -> MachineRow:
+    """Store that a linked machine has connected. The reports of a new instance are numbered from 1 (R5.2 Outbox)."""
+    values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
+    if get_machine(connection, machine_id).instance != instance:
+        values |= {"instance": instance, "last_seq": 0}
+    update(connection, machines, machine_id, values)
+    return get_machine(connection, machine_id)
+
+
+def secret_matches(machine: MachineRow, secret: str) -> bool:
+    """Whether this is the machine's secret, in constant time. v1 machines have none."""
+    return bool(machine.secret_hash) and hmac.compare_digest(machine.secret_hash, secret_hash(secret))
+
+
+def secret_hash(text: str) -> str:
+    """The hash that is stored of a machine's secret or of a join code."""
+    # Secrets are 256 random bits and codes about 59 for a day: a plain hash does.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _machine(row: AnyRow) -> MachineRow:
+    return from_row(MachineRow, row, facts=json_object(row.facts) or None)

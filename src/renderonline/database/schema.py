@@ -6,7 +6,7 @@ are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOIN
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, partial
 from typing import Any, Final, TypeVar
@@ -30,13 +30,14 @@ from sqlalchemy import (
     UniqueConstraint,
     Update,
     bindparam,
+    select,
     text,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from renderonline.farm.errors import InvalidRequest, NotFound
+from renderonline.farm.errors import NotFound
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import AttemptState
 
@@ -292,8 +293,8 @@ leases = _table(
 """Who dispatches (R10 Standby)."""
 
 farm = _table("farm", *_key(String(50), "key"), *_required(Text, "value"))
-"""Facts of the whole farm: `origin` (created | adopted), `tokens` (raw | hashed), `next_chunk_id`, `next_attempt_id`,
-`next_v1_machine_id`, `next_linked_machine_id`."""
+"""Facts of the whole farm: `schema` (its revision), `origin` (created | adopted), `tokens` (raw | hashed),
+`next_chunk_id`, `next_attempt_id`, `next_v1_machine_id`, `next_linked_machine_id`."""
 
 T = TypeVar("T")
 AnyRow = Row[*tuple[Any, ...]]
@@ -303,8 +304,11 @@ _AT_ONCE: Final = 1000
 
 def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
     """A dataclass from the columns that are called like its fields; `given` are values for the other fields."""
-    names = [one.name for one in fields(kind) if one.init and one.name not in given]  # type: ignore[arg-type]
-    return kind(**{name: getattr(row, name) for name in names}, **given)
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.init and field.name not in given:
+            value = getattr(row, field.name)
+            given[field.name] = bool(value) if field.type is bool else value
+    return kind(**given)
 
 
 def the_row(connection: Connection, query: Executable, missing: str) -> AnyRow:
@@ -313,6 +317,28 @@ def the_row(connection: Connection, query: Executable, missing: str) -> AnyRow:
     if row is None:
         raise NotFound(missing)
     return row
+
+
+def row_of(connection: Connection, table: Table, row_id: int | str, missing: str) -> AnyRow:
+    """The row with this id, or `NotFound` with this message."""
+    return the_row(connection, select(table).where(table.primary_key.columns[0] == row_id), missing)
+
+
+def rows_of(connection: Connection, table: Table) -> Iterable[AnyRow]:
+    """All rows by id."""
+    return connection.execute(select(table).order_by(*table.primary_key))
+
+
+def farm_value(connection: Connection, key: str, *, lock: bool = False) -> str | None:
+    """A fact of the whole farm, None when it is not stored; `lock`: and lock its row."""
+    query = select(farm.c.value).where(farm.c.key == key)
+    return connection.scalar(query.with_for_update() if lock else query)
+
+
+def set_farm_value(connection: Connection, key: str, value: str) -> None:
+    """Store a fact of the whole farm."""
+    if not connection.execute(farm.update().where(farm.c.key == key).values(value=value)).rowcount:
+        connection.execute(farm.insert().values(key=key, value=value))
 
 
 def json_object(text: str | None) -> dict[str, Any]:
@@ -375,9 +401,3 @@ def updating(table: Table, names: Iterable[str]) -> Update:
 def bound(names: Iterable[str]) -> dict[str, BindParameter[Any]]:
     """A parameter for each of these columns, called as the column is."""
     return {name: bindparam(name) for name in names}
-
-
-def refuse_unknown(changes: Mapping[str, Any], known: Collection[str], of: str) -> None:
-    """Raise `InvalidRequest` for a column that can't be changed."""
-    if unknown := sorted(changes.keys() - set(known)):
-        raise InvalidRequest(f"{unknown[0]} of {of} can't be changed.")

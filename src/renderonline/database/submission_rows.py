@@ -14,7 +14,6 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, TaskFacts, is_at_once, load_facts
 from renderonline.database.schema import (
-    AnyRow,
     argtypes,
     attempts,
     chunks,
@@ -27,6 +26,7 @@ from renderonline.database.schema import (
     queue,
     renders,
     results,
+    rows_of,
     shape_of,
     submissions,
     subscriptions,
@@ -72,17 +72,12 @@ class EngineRow(NewEngine):
 
 def list_engines(connection: Connection) -> tuple[EngineRow, ...]:
     """All engines by id."""
-    return tuple(engine_of_row(row) for row in connection.execute(select(engines).order_by(engines.c.engine_id)))
-
-
-def engine_of_row(row: AnyRow) -> EngineRow:
-    return from_row(EngineRow, row, is_enabled=bool(row.is_enabled))
+    return tuple(from_row(EngineRow, row) for row in rows_of(connection, engines))
 
 
 def list_argtypes(connection: Connection) -> tuple[ArgType, ...]:
     """All argument types by id."""
-    rows = connection.execute(select(argtypes).order_by(argtypes.c.argtype_id))
-    return tuple(ArgType(row.argtype_id, row.type, row.regex or "") for row in rows)
+    return tuple(ArgType(row.argtype_id, row.type, row.regex or "") for row in rows_of(connection, argtypes))
 
 
 def names_of(connection: Connection, subscription_id: int | None) -> str:

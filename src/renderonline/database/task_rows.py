@@ -324,14 +324,14 @@ class Sheet:
                 for name, value in {"state": new, **values}.items():
                     setattr(chunk, name, value)
 
-    def add_chunks(self, task_id: int, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Insert chunks of a task that was read; returns the id of the first, the others follow it."""
-        first = reserve(self.connection, CHUNKS, len(rows))
-        new = [{"task_id": task_id, "chunk_id": chunk_id, **row} for chunk_id, row in enumerate(rows, first)]
+    def add_chunks(self, task_id: int, rows: Sequence[Mapping[str, Any]]) -> range:
+        """Insert chunks of a task that was read; returns their ids."""
+        ids = reserve(self.connection, CHUNKS, len(rows))
+        new = [{"task_id": task_id, "chunk_id": chunk_id, **row} for chunk_id, row in zip(ids, rows, strict=True)]
         self.connection.execute(inserting(chunks), new)
         for row in rows:
             self.task(task_id).add(ChunkState(row["state"]), 1)
-        return first
+        return ids
 
     def reshape(self, chunk: ChunkRow, frames: FrameRange | None, place: int = 0) -> None:
         """Change the range of a chunk that has no live attempt."""
@@ -349,12 +349,13 @@ class Sheet:
             {**same, "state": state.value, "reason": reason, **shape_of(frames)}
             for (state, reason), frames in zip(states, pieces, strict=True)
         ]
-        first = self.add_chunks(chunk.task_id, rows)
+        ids = self.add_chunks(chunk.task_id, rows)
         owners = [
-            {"key": chunk.task_id, "to": chunk_id, **shape_of(frames)} for chunk_id, frames in enumerate(pieces, first)
+            {"key": chunk.task_id, "to": chunk_id, **shape_of(frames)}
+            for chunk_id, frames in zip(ids, pieces, strict=True)
         ]
         self.connection.execute(_GIVE_RESULTS, owners)
-        return tuple(range(first, first + len(waiting) - 1))
+        return tuple(ids[: len(waiting) - 1])
 
     def touch(self, attempt: AttemptRow) -> None:
         """Have the attempt's changed fields written."""

@@ -40,12 +40,14 @@ from renderonline.database.schema import (
     deliveries,
     engines,
     farm,
+    farm_value,
     leases,
     machines,
     metadata,
     queue,
     renders,
     results,
+    set_farm_value,
     subscriptions,
     tasks,
     update,
@@ -86,7 +88,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
         before = _upgrade(database)
         database.write_now(door.make_counters)
         adopted = adopt(database)
-        origin = database.read_now(lambda connection: _farm_value(connection, "origin")) or "created"
+        origin = database.read_now(partial(farm_value, key="origin")) or "created"
         return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
 
 
@@ -105,7 +107,7 @@ def is_current(database: Database) -> bool:
 
 
 def _revision(connection: Connection) -> str:
-    return _farm_value(connection, "schema") if inspect(connection).has_table(farm.name) else ""
+    return (farm_value(connection, "schema") or "") if inspect(connection).has_table(farm.name) else ""
 
 
 def upgrade_tokens(database: Database) -> int:
@@ -117,8 +119,7 @@ def upgrade_tokens(database: Database) -> int:
 
 
 def _hash_tokens(connection: Connection) -> int:
-    if not connection.scalar(select(farm.c.value).where(farm.c.key == "tokens")):
-        connection.execute(farm.insert().values(key="tokens", value="hashed"))
+    set_farm_value(connection, "tokens", "hashed")
     rows = connection.execute(select(users.c.user_id, users.c.token).with_for_update()).all()
     raw = [row for row in rows if row.token and not row.token.startswith(TOKEN_PREFIX)]
     for row in raw:
@@ -133,8 +134,7 @@ def _upgrade(database: Database) -> str:
             before = _revision(connection)
             if before != REVISION:
                 _complete_schema(connection)
-                connection.execute(farm.delete().where(farm.c.key == "schema"))
-                connection.execute(farm.insert().values(key="schema", value=REVISION))
+                set_farm_value(connection, "schema", REVISION)
                 connection.commit()
             return before
     finally:
@@ -156,8 +156,8 @@ def _complete_schema(connection: Connection) -> None:
 def _note_origin(connection: Connection, *, adopted: bool) -> None:
     """Stored before anything else is changed, so that it stays right when a migration is run again."""
     farm.create(connection, checkfirst=True)
-    if not _farm_value(connection, "origin"):
-        connection.execute(farm.insert().values(key="origin", value="adopted" if adopted else "created"))
+    if farm_value(connection, "origin") is None:
+        set_farm_value(connection, "origin", "adopted" if adopted else "created")
     connection.commit()
 
 
@@ -198,10 +198,6 @@ def _refuse_foreign_table(connection: Connection, table: Table) -> None:
             f"The table {table.name} is there but has no column {', '.join(missing)}: this is not RenderOnline's "
             "schema. Name another database, or bring the table into its original form."
         )
-
-
-def _farm_value(connection: Connection, key: str) -> str:
-    return connection.scalar(select(farm.c.value).where(farm.c.key == key)) or ""
 
 
 MAX_FINDINGS: Final = 1000
@@ -367,12 +363,12 @@ _NEVER: Final[Sequence[_Never]] = (
 
 
 def _counters_of_ids(connection: Connection) -> Iterator[Finding]:
-    stored = {row.key: row.value for row in connection.execute(select(farm))}
     own_attempts = select(func.max(attempts.c.attempt_id)).where(attempts.c.attempt_id >= door.FIRST_ATTEMPT)
     for key, query in ((door.CHUNKS, select(func.max(chunks.c.chunk_id))), (door.ATTEMPTS, own_attempts)):
         highest = connection.scalar(query) or 0
-        if int(stored.get(key, 0)) <= highest:
-            yield Finding("farm", key, f"It is {stored.get(key, 'missing')}, but id {highest} is in use.")
+        stored = farm_value(connection, key)
+        if int(stored or 0) <= highest:
+            yield Finding("farm", key, f"It is {stored or 'missing'}, but id {highest} is in use.")
 
 
 def _accounts(connection: Connection) -> Iterator[Finding]:

@@ -13,10 +13,10 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import administration_rows, control_rows, machine_rows, submission_rows
-from renderonline.database.administration_rows import NewUser
+from renderonline.database import administration_rows, control_rows, queue_rows, submission_rows
+from renderonline.database.administration_rows import JoinCode, NewUser
 from renderonline.database.door import Connection, Database
-from renderonline.database.machine_rows import JoinCode, MachineRow
+from renderonline.database.queue_rows import MachineRow
 from renderonline.database.submission_rows import EngineRow, NewEngine
 from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
@@ -105,7 +105,7 @@ ENGINES: Final = Resource(
 )
 ARGTYPES: Final = Resource(submission_rows.list_argtypes, remove=administration_rows.remove_argtype)
 MACHINES: Final = Resource(
-    machine_rows.list_machines, change=machine_rows.change_machine, remove=machine_rows.remove_machine
+    queue_rows.list_machines, change=administration_rows.change_machine, remove=administration_rows.remove_machine
 )
 
 
@@ -181,14 +181,14 @@ class Administration:
 
     async def add_machine(self, ip_address: str, port: int) -> MachineRow:
         """A machine that speaks v1."""
-        return await self._write(machine_rows.add_v1, ip_address, port, now_us=_now_us())
+        return await self._write(administration_rows.add_v1, ip_address, port, now_us=_now_us())
 
     async def invite(self, uses: int, hours: float, slots: int, created_by: int) -> JoinCode:
         """A code with which machines join, for a while."""
         now_us = _now_us()
         end_us = now_us + int(hours * 3600 * 1_000_000)
         return await self._write(
-            machine_rows.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us, slots=slots
+            administration_rows.invite, uses=uses, expires_us=end_us, created_by=created_by, now_us=now_us, slots=slots
         )
 
     async def enroll(self, client: str, code: str, name: str) -> tuple[int, str]:
@@ -196,8 +196,8 @@ class Administration:
         code that is not valid, the later the more of them there were."""
         secret = secrets.token_urlsafe(32)
         try:  # looked at first: trying codes out does not reach the writer
-            await self._database.read(partial(machine_rows.check_code, code=code, now_us=_now_us()))
-            row = await self._write(machine_rows.enroll, code, name, secret, now_us=_now_us())
+            await self._database.read(partial(administration_rows.check_code, code=code, now_us=_now_us()))
+            row = await self._write(administration_rows.enroll, code, name, secret, now_us=_now_us())
         except NotAuthenticated:
             await self._throttle.wrong("join code", client)
             raise

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.machine_rows import MachineRow, bench_machine
+from renderonline.database.queue_rows import MachineRow, bench_machine
 from renderonline.database.report_rows import EndedAttempt
 from renderonline.database.task_rows import Moment
 from renderonline.farm.machines import (

@@ -13,7 +13,7 @@ from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from renderonline.database.door import Database
-from renderonline.database.machine_rows import MachineRow, change_machine, get_machine, hello, secret_matches
+from renderonline.database.queue_rows import MachineRow, disable_machine, get_machine, hello, secret_matches
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
@@ -146,8 +146,7 @@ class LinkedMachines:
             raise _Refusal("disabled", row.wish_reason or "This machine is disabled.")
         if not instances.hello(message.instance, now):
             return
-        changes = {"wish": Wish.DISABLED.value, "wish_reason": _TWO_PROGRAMS}
-        operation = partial(change_machine, machine_id=row.machine_id, changes=changes)
+        operation = partial(disable_machine, machine_id=row.machine_id, reason=_TWO_PROGRAMS)
         self._machines.update_row(await self._database.write(operation))
         raise _Refusal("disabled", _TWO_PROGRAMS)
 

@@ -31,9 +31,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from renderonline import __version__
 from renderonline.database import submission_rows, upkeep
+from renderonline.database.administration_rows import JoinCode
 from renderonline.database.door import Database, IdBlocks
 from renderonline.database.listing_rows import AttemptView, ChunkView, ResultView, TaskView
-from renderonline.database.machine_rows import JoinCode
 from renderonline.database.standby import BEATS, LOOKS, Lease, Overtaken
 from renderonline.database.submission_rows import EngineRow
 from renderonline.engines.definition import Argument, FrameArguments

@@ -19,8 +19,7 @@ import structlog
 
 from renderonline.database import queue_rows as loading
 from renderonline.database.door import Connection, Database, IdBlocks
-from renderonline.database.machine_rows import list_machines
-from renderonline.database.queue_rows import QueuedTask
+from renderonline.database.queue_rows import QueuedTask, list_machines
 from renderonline.database.submission_rows import (
     Assigned,
     EngineRow,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from renderonline.database.machine_rows import change_machine
+from renderonline.database.administration_rows import change_machine
 from renderonline.farm.needs import Needs
 from tests.support.dispatching import Machine, Rig, joined, until
 from tests.support.existing_node import ExistingNode

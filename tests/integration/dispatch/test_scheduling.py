@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from renderonline.database.machine_rows import change_machine
+from renderonline.database.administration_rows import change_machine
 from renderonline.farm.needs import Needs
 from renderonline.farm.scheduling import RESERVE_US
 from tests.support.dispatching import Machine, Rig, joined, until

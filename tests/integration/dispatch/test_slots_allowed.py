@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.database import machine_rows
+from renderonline.database import administration_rows
 from tests.support.dispatching import Machine, Rig, until
 
 pytestmark = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
@@ -40,19 +40,21 @@ async def test_claimed_slots_count_as_far_as_they_are_allowed(rig: Rig, allowed:
 async def test_operator_allows_more_slots_at_once(rig: Rig) -> None:
     machine = await greedy(rig, allowed=0, cores=64)
     await machine.given(4)
-    await rig.database.write(lambda c: machine_rows.change_machine(c, machine.machine_id, {"slots_allowed": 7}))
+    await rig.database.write(lambda c: administration_rows.change_machine(c, machine.machine_id, {"slots_allowed": 7}))
     await rig.dispatcher.refresh()
     await machine.given(7)
     await rig.dispatcher.leased()
     assert len(machine.assigned) == 7
-    await rig.database.write(lambda c: machine_rows.change_machine(c, machine.machine_id, {"slots_allowed": 0}))
+    await rig.database.write(lambda c: administration_rows.change_machine(c, machine.machine_id, {"slots_allowed": 0}))
     await rig.dispatcher.refresh()
     await until(lambda: view(rig, machine)["slots"] == 4, "fewer slots")
 
 
 async def test_tags_that_a_machine_gives_itself_are_marked(rig: Rig) -> None:
     machine = await greedy(rig, allowed=1, cores=1)
-    await rig.database.write(lambda c: machine_rows.change_machine(c, machine.machine_id, {"tags": ["gpu", "fast"]}))
+    await rig.database.write(
+        lambda c: administration_rows.change_machine(c, machine.machine_id, {"tags": ["gpu", "fast"]})
+    )
     await rig.dispatcher.refresh()
     seen = view(rig, machine)
     assert (seen["tags"], seen["own_tags"]) == (["fast", "gpu", "secure"], ["secure"])
