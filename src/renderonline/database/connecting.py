@@ -173,7 +173,7 @@ def _tls_arguments(place: DatabasePlace) -> dict[str, Any]:
     if place.ssl_mode != "verifyfull":
         context.check_hostname = False
     if place.ssl_mode == "required":
-        context.verify_mode = ssl.CERT_NONE  # what Required means there: encrypted, whoever answers
+        context.verify_mode = ssl.CERT_NONE  # what Required means there: encrypted, but anybody may answer
     return {"ssl": context}
 
 

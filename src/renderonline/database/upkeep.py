@@ -1,6 +1,6 @@
 """The commands `renderonline db`: `migrate`, `check` and `backup`.
 
-`migrate` gives an empty database the schema, and adopts one of the existing system with its rows. Each step looks
+`migrate` makes the schema in an empty database, and adopts one of the existing system with its rows. Each step looks
 whether it is done, because MySQL commits every DDL statement by itself: a migration can be run any number of times, and
 again after it was killed half-way. Databases of earlier versions take this way too: what is missing is added. A
 migration holds the lease while it runs, so it refuses while a RenderAPI uses the database.

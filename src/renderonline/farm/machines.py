@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Final, NamedTuple
 
 from renderonline.farm.errors import InvalidRequest
@@ -135,6 +136,7 @@ class Instances:
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY: Final = 24 * 60
 _WEEK: Final = 7 * _DAY
+_ALWAYS: Final = (1 << _WEEK) - 1
 _D, _T = f"({'|'.join(_DAYS)})", r"([01]?\d|2[0-3]):([0-5]\d)"
 _PART: Final = re.compile(rf"(?:{_D}(?:-{_D})?)?\s*(?:{_T}-{_T})?", re.ASCII)
 _EXAMPLE: Final = "Mon-Fri 18:00-08:00, Sat, Sun"
@@ -152,28 +154,29 @@ class _Span(NamedTuple):
 def checked_hours(text: str) -> str:
     """Return the hours without spaces around them; "" means always. Raises `InvalidRequest`, which explains how to
     write hours, when they can't be understood or have two meanings."""
-    _spans(text)
+    _minutes(text)
     return text.strip()
 
 
 def is_open(hours: str, local: datetime) -> bool:
     """Return whether a machine with these hours takes work now; False for invalid hours."""
-    now = local.weekday() * _DAY + local.hour * 60 + local.minute
     try:
-        spans = _spans(hours)
+        return _is_in(_minutes(hours), local.weekday() * _DAY + local.hour * 60 + local.minute)
     except InvalidRequest:
         return False
-    return not spans or any(start <= at < end for start, end in spans for at in (now, now + _WEEK))
 
 
+@lru_cache(1000)
 def hours_in_words(hours: str) -> str:
     """Return the meaning of valid hours in words: `Mon and Tue 09:00 to 17:00`."""
-    joined = _joined(_spans(hours))
-    if not joined or joined[0][1] - joined[0][0] >= _WEEK:
+    minutes = _minutes(hours)
+    if minutes == _ALWAYS:
         return "always"
     alike: dict[tuple[int, int], list[int]] = {}
-    for start, end in joined:
-        alike.setdefault((start % _DAY, end - start), []).append(start // _DAY)
+    for start in range(_WEEK):
+        if _is_in(minutes, start) and not _is_in(minutes, start - 1):
+            length = next(number for number in range(_WEEK) if not _is_in(minutes, start + number))
+            alike.setdefault((start % _DAY, length), []).append(start // _DAY)
     return "; ".join(_words(days, begin, begin + minutes) for (begin, minutes), days in alike.items())
 
 
@@ -190,44 +193,35 @@ def _words(days: list[int], begin: int, end: int) -> str:
     return f"{which} {begin // 60:02}:{begin % 60:02} to {clock // 60:02}:{clock % 60:02}{until}"
 
 
-def _joined(spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Spans sorted by their beginnings; those that overlap or touch become one, also across the end of the week."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((start, end))
-    while len(joined) > 1 and joined[-1][1] >= joined[0][0] + _WEEK:
-        first = joined.pop(0)
-        joined[-1] = (joined[-1][0], max(joined[-1][1], first[1] + _WEEK))
-    if len(joined) == 1 and joined[0][1] >= joined[0][0] + _WEEK:
-        return [(0, _WEEK)]
-    return joined
+def _is_in(minutes: int, minute: int) -> bool:
+    return bool(minutes >> minute % _WEEK & 1)
 
 
 @lru_cache(1000)
-def _spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Beginnings and ends in minutes since the week began, () for ""; an end may be in the next week."""
-    parts = [_part(part) for part in text.split(",")] if text.strip() else []
+def _minutes(text: str) -> int:
+    """The minutes of a week, one bit for each: the lowest is Monday 00:00."""
+    if not text.strip():
+        return _ALWAYS
+    parts = [_part(part) for part in text.split(",")]
     if any(part.days for part in parts) and (alone := [part for part in parts if not part.days]):
         time = alone[0].text
         raise InvalidRequest(f'On which days is "{time}"? Write them with it: Mon-Sun {time}, as in {_EXAMPLE}.')
-    spans: list[tuple[int, int]] = []
+    minutes = 0
     waiting: list[_Span] = []
     for part in parts:
         waiting.append(part)
         if part.clock is not None:
             if len(waiting) > 1 and any(len(span.days) > 1 for span in waiting):
                 raise _two_meanings(waiting, part)
-            spans += _of(waiting, part.clock)
+            minutes |= _of(waiting, part.clock)
             waiting = []
-    return (*spans, *_of(waiting, (0, _DAY)))
+    minutes |= _of(waiting, (0, _DAY))
+    return minutes & _ALWAYS | minutes >> _WEEK  # Sunday's end may be in the next week
 
 
-def _of(parts: list[_Span], clock: tuple[int, int]) -> list[tuple[int, int]]:
-    days = [day for part in parts for day in part.days or range(7)]
-    return [(day * _DAY + clock[0], day * _DAY + clock[1]) for day in days]
+def _of(parts: list[_Span], clock: tuple[int, int]) -> int:
+    span = (1 << clock[1]) - (1 << clock[0])
+    return reduce(or_, (span << day * _DAY for part in parts for day in part.days or range(7)), 0)
 
 
 def _two_meanings(parts: list[_Span], last: _Span) -> InvalidRequest:

@@ -29,7 +29,6 @@ class ChunkKind(StrEnum):
     """What a chunk does (R13 Hostile content)."""
 
     RENDER = "render"
-    JOIN = "join"
     FILM = "film"
 
 
