@@ -371,8 +371,5 @@ class IdBlocks:
         if any(len(self._free[key]) < count for key, count in wanted.items()):
             async with self._refilling:
                 for key, count in wanted.items():
-                    while len(self._free[key]) < count:
-                        block = partial(reserve, key=key, count=max(BLOCK, count))
-                        new, old = await self._database.write(block), self._free[key]
-                        # Ids of one call follow each other, so the rest of another block can't be used.
-                        self._free[key] = range(old.start, new.stop) if old.stop == new.start else new
+                    if len(self._free[key]) < count:
+                        self._free[key] = await self._database.write(partial(reserve, key=key, count=max(BLOCK, count)))

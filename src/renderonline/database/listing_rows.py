@@ -27,11 +27,13 @@ from sqlalchemy import (
 
 from renderonline.database.control_rows import DAY_US, KEEP_DAYS
 from renderonline.database.schema import (
+    FRAMES,
     LIVE_ATTEMPT,
     AnyRow,
     attempts,
     chunks,
     engines,
+    frames_of,
     from_row,
     json_object,
     json_texts,
@@ -115,15 +117,13 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True)
 class ChunkView:
-    """A chunk. `first_frame`, `last_frame`, `frame_step` are null for a chunk without frames."""
+    """A chunk. `frames`: its range, null for a chunk without frames."""
 
     chunk_id: int
     kind: str
     stage: int
     state: str
-    first_frame: int | None
-    last_frame: int | None
-    frame_step: int | None
+    frames: str | None
     place: int
     tries: int
     not_before_us: int
@@ -149,9 +149,7 @@ class AttemptView:
     failure: str
     reason: str | None
     peak_memory_mib: int
-    first_frame: int | None
-    last_frame: int | None
-    frame_step: int | None
+    frames: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +216,8 @@ _SCENE_FILE: Final = (
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .where(_THIS)
 )
-_CHUNK: Final = select(*(chunks.c[one.name] for one in fields(ChunkView)))
 _ATTEMPT: Final = (
-    select(attempts, chunks.c.first_frame, chunks.c.last_frame, chunks.c.frame_step)
+    select(attempts, *(chunks.c[name] for name in FRAMES))
     .add_columns(func.coalesce(machines.c.name, "").label("machine"), *_present(tasks, "user_id"))
     .outerjoin(tasks, tasks.c.task_id == attempts.c.task_id)
     .outerjoin(chunks, chunks.c.chunk_id == attempts.c.chunk_id)
@@ -285,8 +282,8 @@ def list_chunks(
     connection: Connection, task_id: int, limit: int = 100, cursor: str | None = None, ids: Sequence[int] = ()
 ) -> Page[ChunkView]:
     """A page of a task's chunks, by id; `ids`: only these."""
-    query = _CHUNK.where(chunks.c.task_id == task_id, *_only(chunks.c.chunk_id, ids))
-    return _each(partial(from_row, ChunkView), _page(connection, query, chunks.c.chunk_id, limit, cursor))
+    query = select(chunks).where(chunks.c.task_id == task_id, *_only(chunks.c.chunk_id, ids))
+    return _each(partial(_part, ChunkView), _page(connection, query, chunks.c.chunk_id, limit, cursor))
 
 
 def list_attempts(
@@ -296,14 +293,14 @@ def list_attempts(
     query = _ATTEMPT if task_id is None else _ATTEMPT.where(attempts.c.task_id == task_id)
     query = query.where(*_only(attempts.c.attempt_id, ids))
     page = _page(connection, query, attempts.c.attempt_id, limit, cursor, newest_first=True)
-    return _each(partial(from_row, AttemptView), page)
+    return _each(partial(_part, AttemptView), page)
 
 
 def get_attempt(connection: Connection, attempt_id: int) -> AttemptView:
     """One attempt, or `NotFound`."""
     known = attempt_id if 0 <= attempt_id < 2**63 else 0
     query = _ATTEMPT.where(attempts.c.attempt_id == known)
-    return from_row(AttemptView, the_row(connection, query, f"There is no attempt {attempt_id}."))
+    return _part(AttemptView, the_row(connection, query, f"There is no attempt {attempt_id}."))
 
 
 def list_results(
@@ -438,6 +435,12 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         chunks=counters,
         machine_ids=live.get(row.task_id) or last,
     )
+
+
+def _part(kind: type[T], row: AnyRow) -> T:
+    """A view with the frames of its chunk."""
+    frames = frames_of(row.first_frame, row.last_frame, row.frame_step)
+    return from_row(kind, row, frames=None if frames is None else str(frames))
 
 
 def _result(row: AnyRow) -> ResultView:

@@ -235,8 +235,8 @@ def shapes() -> dict[str, Any]:
             missing_inputs=texts,
             stuck=text,
         ),
-        shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState, frames=text),
-        shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, frames=text, progress=float | None),
+        shape("Chunk", ChunkView, kind=ChunkKind, state=ChunkState),
+        shape("Attempt", AttemptView, state=AttemptState, outcome=Outcome | None, progress=float | None),
         result,
     ]
     others = [

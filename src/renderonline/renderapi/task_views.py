@@ -19,7 +19,6 @@ from renderonline.database import administration_rows, control_rows, listing_row
 from renderonline.database.door import Connection, Database
 from renderonline.database.listing_rows import AttemptView, Page, ResultView, SceneFile, TaskFilter, TaskView
 from renderonline.database.queue_rows import MachineRow, QueuedTask
-from renderonline.database.schema import frames_of
 from renderonline.database.submission_rows import EngineRow
 from renderonline.engines.definition import parse_definition
 from renderonline.farm import result_names
@@ -45,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 _TIMES: Final = {"queue_us": "queued", "start_us": "started", "end_us": "ended", "delete_us": "deletes_at"}
 _OF_DEFINITION: Final = ("label", "extensions", "split", "frames", "arguments", "facts")
-HIDDEN: Final = frozenset({"file_path", "folder", "first_frame", "last_frame", "frame_step"})
+HIDDEN: Final = frozenset({"file_path", "folder"})
 
 
 def moment(us: int | None) -> str | None:
@@ -61,13 +60,9 @@ def shown_name(field: str) -> str:
 
 
 def shown_row(row: Any, **more: Any) -> dict[str, Any]:
-    """A row as it is shown: every field but those that are nobody's business, a chunk's frames, and `more`."""
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    if "first_frame" in values:
-        frames = frames_of(row.first_frame, row.last_frame, row.frame_step)
-        more["frames"] = None if frames is None else str(frames)
-    plain = {name: value for name, value in values.items() if name not in HIDDEN}
-    return {shown_name(name): moment(value) if name.endswith("_us") else value for name, value in plain.items()} | more
+    """A row as it is shown: every field but those that are nobody's business, and `more`."""
+    values = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in HIDDEN}
+    return {shown_name(name): moment(value) if name.endswith("_us") else value for name, value in values.items()} | more
 
 
 def _progress(view: TaskView, rendering: float) -> float:
