@@ -17,7 +17,7 @@ from renderonline.farm.frames import MAX_FRAMES
 
 
 class BoxKind(StrEnum):
-    """The sandbox around an engine (`renderonline.sandbox` makes it); ordered, the weakest first.
+    """The sandbox around an engine (`renderonline.sandbox` makes it), the weakest first.
 
     `NONE`: an engine may do what the account may. `LANDLOCK`: other files, the network and other sockets are refused,
     other processes can be seen but not touched. `BWRAP`: nothing else is visible at all.
@@ -29,19 +29,8 @@ class BoxKind(StrEnum):
 
     @property
     def rank(self) -> int:
+        """The greater, the stronger. The kinds themselves compare as texts."""
         return _RANKS[self]
-
-    def __lt__(self, other: str) -> bool:
-        return self.rank < BoxKind(other).rank
-
-    def __le__(self, other: str) -> bool:
-        return self.rank <= BoxKind(other).rank
-
-    def __gt__(self, other: str) -> bool:
-        return self.rank > BoxKind(other).rank
-
-    def __ge__(self, other: str) -> bool:
-        return self.rank >= BoxKind(other).rank
 
 
 class BoxAdvice(StrEnum):
@@ -124,7 +113,7 @@ class Needs:
             more.pool or self.pool,
             max(self.memory_mib, more.memory_mib),
             max(self.gpus, more.gpus),
-            max(self.sandbox, more.sandbox, key=box_of),
+            max(self.sandbox, more.sandbox, key=lambda box: box_of(box).rank),
             self.linked or more.linked,
             renderer=more.renderer or self.renderer,
             gpu_memory_mib=max(self.gpu_memory_mib, more.gpu_memory_mib),
@@ -221,7 +210,7 @@ def box_of(name: str) -> BoxKind:
 
 def lacks_box(has: BoxKind, wanted: str) -> str:
     """Return in words why a machine's box is too weak; "" when it is strong enough."""
-    if not wanted or has >= box_of(wanted):
+    if not wanted or has.rank >= box_of(wanted).rank:
         return ""
     return f"{'no box around engines' if has is BoxKind.NONE else f'only the box {has}'}, not {wanted}"
 

@@ -184,7 +184,7 @@ def test_a_bubblewrap_that_may_not_make_namespaces_is_no_box(tmp_path: Path, mon
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     found = probe("auto")
-    assert found.kind < BoxKind.BWRAP
+    assert found.kind.rank < BoxKind.BWRAP.rank
     assert found.advice
     with pytest.raises(NoBox, match="setting Sandbox is bwrap"):
         probe("bwrap")
