@@ -44,7 +44,7 @@ from renderonline.farm.tasks import ChunkKind, ChunkState, InputFile
 from renderonline.protocol.link import encode
 
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
-"""How long a submission's key is known: 7 days."""
+"""How long a submission's key is known at least: 7 days."""
 REMEMBERED: Final = 1000
 """The keys of this many of the newest tasks are known longer, so that no key is lost when the clock jumps."""
 _KEY_LENGTH: Final = 64
@@ -171,7 +171,6 @@ _BEFORE: Final = select(
     select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
 )
 """Everything that `submit` checks before it writes, in one round trip; after the account is locked."""
-_NEWEST: Final = select(func.max(tasks.c.task_id))
 _RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
 _OF_TASK: Final = (
@@ -185,14 +184,12 @@ _INPUTS: Final = (
 )
 
 
-def find(connection: Connection, user_id: int, client_key: str, *, now_us: int) -> Submitted | None:
-    """The task that this user submitted with this key, in the last 7 days or among the newest tasks (`REMEMBERED`)."""
+def find(connection: Connection, user_id: int, client_key: str) -> Submitted | None:
+    """The task that this user submitted with this key, None after `forget_old` has removed it."""
     if not client_key:
         return None
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
     if row is None or row.client_key != client_key:
-        return None
-    if row.created_us <= now_us - _REMEMBERED_US and row.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED:
         return None
     return Submitted(row.task_id, row.render_id or 0, repeated=True)
 
@@ -223,10 +220,10 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     if account is None or account.is_active != 1:
         raise NotAuthenticated("Your account is not active any more.")
     if before.known is not None:
-        known = find(connection, new.user_id, new.client_key, now_us=new.queue_us)
+        known = find(connection, new.user_id, new.client_key)
         if known is not None:
             return known
-        connection.execute(submissions.delete().where(*_SAME_KEY), key)  # it is older than 7 days
+        connection.execute(submissions.delete().where(*_SAME_KEY), key)  # for MySQL another letter case is the same key
     _check_limit(limit, before.queued)
     _check_waits(connection, new)
     render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
@@ -259,9 +256,9 @@ def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
 
 
 def forget_old(connection: Connection, *, now_us: int) -> int:
-    """Remove the keys that `find` does not know any more; returns how many."""
+    """Remove the keys that need not be known any more; returns how many."""
     old = submissions.c.created_us <= now_us - _REMEMBERED_US
-    early = submissions.c.task_id <= (connection.scalar(_NEWEST) or 0) - REMEMBERED
+    early = submissions.c.task_id <= (connection.scalar(select(func.max(tasks.c.task_id))) or 0) - REMEMBERED
     return connection.execute(submissions.delete().where(old, early)).rowcount
 
 

@@ -7,7 +7,6 @@ one has its files on the disk before the answer leaves.
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -204,5 +203,5 @@ def _new_task(
 def _known(connection: Connection, user_id: int, client_key: str) -> int | None:
     if not client_key:
         return None
-    found = submission_rows.find(connection, user_id, client_key, now_us=time.time_ns() // 1000)
+    found = submission_rows.find(connection, user_id, client_key)
     return None if found is None else found.task_id
