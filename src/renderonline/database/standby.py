@@ -3,7 +3,8 @@
 SQLite: a lock on the file `<database>.lock`, which ends with the process. MySQL: a row {holder, epoch, beat}
 (R10 Standby). Its holder raises `beat`; a standby that saw the same beat for long enough takes the row over and raises
 `epoch`. Every transaction of the writer locks the row and checks its epoch first, so a holder that was only suspended
-writes nothing more.
+writes nothing more. MySQL's GET_LOCK would be shorter, but clusters such as Galera do not support it, and after a
+restart of the database it would belong to whichever program asks first.
 """
 
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 import psutil
 from sqlalchemy import Connection, select
@@ -62,22 +63,15 @@ class Lease(ABC):
             return _FileLease(database, program)
         return _RowLease(database, program, lease_s, on_lost)
 
-    @staticmethod
-    def acquire(database: Database, program: str = "renderonline", *, lease_s: float = LEASE_S) -> "Lease":
-        """Take the lease and keep it fresh until `release`; see `hold`. Blocks."""
-        lease = Lease.of(database, program, lease_s=lease_s)
-        lease.hold()
-        return lease
-
     @abstractmethod
     def take(self) -> bool:
         """Take the lease if it is free or its holder's beat has not moved; call it again every `lease_s` / 10. Raises
         `Conflict` where waiting makes no sense (SQLite). Blocks."""
 
     @abstractmethod
-    def hold(self) -> None:
-        """Take the lease, in a database without any tables too, and keep it fresh in a thread. `Conflict` says who has
-        it. Blocks; for `lease_s` when its holder may be dead."""
+    def hold(self) -> Self:
+        """Take the lease, in a database without any tables too, and keep it fresh in a thread until `release`.
+        `Conflict` says who has it. Blocks; for `lease_s` when its holder may be dead."""
 
     @abstractmethod
     def verify(self) -> None:
@@ -91,7 +85,7 @@ class Lease(ABC):
         label = self._database.place.label
         return Conflict(f"The database {label} is in use by {self.holder}. Stop it first, or name another database.")
 
-    def __enter__(self) -> "Lease":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -109,8 +103,9 @@ class _FileLease(Lease):
             raise self._in_use() from None
         return True
 
-    def hold(self) -> None:
+    def hold(self) -> Self:
         self.take()
+        return self
 
     def verify(self) -> None:
         if self._file is None:
@@ -153,7 +148,7 @@ class _RowLease(Lease):
         self._database.guard(self._check)
         return True
 
-    def hold(self) -> None:
+    def hold(self) -> Self:
         self._database.write_now(lambda connection: leases.create(connection, checkfirst=True))
         first = None
         while not self.take():
@@ -164,6 +159,7 @@ class _RowLease(Lease):
             time.sleep(self._lease_s / LOOKS / 5)
         self._beating = threading.Thread(target=self._beat_for_ever, name="lease", daemon=True)
         self._beating.start()
+        return self
 
     def _beat_for_ever(self) -> None:
         while not self._ended.wait(self._lease_s / BEATS):

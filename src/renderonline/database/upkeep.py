@@ -84,7 +84,7 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
     RenderAPI has it). Raises `Conflict` for a database of a newer version, `InvalidRequest` for foreign tables.
     """
     database.read_now(_refuse_foreign)
-    with nullcontext(lease) if lease is not None else Lease.acquire(database, "renderonline db migrate"):
+    with nullcontext(lease) if lease is not None else Lease.of(database, "renderonline db migrate").hold():
         before = _upgrade(database)
         database.write_now(door.make_counters)
         adopted = adopt(database)
@@ -114,7 +114,7 @@ def upgrade_tokens(database: Database) -> int:
     """Replace every raw token by its hash, and from now on those added by hand at their first use (R12 Tokens); returns
     how many were replaced. The existing RenderAPI accepts no login afterwards, so there is no way back to it. Takes the
     lease. Blocks."""
-    with Lease.acquire(database, "renderonline db migrate"):
+    with Lease.of(database, "renderonline db migrate").hold():
         return database.write_now(_hash_tokens)
 
 

@@ -53,7 +53,7 @@ def test_missing_file_is_not_made_by_looking(tmp_path: Path, capsys: pytest.Capt
 def test_migration_is_refused_while_a_renderapi_holds_the_database(
     migrated_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Database.open(migrated_url) as database, Lease.acquire(database, "a test"):
+    with Database.open(migrated_url) as database, Lease.of(database, "a test").hold():
         assert run(["db", "migrate", "-c", migrated_url]) == 1
         assert run(["db", "check", "-c", migrated_url]) == 0
     assert capsys.readouterr().err.startswith("Error: ")

@@ -22,7 +22,7 @@ import sys, time
 from renderonline.database.door import Database
 from renderonline.database.standby import Lease
 database = Database.open(sys.argv[1])
-lease = Lease.acquire(database, "the other program", lease_s=1.0)
+lease = Lease.of(database, "the other program", lease_s=1.0).hold()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -83,17 +83,17 @@ def opened(url: str) -> Iterator[Callable[[], Database]]:
 def test_a_second_holder_is_told_who_has_it(database_url: str) -> None:
     with (
         Database.open(database_url) as db,
-        Lease.acquire(db, "RenderAPI"),
+        Lease.of(db, "RenderAPI").hold(),
         Database.open(database_url) as other,
         pytest.raises(Conflict, match=rf"in use by RenderAPI \(process {os.getpid()} on"),
     ):
-        Lease.acquire(other)
+        Lease.of(other, "a test").hold()
 
 
 def test_a_released_lease_can_be_taken_again(database_url: str) -> None:
     with Database.open(database_url) as db:
         for _ in range(2):
-            lease = Lease.acquire(db)
+            lease = Lease.of(db, "a test").hold()
             lease.verify()
             lease.release()
         with pytest.raises(Overtaken):
@@ -103,7 +103,7 @@ def test_a_released_lease_can_be_taken_again(database_url: str) -> None:
 def test_a_released_lease_can_be_taken_at_once(migrated_url: str) -> None:
     with Database.open(migrated_url) as database:
         for _ in range(50):
-            Lease.acquire(database, "a test").release()
+            Lease.of(database, "a test").hold().release()
 
 
 def test_leases_of_two_databases_do_not_meet(database_url: str, database_kind: str, tmp_path: Path, request) -> None:
@@ -112,18 +112,23 @@ def test_leases_of_two_databases_do_not_meet(database_url: str, database_kind: s
         if database_kind == "sqlite"
         else request.getfixturevalue("mariadb").create_database()
     )
-    with Database.open(database_url) as one, Database.open(second) as other, Lease.acquire(one), Lease.acquire(other):
+    with (
+        Database.open(database_url) as one,
+        Database.open(second) as other,
+        Lease.of(one, "a test").hold(),
+        Lease.of(other, "a test").hold(),
+    ):
         pass
 
 
 def test_nobody_waits_for_a_holder_that_is_dead_on_this_computer(database_url: str) -> None:
     with other_program(database_url) as holder, Database.open(database_url) as db:
         with pytest.raises(Conflict, match="the other program"):
-            Lease.acquire(db)
+            Lease.of(db, "a test").hold()
         holder.kill()
         holder.wait()
         began = time.monotonic()
-        Lease.acquire(db).release()
+        Lease.of(db, "a test").hold().release()
         assert time.monotonic() - began < 5.0  # a holder elsewhere would be watched for 10 s
 
 

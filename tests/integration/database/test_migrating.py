@@ -120,7 +120,7 @@ def test_foreign_tables_of_the_same_name_are_left_alone(db: Database) -> None:
 
 
 def test_migrating_is_refused_while_a_renderapi_has_the_database(database_url: str) -> None:
-    with Database.open(database_url) as db, Lease.acquire(db, "RenderAPI") as lease:
+    with Database.open(database_url) as db, Lease.of(db, "RenderAPI").hold() as lease:
         with pytest.raises(Conflict, match="in use by"):
             migrate(db)
         migrate(db, lease=lease)
