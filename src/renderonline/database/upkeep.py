@@ -59,6 +59,7 @@ from renderonline.database.task_rows import ENDED
 from renderonline.farm.accounts import TOKEN_PREFIX, hash_token
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotAvailable, NotFound
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Counters, TaskStatus, task_status
+from renderonline.sandbox.privacy import sync
 
 REVISION: Final = "0013"
 """The schema of this version, kept in the farm's row `schema`. Raise it with every change of `schema`."""
@@ -411,7 +412,7 @@ def backup(database: Database, target: Path) -> Path:
         with explained(database.place):
             copy = _copy_sqlite if database.dialect == "sqlite" else _dump_mysql
             copy(database.place, partial)
-        _sync(partial)
+        sync(partial)
         os.link(partial, target)  # unlike a rename, it never replaces a file that has appeared meanwhile
     except FileExistsError as error:
         raise Conflict(f"{target} exists already. Name another file.") from error
@@ -421,7 +422,7 @@ def backup(database: Database, target: Path) -> Path:
         raise NotAvailable(f"The backup {target} failed: {error}. Check the disk, then try again.") from error
     finally:
         partial.unlink(missing_ok=True)
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -459,15 +460,3 @@ def _inserts(connection: Connection, table: str) -> Iterator[str]:
     for part in rows.partitions():
         values = ",\n".join(driver.escape(tuple(row), driver.encoders) for row in part)
         yield f"INSERT INTO {table} VALUES\n{values};\n"
-
-
-def _sync(path: Path) -> None:
-    """Write a file or a directory to the disk, so that it survives a power cut."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no directories
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

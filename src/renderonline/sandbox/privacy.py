@@ -1,4 +1,4 @@
-"""What a program or an account keeps to itself: its memory, its private files, the lock of a directory.
+"""What a program or an account keeps: private memory and files, what must survive a power cut, the lock of a directory.
 
 Standard library only, because the spawner and the SDK use it.
 """
@@ -61,6 +61,16 @@ def write_private(path: Path, content: str | bytes, *, durable: bool = True, mod
     except BaseException:
         os.unlink(aside)
         raise
+
+
+def sync(*paths: Path) -> None:
+    """Make files, and the entries of directories, survive a power cut."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def private_read(path: Path) -> str:

@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotFound, RenderOnlineError, Unfit
 from renderonline.farm.tasks import InputFile
-from renderonline.sandbox.privacy import write_private
+from renderonline.sandbox.privacy import sync, write_private
 from renderonline.storage import disk, names
 from renderonline.storage.disk import Sums
 
@@ -270,7 +270,7 @@ class Stage:
             os.sync()
             return
         above = (directory.parent, directory.parent.parent)
-        _sync(*(directory / file.name for file in self.files), *folders, *above)
+        sync(*(directory / file.name for file in self.files), *folders, *above)
 
     def chunks_of(self, index: int) -> bytes | None:
         """The announced chunks of a file, records of `SENT_CHUNK`; None for a file without."""
@@ -444,16 +444,6 @@ def disk_errors(gone: str = "") -> Iterator[None]:
         if gone and isinstance(error, FileNotFoundError):
             raise NotFound(gone) from error
         raise disk_error(error) from error
-
-
-def _sync(*paths: Path) -> None:
-    """Make files, and the entries of directories, durable."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:

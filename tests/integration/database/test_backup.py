@@ -104,7 +104,7 @@ async def test_a_backup_that_fails_leaves_no_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("renderonline.database.upkeep._sync", full)
+    monkeypatch.setattr("renderonline.database.upkeep.sync", full)
     before = names(tmp_path)
     with pytest.raises(Exception, match="No space"):
         await asyncio.to_thread(backup, database, tmp_path / "copy")
