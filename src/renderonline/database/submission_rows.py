@@ -143,15 +143,12 @@ class Submitted:
     """A task in the database. `repeated`: it was there before, by the same key; nothing was stored."""
 
     task_id: int
-    render_id: int
     repeated: bool = False
 
 
 # Built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
 _SAME_KEY: Final = (submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
-_FIND: Final = (
-    select(submissions, tasks.c.render_id).outerjoin(tasks, tasks.c.task_id == submissions.c.task_id).where(*_SAME_KEY)
-)
+_FIND: Final = select(submissions).where(*_SAME_KEY)
 _ACCOUNT: Final = (
     select(users.c.is_active, subscriptions.c.queue_limit)
     .outerjoin(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
@@ -171,7 +168,6 @@ _BEFORE: Final = select(
     select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
 )
 """Everything that `submit` checks before it writes, in one round trip; after the account is locked."""
-_RENDER_OF: Final = select(tasks.c.render_id).where(tasks.c.task_id == bindparam("task"))
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
 _OF_TASK: Final = (
     *("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film", "results_in"),
@@ -191,7 +187,7 @@ def find(connection: Connection, user_id: int, client_key: str) -> Submitted | N
     row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
     if row is None or row.client_key != client_key:
         return None
-    return Submitted(row.task_id, row.render_id or 0, repeated=True)
+    return Submitted(row.task_id, repeated=True)
 
 
 def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> None:
@@ -216,7 +212,7 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
     # The same operation: only the answer to its commit was lost (R3.2 Repeatable operations).
     if before.committed is not None:
-        return Submitted(before.committed, connection.scalar(_RENDER_OF, {"task": before.committed}) or 0)
+        return Submitted(before.committed)
     if account is None or account.is_active != 1:
         raise NotAuthenticated("Your account is not active any more.")
     if before.known is not None:
@@ -240,7 +236,7 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
         connection.execute(inserting(submissions), row)
-    return Submitted(task_id, render_id)
+    return Submitted(task_id)
 
 
 def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:

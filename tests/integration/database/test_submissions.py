@@ -38,7 +38,7 @@ async def test_a_submission_is_whole(database: Database) -> None:
         database, new_task(user.user_id, frames="1-10", chunk_size=3, waits_for=(first.task_id,), paused=True)
     )
     row = await database.read(lambda c: c.execute(select(tasks).where(tasks.c.task_id == submitted.task_id)).one())
-    assert (row.render_id, row.chunks_waiting, row.frames_total, row.paused) == (submitted.render_id, 4, 10, 1)
+    assert (row.chunks_waiting, row.frames_total, row.paused) == (4, 10, 1)
     assert (row.is_running, row.is_success, row.start_time, row.end_time) == (0, 0, None, None)
     frames = await database.read(
         lambda c: c.execute(
@@ -102,7 +102,7 @@ async def test_the_same_key_gives_the_same_task(database: Database) -> None:
     assert sorted(answer.repeated for answer in answers) == [False] + [True] * 9
     assert await count(database, renders) == 1
     found = await database.read(lambda c: submission_rows.find(c, user.user_id, "k"))
-    assert found == Submitted(answers[0].task_id, answers[0].render_id, repeated=True)
+    assert found == Submitted(answers[0].task_id, repeated=True)
 
 
 async def test_a_key_belongs_to_its_user_and_its_letter_case(database: Database) -> None:
