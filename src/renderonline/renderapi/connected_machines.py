@@ -1,6 +1,5 @@
 """Machines as the dispatcher sees them now: who is reachable, what they offer, what occupies their slots."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -11,9 +10,7 @@ import structlog
 from renderonline.database.door import Database
 from renderonline.database.queue_rows import MachineRow, bench_machine
 from renderonline.database.report_rows import EndedAttempt
-from renderonline.database.task_rows import Moment
 from renderonline.farm.machines import (
-    AwakeClock,
     Card,
     CardLoad,
     MachineStatus,
@@ -27,13 +24,11 @@ from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_dema
 from renderonline.farm.settling import FINAL_FAILURES, NO_RENDER_ENGINE, NOT_STARTED, Blame, may_bench
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import from_wire
-from renderonline.renderapi.memory import BackgroundWork
+from renderonline.renderapi.memory import BackgroundWork, Clocks
 from renderonline.renderapi.orders import Order
 
 _log = structlog.get_logger(__name__)
 
-TICK_S: Final = 1.0
-"""How often silence is looked at."""
 REJECTED_S: Final = 60.0
 """How often the log names a machine whose messages are rejected."""
 _WISHES: Final = frozenset(Wish)
@@ -252,27 +247,6 @@ def renderers_said(machine: Machine) -> Mapping[str, tuple[str, ...]]:
     """What each of its engines (case-folded) can render with, as it said last; those that did not say are left out."""
     said = [one for one in machine.facts.get("engines", ()) if isinstance(one, Mapping)]
     return {str(one.get("name")).casefold(): tuple(found) for one in said if (found := one.get("renderers"))}
-
-
-class Clocks:
-    """The time as the dispatcher reads it (R1.3 Silence). `monotonic`: seconds that only go forward (leases, backoff);
-    `time`: seconds since 1970 UTC, which people see. Tests replace them."""
-
-    def __init__(self) -> None:
-        self.monotonic, self.time = time.monotonic, time.time
-        self._awake = AwakeClock(time.monotonic(), TICK_S)
-
-    def now(self) -> Moment:
-        return Moment.at(self.time())
-
-    def awake(self) -> float:
-        """Seconds in which the event loop was alive."""
-        return self._awake.now(self.monotonic())
-
-    def tick(self) -> float:
-        """The event loop is alive now; returns the awake seconds."""
-        self._awake.tick(self.monotonic())
-        return self.awake()
 
 
 class Machines:

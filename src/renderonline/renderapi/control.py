@@ -18,8 +18,8 @@ from renderonline.database.task_rows import TaskRow
 from renderonline.farm.errors import InvalidRequest, NoSpace, NotAvailable
 from renderonline.farm.frames import parse_frames
 from renderonline.farm.result_names import Film
-from renderonline.renderapi.connected_machines import Clocks, Machines
-from renderonline.renderapi.memory import Announcements, Memory
+from renderonline.renderapi.connected_machines import Machines
+from renderonline.renderapi.memory import Announcements, Clocks, Memory
 from renderonline.renderapi.orders import Orders
 from renderonline.storage.landing import remove_attempt, remove_task
 

@@ -27,9 +27,9 @@ from renderonline.farm.machines import checked_address
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Offer, Outcome
 from renderonline.protocol import existing
-from renderonline.renderapi.connected_machines import Clocks, Machine, Machines
+from renderonline.renderapi.connected_machines import Machine, Machines
 from renderonline.renderapi.landings import written_offers
-from renderonline.renderapi.memory import BackgroundWork, Memory
+from renderonline.renderapi.memory import BackgroundWork, Clocks, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order
 from renderonline.renderapi.reports import Reports
 

@@ -20,9 +20,9 @@ from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
 from renderonline.protocol.link import PROTOCOL, Hello, Refused, check_hello, decode, encode, to_wire
-from renderonline.renderapi.connected_machines import Clocks, Machines
+from renderonline.renderapi.connected_machines import Machines
 from renderonline.renderapi.machine_links import LinkedMachine, close_quietly, receive
-from renderonline.renderapi.memory import BackgroundWork, LiveAttempt, Memory
+from renderonline.renderapi.memory import BackgroundWork, Clocks, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles
 from renderonline.renderapi.reports import Checks, Reports
 from renderonline.storage.attempt_logs import AttemptLogs

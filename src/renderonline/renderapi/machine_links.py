@@ -30,8 +30,8 @@ from renderonline.protocol.link import (
     frames,
     to_wire,
 )
-from renderonline.renderapi.connected_machines import REJECTED_S, Clocks, Machine, Machines
-from renderonline.renderapi.memory import Announcements, BackgroundWork, Memory
+from renderonline.renderapi.connected_machines import REJECTED_S, Machine, Machines
+from renderonline.renderapi.memory import Announcements, BackgroundWork, Clocks, Memory
 from renderonline.renderapi.orders import Order
 from renderonline.renderapi.reports import Checks, Reports
 from renderonline.storage.attempt_logs import AttemptLogs

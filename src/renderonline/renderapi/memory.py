@@ -6,6 +6,7 @@ Memory decides, the database records. Everything in `Memory` happens on the even
 import asyncio
 import gc
 import heapq
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ import structlog
 
 from renderonline.database.door import Connection, Database
 from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, QueuedTask, load_queue
-from renderonline.database.task_rows import TaskRow
+from renderonline.database.task_rows import Moment, TaskRow
 from renderonline.farm.errors import RenderOnlineError
+from renderonline.farm.machines import AwakeClock
 from renderonline.farm.ready import ReadyIndex, Signature
 from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy
@@ -31,6 +33,8 @@ _log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TICK_S: Final = 1.0
+"""How often silence is looked at."""
 _RECENT: Final = 8
 """The machines that had parts of a task most recently are remembered, because they have its scene."""
 MANY_CHUNKS: Final = 1000
@@ -53,14 +57,25 @@ class Announcements(Protocol):
         """An attempt came further; `now` is monotonic."""
 
 
-class Clock(Protocol):
-    """The two clocks of `connected_machines.Clocks` that memory reads."""
+class Clocks:
+    """The time as the dispatcher reads it (R1.3 Silence). `monotonic`: seconds that only go forward (leases, backoff);
+    `time`: seconds since 1970 UTC, which people see. Tests replace them."""
 
-    def monotonic(self) -> float:
-        """Seconds that only go forward."""
+    def __init__(self) -> None:
+        self.monotonic, self.time = time.monotonic, time.time
+        self._awake = AwakeClock(time.monotonic(), TICK_S)
 
-    def time(self) -> float:
-        """Seconds since 1970 UTC."""
+    def now(self) -> Moment:
+        return Moment.at(self.time())
+
+    def awake(self) -> float:
+        """Seconds in which the event loop was alive."""
+        return self._awake.now(self.monotonic())
+
+    def tick(self) -> float:
+        """The event loop is alive now; returns the awake seconds."""
+        self._awake.tick(self.monotonic())
+        return self.awake()
 
 
 class BackgroundWork:
@@ -131,7 +146,7 @@ class _Later(NamedTuple):
 class Memory:
     """What the dispatcher knows. `wake` is called whenever a plan could assign something."""
 
-    def __init__(self, database: Database, wake: Callable[[], None], clock: Clock, policy: RetryPolicy) -> None:
+    def __init__(self, database: Database, wake: Callable[[], None], clock: Clocks, policy: RetryPolicy) -> None:
         self._database = database
         self._wake = wake
         self._clock = clock

@@ -35,8 +35,17 @@ from renderonline.farm.ready import Bucket, ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
-from renderonline.renderapi.connected_machines import TICK_S, Benching, Clocks, Machines
-from renderonline.renderapi.memory import MANY_CHUNKS, BackgroundWork, LiveAttempt, Memory, heavy, queue_of
+from renderonline.renderapi.connected_machines import Benching, Machines
+from renderonline.renderapi.memory import (
+    MANY_CHUNKS,
+    TICK_S,
+    BackgroundWork,
+    Clocks,
+    LiveAttempt,
+    Memory,
+    heavy,
+    queue_of,
+)
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Reports, Watching
 from renderonline.storage.landing import attempt_directory

@@ -10,8 +10,7 @@ from renderonline.database.report_rows import Applied, Reported, apply_steps
 from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.farm.settling import RetryPolicy
 from renderonline.farm.tasks import Landing
-from renderonline.renderapi.connected_machines import Clocks
-from renderonline.renderapi.memory import BackgroundWork
+from renderonline.renderapi.memory import BackgroundWork, Clocks
 
 MOST_STEPS: Final = 1024
 """An operation gets nothing further beyond this number of steps: it holds locks while it runs."""

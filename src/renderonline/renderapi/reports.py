@@ -44,9 +44,9 @@ from renderonline.farm.settling import (
 )
 from renderonline.farm.tasks import ChunkKind, ChunkState, Landing, Offer, Outcome, TaskStatus
 from renderonline.protocol.link import Exited, HeldAttempt, Report, Result, Started
-from renderonline.renderapi.connected_machines import Benching, Clocks, Machine, Machines
+from renderonline.renderapi.connected_machines import Benching, Machine, Machines
 from renderonline.renderapi.landings import Besides, Landings, land, offer_of, settle_interrupted
-from renderonline.renderapi.memory import Announcements, BackgroundWork, LiveAttempt, Memory
+from renderonline.renderapi.memory import Announcements, BackgroundWork, Clocks, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles, Order, Orders
 from renderonline.renderapi.report_writing import ReportWriter, Shown
 

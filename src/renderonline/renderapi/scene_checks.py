@@ -28,8 +28,8 @@ from renderonline.farm.scheduling import idle_machine, without_cards
 from renderonline.farm.settling import Ending, plain_reason
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import Exited, Report
-from renderonline.renderapi.connected_machines import Clocks, Machines
-from renderonline.renderapi.memory import BackgroundWork, Memory
+from renderonline.renderapi.connected_machines import Machines
+from renderonline.renderapi.memory import BackgroundWork, Clocks, Memory
 from renderonline.renderapi.orders import AttemptFiles, Folder, Order, Orders, definition_of
 from renderonline.storage.landing import attempt_directory
 

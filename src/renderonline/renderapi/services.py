@@ -34,7 +34,7 @@ from renderonline.farm.settling import Patience, RetryPolicy
 from renderonline.renderapi.administration import Administration
 from renderonline.renderapi.attempt_transfers import AttemptTransfers, Holder
 from renderonline.renderapi.auth import Authenticator, Callers, Principal, Sessions, Throttle
-from renderonline.renderapi.connected_machines import Benching, Clocks, Machines
+from renderonline.renderapi.connected_machines import Benching, Machines
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.downloads import LandedFiles
 from renderonline.renderapi.events import Announcer, Events, Notifier, Publisher
@@ -43,7 +43,7 @@ from renderonline.renderapi.greeting import LinkedMachines
 from renderonline.renderapi.housekeeping import Deliverer, Housekeeping, Places
 from renderonline.renderapi.intake import Intake
 from renderonline.renderapi.machine_links import LinkedMachine
-from renderonline.renderapi.memory import BackgroundWork, Memory
+from renderonline.renderapi.memory import BackgroundWork, Clocks, Memory
 from renderonline.renderapi.orders import AttemptFiles, Orders
 from renderonline.renderapi.planner import Dispatcher, Leasing
 from renderonline.renderapi.reports import Reports, Watching

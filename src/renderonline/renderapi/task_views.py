@@ -32,9 +32,9 @@ from renderonline.farm.settling import advice
 from renderonline.farm.tasks import Landed, Outcome, TaskStatus
 from renderonline.protocol.existing import Info, UserInfo
 from renderonline.renderapi.auth import Principal
-from renderonline.renderapi.connected_machines import Clocks, Machine, Machines, offered
+from renderonline.renderapi.connected_machines import Machine, Machines, offered
 from renderonline.renderapi.downloads import ALTERED, COMPARED, NOT_COMPARED, Content, LandedFiles, has_directory
-from renderonline.renderapi.memory import Memory
+from renderonline.renderapi.memory import Clocks, Memory
 from renderonline.storage.archive import Member, members_of, results_first
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import SIZES, PreviewFiles

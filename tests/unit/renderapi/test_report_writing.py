@@ -11,8 +11,7 @@ from renderonline.database.report_rows import Applied, Mark, Reported, WarnedSte
 from renderonline.farm.errors import Conflict, NotAvailable
 from renderonline.farm.settling import RetryPolicy
 from renderonline.renderapi import report_writing
-from renderonline.renderapi.connected_machines import Clocks
-from renderonline.renderapi.memory import BackgroundWork
+from renderonline.renderapi.memory import BackgroundWork, Clocks
 from renderonline.renderapi.report_writing import MOST_STEPS, ReportWriter
 
 
