@@ -379,13 +379,52 @@ class Story:
 def task_story(connection: Connection, task_id: int, *, user_id: int | None) -> Story:
     """What the database knows about a task's state."""
     task = _owned(look(connection, task_id), task_id, user_id)
-    reasons_of = select(chunks.c.reason).where(chunks.c.task_id == task_id, chunks.c.reason.is_not(None))
-    reasons = connection.scalars(reasons_of.order_by(chunks.c.chunk_id).limit(5))
     blocked = connection.scalars(BLOCKED.where(waits_for.c.task_id == task_id))
-    failed = select(attempts.c.failure).where(attempts.c.task_id == task_id, attempts.c.failure != "")
-    newest = connection.scalar(failed.order_by(attempts.c.attempt_id.desc()).limit(1))
-    failure = newest if newest and task.status is TaskStatus.FAILED else ""
-    return Story(task, tuple(dict.fromkeys(reasons)), tuple(blocked), failure)
+    failure = ""
+    if task.status is TaskStatus.FAILED:
+        failed = select(attempts.c.failure).where(attempts.c.task_id == task_id, attempts.c.failure != "")
+        failure = connection.scalar(failed.order_by(attempts.c.attempt_id.desc()).limit(1)) or ""
+    return Story(task, tuple(dict.fromkeys(_reasons(connection, task))), tuple(blocked), failure)
+
+
+def _reasons(connection: Connection, task: TaskRow) -> list[str]:
+    """The reasons of a few of a task's chunks, the first of them first. Its chunks that wait are not all looked at: one
+    that failed before is among those that were tried lately."""
+    its = {"task": task.task_id}
+    found = {row.chunk_id: row.reason for row in connection.execute(_TRIED_LATELY, its)}
+    if task.counters.failed or task.counters.canceled:
+        first, last = connection.execute(_SPAN, its).one()
+        for state in (ChunkState.FAILED, ChunkState.CANCELED):
+            rows = connection.execute(_IN_STATE, {**its, "state": state.value, "first": first, "last": last})
+            found |= {row.chunk_id: row.reason for row in rows}
+    return [found[chunk_id] for chunk_id in sorted(found)[:_REASONS]]
+
+
+_REASONS: Final = 5
+_LATELY: Final = 1000
+"""So many of a task's newest attempts are looked at for what went wrong."""
+_ITS: Final = chunks.c.task_id == bindparam("task")
+_OF_ITS: Final = select(chunks.c.chunk_id, chunks.c.reason).where(_ITS, chunks.c.reason.is_not(None))
+_NEWEST: Final = (
+    select(attempts.c.chunk_id)
+    .where(attempts.c.task_id == bindparam("task"))
+    .order_by(attempts.c.attempt_id.desc())
+    .limit(_LATELY)
+    .subquery()
+)
+_TRIED_LATELY: Final = (
+    _OF_ITS.where(chunks.c.chunk_id.in_(select(_NEWEST.c.chunk_id))).order_by(chunks.c.chunk_id).limit(_REASONS)
+)
+_SPAN: Final = select(
+    select(func.min(chunks.c.chunk_id)).where(_ITS).scalar_subquery(),
+    select(func.max(chunks.c.chunk_id)).where(_ITS).scalar_subquery(),
+)
+_IN_STATE: Final = (
+    _OF_ITS.where(chunks.c.state == bindparam("state"))
+    .where(chunks.c.chunk_id.between(bindparam("first"), bindparam("last")))
+    .order_by(chunks.c.chunk_id)
+    .limit(_REASONS)
+)
 
 
 DAY_US: Final = 24 * 3600 * 1_000_000
@@ -404,6 +443,11 @@ _STORED: Final = (
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
     .where(tasks.c.user_id == bindparam("user"))
     .order_by(tasks.c.end_us, tasks.c.task_id)
+)
+_TAKEN: Final = (
+    select(func.sum(_SIZE))
+    .select_from(tasks.outerjoin(renders, renders.c.render_id == tasks.c.render_id))
+    .where(tasks.c.user_id == bindparam("user"))
 )
 _MINE: Final = select(subscriptions.c.keep_days).join(users, users.c.subscription_id == subscriptions.c.subscription_id)
 KEEP_DAYS: Final = _MINE.where(users.c.user_id == tasks.c.user_id).correlate(tasks).scalar_subquery().label("keep_days")
@@ -429,7 +473,7 @@ def stored_tasks(connection: Connection, user_id: int) -> tuple[StoredTask, ...]
 
 def stored_bytes(connection: Connection, user_id: int) -> int:
     """How many bytes all tasks of a user take."""
-    return sum(task.size for task in stored_tasks(connection, user_id))
+    return int(connection.scalar(_TAKEN, {"user": user_id}) or 0)
 
 
 def expired(connection: Connection, now_us: int) -> tuple[int, ...]:
