@@ -44,6 +44,8 @@ MAX_APPLIED: Final = 256
 """Reports that are applied in one transaction."""
 MAX_UNAPPLIED: Final = 4096
 """Reports that may wait; then nothing is read until some are applied."""
+ACK_S: Final = 0.02
+"""An acknowledgement waits this long for something to travel with, such as the next assignment."""
 MAX_UNSENT: Final = 8192
 """Messages that may wait for a machine that does not read."""
 MAX_LOG: Final = 4 * 1024 * 1024
@@ -93,6 +95,7 @@ class LinkedMachine:
         self._to_send, self._to_log, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._none_begun = asyncio.Event()
         self._none_begun.set()
+        self._ack: asyncio.TimerHandle | None = None
         self._unfinished: set[asyncio.Future[None]] = set()
         self._end = (status.WS_1001_GOING_AWAY, "")
 
@@ -143,6 +146,8 @@ class LinkedMachine:
             results = await asyncio.gather(*work, return_exceptions=True)
             await asyncio.gather(*self._unfinished, return_exceptions=True)
             await self._none_begun.wait()
+            if self._ack is not None:
+                self._ack.cancel()
             self.ended.set()
             for result in results:
                 if isinstance(result, Exception):
@@ -218,7 +223,8 @@ class LinkedMachine:
 
     def _applied(self, seq: int) -> None:
         self._applied_seq = seq
-        self.send(link.Ack(seq))
+        if self._ack is None and not self._closed.is_set():
+            self._ack = asyncio.get_running_loop().call_later(ACK_S, self._to_send.set)
 
     def _not_applied(self, error: Exception) -> None:
         if isinstance(error, RenderOnlineError):
@@ -301,8 +307,12 @@ class LinkedMachine:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            while self._unsent:
+            while self._unsent or self._ack is not None:
                 messages, self._unsent = self._unsent, deque()
+                if self._ack is not None:
+                    self._ack.cancel()
+                    self._ack = None
+                    messages.append(link.Ack(self._applied_seq))
                 acks = [place for place, message in enumerate(messages) if isinstance(message, link.Ack)]
                 said = set(acks[:-1])  # the last one says more
                 texts = (encode(message) for place, message in enumerate(messages) if place not in said)

@@ -377,6 +377,16 @@ async def test_what_is_sent_at_one_moment_travels_in_one_frame(
     assert most == 1 if protocol < PROTOCOL else most > 1
 
 
+async def test_acknowledgement_travels_with_the_next_assignment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_links, "ACK_S", 600.0)
+    machine = await joined(rig, works=False)
+    await rig.submit("1-2")
+    (first,) = await machine.given()
+    await machine.render(first.attempt)
+    await machine.given(2)
+    assert machine.acked > 0
+
+
 async def test_reports_of_one_frame_are_applied_together(rig: Rig) -> None:
     machine = await joined(rig, works=False)
     task_id = await rig.submit("1")
