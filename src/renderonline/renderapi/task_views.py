@@ -333,17 +333,20 @@ class TaskViews:
         rows = await self.database.read(partial(listing_rows.list_attempts, task_id=None, limit=limit, cursor=cursor))
         return _page(rows, self._attempt)
 
-    async def archive(self, task_id: int, user_id: int | None, name: str, chosen: Chosen | None = None) -> Content:
+    async def archive(
+        self, task_id: int, user_id: int | None, name: str, chosen: Chosen | None = None, *, only_results: bool = False
+    ) -> Content:
         """The directory of a task as a ZIP called `name`, with the results as they are called (`results_first`); an
         adopted file that lies elsewhere is alone in it.
 
         `user_id`: whose task it must be, None: anybody's. `chosen`: which files (name, frame), None: all.
+        `only_results`: not the scene's files.
         """
 
         def read(connection: Connection) -> tuple[SceneFile, dict[str, Landed], dict[str, int | None]]:
             scene = listing_rows.scene_file(connection, task_id, user_id=user_id)
             landed = listing_rows.landed_files(connection, task_id) if has_directory(scene) else {}
-            wanted = chosen is not None or scene.names
+            wanted = chosen is not None or only_results or scene.names
             return scene, landed, listing_rows.frame_numbers(connection, task_id) if wanted else {}
 
         scene, landed, frames = await self.database.read(read)
@@ -355,10 +358,11 @@ class TaskViews:
                 return (Member.of(path.name, path),)
             members = members_of(task_directory(scene.file_path, scene.file_name), landed)
             members = results_first(members, scene.results_in, called)
-            if chosen is None:
+            if chosen is None and not only_results:
                 return members
-            names = ((one, one.landed_as) for one in members)
-            found = [one for one, its in names if chosen(one.name, frames.get(its)) or chosen(its, frames.get(its))]
+            names = [(one, one.landed_as) for one in members if not only_results or one.landed_as in frames]
+            picked = chosen or (lambda _name, _frame: True)
+            found = [one for one, its in names if picked(one.name, frames.get(its)) or picked(its, frames.get(its))]
             if not found:
                 raise NotFound(f"Task {task_id} has no such files yet.")
             return found

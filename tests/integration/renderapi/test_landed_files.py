@@ -106,6 +106,17 @@ async def test_forged_frame_is_in_no_archive_neither_the_first_nor_the_second(ap
         assert opened.read("frame_0002.png") == LANDED
 
 
+async def test_archive_of_the_results_is_without_the_scene(api: Running) -> None:
+    async def names(query: str) -> list[str]:
+        with zipfile.ZipFile(io.BytesIO((await api.call("GET", f"/tasks/1/download{query}")).body)) as opened:
+            return opened.namelist()
+
+    everything, results = await names(""), await names("?results=1")
+    assert sorted(results) == ["frame_0001.png", "frame_0002.png"]
+    assert set(results) < set(everything)
+    assert await names("?results=1&frames=2") == ["frame_0002.png"]
+
+
 async def test_v1_download_answers_in_its_own_form(api: Running) -> None:
     forge(api)
     asked = {"json": {"TaskId": 1}}

@@ -244,11 +244,19 @@ async def delete(principal: PrincipalDep, services: ServicesDep, task_id: Id) ->
 
 @router.call("GET", "/tasks/{task_id}/download", "application/zip", needs=OWN)
 async def download(
-    request: Request, principal: PrincipalDep, services: ServicesDep, task_id: Id, frames: Frames = "", name: Names = ()
+    request: Request,
+    principal: PrincipalDep,
+    services: ServicesDep,
+    task_id: Id,
+    frames: Frames = "",
+    name: Names = (),
+    *,
+    results: bool = False,
 ) -> Response:
-    """The task's scene and results as a ZIP, or only some of them; ranges are answered."""
+    """The task's scene and results as a ZIP, or only some of them (`results`: not the scene); ranges are answered."""
     chosen = await asyncio.to_thread(chooser, frames, name) if frames or name else None
-    content = await services.reading.archive(task_id, principal.tasks_of, f"task-{task_id}.zip", chosen)
+    own, called = principal.tasks_of, f"task-{task_id}.zip"
+    content = await services.reading.archive(task_id, own, called, chosen, only_results=results)
     return downloads.answer(content, request.headers)
 
 
