@@ -285,7 +285,7 @@ def fetch(
     """
     part = target.with_name(target.name + ".part")
     tag = target.with_name(target.name + ".part.etag")
-    with _disk(target):
+    with disk_faults(target):
         target.parent.mkdir(parents=True, exist_ok=True)
 
     def some() -> bool:
@@ -302,7 +302,7 @@ def fetch(
     patience_s = None
     while not connection.patiently(some, patience_s=patience_s):
         patience_s = RESUME_S
-    with _disk(target):
+    with disk_faults(target):
         if digest is not None and _digest(part) != digest:
             part.unlink()
             raise NotAvailable(f"{target.name} arrived with other bytes than the farm has; download it again.")
@@ -341,7 +341,7 @@ def _some(connection: Connection, path: str, part: Path, tag: Path, progress: Pr
             else:
                 have, total = 0, int(response.headers.get("content-length", "-1"))
             fresh = response.headers.get("etag", "")
-            with _disk(tag):
+            with disk_faults(tag):
                 tag.unlink(missing_ok=True)
                 if fresh and not fresh.startswith("W/"):  # only a strong tag says that the bytes are the same
                     tag.write_text(fresh)
@@ -355,18 +355,18 @@ def _some(connection: Connection, path: str, part: Path, tag: Path, progress: Pr
 
 def _write(response: HTTPResponse, part: Path, have: int, total: int, progress: Progress | None) -> None:
     """Write an answer behind the first `have` bytes. A fault of the disk is `NoSpace`, never retried."""
-    with _disk(part):
+    with disk_faults(part):
         file = part.open("r+b" if have else "wb")
     with file:
         file.truncate(have)
         file.seek(have)
         while block := response.read1(BLOCK):
-            with _disk(part):
+            with disk_faults(part):
                 file.write(block)
             have += len(block)
             if progress is not None:
                 progress(have, total)
-        with _disk(part):
+        with disk_faults(part):
             file.flush()
             os.fsync(file.fileno())
     if total >= 0 and have != total:
@@ -374,7 +374,8 @@ def _write(response: HTTPResponse, part: Path, have: int, total: int, progress: 
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk_faults(path: Path) -> Iterator[None]:
+    """A context in which faults of the disk are `NoSpace`: those of the network would be tried again."""
     try:
         yield
     except OSError as error:
