@@ -72,8 +72,9 @@ class Clocks:
         """Seconds in which the event loop was alive."""
         return self._awake.now(self.monotonic())
 
-    def tick(self) -> float:
-        """The event loop is alive now; returns the awake seconds."""
+    async def tick(self) -> float:
+        """Wait for the next tick: the event loop is alive then. Returns the awake seconds."""
+        await asyncio.sleep(TICK_S)
         self._awake.tick(self.monotonic())
         return self.awake()
 

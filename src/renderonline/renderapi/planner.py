@@ -36,16 +36,7 @@ from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.connected_machines import Benching, Machines
-from renderonline.renderapi.memory import (
-    MANY_CHUNKS,
-    TICK_S,
-    BackgroundWork,
-    Clocks,
-    LiveAttempt,
-    Memory,
-    heavy,
-    queue_of,
-)
+from renderonline.renderapi.memory import MANY_CHUNKS, BackgroundWork, Clocks, LiveAttempt, Memory, heavy, queue_of
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Reports, Watching
 from renderonline.storage.landing import attempt_directory
@@ -235,8 +226,7 @@ class Dispatcher:
 
     async def _watch_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            awake = self._clocks.tick()
+            awake = await self._clocks.tick()
             if self._background.ready:
                 await self._background.guarded(self._watching.look(awake))
 
