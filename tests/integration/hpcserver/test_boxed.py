@@ -110,21 +110,19 @@ async def test_cancel_and_limits_end_the_whole_tree_in_its_box(api: FakeRenderAP
     assert not node.engines()
 
 
-@pytest.mark.parametrize(
-    ("script", "code", "failure"),
-    [
-        ("exit 7", 7, "error"),
-        ("kill -SEGV $$", -11, "crash"),
-        ("kill -KILL $$", -9, "crash"),
-        ("ulimit -c; ulimit -c unlimited 2>/dev/null; test $(ulimit -Hc) = 0 && exit 5", 5, "error"),
-    ],
+CODES = (
+    ("exit 7", 7, "error"),
+    ("kill -SEGV $$", -11, "crash"),
+    ("kill -KILL $$", -9, "crash"),
+    ("ulimit -c; ulimit -c unlimited 2>/dev/null; test $(ulimit -Hc) = 0 && exit 5", 5, "error"),
 )
-async def test_codes_and_signals_are_told_as_without_a_box(
-    api: FakeRenderAPI, node: Node, tmp_path: Path, script: str, code: int, failure: str
-) -> None:
-    await api.assign(1, ["-c", script], tmp_path / "1")
-    exited = await api.report(1, "exited")
-    assert (exited["exit_code"], exited["failure"]) == (code, failure)
+
+
+async def test_codes_and_signals_are_told_as_without_a_box(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
+    for number, (script, code, failure) in enumerate(CODES, 1):
+        await api.assign(number, ["-c", script], tmp_path / str(number))
+        exited = await api.report(number, "exited")
+        assert (exited["exit_code"], exited["failure"]) == (code, failure), script
 
 
 async def test_the_stop_signal_reaches_the_engine_and_not_its_box(

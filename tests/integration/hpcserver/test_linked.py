@@ -162,56 +162,54 @@ def picture_of(path: Path, value: float | None, pixel_type: str = "uint8") -> Pa
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "rules", "reason"),
-    [
-        ("f.exr", np.nan, {}, "36 values of channel R, G, B are not numbers (NaN or infinite)"),
-        ("f.png", None, {"width": 8, "height": 6}, "it has 4 x 3 pixels, the task asks for 8 x 6"),
-        ("f.png", 0.0, {"constant": "fail"}, "all its pixels have the same colour"),
-        ("f.png", 0.0, {"constant": "warn"}, ""),
-        ("f.png", None, {"width": 4, "height": 3, "constant": "fail"}, ""),
-    ],
+PICTURES: tuple[tuple[str, float | None, Wire, str], ...] = (
+    ("f.exr", np.nan, {}, "36 values of channel R, G, B are not numbers (NaN or infinite)"),
+    ("f.png", None, {"width": 8, "height": 6}, "it has 4 x 3 pixels, the task asks for 8 x 6"),
+    ("f.png", 0.0, {"constant": "fail"}, "all its pixels have the same colour"),
+    ("f.png", 0.0, {"constant": "warn"}, ""),
+    ("f.png", None, {"width": 4, "height": 3, "constant": "fail"}, ""),
 )
-async def test_a_wrong_picture_is_a_failure_with_a_reason(
-    api: FakeRenderAPI, node: Node, tmp_path: Path, name: str, value: float | None, rules: Wire, reason: str
-) -> None:
+
+
+async def test_a_wrong_picture_is_a_failure_with_a_reason(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
     await api.linked()
-    picture = picture_of(tmp_path / name, value, "float" if name.endswith("exr") else "uint8")
-    await api.assign(1, ["-c", f"cp {picture} ."], tmp_path / "1", names=(name,), reading=rules)
-    exited = await api.report(1, "exited")
-    assert (exited["outcome"], exited["failure"]) == (("failed", "bad_output") if reason else ("succeeded", ""))
-    assert exited["reason"].startswith(f"{name} is not a usable picture: {reason}" if reason else "")
-    assert ("have the same colour" in api.log_text(1)) is (rules.get("constant") == "warn")
+    for number, (name, value, rules, reason) in enumerate(PICTURES, 1):
+        picture = picture_of(tmp_path / name, value, "float" if name.endswith("exr") else "uint8")
+        await api.assign(number, ["-c", f"cp {picture} ."], tmp_path / str(number), names=(name,), reading=rules)
+        exited = await api.report(number, "exited")
+        ending = ("failed", "bad_output") if reason else ("succeeded", "")
+        assert (exited["outcome"], exited["failure"]) == ending, (name, rules)
+        assert exited["reason"].startswith(f"{name} is not a usable picture: {reason}" if reason else "")
+        assert ("have the same colour" in api.log_text(number)) is (rules.get("constant") == "warn")
 
 
-@pytest.mark.parametrize(
-    ("script", "failure"),
-    [
-        ("true", "missing_output"),
-        ("head -c 60 {picture} > f.png", "bad_output"),
-        ("ln -s {picture} f.png", "bad_output"),
-        ("cat {picture} > g.png; ln g.png f.png", "bad_output"),
-        ("mkfifo f.png", "bad_output"),
-        ("echo not a picture > f.png", "bad_output"),
-        ("cp {picture} f.png; exit 3", "error"),
-        ("cp {picture} f.png; kill -SEGV $$", "crash"),
-        ("cp {picture} f.png; kill -KILL $$", "crash"),
-        ("cp {picture} f.png; exit 9", "scene"),
-        ("cp {picture} f.png; echo Error: bad scene", "scene"),
-    ],
+FAILURES = (
+    ("true", "missing_output"),
+    ("head -c 60 {picture} > f.png", "bad_output"),
+    ("ln -s {picture} f.png", "bad_output"),
+    ("cat {picture} > g.png; ln g.png f.png", "bad_output"),
+    ("mkfifo f.png", "bad_output"),
+    ("echo not a picture > f.png", "bad_output"),
+    ("cp {picture} f.png; exit 3", "error"),
+    ("cp {picture} f.png; kill -SEGV $$", "crash"),
+    ("cp {picture} f.png; kill -KILL $$", "crash"),
+    ("cp {picture} f.png; exit 9", "scene"),
+    ("cp {picture} f.png; echo Error: bad scene", "scene"),
 )
-async def test_exit_code_zero_is_not_enough(
-    api: FakeRenderAPI, node: Node, tmp_path: Path, script: str, failure: str
-) -> None:
+
+
+async def test_exit_code_zero_is_not_enough(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
     await api.linked()
     picture = tmp_path / "picture.png"
     picture.write_bytes(png())
     reading = {"failures": [{"regex": "^Error:", "kind": "scene"}], "exit_codes": {"9": "scene"}}
-    await api.assign(1, ["-c", script.format(picture=picture)], tmp_path / "1", names=("f.png",), reading=reading)
-    exited = await api.report(1, "exited")
-    assert (exited["outcome"], exited["failure"]) == ("failed", failure)
-    assert exited["reason"]
-    assert len(api.reports(1, "result")) == (1 if "cp" in script else 0)
+    for number, (script, failure) in enumerate(FAILURES, 1):
+        argv = ["-c", script.format(picture=picture)]
+        await api.assign(number, argv, tmp_path / str(number), names=("f.png",), reading=reading)
+        exited = await api.report(number, "exited")
+        assert (exited["outcome"], exited["failure"]) == ("failed", failure), script
+        assert exited["reason"], script
+        assert len(api.reports(number, "result")) == (1 if "cp" in script else 0), script
 
 
 @pytest.mark.parametrize(("frames", "names"), [(("f.png",), ["notes.svg"]), (("f.png", "g.png"), [])])
@@ -239,23 +237,21 @@ async def test_file_that_was_there_before_is_no_result(api: FakeRenderAPI, node:
     assert (await api.report(1, "exited"))["failure"] == "missing_output"
 
 
-@pytest.mark.parametrize(
-    ("more", "failure"),
-    [
-        ({"engine": "nosuch"}, "no_engine"),
-        ({"inputs": ("/no/such/scene.blend",)}, "no_input"),
-        ({"inputs": ("/tmp",)}, "no_input"),
-        ({"reading": {"progress": "nonsense"}}, "machine"),
-    ],
+IMPOSSIBLE: tuple[tuple[dict[str, object], str], ...] = (
+    ({"engine": "nosuch"}, "no_engine"),
+    ({"inputs": ("/no/such/scene.blend",)}, "no_input"),
+    ({"inputs": ("/tmp",)}, "no_input"),
+    ({"reading": {"progress": "nonsense"}}, "machine"),
 )
-async def test_what_can_not_start_says_why(
-    api: FakeRenderAPI, node: Node, tmp_path: Path, more: dict[str, object], failure: str
-) -> None:
+
+
+async def test_what_can_not_start_says_why(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
     await api.linked()
-    await api.assign(1, ["-c", "exit 0"], tmp_path / "1", **more)
-    exited = await api.report(1, "exited")
-    assert (exited["outcome"], exited["failure"]) == ("failed", failure)
-    assert not api.reports(1, "started")
+    for number, (more, failure) in enumerate(IMPOSSIBLE, 1):
+        await api.assign(number, ["-c", "exit 0"], tmp_path / str(number), **more)
+        exited = await api.report(number, "exited")
+        assert (exited["outcome"], exited["failure"]) == ("failed", failure), more
+        assert not api.reports(number, "started"), more
 
 
 async def test_relative_directory_is_refused(api: FakeRenderAPI, node: Node) -> None:

@@ -153,11 +153,11 @@ async def test_program_that_is_not_there_does_not_replace_the_last_render(node: 
     assert node.task()["TaskId"] == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"x" * (2 << 20), b'{"TaskId": 1}', b"\xff\xfe"])
-async def test_hostile_bodies_are_refused(node: V1Program, body: bytes) -> None:
+async def test_hostile_bodies_are_refused(node: V1Program) -> None:
     await node.ready()
-    status, answer = node.call("/hpc/start", body)
-    assert (status, answer["Message"]) == (400, "Invalid render arguments!")
+    for body in (b"", b"{", b"[]", b"null", b"x" * (2 << 20), b'{"TaskId": 1}', b"\xff\xfe"):
+        status, answer = node.call("/hpc/start", body)
+        assert (status, answer["Message"]) == (400, "Invalid render arguments!"), body[:20]
 
 
 async def test_web_page_can_not_start_anything(node: V1Program) -> None:
