@@ -24,8 +24,6 @@ DEFAULT_FPS: Final = 24.0
 FASTEST_FPS: Final = 240.0
 SOUND: Final = "sound.flac"
 """The result of a task that holds the sound of its frames, from the first to the last."""
-EXACTLY: Final = "RENDERONLINE_FILM"
-"""The environment variable that gives the film with its exact speed to the film program; older ones can't read it."""
 _WRITTEN: Final = re.compile(
     rf"({'|'.join(FORMATS)})(?:@(?:(\d{{1,3}}(?:\.\d{{1,4}})?)|(\d{{1,7}})/(\d{{1,7}})))?", re.ASCII
 )
@@ -42,11 +40,6 @@ class Film:
         if isinstance(self.fps, Fraction):
             return f"{self.format}@{self.fps.numerator}/{self.fps.denominator}"
         return f"{self.format}@{self.fps:g}" if self.fps else self.format
-
-    @property
-    def roughly(self) -> "Film":
-        """The same with a decimal speed, which every film program can read."""
-        return Film(self.format, round(float(self.fps), 4)) if isinstance(self.fps, Fraction) else self
 
     @classmethod
     def parse(cls, text: str) -> "Film":

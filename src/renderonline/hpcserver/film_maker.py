@@ -7,7 +7,6 @@ content). It decodes frames of every format as previews show them; in place of a
 it shows the frame before. The film counts only when it decodes to as many frames as went into it.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from renderonline.engines.command_lines import name_of_frame
 from renderonline.engines.discovery import FoundEngine
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import parse_frames
-from renderonline.farm.result_names import EXACTLY, FILM_ENGINE, SOUND, Film
+from renderonline.farm.result_names import FILM_ENGINE, SOUND, Film
 from renderonline.storage.images import LARGEST_PICTURE_BYTES, for_screen
 
 _AWAY: Final = 1.5
@@ -165,7 +164,7 @@ def _fitted(pixels: Any, width: int, height: int) -> Any:
 
 def main(ffmpeg: str, directory: str, pattern: str, frames: str, film: str, name: str) -> None:
     """Write the film into the current directory."""
-    numbers, kind = sorted(parse_frames(frames)), Film.parse(os.environ.get(EXACTLY) or film)
+    numbers, kind = sorted(parse_frames(frames)), Film.parse(film)
     files = [Path(directory, name_of_frame(pattern, frame)) for frame in numbers]
     encode(ffmpeg, files, Path(name), kind, sound_of(Path(directory), numbers, files, kind))
 

@@ -31,7 +31,7 @@ from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.frames import FrameRange, is_among, parse_frames
 from renderonline.farm.machines import DEVICE
 from renderonline.farm.needs import Needs
-from renderonline.farm.result_names import EXACTLY, FILM_ENGINE, FORMATS, NOTHING_MORE, Film
+from renderonline.farm.result_names import FILM_ENGINE, FORMATS, NOTHING_MORE, Film
 from renderonline.protocol.link import Assign, ExpectedOutput, Limits, to_wire
 from renderonline.storage.landing import attempts_on_disk, kept_mark, remove_attempt
 from renderonline.storage.names import task_directory
@@ -110,9 +110,8 @@ class _Known:
         if not self.pattern:
             raise InvalidRequest(f"Nobody knows which files of engine {self.facts.engine} are frames.")
         name = film.file_name(self.facts.file_name)
-        words = (self.results, self.pattern, self.facts.frames, str(film.roughly), name)
-        exactly = {} if film.roughly == film else {EXACTLY: str(film)}
-        return Command(words, (ExpectedOutput(name),), environment=exactly)
+        words = (self.results, self.pattern, self.facts.frames, str(film), name)
+        return Command(words, (ExpectedOutput(name),))
 
 
 class Orders:

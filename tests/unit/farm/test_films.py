@@ -56,9 +56,3 @@ def test_the_speed_is_the_scenes_unless_it_is_named(facts: dict[str, object], fp
 
 def test_a_film_is_called_like_its_scene() -> None:
     assert Film("webm").file_name("shots/a.b.blend") == "a.b.webm"
-
-
-def test_a_program_that_knows_no_fractions_is_told_the_nearest_speed() -> None:
-    exact = Film("mp4", Fraction(30000, 1001))
-    assert str(exact.roughly) == "mp4@29.97"
-    assert Film.parse("mp4@50/2").roughly == Film.parse("mp4@50/2") == Film("mp4", 25.0)
