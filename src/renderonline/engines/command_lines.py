@@ -84,8 +84,8 @@ def values_of_scene(definition: EngineDefinition, scene: Mapping[str, object]) -
     is one beyond the command line whose default is "": the engine then does what the scene says."""
     beyond = _beyond(definition)
     asked = [argument for argument in definition.arguments if argument.id not in beyond or argument.default != ""]
-    told = {argument: str(scene[argument.fact]) for argument in asked if argument.fact in scene}
-    return {argument.id: value for argument, value in told.items() if value in (argument.choices or (value,))}
+    known = {argument: str(scene[argument.fact]) for argument in asked if argument.fact in scene}
+    return {argument.id: value for argument, value in known.items() if value in (argument.choices or (value,))}
 
 
 def without_frames(definition: EngineDefinition, values: Mapping[str, str]) -> dict[str, str]:
@@ -212,7 +212,7 @@ def build(
     task_frames: Sequence[int],
     scene: str,
     output_directory: str,
-    told: bool = True,
+    with_outputs: bool = True,
 ) -> Command:
     """The command that renders `chunk` (None: the whole task).
 
@@ -220,7 +220,8 @@ def build(
     `chunk` is given, the smallest and the largest of `task_frames` suffice.
     `words` are the template's, without the program's name; `values` the task's, complete; `scene` and
     `output_directory` paths on the machine. `InvalidRequest` when a placeholder has no value or a value would become
-    an option. Without `told` nobody wants to know which files are expected, of which there may be many.
+    an option. Without `with_outputs` the expected files, of which there may be many,
+    are left out.
     """
     directory = posixpath.dirname(scene) or "."
     farm_values = {UPLOADED_FILE: scene, SCENE_DIRECTORY: directory, OUTPUT_DIRECTORY: output_directory}
@@ -233,14 +234,14 @@ def build(
         farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
     everything, wanted = {**values, **farm_values}, definition.environment
     environment = dict(zip(wanted, fill(tuple(wanted.values()), everything), strict=True))
-    expected = expected_outputs(definition, values, frames, task_frames or frames) if told else ()
+    expected = expected_outputs(definition, values, frames, task_frames or frames) if with_outputs else ()
     return Command(fill(words, everything), expected, frames, environment)
 
 
 def _span(definition: EngineDefinition, task_frames: Sequence[int]) -> tuple[int, int]:
-    """The task's first and last frame as the template is told them. POV-Ray, told that an animation goes from frame 1
-    to frame 1, makes a still and leaves the number out of the file's name: a task of one frame is an animation of two
-    of which it renders the first."""
+    """The task's first and last frame for the template. POV-Ray makes a still of an animation from frame 1 to frame 1,
+    and leaves the number out of the file's name: a task of one frame is an animation of two of which it renders the
+    first."""
     first, last = min(task_frames), max(task_frames)
     pads_like_last = definition.outputs is not None and definition.outputs.pad_like_last_frame
     return first, max(last, first + 1) if pads_like_last else last
@@ -288,15 +289,15 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Za-z0-9])")
 _LARGEST: Final = 1e9
 
 Compiled = tuple[tuple[re.Pattern[str], str], ...]
-Told = dict[str, tuple[str, ...]]
+Said = dict[str, tuple[str, ...]]
 """Kind of a progress pattern -> the groups of its match."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputReading:
-    """What one line told; None and "" where it told nothing. `fraction` is of the whole attempt (0-1), `remaining_s` of
-    the frame that is being rendered, in seconds; `failure` is the failure class and the line, `reason` why the engine
-    says that it ends, `device` what it renders on."""
+    """What one line of output says; None and "" where it says nothing. `fraction` is of the whole attempt (0-1),
+    `remaining_s` of the frame that is being rendered, in seconds; `failure` is the failure class and the line, `reason`
+    why the engine says that it ends, `device` what it renders on."""
 
     fraction: float | None = None
     frame: int | None = None
@@ -310,7 +311,7 @@ class OutputReading:
 
     @property
     def progress(self) -> bool:
-        """Whether the line told something of how far the engine is."""
+        """Whether the line says how far the engine is."""
         return self.fraction is not None
 
 
@@ -334,7 +335,7 @@ class OutputReader:
         """A line that may go on in the next one, and the last piece of it."""
 
     def lines(self, texts: Iterable[str]) -> Iterator[OutputReading]:
-        """What the next lines tell. Those that the engine broke at its width are one; a long line is held until the
+        """What the next lines say. Those that the engine broke at its width are one; a long line is held until the
         next one, or `rest`, says that it is whole."""
         for text in texts:
             piece = _ESCAPES.sub("", text[:LONGEST_LINE]) if self._width else text
@@ -348,7 +349,7 @@ class OutputReader:
                 yield self.line(piece)
 
     def rest(self) -> Iterator[OutputReading]:
-        """What the line tells that was held: nothing follows it."""
+        """What the line says that was held: nothing follows it."""
         held, self._held = self._held, ""
         if held:
             yield self.line(held)
@@ -361,7 +362,7 @@ class OutputReader:
         return room <= 1 or (word is not None and len(word[0]) > room)
 
     def line(self, text: str) -> OutputReading:
-        """What `text` (one whole line, without its end) tells."""
+        """What `text` (one whole line, without its end) says."""
         text = _ESCAPES.sub("", text[:LONGEST_LINE]).strip()
         if not text:
             return OutputReading()
@@ -372,15 +373,15 @@ class OutputReader:
             )
         if warning := _first_match(self._warnings, text):
             return OutputReading(warning=warning[1], message=text)
-        told = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
-        return self._advance(told, text) if told else OutputReading()
+        said = {kind: match.groups() for regex, kind in self._progress if (match := regex.search(text)) is not None}
+        return self._advance(said, text) if said else OutputReading()
 
-    def _advance(self, told: Told, text: str) -> OutputReading:
+    def _advance(self, said: Said, text: str) -> OutputReading:
         """Take the line's facts: first which frame, then how far within it."""
-        place = self._place_of(told)
+        place = self._place_of(said)
         if place is not None and place != self._index:
             self._index, self._within = place, 0.0
-        within = 1.0 if "saved" in told else _within(told)
+        within = 1.0 if "saved" in said else _within(said)
         if within is not None:
             self._within = within
         done = (self._index + self._within) / max(len(self._frames), 1)
@@ -388,22 +389,22 @@ class OutputReader:
         return OutputReading(
             fraction=self._fraction,
             frame=self._frames[self._index] if self._frames else None,
-            remaining_s=seconds(told["remaining"][0]) if "remaining" in told else None,
-            saved=told["saved"][0] if "saved" in told else None,
-            device=told["device"][0] if "device" in told else None,
+            remaining_s=seconds(said["remaining"][0]) if "remaining" in said else None,
+            saved=said["saved"][0] if "saved" in said else None,
+            device=said["device"][0] if "device" in said else None,
             message=text,
         )
 
-    def _place_of(self, told: Told) -> int | None:
-        if "frame" in told:
-            return self._place.get(_decimal(told["frame"][0]))
-        number = _decimal(told["frame_index"][0]) if "frame_index" in told else None
+    def _place_of(self, said: Said) -> int | None:
+        if "frame" in said:
+            return self._place.get(_decimal(said["frame"][0]))
+        number = _decimal(said["frame_index"][0]) if "frame_index" in said else None
         return int(number) - 1 if number is not None and 1 <= number <= len(self._frames) else None
 
 
 def failure_of_exit(rules: ReadingRules, exit_code: int) -> str:
-    """The failure class of an exit code other than 0, as far as it tells: the definition's, else `out_of_memory`
-    after SIGKILL (the kernel's way), `crash` after another signal, `error` otherwise.
+    """The failure class of an exit code other than 0: the definition's, else `out_of_memory` after SIGKILL (the
+    kernel's way), `crash` after another signal, `error` otherwise.
 
     Negative codes and those above 128 are signals, as Python and shells write them.
     """
@@ -427,15 +428,15 @@ def seconds(text: str) -> float | None:
     return min(total, _LARGEST)
 
 
-def _within(told: Told) -> float | None:
+def _within(said: Said) -> float | None:
     """How much of the frame is done by this line, 0 to 1."""
     whole: float | None = 1.0
-    if "fraction" in told:
-        done = _decimal(told["fraction"][0])
-    elif "percent" in told:
-        done, whole = _decimal(told["percent"][0]), 100.0
-    elif "samples" in told:
-        done, whole = _decimal(told["samples"][0]), _decimal(told["samples"][1])
+    if "fraction" in said:
+        done = _decimal(said["fraction"][0])
+    elif "percent" in said:
+        done, whole = _decimal(said["percent"][0]), 100.0
+    elif "samples" in said:
+        done, whole = _decimal(said["samples"][0]), _decimal(said["samples"][1])
     else:
         return None
     return min(max(done / whole, 0.0), 1.0) if done is not None and whole else None

@@ -32,7 +32,7 @@ SCENE_DIRECTORY: Final = "@scene_directory"
 TASK_FIRST_FRAME: Final = "@task_first_frame"
 TASK_LAST_FRAME: Final = "@task_last_frame"
 FARM_VALUES: Final = frozenset({UPLOADED_FILE, SCENE_DIRECTORY, OUTPUT_DIRECTORY, TASK_FIRST_FRAME, TASK_LAST_FRAME})
-"""The values that the farm itself gives to a template."""
+"""The values that the farm itself fills into a template."""
 LONGEST_DEFINITION: Final = 64 * 1024
 SPLITS: Final = ("frames", "none")
 CONSTANTS: Final = ("fail", "warn")
@@ -84,7 +84,7 @@ class FrameArguments:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Which files a frame gives: `pattern` has one run of `#` for the zero-padded frame and may end in
+    """Which files a frame becomes: `pattern` has one run of `#` for the zero-padded frame and may end in
     `.{extension}`; `extensions` maps the value of argument `format_argument` to the extension."""
 
     pattern: str
@@ -104,7 +104,7 @@ class Outputs:
 
 _ONE_GROUP = ("frame", "frame_index", "fraction", "percent", "remaining", "memory", "saved", "device")
 PROGRESS_KINDS: Final[Mapping[str, int]] = {**dict.fromkeys(_ONE_GROUP, 1), "samples": 2}
-"""What a progress pattern can tell -> how many groups it needs.
+"""What a progress pattern can say -> how many groups it needs.
 
 `frame` is the number of the frame that is being rendered, `frame_index` its place in the chunk counted from 1;
 `fraction` (0-1), `percent` and `samples` (done, total) are of that frame; `remaining` is seconds or h:mm:ss of that
@@ -175,7 +175,7 @@ class EngineDefinition:
     """How to speak to a renderer.
 
     `template` is v1's language: words as on a command line, `$RENDERONLINE:<argtype_id>` for values and
-    `$RENDERONLINE:@…` for what the farm gives (`engines.commands.FARM_VALUES`). `split`: frames or none (tiles and
+    `$RENDERONLINE:@…` for what the farm fills in (`FARM_VALUES`). `split`: frames or none (tiles and
     samples come later). `chunk_size`: frames a chunk when the user names none; 0: the farm decides. Without `outputs`
     every new file in the attempt's directory is a result. `executables` are looked for on a machine's PATH; without
     any it is only what the machine's own settings name. With `renderers_arguments` its program lists what it can render
@@ -389,7 +389,7 @@ def _check_reading(reading: ReadingRules) -> None:
             groups = _check_regex(f"{where}.regex", pattern.regex)
             if key == "progress":
                 fits = PROGRESS_KINDS.get(pattern.kind, groups + 1) <= groups
-                _must(fits, f"{where}.kind", f"must be one of (with so many groups in its regex): {kinds}")
+                _must(fits, f"{where}.kind", f"must be one of (with this number of groups in its regex): {kinds}")
             elif key == "warnings":
                 _must_be_one_of(("", MISSING), pattern.kind, f"{where}.kind")
             elif key == "failures":

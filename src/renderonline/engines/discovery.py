@@ -106,8 +106,8 @@ def _with_version(found: FoundEngine, definition: EngineDefinition) -> FoundEngi
     if answer.code != 0:
         _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
         return None
-    told = "\n".join((*answer.out, *answer.err))
-    match = re.search(definition.version_regex, told) if definition.version_regex else None
+    said = "\n".join((*answer.out, *answer.err))
+    match = re.search(definition.version_regex, said) if definition.version_regex else None
     return replace(found, version=match[1] if match.re.groups else match[0]) if match else found
 
 

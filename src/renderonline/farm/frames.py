@@ -157,7 +157,7 @@ def _written(run: Sequence[int]) -> str:
 def cut(frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
     """Chunks of at most `chunk_size` frames that together hold every frame once, as few as the order allows.
 
-    Each is one range, because an engine is told first, last and step. `chunk_size` 0: as long as the ranges go.
+    Each is one range, because an engine takes first, last and step. `chunk_size` 0: as long as the ranges go.
     """
     if chunk_size < 0:
         raise InvalidRequest(f"The chunk size must be 0 or more, not {chunk_size}.")

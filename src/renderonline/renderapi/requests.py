@@ -168,7 +168,7 @@ class Prepared:
             task_frames=self.frames,
             scene=scene,
             output_directory=directory,
-            told=False,
+            with_outputs=False,
         )
 
 

@@ -1,4 +1,4 @@
-"""The blocks of a .blend file, read without Blender: for the child that reads strangers' files (R13 Hostile content).
+"""The blocks of a .blend file, read without Blender: for the child that reads files of others (R13 Hostile content).
 
 A .blend (plain, gzip or zstd) is a list of blocks of memory; the last one, `DNA1`, says how the structs in the others
 are laid out. The file is gone through twice: for that block, then for the few kinds of blocks that are asked for. What
@@ -11,12 +11,14 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any, Final, NamedTuple
 
 import zstandard
+
+from renderonline.engines.blender.launcher import several
 
 NEWEST_LAYOUT: Final = 1
 """Of the file format, since Blender 5; of a newer one only its Blender's version can be read."""
@@ -41,8 +43,6 @@ _PADDING: Final = 16
 """Bytes after the end of a text in which anything may stand."""
 _MOST_LINKED: Final = 10_000
 _PATH: Final = re.compile(rb"[^\x00-\x1f]*[/\\\\.][^\x00-\x1f]*")
-_SHOWN: Final = 5
-"""Names that a warning gives."""
 _DAMAGED: Final = "its content can't be read: save it again in Blender"
 _TRUNCATED: Final = "it ends too early: save it again in Blender, or see whether it was copied whole"
 
@@ -66,12 +66,6 @@ class Left:
     def warnings(self) -> list[str]:
         """A sentence for each reason."""
         return [f"not looked at: {several(names)} ({why})" for why, names in self.unseen.items()]
-
-
-def several(names: Collection[str]) -> str:
-    """A few of the names, and how many there are besides."""
-    shown = ", ".join(list(names)[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 class _Stream:

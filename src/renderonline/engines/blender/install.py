@@ -32,7 +32,7 @@ from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.sandbox.privacy import Locked, lock_file, write_private
 
 Progress = Callable[[float, str], None]
-"""Told how far it is (0 to 1) and what is being done."""
+"""Called with how far it is (0 to 1) and what is being done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def _make_environment(directory: Path, progress: Progress, builds: Sequence[Buil
     environment = directory / build.environment
     new = _python_of(environment)
 
-    def told(written: int) -> None:
+    def report(written: int) -> None:
         done = 0.05 + 0.9 * min(written / WRITTEN_BYTES, 1.0)
         progress(done, f"Installing Blender {build.version} (374 MB from PyPI)")
 
@@ -193,7 +193,7 @@ def _make_environment(directory: Path, progress: Progress, builds: Sequence[Buil
         # A cache of its own: what an interrupted download leaves is found and removed, and the user's cache does not
         # grow by a gigabyte. The files are hard links, so that removing the cache keeps the environment.
         install = ["pip", "install", "--quiet", "--python", str(new), f"bpy=={build.bpy}"]
-        _run_uv([*install, "--cache-dir", str(download)], directory, told)
+        _run_uv([*install, "--cache-dir", str(download)], directory, report)
     except BaseException:
         shutil.rmtree(environment, ignore_errors=True)
         raise
@@ -231,12 +231,12 @@ def _found(answer: ChildAnswer) -> str | None:
     return answer.out[0] if answer.code == 0 and answer.out else None
 
 
-def _run_uv(arguments: Sequence[str], directory: Path, told: Callable[[int], None] = lambda _bytes: None) -> None:
-    """Run uv to its end, telling how many bytes it has written; `NotAvailable` with its last words when it fails."""
+def _run_uv(arguments: Sequence[str], directory: Path, report: Callable[[int], None] = lambda _bytes: None) -> None:
+    """Run uv to its end, reporting how many bytes it has written; `NotAvailable` with its last words when it fails."""
 
     def look(pid: int) -> None:
         with suppress(psutil.Error, AttributeError):  # no such counters here, or it has just ended
-            told(psutil.Process(pid).io_counters().write_chars)
+            report(psutil.Process(pid).io_counters().write_chars)
 
     answer = _uv(arguments, directory, look)
     if answer.code == 0:
@@ -298,8 +298,8 @@ def _missing_by_ldd(python: Path) -> set[str]:
     if ldd is None or package is None:
         return set()
     files = [*package.glob("*.so"), *package.glob("lib/*.so*")]
-    told = "\n".join(ask([ldd, *map(str, files)], SMOKE_TIME_S).out)
-    return set(re.findall(r"^(\S+) => not found", told, re.MULTILINE)) - {file.name for file in files}
+    said = "\n".join(ask([ldd, *map(str, files)], SMOKE_TIME_S).out)
+    return set(re.findall(r"^(\S+) => not found", said, re.MULTILINE)) - {file.name for file in files}
 
 
 def _python_of(environment: Path) -> Path:

@@ -1,5 +1,5 @@
 """Which files a scene needs: those that it names, found as Blender would find them, or a person would; for the child
-that reads strangers' files (R13 Hostile content), which calls `survey`.
+that reads files of others (R13 Hostile content), which calls `survey`.
 
 A name counts as it is written. Where there is no such file, the only one counts that differs in letter case and
 Unicode form alone (names from Windows and from Macs). Whole paths count when they lead into the folder that was
@@ -16,7 +16,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
-from renderonline.engines.blender.blend_file import MOST_COMPARED, BrokenScene, Left, opened, several, understood
+from renderonline.engines.blender.blend_file import MOST_COMPARED, BrokenScene, Left, opened, understood
+from renderonline.engines.blender.launcher import several
 from renderonline.engines.blender.launcher.inputs import (
     FOLDER,
     MAPPING,
@@ -185,8 +186,8 @@ class Needed:
 
 def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_INPUTS) -> dict[str, Any]:
     """Read a scene, and look for the files that it needs. JSON for the parent: `broken` (why), or `facts`, `inputs`
-    (names of files that are there, at most so many), `missing` (that are not), `outside` (as the scene names them) and
-    `whole_paths` (whether a file that is there was named so).
+    (names of files that are there, at most `most_inputs`), `missing` (that are not), `outside` (as the scene names
+    them) and `whole_paths` (whether a file that is there was named so).
 
     `scene` is a name among `files`: a directory, or names -> paths ("": not to be read yet). Libraries are read as
     well: what they need, the scene needs. The work is bounded; a warning names what was not looked at.
@@ -247,8 +248,7 @@ def _followed(scene: str, files: str | Mapping[str, str], needed: Needed, left: 
                 named = list(named_files(blend, name))
                 facts = facts or facts_of(blend, named)
         except BrokenScene as error:
-            told = f"its library {name} is broken: {error}" if facts else str(error)
-            raise BrokenScene(told) from error
+            raise BrokenScene(f"its library {name} is broken: {error}" if facts else str(error)) from error
         for library in needed.look(name, named):
             if library in seen:
                 continue

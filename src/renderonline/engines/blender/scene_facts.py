@@ -1,4 +1,4 @@
-"""What a .blend says of itself, and the files that it names: for the child that reads strangers' files (R13 Hostile
+"""What a .blend says of itself, and the files that it names: for the child that reads files of others (R13 Hostile
 content).
 
 The names are all that `bpy.utils.blend_paths()` lists, and caches and bakes besides. The structs and their fields are
@@ -99,8 +99,8 @@ _GPU: Final = 1
 
 class Named(NamedTuple):
     """A file as the scene names it. `many`: it is one of a `sequence` or of `tiles`, or it is a `folder`; `needed`:
-    without it the picture would be another; else it travels when it is there; `pictures`: so many were in the sequence
-    when the scene was saved (0: not known)."""
+    without it the picture would be another; else it travels when it is there; `pictures`: how many were in the
+    sequence when the scene was saved (0: not known)."""
 
     kind: str
     path: str
@@ -121,12 +121,11 @@ def facts_of(blend: Blend, named: list[Named]) -> dict[str, Any]:
         warnings.append(f"its scene {scenes[0]['name']} has no camera")
     if len(found) > MOST_SCENES:
         warnings.append(f"only {MOST_SCENES} of its {len(found)} scenes are listed")
-    told = [{"kind": kind, "path": path, "many": many} for kind, path, many in external[:MOST_TOLD]]
     return {
         "size": blend.size,
         "version": blend.version,
         "scenes": scenes,
-        "external": told,
+        "external": [{"kind": kind, "path": path, "many": many} for kind, path, many in external[:MOST_TOLD]],
         "external_count": len(external),
         "unbaked": scenes[0]["unbaked"] if scenes else [],
         "warnings": warnings,

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 MAX_FRAMES: Final = 100_000
@@ -65,9 +65,9 @@ def warn(sentence: object) -> None:
     say(f"Warning: {one_line(sentence)}")
 
 
-def several(names: list[str], most: int = 5) -> str:
-    """Names for a sentence, a few of many."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def several(names: Collection[str], most: int = 5) -> str:
+    """Names for a sentence: the first few, and how many there are besides."""
+    return ", ".join(list(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextlib.contextmanager

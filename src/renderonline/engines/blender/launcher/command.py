@@ -129,9 +129,9 @@ class Session:
         self.range["step"] = whole_number("-j", value, 1, LARGEST_FRAME)
 
     def render_animation(self, _: str) -> None:
-        scene, told = self.scene, self.range
-        first, last = told.get("first", scene.frame_start), told.get("last", scene.frame_end)
-        self.render(range(first, last + 1, told.get("step", scene.frame_step)))
+        scene, asked = self.scene, self.range
+        first, last = asked.get("first", scene.frame_start), asked.get("last", scene.frame_end)
+        self.render(range(first, last + 1, asked.get("step", scene.frame_step)))
 
     def render_frames(self, text: str) -> None:
         self.render(list(self._named(text)))
@@ -242,8 +242,8 @@ class Session:
     def on_stats(self, *words: object) -> None:
         """Blender's progress line; as a module it only hands it over."""
         text = next((word for word in words if isinstance(word, str)), "")
-        tells = "Sample " in text or "Time:" in text
-        if text and (tells or time.monotonic() - self.said > QUIET_S):
+        measures = "Sample " in text or "Time:" in text
+        if text and (measures or time.monotonic() - self.said > QUIET_S):
             self.said = time.monotonic()
             say(text if text.startswith("Fra:") else f"Fra:{self.frame} {text}")
 
@@ -451,6 +451,6 @@ def _threads() -> list[int]:
 
 
 def default_signals() -> None:
-    """End at once when told to: a handler in Python would wait for the frame in C to end."""
+    """End at once when a signal asks for it: a handler in Python would wait for the frame in C to end."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

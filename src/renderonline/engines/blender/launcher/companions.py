@@ -278,7 +278,7 @@ def _stamp(path: str) -> Stamp | None:
 
 
 def _below(directory: str) -> Iterator[str]:
-    """The files below a directory, not through links and at most so many."""
+    """The files below a directory, not through links and at most `MOST_FILES`."""
     left = MOST_FILES
     for folder, _, names in os.walk(directory) if directory else ():
         for name in names[:left]:

@@ -32,7 +32,7 @@ _IMPORTS: Final = "GeometryNodeImport"
 
 
 class NamedFile(NamedTuple):
-    """Where a scene names a file. `write` gives it another path; `library`: what a relative path is seen from."""
+    """Where a scene names a file. `write` sets another path; `library`: what a relative path is seen from."""
 
     path: str
     library: Any
@@ -58,13 +58,13 @@ def find_files(bpy: Any, root: str = "") -> None:
     # Libraries first: what they bring along is looked for next.
     for find in (_libraries, _everything):
         for place in find(bpy):
-            if place.path and (told := _settle(bpy, place, inputs)):
-                missing[told] = None
+            if place.path and (problem := _settle(bpy, place, inputs)):
+                missing[problem] = None
     _fill_strips(bpy)
     copy_bakes(bpy)
     missing |= dict.fromkeys((*_lost(bpy), *lacking_pictures(bpy)))
-    for told in list(missing)[:MOST_TOLD]:
-        warn(told)
+    for problem in list(missing)[:MOST_TOLD]:
+        warn(problem)
     if len(missing) > MOST_TOLD:
         warn(f"{len(missing) - MOST_TOLD} more files are not there")
 
@@ -336,7 +336,7 @@ def _lacking(path: str, user: Any, frames: range) -> Iterator[str]:
     except OSError:
         return
     if mark != "#" or not any(name.startswith(begin) for name in there):
-        return  # it is told already that nothing of it is there
+        return  # a warning says already that nothing of it is there
     width, length = len(base) - len(begin) - len(end), user.frame_duration
     shown = dict[str, None]()
     for frame in frames if length > 0 else ():

@@ -63,7 +63,7 @@ class EngineNames:
 
 
 def _find(render: Any) -> int | None:
-    """Where an engine's name lies in the memory of render settings; None where that can't be told."""
+    """Where an engine's name lies in the memory of render settings; None where that can't be found."""
     places: set[int] | None = None
     kept = render.engine
     try:
