@@ -31,7 +31,7 @@ from renderonline.protocol.calls import Reply
 from renderonline.rnoclient.sdk.connection import BLOCK, Connection, FileCache, Progress, json_object
 
 SEND_BLOCK: Final = 32 * 1024
-"""Small enough to be taken at once by a socket that takes anything."""
+"""Bytes; small enough for any socket that is ready to send."""
 SEND_TIMEOUT_S: Final = 120.0
 PACK_BYTES: Final = 8 * 1024 * 1024
 SENDERS: Final = 3
@@ -152,7 +152,7 @@ class _Upload:
         self._total = sum(source.size for source in sources)
 
     def submit(self) -> Reply:
-        """The task, made as soon as everything is there."""
+        """Send what is missing until the farm has made the task; return its answer."""
         least, deadline, delay = self._total + 1, 0.0, 0.0
         while (reply := self._committed()) is None:
             jobs, missing = self._missing()
@@ -165,22 +165,22 @@ class _Upload:
             else:
                 time.sleep(delay)
                 delay = min(2 * delay, 5.0)
-            _Round(self._connection, jobs).send(partial(self._tell, self._total - missing))
+            _Round(self._connection, jobs).send(partial(self._report, self._total - missing))
         self._progress(self._total, self._total)
         self._cache.write(self._name, b"")
         return reply
 
     def give_up(self) -> None:
-        """Have the farm forget it."""
+        """Delete the upload on the farm."""
         with contextlib.suppress(RenderOnlineError):
             self._connection.call("DELETE", f"/uploads/{self._id}")
 
-    def _tell(self, there: int, sent: int) -> None:
+    def _report(self, there: int, sent: int) -> None:
         self._progress(min(there + sent, self._total), self._total)
 
     def _committed(self) -> Reply | None:
-        """The farm's answer to the submission; None while something is missing. It is asked before anything is sent,
-        so that a mistake in the request is reported at once."""
+        """The farm's answer to the submission; None while files are missing. The first call comes before anything is
+        sent, so that a mistake in the request is reported at once."""
         for source in self._sources:
             if source.chunks is None and _seen(source.path) != (source.size, source.modified_ns):
                 raise InvalidRequest(f"{source.path} changed while it was sent. Submit it again.")
@@ -200,7 +200,7 @@ class _Upload:
         return self._committed()
 
     def _missing(self) -> tuple[deque[_Job], int]:
-        """What is to be sent, and how many bytes that are."""
+        """The requests that send what the farm lacks, and their bytes."""
         path = f"/uploads/{self._id}"
         rows = self._connection.patiently(lambda: self._connection.call("GET", path), patience_s=PATIENCE_S).json()
         jobs: deque[_Job] = deque()
@@ -229,7 +229,7 @@ class _Upload:
         return self._connection.patiently(lambda: self._connection.ask("POST", path, **how), patience_s=patience_s)
 
     def _identity(self) -> str:
-        """A name for these files on this farm: by their content, or else by what the disk says of them."""
+        """A name for these files on this farm, made of their content, or else of path and time of change."""
         digest = hashlib.sha256(self._announced)
         login = self._connection.login
         unseen = [(str(file.path.resolve()), file.modified_ns) for file in self._sources if file.chunks is None]
@@ -238,28 +238,26 @@ class _Upload:
 
 
 class _Round:
-    """Requests that are sent over several connections until all are, or one breaks: that is settled by asking what is
-    there."""
+    """Sends requests over several connections until all are sent or one fails. What arrived is asked afterwards."""
 
     def __init__(self, connection: Connection, jobs: deque[_Job]) -> None:
-        self._login = connection.login
-        self._jobs = jobs
+        self._connection, self._jobs = connection, jobs
         self._sent = [0] * min(SENDERS, len(jobs))
         self._failed: list[BaseException] = []
 
-    def send(self, tell: Callable[[int], None]) -> None:
-        """Raises what another try would not cure. `tell` is called with the bytes that are sent, in this thread."""
+    def send(self, report: Callable[[int], None]) -> None:
+        """Call `report` in this thread with the bytes that are sent. Raises errors that another try would not cure."""
         threads = [threading.Thread(target=self._work, args=(mine,), daemon=True) for mine in range(len(self._sent))]
         try:
-            tell(0)
+            report(0)
             for thread in threads:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.1)
-                    tell(sum(self._sent))
+                    report(sum(self._sent))
         except BaseException as error:
-            self._failed.append(error)  # the others stop, too
+            self._failed.append(error)  # the other threads stop, too
             raise
         for fault in self._failed:
             if not isinstance(fault, NotAvailable) and getattr(fault, "reason_code", "") not in _WAITS:
@@ -267,19 +265,18 @@ class _Round:
 
     def _work(self, mine: int) -> None:
         try:
-            with contextlib.closing(Connection(self._login)) as connection:
-                while not self._failed:
-                    self._call(connection, self._jobs.popleft(), mine)
+            while not self._failed:
+                self._call(self._jobs.popleft(), mine)
         except IndexError:
             return  # nothing is left to send
-        except Exception as error:  # noqa: BLE001 - raised by who waits
+        except Exception as error:  # noqa: BLE001 - raised by `send`
             self._failed.append(error)
 
-    def _call(self, connection: Connection, job: _Job, mine: int) -> None:
+    def _call(self, job: _Job, mine: int) -> None:
         length = sum(len(piece.head) + piece.length for piece in job.pieces)
         headers = {"content-type": "application/octet-stream", "content-length": str(length), **job.headers}
         body = partial(self._body, job, mine)
-        connection.ask(job.method, job.path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S)
+        self._connection.ask(job.method, job.path, body=body, headers=headers, keep=True, timeout_s=SEND_TIMEOUT_S)
 
     def _body(self, job: _Job, mine: int, to: http.client.HTTPConnection) -> Iterator[bytes]:
         for block in chain.from_iterable(map(_blocks, job.pieces)):
@@ -376,7 +373,7 @@ def submit_file(connection: Connection, request: Mapping[str, Any], file: Path, 
 
 
 def _head(boundary: str, request: Mapping[str, Any], name: str) -> bytes:
-    """The request stands before the file, so that it can be refused before the file is sent."""
+    """The form up to the file. The request comes first, so that it can be refused before the file is sent."""
     shown = re.sub(r'[\x00-\x1f\x7f"\\]', "_", name)
     return (
         f'--{boundary}\r\nContent-Disposition: form-data; name="request"\r\n'
@@ -387,7 +384,7 @@ def _head(boundary: str, request: Mapping[str, Any], name: str) -> bytes:
 
 
 def _content(to: http.client.HTTPConnection, source: BinaryIO, size: int, progress: Progress | None) -> Iterator[bytes]:
-    """The file, or its beginning when the answer is there already: a refusal comes before all has been read."""
+    """The file; only its beginning when the farm answers before all is sent, which is a refusal."""
     source.seek(0)
     sent = 0
     if progress is not None:
