@@ -32,14 +32,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.needs import BoxAdvice, BoxKind
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,29 +366,30 @@ def start(
     found: Found,
     box: Box,
     argv: Sequence[str],
+    spawn: Callable[..., T],
     *,
     directory: str,
     status: int | None = None,
     tied: bool = True,
     **options: Any,
-) -> "subprocess.Popen[bytes]":
-    """`subprocess.Popen(argv, cwd=directory, **options)` in a box of the kind that was `found`; without one when the
-    kind is `none`. `status`, `tied`: see `bubblewrap_words`. Raises what `Popen` raises, and OSError when the kernel
-    refuses."""
+) -> T:
+    """`spawn(argv, cwd=directory, **options)`, which is `subprocess.Popen` or takes the same options, in a box of the
+    kind that was `found`; without one when the kind is `none`. `status`, `tied`: see `bubblewrap_words`. Raises what
+    `spawn` raises, and OSError when the kernel refuses."""
     if found.kind == BoxKind.BWRAP:
         if shutil.which(argv[0], path=(options.get("env") or os.environ).get("PATH")) is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])  # bubblewrap would say so later
         words = bubblewrap_words(found, box, directory, status, tied=tied)
         passed = (*options.pop("pass_fds", ()), *(() if status is None else (status,)))
-        return subprocess.Popen([*words, *argv], cwd="/", pass_fds=passed, **options)
+        return spawn([*words, *argv], cwd="/", pass_fds=passed, **options)
     if found.kind == BoxKind.NONE:
-        return subprocess.Popen(argv, cwd=directory, **options)
-    begun: list[subprocess.Popen[bytes] | Exception] = []
+        return spawn(argv, cwd=directory, **options)
+    begun: list[T | Exception] = []
 
     def begin() -> None:
         try:
             restrict_thread(box, found.abi)
-            begun.append(subprocess.Popen(argv, cwd=directory, **options))
+            begun.append(spawn(argv, cwd=directory, **options))
         except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
             begun.append(error)
 
@@ -475,10 +478,9 @@ def _landlock(advice: str) -> Found:
 
 def _works(found: Found) -> bool:
     with tempfile.NamedTemporaryFile() as outside, suppress(OSError, subprocess.SubprocessError):
-        nothing, argv = subprocess.DEVNULL, ["/bin/sh", "-c", _TRIAL, outside.name]
-        with start(
-            found, Box(), argv, directory="/", stdin=nothing, stdout=nothing, stderr=nothing, env={"PATH": os.defpath}
-        ) as trial:
+        argv, nothing = ["/bin/sh", "-c", _TRIAL, outside.name], subprocess.DEVNULL
+        options: dict[str, Any] = {"stdin": nothing, "stdout": nothing, "stderr": nothing, "env": {"PATH": os.defpath}}
+        with start(found, Box(), argv, subprocess.Popen, directory="/", **options) as trial:
             try:
                 return trial.wait(TRY_S) == 0
             finally:

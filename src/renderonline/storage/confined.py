@@ -138,6 +138,7 @@ def _start(words: tuple[str, ...], found: Found, box: Box) -> subprocess.Popen[b
         found,
         box,
         argv,
+        subprocess.Popen,
         directory=os.getcwd() if found.kind == BoxKind.NONE else "/",
         tied=False,
         stdin=pipe,

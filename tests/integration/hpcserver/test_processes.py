@@ -69,6 +69,26 @@ async def test_engine_gets_exactly_the_environment_and_the_mark(shell: Shell) ->
     assert f"{process_table.MARK}={HOME}/1/" in shell.lines
 
 
+async def test_engine_has_its_own_session_its_directory_no_input_and_no_file_of_ours(
+    shell: Shell, tmp_path: Path
+) -> None:
+    sees = "pwd; cut -d' ' -f5,6 /proc/$$/stat; readlink /proc/$$/fd/0; ls /proc/$$/fd; cat"
+    for name in ("1", "2"):
+        shell.lines.clear()
+        process = await shell.start(f"({sees})", name)
+        assert (await process.wait()).code == 0
+        assert shell.lines[:3] == [str(tmp_path), f"{process.pid} {process.pid}", "/dev/null"]
+        assert shell.lines[3:] == ["0", "1", "2"]
+
+
+async def test_engine_without_a_directory_is_refused_and_the_next_one_starts(shell: Shell, tmp_path: Path) -> None:
+    shell._directory = tmp_path / "gone"
+    with pytest.raises(CantStart, match="gone"):
+        await shell.start("exit 0")
+    shell._directory = tmp_path
+    assert (await (await shell.start("exit 0")).wait()).code == 0
+
+
 async def test_bound_of_files_holds_from_the_first_instruction_on(shell: Shell) -> None:
     for number, file_bytes in enumerate((5 << 20, 9 << 20)):  # 100 starts each: the bound comes with the process
         starts = [await shell.start("ulimit -f", f"{number}.{one}", file_bytes=file_bytes) for one in range(100)]

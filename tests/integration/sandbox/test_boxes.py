@@ -27,7 +27,8 @@ def found(request: pytest.FixtureRequest) -> Found:
 def ran(found: Found, box: Box, *argv: str) -> tuple[int, str]:
     """Exit code and output of a program in the box."""
     environment, pipe = {"PATH": os.defpath, "TMPDIR": box.temporary or "/nowhere"}, subprocess.PIPE
-    with start(found, box, argv, directory="/", env=environment, stdout=pipe, stderr=subprocess.STDOUT) as process:
+    options = {"env": environment, "stdout": pipe, "stderr": subprocess.STDOUT}
+    with start(found, box, argv, subprocess.Popen, directory="/", **options) as process:
         return process.wait(60), process.stdout.read().decode() if process.stdout else ""
 
 
@@ -176,7 +177,7 @@ def test_calls_that_reach_beyond_the_box_are_refused(found: Found, box: Box) -> 
 
 def test_a_program_that_does_not_exist_is_said_to_be_missing(found: Found, box: Box) -> None:
     with pytest.raises(FileNotFoundError, match="/nowhere/program"):
-        start(found, box, ["/nowhere/program"], directory="/")
+        start(found, box, ["/nowhere/program"], subprocess.Popen, directory="/")
 
 
 def test_a_bubblewrap_that_may_not_make_namespaces_is_no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
