@@ -28,7 +28,7 @@ LONGEST_TEXT: Final = 500
 """Characters of a text in which a machine describes itself."""
 MOST_IN_FRAME: Final = 256
 """Messages of one frame."""
-LARGEST_FRAME: Final = 1 << 18
+FRAME_CHARACTERS: Final = 1 << 18
 """Characters of a frame beyond which no further message is put into it."""
 _LISTS: Final = 2
 """The protocol from which on a frame may be a list of messages."""
@@ -109,7 +109,7 @@ def frames(messages: Iterable[str], protocol: int) -> Iterator[str]:
     """Put encoded messages into frames, in order; `protocol` is the one of the link (`Welcome.protocol`)."""
     waiting, size = list[str](), 0
     for message in messages:
-        full = len(waiting) >= MOST_IN_FRAME or size + len(message) > LARGEST_FRAME
+        full = len(waiting) >= MOST_IN_FRAME or size + len(message) > FRAME_CHARACTERS
         if waiting and (full or protocol < _LISTS):
             yield _frame(waiting)
             waiting, size = [], 0

@@ -42,7 +42,7 @@ def test_messages_travel_in_few_frames_in_their_order() -> None:
 
 
 def test_no_frame_is_larger_than_one_message_needs() -> None:
-    long = encode(link.Log(1, 0, "x" * link.LARGEST_FRAME))
+    long = encode(link.Log(1, 0, "x" * link.FRAME_CHARACTERS))
     assert list(frames([ENCODED[0], long, *ENCODED[1:3]], 2)) == [ENCODED[0], long, f"[{ENCODED[1]},{ENCODED[2]}]"]
 
 

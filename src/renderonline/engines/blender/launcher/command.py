@@ -26,7 +26,8 @@ from .companions import Companions, escaped, export_svg, has_camera, settle_svg,
 from .files import find_files, missing_at_first, unbaked
 from .task_options import TRY_CARDS, Devices, EngineNames, SceneOptions, list_engines, try_cards
 
-LARGEST_FRAME: Final = 1_048_574
+LAST_FRAME: Final = 1_048_574
+"""The largest number of a frame that Blender has."""
 MOST_THREADS: Final = 1_024
 QUIET_S: Final = 0.2
 """Between progress lines that only name a stage; there are forty a frame."""
@@ -126,7 +127,7 @@ class Session:
         self.range["last"] = self._frame("-e", value)
 
     def set_step(self, value: str) -> None:
-        self.range["step"] = whole_number("-j", value, 1, LARGEST_FRAME)
+        self.range["step"] = whole_number("-j", value, 1, LAST_FRAME)
 
     def render_animation(self, _: str) -> None:
         scene, asked = self.scene, self.range
@@ -150,7 +151,7 @@ class Session:
         """A frame number. `+N` counts from the scene's first; `-N` is a frame below zero, never counted from the end:
         scenes have such frames."""
         match = re.fullmatch(r"([+-]?)(\d{1,7})", text, re.ASCII)
-        if match is None or int(match[2]) > LARGEST_FRAME:
+        if match is None or int(match[2]) > LAST_FRAME:
             raise WrongOption(f"{option} {text} is not a frame number")
         if match[1] == "+":
             return int(match[2]) + int(self.scene.frame_start)
