@@ -99,6 +99,11 @@ def remember(directory: Path, files: Mapping[str, bytes | None]) -> None:
         write_private(path, b"\n".join((head, b"".join(filter(None, files.values())))), durable=False)
 
 
+def any_of(roots: Iterable[Path], user_id: int) -> bool:
+    """Return whether there is a manifest of a user's files."""
+    return any(True for root in roots for _ in (root / MANIFESTS).glob(f"{user_id}-*"))
+
+
 def look_up(
     roots: Iterable[Path], user_id: int, wanted: Collection[bytes], names: Collection[str]
 ) -> dict[bytes, Place]:
