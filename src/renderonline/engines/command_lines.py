@@ -118,7 +118,7 @@ def in_ascii(text: str) -> str:
 def scene_asked_for(facts: Mapping[str, Any], values: Mapping[str, str]) -> Mapping[str, Any]:
     """What a file says of the scene that the values name, or else of its active one; {} where it says nothing."""
     scenes, asked = facts.get("scenes", ()), in_ascii(values.get("scene", ""))
-    named = (one for one in scenes if in_ascii(str(one.get("name", ""))) == asked)
+    named = (scene for scene in scenes if in_ascii(str(scene.get("name", ""))) == asked)
     return next(named, next(iter(scenes), {}))
 
 
@@ -165,7 +165,7 @@ def reading_of(definition: EngineDefinition, values: Mapping[str, str], *, stric
     is a warning of a missing file otherwise is a failure."""
     outputs, rules = definition.outputs or Outputs(""), definition.reading
     if strict:
-        missing = (replace(one, kind="scene") for one in rules.warnings if one.kind == MISSING)
+        missing = (replace(warning, kind="scene") for warning in rules.warnings if warning.kind == MISSING)
         rules = replace(rules, failures=(*rules.failures, *missing))
     width, height = values.get(outputs.width_argument, ""), values.get(outputs.height_argument, "")
     if not (_PIXELS.fullmatch(width) and _PIXELS.fullmatch(height)):

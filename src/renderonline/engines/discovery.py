@@ -92,23 +92,17 @@ def _probe(found: FoundEngine, definition: EngineDefinition | None, *, directory
     """The engine with its version and renderers; None when its program can't be started, hangs or fails."""
     if definition is None:
         return found
-    known = _with_version(found, definition)
-    if known is None:
-        return None
-    renderers = renderers_of(known.prefix, known.version, definition, PROBE_TIME_S, directory)
-    return replace(known, renderers=renderers)
-
-
-def _with_version(found: FoundEngine, definition: EngineDefinition) -> FoundEngine | None:
-    if found.version or not definition.version_arguments:
-        return found
-    answer = ask([*found.prefix, *definition.version_arguments], PROBE_TIME_S)
-    if answer.code != 0:
-        _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
-        return None
-    said = "\n".join((*answer.out, *answer.err))
-    match = re.search(definition.version_regex, said) if definition.version_regex else None
-    return replace(found, version=match[1] if match.re.groups else match[0]) if match else found
+    version = found.version
+    if not version and definition.version_arguments:
+        answer = ask([*found.prefix, *definition.version_arguments], PROBE_TIME_S)
+        if answer.code != 0:
+            _log.warning("An engine's program does not answer.", engine=found.name, program=" ".join(found.prefix))
+            return None
+        said = "\n".join((*answer.out, *answer.err))
+        match = re.search(definition.version_regex, said) if definition.version_regex else None
+        version = (match[1] if match.re.groups else match[0]) if match else ""
+    renderers = renderers_of(found.prefix, version, definition, PROBE_TIME_S, directory)
+    return replace(found, version=version, renderers=renderers)
 
 
 def renderers_of(

@@ -82,7 +82,7 @@ def is_among(text: str) -> Callable[[int | None], bool]:
     ranges = [found for part in parts[:_FEW] if isinstance(found := _of(part), range)]
     if len(ranges) < len(parts):
         return frozenset[int | None](parse_frames(text)).__contains__
-    return lambda frame: frame is not None and any(frame in one for one in ranges)
+    return lambda frame: frame is not None and any(frame in part for part in ranges)
 
 
 def _counted(text: str) -> list[re.Match[str]]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from renderonline.engines.blender import install as blender
-from renderonline.engines.blender.install import BUILDS, Build, find_python, install, installed, prefix_of
+from renderonline.engines.blender.install import BUILDS, Build, Installation, find_python, install, installed
 from renderonline.farm.errors import NoSpace, NotAvailable
 from tests.support.blender import blender_directory, blender_prefix
 
@@ -170,7 +170,7 @@ def test_a_missing_system_library_is_named_with_the_line_that_installs_it(tmp_pa
     assert "apt-get install -y libxi6" in caught.value.message
     # The environment itself is good: once the library is there nothing is downloaded again.
     python = fake_python_that_works(tmp_path)
-    assert install(tmp_path, quiet) == prefix_of(python)
+    assert install(tmp_path, quiet) == Installation(python).prefix
 
 
 def fake_python_that_works(directory: Path) -> Path:
@@ -218,5 +218,5 @@ def test_two_installations_at_once_are_one(tmp_path: Path) -> None:
     go_on.touch()
     first.join(20)
     second.join(20)
-    assert found == [prefix_of(python)] * 2
+    assert found == [Installation(python).prefix] * 2
     assert (tmp_path / "tries").read_text() == "x\n"

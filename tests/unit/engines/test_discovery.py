@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from renderonline.engines import discovery
-from renderonline.engines.blender.install import LAUNCHER, prefix_of
+from renderonline.engines.blender.install import LAUNCHER, Installation
 from renderonline.engines.definition import parse_definition, shipped
 from renderonline.engines.discovery import FoundEngine, find_engines
 
@@ -67,7 +67,7 @@ def test_a_system_blender_runs_our_launcher_where_its_template_is_ours(programs:
     assert {"-b", "--factory-startup", "--disable-autoexec"} < set(found.launched)
     for other in (replace(found, version="3.3.9"), replace(found, version=""), replace(found, name="povray")):
         assert other.launched == found.prefix
-    ours = FoundEngine("blender", prefix_of(blender), "5.0.1")
+    ours = FoundEngine("blender", Installation(blender).prefix, "5.0.1")
     assert ours.launched == ours.prefix
 
 
@@ -89,7 +89,7 @@ def test_what_was_installed_wins_over_path(programs: Path, tmp_path: Path) -> No
     program(python, "exit 1")
     (directory / "installed.json").write_text(json.dumps({"environment": "bpy-5.0.1-python-3.11", "version": "5.0.1"}))
     found = find_engines({}, DEFINITIONS, tmp_path / "engines")
-    assert found == (FoundEngine("blender", prefix_of(python), "5.0.1"),)
+    assert found == (FoundEngine("blender", Installation(python).prefix, "5.0.1"),)
 
 
 @pytest.mark.parametrize("script", ["exit 3", "exec /nonexistent/x", "while :; do :; done"])

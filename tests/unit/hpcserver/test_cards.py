@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from renderonline.engines.blender.install import LAUNCHER, launched, prefix_of
+from renderonline.engines.blender.install import LAUNCHER, Installation, launched
 from renderonline.farm.errors import InvalidRequest
 from renderonline.hpcserver import card_rack as tools
 from renderonline.hpcserver.card_rack import CARDS, FoundCard, Rack, device_files, find_cards, variables
@@ -174,7 +174,8 @@ def test_box_opens_the_device_files_of_the_given_cards_only(tmp_path: Path) -> N
 
 
 def test_kernels_are_compiled_by_the_blender_that_renders() -> None:
-    assert command(prefix_of(Path("/env/python"))) == ["/env/python", "-I", "-X", "utf8", str(LAUNCHER), "--try-cards"]
+    prefix = Installation(Path("/env/python")).prefix
+    assert command(prefix) == ["/env/python", "-I", "-X", "utf8", str(LAUNCHER), "--try-cards"]
     system = command(launched(("/usr/bin/blender",), "4.2"))
     assert system[0] == "/usr/bin/blender"
     assert system[-4:] == ["--python", str(LAUNCHER / "__main__.py"), "--", "--try-cards"]

@@ -185,7 +185,7 @@ class Dna:
         (count,) = self.unpack("i", self._data, at + 4)
         found = self._data[at + 8 :].split(b"\0", max(0, count))[:count]
         end = at + 8 + sum(map(len, found)) + len(found)
-        return [one.decode("ascii", "replace") for one in found], (end + 3) & ~3
+        return [name.decode("ascii", "replace") for name in found], (end + 3) & ~3
 
     def _fields(self, name: str) -> Mapping[str, tuple[int, str, int]]:
         """The fields of a struct (offset, type, size); pointers keep their `*`."""
@@ -294,7 +294,28 @@ def opened(path: str, kinds: Mapping[str, str], name: str, left: Left) -> Blend:
     """The blocks of these kinds, each up to a field ("": whole). `BrokenScene` for whatever is wrong with the content.
     `name`: how the file is called in what is `left`."""
     with open(path, "rb", BUFFER_BYTES) as file, understood():
-        return _opened(file, kinds, name, left)
+        stream = _Stream(file)
+        layout = _layout(stream)
+        blend = Blend(stream.size, "{}.{}".format(*divmod(layout.version, 100)), layout.format > NEWEST_LAYOUT)
+        if blend.too_new:
+            return blend
+        description = b""
+        for head in _heads(stream, layout):
+            left.blocks -= 1
+            if left.blocks < 0:
+                left.skip(f"more than {MOST_WALKED:,} blocks", f"scenes and external files of {name}")
+                return blend
+            if head.code == "DNA1" and not description:
+                description = stream.take(min(head.length, LARGEST_DNA))
+            stream.skip(head.length - (len(description) if head.code == "DNA1" else 0))
+        if not description:
+            raise EOFError
+        stream = _Stream(file)
+        heads = _heads(stream, _layout(stream))
+        if not _keep(blend, stream, heads, _dna(description, layout), kinds):
+            why = f"more than {MOST_KEPT:,} blocks or {MOST_KEPT_BYTES >> 20} MiB that name files"
+            left.skip(why, f"a part of {name}")
+        return blend
 
 
 @contextlib.contextmanager
@@ -308,31 +329,6 @@ def understood() -> Iterator[None]:
         raise BrokenScene(_TRUNCATED) from error
     except (struct.error, zlib.error, zstandard.ZstdError, OSError, LookupError, TypeError, ValueError) as error:
         raise BrokenScene(_DAMAGED) from error
-
-
-def _opened(file: IO[bytes], kinds: Mapping[str, str], name: str, left: Left) -> Blend:
-    stream = _Stream(file)
-    layout = _layout(stream)
-    blend = Blend(stream.size, "{}.{}".format(*divmod(layout.version, 100)), layout.format > NEWEST_LAYOUT)
-    if blend.too_new:
-        return blend
-    description = b""
-    for head in _heads(stream, layout):
-        left.blocks -= 1
-        if left.blocks < 0:
-            left.skip(f"more than {MOST_WALKED:,} blocks", f"scenes and external files of {name}")
-            return blend
-        if head.code == "DNA1" and not description:
-            description = stream.take(min(head.length, LARGEST_DNA))
-        stream.skip(head.length - (len(description) if head.code == "DNA1" else 0))
-    if not description:
-        raise EOFError
-    stream = _Stream(file)
-    heads = _heads(stream, _layout(stream))
-    if not _keep(blend, stream, heads, _dna(description, layout), kinds):
-        why = f"more than {MOST_KEPT:,} blocks or {MOST_KEPT_BYTES >> 20} MiB that name files"
-        left.skip(why, f"a part of {name}")
-    return blend
 
 
 def _keep(blend: Blend, stream: _Stream, heads: Iterable[_Head], dna: Dna, kinds: Mapping[str, str]) -> bool:

@@ -115,18 +115,14 @@ class Installation:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        return prefix_of(self.python)
+        """What a Blender command line begins with."""
+        return (str(self.python), "-I", "-X", "utf8", str(LAUNCHER))
 
 
 def installed(directory: Path) -> Installation | None:
     """The Blender in `directory` if it is complete and was seen running."""
     found = _read_marker(directory)
     return found if found is not None and found.version else None
-
-
-def prefix_of(python: Path) -> tuple[str, ...]:
-    """What a Blender command line begins with, for the environment's `python`."""
-    return (str(python), "-I", "-X", "utf8", str(LAUNCHER))
 
 
 def launched(program: Sequence[str], version: str) -> tuple[str, ...]:

@@ -70,71 +70,71 @@ class Needed:
     def look(self, user: str, named: Iterable[Named]) -> Iterator[str]:
         """Look for the files that `user` (the scene, then its libraries) names; yields its libraries."""
         self._home = posixpath.dirname(user) if self._home is None else self._home
-        for one in named:
-            if not one.needed:
+        for file in named:
+            if not file.needed:
                 self._optional -= 1
                 if self._optional < 0:
-                    self._left.skip(f"more than {MOST_OPTIONAL:,} texts that may be paths", one.path)
+                    self._left.skip(f"more than {MOST_OPTIONAL:,} texts that may be paths", file.path)
                     continue
-            name = self._within(one, user)
+            name = self._within(file, user)
             if name is None:
-                if one.needed:
-                    self.outside[one.path] = None
+                if file.needed:
+                    self.outside[file.path] = None
                 continue
-            found = self._find(name, one, user)
-            if found and one.kind == "library":
+            found = self._find(name, file, user)
+            if found and file.kind == "library":
                 yield found[0]
 
-    def _within(self, one: Named, user: str) -> str | None:
+    def _within(self, file: Named, user: str) -> str | None:
         """The name, seen from the root, of what lies there; None for what lies elsewhere."""
-        if not is_whole(one.path):
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(user), one.path.removeprefix("//")))
+        if not is_whole(file.path):
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(user), file.path.removeprefix("//")))
             if name != ".." and not name.startswith(("../", "/")):
                 return name
             whole = posixpath.normpath(posixpath.join(self._root, name)) if self._root else ""
-            return self._packed(whole, one)
-        plain = posixpath.normpath(one.path.replace("\\", "/"))
+            return self._packed(whole, file)
+        plain = posixpath.normpath(file.path.replace("\\", "/"))
         if self._root and (inside := _part_below(plain, self._root)) is not None:
-            self.whole_paths |= self._is_there(inside, one)
+            self.whole_paths |= self._is_there(inside, file)
             return inside
-        if found := self._packed(plain, one):
+        if found := self._packed(plain, file):
             return found
         parts = re.sub("^//", "/", plain).split("/")
         for first in range(1, len(parts) - (_SHORTEST_TAIL if self._root else 1) + 1):
             end = "/".join(parts[first:])
             for tail in dict.fromkeys((end, posixpath.join(self._home or "", end))):
-                if self._is_there(tail, one):
+                if self._is_there(tail, file):
                     self.whole_paths = True
-                    if first == len(parts) - 1 and one.needed:
-                        self.guessed[one.path] = tail
+                    if first == len(parts) - 1 and file.needed:
+                        self.guessed[file.path] = tail
                     return tail
         return None
 
-    def _packed(self, whole: str, one: Named) -> str | None:
+    def _packed(self, whole: str, file: Named) -> str | None:
         name = f"{OUTSIDE}/{whole.replace(':', '_').strip('/')}"
-        return name if whole and self._is_there(name, one) else None
+        return name if whole and self._is_there(name, file) else None
 
-    def _is_there(self, name: str, one: Named) -> bool:
-        if one.many == "folder":
+    def _is_there(self, name: str, file: Named) -> bool:
+        if file.many == "folder":
             return self._tree.is_folder(name) or bool(self._tree.alike(name))
         parent, base = posixpath.split(name)
-        return any(self._folder(folder).alike(base, one.many, again=True) for folder in self._tree.alike(parent))
+        return any(self._folder(folder).alike(base, file.many, again=True) for folder in self._tree.alike(parent))
 
-    def _find(self, name: str, one: Named, user: str) -> Sequence[str]:
+    def _find(self, name: str, file: Named, user: str) -> Sequence[str]:
         """The files that are meant."""
-        key = (name, one.many)
+        key = (name, file.many)
         if key not in self._asked:
-            self._asked[key] = self._matching(name, one.many, user)
-            lacking = one.pictures - len(self._asked[key] or ())
+            self._asked[key] = self._matching(name, file.many, user)
+            lacking = file.pictures - len(self._asked[key] or ())
             if lacking > 0 and self._asked[key]:
-                self.lacking[name] = f"{lacking} of {one.pictures}"
+                self.lacking[name] = f"{lacking} of {file.pictures}"
         found = self._asked[key]
         if found is None:
             self._left.skip(f"more than {MOST_COMPARED:,} comparisons with tiles", name)
             return ()
         found = found if not self._held else [self._held.get(name, name) for name in found]
         self.there.update(dict.fromkeys(found))
-        if not found and one.needed and name not in self.unclear:
+        if not found and file.needed and name not in self.unclear:
             self.missing[name] = None
         return found
 
@@ -147,8 +147,8 @@ class Needed:
             exact = self._folder(parent).matching(name, many)
             if exact is None or exact:
                 return exact
-        alike = [one for folder in self._tree.alike(parent) for one in self._folder(folder).alike(base, many)]
-        if len({self._held.get(one, one) for one in alike}) > 1 and not many:
+        alike = [file for folder in self._tree.alike(parent) for file in self._folder(folder).alike(base, many)]
+        if len({self._held.get(file, file) for file in alike}) > 1 and not many:
             self.unclear[name] = alike
             return ()
         return alike
@@ -161,11 +161,11 @@ class Needed:
             self.unclear[name] = folders
             return ()
         most = MOST_INPUTS + 1
-        found = [one for folder in folders for one in islice(self._tree.below(folder), most)]
+        found = [file for folder in folders for file in islice(self._tree.below(folder), most)]
         if len(found) == most:
             self._left.skip(f"more than {MOST_INPUTS:,} files in {name}", found.pop())
         if name == "." or user.startswith(f"{name}/") or self._root == posixpath.dirname(self._root) != "":
-            found = [one for one in found if one.casefold().endswith(CACHES)]
+            found = [file for file in found if file.casefold().endswith(CACHES)]
         return found
 
     def warnings(self) -> list[str]:
@@ -205,7 +205,7 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
         warnings.append(f"so do {several(outside[_SHOWN:])}")
     if len(missing) > MOST_TOLD:
         warnings.append(f"not there either: {several(missing[MOST_TOLD:])}")
-    inputs = [one for one in needed.there if one != scene]
+    inputs = [name for name in needed.there if name != scene]
     if len(inputs) > most_inputs > 0:
         left.skip(f"more than {most_inputs:,} files that the scene needs", *inputs[most_inputs:])
     warnings += [*needed.warnings(), *left.warnings()]
@@ -221,9 +221,9 @@ def survey(scene: str, files: str | Mapping[str, str], most_inputs: int = MOST_I
 def _shown(value: Any) -> Any:
     """The same without what is no text: names in bytes of no encoding."""
     if isinstance(value, dict):
-        return {name: _shown(one) for name, one in value.items()}
+        return {name: _shown(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_shown(one) for one in value]
+        return [_shown(part) for part in value]
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
@@ -301,7 +301,7 @@ class _Tree:
         if place in above:
             return
         names, folders = self._entries(folder)
-        yield from sorted(one for one in names if not posixpath.basename(one).startswith("."))
+        yield from sorted(name for name in names if not posixpath.basename(name).startswith("."))
         for inner in sorted(folders):
             if not posixpath.basename(inner).startswith("."):
                 yield from self.below(inner, (*above, place))
@@ -313,7 +313,7 @@ class _Tree:
         parent, base = posixpath.split(folder)
         if not base:  # of a root, which is none of our folders
             return []
-        found = {one for at in self.alike(parent) for one in self._entries(at)[1]}
+        found = {inner for at in self.alike(parent) for inner in self._entries(at)[1]}
         return sorted([folder] if folder in found else [o for o in found if fold(posixpath.basename(o)) == fold(base)])
 
 
@@ -353,9 +353,9 @@ class _Folder:
             return [name] if name in self._names else []
         if self._sequences is None:
             self._sequences = {}
-            for one in sorted(self._names):
-                if (key := _shape(one)) is not None:
-                    self._sequences.setdefault(key, []).append(one)
+            for file in sorted(self._names):
+                if (key := _shape(file)) is not None:
+                    self._sequences.setdefault(key, []).append(file)
         found = self._sequences.get(shape, [])
         if again or shape in self._told:
             return found[:1]
@@ -366,13 +366,13 @@ class _Folder:
         """Those that differ in letter case and Unicode form alone."""
         if self._alike is None:
             self._alike = {}
-            for one in sorted(self._names):
-                self._alike.setdefault(fold(posixpath.basename(one)), []).append(one)
+            for file in sorted(self._names):
+                self._alike.setdefault(fold(posixpath.basename(file)), []).append(file)
             self._folded = _Folder(self._alike, self._left)
         marks = {"<udim>": "<UDIM>", "<uvtile>": "<UVTILE>"}
         name = re.sub("<udim>|<uvtile>", lambda found: marks[found[0]], fold(base))
         found = self._folded.matching(name, many, again=again) if many else [name]
-        return [one for key in found or () for one in self._alike.get(key, ())]
+        return [file for key in found or () for file in self._alike.get(key, ())]
 
     def _tiles(self, name: str) -> Sequence[str] | None:
         if self._sorted is None:
@@ -386,7 +386,7 @@ class _Folder:
             return None
         written = re.escape(stem).replace("<UDIM>", r"\d{4}").replace("<UVTILE>", r"u\d+_v\d+")
         fits = re.compile(written + re.escape(extension)).fullmatch
-        return [one for one in self._sorted[first:last] if fits(one)]
+        return [file for file in self._sorted[first:last] if fits(file)]
 
 
 def _shape(name: str) -> tuple[str, str] | None:

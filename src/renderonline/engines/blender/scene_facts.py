@@ -112,9 +112,10 @@ class Named(NamedTuple):
 def facts_of(blend: Blend, named: list[Named]) -> dict[str, Any]:
     """What is known of a file: its size, version, scenes (the active one first), the files that it names, warnings."""
     active = [block.get("*curscene") for block in blend.all("FileGlobal")]
-    found = sorted((one for one in blend.all("Scene") if one.code == "SC"), key=lambda one: one.address not in active)
+    found = [block for block in blend.all("Scene") if block.code == "SC"]
+    found.sort(key=lambda block: block.address not in active)
     scenes = [_scene(blend, block) for block in found[:MOST_SCENES]]
-    external = list(dict.fromkeys((one.kind, one.path, one.many) for one in named if one.needed))
+    external = list(dict.fromkeys((file.kind, file.path, file.many) for file in named if file.needed))
     sees = not found or found[0].get("*camera") or _shows_strips(blend, found[0])
     warnings = ["what it holds can't be read here: it is too new"] if blend.too_new else []
     if not sees:
@@ -134,7 +135,7 @@ def facts_of(blend: Blend, named: list[Named]) -> dict[str, Any]:
 
 def _shows_strips(blend: Blend, scene: Block) -> bool:
     """Whether the frames of a scene are those of its sequencer, which needs no camera."""
-    strips = any(one.owner == scene.owner for one in blend.all("Sequence"))
+    strips = any(strip.owner == scene.owner for strip in blend.all("Sequence"))
     return strips and bool(scene.first("r.scemode") & _SEQUENCER)
 
 
@@ -178,25 +179,25 @@ def _first_view(blend: Blend, block: Block) -> str:
 
 def view_layers(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's view layers."""
-    found = [one for one in blend.all("ViewLayer") if one.owner == scene.owner]
-    return [str(one.get("name")) for one in found[:MOST_NAMES]]
+    found = [layer for layer in blend.all("ViewLayer") if layer.owner == scene.owner]
+    return [str(layer.get("name")) for layer in found[:MOST_NAMES]]
 
 
 def cameras(blend: Blend, scene: Block) -> list[str]:
     """The names of a scene's cameras, the one that it uses first."""
     used, members = scene.get("*camera"), objects_of(blend, scene)
-    found = [one for one in blend.all("Object") if one.code == "OB" and one.address in members | {used}]
-    found = [one for one in found if one.get("type") == _CAMERA]
-    return [one.owner[2:] for one in sorted(found, key=lambda one: one.address != used)][:MOST_NAMES]
+    found = [thing for thing in blend.all("Object") if thing.code == "OB" and thing.address in members | {used}]
+    found = [thing for thing in found if thing.get("type") == _CAMERA]
+    return [thing.owner[2:] for thing in sorted(found, key=lambda thing: thing.address != used)][:MOST_NAMES]
 
 
 def objects_of(blend: Blend, scene: Block) -> set[int]:
     """The addresses of the objects in a scene's collections."""
     members, children = dict[str, set[int]](), dict[str, set[int]]()
-    for one in blend.all("CollectionObject"):
-        members.setdefault(one.owner, set()).add(one.get("*ob"))
-    for one in blend.all("CollectionChild"):
-        children.setdefault(one.owner, set()).add(one.get("*collection"))
+    for member in blend.all("CollectionObject"):
+        members.setdefault(member.owner, set()).add(member.get("*ob"))
+    for member in blend.all("CollectionChild"):
+        children.setdefault(member.owner, set()).add(member.get("*collection"))
     todo, seen, found = [scene.owner], {scene.owner}, set[int]()
     while todo:
         owner = todo.pop()
@@ -213,7 +214,7 @@ def unbaked(blend: Blend, scene: Block) -> list[str]:
     """The simulations of a scene that nobody baked, each with its object's name: a machine that begins in their middle
     shows something else."""
     members = objects_of(blend, scene)
-    names = {one.owner: one.owner[2:] for one in blend.all("Object") if one.address in members}
+    names = {thing.owner: thing.owner[2:] for thing in blend.all("Object") if thing.address in members}
     found = dict.fromkeys(f"{kind} of {names[owner]}" for kind, owner in _simulations(blend) if owner in names)
     if any(owner == scene.owner for owner in _rigid_bodies(blend)):
         found["rigid bodies"] = None
@@ -223,9 +224,9 @@ def unbaked(blend: Blend, scene: Block) -> list[str]:
 def _simulations(blend: Blend) -> Iterator[tuple[str, str]]:
     """What is simulated, and the datablock to which it belongs."""
     for struct, (kind, field) in _POINT_CACHES.items():
-        for one in blend.all(struct):
-            if _is_rendered(one) and _is_cold(blend, one.first(field)):
-                yield kind, one.owner
+        for block in blend.all(struct):
+            if _is_rendered(block) and _is_cold(blend, block.first(field)):
+                yield kind, block.owner
     for system in blend.all("ParticleSystem"):
         settings = blend.at(system.get("*part"), "ParticleSettings")
         if settings is None or settings.get("type") != _EMITTER or settings.get("phystype") == _NO_PHYSICS:
@@ -355,7 +356,7 @@ def _strips(blend: Blend) -> Iterator[Named]:
         for element in blend.each(shown.get("*stripdata"), "StripElem"):
             path = posixpath.join(str(shown.get("dir")).replace("\\", "/"), str(element.first("name", "filename")))
             views = _other_views(path, suffixes) if flag & _VIEWS and not strip.first("views_format") else [path]
-            yield from (Named("strip", one, needed=not flag & _MUTED) for one in views)
+            yield from (Named("strip", picture, needed=not flag & _MUTED) for picture in views)
             if kind == _MOVIE:
                 break
 
@@ -363,8 +364,9 @@ def _strips(blend: Blend) -> Iterator[Named]:
 def _other_views(path: str, suffixes: set[str]) -> list[str]:
     """A picture of one eye, and those of the others."""
     stem, extension = posixpath.splitext(path)
-    own = next((one for one in sorted(suffixes, key=len, reverse=True) if one and stem.endswith(one)), "")
-    return [f"{stem.removesuffix(own)}{one}{extension}" for one in sorted(suffixes)] if own else [path]
+    longest_first = sorted(filter(None, suffixes), key=len, reverse=True)
+    own = next(filter(stem.endswith, longest_first), "")
+    return [f"{stem.removesuffix(own)}{suffix}{extension}" for suffix in sorted(suffixes)] if own else [path]
 
 
 def _caches(blend: Blend, scene: str) -> Iterator[Named]:

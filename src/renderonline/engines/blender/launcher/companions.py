@@ -66,7 +66,8 @@ class Companions:
         """The files that are new or changed since: those expected, and all below the output directory. One that was new
         before is not looked at again. Their stamps tell, never a clock: that of a network disk may differ."""
         new: set[str] = set()
-        for path in (*expected, *(one for one in _below(self._directory) if one not in self._made)):
+        others = (path for path in _below(self._directory) if path not in self._made)
+        for path in (*expected, *others):
             stamp = _stamp(path)
             if stamp is not None and stamp != self._seen.get(path):
                 new.add(path)
@@ -92,17 +93,13 @@ class Companions:
                 continue
             inner = getattr(node, "node_tree", None)
             if node.bl_idname == FILE_OUTPUT:
-                self._take_node(node, scene)
+                # Blender has had items since 5.0.
+                take = self._take_items if hasattr(node, "file_output_items") else self._take_slots
+                take(node, scene)
             elif inner is not None:
                 if inner.as_pointer() in self._trees:  # used twice it would write the same files twice
                     node.node_tree = inner = inner.copy()
                 self._take_tree(inner, scene)
-
-    def _take_node(self, node: Any, scene: Any) -> None:
-        if hasattr(node, "file_output_items"):  # since Blender 5.0
-            self._take_items(node, scene)
-        else:
-            self._take_slots(node, scene)
 
     def _take_items(self, node: Any, scene: Any) -> None:
         items, name = list(node.file_output_items), node.file_name
@@ -121,7 +118,7 @@ class Companions:
             keys = [_key(target, node.format.file_format)]
         else:
             formats = [item.format if item.override_node_format else node.format for item in items]
-            keys = [_key(target + item.name, one.file_format) for item, one in zip(items, formats, strict=True)]
+            keys = [_key(target + item.name, form.file_format) for item, form in zip(items, formats, strict=True)]
         target = self._free(target, keys, node)
         folder, last = os.path.split(os.path.join(self._directory, target))
         node.directory, node.file_name = self._escaped(f"{folder}/"), self._escaped(last)
@@ -249,14 +246,14 @@ def _rendered(scene: Any) -> Iterator[Any]:
     """The scene and those that its compositor and sequencer render."""
     waiting, seen = [scene], set()
     while waiting:
-        one = waiting.pop(0)
-        if one is None or one.as_pointer() in seen:
+        shown = waiting.pop(0)
+        if shown is None or shown.as_pointer() in seen:
             continue
-        seen.add(one.as_pointer())
-        yield one
-        if one.render.use_compositing:
-            waiting += [node.scene for node in _nodes(_compositing(one), set()) if node.bl_idname == RENDER_LAYERS]
-        waiting += [strip.scene for strip in _strips(one) if strip.type == "SCENE" and not strip.mute]
+        seen.add(shown.as_pointer())
+        yield shown
+        if shown.render.use_compositing:
+            waiting += [node.scene for node in _nodes(_compositing(shown), set()) if node.bl_idname == RENDER_LAYERS]
+        waiting += [strip.scene for strip in _strips(shown) if strip.type == "SCENE" and not strip.mute]
 
 
 def _nodes(tree: Any, seen: set[int]) -> Iterator[Any]:

@@ -11,7 +11,9 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
+from operator import setitem
 from typing import Any, Final, NamedTuple
 
 from . import MAX_FRAMES, several, warn
@@ -113,8 +115,9 @@ def _is_there(path: str, place: NamedFile) -> bool:
         return False
 
 
-def _set(owner: Any, name: str) -> Callable[[str], None]:
-    return lambda path: setattr(owner, name, path)
+def _named(owner: Any, library: Any, name: str = "filepath", **how: bool) -> NamedFile:
+    """The file that a property of `owner` names."""
+    return NamedFile(getattr(owner, name), library, partial(setattr, owner, name), **how)
 
 
 def _libraries(bpy: Any) -> Iterator[NamedFile]:
@@ -129,7 +132,7 @@ def _libraries(bpy: Any) -> Iterator[NamedFile]:
         return write
 
     seen: set[str] = set()
-    while new := [one.name for one in bpy.data.libraries if one.name not in seen]:
+    while new := [library.name for library in bpy.data.libraries if library.name not in seen]:
         for name in new:
             seen.add(name)
             library = bpy.data.libraries.get(name)
@@ -142,7 +145,7 @@ def _lost(bpy: Any) -> Iterator[str]:
     """What a library that was found does not have (any more)."""
     for library in bpy.data.libraries:
         if os.path.isfile(bpy.path.abspath(library.filepath, library=getattr(library, "parent", None))):
-            names = sorted({one.name for one in library.users_id if getattr(one, "is_missing", False)})
+            names = sorted({block.name for block in library.users_id if getattr(block, "is_missing", False)})
             if names:
                 are = "are" if names[1:] else "is"
                 yield f"{several(names)} of {os.path.basename(library.filepath)} {are} not there"
@@ -166,34 +169,32 @@ def _everything(bpy: Any) -> Iterator[NamedFile]:
 def _datablocks(bpy: Any) -> Iterator[NamedFile]:
     for image in bpy.data.images:
         if image.source in ("FILE", "SEQUENCE", "MOVIE", "TILED") and not image.packed_files:
-            yield NamedFile(image.filepath, image.library, _set(image, "filepath"), sequence=image.source == "SEQUENCE")
+            yield _named(image, image.library, sequence=image.source == "SEQUENCE")
     for clip in bpy.data.movieclips:
-        yield NamedFile(clip.filepath, clip.library, _set(clip, "filepath"), sequence=clip.source == "SEQUENCE")
+        yield _named(clip, clip.library, sequence=clip.source == "SEQUENCE")
     for kind in ("sounds", "fonts", "volumes"):
-        for one in getattr(bpy.data, kind):
-            is_own = one.packed_file is None and one.filepath != "<builtin>"
-            if is_own:
-                in_turn = getattr(one, "is_sequence", False)
-                yield NamedFile(one.filepath, one.library, _set(one, "filepath"), sequence=in_turn)
+        for block in getattr(bpy.data, kind):
+            if block.packed_file is None and block.filepath != "<builtin>":
+                yield _named(block, block.library, sequence=getattr(block, "is_sequence", False))
     yield from _caches_and_texts(bpy)
 
 
 def _caches_and_texts(bpy: Any) -> Iterator[NamedFile]:
     for cache in bpy.data.cache_files:
-        yield NamedFile(cache.filepath, cache.library, _set(cache, "filepath"), sequence=cache.is_sequence)
+        yield _named(cache, cache.library, sequence=cache.is_sequence)
         for layer in getattr(cache, "layers", ()):
-            yield NamedFile(layer.filepath, cache.library, _set(layer, "filepath"))
+            yield _named(layer, cache.library)
     for text in bpy.data.texts:
-        yield NamedFile(text.filepath, text.library, _set(text, "filepath"), needed=False)
+        yield _named(text, text.library, needed=False)
     for camera in bpy.data.cameras:
         if getattr(camera, "custom_mode", "") == "EXTERNAL" and camera.type == "CUSTOM":
-            yield NamedFile(camera.custom_filepath, camera.library, _set(camera, "custom_filepath"))
+            yield _named(camera, camera.library, "custom_filepath")
 
 
 def _strips(scene: Any) -> Iterator[NamedFile]:
     for strip in all_strips(scene):
         if strip.type == "MOVIE":
-            yield NamedFile(strip.filepath, scene.library, _set(strip, "filepath"), needed=not strip.mute)
+            yield _named(strip, scene.library, needed=not strip.mute)
         elif strip.type == "IMAGE":
             # Before the first is found: with it the folder of all of them changes.
             paths = [os.path.join(strip.directory, element.filename) for element in strip.elements]
@@ -216,17 +217,15 @@ def _picture(strip: Any, element: Any) -> Callable[[str], None]:
 def _modifiers(bpy: Any, thing: Any) -> Iterator[NamedFile]:
     for modifier in thing.modifiers:
         if modifier.type == "MESH_CACHE":
-            yield NamedFile(modifier.filepath, thing.library, _set(modifier, "filepath"))
+            yield _named(modifier, thing.library)
         elif modifier.type == "OCEAN":
-            write, baked = _set(modifier, "filepath"), modifier.is_cached
-            yield NamedFile(modifier.filepath, thing.library, write, folder=True, needed=baked)
+            yield _named(modifier, thing.library, folder=True, needed=modifier.is_cached)
         elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
             domain = modifier.domain_settings
             baked = any(getattr(domain, f"has_cache_baked_{kind}", False) for kind in ("data", "mesh", "particles"))
-            path = domain.cache_directory
-            yield NamedFile(path, thing.library, _set(domain, "cache_directory"), folder=True, needed=baked)
+            yield _named(domain, thing.library, "cache_directory", folder=True, needed=baked)
         elif modifier.type == "MULTIRES" and modifier.is_external:
-            yield NamedFile(modifier.filepath, thing.library, _set(modifier, "filepath"))
+            yield _named(modifier, thing.library)
         elif modifier.type in ("CLOTH", "SOFT_BODY"):
             yield from _point_cache(bpy, modifier, thing)
         elif modifier.type == "DYNAMIC_PAINT" and modifier.canvas_settings is not None:
@@ -239,7 +238,7 @@ def _modifiers(bpy: Any, thing: Any) -> Iterator[NamedFile]:
 def _point_cache(bpy: Any, owner: Any, thing: Any) -> Iterator[NamedFile]:
     cache = owner.point_cache
     if cache is not None and cache.use_external:
-        yield NamedFile(cache.filepath, thing.library, _set(cache, "filepath"), folder=True)
+        yield _named(cache, thing.library, folder=True)
     elif cache is not None and cache.use_disk_cache and cache.is_baked:
         blend = thing.library.filepath if thing.library else bpy.data.filepath
         path = f"//blendcache_{os.path.splitext(os.path.basename(blend))[0]}"
@@ -247,35 +246,28 @@ def _point_cache(bpy: Any, owner: Any, thing: Any) -> Iterator[NamedFile]:
 
 
 def _geometry_nodes(modifier: Any, thing: Any) -> Iterator[NamedFile]:
-    whole = getattr(modifier, "bake_directory", "") or getattr(modifier, "simulation_bake_directory", "")
-    name = "bake_directory" if hasattr(modifier, "bake_directory") else "simulation_bake_directory"
-    yield NamedFile(whole, thing.library, _set(modifier, name), folder=True, needed=False)
+    for name in ("bake_directory", "simulation_bake_directory"):  # the second one until Blender 4.0
+        if hasattr(modifier, name):
+            yield _named(modifier, thing.library, name, folder=True, needed=False)
     for bake in getattr(modifier, "bakes", ()):
         if getattr(bake, "use_custom_path", False) and getattr(bake, "bake_target", "DISK") != "PACKED":
-            yield NamedFile(bake.directory, thing.library, _set(bake, "directory"), folder=True, needed=False)
+            yield _named(bake, thing.library, "directory", folder=True, needed=False)
     for key in list(modifier.keys()):
         value = modifier[key]
         if isinstance(value, str) and re.match(r"//|/|[A-Za-z]:[\\/]|\\\\", value):
-            yield NamedFile(value, thing.library, _item(modifier, key), needed=False)
-
-
-def _item(owner: Any, key: str) -> Callable[[str], None]:
-    def write(path: str) -> None:
-        owner[key] = path
-
-    return write
+            yield NamedFile(value, thing.library, partial(setitem, modifier, key), needed=False)
 
 
 def _nodes(tree: Any, owner: Any) -> Iterator[NamedFile]:
     for node in tree.nodes:
         if node.bl_idname in ("ShaderNodeTexIES", "ShaderNodeScript") and node.mode == "EXTERNAL":
-            yield NamedFile(node.filepath, owner.library, _set(node, "filepath"))
+            yield _named(node, owner.library)
         elif node.bl_idname == "FunctionNodeInputString":
-            yield NamedFile(node.string, owner.library, _set(node, "string"), needed=False)
+            yield _named(node, owner.library, "string", needed=False)
         elif node.bl_idname.startswith(_IMPORTS):
             for socket in node.inputs:
                 if not socket.is_linked and isinstance(getattr(socket, "default_value", None), str):
-                    yield NamedFile(socket.default_value, owner.library, _set(socket, "default_value"))
+                    yield _named(socket, owner.library, "default_value")
 
 
 def _fill_strips(bpy: Any) -> None:
@@ -351,10 +343,10 @@ def trees(bpy: Any) -> Iterator[tuple[Any, Any]]:
     for group in bpy.data.node_groups:
         yield group, group
     for kind in ("materials", "worlds", "lights", "linestyles", "textures", "scenes"):
-        for one in getattr(bpy.data, kind):
-            tree = getattr(one, "node_tree", None)
+        for block in getattr(bpy.data, kind):
+            tree = getattr(block, "node_tree", None)
             if tree is not None:
-                yield tree, one
+                yield tree, block
 
 
 MOST_BAKED_FILES: Final = 100_000
@@ -406,7 +398,7 @@ def _simulations(thing: Any) -> Iterator[tuple[str, bool]]:
             yield modifier.type.lower().replace("_", " "), _is_cold(modifier.point_cache)
         elif modifier.type == "DYNAMIC_PAINT" and modifier.canvas_settings is not None:
             surfaces = modifier.canvas_settings.canvas_surfaces
-            yield "dynamic paint", any(_is_cold(one.point_cache) for one in surfaces)
+            yield "dynamic paint", any(_is_cold(surface.point_cache) for surface in surfaces)
         elif modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
             yield "fluid", not modifier.domain_settings.has_cache_baked_data
     for system in thing.particle_systems:
@@ -442,18 +434,18 @@ def copied(path: str, temporary: str) -> str:
     if len(inside) > MOST_BAKED_FILES:
         warn(f"the bakes in {path} can't be read: more than {MOST_BAKED_FILES} files and folders are in it")
         return ""
-    if not any(one.endswith(_DESCRIPTIONS) for one in inside):
+    if not any(entry.endswith(_DESCRIPTIONS) for entry in inside):
         return ""
     copy = tempfile.mkdtemp(prefix="bake-", dir=temporary)
     try:
-        for one in inside:
-            target, mode = os.path.join(copy, os.path.relpath(one, path)), os.lstat(one).st_mode
+        for entry in inside:
+            target, mode = os.path.join(copy, os.path.relpath(entry, path)), os.lstat(entry).st_mode
             if stat.S_ISDIR(mode):
                 os.makedirs(target)
-            elif one.endswith(_DESCRIPTIONS) and stat.S_ISREG(mode):
-                shutil.copyfile(one, target)
+            elif entry.endswith(_DESCRIPTIONS) and stat.S_ISREG(mode):
+                shutil.copyfile(entry, target)
             else:
-                os.symlink(one, target)
+                os.symlink(entry, target)
     except OSError as error:
         warn(f"the bakes in {path} can't be read: {error}")
         return ""

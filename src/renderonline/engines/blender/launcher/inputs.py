@@ -80,18 +80,19 @@ class Inputs:
             found = self._one_of(name)
         else:
             alike = [name] if name in self._names else self._alike.get(fold(name), [])
-            found = [self._names[one] for one in alike]
-        return [os.path.join(self.root, one) for one in sorted(set(found))]
+            found = [self._names[sent] for sent in alike]
+        return [os.path.join(self.root, held) for held in sorted(set(found))]
 
     def _one_of(self, name: str) -> list[str]:
         """A file of a sequence, or the name of all tiles, as they lie there."""
         folder, base = os.path.split(name)
         begin, mark, end = split_name(base)
         if not mark:
-            return [self._names[one] for one in ([name] if name in self._names else self._alike.get(fold(name), []))]
+            alike = [name] if name in self._names else self._alike.get(fold(name), [])
+            return [self._names[sent] for sent in alike]
         fits = re.compile(f"{re.escape(fold(begin))}{_DIGITS[mark]}{re.escape(fold(end))}").fullmatch
-        known = [one for one in self._beside.get(fold(folder), ()) if fits(fold(os.path.basename(one)))]
-        exact = [one for one in known if os.path.dirname(one) == folder and os.path.basename(one).startswith(begin)]
+        known = [path for path in self._beside.get(fold(folder), ()) if fits(fold(os.path.basename(path)))]
+        exact = [path for path in known if os.path.dirname(path) == folder and os.path.basename(path).startswith(begin)]
         best = name if name in known else min(exact or known, default="")
         if not best:
             return []
@@ -124,7 +125,7 @@ def fold(name: str) -> str:
 
 def _below(root: str, most: int) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
-        folders[:] = [one for one in folders if one != ".attempts"]
+        folders[:] = [inner for inner in folders if inner != ".attempts"]
         for name in names:
             most -= 1
             if most < 0:

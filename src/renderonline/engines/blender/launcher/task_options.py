@@ -140,7 +140,7 @@ class SceneOptions:
             _sample(scene, numbers["SAMPLES"])
 
     def _look_through(self, scene: Any, name: str) -> None:
-        scene.camera = _one_of("camera", name, [one for one in scene.objects if one.type == "CAMERA"])
+        scene.camera = _one_of("camera", name, [thing for thing in scene.objects if thing.type == "CAMERA"])
         for marker in scene.timeline_markers:  # a marker's camera would take its place from that frame on
             marker.camera = None
 
@@ -209,19 +209,19 @@ class Devices:
         the sequencer and the compositor render them. Raises `NoDevice`."""
         if scene.render.engine in DRAWING:
             self._look_at_drawing(DRAWING[scene.render.engine])
-        scenes = [one for one in self._bpy.data.scenes if one.render.engine == "CYCLES"]
+        scenes = [other for other in self._bpy.data.scenes if other.render.engine == "CYCLES"]
         if not scenes:
             return
-        asks = any(one.cycles.device == "GPU" for one in scenes)
+        asks = any(other.cycles.device == "GPU" for other in scenes)
         may = self._asked != "cpu" and self._given != ""
         names, backend = self._cards() if self.must or (may and asks) else ([], "")
         if self.must and not names:
             raise NoDevice("Cycles found no card that it can use")
-        for one in scenes:
+        for other in scenes:
             if names and self.must:
-                one.cycles.device = "GPU"
+                other.cycles.device = "GPU"
             elif not names:
-                one.cycles.device = "CPU"
+                other.cycles.device = "CPU"
         if scene.render.engine == "CYCLES" and scene.cycles.device == "GPU":
             say(f"Cycles on {backend}: {', '.join(names)}")
         elif scene.render.engine == "CYCLES":
@@ -269,15 +269,15 @@ DRAWING: Final = {
 def _use(preferences: Any, backend: str) -> list[str]:
     """The names of the cards that Cycles finds in this way; if there are any, it uses all of them and nothing else."""
     try:
-        found = [one for one in preferences.get_devices_for_type(backend) if one.type == backend]
+        found = [device for device in preferences.get_devices_for_type(backend) if device.type == backend]
         if found:
             preferences.compute_device_type = backend
     except (TypeError, ValueError):  # this Blender was made without it
         return []
-    cards = {one.id for one in found}
-    for one in preferences.devices if found else ():
-        one.use = one.type == backend and one.id in cards
-    return [str(one.name) for one in found]
+    cards = {device.id for device in found}
+    for device in preferences.devices if found else ():
+        device.use = device.type == backend and device.id in cards
+    return [str(device.name) for device in found]
 
 
 def _renderer(bpy: Any) -> str:
