@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -147,18 +147,15 @@ def _scene_files(file: Path, others: list[Path], folder: Path | None, engines: l
 
 
 def _print_packed(scene: "SceneInputs") -> None:
+    from renderonline.engines.blender.launcher import several
+
     folders: dict[Path, list[str]] = {}
     for path in scene.outside.values():
         folders.setdefault(path.parent, []).append(path.name)
     for folder, inside in folders.items():  # all of them, because the scene chose them, not the user
-        terminal.note(f"Sent from outside of the folder, from {folder}: {_several(inside)}")
+        terminal.note(f"Sent from outside of the folder, from {folder}: {several(inside, most=20)}")
     for refused, why in scene.refused.items():
         terminal.note(f"Not sent: {refused} ({why})")
-
-
-def _several(found: Sequence[str], most: int = 20) -> str:
-    """Names for a sentence, and how many there are besides."""
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def _folder_file(folder: Path, stack: ExitStack) -> Path:

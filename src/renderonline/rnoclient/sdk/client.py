@@ -17,7 +17,7 @@ from renderonline.rnoclient.sdk.connection import ENDED, Connection, Item, Login
 
 PAGE: Final = 500
 MANY: Final = 16
-"""So many results that are missing arrive as one ZIP, if they are most of a task's bytes."""
+"""From this many missing results on they arrive as one ZIP, if they are most of a task's bytes."""
 REFRESH_S: Final = 0.25
 """The shortest time between two looks at a watched task."""
 WATCH_PATIENCE_S: Final = 60.0

@@ -97,7 +97,7 @@ class Login:
 
     `url` may name several addresses, separated by commas, of which one dispatches while the others stand by (R10
     Standby). `ca_file` replaces the system's certificate authorities; `fingerprint` (`sha256:<hex>`, colons allowed)
-    trusts exactly the certificate with that digest and no other, whoever signed it.
+    trusts exactly the certificate with that digest and no other, no matter who signed it.
 
     Spaces and line ends around the e-mail and the token are removed. Raises `InvalidRequest` when they can't be sent;
     the message never contains the token.
