@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -241,7 +242,8 @@ class Journal:
     async def after(self, seq: int) -> Sequence[tuple[int, str]]:
         """The next reports to send: number and JSON text, numbered 0."""
         if self._recent and self._recent[0][0] <= seq + 1:
-            return [entry for entry in self._recent if entry[0] > seq]
+            newer = takewhile(lambda entry: entry[0] > seq, reversed(self._recent))
+            return list(newer)[::-1]
         if self._outbox is None or seq >= self.last_seq:
             return ()
         async with self._file:

@@ -62,7 +62,7 @@ class Runner:
         if self.full:
             self.refuse(number, assign.token, self.full)
             return
-        self.logs[number] = output = AttemptLog(self._resources.logs, number)
+        self.logs[number] = output = AttemptLog(self._resources.logs, number, new=number not in self.logs)
         self.attempts[number] = attempt = Attempt(assign, self._resources, output)
         self.idle.clear()
         task = asyncio.create_task(self._live(attempt), name=f"attempt {number}")

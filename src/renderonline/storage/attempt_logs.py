@@ -148,11 +148,11 @@ class AttemptLogs:
 
 class AttemptLog:
     """The log of one attempt on the machine that renders it. `size` counts the bytes written so far, also those that
-    were left out."""
+    were left out. `new`: there is none of this attempt on the disk yet."""
 
-    def __init__(self, logs: AttemptLogs, attempt_id: int) -> None:
+    def __init__(self, logs: AttemptLogs, attempt_id: int, *, new: bool = False) -> None:
         self._logs, self._attempt_id = logs, attempt_id
-        self.size = logs.size(attempt_id)
+        self.size = 0 if new else logs.size(attempt_id)
 
     def append(self, lines: Sequence[str]) -> None:
         """Add lines. Raises OSError when the disk refuses."""
@@ -170,7 +170,8 @@ class AttemptLog:
 
     def remove(self) -> None:
         """Remove the log."""
-        self._logs.remove(self._attempt_id)
+        if self.size:
+            self._logs.remove(self._attempt_id)
         self.size = 0
 
 

@@ -144,3 +144,11 @@ def test_silent_engine_leaves_no_file(tmp_path: Path) -> None:
     assert log.read(0, 10) == (0, "")
     log.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_log_of_a_new_attempt_is_not_looked_for_and_removed_whole(tmp_path: Path) -> None:
+    log = AttemptLog(AttemptLogs(tmp_path), 1, new=True)
+    assert log.size == 0
+    log.append(["a line"])
+    log.remove()
+    assert (log.size, list(tmp_path.iterdir())) == (0, [])
