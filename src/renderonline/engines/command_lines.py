@@ -182,16 +182,22 @@ def _number(values: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def values_of_frames(definition: EngineDefinition, values: Mapping[str, str], frames: Sequence[int]) -> dict[str, str]:
+def values_of_frames(
+    definition: EngineDefinition, values: Mapping[str, str], frames: Sequence[int] | FrameRange
+) -> dict[str, str]:
     """`values` with the frame arguments set so that they span `frames` (exactly, when those are one range)."""
     names = definition.frames
     if names is None:
         raise InvalidRequest(f"Engine {definition.name} does not render frames.", code="no_frames")
     if not frames:
         raise InvalidRequest("Name at least one frame.", code="no_frames")
-    ranges = cut(sorted(set(frames)), 0)
-    spanned = {**values, names.first: str(min(frames)), names.last: str(max(frames))}
-    return {**spanned, names.step: str(ranges[0].step if len(ranges) == 1 else 1)} if names.step else spanned
+    if isinstance(frames, FrameRange):
+        span = frames
+    else:
+        ranges = cut(sorted(set(frames)), 0)
+        span = ranges[0] if len(ranges) == 1 else FrameRange(min(frames), max(frames))
+    spanned = {**values, names.first: str(span.first), names.last: str(span.last)}
+    return {**spanned, names.step: str(span.step)} if names.step else spanned
 
 
 def chunks_of(definition: EngineDefinition, frames: Iterable[int], chunk_size: int) -> tuple[FrameRange, ...]:
@@ -229,7 +235,7 @@ def build(
         return Command(fill(words, {**values, **farm_values}))
     frames = tuple(chunk.frames()) if chunk is not None else tuple(task_frames)
     if definition.frames is not None and frames:
-        values = values_of_frames(definition, values, frames)
+        values = values_of_frames(definition, values, chunk or frames)
         first, last = _span(definition, task_frames or frames)
         farm_values |= {TASK_FIRST_FRAME: str(first), TASK_LAST_FRAME: str(last)}
     everything, wanted = {**values, **farm_values}, definition.environment

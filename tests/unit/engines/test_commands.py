@@ -191,6 +191,8 @@ def test_frames_need_their_arguments() -> None:
 def test_a_frame_list_sets_the_frame_arguments() -> None:
     assert values_of_frames(BLENDER, {}, (9, 1, 5)) == {"start_frame": "1", "end_frame": "9", "frame_step": "4"}
     assert values_of_frames(BLENDER, {}, (1, 2, 20))["frame_step"] == "1"
+    for one in (FrameRange(7, 7), FrameRange(-3, 9), FrameRange(2, 4, 2), FrameRange(1, 20, 6)):
+        assert values_of_frames(BLENDER, {}, one) == values_of_frames(BLENDER, {}, tuple(one.frames()))
     assert values_of_frames(POVRAY, {"width": "8"}, (4,)) == {"width": "8", "start_frame": "4", "end_frame": "4"}
     with pytest.raises(InvalidRequest, match="does not render frames"):
         values_of_frames(STILL, {}, (1,))
