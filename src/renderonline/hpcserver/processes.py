@@ -9,13 +9,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 
 from renderonline.farm.errors import NotAvailable
+from renderonline.protocol.link import to_wire
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -131,7 +132,7 @@ class Processes:
 
     def __init__(self, home: str, found: Described | None = None) -> None:
         self.home = home
-        self._found = {} if found is None else asdict(found)
+        self._found = {} if found is None else to_wire(found)
         self.spawner_pid: int | None = None
         self._engines: dict[str, EngineProcess] = {}
         self._lost: list[EngineProcess] = []
@@ -185,7 +186,7 @@ class Processes:
         self._engines[name] = engine = EngineProcess(self, name, on_lines, begun)
         about = {"cwd": str(directory), "nice": nice, "env": dict(environment), "file_bytes": file_bytes}
         about["processes"] = MOST_PROCESSES
-        self.send(do="start", id=name, argv=list(argv), box=None if box is None else asdict(box), **about)
+        self.send(do="start", id=name, argv=list(argv), box=None if box is None else to_wire(box), **about)
         if on_started is None:
             either: set[asyncio.Future[Any]] = {started, engine.ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
