@@ -99,9 +99,6 @@ def modes(root: Path, *, without: tuple[str, ...] = ()) -> dict[str, int]:
 
 async def test_data_directory_is_nobody_elses(place: Path) -> None:
     async with farm(place) as api:
-        await wait_until(
-            lambda: not list((place / "data/files/.attempts").iterdir()), "end of the attempts' directories"
-        )
         found = await asyncio.to_thread(modes, place / "data")
         assert (place / "data").stat().st_mode & 0o777 == 0o700
         for kind in ("logs/", "previews/", "files/.mark", "files/.incoming/", "renderapi.json", "first-login.json"):
