@@ -2,8 +2,9 @@
 
 from sqlalchemy import select, update
 
+from renderonline.database.administration_rows import add_v1
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import AttemptFacts, add_v1
+from renderonline.database.queue_rows import AttemptFacts
 from renderonline.database.report_rows import Applied, EndedStep, Mark, Reported, StartedStep, apply_steps
 from renderonline.database.schema import machines
 from renderonline.database.submission_rows import NewChunk, assign
