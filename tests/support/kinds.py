@@ -75,13 +75,15 @@ _TOGETHER = (
     "tests/integration/engines/test_scene_facts.py",
     "tests/integration/hpcserver/test_films.py",
     "tests/integration/hpcserver/test_previews.py",
+    "tests/integration/renderapi/test_large_bodies.py",
+    "tests/integration/renderapi/test_slow_looks.py",
     "tests/integration/rnoclient/test_uploads.py",
     "tests/integration/serving/test_descriptors.py",
     "tests/integration/serving/test_hostile_transfers.py",
     "tests/integration/serving/test_refused_bodies.py",
 )
-"""Files (or folders of such) whose tests share a farm, or scenes that Blender makes: they run one after another on one
-worker, so that there is one farm and not one on each worker."""
+"""Files (or folders of such) whose tests share a farm, or scenes that Blender makes, or measure how long others wait:
+they run one after another on one worker, so that there is one farm and not one on each worker."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,8 +18,6 @@ from tests.support.neighbours import p99, spared, waits
 from tests.support.renderapi import Running, renderapi
 from tests.support.uploading import SCRIBE, Uploader
 
-pytestmark = pytest.mark.xdist_group("neighbours")
-
 MIB = 1024 * 1024
 MOST_GROWN: int = 200 * MIB
 TRIES = 3

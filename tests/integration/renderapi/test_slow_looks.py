@@ -22,8 +22,6 @@ from tests.support.neighbours import p99, spared, waits
 from tests.support.renderapi import Running, renderapi, wait_until
 from tests.support.uploading import SCRIBE, Uploader, announced
 
-pytestmark = pytest.mark.xdist_group("neighbours")
-
 TRIES = 3
 """A machine with two processors may be busy with something else for a moment."""
 SCENE = Blend().write()
