@@ -303,8 +303,9 @@ class Assign(Struct, frozen=True, tag=str.lower):
     (R5.1 Stored assignment).
 
     `argv` does not include the program; the machine puts its executable for `engine` in front. The process starts in
-    `directory`, which the machine creates. If `expected` is empty, exit code 0 is success and every file found in
-    `directory` is a result. `reading` is the engine's definition of progress, warnings and failures
+    `directory`, which the machine creates; if neither command nor `expected` need it, in one of the machine's own. If
+    `expected` is empty, exit code 0 is success and every file found in `directory` is a result. `reading` is the
+    engine's definition of progress, warnings and failures
     (`engines.reading.ReadingRules` as JSON).
 
     `root` is the task's directory on RenderAPI's computer. A machine that reads `mark_token` in the file `mark` shares
