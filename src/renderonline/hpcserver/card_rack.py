@@ -109,11 +109,11 @@ def amd_cards(text: str) -> list[FoundCard]:
 def rocm(text: str) -> list[FoundCard]:
     """Read the output of `ROCM`, an older tool: `{"card0": {"Unique ID": …}}`."""
     found: list[FoundCard] = []
-    for called, told in _table(_json(text)).items():
+    for called, facts in _table(_json(text)).items():
         number = re.fullmatch(r"card(\d{1,3})", str(called))
-        if number is None or not isinstance(told, Mapping):
+        if number is None or not isinstance(facts, Mapping):
             continue
-        words = {key.casefold(): str(value) for key, value in _table(told).items()}
+        words = {key.casefold(): str(value) for key, value in _table(facts).items()}
         serial = words.get("unique id", "").removeprefix("0x").lower()
         name = words.get("card series") or words.get("card model") or "AMD graphics card"
         total, used = (_whole(words.get(f"vram total {what}memory (b)")) // MIB for what in ("", "used "))
@@ -394,7 +394,7 @@ def variables(cards: Sequence[FoundCard]) -> dict[str, str]:
     found = {**NONE, CARDS: ",".join(f"{one.card.kind}:{one.card.id}" for one in cards)}
     of_kind = {kind: [one for one in cards if one.card.kind == kind] for kind in _KINDS}
     if cuda := of_kind[CardKind.CUDA]:
-        # CUDA numbers cards by speed unless it is told to follow the bus, as nvidia-smi does.
+        # CUDA numbers cards by speed unless it is set to follow the bus, as nvidia-smi does.
         found |= {"CUDA_VISIBLE_DEVICES": _named(cuda), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if hip := of_kind[CardKind.HIP]:
         # The second variable counts among those that the first one leaves.

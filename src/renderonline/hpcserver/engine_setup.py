@@ -151,8 +151,8 @@ class Kernels:
         for one in sorts.values():
             log.info("render kernels are compiled for a graphics card; work goes on meanwhile", card=one.card.name)
             code = await self._run((one,), COMPILE_S, self._home)
-            told = {0: "render kernels are ready", FOUND_NONE: "Blender's Cycles can't use this graphics card"}
-            log.info(told.get(-1 if code is None else code, "no render kernels were compiled"), card=one.card.name)
+            outcome = {0: "render kernels are ready", FOUND_NONE: "Blender's Cycles can't use this graphics card"}
+            log.info(outcome.get(-1 if code is None else code, "no render kernels were compiled"), card=one.card.name)
         self._ready = True
 
     async def refuses(self, cards: Sequence[FoundCard]) -> bool:

@@ -112,8 +112,8 @@ def _seconds(path: Path) -> float:
         return 0.0
     if len(head) < _FLAC_HEADER or head[:5] != b"fLaC\0":
         return 0.0
-    told = int.from_bytes(head[18:26])  # 20 bits: samples a second; 3: channels; 5: bits; 36: samples
-    rate, samples = told >> 44, told & ((1 << 36) - 1)
+    packed = int.from_bytes(head[18:26])  # 20 bits: samples a second; 3: channels; 5: bits; 36: samples
+    rate, samples = packed >> 44, packed & ((1 << 36) - 1)
     return samples / rate if rate else 0.0
 
 

@@ -288,8 +288,8 @@ def _engines(settings: NodeSettings, engines: Sequence[FoundEngine]) -> Iterator
 
 def _cards(settings: NodeSettings) -> CheckResult:
     cards = find_cards(settings.cards).cards
-    told = [f"{card.name} ({card.kind}{f', {card.memory_mib} MiB' if card.memory_mib else ''})" for card in cards]
-    return CheckResult("cards", ", ".join(told) or "none found: Cycles renders on the processor")
+    described = [f"{card.name} ({card.kind}{f', {card.memory_mib} MiB' if card.memory_mib else ''})" for card in cards]
+    return CheckResult("cards", ", ".join(described) or "none found: Cycles renders on the processor")
 
 
 def _disk(home: Path) -> CheckResult:

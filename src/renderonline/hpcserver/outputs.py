@@ -305,14 +305,14 @@ class MoreOutputs:
 
     def warnings(self) -> list[str]:
         """A sentence for each file that could not be taken, the last ones summed up."""
-        told = list(self._refused.values())[:_NAMED]
+        lines = list(self._refused.values())[:_NAMED]
         if len(self._refused) > _NAMED:
-            told.append(f"{len(self._refused) - _NAMED} more files besides the frames could not be taken.")
+            lines.append(f"{len(self._refused) - _NAMED} more files besides the frames could not be taken.")
         if self._beyond:
             names, (why, *_) = list(self._beyond), self._beyond.values()
             rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            told.append(f"{names[0]}{rest} could not be taken: {why}.")
-        return told
+            lines.append(f"{names[0]}{rest} could not be taken: {why}.")
+        return lines
 
 
 class AttemptVerdict(NamedTuple):
@@ -336,8 +336,8 @@ class AttemptVerdict(NamedTuple):
         warnings: Iterable[str] = (),
     ) -> Exited:
         known = (self.outcome, exit_code, self.failure, self.reason, peak_memory_mib)
-        told = needs.joined((), warnings, needs.MOST_OF_ATTEMPT)
-        return Exited(0, attempt, token, time.time_ns() // 1000, *known, told)
+        shown = needs.joined((), warnings, needs.MOST_OF_ATTEMPT)
+        return Exited(0, attempt, token, time.time_ns() // 1000, *known, shown)
 
 
 def failed(failure: str, reason: str) -> AttemptVerdict:
@@ -380,8 +380,8 @@ def decide(
         killed = code in {-9, 137} and not {"-9", "137"} & set(rules.exit_codes)
         if failure is None and killed and not out_of_memory:
             kind = "crash"  # anybody can send SIGKILL, not only a kernel without memory
-        if 0 < code < SIGNALED and (told := reason or line):  # a program that ended by itself says why, if anybody does
-            return failed(kind, told)
+        if 0 < code < SIGNALED and (why := reason or line):  # a program that ended by itself says why, if anybody does
+            return failed(kind, why)
         return failed(kind, f"{how}: {line}" if line else f"{how}.")
     if failure is not None:
         return failed(*failure)

@@ -86,8 +86,8 @@ class Engine:
     is_open = True
     listening = stopped = False
     status = -1
-    """Where bubblewrap tells of the box, while it may still do so; what it has told."""
-    told = b""
+    """Where bubblewrap writes about the box, while it may still do so; what it has written."""
+    written = b""
     first = 0
     """The process 1 of the box; signals to its group reach the engine, and it takes none but SIGKILL itself."""
     began = True
@@ -179,7 +179,7 @@ class Spawner:
         name = message["id"]
         mark, key = process_table.mark(self._home, name), os.urandom(16).hex()
         found = self._found if message["box"] is not None else Found()
-        told, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
+        status, tell = os.pipe() if found.kind == BoxKind.BWRAP else (-1, -1)
         _bound_files(message["file_bytes"])
         try:
             pid, pipe = box.start(
@@ -192,8 +192,8 @@ class Spawner:
                 env={**message["env"], process_table.MARK: mark, process_table.KEY: key},
             )
         except (OSError, ValueError) as error:
-            if told >= 0:
-                os.close(told)
+            if status >= 0:
+                os.close(status)
             self._send(event="refused", id=name, error=str(error))
             return
         finally:
@@ -204,17 +204,17 @@ class Spawner:
         _make_modest(pid, engine.nice, engine.file_bytes)
         self._send(event="started", id=name, pid=pid, at_us=at_us, key=key)
         os.set_blocking(pipe, False)
-        if told >= 0:
-            engine.status, engine.began = told, False
-            os.set_blocking(told, False)
-            self._selector.register(told, selectors.EVENT_READ, lambda: self._read_status(engine))
+        if status >= 0:
+            engine.status, engine.began = status, False
+            os.set_blocking(status, False)
+            self._selector.register(status, selectors.EVENT_READ, lambda: self._read_status(engine))
 
     def _read_status(self, engine: Engine) -> None:
         """Take note of what bubblewrap tells: at the start its process 1, at the end that the engine had begun."""
         data = _read(engine.status, 1 << 16)
-        engine.told += data or b""  # it comes in pieces
-        engine.began = engine.began or b'"exit-code"' in engine.told
-        if not engine.first and (found := _FIRST.search(engine.told)) is not None:
+        engine.written += data or b""  # it comes in pieces
+        engine.began = engine.began or b'"exit-code"' in engine.written
+        if not engine.first and (found := _FIRST.search(engine.written)) is not None:
             engine.first = int(found[1])
             # The limit of processes counts those of the box only because it is set after the box was made.
             for pid in (engine.first, *process_table.children(engine.first)):

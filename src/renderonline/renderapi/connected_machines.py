@@ -153,12 +153,12 @@ class Machine:
         """Its graphics cards and how they are doing, as it says itself."""
         now = {one["id"]: one for one in self.load.get("cards", ()) if isinstance(one, Mapping) and "id" in one}
         said = [one for one in self.facts.get("cards", ()) if isinstance(one, Mapping)]
-        told = [from_wire(Card, {**one, "unusable": now.get(one["id"], one).get("unusable", "")}) for one in said]
-        loads = [from_wire(CardLoad, now.get(card.id, {"id": card.id})) for card in told]
+        cards = [from_wire(Card, {**one, "unusable": now.get(one["id"], one).get("unusable", "")}) for one in said]
+        loads = [from_wire(CardLoad, now.get(card.id, {"id": card.id})) for card in cards]
         return [
             {**asdict(card), "usable": not card.unusable, "load": load.load if load.load >= 0 else None,
              "memory_used_mib": load.memory_used_mib}
-            for card, load in zip(told, loads, strict=True)
+            for card, load in zip(cards, loads, strict=True)
         ]  # fmt: skip
 
     def lacks_box(self, needs: Needs) -> str:
@@ -334,7 +334,7 @@ class Machines:
         return True
 
     def cancel(self, machine_id: int, attempt_id: int, reason: str) -> None:
-        """Have a machine end an attempt; one that is away is told when it is back."""
+        """Have a machine end an attempt; one that is away gets it when it is back."""
         if (machine := self._all.get(machine_id)) is not None and machine.link is not None:
             machine.link.cancel(attempt_id, reason)
 

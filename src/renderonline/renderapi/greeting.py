@@ -226,7 +226,7 @@ class LinkedMachines:
 
 
 def _check_protocol(message: Hello) -> None:
-    """N and N-1 understand each other; others are told what to install (R5.6 Protocol versions)."""
+    """N and N-1 understand each other; others get an error that says what to install (R5.6 Protocol versions)."""
     if message.protocol in (PROTOCOL, PROTOCOL - 1) and message.protocol > 0:
         return
     side = "this machine's" if message.protocol < PROTOCOL else "the farm's"

@@ -186,15 +186,15 @@ class Explanations:
         if hopeless := self.stuck(task.task_id, {}):
             yield hopeless
         signatures = self._memory.index.signatures_of(task.task_id) or (task.signature(),)
-        told: dict[str, list[str]] = defaultdict(list)
+        hindered: dict[str, list[str]] = defaultdict(list)
         for machine in self._machines:
             able = [one for one in signatures if not machine.ability.lacks(one.engine, one.needs)]
             if able or (hopeless and task.engine.casefold() in offered(machine)):  # of the others nobody needs to hear
-                told[min(self._hindrance(machine, one) for one in able or signatures)].append(machine.name)
-        told.pop("", None)
-        if busy := told.pop(_BUSY, None):
+                hindered[min(self._hindrance(machine, one) for one in able or signatures)].append(machine.name)
+        hindered.pop("", None)
+        if busy := hindered.pop(_BUSY, None):
             yield f"All machines that can take it are busy ({len(busy)}); {self._place(task)}."
-        for reason, names in sorted(told.items(), key=lambda item: -len(item[1])):
+        for reason, names in sorted(hindered.items(), key=lambda item: -len(item[1])):
             yield f"Not on {_listed(names)}: {reason}."
 
     def stuck(self, task_id: int, known: dict[tuple[str, Needs], str]) -> str:
