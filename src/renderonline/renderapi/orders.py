@@ -162,8 +162,8 @@ class Orders:
         assign = self.write(attempt).assign
         limits = replace(assign.limits, time_s=check.time_s)
         environment = {**assign.environment, **check.environment}
-        check = replace(assign, expected=(), more=NOTHING_MORE, environment=environment, limits=limits)
-        return check, known.facts
+        looking = replace(assign, expected=(), more=NOTHING_MORE, environment=environment, limits=limits)
+        return looking, known.facts
 
     async def _learned(self, attempt: AttemptFacts) -> bool:
         """Have ready what the order of an attempt needs; False when its task is gone."""
