@@ -43,6 +43,7 @@ from renderonline.protocol.link import (
     Result,
     Started,
     Welcome,
+    decode,
     decode_frame,
     encode,
 )
@@ -366,6 +367,7 @@ class Machine:
         assert self.link is not None
         beating = asyncio.create_task(self._beat())
         try:
+            await self._take(decode(await self.link.recv(), Welcome | Refused))  # a frame of its own
             async for received in self.link:
                 for message in decode_frame(str(received), FromRenderAPI):
                     await self._take(message)

@@ -95,7 +95,7 @@ class Link:
                 reason = "closed by RenderAPI"
             except TimeoutError:
                 reason = "RenderAPI does not answer"
-            except (OSError, WebSocketException, NotAvailable) as error:
+            except (OSError, WebSocketException, NotAvailable, InvalidRequest) as error:
                 by_renderapi = isinstance(error, InvalidHandshake) and not isinstance(error, ProxyError)
                 refused = "RenderAPI refused the connection: " if by_renderapi else ""
                 reason = refused + (str(error) or type(error).__name__)

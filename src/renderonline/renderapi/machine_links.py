@@ -304,6 +304,9 @@ class LinkedMachine:
             raise
 
     async def _write(self) -> None:
+        await self._to_send.wait()
+        if not await self._sent(encode(self._unsent.popleft())):  # the welcome is a frame of its own
+            return
         while True:
             await self._to_send.wait()
             self._to_send.clear()
@@ -317,11 +320,16 @@ class LinkedMachine:
                 said = set(acks[:-1])  # the last one says more
                 texts = (encode(message) for place, message in enumerate(messages) if place not in said)
                 for frame in frames(texts, self._protocol):
-                    try:
-                        await self._socket.send_text(frame)
-                    except (WebSocketDisconnect, RuntimeError, OSError):
-                        self.close("the machine went away")
+                    if not await self._sent(frame):
                         return
+
+    async def _sent(self, frame: str) -> bool:
+        try:
+            await self._socket.send_text(frame)
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            self.close("the machine went away")
+            return False
+        return True
 
     async def _write_logs(self) -> None:
         while True:

@@ -333,6 +333,18 @@ async def test_machine_of_the_version_before_works_and_an_older_one_is_told_what
     assert "Update this machine's RenderOnline: pip install --upgrade renderonline" in older.refused.message
 
 
+async def test_welcome_is_a_frame_of_its_own_though_assignments_wait_for_the_machine(rig: Rig) -> None:
+    machine = await joined(rig, slots=2, works=False)
+    await rig.submit("1-2", chunk_size=1)
+    await until(lambda: len(machine.assigned) == 2, "assignments")
+    assert machine.link is not None
+    await machine.hang_up()
+    machine.assigned.clear()
+    await machine.dial()  # it holds nothing: both are sent again, right behind the welcome
+    assert machine.welcome is not None
+    await until(lambda: len(machine.assigned) == 2, "assignments, once more")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"type": "hello"}', '{"type": "ack", "seq": 1}', "x" * 2_000_000])
 async def test_first_message_that_is_no_hello_ends_the_link(rig: Rig, text: str) -> None:
     async with connect(rig.url, compression=None) as link:

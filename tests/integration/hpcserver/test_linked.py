@@ -469,6 +469,15 @@ async def test_refusal_that_is_not_final_is_tried_again(api: FakeRenderAPI, node
     await until((node.home / "hpcserver.json").exists, "link")
 
 
+async def test_machine_dials_again_when_it_is_not_welcomed_in_words_that_it_knows(
+    api: FakeRenderAPI, node: Node
+) -> None:
+    api.refusal = {"type": "unheard_of"}
+    await api.linked(2)
+    api.refusal = None
+    await until((node.home / "hpcserver.json").exists, "link")
+
+
 async def test_second_program_on_the_same_directory_is_refused(api: FakeRenderAPI, node: Node) -> None:
     await api.linked()
     second = Node(node.home, api.url)
