@@ -33,6 +33,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
+from renderonline.database.statements import IDS, Statement
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.machines import Wish
 from renderonline.farm.needs import NOTHING, Needs
@@ -69,29 +70,23 @@ class TaskFacts:
     template: tuple[str, ...] | None
 
 
-_FACTS: Final = (
+_FACTS: Final = Statement(
     select(
-        *(tasks.c.task_id, engines.c.name.label("engine"), engines.c.definition, renders.c.file_path.label("scene")),
-        *(renders.c.arguments, func.coalesce(tasks.c.frames, "").label("frames"), renders.c.file_name, tasks.c.film),
-        *(tasks.c.results_in, tasks.c.strict),
-        *(renders.c["values"].label("given"), renders.c.template.label("words")),
+        *(tasks.c.task_id, engines.c.name, engines.c.definition, renders.c.file_path, renders.c.arguments),
+        *(func.coalesce(tasks.c.frames, ""), renders.c.file_name, tasks.c.film, tasks.c.results_in, tasks.c.strict),
+        *(renders.c["values"], renders.c.template),
     )
     .select_from(_RENDERED)
-    .where(tasks.c.task_id.in_(bindparam("ids", expanding=True)))
+    .where(tasks.c.task_id.in_(bindparam(IDS, expanding=True)))
 )
+"""Columns in the order of the fields of `TaskFacts`."""
 
 
 def load_facts(connection: Connection, task_ids: Collection[int]) -> dict[int, TaskFacts]:
     """The facts of these tasks; those that are gone are left out."""
-    rows = connection.execute(_FACTS, {"ids": sorted(task_ids)}) if task_ids else ()
     return {
-        row.task_id: from_row(
-            TaskFacts,
-            row,
-            values=row.given and json.loads(row.given),
-            template=row.words and tuple(json.loads(row.words)),
-        )
-        for row in rows
+        row[0]: TaskFacts(*(*row[:-2], row[-2] and json.loads(row[-2]), row[-1] and tuple(json.loads(row[-1]))))
+        for row in _FACTS.rows(connection, sorted(task_ids))
     }
 
 

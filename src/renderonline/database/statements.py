@@ -8,6 +8,7 @@ for each row.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
@@ -57,7 +58,23 @@ class Statement:
             values: Any = [text.values(row) for row in rows]
             connection.exec_driver_sql(text.text, values if len(rows) > 1 else values[0])
 
-    def rows(self, connection: Connection, ids: Sequence[int]) -> list[Sequence[Any]]:
+    def add(self, connection: Connection, row: Mapping[str, Any]) -> int:
+        """Insert one row; returns the id that it got."""
+        text = self._text(connection.dialect, 0)
+        return int(connection.exec_driver_sql(text.text, text.values(row)).lastrowid)
+
+    def first(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The first row that a query without `IDS` finds; None when there is none."""
+        return next(iter(self.every(connection, values)), None)
+
+    def every(
+        self, connection: Connection, values: Mapping[str, Any] = MappingProxyType({})
+    ) -> Sequence[Sequence[Any]]:
+        """The rows that a query without `IDS` finds."""
+        text = self._text(connection.dialect, 0)
+        return self._read(connection, connection.exec_driver_sql(text.text, text.values(values)).all())
+
+    def rows(self, connection: Connection, ids: Sequence[int]) -> Sequence[Sequence[Any]]:
         """The rows that a query finds for these ids, in the query's order within each thousand of them."""
         found: list[Sequence[Any]] = []
         for some in portions(ids):
@@ -66,12 +83,17 @@ class Statement:
             padded = [*some, *[some[-1]] * (count - len(some))]
             values: Any = text.values(dict(zip(text.ids, padded, strict=True)))
             found += connection.exec_driver_sql(text.text, values)
-        if found and (readers := self._readers[connection.dialect.name]):
-            found = [list(row) for row in found]
-            for row in found:
-                for place, convert in readers:
-                    row[place] = convert(row[place])  # type: ignore[index]
-        return found
+        return self._read(connection, found)
+
+    def _read(self, connection: Connection, found: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        """The rows of a query with the values that its columns' types have in Python."""
+        if not found or not (readers := self._readers[connection.dialect.name]):
+            return found
+        read = [list(row) for row in found]
+        for row in read:
+            for place, convert in readers:
+                row[place] = convert(row[place])
+        return read
 
     def _text(self, dialect: Dialect, ids: int) -> _Text:
         known = self._texts.get((dialect.name, ids))

@@ -10,23 +10,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Table, bindparam, func, select
 
 from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, TaskFacts, is_at_once, load_facts
 from renderonline.database.schema import (
+    FRAMES,
     argtypes,
     attempts,
+    bound,
     chunks,
     engines,
-    from_row,
     inputs,
-    insert,
     inserting,
     portions,
     queue,
     renders,
     results,
-    rows_of,
     shape_of,
     submissions,
     subscriptions,
@@ -35,6 +34,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
+from renderonline.database.statements import Statement
 from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, landed_frames
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
@@ -70,20 +70,35 @@ class EngineRow(NewEngine):
     engine_id: int
 
 
+_OF_ENGINE: Final = (
+    *("engine_id", "name", "extension", "download_path", "render_argument", "definition", "is_enabled"),
+)
+_ENGINES: Final = Statement(select(*(engines.c[name] for name in _OF_ENGINE)).order_by(engines.c.engine_id))
+_ARGTYPES: Final = Statement(
+    select(argtypes.c.argtype_id, argtypes.c.type, argtypes.c.regex).order_by(argtypes.c.argtype_id)
+)
+_NAMES: Final = Statement(
+    select(subscriptions.c.names).where(subscriptions.c.subscription_id == bindparam("subscription"))
+)
+
+
 def list_engines(connection: Connection) -> tuple[EngineRow, ...]:
     """All engines by id."""
-    return tuple(from_row(EngineRow, row) for row in rows_of(connection, engines))
+    return tuple(
+        EngineRow(**dict(zip(_OF_ENGINE, row, strict=True)) | {"is_enabled": bool(row[-1])})
+        for row in _ENGINES.every(connection)
+    )
 
 
 def list_argtypes(connection: Connection) -> tuple[ArgType, ...]:
     """All argument types by id."""
-    return tuple(ArgType(row.argtype_id, row.type, row.regex or "") for row in rows_of(connection, argtypes))
+    return tuple(ArgType(name, kind, regex or "") for name, kind, regex in _ARGTYPES.every(connection))
 
 
 def names_of(connection: Connection, subscription_id: int | None) -> str:
     """A subscription's template for the names of results, "" for none."""
-    query = select(subscriptions.c.names).where(subscriptions.c.subscription_id == subscription_id)
-    return connection.scalar(query) or ""
+    found = _NAMES.first(connection, {"subscription": subscription_id})
+    return str(found[0]) if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,31 +163,52 @@ class Submitted:
 
 # Built once: SQLAlchemy takes longer to build a statement than SQLite to run it.
 _SAME_KEY: Final = (submissions.c.user_id == bindparam("user"), submissions.c.client_key == bindparam("key"))
-_FIND: Final = select(submissions).where(*_SAME_KEY)
-_ACCOUNT: Final = (
+_FIND: Final = Statement(select(submissions.c.task_id, submissions.c.client_key).where(*_SAME_KEY))
+_OF_ACCOUNT: Final = (
     select(users.c.is_active, subscriptions.c.queue_limit)
     .outerjoin(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
     .where(users.c.user_id == bindparam("user"))
 )
-_LOCK_ACCOUNT: Final = _ACCOUNT.with_for_update()
-_QUEUED: Final = select(func.count()).select_from(
+_ACCOUNT: Final = Statement(_OF_ACCOUNT)
+_LOCK_ACCOUNT: Final = Statement(_OF_ACCOUNT.with_for_update())
+_UNSETTLED: Final = select(func.count()).select_from(
     select(queue.c.queue_id)
     .join(tasks, tasks.c.task_id == queue.c.task_id)
     .where(tasks.c.user_id == bindparam("user"), tasks.c.end_us.is_(None))
     .limit(bindparam("most"))
     .subquery()
 )
-_BEFORE: Final = select(
-    _QUEUED.scalar_subquery().label("queued"),
-    select(chunks.c.task_id).where(chunks.c.chunk_id == bindparam("chunk")).scalar_subquery().label("committed"),
-    select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery().label("known"),
+_QUEUED: Final = Statement(_UNSETTLED)
+_BEFORE: Final = Statement(
+    select(
+        _UNSETTLED.scalar_subquery(),
+        select(chunks.c.task_id).where(chunks.c.chunk_id == bindparam("chunk")).scalar_subquery(),
+        select(submissions.c.task_id).where(*_SAME_KEY).scalar_subquery(),
+    )
 )
 """Everything that `submit` checks before it writes, in one round trip; after the account is locked."""
 _OF_RENDER: Final = ("file_name", "file_path", "file_size", "arguments", "engine_id", "values", "template", "facts")
 _OF_TASK: Final = (
     *("user_id", "name", "priority", "queue_us", "chunk_size", "frames_total", "running_limit", "film", "results_in"),
 )
+_MORE_OF_TASK: Final = (
+    *("queue_time", "is_running", "is_success", "render_id", "paused", "notify", "strict", "unchecked", "needs"),
+    *("frames", "names", "deliver", "warnings", "chunks_waiting"),
+)
 _OF_INPUT: Final = ("name", "size", "crc32", "digest")
+_OF_CHUNK: Final = ("task_id", "state", "place", "chunk_id", "kind", "stage", *FRAMES)
+
+
+def _adding(table: Table, *names: str) -> Statement:
+    return Statement(table.insert().values(bound(names)))
+
+
+_ADD_RENDER: Final = _adding(renders, *_OF_RENDER)
+_ADD_TASK: Final = _adding(tasks, *_OF_TASK, *_MORE_OF_TASK)
+_ADD_CHUNKS: Final = _adding(chunks, *_OF_CHUNK)
+_ADD_TO_QUEUE: Final = _adding(queue, "task_id")
+_ADD_INPUTS: Final = _adding(inputs, "task_id", *_OF_INPUT)
+_ADD_KEY: Final = _adding(submissions, "user_id", "client_key", "task_id", "created_us")
 _INPUTS: Final = (
     select(*(inputs.c[name] for name in _OF_INPUT))
     .where(inputs.c.task_id == bindparam("task"))
@@ -184,17 +220,16 @@ def find(connection: Connection, user_id: int, client_key: str) -> Submitted | N
     """The task that this user submitted with this key, None after `forget_old` has removed it."""
     if not client_key:
         return None
-    row = connection.execute(_FIND, {"user": user_id, "key": client_key}).first()
-    if row is None or row.client_key != client_key:
-        return None
-    return Submitted(row.task_id, repeated=True)
+    task_id, key = _FIND.first(connection, {"user": user_id, "key": client_key}) or (0, "")
+    return Submitted(task_id, repeated=True) if key == client_key else None
 
 
 def check_limit(connection: Connection, user_id: int, *, lock: bool = False) -> None:
     """Raise `LimitReached` when the user may have no further task. `lock`: and lock the account."""
-    account = connection.execute(_LOCK_ACCOUNT if lock else _ACCOUNT, {"user": user_id}).first()
-    limit = (account.queue_limit or 0) if account else 0
-    _check_limit(limit, connection.scalar(_QUEUED, {"user": user_id, "most": limit}))
+    _, limit = (_LOCK_ACCOUNT if lock else _ACCOUNT).first(connection, {"user": user_id}) or (0, 0)
+    queued = _QUEUED.first(connection, {"user": user_id, "most": limit or 0})
+    assert queued is not None
+    _check_limit(limit or 0, queued[0])
 
 
 def submit(connection: Connection, new: NewTask) -> Submitted:
@@ -206,36 +241,37 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
     if len(new.client_key) > _KEY_LENGTH:
         raise InvalidRequest(f"The key of a submission (Idempotency-Key) has at most {_KEY_LENGTH} characters.")
     # Two submissions of one user go one after the other, on whatever connections (R3.3 Database sessions).
-    account = connection.execute(_LOCK_ACCOUNT, {"user": new.user_id}).first()
-    limit = (account.queue_limit or 0) if account else 0
-    key = {"user": new.user_id, "key": new.client_key}
-    before = connection.execute(_BEFORE, {**key, "most": limit, "chunk": new.chunks[0].chunk_id}).one()
+    is_active, limit = _LOCK_ACCOUNT.first(connection, {"user": new.user_id}) or (0, 0)
+    limit, key = limit or 0, {"user": new.user_id, "key": new.client_key}
+    before = _BEFORE.first(connection, {**key, "most": limit, "chunk": new.chunks[0].chunk_id})
+    assert before is not None
+    queued, committed, same_key = before
     # The same operation: only the answer to its commit was lost (R3.2 Repeatable operations).
-    if before.committed is not None:
-        return Submitted(before.committed)
-    if account is None or account.is_active != 1:
+    if committed is not None:
+        return Submitted(committed)
+    if is_active != 1:
         raise NotAuthenticated("Your account is not active any more.")
-    if before.known is not None:
+    if same_key is not None:
         known = find(connection, new.user_id, new.client_key)
         if known is not None:
             return known
         connection.execute(submissions.delete().where(*_SAME_KEY), key)  # for MySQL another letter case is the same key
-    _check_limit(limit, before.queued)
+    _check_limit(limit, queued)
     _check_waits(connection, new)
-    render_id = insert(connection, renders, {name: getattr(new, name) for name in _OF_RENDER})
-    task_id = insert(connection, tasks, _task_row(new, render_id))
+    render_id = _ADD_RENDER.add(connection, {name: getattr(new, name) for name in _OF_RENDER})
+    task_id = _ADD_TASK.add(connection, _task_row(new, render_id))
     same = {"task_id": task_id, "state": ChunkState.WAITING}
     for places in portions(range(len(new.chunks))):
         parts = ((place, new.chunks[place]) for place in places)
-        connection.execute(inserting(chunks), [{**same, "place": place, **_chunk_row(chunk)} for place, chunk in parts])
-    connection.execute(inserting(queue), {"task_id": task_id})
+        _ADD_CHUNKS.run(connection, [{**same, "place": place, **_chunk_row(chunk)} for place, chunk in parts])
+    _ADD_TO_QUEUE.run(connection, [{"task_id": task_id}])
     if new.waits_for:
         others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
         connection.execute(inserting(waits_for), others)
     add_inputs(connection, task_id, new.inputs)
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
-        connection.execute(inserting(submissions), row)
+        _ADD_KEY.run(connection, [row])
     return Submitted(task_id)
 
 
@@ -243,7 +279,7 @@ def add_inputs(connection: Connection, task_id: int, files: Sequence[InputFile])
     """Store the facts of the files that a task was submitted with."""
     for some in portions(files):
         rows = [{"task_id": task_id, **{name: getattr(file, name) for name in _OF_INPUT}} for file in some]
-        connection.execute(inserting(inputs), rows)
+        _ADD_INPUTS.run(connection, rows)
 
 
 def list_inputs(connection: Connection, task_id: int) -> tuple[InputFile, ...]:
@@ -258,8 +294,8 @@ def forget_old(connection: Connection, *, now_us: int) -> int:
     return connection.execute(submissions.delete().where(old, early)).rowcount
 
 
-def _check_limit(limit: int, queued: int | None) -> None:
-    if (queued or 0) >= limit:
+def _check_limit(limit: int, queued: int) -> None:
+    if queued >= limit:
         raise LimitReached(f"Queue limit {limit} reached for your subscription.")
 
 
@@ -297,7 +333,7 @@ def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
 def is_committed(connection: Connection, user_id: int, file_path: str) -> bool:
     """Whether a task with this uploaded file was committed, for a commit whose answer was lost. Waits for a transaction
     that still runs: it holds the account's row (R3.3 Database sessions)."""
-    connection.execute(_LOCK_ACCOUNT, {"user": user_id})
+    _LOCK_ACCOUNT.first(connection, {"user": user_id})
     theirs = select(tasks.c.task_id).join(renders, renders.c.render_id == tasks.c.render_id)
     this = (tasks.c.user_id == user_id) & (renders.c.file_path == file_path)
     return connection.scalar(theirs.where(this).limit(1)) is not None

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.exc import DBAPIError
 
 from renderonline.database.door import Connection, Database
-from renderonline.database.schema import bound, farm, machines, tasks, updating
+from renderonline.database.schema import bound, farm, machines, subscriptions, tasks, updating
 from renderonline.database.statements import IDS, Statement
 from renderonline.farm.errors import NotAvailable
 from tests.support.farm_rows import add_engine, add_user, submit
@@ -60,6 +60,20 @@ async def test_rows_are_found_by_their_ids_whatever_their_number(database: Datab
     for count in range(len(ids) + 1):
         assert await database.read(found(ids[:count])) == everything[:count]
     assert await database.read(found([*ids, *range(10**6, 10**6 + 2500)])) == everything
+
+
+async def test_a_row_is_added_and_rows_are_found_without_ids(database: Database) -> None:
+    add = Statement(subscriptions.insert().values(bound(("name", "queue_limit"))))
+    named = select(subscriptions.c.subscription_id, subscriptions.c.queue_limit)
+    find = Statement(named.where(subscriptions.c.name == bindparam("called")).order_by(subscriptions.c.subscription_id))
+    ids = [
+        await database.write(lambda c, limit=limit: add.add(c, {"name": "s", "queue_limit": limit})) for limit in (5, 6)
+    ]
+    assert ids[0] < ids[1]
+    found = await database.read(lambda c: [tuple(row) for row in find.every(c, {"called": "s"})])
+    assert found == [(ids[0], 5), (ids[1], 6)]
+    assert await database.read(lambda c: tuple(find.first(c, {"called": "s"}) or ())) == (ids[0], 5)
+    assert await database.read(lambda c: find.first(c, {"called": "nothing"})) is None
 
 
 async def test_errors_are_those_of_the_database_and_undo_the_operation(database: Database) -> None:
