@@ -13,6 +13,8 @@ it changes nothing but the database, and its ids and tokens are made before it.
 """
 
 import asyncio
+import contextlib
+import os
 import queue
 import secrets
 import threading
@@ -48,6 +50,7 @@ class Job:
     operation: Callable[[Connection], Any]
     future: asyncio.Future[Any] | Future[Any]
     loop: asyncio.AbstractEventLoop | None = None
+    early: Callable[[Any], None] | None = None
     result: Any = None
     error: BaseException | None = None
 
@@ -65,6 +68,9 @@ class Writer:
         self._closed = False
         self._down = False
         self._connection: Connection | None = None
+        self._has_log = False
+        self._log: int | None = None
+        """SQLite's write-ahead log, once it was synced from here."""
         self.guard: Callable[[Connection], None] | None = None
         """Runs first in each transaction; what it raises fails the whole batch (R10 Standby)."""
         self._thread = threading.Thread(target=self._run, name="database-writer", daemon=True)
@@ -106,6 +112,8 @@ class Writer:
             group = left if failures < _MANY_FAILURES else left[:1]
             try:
                 failed = self._with_patience(group)
+                if failed is None and any(job.early for job in group):
+                    self._tell_early(group)
             except BaseException as error:  # noqa: BLE001 - the callers must get any error
                 for job in left:
                     job.error = self._explained(error)
@@ -140,12 +148,33 @@ class Writer:
                 tries += 1
                 time.sleep(pause)
 
+    def _tell_early(self, group: Sequence[Job]) -> None:
+        """A group is committed: call what need not wait for the disk, then wait for it. MySQL has waited already."""
+        for job in group:
+            if job.early is not None and job.loop is not None and job.error is None:
+                with contextlib.suppress(RuntimeError):  # the loop has been closed
+                    job.loop.call_soon_threadsafe(job.early, job.result)
+        if self._has_log:
+            try:
+                if self._log is None:
+                    self._log = os.open(f"{self._place.database}-wal", os.O_RDWR | os.O_CLOEXEC)
+                os.fdatasync(self._log)
+            except OSError as error:
+                raise NotAvailable(f"The disk of the database {self._place.label} refuses to be written.") from error
+
+    def _connect(self) -> Connection:
+        self._connection = connection = self._engine.connect()
+        is_sqlite = self._place.dialect == "sqlite"
+        self._has_log = is_sqlite and _driver(connection).execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        return connection
+
     def _transaction(self, group: Sequence[Job]) -> Job | None:
         """Run the jobs of a group and commit. A job that failed after it wrote something is returned, with everything
         rolled back; a job that failed before it wrote anything is left out."""
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        connection = self._connection
+        connection = self._connection or self._connect()
+        if self._has_log:  # NORMAL: `_tell_early` waits for the disk
+            waits = "NORMAL" if any(job.early for job in group) else "FULL"
+            _driver(connection).execute(f"PRAGMA synchronous={waits}").close()
         with connection.begin() as transaction:
             if self.guard is not None:
                 self.guard(connection)
@@ -175,6 +204,14 @@ class Writer:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+
+
+def _driver(connection: Connection) -> Any:
+    """The driver's own connection: what SQLAlchemy runs begins a transaction."""
+    return connection.connection.driver_connection
 
 
 def _deliver(jobs: Sequence[Job]) -> None:
@@ -241,16 +278,17 @@ class Database:
         """`sqlite` or `mysql` (MariaDB too)."""
         return self.place.dialect
 
-    async def write(self, operation: Callable[[Connection], T]) -> T:
-        """Run `operation` in the writer's next transaction; returns its value after the commit.
+    async def write(self, operation: Callable[[Connection], T], *, early: Callable[[T], None] | None = None) -> T:
+        """Run `operation` in the writer's next transaction; returns its value when it is on the disk.
 
-        What `operation` raises is raised here and changes nothing. It may run several times, and it is run even if the
-        caller is canceled. `NotAvailable`: the database did not answer for `patience_s`; the operation may or may not
-        have been committed (R3.2 Repeatable operations).
+        `early` is called with the value as soon as it is committed; on SQLite a power cut may still undo it then, with
+        everything after it. What `operation` raises is raised here and changes nothing. It may run several times, and
+        it is run even if the caller is canceled. `NotAvailable`: the database did not answer for `patience_s`; the
+        operation may or may not have been committed (R3.2 Repeatable operations).
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._writer.put(Job(operation, future, loop))
+        self._writer.put(Job(operation, future, loop, early))
         return await future
 
     def write_now(self, operation: Callable[[Connection], T]) -> T:

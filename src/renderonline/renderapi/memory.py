@@ -18,10 +18,11 @@ import structlog
 
 from renderonline.database.door import Connection, Database
 from renderonline.database.queue_rows import AttemptFacts, QueuedChunk, QueuedTask, load_queue
+from renderonline.database.submission_rows import EngineRow, NewTask
 from renderonline.database.task_rows import Moment, TaskRow
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import AwakeClock
-from renderonline.farm.ready import ReadyIndex, Signature
+from renderonline.farm.ready import Bucket, ReadyIndex, Signature
 from renderonline.farm.scheduling import Usage
 from renderonline.farm.settling import RetryPolicy
 from renderonline.farm.tasks import Landing
@@ -388,3 +389,24 @@ def heavy(work: Callable[P, T]) -> Callable[P, T]:
 def queue_of(connection: Connection, task_ids: Collection[int] | None = None) -> tuple[QueuedTask, ...]:
     """The queue, or these tasks of it, as memory takes them without much work."""
     return load_queue(connection, task_ids)
+
+
+def queued_of(new: NewTask, engine: EngineRow) -> QueuedTask:
+    """A new task as memory takes it; the commit makes its id."""
+    task = QueuedTask(
+        task_id=0,
+        user_id=new.user_id,
+        priority=new.priority,
+        queued_us=new.queue_us,
+        engine=engine.name.casefold(),
+        download_path=engine.download_path,
+        chunk_count=len(new.chunks),
+        chunks=(),
+        one_range="," not in new.frames,
+        paused=new.paused,
+        needs=new.needs,
+        running_limit=new.running_limit,
+    )
+    places = ((chunk.chunk_id, place) for place, chunk in enumerate(new.chunks))
+    task.plain = Bucket.of(task, places, task.signature())
+    return task

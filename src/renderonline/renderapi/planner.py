@@ -31,12 +31,21 @@ from renderonline.database.submission_rows import (
 )
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.farm.needs import Needs
-from renderonline.farm.ready import Bucket, ReadyIndex
+from renderonline.farm.ready import ReadyIndex
 from renderonline.farm.scheduling import Assignment, plan_round
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.renderapi.connected_machines import Benching, Machines
-from renderonline.renderapi.memory import MANY_CHUNKS, BackgroundWork, Clocks, LiveAttempt, Memory, heavy, queue_of
+from renderonline.renderapi.memory import (
+    MANY_CHUNKS,
+    BackgroundWork,
+    Clocks,
+    LiveAttempt,
+    Memory,
+    heavy,
+    queue_of,
+    queued_of,
+)
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Reports, Watching
 from renderonline.storage.landing import attempt_directory
@@ -47,6 +56,8 @@ REFRESH_S: Final = 5.0
 """Rows that were changed by hand are noticed within this (R3.4 Changes by hand)."""
 _REBUILD_PAUSE_S: Final = 1.0
 _TOKEN_BYTES: Final = 16
+Durable = asyncio.Future[None]  # done when what was committed is on the disk
+Committed = tuple[Submitted, Assigned]
 
 
 class PlannedCheck(Protocol):
@@ -266,27 +277,6 @@ class Dispatcher:
         self._background.ready = not self._background.in_doubt.is_set()
 
 
-def _queued(new: NewTask, engine: EngineRow) -> QueuedTask:
-    """A new task as memory takes it; the commit makes its id."""
-    task = QueuedTask(
-        task_id=0,
-        user_id=new.user_id,
-        priority=new.priority,
-        queued_us=new.queue_us,
-        engine=engine.name.casefold(),
-        download_path=engine.download_path,
-        chunk_count=len(new.chunks),
-        chunks=(),
-        one_range="," not in new.frames,
-        paused=new.paused,
-        needs=new.needs,
-        running_limit=new.running_limit,
-    )
-    places = ((chunk.chunk_id, place) for place, chunk in enumerate(new.chunks))
-    task.plain = Bucket.of(task, places, task.signature())
-    return task
-
-
 class Leasing:
     """Plans, commits, sends."""
 
@@ -316,8 +306,7 @@ class Leasing:
         await self._idle.wait()
 
     async def assign_free(self) -> float | None:
-        """Assign chunks to all free slots; returns before the commits. Returns when the next
-        chunk is due (monotonic)."""
+        """Assign chunks to all free slots, and return before the commits when the next chunk is due (monotonic)."""
         memory = self._memory
         await self._ids.refill()
         due = memory.release_due()
@@ -333,37 +322,50 @@ class Leasing:
         """Commit a task. When nothing else waits its first chunks are leased in the same transaction, so that it starts
         one commit earlier. Raises what the commit raises."""
         many = len(new.chunks) > MANY_CHUNKS
-        task = await asyncio.to_thread(heavy(_queued), new, engine) if many else _queued(new, engine)
+        task = await asyncio.to_thread(heavy(queued_of), new, engine) if many else queued_of(new, engine)
         ready_at_once = not new.waits_for and not any(chunk.stage for chunk in new.chunks)
         with contextlib.ExitStack() as claimed:
             if (check := claimed.enter_context(self._checks.claim(task, engine, new))) is not None:
                 new, ready_at_once = replace(new, unchecked=check.unchecked), ready_at_once and not check.holds
             ahead = claimed.enter_context(self._ahead(task, plans=ready_at_once and self._background.ready))
             commit = heavy(submit_and_lease) if many else submit_and_lease
+            durable: Durable = asyncio.get_running_loop().create_future()
+            follow = partial(self._follow, task, ahead, durable)
+            early = follow if ready_at_once and check is None else None
             operation = partial(commit, new=new, ahead=ahead, moment=self._clocks.now())
             try:
-                submitted, assigned = await self._database.write(operation)
+                done: Committed = await self._database.write(operation, early=early)
+                durable.set_result(None)
             except NotAvailable:  # perhaps the leases are there
                 self._background.gave_up()
                 raise
-            if submitted.repeated:
-                return submitted
+            finally:
+                durable.cancel()
+            if done[0].repeated or early is not None:
+                return done[0]
             if check is not None:
-                self._checks.begin(check, submitted.task_id)
-            if not ready_at_once:
-                self._reports.read_again((submitted.task_id,))
-                return submitted
-            task.task_id = submitted.task_id
-            if task.task_id not in self._memory.tasks:  # it may have been found in the queue already
-                self._memory.add_task(task)
-            leased = ahead.copy()
-            ahead.clear()
-            for attempt in leased:
-                attempt.task_id = task.task_id
-                self._memory.lease(attempt)
-            if leased:
-                self._spawn(self._send_all(leased, assigned))
-        return submitted
+                self._checks.begin(check, done[0].task_id)
+            if ready_at_once:
+                follow(done)
+            else:
+                self._reports.read_again((done[0].task_id,))
+        return done[0]
+
+    def _follow(self, task: QueuedTask, ahead: list[LiveAttempt], durable: Durable, done: Committed) -> None:
+        """A task is committed: memory learns it, and its first leases go to their machines. Nobody else hears of it
+        before it is `durable` (R3.1 Group commit)."""
+        (submitted, assigned), task.task_id = done, done[0].task_id
+        if submitted.repeated:
+            return
+        if task.task_id not in self._memory.tasks:  # it may have been found in the queue already
+            self._memory.add_task(task)
+        leased, ahead[:] = ahead.copy(), ()
+        self._memory.count(task.user_id, -len(leased))  # now as live attempts
+        for attempt in leased:
+            attempt.task_id = task.task_id
+            self._memory.lease(attempt)
+        if leased:
+            self._spawn(self._send_all(leased, assigned, durable))
 
     @contextlib.contextmanager
     def _ahead(self, task: QueuedTask, *, plans: bool) -> Iterator[list[LiveAttempt]]:
@@ -376,12 +378,11 @@ class Leasing:
             first = [(chunk.chunk_id, chunk.place) for chunk in task.plain.chunks[-MANY_CHUNKS:]]
             index.add_many(task, first, task.signature())
             ahead = self._plan(index, {task.task_id: task})
-        planned = len(ahead)
-        memory.count(task.user_id, planned)
+        memory.count(task.user_id, len(ahead))
         try:
             yield ahead
         finally:
-            memory.count(task.user_id, -planned)
+            memory.count(task.user_id, -len(ahead))
             for attempt in ahead:
                 self._free(attempt)
 
@@ -436,7 +437,9 @@ class Leasing:
             self._idle.set()
         await self._send_all(wanted, assigned)
 
-    async def _send_all(self, wanted: Sequence[LiveAttempt], assigned: Assigned) -> None:
+    async def _send_all(
+        self, wanted: Sequence[LiveAttempt], assigned: Assigned, durable: Durable | None = None
+    ) -> None:
         self._undo([new for new in wanted if new.attempt_id not in assigned.leases])
         wrong = self._learn(assigned)
         broken: dict[int, Ending] = {}
@@ -448,6 +451,8 @@ class Leasing:
             if reason:
                 self._free(new)
                 broken[new.attempt_id] = Ending(Outcome.FAILED, "command", reason)
+        if durable is not None:
+            await asyncio.shield(durable)
         self._reports.tasks_changed(assigned.tasks)
         await self._reports.end(broken)
 

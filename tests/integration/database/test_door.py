@@ -26,6 +26,13 @@ async def db(database_url: str) -> AsyncIterator[Database]:
         yield opened
 
 
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    async with Database.open(f"sqlite:///{tmp_path}/own.sqlite") as opened:
+        await opened.write(lambda connection: items.create(connection))
+        yield opened
+
+
 def insert(number: int) -> "object":
     def operation(connection: Connection) -> int:
         connection.execute(items.insert().values(id=number, name=f"n{number}"))
@@ -57,6 +64,57 @@ async def test_writes_that_wait_together_share_one_commit(db: Database) -> None:
     gate.set()
     await asyncio.gather(first, *others)
     assert len(commits) <= 3
+
+
+class SlowDisk:
+    """A disk for SQLite's log that has what it was given only when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.synced, self.has_it, self.error = threading.Event(), threading.Event(), False
+        monkeypatch.setattr("renderonline.database.door.os.fdatasync", self._sync)
+
+    def _sync(self, _file: int) -> None:
+        self.synced.set()
+        assert self.has_it.wait(10)
+        if self.error:
+            raise OSError(5, "Input/output error")
+
+
+async def test_early_is_called_with_the_value_before_the_answer(db: Database) -> None:
+    heard: list[object] = []
+    answer = await db.write(insert(1), early=heard.append)
+    assert (answer, heard) == (1, [1])
+    with pytest.raises(IntegrityError):
+        await db.write(insert(1), early=heard.append)
+    assert heard == [1]
+
+
+async def test_early_is_called_after_the_commit_and_before_the_disk_has_it(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, heard = SlowDisk(monkeypatch), asyncio.Event()
+    writing = asyncio.ensure_future(sqlite.write(insert(1), early=lambda _value: heard.set()))
+    await asyncio.wait_for(heard.wait(), 10)
+    assert await sqlite.read(count) == 1
+    together = asyncio.ensure_future(sqlite.write(insert(2)))
+    await asyncio.sleep(0.05)
+    assert not writing.done()
+    assert not together.done()
+    disk.has_it.set()
+    assert await asyncio.gather(writing, together) == [1, 2]
+    disk.synced.clear()
+    await sqlite.write(insert(3))  # SQLite itself waits for the disk then
+    assert not disk.synced.is_set()
+
+
+async def test_a_disk_that_refuses_what_was_told_early_is_no_success(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    disk.error = True
+    disk.has_it.set()
+    with pytest.raises(NotAvailable, match="refuses to be written"):
+        await sqlite.write(insert(1), early=lambda _value: None)
 
 
 async def test_an_operation_that_fails_takes_nobody_with_it(db: Database) -> None:
