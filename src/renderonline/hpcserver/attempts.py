@@ -87,6 +87,7 @@ class Attempt:
         self._rules = ReadingRules()
         self._reader = OutputReader(self._rules, assign.frames)
         self._queueing: asyncio.Task[bool] | None = None
+        self._looking: asyncio.Future[AttemptVerdict | None] | None = None
         self._verdict: AttemptVerdict | None = None
         self._failure: tuple[str, str] | None = None
         self._reason = ""
@@ -178,11 +179,14 @@ class Attempt:
             if (ending := self._verdict or ending or self._setup.take_cards()) is not None:
                 return ending
             self._ended = await self._run_engine()
+            if self._looking is not None:
+                await asyncio.wait({self._looking})
             if not self._ended.began and self._verdict is None:
                 return failed("no_engine", f"The engine can't be started in its box: {self._newest}")
             return await self._judge(self._ended)
         except CantStart as error:
-            return self._verdict or failed("no_engine", f"The engine can't be started: {error}")
+            missing = None if self._remote else await self._resources.in_thread(self._look_for_files)
+            return self._verdict or missing or failed("no_engine", f"The engine can't be started: {error}")
         except Exception as error:
             log.exception("attempt failed by a fault of HPCServer", attempt=self.name)
             if self.process is not None:
@@ -193,8 +197,8 @@ class Attempt:
     async def _prepare(self) -> AttemptVerdict | None:
         """Prepare files and directories; returns a verdict when that fails."""
         resources = self._resources
-        if resources.has_seen(self.assign) and not self._names_directory():
-            return self._make_ready()  # nothing of this waits for a network disk
+        if resources.has_shared(self.assign) and not self._names_directory():
+            return self._make_ready(looks=False)  # nothing of this waits for a network disk
         ending = await resources.in_thread(self._make_ready)
         if ending is APART:
             self._remote = resources.exchange(self.assign)
@@ -209,8 +213,9 @@ class Attempt:
         words = (*assign.argv, *assign.environment.values(), *assign.sandbox_write)
         return bool(assign.expected) or any(assign.directory in word for word in words)
 
-    def _make_ready(self) -> AttemptVerdict | None:
-        """Blocks. Returns `APART` when the task's files have to be fetched first."""
+    def _make_ready(self, *, looks: bool = True) -> AttemptVerdict | None:
+        """Blocks. Returns `APART` when the task's files have to be fetched first. Unless it `looks` for them, that is
+        done once the engine has started."""
         assign = self.assign
         if assign.engine.casefold() not in self._resources.engines:
             return failed("no_engine", f"This machine has no engine {assign.engine}.")
@@ -220,7 +225,7 @@ class Attempt:
             return failed("machine", f"{self._root} is not an absolute path.")
         try:
             place = self._setup.make() if self._remote is None else None
-            if (ending := self._look_for_files()) is not None:
+            if looks and (ending := self._look_for_files()) is not None:
                 return ending
             self._rules = from_wire(ReadingRules, assign.reading)
             self._reader = OutputReader(self._rules, assign.frames)
@@ -241,6 +246,7 @@ class Attempt:
         if shared and self._resources.has_seen(assign):
             return None
         if shared and not shares_files(assign):
+            self._resources.lost(assign)
             return APART
         if missing := [name for name in assign.inputs if not os.path.isfile(name)]:
             reason = f"{missing[0]} is not there on this machine. Does it see the farm's shared directory?"
@@ -292,8 +298,15 @@ class Attempt:
             await self._setup.remove_links()
 
     def _has_started(self, process: EngineProcess) -> None:
-        assign = self.assign
-        self._resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
+        assign, resources = self.assign, self._resources
+        if self._remote is None and not resources.has_seen(assign):
+            self._looking = resources.in_thread(self._look_for_files)
+            self._looking.add_done_callback(self._has_looked)
+        resources.journal.report(Started(0, assign.attempt, assign.token, process.at_us, process.pid))
+
+    def _has_looked(self, looking: "asyncio.Future[AttemptVerdict | None]") -> None:
+        if not looking.cancelled() and looking.exception() is None and (missing := looking.result()) is not None:
+            self.end(missing, grace_s=0.0)
 
     def observe(self, used: ProcessUsage, now: float) -> None:
         """Record what the process tree uses, and end the attempt when it exceeds a limit."""

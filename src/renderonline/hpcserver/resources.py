@@ -24,6 +24,8 @@ FILE_THREADS: Final = 8
 
 SEEN_S: Final = 2.0
 """For how long a file that was there is not looked for again."""
+SHARED_S: Final = 60.0
+"""For how long a machine that has seen the farm's directory may start an engine before it looks there again."""
 MOST_SEEN: Final = 1000
 COUNT_S: Final = 1.0
 """How old the count of the kernel's kills may be when an engine starts."""
@@ -135,6 +137,14 @@ class Resources:
         since = time.monotonic() - SEEN_S
         return all(self._seen.get(name, 0.0) > since for name in _needed(assign))
 
+    def has_shared(self, assign: Assign) -> bool:
+        """Whether this machine has seen RenderAPI's files lately, so that those of an attempt will be there too."""
+        return self._seen.get(_mark(assign), -SHARED_S) > time.monotonic() - SHARED_S
+
+    def lost(self, assign: Assign) -> None:
+        """Record that this machine does not share RenderAPI's files any more."""
+        self._seen.pop(_mark(assign), None)
+
     def saw(self, assign: Assign) -> None:
         """Record that the files that an attempt needs are all there."""
         if len(self._seen) > MOST_SEEN:
@@ -147,7 +157,11 @@ class Resources:
 
 
 def _needed(assign: Assign) -> tuple[str, ...]:
-    return (f"{assign.mark}\0{assign.mark_token}", *assign.inputs)
+    return (_mark(assign), *assign.inputs)
+
+
+def _mark(assign: Assign) -> str:
+    return f"{assign.mark}\0{assign.mark_token}"
 
 
 def shares_files(assign: Assign) -> bool:

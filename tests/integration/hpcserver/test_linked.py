@@ -260,6 +260,19 @@ async def test_relative_directory_is_refused(api: FakeRenderAPI, node: Node) -> 
     assert (await api.report(1, "exited"))["failure"] == "machine"
 
 
+async def test_files_are_looked_for_beside_the_start_where_others_were_there(
+    api: FakeRenderAPI, node: Node, tmp_path: Path
+) -> None:
+    await api.linked()
+    await api.assign(1, ["-c", "true"], tmp_path / "1")
+    await api.report(1, "exited")
+    await api.assign(2, ["-c", "sleep 600"], tmp_path / "2", inputs=("/no/such/scene.blend",))
+    exited = await api.report(2, "exited")
+    assert (exited["outcome"], exited["failure"]) == ("failed", "no_input")
+    assert api.reports(2, "started")
+    assert not node.engines()
+
+
 async def test_assignment_is_idempotent(api: FakeRenderAPI, node: Node, tmp_path: Path) -> None:
     await api.linked()
     script = f"echo x >> {tmp_path}/starts; sleep 0.3"
