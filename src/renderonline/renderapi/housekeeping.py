@@ -46,7 +46,7 @@ from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles
 from renderonline.storage.landing import Delivered, Delivery, deliver
 from renderonline.storage.names import task_directory
-from renderonline.storage.staging import Stage, disk_errors
+from renderonline.storage.staging import SmallFile, Stage, disk_errors
 
 _log = structlog.get_logger(__name__)
 
@@ -118,7 +118,7 @@ class Places:
             raise RenderOnlineError(message, code="bad_engine")
         return root
 
-    def place(self, stage: Stage, engine: EngineRow, user_id: int) -> Path:
+    def place(self, stage: Stage | SmallFile, engine: EngineRow, user_id: int) -> Path:
         """Make a task's directory below the engine's download path, with the files of an upload in it. Blocks."""
         root = self.root_of(engine)
         self.check_disk(root)

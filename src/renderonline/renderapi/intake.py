@@ -5,6 +5,7 @@ one way; until then this asks what can be refused before a body is read, and wha
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from renderonline.renderapi.orders import definition_of
 from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, read_upload
 from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
 from renderonline.renderapi.submissions import Repeated, Submissions
-from renderonline.renderapi.uploads import Uploads, UploadSession
-from renderonline.serving.bodies import Form, content_length
+from renderonline.renderapi.uploads import Check, Uploads, UploadSession
+from renderonline.serving.bodies import SHORT_BYTES, Form, content_length
 from renderonline.storage import manifests, names
-from renderonline.storage.staging import Stage
+from renderonline.storage.staging import SmallFile, Stage
 
 ReadRequest = Callable[[bytes | None, str], SubmitRequest]
 """Reads the part `request` (None: there was none) with the key of the headers."""
@@ -68,10 +69,23 @@ class Intake:
 
         try:
             await self._check_early(principal.user_id, key, request, length)
+            if 0 < length <= SHORT_BYTES:
+                return await self._submit_short(principal.user_id, request, length, check)
             async with self.uploads.receiving(request, length, check) as (session, prepared):
                 return await self._submit(principal.user_id, prepared, session, session.stage, client_of(request))
         except Repeated as repeated:
             return repeated.task_id
+
+    async def _submit_short(self, user_id: int, request: Request, length: int, check: Check) -> int:
+        """Make a task of a form that is held in memory: its file is written once, where it stays."""
+        form = Form(request.headers.get("content-type", ""), limit=self.places.limit)
+        content = await form.read_short(request, length)
+        prepared = await check(form)
+        file = SmallFile(names.clean_file_name(form.file_names[0]), content)
+        if prepared.definition is None or not prepared.definition.facts:
+            return await self.submissions.submit(user_id, prepared, _SmallUpload(file, user_id, self))
+        async with self.uploads.holding(file, prepared.engine) as session:
+            return await self._submit(user_id, prepared, session, session.stage, client_of(request))
 
     async def _check_early(self, user_id: int, key: str, request: Request, length: int) -> None:
         """What can be refused, or is known, before a byte of a large body is read."""
@@ -107,6 +121,17 @@ class Intake:
         prepared = await self._facts.applied(user_id, prepared, stage.states, gone)
         return await self.submissions.submit(user_id, prepared, _ArrivedFiles(files, session, stage, user_id, self))
 
+    @contextlib.asynccontextmanager
+    async def room(
+        self, user_id: int, files: Sequence[InputFile], new: NewTask, upload_id: str | None = None
+    ) -> AsyncIterator[None]:
+        """Commit a task of these files, perhaps those of an upload, inside of this (`FinishedUpload.room`)."""
+        size = sum(file.size for file in files)
+        if self.housekeeping.limit(user_id) and await self.submissions.known(user_id, new.client_key):
+            size = 0  # it is there already
+        async with self.housekeeping.room(user_id, size, new.waits_for, upload_id):
+            yield
+
     async def scene_facts(self, user_id: int, upload_id: str, name: str, gone: Gone) -> dict[str, Any]:
         """What a scene of an upload says of itself, {} when no engine reads such scenes. `InvalidRequest`
         (`broken_scene`); `NotFound` as long as it is not there; `ClientDisconnect`."""
@@ -135,18 +160,30 @@ class _ArrivedFiles:
     def place(self, engine: EngineRow) -> Path:
         return self.intake.places.place(self.stage, engine, self.user_id)
 
-    @contextlib.asynccontextmanager
-    async def room(self, new: NewTask) -> AsyncIterator[None]:
-        intake, size = self.intake, sum(file.size for file in self.files)
-        if intake.housekeeping.limit(self.user_id) and await intake.submissions.known(self.user_id, new.client_key):
-            size = 0  # it is there already
-        async with intake.housekeeping.room(self.user_id, size, new.waits_for, self.session.upload_id):
-            yield
+    def room(self, new: NewTask) -> AbstractAsyncContextManager[None]:
+        return self.intake.room(self.user_id, self.files, new, self.session.upload_id)
 
     async def taken(self, directory: Path) -> None:
         """The chunks of its files are known to later uploads."""
         await asyncio.to_thread(_remember, directory, self.stage)
         await self.intake.uploads.forget(self.user_id, self.session)
+
+
+class _SmallUpload:
+    """`FinishedUpload`: the file of a form, which is not on the disk yet."""
+
+    def __init__(self, file: SmallFile, user_id: int, intake: Intake) -> None:
+        self.files = (file.facts(),)
+        self._file, self._user_id, self._intake = file, user_id, intake
+
+    def place(self, engine: EngineRow) -> Path:
+        return self._intake.places.place(self._file, engine, self._user_id)
+
+    def room(self, new: NewTask) -> AbstractAsyncContextManager[None]:
+        return self._intake.room(self._user_id, self.files, new)
+
+    async def taken(self, directory: Path) -> None:
+        """Nothing of it is left elsewhere."""
 
 
 def _remember(directory: Path, stage: Stage) -> None:

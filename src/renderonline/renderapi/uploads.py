@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 import orjson
 from starlette.requests import Request
 
+from renderonline.database.submission_rows import EngineRow
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.tasks import InputFile
 from renderonline.renderapi.housekeeping import KEEP_UPLOADS_S, Housekeeping, Places
@@ -32,7 +33,7 @@ from renderonline.serving.web import step_back
 from renderonline.storage import confined, manifests, names, staging
 from renderonline.storage.confined import SHORT_BYTES, Announcement
 from renderonline.storage.disk import Sums, remove_tree
-from renderonline.storage.staging import Stage, disk_errors, is_lacking
+from renderonline.storage.staging import SmallFile, Stage, disk_errors, is_lacking
 
 MOST_OPEN: Final = 32
 """Open uploads of a user; another one replaces the one that was not touched for longest."""
@@ -240,6 +241,24 @@ class Uploads:
             yield UploadSession(arriving.upload_id, arriving.stage(), self._aside), prepared
         finally:
             await asyncio.to_thread(arriving.remove)
+
+    @contextlib.asynccontextmanager
+    async def holding(self, file: SmallFile, engine: EngineRow) -> AsyncIterator[UploadSession]:
+        """A small file as an upload that is deleted at the end, so that its scene can be read."""
+        root, upload_id = self._places.root_of(engine), secrets.token_hex(16)
+        directory = root / names.INCOMING / f"{upload_id}{names.PART}"
+
+        def write() -> Stage:
+            self._places.check_disk(root, len(file.content))
+            names.incoming_directory(root)
+            return file.stage(directory)
+
+        try:
+            with disk_errors():
+                stage = await asyncio.to_thread(write)
+            yield UploadSession(upload_id, stage, self._aside)
+        finally:
+            await asyncio.to_thread(remove_tree, directory)
 
     @contextlib.asynccontextmanager
     async def taking(

@@ -118,13 +118,17 @@ class Body:
         self._left = length
         self._stream = self._counted()
 
-    async def read(self, take: Take) -> bool:
+    async def read(self, take: Take, *, here: bool = False) -> bool:
         """Call `take` with every piece until it returns something true or the body ends; return whether it stopped.
+        `here`: on the event loop, because the body is short and nothing waits for a disk.
 
         Raises what `take` raises, and `InvalidRequest` when the body is not as long as announced.
         """
         try:
             async for piece in self._stream:
+                if here:
+                    take(memoryview(piece))
+                    continue
                 if piece and await in_thread(self._request, partial(take, memoryview(piece))):
                     return True
                 if self._left and len(piece) < SHORT_BYTES:
@@ -244,6 +248,20 @@ class Form:
                 case None:
                     self._store = None
         return self._discarded > DISCARD_BYTES
+
+    async def read_short(self, request: Request, length: int) -> bytes:
+        """Read the whole body, which has at most `SHORT_BYTES`; return the content of its first file. Raises what
+        `take` raises, and `InvalidRequest` for a body that is not complete."""
+        content = bytearray()
+        self.store(content.extend)
+
+        def take(piece: memoryview) -> None:
+            if self.take(piece):  # it stops where the file begins
+                self.go_on()
+
+        await Body(request, length).read(take, here=True)
+        self.finish()
+        return bytes(content)
 
     def finish(self) -> None:
         """Raise `InvalidRequest` unless the closing boundary was seen."""

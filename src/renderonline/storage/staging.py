@@ -329,6 +329,40 @@ class Stage:
             self._state[number] = state
 
 
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """The one file of an upload that came at once, and is written where it stays."""
+
+    name: str
+    content: bytes
+
+    def facts(self) -> InputFile:
+        """The input that it becomes."""
+        sums = Sums()
+        sums.update(self.content)
+        return sums.of(self.name)
+
+    def link_into(self, directory: Path) -> None:
+        """Write it into a task's directory, durably."""
+        handle = os.open(directory / self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, disk.FILE)
+        try:
+            write_at(handle, self.content, 0)
+            disk.open_file(handle, directory)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        sync(directory, directory.parent, directory.parent.parent)
+
+    def stage(self, directory: Path) -> Stage:
+        """The upload of this file alone, in a directory that must not exist yet."""
+        handle = open_single(directory)
+        try:
+            write_at(handle, self.content, 0)
+        finally:
+            os.close(handle)
+        return Stage(directory, self.facts())
+
+
 class PackReader:
     """Reads packs: records of file and chunk (u32, little endian) and the chunk's bytes. `touched`: the files that got
     bytes."""

@@ -6,6 +6,8 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
 
 from renderonline.farm.errors import InvalidRequest, LimitReached, RenderOnlineError, TooLarge
 from renderonline.serving.bodies import DISCARD_BYTES, Form
@@ -43,6 +45,33 @@ GOOD = body(('name="request"', b"{}"), ('name="file"; filename="a.blend"', b"\r\
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_pieces_of_any_size_give_the_same_parts(size: int) -> None:
     assert read(GOOD, size) == [("field", "request", b"{}"), ("file", "a.blend", b"\r\n--Bx\r\n--\0scene")]
+
+
+def request(pieces: list[bytes]) -> Request:
+    """A request whose body arrives in these pieces."""
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_short_form_is_read_to_its_end(size: int) -> None:
+    two = body(('name="request"', b"{}"), ('name="f"; filename="a"', b"first"), ('name="g"; filename="b"', b"second"))
+    for data, names, content in ((GOOD, ["a.blend"], b"\r\n--Bx\r\n--\0scene"), (two, ["a", "b"], b"first")):
+        form = Form(TYPE, limit=2**40)
+        pieces = [data[start : start + size] for start in range(0, len(data), size)]
+        assert await form.read_short(request(pieces), len(data)) == content
+        assert (form.request, form.file_names) == (b"{}", names)
+    with pytest.raises(InvalidRequest) as refused:
+        await Form(TYPE, limit=2**40).read_short(request([GOOD[:-4]]), len(GOOD) - 4)
+    assert refused.value.reason_code == "broken_multipart"
+    with pytest.raises(InvalidRequest) as refused:
+        await Form(TYPE, limit=2**40).read_short(request([GOOD[:-4]]), len(GOOD))
+    assert refused.value.reason_code == "incomplete_body"
 
 
 @given(st.binary(max_size=300), st.integers(1, 60))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from renderonline.farm.errors import InvalidRequest, Unfit
 from renderonline.storage import confined, manifests, names, staging
 from renderonline.storage.disk import Sums
-from renderonline.storage.staging import Announced, Incomplete, PackReader, Place, Stage
+from renderonline.storage.staging import Announced, Incomplete, PackReader, Place, SmallFile, Stage
 
 CHUNKS = [bytes([number]) * (number * 7 + 1) for number in range(8)]
 
@@ -212,3 +212,18 @@ def test_files_get_their_places_on_another_file_system(tmp_path: Path, monkeypat
     (tmp_path / "task").mkdir()
     stage.link_into(tmp_path / "task")
     assert (tmp_path / "task" / "a.blend").read_bytes() == b"scene"
+
+
+@pytest.mark.parametrize("content", [b"", b"scene"])
+def test_small_file_is_written_where_it_stays_or_staged(tmp_path: Path, content: bytes) -> None:
+    file = SmallFile("a.blend", content)
+    sums = Sums()
+    sums.update(content)
+    directory = tmp_path / "1" / "2"
+    directory.mkdir(parents=True)
+    file.link_into(directory)
+    assert (directory / "a.blend").read_bytes() == content
+    stage = file.stage(tmp_path / "u")
+    assert stage.finish() == (file.facts(),) == (sums.of("a.blend"),)
+    with pytest.raises(FileExistsError):
+        file.link_into(directory)

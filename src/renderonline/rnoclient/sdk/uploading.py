@@ -363,6 +363,10 @@ def submit_file(connection: Connection, request: Mapping[str, Any], file: Path, 
         }
 
         def blocks(to: http.client.HTTPConnection) -> Iterator[bytes]:
+            if size <= SEND_BLOCK:  # in one piece, which is one less to wait for on either side
+                content = b"".join(_content(to, source, size, progress))
+                yield head + content + (tail if len(content) == size else b"")
+                return
             yield head
             yield from _content(to, source, size, progress)
             if not answered(to):
