@@ -12,9 +12,14 @@ import psutil
 from bench.figures import show
 from bench.simulated import Simulation, enroll, simulated
 from renderonline.cli.local_farm import stop_together
+from renderonline.protocol.link import HEARTBEAT_S
+from renderonline.serving.admission import most_connections, raise_descriptors
+from tests.support.certificates import self_signed
 from tests.support.farm import RealFarm
 
 COUNTS = (1, 1000)
+WITH_TLS = 200
+VERY_MANY = 10_000
 MEASURED_S = 30.0
 SETTLED_S = 10.0
 AWAY_S = 20.0
@@ -46,12 +51,53 @@ def run() -> None:
                     show(f"{count} machines without TLS: KiB of RenderAPI each", kib, most=40)
                     again = back(farm, machines, count)
                     show(f"{count} machines linked again after {AWAY_S:g} s without RenderAPI: s", again, most=5)
+    print(f"{WITH_TLS} machines with TLS: {with_tls():.0f} KiB of RenderAPI each", flush=True)
+
+
+def run_very_many() -> None:
+    """Print what as many machines as this system's descriptors allow cost, up to `VERY_MANY`."""
+    raise_descriptors()
+    count = min(VERY_MANY, most_connections() * 15 // 16)
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name, RealFarm(Path(name)) as farm:
+        enroll(farm.data / "renderonline.sqlite", count)
+        none = idle(farm)
+        with simulated(farm.url, count, slots=4) as machines:
+            begun = time.time()
+            print(f"{count} machines linked in {machines.wait_for(count) - begun:.1f} s", flush=True)
+            found = idle(farm)
+            kib, beats_s = (found.memory - none.memory) / count / 1024, count / HEARTBEAT_S
+            print(f"{count} machines: {beats_s:.0f} heartbeats/s in {found.percent:.1f} % of a processor,"
+                  f" {kib:.0f} KiB each", flush=True)  # fmt: skip
+
+
+def with_tls() -> float:
+    """KiB of RenderAPI for a machine that is linked by TLS."""
+    with tempfile.TemporaryDirectory(prefix="renderonline-bench-") as name:
+        files, _ = self_signed(Path(name))
+        flags = ("--certificate", str(files.fullchain_pem_path), "--key", str(files.priv_pem_path))
+        with RealFarm(Path(name), flags=flags) as farm:
+            enroll(farm.data / "renderonline.sqlite", WITH_TLS)
+            none = memory_of(farm)
+            with simulated(farm.url, WITH_TLS, slots=4) as machines:
+                machines.wait_for(WITH_TLS)
+                return (memory_of(farm) - none) / WITH_TLS / 1024
+
+
+def process_of(farm: RealFarm) -> psutil.Process:
+    """RenderAPI."""
+    return psutil.Process(json.loads((farm.data / "renderapi.json").read_text())["pid"])
+
+
+def memory_of(farm: RealFarm) -> int:
+    """Bytes of RenderAPI in memory, after a while."""
+    time.sleep(SETTLED_S)  # a fixed time: what is measured is a time in which nothing happens
+    return int(process_of(farm).memory_info().rss)
 
 
 def idle(farm: RealFarm) -> Idle:
     """Measure RenderAPI for half a minute."""
-    process = psutil.Process(json.loads((farm.data / "renderapi.json").read_text())["pid"])
-    time.sleep(SETTLED_S)  # a fixed time: what is measured is a time in which nothing happens
+    process = process_of(farm)
+    time.sleep(SETTLED_S)  # as above
     before = process.cpu_times()
     time.sleep(MEASURED_S)
     after = process.cpu_times()

@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import websockets
 
 from renderonline.hpcserver.farm_link import seconds_to_next_dial
 from renderonline.protocol import link as wire
+from renderonline.serving.admission import raise_descriptors
 
 FIRST_ID = 5000
 MOST_DIALLING = 64
@@ -59,6 +61,7 @@ class Machines:
     def __init__(self, url: str, slots: int) -> None:
         self.linked = self.ended = 0
         self._url = url.replace("http", "ws", 1) + wire.LINK_PATH
+        self._tls = _believes_all() if url.startswith("https") else None
         self._slots = slots
         self._turn = asyncio.Semaphore(MOST_DIALLING)
 
@@ -69,7 +72,9 @@ class Machines:
             is_refused = False
             try:
                 async with self._turn:
-                    link = await websockets.connect(self._url, compression=None, max_size=16 << 20, open_timeout=30)
+                    link = await websockets.connect(
+                        self._url, ssl=self._tls, compression=None, max_size=16 << 20, open_timeout=30
+                    )
                 async with link:
                     await link.send(wire.encode(self._hello(machine, instance)))
                     welcome = wire.decode(await link.recv(), wire.Welcome | wire.Refused)
@@ -124,6 +129,13 @@ class Machines:
             await asyncio.sleep(wire.HEARTBEAT_S)
 
 
+def _believes_all() -> ssl.SSLContext:
+    """For a certificate that was made just now."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _reports(assign: dict[str, object], seq: int) -> list[object]:
     now_us = time.time_ns() // 1000
     attempt = {"attempt": assign["attempt"], "token": assign["token"], "at_us": now_us}
@@ -163,6 +175,7 @@ class Simulation:
 
 async def main(url: str, first: int, count: int, slots: int) -> None:
     """Keep machines linked, and say four times a second how many are."""
+    raise_descriptors()
     machines = Machines(url, slots)
     tasks = [asyncio.create_task(machines.keep_linked(machine)) for machine in range(first, first + count)]
     while not any(task.done() for task in tasks):

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from sqlalchemy import select, text
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
@@ -50,6 +49,7 @@ from renderonline.protocol.link import (
 from renderonline.renderapi.control import Control
 from renderonline.renderapi.planner import Dispatcher
 from renderonline.renderapi.services import Dispatching
+from renderonline.serving.web import serve
 from tests.support.farm_rows import add_user
 
 DEADLINE_S = 20.0
@@ -133,7 +133,6 @@ class Rig:
     user_id: int = 0
     engine_id: int = 0
     secrets: dict[int, str] = field(default_factory=dict)
-    _server: uvicorn.Server | None = None
     _serving: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -167,13 +166,9 @@ class Rig:
         self.dispatcher, self.control = self.farm.dispatcher, self.farm.control
         await self.dispatcher.start()
         app = Starlette(routes=[WebSocketRoute(LINK_PATH, self.farm.links.endpoint)])
-        config = uvicorn.Config(app, port=0, ws="websockets-sansio", log_level="warning", lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        self._serving = asyncio.create_task(self._server.serve())
-        await until(lambda: self._server is not None and self._server.started, "server")
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"ws://127.0.0.1:{port}{LINK_PATH}"
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._serving = asyncio.create_task(serve(app, host="127.0.0.1", port=0, on_ready=ready.set_result))
+        self.url = (await ready).replace("http", "ws") + LINK_PATH
 
     async def explain(self, task_id: int, *, user_id: int | None) -> tuple[str, ...]:
         """Why a task is where it is."""
@@ -182,10 +177,10 @@ class Rig:
     async def stop(self) -> None:
         """Stop as RenderAPI does."""
         await self.dispatcher.stop()
-        assert self._server is not None
         assert self._serving is not None
-        self._server.should_exit = True
-        await self._serving
+        self._serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serving
 
     async def restart(self) -> None:
         """Stop, then start with an empty memory."""

@@ -6,8 +6,9 @@ import hmac
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, case, func, not_, or_, select
@@ -19,21 +20,20 @@ from renderonline.database.schema import (
     chunks,
     engines,
     frames_of,
-    from_row,
     json_object,
     machines,
     portions,
     queue,
     renders,
-    row_of,
-    rows_of,
     subscriptions,
     tasks,
     update,
+    updating,
     users,
     waits_for,
 )
 from renderonline.database.statements import IDS, Statement
+from renderonline.farm.errors import NotFound
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.machines import Wish
 from renderonline.farm.needs import NOTHING, Needs
@@ -430,14 +430,43 @@ class MachineRow:
         return bool(self.secret_hash)
 
 
+_NAMES: Final = tuple(field.name for field in fields(MachineRow))
+_MACHINE_COLUMNS: Final = [machines.c[name] for name in _NAMES]
+_ALL_MACHINES: Final = select(*_MACHINE_COLUMNS).order_by(machines.c.machine_id)
+_MACHINES: Final = _ALL_MACHINES.where(machines.c.machine_id.in_(bindparam("ids", expanding=True)))
+_DECIDED: Final = tuple(name for name in _NAMES if name not in {"facts", "last_seq", "seen_us"})
+"""What people or the farm decided of a machine; the rest is what its program said last."""
+_DECIDED_COLUMNS: Final = select(*(machines.c[name] for name in _DECIDED)).order_by(machines.c.machine_id)
+_decided: Final = attrgetter(*_DECIDED)
+
+
 def list_machines(connection: Connection) -> tuple[MachineRow, ...]:
     """All machines by id."""
-    return tuple(map(_machine, rows_of(connection, machines)))
+    return tuple(map(_machine, connection.execute(_ALL_MACHINES)))
+
+
+def refresh_machines(connection: Connection, known: Mapping[int, MachineRow]) -> list[MachineRow]:
+    """All machines by id. A machine of which nothing else was decided than is `known` is the same object: of a thousand
+    machines few change, and what each says of itself need not be read again."""
+    rows = connection.execute(_DECIDED_COLUMNS).all()
+    found = {row.machine_id: known[row.machine_id] for row in rows if _is_known(row, known)}
+    for part in portions([row.machine_id for row in rows if row.machine_id not in found]):
+        changed = map(_machine, connection.execute(_MACHINES, {"ids": part}))
+        found |= {machine.machine_id: machine for machine in changed}
+    return [found[row.machine_id] for row in rows]
+
+
+def _is_known(row: AnyRow, known: Mapping[int, MachineRow]) -> bool:
+    machine = known.get(row.machine_id)
+    return machine is not None and _decided(machine) == tuple(row)
 
 
 def get_machine(connection: Connection, machine_id: int) -> MachineRow:
     """One machine, or `NotFound`."""
-    return _machine(row_of(connection, machines, machine_id, f"There is no machine {machine_id}."))
+    row = connection.execute(_MACHINES, {"ids": [machine_id]}).first()
+    if row is None:
+        raise NotFound(f"There is no machine {machine_id}.")
+    return _machine(row)
 
 
 def bench_machine(connection: Connection, machine_id: int, since_us: int, reason: str) -> None:
@@ -451,15 +480,19 @@ def disable_machine(connection: Connection, machine_id: int, reason: str) -> Mac
     return get_machine(connection, machine_id)
 
 
+_HELLO: Final = updating(machines, ("facts", "instance", "last_seq", "seen_us"))
+
+
 def hello(
     connection: Connection, machine_id: int, instance: str, facts: Mapping[str, Any], *, now_us: int
 ) -> MachineRow:
     """Store that a linked machine has connected. The reports of a new instance are numbered from 1 (R5.2 Outbox)."""
-    values: dict[str, Any] = {"facts": json.dumps(facts), "seen_us": now_us}
-    if get_machine(connection, machine_id).instance != instance:
-        values |= {"instance": instance, "last_seq": 0}
-    update(connection, machines, machine_id, values)
-    return get_machine(connection, machine_id)
+    machine = get_machine(connection, machine_id)
+    last_seq = machine.last_seq if machine.instance == instance else 0
+    machine = replace(machine, facts=facts, instance=instance, last_seq=last_seq, seen_us=now_us)
+    values = {"instance": instance, "last_seq": last_seq, "seen_us": now_us}
+    connection.execute(_HELLO, {"key": machine_id, "facts": json.dumps(facts), **values})
+    return machine
 
 
 def secret_matches(machine: MachineRow, secret: str) -> bool:
@@ -473,5 +506,6 @@ def secret_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _machine(row: AnyRow) -> MachineRow:
-    return from_row(MachineRow, row, facts=json_object(row.facts) or None)
+def _machine(row: Sequence[Any]) -> MachineRow:
+    values = dict(zip(_NAMES, row, strict=True))
+    return MachineRow(**{**values, "facts": json_object(values["facts"]) or None})

@@ -9,7 +9,6 @@ days, from midnight to midnight.
 
 import ipaddress
 import re
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -118,7 +117,7 @@ class Instances:
     another was seen belongs to a second program with the same secret (R5.7 One secret, one program)."""
 
     def __init__(self) -> None:
-        self._seen: deque[Seen] = deque(maxlen=16)
+        self._seen: tuple[Seen, ...] = ()
 
     @property
     def latest(self) -> Seen | None:
@@ -129,7 +128,7 @@ class Instances:
         """Note a hello; return whether two instances alternate within a minute."""
         changed = self.latest is not None and self.latest.instance != instance
         known = any(seen.instance == instance and now - seen.at <= ALTERNATION_S for seen in self._seen)
-        self._seen.append(Seen(instance, now))
+        self._seen = (*self._seen[-15:], Seen(instance, now))
         return changed and known
 
 

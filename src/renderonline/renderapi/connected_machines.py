@@ -291,7 +291,8 @@ class Machines:
         known = self._all.get(row.machine_id)
         machine = known or self._all.setdefault(row.machine_id, Machine(row))
         before = known and (known.row.settings, known.closed)
-        machine.row, machine.closed = row, not is_open(row.hours, self._clocks.now().local)
+        machine.row = row
+        machine.closed = bool(row.hours) and not is_open(row.hours, self._clocks.now().local)
         machine.pool_box = self._boxes.get(row.pool, "")
         if before != (row.settings, machine.closed):
             self.note(machine)

@@ -21,7 +21,7 @@ from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
 from renderonline.protocol.link import PROTOCOL, Hello, Refused, check_hello, decode, encode, to_wire
 from renderonline.renderapi.connected_machines import Machines
-from renderonline.renderapi.machine_links import LinkedMachine, close_quietly, receive
+from renderonline.renderapi.machine_links import MAX_MESSAGE, LinkedMachine, Socket
 from renderonline.renderapi.memory import BackgroundWork, Clocks, LiveAttempt, Memory
 from renderonline.renderapi.orders import AttemptFiles
 from renderonline.renderapi.reports import Checks, Reports
@@ -56,25 +56,25 @@ class LinkedMachines:
         background: BackgroundWork,
         clocks: Clocks,
         logs: AttemptLogs,
-        let_in: Callable[[WebSocket, str], None],
+        take_messages: Callable[[WebSocket, str, LinkedMachine], Socket],
     ) -> None:
         self._connect, self._database, self._memory, self._machines = connect, database, memory, machines
         self._files, self._reports, self._checks, self._logs = files, reports, checks, logs
-        self._background, self._clocks, self._let_in = background, clocks, let_in
+        self._background, self._clocks, self._take_messages = background, clocks, take_messages
         self._instances: dict[int, Instances] = defaultdict(Instances)
         self._doors: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._open: dict[int, LinkedMachine] = {}
         self._stopping = False
 
     async def endpoint(self, socket: WebSocket) -> None:
-        """Serve one machine until its link ends."""
+        """Greet one machine; its link goes on without this request."""
         await socket.accept()
         try:
             async with asyncio.timeout(HELLO_S):
-                text = await receive(socket)
+                text = await _receive(socket)
             if text is None:
                 return
-            connection = await self._greet(socket, text)
+            connection = await self._greet(text)
         except TimeoutError:
             refused = Refused("no_hello", f"No hello within {HELLO_S:.0f} seconds.")
         except _Refusal as refusal:
@@ -84,16 +84,12 @@ class LinkedMachines:
         except RenderOnlineError as error:
             refused = Refused(error.reason_code, error.message)
         else:
-            self._let_in(socket, f"machine {connection.machine.machine_id}")
-            try:
-                await connection.run()
-            finally:
-                self._detach(connection)
+            connection.serve(self._take_messages(socket, f"machine {connection.machine.machine_id}", connection))
             return
         _log.warning("A machine was refused", code=refused.code, reason=refused.message)
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await socket.send_text(encode(refused))
-        await close_quietly(socket, status.WS_1008_POLICY_VIOLATION, refused.message)
+        await _close_quietly(socket, status.WS_1008_POLICY_VIOLATION, refused.message)
 
     def restart(self, machine_id: int) -> None:
         """Have the machine's program end after its work. `Conflict` when it is not linked now."""
@@ -107,9 +103,9 @@ class LinkedMachines:
         for connection in connections:
             connection.close("RenderAPI stops")
         if connections:
-            await asyncio.wait([asyncio.create_task(one.ended.wait()) for one in connections], timeout=_CLOSING_S)
+            await asyncio.wait([connection.ended for connection in connections], timeout=_CLOSING_S)
 
-    async def _greet(self, socket: WebSocket, text: str) -> LinkedMachine:
+    async def _greet(self, text: str) -> LinkedMachine:
         message: Hello = decode(text, Hello)
         row = await self._authenticated(message)
         _check_protocol(message)
@@ -119,16 +115,17 @@ class LinkedMachines:
             earlier = self._open.get(row.machine_id)
             if earlier is not None:
                 earlier.close("the machine dialled again")
-                try:
-                    await asyncio.wait_for(earlier.ended.wait(), _CLOSING_S)
-                except TimeoutError:  # as it happens while the database does not answer
-                    raise NotAvailable("This machine's earlier link has not ended yet. It is tried again.") from None
-            return await self._attach(socket, message)
+                await asyncio.wait([earlier.ended], timeout=_CLOSING_S)
+                if not earlier.ended.done():  # as it happens while the database does not answer
+                    raise NotAvailable("This machine's earlier link has not ended yet. It is tried again.")
+            return await self._attach(message)
 
     async def _authenticated(self, message: Hello) -> MachineRow:
-        row: MachineRow | None = None
-        with contextlib.suppress(NotFound):
-            row = await self._database.read(partial(get_machine, machine_id=message.machine_id))
+        known = self._machines.get(message.machine_id)
+        row = known.row if known is not None else None
+        if row is None or not secret_matches(row, message.secret):  # it may have joined just now
+            with contextlib.suppress(NotFound):
+                row = await self._database.read(partial(get_machine, machine_id=message.machine_id))
         if row is None or not secret_matches(row, message.secret):
             unknown = "This machine is not known here. Join it again with a new code."
             raise _Refusal("not_authenticated", unknown, final=True)
@@ -150,7 +147,7 @@ class LinkedMachines:
         self._machines.update_row(await self._database.write(operation))
         raise _Refusal("disabled", _TWO_PROGRAMS)
 
-    async def _attach(self, socket: WebSocket, message: Hello) -> LinkedMachine:
+    async def _attach(self, message: Hello) -> LinkedMachine:
         machine_id, hidden = message.machine_id, ("type", "secret", "held", "instance")
         facts = {key: value for key, value in to_wire(message).items() if key not in hidden}
         operation = partial(
@@ -159,10 +156,11 @@ class LinkedMachines:
         row = await self._database.write(operation)
         machine = self._machines.update_row(row)
         held = {one.attempt for one in await self._reports.genuine(machine, message.held)}
-        offsets = await asyncio.to_thread(lambda: {number: self._logs.size(number) for number in held})
+        offsets = await asyncio.to_thread(self._log_sizes, held) if held else {}
         machine.facts, machine.full, machine.load = facts, message.full, {}
         protocol = min(message.protocol, PROTOCOL)
-        connection = self._connect(socket, machine, message.instance, protocol=protocol, last_seq=row.last_seq)
+        connection = self._connect(machine, message.instance, protocol=protocol, last_seq=row.last_seq)
+        connection.ended.add_done_callback(lambda _: self._detach(connection))
         self._checks.lost(machine_id)
         kept, again, lost = self._reconcile(machine_id, held)
         resumed = {str(number): offsets[number] for number in kept}
@@ -180,11 +178,13 @@ class LinkedMachines:
         try:
             await self._reports.end({**lost, **await self._send_again(connection, again)})
         except BaseException:
-            connection.ended.set()
-            self._detach(connection)
+            connection.close("its greeting failed")
             raise
         self._background.wake()
         return connection
+
+    def _log_sizes(self, attempts: Collection[int]) -> dict[int, int]:
+        return {attempt_id: self._logs.size(attempt_id) for attempt_id in attempts}
 
     def _reconcile(
         self, machine_id: int, held: Collection[int]
@@ -223,6 +223,27 @@ class LinkedMachines:
             machine.link = None
             self._checks.lost(machine.machine_id)
             self._machines.note(machine)
+
+
+async def _receive(socket: WebSocket) -> str | None:
+    """The next message as text; None when the other side has gone or sends what nobody may send."""
+    try:
+        message = await socket.receive()
+    except (WebSocketDisconnect, RuntimeError):
+        return None
+    text = message.get("text")
+    if message["type"] != "websocket.receive" or text is None:
+        return None
+    if len(text) > MAX_MESSAGE:
+        await _close_quietly(socket, status.WS_1009_MESSAGE_TOO_BIG, "the message is too large")
+        return None
+    return str(text)
+
+
+async def _close_quietly(socket: WebSocket, code: int, reason: str) -> None:
+    """Close; a socket that is gone already is closed enough."""
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+        await socket.close(code, reason[:100])
 
 
 def _check_protocol(message: Hello) -> None:

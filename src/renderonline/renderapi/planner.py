@@ -19,7 +19,7 @@ import structlog
 
 from renderonline.database import queue_rows as loading
 from renderonline.database.door import Connection, Database, IdBlocks
-from renderonline.database.queue_rows import QueuedTask, list_machines
+from renderonline.database.queue_rows import QueuedTask, refresh_machines
 from renderonline.database.submission_rows import (
     Assigned,
     EngineRow,
@@ -176,7 +176,8 @@ class Dispatcher:
         self._background.wake()
 
     async def _read_machines(self) -> None:
-        rows = await self._database.read(list_machines)
+        known = {machine.machine_id: machine.row for machine in self._machines}
+        rows = await self._database.read(partial(refresh_machines, known=known))
         users = await self._database.read(loading.load_allowances)
         for machine in self._machines.update(rows, users):
             if machine.link is not None:

@@ -397,7 +397,7 @@ class Watching:
             return
         await self._read_limits(awake)
         for machine in self._machines:
-            if machine.row.is_linked:
+            if machine.row.is_linked and self._memory.attempts_on(machine.machine_id):
                 held_up = self._held_up(machine, awake)
                 await self._reports.end(held_up)
                 for attempt_id, ending in held_up.items():

@@ -53,8 +53,8 @@ from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import Explanations, TaskViews
 from renderonline.renderapi.uploads import Uploads
-from renderonline.serving.admission import let_in
 from renderonline.serving.bodies import bounded
+from renderonline.serving.deadlines import take_messages
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles
@@ -135,7 +135,7 @@ class Dispatching:
             background=background,
             clocks=clocks,
             logs=logs,
-            let_in=partial(let_in, is_link=True),
+            take_messages=take_messages,
         )
         connect = partial(
             V1Machine,

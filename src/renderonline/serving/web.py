@@ -220,6 +220,7 @@ def _config(app: Starlette, admission: Admission, grace_s: float) -> uvicorn.Con
         ws=LinkProtocol,
         ws_max_size=MAX_LINK_MESSAGE,
         ws_per_message_deflate=False,
+        ws_ping_interval=None,  # machines say something every 5 s (R1.3 Silence)
         lifespan="off",
         log_config=None,
         access_log=False,

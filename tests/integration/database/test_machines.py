@@ -9,7 +9,14 @@ from sqlalchemy import select
 from renderonline.database import administration_rows
 from renderonline.database.administration_rows import JoinCode
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import MachineRow, get_machine, hello, secret_matches
+from renderonline.database.queue_rows import (
+    MachineRow,
+    get_machine,
+    hello,
+    list_machines,
+    refresh_machines,
+    secret_matches,
+)
 from renderonline.database.schema import attempts, join_codes
 from renderonline.database.schema import machines as machine_table
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound
@@ -134,6 +141,23 @@ async def test_another_instance_starts_its_sequence_anew(database: Database) -> 
     assert (again.last_seq, again.facts, again.seen_us) == (17, facts, NOW_US + 1)
     other = await database.write(lambda c: hello(c, machine_id, "two", facts, now_us=NOW_US))
     assert (other.last_seq, other.instance) == (0, "two")
+
+
+@pytest.mark.both_databases
+async def test_only_machines_of_which_something_was_decided_are_read_again(database: Database) -> None:
+    code = (await invite(database, uses=3)).code
+    same, changed, new = [(await enroll(database, code, name)).machine_id for name in ("same", "changed", "new")]
+    known = {row.machine_id: row for row in await database.read(list_machines) if row.machine_id != new}
+    told = machine_table.update().values(last_seq=17, seen_us=NOW_US + 5, facts='{"cpu": 8}')
+    await database.write(lambda c: c.execute(told))
+    await database.write(lambda c: administration_rows.change_machine(c, changed, {"tags": ["fast"]}))
+
+    rows = await database.read(lambda c: refresh_machines(c, known))
+
+    assert [row.machine_id for row in rows] == [same, changed, new]
+    assert rows[0] is known[same]
+    assert [(row.tags, row.last_seq, row.facts) for row in rows[1:]] == [("fast", 17, {"cpu": 8}), ("", 17, {"cpu": 8})]
+    assert rows[1:] == list(await database.read(list_machines))[1:]
 
 
 async def test_a_machine_with_work_stays(database: Database) -> None:

@@ -11,24 +11,38 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
 from renderonline.serving import deadlines
-from renderonline.serving.admission import let_in
-from renderonline.serving.deadlines import HELLO_BYTES, UNFINISHED_FRAMES
+from renderonline.serving.deadlines import HELLO_BYTES, UNFINISHED_FRAMES, MessageSocket, take_messages
 from tests.integration.serving.test_web import serving
 
+HELLO = b"\x81\x85\0\0\0\0hello"
 EMPTY_PING, EMPTY_TEXT = b"\x89\x80\0\0\0\0", b"\x81\x80\0\0\0\0"
 FRAGMENTS = b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 1000
 PART = b"\x01\xff" + (HELLO_BYTES + 1024).to_bytes(8) + bytes(4) + b"x" * (HELLO_BYTES + 512)
 
 
+class Echo:
+    """Says back what is sent; `much` is answered with more than anybody reads."""
+
+    socket: MessageSocket
+
+    def received(self, text: str) -> None:
+        for _ in range(100 if text == "much" else 1):
+            self.socket.send(text if text != "much" else "x" * 100_000)
+
+    def writable(self) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+
 async def link(socket: WebSocket) -> None:
-    """Lets in who says hello, then says back what is sent; `much` is answered with more than anybody reads."""
+    """Lets in who says hello, and ends."""
     await socket.accept()
     if await socket.receive_text() != "hello":
         await asyncio.Event().wait()
-    let_in(socket, "machine 1", is_link=True)
-    async for text in socket.iter_text():
-        for _ in range(1000 if text == "much" else 1):
-            await socket.send_text(text if text != "much" else "x" * 100_000)
+    echo = Echo()
+    echo.socket = take_messages(socket, "machine 1", echo)
 
 
 @pytest.fixture(name="url")
@@ -68,6 +82,65 @@ async def test_who_talks_much_and_says_nothing_is_cut(url: str, flood: bytes) ->
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "flood", [EMPTY_PING * 1000, FRAGMENTS, b"\x82\x80\0\0\0\0", b"\x81\x81\0\0\0\0\xff", b"\x83\x80"]
+)
+async def test_machine_that_sends_what_no_machine_sends_is_cut(
+    url: str, flood: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "CLOSE_S", 0.1)
+    reader, writer = await opened(url)
+    writer.write(HELLO)
+    await answer_to(reader, writer, "begun")
+    writer.write(flood)
+    assert await is_cut(reader)
+    writer.close()
+
+
+async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> None:
+    """Say something short, and wait until it is said back."""
+    writer.write(bytes((0x81, 0x80 | len(text))) + bytes(4) + text.encode())
+    async with asyncio.timeout(10):
+        assert await reader.readexactly(2 + len(text)) == bytes((0x81, len(text))) + text.encode()
+
+
+async def test_what_is_said_before_the_answer_to_the_hello_counts(url: str) -> None:
+    reader, writer = await opened(url)
+    writer.write(HELLO)
+    writer.write(b"\x01\x82\0\0\0\0ea")  # a fragment
+    await asyncio.sleep(0)
+    writer.write(b"\x80\x83\0\0\0\0rly")
+    async with asyncio.timeout(10):
+        assert await reader.readexactly(7) == b"\x81\x05early"
+    writer.close()
+
+
+async def test_link_ends_with_a_reason_on_either_side(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = asyncio.Event()
+    monkeypatch.setattr(Echo, "lost", lambda _: lost.set())
+    monkeypatch.setattr(Echo, "received", lambda echo, text: echo.socket.close(1001, text))
+    async with connect(url.replace("http", "ws") + "/link", compression=None) as machine:
+        await machine.send("hello")
+        await machine.send("going")
+        async with asyncio.timeout(10):
+            await machine.wait_closed()
+            await lost.wait()
+        assert (machine.close_code, machine.close_reason) == (1001, "going")
+    async with connect(url.replace("http", "ws") + "/link", compression=None) as machine:
+        await machine.send("hello")
+        await machine.close(1000, "enough")
+        assert machine.close_code == 1000
+
+
+async def test_link_ends_when_the_server_stops() -> None:
+    async with serving(Starlette(routes=[WebSocketRoute("/link", link)]), grace_s=0.1) as url:
+        machine = await connect(url.replace("http", "ws") + "/link", compression=None)
+        await machine.send("hello")
+        await machine.send("begun")
+        assert await machine.recv() == "begun"
+    await machine.wait_closed()
+
+
 async def test_a_stranger_is_cut_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
     monkeypatch.setattr(deadlines, "STRANGER_S", 0.2)
@@ -79,13 +152,8 @@ async def test_a_stranger_is_cut_after_a_while(url: str, monkeypatch: pytest.Mon
 async def test_who_does_not_read_is_cut(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
     monkeypatch.setattr(deadlines, "READER_S", 0.3)
-    closed, lost = asyncio.Event(), deadlines.LinkProtocol.connection_lost
-
-    def noticed(protocol: deadlines.LinkProtocol, error: Exception | None) -> None:
-        closed.set()
-        lost(protocol, error)
-
-    monkeypatch.setattr(deadlines.LinkProtocol, "connection_lost", noticed)
+    closed = asyncio.Event()
+    monkeypatch.setattr(Echo, "lost", lambda _: closed.set())
     about = {"compression": None, "max_queue": 1, "close_timeout": 0.1}
     async with connect(url.replace("http", "ws") + "/link", **about) as machine:  # type: ignore[arg-type]
         await machine.send("hello")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from renderonline.farm.errors import InvalidRequest
 from renderonline.protocol import link
@@ -22,6 +23,12 @@ def test_hello_of_an_older_machine_names_no_box() -> None:
     found = decode(json.dumps(older), link.FromMachine)
     assert isinstance(found, link.Hello)
     assert (found.sandbox, found.sandbox_advice) == ("", "")
+
+
+def test_hello_with_more_attempts_than_any_machine_holds_is_refused() -> None:
+    held = (link.HeldAttempt(1, "t", running=True),) * 10_001
+    with pytest.raises(InvalidRequest, match="at most"):
+        link.check_hello(replace(HELLO, held=held))
 
 
 def test_older_farm_reads_the_hello_of_a_newer_machine() -> None:
