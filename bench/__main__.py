@@ -5,7 +5,7 @@ import platform
 
 import psutil
 
-from bench import beside_uploads, cards, machines, scheduling, start_latency, throughput, transfers
+from bench import beside_uploads, cards, machines, queues, scheduling, start_latency, throughput, transfers
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         "throughput": throughput.run,
         "machines": machines.run,
         "very-many-machines": machines.run_very_many,  # only when it is named: it takes minutes
+        "queues": queues.run,
         "transfers": transfers.run,
         "beside-uploads": beside_uploads.run,
         "cards": cards.run,

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import start_latency, throughput
+from bench import queues, start_latency, throughput
 from bench.simulated import enroll, simulated
+from renderonline.database import upkeep
+from renderonline.database.door import Database
 from tests.support.farm import RealFarm
+from tests.support.farm_rows import add_engine, add_user
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +59,24 @@ def test_simulated_machines_are_linked_and_end_what_they_are_given(tmp_path: Pat
 
             farm.wait_for_status(task, "succeeded")
             assert machines.wait_for(5) > 0
+
+
+def test_questions_are_asked_of_a_full_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("TASKS", 30), ("WAITING", 25), ("A_TASK", 10), ("ASKED", 2), ("EVERY", 5)):
+        monkeypatch.setattr(queues, name, few)
+
+    answers, restarted, reasons = queues.measured()
+
+    assert answers.keys() == queues.QUESTIONS.keys()
+    assert restarted.p50 > 0
+    assert reasons.p50 > 0
+
+
+def test_filled_database_passes_the_check(tmp_path: Path) -> None:
+    with Database.open(f"sqlite:///{tmp_path}/farm.sqlite") as database:
+        upkeep.migrate(database)
+        database.write_now(add_user)
+        database.write_now(add_engine)
+        queues.fill(tmp_path / "farm.sqlite", 10, 7)
+
+        assert [one.message for one in database.read_now(upkeep.check) if not one.is_warning] == []

@@ -155,6 +155,16 @@ def list_subscriptions(connection: Connection) -> tuple[Subscription, ...]:
     return tuple(from_row(Subscription, row) for row in rows_of(connection, subscriptions))
 
 
+def limits(connection: Connection, user_id: int) -> dict[str, int]:
+    """How many tasks a user may have in the queue (0 without a subscription), and how much their tasks take and may
+    take."""
+    query = select(subscriptions.c.queue_limit, subscriptions.c.keep_mib, users.c.kept_bytes).select_from(
+        users.outerjoin(subscriptions, subscriptions.c.subscription_id == users.c.subscription_id)
+    )
+    row = connection.execute(query.where(users.c.user_id == user_id)).first()
+    return {name: row[at] or 0 if row else 0 for at, name in enumerate(("queue_limit", "keep_mib", "kept_bytes"))}
+
+
 def add_subscription(connection: Connection, /, name: str, queue_limit: int, **more: int | str) -> Subscription:
     """Add a subscription; `more` are the other fields of `Subscription`."""
     values: dict[str, Any] = {"name": name, "queue_limit": queue_limit, "share": 1, **more}

@@ -30,12 +30,12 @@ from renderonline.database.schema import (
     waits_for,
 )
 from renderonline.database.submission_rows import check_limit
-from renderonline.database.task_rows import MAKE_STALE, Moment, Sheet, TaskRow, look
+from renderonline.database.task_rows import MAKE_STALE, Moment, Sheet, TaskRow, keep_bytes, look
 from renderonline.farm import needs
 from renderonline.farm.errors import Conflict, InvalidRequest, NotFound
 from renderonline.farm.frames import format_frames
 from renderonline.farm.result_names import Film
-from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus
+from renderonline.farm.tasks import LIVE, AttemptState, ChunkKind, ChunkState, Outcome, TaskStatus, searched
 
 CONDEMNED: Final = 2
 """The value of `tasks.canceled` while a task is being deleted: its files may be gone, so its rows must follow."""
@@ -165,6 +165,7 @@ def delete_task(connection: Connection, task_id: int) -> None:
     if task is None:
         return
     shared = _is_shared(connection, task)
+    keep_bytes(connection, {task.user_id: -int(connection.scalar(_ITS_SIZE, {"task": task_id}) or 0)})
     of_task = [table.c.task_id for table in (deliveries, results, attempts, chunks, inputs, queue, waits_for, tasks)]
     for column in (*of_task, waits_for.c.waits_for_task_id):
         connection.execute(column.table.delete().where(column == task_id))
@@ -218,6 +219,9 @@ def change_task(
 ) -> Acted:
     """Change name, priority or running_limit, also of a task that has ended."""
     _, task = _opened(connection, task_id, moment, user_id)
+    if (name := changes.get("name")) is not None:
+        file_name = connection.scalar(select(renders.c.file_name).where(renders.c.render_id == task.render_id))
+        changes = {**changes, "searched": searched(name, file_name or "")}
     update(connection, tasks, task_id, changes)
     return Acted(task)
 
@@ -250,7 +254,9 @@ def requeue_task(
     for ids in portions([result.result_id for result in dropped]):
         connection.execute(MAKE_STALE.where(results.c.result_id.in_(ids)))
         # Files that no attempt landed are written in their place: nothing is known of them until they are whole again.
-        connection.execute(results.delete().where(results.c.result_id.in_(ids), results.c.attempt_id == 0))
+        nobodys = (results.c.result_id.in_(ids), results.c.attempt_id == 0)
+        sheet.kept[task.user_id] -= int(connection.scalar(select(func.sum(results.c.size)).where(*nobodys)) or 0)
+        connection.execute(results.delete().where(*nobodys))
     sheet.task(task_id).frames_done -= sum(_frames_lost(chunk, made) for chunk, made in wanted)
     task.paused = 0
     task.canceled = int(task.canceled and task.counters.canceled > 0)
@@ -438,17 +444,17 @@ _MAY_GO: Final = tasks.c.end_us.is_not(None) & ~_WAITED_FOR.exists()
 _INPUT_SIZE: Final = select(func.sum(inputs.c.size)).where(inputs.c.task_id == tasks.c.task_id).scalar_subquery()
 _RESULT_SIZE: Final = select(func.sum(results.c.size)).where(results.c.task_id == tasks.c.task_id).scalar_subquery()
 _SIZE: Final = cast(func.coalesce(_INPUT_SIZE, renders.c.file_size, 0) + func.coalesce(_RESULT_SIZE, 0), BigInteger)
+_SCENES: Final = tasks.outerjoin(renders, renders.c.render_id == tasks.c.render_id)
 _STORED: Final = (
     select(tasks.c.task_id, _SIZE, _MAY_GO)
-    .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
+    .select_from(_SCENES)
     .where(tasks.c.user_id == bindparam("user"))
     .order_by(tasks.c.end_us, tasks.c.task_id)
 )
-_TAKEN: Final = (
-    select(func.sum(_SIZE))
-    .select_from(tasks.outerjoin(renders, renders.c.render_id == tasks.c.render_id))
-    .where(tasks.c.user_id == bindparam("user"))
-)
+_ITS_SIZE: Final = select(_SIZE).select_from(_SCENES).where(tasks.c.task_id == bindparam("task"))
+_TAKEN: Final = select(func.sum(_SIZE)).select_from(_SCENES).where(tasks.c.user_id == users.c.user_id)
+KEPT_BYTES: Final = cast(func.coalesce(_TAKEN.correlate(users).scalar_subquery(), 0), BigInteger)
+"""How many bytes all tasks of a user take, added up; `users.kept_bytes` says it without adding."""
 _MINE: Final = select(subscriptions.c.keep_days).join(users, users.c.subscription_id == subscriptions.c.subscription_id)
 KEEP_DAYS: Final = _MINE.where(users.c.user_id == tasks.c.user_id).correlate(tasks).scalar_subquery().label("keep_days")
 """How many days a task stays after its end, by its owner's subscription."""
@@ -471,9 +477,9 @@ def stored_tasks(connection: Connection, user_id: int) -> tuple[StoredTask, ...]
     return tuple(StoredTask(*row) for row in connection.execute(_STORED, {"user": user_id}))
 
 
-def stored_bytes(connection: Connection, user_id: int) -> int:
-    """How many bytes all tasks of a user take."""
-    return int(connection.scalar(_TAKEN, {"user": user_id}) or 0)
+def count_kept_bytes(connection: Connection) -> None:
+    """Add up anew what the tasks of each user take."""
+    connection.execute(users.update().values(kept_bytes=KEPT_BYTES))
 
 
 def expired(connection: Connection, now_us: int) -> tuple[int, ...]:

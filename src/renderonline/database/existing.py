@@ -9,16 +9,18 @@
 The same is done later for tasks that are inserted by hand.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, func, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, select, update
 
 from renderonline.database import door
 from renderonline.database.schema import AnyRow, attempts, chunks, machines, queue, renders, tasks
-from renderonline.farm.tasks import LIVE, SETTLED, AttemptState, ChunkKind, ChunkState
+from renderonline.database.task_rows import keep_bytes
+from renderonline.farm.tasks import LIVE, SETTLED, AttemptState, ChunkKind, ChunkState, searched
 
 _BATCH: Final = 500
 
@@ -39,8 +41,24 @@ def adopt_tasks(connection: Connection, *, after: int = 0, now: datetime | None 
         connection.execute(attempts.insert(), live)
     for _, row, state in adopted:
         connection.execute(update(tasks).where(tasks.c.task_id == row.task_id).values(**_columns(row, state, now)))
+    more: dict[int, int] = defaultdict(int)
+    for row in rows:
+        more[row.user_id] += row.file_size or 0
+    keep_bytes(connection, more)
     settled = [row.task_id for _, row, state in adopted if state in SETTLED]
     connection.execute(delete(queue).where(queue.c.task_id.in_(settled)))
+    return [row.task_id for row in rows]
+
+
+def fill_searched(connection: Connection, *, after: int) -> Sequence[int]:
+    """Give the next tasks of earlier versions with an id above `after` the text that is searched; returns their ids."""
+    query = select(tasks.c.task_id, tasks.c.name, renders.c.file_name)
+    query = query.outerjoin(renders, renders.c.render_id == tasks.c.render_id).order_by(tasks.c.task_id).limit(_BATCH)
+    rows = connection.execute(query.where(tasks.c.task_id > after, tasks.c.searched == "")).all()
+    if rows:
+        filled = [{"key": row.task_id, "text": searched(row.name, row.file_name or "")} for row in rows]
+        this = update(tasks).where(tasks.c.task_id == bindparam("key"))
+        connection.execute(this.values(searched=bindparam("text")), filled)
     return [row.task_id for row in rows]
 
 
@@ -70,7 +88,8 @@ def _without_chunks(after: int) -> Select[*tuple[Any, ...]]:
     queued = select(queue.c.task_id).distinct().subquery()
     return (
         select(
-            tasks, machines.c.machine_id.label("known_machine"), renders.c.file_path, queued.c.task_id.label("queued")
+            *(tasks, machines.c.machine_id.label("known_machine"), queued.c.task_id.label("queued")),
+            *(renders.c.file_path, renders.c.file_name, renders.c.file_size),
         )
         .outerjoin(chunks, chunks.c.task_id == tasks.c.task_id)
         .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
@@ -135,4 +154,5 @@ def _columns(row: AnyRow, state: ChunkState, now: datetime) -> Mapping[str, Any]
         "canceled": int(state is ChunkState.CANCELED),
         "reason": _reason(row, state),
         f"chunks_{state}": 1,
+        "searched": searched(row.name, row.file_name or ""),
     } | ({"machine_id": None, "start_time": None} if waiting else {})

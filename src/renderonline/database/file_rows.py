@@ -7,12 +7,12 @@ only files that it wrote itself.
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, func, select
 
 from renderonline.database.report_rows import ATTEMPTS
 from renderonline.database.schema import attempts, deliveries, insert, machines, renders, results, tasks, update
 from renderonline.database.submission_rows import add_inputs, list_inputs
-from renderonline.database.task_rows import Moment, Sheet, TaskRow, name_hash, result_keys
+from renderonline.database.task_rows import Moment, Sheet, TaskRow, keep_bytes, name_hash, result_keys
 from renderonline.farm.result_names import SOUND
 from renderonline.farm.tasks import AttemptState, ChunkKind, InputFile, Landed, Outcome
 
@@ -92,9 +92,12 @@ def landed_by(connection: Connection, task_id: int, name: str) -> int | None:
 
 def store_inputs(connection: Connection, task_id: int, files: Sequence[InputFile]) -> None:
     """Store the facts of an older task's files, unless they are stored already or the task is gone."""
-    known = connection.scalar(select(tasks.c.task_id).where(tasks.c.task_id == task_id).with_for_update())
-    if known is not None and not list_inputs(connection, task_id):
+    query = select(tasks.c.user_id, func.coalesce(renders.c.file_size, 0).label("size"))
+    query = query.outerjoin(renders, renders.c.render_id == tasks.c.render_id).where(tasks.c.task_id == task_id)
+    known = connection.execute(query.with_for_update()).first()
+    if known is not None and files and not list_inputs(connection, task_id):
         add_inputs(connection, task_id, files)
+        keep_bytes(connection, {known.user_id: sum(file.size for file in files) - known.size})
 
 
 _MOST_DIGESTS: Final = 20

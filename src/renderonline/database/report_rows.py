@@ -7,11 +7,12 @@ name, and is shown, until the next result of that name has taken its place.
 
 import hmac
 import random
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, literal_column, select
+from sqlalchemy import Connection, and_, bindparam, func, literal_column, select
 
 from renderonline.database.schema import attempts, chunks, from_row, insert, machines, renders, results, tasks, update
 from renderonline.database.statements import Statement
@@ -22,6 +23,7 @@ from renderonline.database.task_rows import (
     Moment,
     Sheet,
     TaskRow,
+    keep_bytes,
     landed_among,
     result_keys,
 )
@@ -50,7 +52,7 @@ ATTEMPTS: Final = (
 """Attempts with columns of their tasks. `canceled`: the task was canceled, and this chunk was not requeued since."""
 _OFFERING: Final = ATTEMPTS.where(attempts.c.attempt_id.in_(bindparam("ids", expanding=True)))
 _KNOWN: Final = (
-    select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest")))
+    select(*(results.c[name] for name in ("name_hash", "result_id", "attempt_id", "state", "digest", "size")))
     .where(results.c.task_id == bindparam("task_id"), results.c.name_hash.in_(bindparam("hashes", expanding=True)))
     .with_for_update()
 )
@@ -81,7 +83,9 @@ def begin_landing(connection: Connection, offers: Sequence[Offer], machine_id: i
     that have landed before, or whose name another attempt took first."""
     found = _attempts_of(connection, offers).items()
     rows = {key: row for key, row in found if row.machine_id == machine_id and not row.canceled}
-    begun = [_begin(connection, offer, rows[offer.attempt_id]) for offer in offers if offer.attempt_id in rows]
+    more: dict[int, int] = defaultdict(int)
+    begun = [_begin(connection, offer, rows[offer.attempt_id], more) for offer in offers if offer.attempt_id in rows]
+    keep_bytes(connection, more)
     return tuple(landing for landing in begun if landing is not None)
 
 
@@ -103,7 +107,7 @@ def _attempts_of(connection: Connection, offers: Sequence[Offer]) -> dict[int, A
     return {row.attempt_id: row for row in found}
 
 
-def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
+def _begin(connection: Connection, offer: Offer, row: Any, more: dict[int, int]) -> Landing | None:
     late = row.state == AttemptState.ENDED.value
     if not token_fits(offer.token, row.token) or (late and row.outcome != Outcome.LOST.value):
         return None
@@ -116,6 +120,7 @@ def _begin(connection: Connection, offer: Offer, row: Any) -> Landing | None:
     if late and old is not None:  # perhaps it was made before the frame was requeued
         return None
     values = {name: getattr(offer, name) for name in _STORED}
+    more[row.user_id] += offer.size - (known.size if known is not None else 0)
     if known is not None:
         result_id = known.result_id
         update(connection, results, result_id, values)
@@ -146,30 +151,43 @@ def _landing(
     )
 
 
-_FIRST: Final = select(chunks.c.chunk_id).where(chunks.c.task_id == bindparam("task_id")).order_by(chunks.c.chunk_id)
+_FIRST: Final = (
+    select(chunks.c.chunk_id, tasks.c.user_id)
+    .join(tasks, tasks.c.task_id == chunks.c.task_id)
+    .where(chunks.c.task_id == bindparam("task_id"))
+    .order_by(chunks.c.chunk_id)
+    .limit(1)
+)
 
 
 def take_in_place(connection: Connection, task_id: int, files: Sequence[InPlace], now_us: int) -> None:
     """Make the files that lie in a task's directory its results. A result of a file's name gets that file's digest; a
     file without a result gets one of the task's first chunk and no attempt (id 0). Results that are landing stay."""
-    chunk_id = connection.scalar(_FIRST, {"task_id": task_id})
-    if chunk_id is None:  # the task is gone
+    first = connection.execute(_FIRST, {"task_id": task_id}).first()
+    if first is None:  # the task is gone
         return
+    more = 0
     for file in files:
         key, stale_key = result_keys(file.name)
         rows = connection.execute(_KNOWN, {"task_id": task_id, "hashes": (key, stale_key)}).all()
         values = file._asdict()
         for row in rows:
             if row.state != "landing":
+                more += file.size - row.size
                 update(connection, results, row.result_id, values)
         if not rows:
-            about = {"task_id": task_id, "chunk_id": chunk_id, "attempt_id": 0, "name_hash": key, "state": "landed"}
-            insert(connection, results, {**about, **values, "landed_us": now_us})
+            about = {"task_id": task_id, "chunk_id": first.chunk_id, "attempt_id": 0, "name_hash": key}
+            insert(connection, results, {**about, **values, "state": "landed", "landed_us": now_us})
+            more += file.size
+    keep_bytes(connection, {first.user_id: more})
 
 
 def drop_landing(connection: Connection, result_ids: Sequence[int]) -> None:
     """Delete rows whose file steps failed: their names are free again."""
     ours = results.c.result_id.in_(result_ids) & (results.c.state == "landing")
+    sizes = select(tasks.c.user_id, func.sum(results.c.size)).join(tasks, tasks.c.task_id == results.c.task_id)
+    found = connection.execute(sizes.where(ours).group_by(tasks.c.user_id)).all()
+    keep_bytes(connection, {user_id: -int(size) for user_id, size in found})
     connection.execute(results.delete().where(ours))
 
 
@@ -272,7 +290,9 @@ _LAND: Final = (
     .where(results.c.state == "landing")
     .values(state="landed", landed_us=bindparam("now"))
 )
-_REPLACED: Final = results.delete().where(results.c.result_id == bindparam("key"), results.c.state == "stale")
+_OLD: Final = (results.c.result_id == bindparam("key"), results.c.state == "stale")
+_REPLACED: Final = results.delete().where(*_OLD)
+_REPLACED_SIZE: Final = select(results.c.size).where(*_OLD)
 _ITS_RESULTS: Final = select(results.c.result_id).where(results.c.state == "landed").limit(1)
 _LIVE: Final = select(attempts.c.attempt_id).where(attempts.c.state != AttemptState.ENDED.value)
 _BEFORE: Final = (
@@ -351,10 +371,12 @@ class _Applier:
         row = {"key": landing.result_id, "attempt": offer.attempt_id, "now": sheet.moment.us}
         if not sheet.connection.execute(_LAND, row).rowcount:
             return False
+        task = sheet.task(attempt.task_id)
         if landing.stale_id:
+            sheet.kept[task.user_id] -= sheet.connection.scalar(_REPLACED_SIZE, {"key": landing.stale_id}) or 0
             sheet.connection.execute(_REPLACED, {"key": landing.stale_id})
         self.done.landed.add(landing.result_id)
-        sheet.task(attempt.task_id).frames_done += int(offer.frame is not None)
+        task.frames_done += int(offer.frame is not None)
         if landing.late and offer.wanted and not self._missing(attempt, offer.wanted):
             self._complete(sheet.chunks[attempt.chunk_id])
         return True

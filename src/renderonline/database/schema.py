@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     Column,
+    Computed,
     Connection,
     DateTime,
     Executable,
@@ -87,7 +88,7 @@ users = _table(
     *_required(Text, "token"),
     *_optional(String(45), "userscol"),
     *_required(String(20), "role", default="artist"),
-    *_micros("created_us"),
+    *_micros("created_us", "kept_bytes"),  # kept_bytes: what the inputs and results of all of its tasks take
 )
 
 subscriptions = _table(
@@ -156,6 +157,15 @@ inputs = _table(
 )
 """The files that a task was submitted with, for the machines that fetch them."""
 
+STATUS: Final = """CASE
+WHEN chunks_assigned + chunks_running > 0 THEN 'running'
+WHEN chunks_waiting > 0 AND paused <> 0 THEN 'paused'
+WHEN chunks_waiting > 0 THEN 'queued'
+WHEN canceled <> 0 THEN 'canceled'
+WHEN chunks_failed + chunks_canceled > 0 THEN 'failed'
+ELSE 'succeeded' END"""
+"""`farm.tasks.task_status` (R2 Task status) as the database computes it, for its indexes alone."""
+
 tasks = _table(
     "tasks",
     *_key(Big, "task_id", counts=True),
@@ -184,7 +194,13 @@ tasks = _table(
     *_optional(Text, "names"),  # the names of its results outside the farm; null: as they are
     *_optional(Text, "deliver"),  # where its results go: the name of a root and folders below it; null: nowhere
     *_text(String(100), "results_in"),  # the folder of its directory in which results land; "": beside the scene
+    *_text(String(512), "searched"),  # what a search looks through: `farm.tasks.searched`
+    Column("status", String(10), Computed(STATUS, persisted=False)),
     Index("ix_tasks_user", "user_id", "task_id"),
+    Index("ix_tasks_user_status", "user_id", "status", "task_id"),
+    Index("ix_tasks_status", "status", "task_id"),
+    Index("ix_tasks_user_searched", "user_id", "task_id", "searched"),
+    Index("ix_tasks_searched", "task_id", "user_id", "searched"),
     Index("ix_tasks_user_end", "user_id", "end_us"),
     Index("ix_tasks_end", "end_us", "task_id"),
 )

@@ -35,12 +35,12 @@ from renderonline.database.schema import (
     waits_for,
 )
 from renderonline.database.statements import Statement
-from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, landed_frames
+from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, keep_bytes, landed_frames
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated
 from renderonline.farm.frames import FrameRange, covering, cut, parse_frames
 from renderonline.farm.needs import NOTHING, Needs
-from renderonline.farm.tasks import ChunkKind, ChunkState, InputFile
+from renderonline.farm.tasks import ChunkKind, ChunkState, InputFile, searched
 from renderonline.protocol.link import encode
 
 _REMEMBERED_US: Final = 7 * 24 * 3600 * 1_000_000
@@ -193,7 +193,7 @@ _OF_TASK: Final = (
 )
 _MORE_OF_TASK: Final = (
     *("queue_time", "is_running", "is_success", "render_id", "paused", "notify", "strict", "unchecked", "needs"),
-    *("frames", "names", "deliver", "warnings", "chunks_waiting"),
+    *("frames", "names", "deliver", "warnings", "chunks_waiting", "searched"),
 )
 _OF_INPUT: Final = ("name", "size", "crc32", "digest")
 _OF_CHUNK: Final = ("task_id", "state", "place", "chunk_id", "kind", "stage", *FRAMES)
@@ -269,6 +269,7 @@ def submit(connection: Connection, new: NewTask) -> Submitted:
         others = [{"task_id": task_id, "waits_for_task_id": other} for other in sorted(set(new.waits_for))]
         connection.execute(inserting(waits_for), others)
     add_inputs(connection, task_id, new.inputs)
+    keep_bytes(connection, {new.user_id: sum(file.size for file in new.inputs) if new.inputs else new.file_size})
     if new.client_key:
         row = {"user_id": new.user_id, "client_key": new.client_key, "task_id": task_id, "created_us": new.queue_us}
         _ADD_KEY.run(connection, [row])
@@ -313,6 +314,7 @@ def _chunk_row(chunk: NewChunk) -> dict[str, Any]:
 
 def _task_row(new: NewTask, render_id: int) -> dict[str, Any]:
     return {name: getattr(new, name) for name in _OF_TASK} | {
+        "searched": searched(new.name, new.file_name),
         "queue_time": new.queue_time.replace(microsecond=0, tzinfo=None),
         "is_running": 0,
         "is_success": 0,

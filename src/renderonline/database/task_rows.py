@@ -6,13 +6,14 @@ follow from the states and are written with them (R2 Task status).
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, exists, func, literal, select
+from sqlalchemy import BigInteger, Connection, bindparam, exists, func, literal, select
 
 from renderonline.database.door import CHUNKS, reserve
 from renderonline.database.queue_rows import AttemptFacts
@@ -31,6 +32,7 @@ from renderonline.database.schema import (
     tasks,
     texts_json,
     updating,
+    users,
 )
 from renderonline.database.statements import IDS, Statement
 from renderonline.farm import needs
@@ -131,6 +133,18 @@ _WRITTEN: Final = (*_COUNTERS.values(), *_KEPT, "is_running", "is_success", "rea
 _WRITE_TASKS: Final = Statement(updating(tasks, _WRITTEN))
 _UNQUEUE: Final = queue.delete().where(queue.c.task_id == bindparam("key"))
 _QUEUE: Final = queue.insert()
+
+
+_KEEP: Final = Statement(
+    users.update()
+    .where(users.c.user_id == bindparam("key"))
+    .values(kept_bytes=users.c.kept_bytes + bindparam("more", type_=BigInteger))
+)
+
+
+def keep_bytes(connection: Connection, more: Mapping[int, int]) -> None:
+    """Note how many bytes more (or, negative, fewer) the files of tasks take, by user."""
+    _KEEP.run(connection, [{"key": user_id, "more": size} for user_id, size in sorted(more.items()) if size])
 
 
 def look(connection: Connection, task_id: int, *, lock: bool = False) -> TaskRow | None:
@@ -252,6 +266,8 @@ class Sheet:
         self.attempts: dict[int, AttemptRow] = {}
         self.begun: set[int] = set()
         """The chunks among those of `load_chunks` that ever had an attempt."""
+        self.kept: dict[int, int] = defaultdict(int)
+        """How many bytes more the files of a user's tasks take afterwards."""
         self._changed: set[int] = set()
         self._moved: dict[int, ChunkRow] = {}
         self._touched: dict[int, AttemptRow] = {}
@@ -372,6 +388,7 @@ class Sheet:
         self._write_rows()
         changed = tuple(self.tasks[key] for key in sorted(self._changed))
         _write(self.connection, changed, self.moment)
+        keep_bytes(self.connection, self.kept)
         return changed
 
     def _write_rows(self) -> None:

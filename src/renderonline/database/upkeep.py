@@ -30,6 +30,7 @@ from sqlalchemy.schema import CreateColumn
 from renderonline.database import door, existing
 from renderonline.database.administration_rows import has_admin
 from renderonline.database.connecting import DatabasePlace, explained, patient_engine
+from renderonline.database.control_rows import KEPT_BYTES, count_kept_bytes
 from renderonline.database.door import Database
 from renderonline.database.schema import (
     LIVE_ATTEMPT,
@@ -61,7 +62,7 @@ from renderonline.farm.errors import Conflict, InvalidRequest, NoSpace, NotAvail
 from renderonline.farm.tasks import LIVE, AttemptState, ChunkState, Counters, TaskStatus, task_status
 from renderonline.sandbox.privacy import sync
 
-REVISION: Final = "0013"
+REVISION: Final = "0014"
 """The schema of this version, kept in the farm's row `schema`. Raise it with every change of `schema`."""
 _NARROW: Final = (mysql.TINYINT, mysql.SMALLINT, mysql.MEDIUMINT)
 
@@ -89,6 +90,10 @@ def migrate(database: Database, *, lease: Lease | None = None) -> Report:
         before = _upgrade(database)
         database.write_now(door.make_counters)
         adopted = adopt(database)
+        after = 0
+        while filled := database.write_now(partial(existing.fill_searched, after=after)):
+            after = filled[-1]
+        database.write_now(count_kept_bytes)
         origin = database.read_now(partial(farm_value, key="origin")) or "created"
         return Report(before=before, after=database.read_now(_revision), origin=origin, adopted_tasks=adopted)
 
@@ -379,6 +384,10 @@ def _accounts(connection: Connection) -> Iterator[Finding]:
         yield Finding("users", str(raw), message, is_warning=True)
     if not has_admin(connection):
         yield Finding("users", "role", "Nobody is an active administrator.", is_warning=True)
+    for row in connection.execute(select(users.c.user_id, users.c.kept_bytes, KEPT_BYTES.label("real"))):
+        if row.kept_bytes != row.real:
+            message = f"{row.kept_bytes} bytes are counted, its tasks take {row.real}: run `renderonline db migrate`."
+            yield Finding("users", str(row.user_id), message)
     query = (
         select(
             users.c.user_id, func.count().label("queued"), func.coalesce(subscriptions.c.queue_limit, 0).label("most")
@@ -446,17 +455,21 @@ def _dump_mysql(place: DatabasePlace, target: Path) -> None:
             for name in map(quoted, names):
                 _, create = connection.exec_driver_sql(f"SHOW CREATE TABLE {name}").one()
                 file.write(f"\n{create};\n")
-                file.writelines(_inserts(connection, name))
+                columns = connection.exec_driver_sql(f"SHOW COLUMNS FROM {name}").all()
+                stored = ", ".join(
+                    quoted(column.Field) for column in columns if "GENERATED" not in column.Extra.upper()
+                )
+                file.writelines(_inserts(connection, name, stored))
             file.write(f"\n{COMPLETE}\n")
     finally:
         engine.dispose()
 
 
-def _inserts(connection: Connection, table: str) -> Iterator[str]:
+def _inserts(connection: Connection, table: str, columns: str) -> Iterator[str]:
     """INSERT statements of many rows each; the rows are streamed, never all in memory."""
     driver: Any = connection.connection.driver_connection
     options = {"stream_results": True, "yield_per": _ROWS_A_STATEMENT}
-    rows = connection.exec_driver_sql(f"SELECT * FROM {table}", execution_options=options)  # noqa: S608
+    rows = connection.exec_driver_sql(f"SELECT {columns} FROM {table}", execution_options=options)  # noqa: S608
     for part in rows.partitions():
         values = ",\n".join(driver.escape(tuple(row), driver.encoders) for row in part)
-        yield f"INSERT INTO {table} VALUES\n{values};\n"
+        yield f"INSERT INTO {table} ({columns}) VALUES\n{values};\n"

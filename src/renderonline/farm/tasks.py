@@ -1,7 +1,7 @@
 """Tasks, chunks and attempts: their states, which state may follow which (R2 Task status), and a task's files.
 
 `CHUNK_TRANSITIONS` is checked at every change of a chunk (`database.task_rows`). A task's status is never stored: it is
-derived from the counters of its chunks and two flags.
+derived from the counters of its chunks and two flags, in the database for its indexes too.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -189,6 +189,11 @@ class Landing:
     @property
     def attempt_id(self) -> int:
         return self.offer.attempt_id
+
+
+def searched(name: str, file_name: str) -> str:
+    """Return the text that a search for a task looks through, in small letters; at most 512 characters."""
+    return "\n".join(dict.fromkeys(filter(None, (name, file_name)))).lower()[:512]
 
 
 def chooser(frames: str = "", names: Collection[str] = ()) -> Callable[[str, int | None], bool]:

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import administration_rows, control_rows, queue_rows, submission_rows
+from renderonline.database import administration_rows, queue_rows, submission_rows
 from renderonline.database.administration_rows import JoinCode, NewUser
 from renderonline.database.door import Connection, Database
 from renderonline.database.queue_rows import MachineRow
@@ -135,10 +135,7 @@ class Administration:
     async def limits(self, user: User) -> dict[str, int]:
         """How many tasks somebody may have in the queue (0 without a subscription), and how much their tasks take and
         may take."""
-        found = await self._database.read(administration_rows.list_subscriptions)
-        mine = [one for one in found if one.subscription_id == user.subscription_id] or [Subscription(0, "", 0)]
-        kept = await self._database.read(partial(control_rows.stored_bytes, user_id=user.user_id))
-        return {"queue_limit": mine[0].queue_limit, "keep_mib": mine[0].keep_mib, "kept_bytes": kept}
+        return await self._database.read(partial(administration_rows.limits, user_id=user.user_id))
 
     async def change(self, kind: Resource, key: int, changes: Values) -> Any:
         """Change some fields of a row; returns it as it is then."""

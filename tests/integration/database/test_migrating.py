@@ -158,6 +158,9 @@ def make_0001(db: Database) -> None:
     later = [f"DROP TABLE {name}" for name in metadata.tables if name not in COLUMNS_0001]
     for name, columns in COLUMNS_0001.items():
         added = [column.name for column in metadata.tables[name].columns if column.name not in columns.split()]
+        of_table = f" ON {name}" if db.dialect != "sqlite" else ""
+        indexes = [index for index in metadata.tables[name].indexes if set(added) & set(index.columns.keys())]
+        later += [f"DROP INDEX {index.name}{of_table}" for index in indexes]
         later += [f"ALTER TABLE {name} DROP COLUMN {column}" for column in added]
     run(db, *later, "UPDATE farm SET value = '0001' WHERE `key` = 'schema'")
 
@@ -181,6 +184,7 @@ def test_a_database_of_an_earlier_version_is_upgraded_with_its_rows(db: Database
     assert (machine.name, machine.wish, machine.tags, machine.benched_us) == ("box", "draining", "", 0)
     (task,) = rows(db, tasks, "task_id").values()
     assert (task.name, task.chunks_waiting, task.needs, task.running_limit) == ("shot", 1, None, 0)
+    assert (task.status, task.searched) == ("queued", "shot")
     assert rows(db, metadata.tables["subscriptions"], "name")["studio"].running_limit == 0
 
 

@@ -1,18 +1,36 @@
 """What tasks take, and which of them may go."""
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import update
 
 from renderonline.database import administration_rows, control_rows
-from renderonline.database.control_rows import condemn_task
+from renderonline.database.control_rows import Selection, condemn_task, delete_task, requeue_task
 from renderonline.database.door import Database
+from renderonline.database.file_rows import store_inputs
 from renderonline.database.listing_rows import get_task
+from renderonline.database.queue_rows import AttemptFacts
+from renderonline.database.report_rows import (
+    EndedStep,
+    InPlace,
+    Reported,
+    apply_steps,
+    begin_landing,
+    drop_landing,
+    take_in_place,
+)
 from renderonline.database.schema import results, tasks
+from renderonline.database.submission_rows import NewChunk, assign
 from renderonline.database.task_rows import Moment
+from renderonline.database.upkeep import check
 from renderonline.farm.errors import Conflict
-from renderonline.farm.tasks import InputFile
+from renderonline.farm.frames import FrameRange
+from renderonline.farm.settling import Ending, RetryPolicy
+from renderonline.farm.tasks import InputFile, Offer, Outcome
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
 
+MOMENT = Moment.at(NOW_US / 1e6)
 INPUTS = (InputFile("scene.blend", 1234, 1, "0" * 64), InputFile("tex/wood.png", 66, 2, "1" * 64))
 
 
@@ -48,7 +66,60 @@ async def test_a_task_takes_what_came_with_it_and_what_was_made_of_it(database: 
     found = await database.read(lambda c: control_rows.stored_tasks(c, user_id))
     assert found == ((older, 1234, True), (first, 1300 + 3 * 2**40, True))
     assert [type(one.size) for one in found] == [int, int]
-    assert await database.read(lambda c: control_rows.stored_bytes(c, user_id)) == 2534 + 3 * 2**40
+    await database.write(control_rows.count_kept_bytes)
+    limits = await database.read(lambda c: administration_rows.limits(c, user_id))
+    assert limits["kept_bytes"] == 2534 + 3 * 2**40
+
+
+async def test_what_a_user_keeps_is_counted_as_it_changes(database: Database, user_id: int) -> None:
+    kept: list[int] = []
+
+    async def count() -> None:
+        kept.append((await database.read(lambda c: administration_rows.limits(c, user_id)))["kept_bytes"])
+        findings = await database.read(lambda c: [one for one in check(c) if "bytes" in one.message])
+        assert findings == []
+
+    new = [NewChunk(1, FrameRange(1, 1))]
+    task_id = await task(database, user_id, inputs=INPUTS, chunks=new, frames="1", frames_total=1)
+    machine = (await database.write(lambda c: administration_rows.add_v1(c, "10.0.0.1", 1, now_us=1))).machine_id
+    await count()
+
+    async def rendered(attempt_id: int, size: int, *, lands: bool = True) -> None:
+        attempt = AttemptFacts(attempt_id, "token", 1, task_id, user_id, machine, "/nowhere")
+        assert (await database.write(lambda c: assign(c, [attempt], MOMENT))).leases
+        offer = Offer(attempt_id, "token", "a.png", 1, size, "0" * 64, 0)
+        for again in (replace(offer, size=7), offer):  # the same file is offered again with another size
+            (landing,) = await database.write(lambda c, again=again: begin_landing(c, [again], machine))
+        await count()
+        if not lands:
+            await database.write(lambda c: drop_landing(c, [landing.result_id]))
+        end = EndedStep(attempt_id, "token", Ending(Outcome.SUCCEEDED if lands else Outcome.CANCELED), ("a.png",), 1)
+        reported = Reported([*([landing] if lands else []), end], machine)
+        await database.write(lambda c: apply_steps(c, [reported], MOMENT, RetryPolicy()) and None)
+        await count()
+
+    await rendered(1, 500, lands=False)
+    again = {"task_id": task_id, "moment": MOMENT, "user_id": None}
+    await database.write(lambda c: requeue_task(c, **again, selection=Selection()))
+    await rendered(2, 500)
+    await database.write(lambda c: requeue_task(c, **again, selection=Selection()))
+    await rendered(3, 300)
+    place = [InPlace("a.png", "", 310, "1" * 64, 1), InPlace("b.png", "", 20, "2" * 64, 1)]
+    await database.write(lambda c: take_in_place(c, task_id, place, 1))
+    await count()
+    await database.write(lambda c: requeue_task(c, **again, selection=Selection()))
+    await count()
+    await database.write(lambda c: delete_task(c, task_id))
+    await count()
+    assert kept == [1300, 1800, 1300, 1800, 1800, 2100, 1600, 1630, 1610, 0]
+
+
+async def test_inputs_that_an_older_task_is_found_to_have_count_instead_of_its_scene(
+    database: Database, user_id: int
+) -> None:
+    task_id = await task(database, user_id)
+    await database.write(lambda c: store_inputs(c, task_id, INPUTS))
+    assert (await database.read(lambda c: administration_rows.limits(c, user_id)))["kept_bytes"] == 1300
 
 
 async def test_what_has_not_ended_or_is_waited_for_never_goes(database: Database, user_id: int) -> None:

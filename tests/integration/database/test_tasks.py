@@ -1,5 +1,7 @@
 """Reading tasks: v1's list, pages, filters, parts."""
 
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,13 @@ import pytest
 from sqlalchemy import Connection, create_engine, event, update
 
 from renderonline.database import listing_rows as reading
+from renderonline.database.control_rows import change_task
 from renderonline.database.door import Database
 from renderonline.database.file_rows import undelivered
 from renderonline.database.listing_rows import TaskFilter
 from renderonline.database.report_rows import open_landings
 from renderonline.database.schema import attempts, engines, machines, results, tasks
+from renderonline.database.task_rows import Moment
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import Counters, TaskStatus
 from tests.support.farm_rows import NOW_US, add_engine, add_user, submit
@@ -114,6 +118,12 @@ async def test_tasks_are_found_by_engine_name_number_and_text(database: Database
     assert await found(search="100%") == [one]
     assert await found(search="%") == [one]
     assert await found(search="SPHERES") == [two]
+    assert await found(search="SPHERES", user_id=user_id) == []
+    assert await found(search="big", status=TaskStatus.QUEUED, engine="blender", user_id=user_id) == [one]
+    renamed = {"task_id": one, "moment": Moment.at(NOW_US / 1e6), "user_id": None}
+    await database.write(lambda c: change_task(c, **renamed, changes={"name": "Étude"}))
+    assert await found(search="étude") == await found(search="SCENE.blend") == [one]
+    assert await found(search="big") == []
     assert await found(search="bob@") == [two]
     assert await found(search=str(two)) == [two]
     assert await found(user_id=user_id) == [one]
@@ -180,23 +190,48 @@ async def test_a_result_is_found_by_its_exact_name(database: Database, user_id: 
 @pytest.mark.sqlite
 def test_landed_files_are_found_by_their_task_however_many_others_there_are(tmp_path: Path) -> None:
     """SQLite has no statistics: of two indexes that fit it may take the one that leads through the whole farm."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'farm.sqlite'}")
-    results.metadata.create_all(engine)
-    plans: list[str] = []
-
-    def explained(connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        plans.append(driver.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchone()[3])
-
-    event.listen(engine, "before_cursor_execute", explained)
-    with engine.connect() as connection:
+    with explained(tmp_path) as (connection, plans):
         reading.landed_files(connection, 7)
         reading.frame_numbers(connection, 7)
         open_landings(connection)
-    engine.dispose()
     task, landing = "SEARCH results USING INDEX ix_results_task (task_id=?)", "ix_results_landing (state=?)"
-    assert plans == [task, task, f"SEARCH results USING INDEX {landing}"]
+    assert [plan[0] for plan in plans] == [task, task, f"SEARCH results USING INDEX {landing}"]
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    ("wanted", "step"),
+    [
+        (TaskFilter(1), "SEARCH tasks USING COVERING INDEX"),
+        (TaskFilter(1, TaskStatus.FAILED), "SEARCH tasks USING INDEX ix_tasks_user_status (user_id=? AND status=?)"),
+        (TaskFilter(None, TaskStatus.FAILED), "SEARCH tasks USING INDEX ix_tasks_status (status=?)"),
+        (TaskFilter(1, search="x"), "SEARCH tasks USING COVERING INDEX ix_tasks_user_searched (user_id=?)"),
+        (TaskFilter(None, search="x"), "SCAN tasks USING COVERING INDEX ix_tasks_searched"),
+    ],
+)
+def test_tasks_of_a_page_are_found_in_an_index_in_their_order(tmp_path: Path, wanted: TaskFilter, step: str) -> None:
+    with explained(tmp_path) as (connection, plans):
+        reading.list_tasks(connection, wanted)
+    assert plans[0][0].startswith(step)
+    assert not any("ORDER BY" in step for step in plans[0])
+
+
+@contextlib.contextmanager
+def explained(directory: Path) -> Iterator[tuple[Connection, list[list[str]]]]:
+    """A connection to an empty database, and the steps of each statement that runs there."""
+    engine = create_engine(f"sqlite:///{directory / 'farm.sqlite'}")
+    results.metadata.create_all(engine)
+    plans: list[list[str]] = []
+
+    def explain(connection: Connection, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        plans.append([row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", values)])
+
+    event.listen(engine, "before_cursor_execute", explain)
+    with engine.connect() as connection:
+        yield connection, plans
+    engine.dispose()
 
 
 async def test_an_attempt_tells_whose_it_is(database: Database, user_id: int) -> None:
