@@ -13,6 +13,7 @@ was sent today.
 
 import bisect
 import contextlib
+import ctypes
 import hashlib
 import os
 import stat
@@ -42,6 +43,8 @@ _FINE_NS, _COARSE_NS = 100_000_000, 2_000_000_000
 """A ctime younger than this may stay the same for a further change: clocks of file systems tick every few hundredths of
 a second, those of some (and no other has a ctime without a fraction of a second) every second or two."""
 _WAIT_S: Final = 0.002
+_MANY: Final = 64
+"""So many members are worth writing the whole disk."""
 _PIECES_A_TURN: Final = 16
 _REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
@@ -93,6 +96,9 @@ class Member(NamedTuple):
 
 
 _Identity = tuple[str, int, int, int, int]
+IsOnDisk = Callable[[int, os.stat_result], bool]
+"""Whether all pages of an open file were written to the disk since it was touched last."""
+_syncfs: Final = getattr(ctypes.CDLL(None), "syncfs", None) if os.name == "posix" else None
 
 
 class Compared:
@@ -108,11 +114,13 @@ class Compared:
         """Whether the file has this digest; None if it has not been compared."""
         return self._found.get(_identity(digest, status))
 
-    def lasts(self, handle: int, status: os.stat_result) -> bool:
+    def lasts(self, handle: int, status: os.stat_result, is_on_disk: "IsOnDisk | None" = None) -> bool:
         """Whether the outcome of comparing an open file can be remembered; ask before the file is read."""
         if status.st_ctime_ns < 0 or self._age_ns(status) < _tick_ns(status):
             return False
         # A page that somebody has mapped and written to can be written again without another ctime until it is on disk.
+        if is_on_disk is not None and is_on_disk(handle, status):
+            return True
         with contextlib.suppress(OSError):
             os.fsync(handle)
             return True
@@ -152,7 +160,9 @@ def _tick_ns(status: os.stat_result) -> int:
     return _FINE_NS if status.st_ctime_ns % 1_000_000_000 else _COARSE_NS
 
 
-def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Iterator[bytes]:
+def file_pieces(
+    member: Member, skip: int, stop: int, compared: Compared, is_on_disk: IsOnDisk | None = None
+) -> Iterator[bytes]:
     """Yield the bytes [skip, stop) of a file in pieces of 1 MiB. Blocks; raises `Changed` if `member` does not fit.
 
     A whole file is sent while it is compared, but for its last piece; a part is only sent after the whole file was
@@ -173,13 +183,13 @@ def file_pieces(member: Member, skip: int, stop: int, compared: Compared) -> Ite
             return
         same = compared.known(member.digest, status)
         if same is None and (skip, stop) == (0, member.size):
-            yield from _comparing(handle, member, skip, stop, compared)
+            yield from _comparing(handle, member, skip, stop, compared, is_on_disk)
             return
         if same is None:
             yield from _look(handle, member, status, compared)
             same = compared.known(member.digest, status)
         if same is None:  # it can change again without another ctime
-            yield from _comparing(handle, member, skip, stop, compared)
+            yield from _comparing(handle, member, skip, stop, compared, is_on_disk)
         elif same:
             yield from _unchanged(handle, member, skip, stop, status)
         else:
@@ -218,10 +228,12 @@ def _gone(member: Member) -> Changed:
     return Changed(f"{member.name} changed while it was being sent.")
 
 
-def _comparing(handle: int, member: Member, skip: int, stop: int, compared: Compared) -> Iterator[bytes]:
+def _comparing(
+    handle: int, member: Member, skip: int, stop: int, compared: Compared, is_on_disk: IsOnDisk | None = None
+) -> Iterator[bytes]:
     """Yield [skip, stop); the last piece follows once the whole file was read and has the expected digest."""
     status, sums, held, at = os.fstat(handle), member.sums(), b"", 0
-    lasts = compared.lasts(handle, status)
+    lasts = compared.lasts(handle, status, is_on_disk)
     for piece in _pieces(handle, member, 0, member.size):
         sums.update(piece)
         part = piece[max(skip - at, 0) : max(stop - at, 0)]
@@ -339,6 +351,7 @@ class StoredArchive:
         self.members = tuple(members)
         self._compared = compared
         self.etag = etag_of(self.members)
+        self._written: set[_Identity] | None = None
         self._found: dict[Path | str, int] = {}
         self._offsets: list[int] = []
         behind = entries = 0
@@ -377,12 +390,23 @@ class StoredArchive:
 
     def _file(self, member: Member, skip: int, stop: int) -> Iterator[bytes]:
         crc = 0
-        for piece in file_pieces(member, skip, stop, self._compared):
+        for piece in file_pieces(member, skip, stop, self._compared, self._is_on_disk):
             if member.crc32 is None:
                 crc = zlib.crc32(piece, crc)
             yield piece
         if member.crc32 is None and stop - skip == member.size:
             self._found[member.path] = crc
+
+    def _is_on_disk(self, handle: int, status: os.stat_result) -> bool:
+        """The whole disk is written once, for all members: each alone would wait for the disk."""
+        if self._written is None:
+            found = set[_Identity]()
+            for member in self.members if len(self.members) >= _MANY else ():
+                with contextlib.suppress(OSError):
+                    found.add(_identity("", os.lstat(member.path)))
+            done = _syncfs is not None and bool(found) and _syncfs(handle) == 0
+            self._written = {one for one in found if done and one[1] == status.st_dev}
+        return _identity("", status) in self._written
 
     def _descriptor(self, member: Member, skip: int, stop: int) -> Iterator[bytes]:
         yield from self._read((member,))

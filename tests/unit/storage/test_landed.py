@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from renderonline.storage.archive import PIECE_BYTES, Altered, Changed, Compared, Member, file_pieces
+from renderonline.storage.archive import PIECE_BYTES, Altered, Changed, Compared, Member, StoredArchive, file_pieces
 
 CONTENT = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"the end"
 LATER_NS = 10_000_000_000
@@ -143,6 +143,45 @@ def test_bytes_written_through_a_mapping_are_noticed(member: Member) -> None:
         mapped[0:1] = b"X"
         with pytest.raises(Altered):
             whole(member, compared)
+
+
+def test_many_files_are_compared_without_waiting_for_the_disk_for_each(
+    tmp_path: Path, sums: Sums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(os, "fsync", written.append)
+    digest = hashlib.blake2b(b"x", digest_size=32).hexdigest()
+    members = [Member(f"{number}", tmp_path / f"{number}", 1, 0, 0, digest, sums) for number in range(100)]
+    for member in members:
+        Path(member.path).write_bytes(b"x")
+    compared = Compared(later)
+    for _ in range(2):
+        assert len(list(StoredArchive(members, compared).pieces())) > len(members)
+    assert (written, sums.begun) == ([], len(members))
+
+
+def test_bytes_written_after_all_files_were_written_to_the_disk_are_noticed(tmp_path: Path, sums: Sums) -> None:
+    digest = hashlib.blake2b(b"x", digest_size=32).hexdigest()
+    members = [Member(f"{number}", tmp_path / f"{number}", 1, 0, 0, digest, sums) for number in range(100)]
+    for member in members:
+        Path(member.path).write_bytes(b"x")
+    compared = Compared(later)
+    with open(members[-1].path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0:1] = b"x"
+        list(StoredArchive(members, compared).pieces())
+        time.sleep(0.02)
+        mapped[0:1] = b"y"
+        with pytest.raises(Altered):
+            list(StoredArchive(members, compared).pieces())
+
+        pieces = StoredArchive(members, compared := Compared(later)).pieces()
+        next(piece for piece in pieces if piece == b"x")  # the disk is written for all of them
+        mapped[0:1] = b"x"
+        list(pieces)
+        time.sleep(0.02)
+        mapped[0:1] = b"z"
+        with pytest.raises(Altered):
+            list(StoredArchive(members, compared).pieces())
 
 
 @pytest.mark.parametrize("kind", ["gone", "link", "size", "folder"])
