@@ -217,7 +217,7 @@ class StartedStep:
 @dataclass(frozen=True, slots=True)
 class EndedStep:
     """An attempt is over. `token` None: RenderAPI itself reports it. `wanted`: the names that the chunk needs (empty:
-    the engine names none); `warnings`: about its results."""
+    the engine names none); `warnings`: about its results; `unbegun`: it ends only if its process has not started."""
 
     attempt_id: int
     token: str | None
@@ -226,6 +226,7 @@ class EndedStep:
     at_us: int
     peak_memory_mib: int = 0
     warnings: tuple[str, ...] = ()
+    unbegun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +402,8 @@ class _Applier:
         self.done.superseded += [self._end(attempt, verdict, sheet.moment.us) for attempt in left]
 
     def _ended(self, step: EndedStep, attempt: AttemptRow) -> bool:
+        if step.unbegun and attempt.state is AttemptState.RUNNING:
+            return True
         sheet, chunk = self._sheet, self._sheet.chunks[attempt.chunk_id]
         succeeded = step.ending.outcome is Outcome.SUCCEEDED
         tried = () if succeeded else sheet.connection.execute(_BEFORE, {"key": chunk.chunk_id})

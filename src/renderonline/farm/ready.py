@@ -36,7 +36,8 @@ class Signature:
 @dataclass(slots=True)
 class ReadyTask:
     """What the order needs to know of a task. `queued_us` is its age (microseconds since 1970), `running_limit` how
-    many of its chunks may run at once (0: any), `recent` the machines that had chunks of it, the latest first."""
+    many of its chunks may run at once (0: any), `recent` the machines that had chunks of it, the latest first. `short`:
+    how many chunks of it in a row, up to the latest, took less than a second (R9.1 Work ahead)."""
 
     task_id: int
     user_id: int
@@ -44,6 +45,7 @@ class ReadyTask:
     queued_us: int
     running_limit: int = field(default=0, kw_only=True)
     recent: tuple[int, ...] = field(default=(), kw_only=True)
+    short: int = field(default=0, kw_only=True)
 
 
 class Chunk(NamedTuple):
@@ -108,6 +110,11 @@ class ReadyIndex:
     def signatures(self) -> Iterable[Signature]:
         """The needs of all that waits."""
         return self._queues.keys()
+
+    @property
+    def highest_class(self) -> int | None:
+        """The highest priority class in which something waits; None when nothing does."""
+        return max((-users.peekitem(0)[0] for users in self._queues.values()), default=None)
 
     def add(self, task: ReadyTask, chunk_id: int, place: int, signature: Signature) -> None:
         """Make a chunk ready; one that is ready already is moved."""

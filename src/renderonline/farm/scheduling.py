@@ -14,9 +14,16 @@ from sortedcontainers import SortedDict
 
 from renderonline.farm.needs import NOTHING, Ability, Needs
 from renderonline.farm.ready import Bucket, Chunk, ReadyIndex, ReadyTask, Shape, Signature
+from renderonline.farm.result_names import FILM_ENGINE
 
 RESERVE_US: Final = 5 * 60 * 1_000_000
 """After so long a large request that finds no room reserves a machine."""
+SHORT_S: Final = 1.0
+"""A chunk that takes less time than this is short: the round trip to the next one is a good part of it."""
+SHORT_IN_A_ROW: Final = 4
+"""After so many short chunks in a row machines hold a task's chunks ahead."""
+AHEAD: Final = 2
+"""How many assignments a machine may hold beyond its slots, for each of them."""
 _SHARE_KEPT: Final = 4
 """At most every fourth machine is reserved."""
 
@@ -152,15 +159,20 @@ def plan(
     usage: Usage,
     policy: Policy,
     reserved: Mapping[int, Signature] | None = None,
+    *,
+    ahead: bool = False,
 ) -> list[Assignment]:
     """Give free slots work, machine by machine in the given order, one slot a machine and round; of machines that can
     take the same, one that had a part of the task before goes first.
 
     `reserved` is what `reserve` gave: such a machine takes only what it is kept for, or of a higher priority class.
+    `ahead`: the slots are not free yet. A machine gets what would be its next if they were, and nothing when that may
+    not be held ahead (R9.1 Work ahead).
+
     Reads one head per waiting user of the classes that it touches, then costs O(log n) a slot; nothing is changed.
     """
     loads = _Loads(usage, policy)
-    ranking = _Ranking({one: _Cursor(index, one, loads) for one in index.signatures}, policy, reserved or {})
+    ranking = _Ranking(index, loads, policy, reserved or {})
     assignments: list[Assignment] = []
     again = {free.ability.machine_id: free for free in free_slots if free.count > 0}
     while again:
@@ -169,7 +181,7 @@ def plan(
             while (free := turn.get(machine_id)) is not None:
                 choices = ranking.choices(free)
                 cursor = ranking.best(free, choices)
-                if cursor is None:
+                if cursor is None or (ahead and not cursor.is_short):
                     del turn[machine_id]
                     continue
                 near = (turn[one] for one in cursor.head.bucket.task.recent if one in turn)
@@ -179,6 +191,13 @@ def plan(
                 if served.count > 1:
                     again[served.ability.machine_id] = served.less(cursor.signature.needs)
     return assignments
+
+
+def next_classes(index: ReadyIndex, machines: Iterable[FreeSlots], usage: Usage, policy: Policy) -> dict[int, int]:
+    """The priority class of what each of these machines would get next; those that would get nothing are left out."""
+    ranking = _Ranking(index, _Loads(usage, policy), policy, {})
+    found = ((free.ability.machine_id, ranking.choices(free).best()) for free in machines)
+    return {machine_id: -best[0][0] for machine_id, best in found if best is not None}
 
 
 def idle_machine(
@@ -331,6 +350,13 @@ class _Cursor:
         assert head is not None
         return head
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the best head may be held ahead: chunks of its task are short, and it needs nothing for itself that
+        a machine could not give it when its turn comes."""
+        plain = not self.signature.needs.is_large and self.signature.engine != FILM_ENGINE
+        return plain and self.head.bucket.task.short >= SHORT_IN_A_ROW
+
     def _next_class(self) -> bool:
         self._priority, users = next(self._classes, (0, {}))
         for user_id, tasks in users.items():
@@ -365,7 +391,8 @@ class _Choices:
 class _Ranking:
     """Which cursors each machine can take from; machines that can take the same share their `choices`."""
 
-    def __init__(self, cursors: Mapping[Signature, _Cursor], policy: Policy, reserved: Mapping[int, Signature]) -> None:
+    def __init__(self, index: ReadyIndex, loads: _Loads, policy: Policy, reserved: Mapping[int, Signature]) -> None:
+        cursors = {one: _Cursor(index, one, loads) for one in index.signatures}
         self._cursors, self._policy, self._reserved = cursors, policy, reserved
         self._sized = any(signature.needs.is_large for signature in cursors)
         self._single = {machine_id for signature in cursors for machine_id in signature.avoid} | reserved.keys()

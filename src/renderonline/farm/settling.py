@@ -19,6 +19,9 @@ from renderonline.farm.tasks import ChunkState, Outcome
 
 NOT_STARTED: Final = "not_started"
 """Failure class: the machine accepted the chunk and did not start it. The chunk is not to blame."""
+NOT_BEGUN: Final = "not_begun"
+"""Failure class: the machine was lost while the chunk waited there for a slot (R9.1 Work ahead). It costs no try until
+it has happened on as many machines as a chunk may take down: perhaps the chunk had begun, and does that."""
 OVERTIME: Final = "overtime"
 """Failure class: the machine did not end the attempt at its time limit."""
 
@@ -137,7 +140,7 @@ MOST_LOST_PROCESSES: Final = 10
 HANDED_BACK_S: Final = 1.0
 """How long a chunk waits that its machine handed back."""
 
-_NO_TRY: Final = frozenset({LOST_PROCESS, NO_DEVICE, NO_RENDER_ENGINE})
+_NO_TRY: Final = frozenset({LOST_PROCESS, NO_DEVICE, NO_RENDER_ENGINE, NOT_BEGUN})
 """Failures that do not count as a try of the chunk."""
 
 _WORDS: Final[Mapping[str, str]] = {
@@ -267,6 +270,7 @@ def settle(
         return Verdict(ChunkState.WAITING, Outcome.CANCELED, ending.failure, reason=ending.reason)
     if ending.outcome is Outcome.CANCELED:  # its machine stops, or never began
         return Verdict(ChunkState.WAITING, Outcome.CANCELED, delay_s=HANDED_BACK_S, reason=ending.reason)
+    ending = _perhaps_begun(ending, before, policy)
     complete = named and not missing and ending.failure not in FINAL_FAILURES
     if ending.outcome is Outcome.SUCCEEDED and missing:
         ending = Ending(Outcome.FAILED, "missing_output", f"missing: {_listed(missing)}", ending.exit_code)
@@ -289,6 +293,14 @@ def settle(
     return replace(failed, chunk=ChunkState.WAITING, delay_s=backoff(tries + 1, policy, fraction))
 
 
+def _perhaps_begun(ending: Ending, before: Sequence[Tried], policy: RetryPolicy) -> Ending:
+    """A chunk that waited for a slot on as many machines that were lost as it may take down is lost like any other from
+    then on."""
+    waited_on = {tried.machine_id for tried in before if tried.failure == NOT_BEGUN}
+    lost = ending.failure == NOT_BEGUN and len(waited_on) >= policy.max_kills
+    return replace(ending, failure="") if lost else ending
+
+
 def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
     """Whether a failure that another try may cure counts as a try of the chunk."""
     if ending.failure == LOST_PROCESS:
@@ -297,6 +309,8 @@ def _counts(ending: Ending, machine_id: int, before: Sequence[Tried]) -> bool:
     if ending.failure == NO_DEVICE:  # its machine stops offering that card
         here = sum(tried.failure == NO_DEVICE and tried.machine_id == machine_id for tried in before)
         return here + 1 >= MOST_NO_DEVICE
+    if ending.failure == NOT_BEGUN:
+        return False
     if ending.failure == NO_RENDER_ENGINE:  # a chunk comes back only when no other machine can take it (R9 Scheduling)
         return machine_id in _lacking(before)
     return True

@@ -74,12 +74,13 @@ APART: Final = AttemptVerdict(Outcome.FAILED, "no_input", "This machine does not
 
 
 class Attempt:
-    """A live attempt; `run` is its whole life and reports its end."""
+    """A live attempt; `run` is its whole life and reports its end. `has_slot`: it had its turn."""
 
     def __init__(self, assign: Assign, resources: Resources, output: AttemptLog) -> None:
         self.assign = assign
         self.name = str(assign.attempt)
         self.process: EngineProcess | None = None
+        self.has_slot = False
         self._remote: Exchange | None = None
         self._resources, self._log = resources, output
         self._log_failed = False
@@ -138,7 +139,8 @@ class Attempt:
             await resources.journal.store(Held(assign.attempt, assign.token, assign.directory))
             if resources.free_slots.locked():
                 preparing = asyncio.create_task(self._prepare())  # while it waits for a slot
-            if await self._take_slot():
+            self.has_slot = await self._take_slot()
+            if self.has_slot:
                 try:
                     ending = await self._live(preparing)
                 finally:

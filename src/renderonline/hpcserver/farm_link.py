@@ -163,6 +163,7 @@ class Link:
                 self.runner.cancel(message.attempt, message.reason)
             case wire.Drain():
                 self.runner.draining = "RenderAPI wants it to take nothing new."
+                self.runner.hand_back_waiting(self.runner.draining)
                 self.nudge()
                 if message.exit:
                     self.exit_wanted.set()

@@ -204,6 +204,7 @@ class _Machine:
     async def _wind_down(self, runner: Runner, link: Link) -> None:
         """Start no attempt; the running ones may finish within the grace, then they are handed back."""
         runner.stopping = "HPCServer is ending."
+        runner.hand_back_waiting(runner.stopping)
         link.nudge()
         if runner.attempts:
             log.info("waiting for running attempts", seconds=self._settings.stop_grace)

@@ -90,6 +90,12 @@ class Runner:
         for attempt in self.attempts.values():
             attempt.end(handed_back(reason), grace_s)
 
+    def hand_back_waiting(self, reason: str) -> None:
+        """End the attempts that wait for a slot; they do not count as failures."""
+        for attempt in self.attempts.values():
+            if not attempt.has_slot:
+                attempt.end(handed_back(reason))
+
     @property
     def full(self) -> str:
         """Why this machine accepts no assignment, "" when it does (R5.2 Outbox)."""

@@ -1,6 +1,6 @@
 """Machines as the dispatcher sees them now: who is reachable, what they offer, what occupies their slots."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
@@ -20,17 +20,19 @@ from renderonline.farm.machines import (
     slots_allowed,
 )
 from renderonline.farm.needs import NOTHING, Ability, BoxAdvice, Needs, box_of, lacks_box
-from renderonline.farm.scheduling import Allowance, FreeSlots, Policy, card_demands
+from renderonline.farm.scheduling import AHEAD, Allowance, FreeSlots, Policy, card_demands
 from renderonline.farm.settling import FINAL_FAILURES, NO_RENDER_ENGINE, NOT_STARTED, Blame, may_bench
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol.link import from_wire
-from renderonline.renderapi.memory import BackgroundWork, Clocks
+from renderonline.renderapi.memory import BackgroundWork, Clocks, LiveAttempt
 from renderonline.renderapi.orders import Order
 
 _log = structlog.get_logger(__name__)
 
 REJECTED_S: Final = 60.0
 """How often the log names a machine whose messages are rejected."""
+_QUEUES_SINCE: Final = 2
+"""The protocol from which on a machine gets more assignments than it has slots."""
 _WISHES: Final = frozenset(Wish)
 _SHOWN: Final[Mapping[str, Any]] = {
     **dict.fromkeys(("version", "platform"), ""),
@@ -89,6 +91,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.facts = self.row.facts or {}
+        self.claimed = self.facts.get("slots", self.claimed)
         self.describe()
 
     @property
@@ -138,15 +141,39 @@ class Machine:
 
     @property
     def free(self) -> int:
-        return 0 if self.refuses else max(0, self.slots - len(self.occupied))
+        return max(0, self.places[0])
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """How many slots are free, and how many assignments it may get beyond its slots when none is
+        (R9.1 Work ahead): none where its own slots are not those that it may have."""
+        if self.refuses:
+            return 0, 0
+        free = self.slots - len(self.occupied)
+        queues = self.claimed == self.slots and self.facts.get("protocol", 0) >= _QUEUES_SINCE
+        return free, max(0, free + AHEAD * self.slots) if queues and free <= 0 else 0
+
+    def held_ahead(self, attempts: Iterable["LiveAttempt"]) -> Sequence["LiveAttempt"]:
+        """Which of its live attempts (the oldest first) wait there for a slot, as far as its reports say."""
+        waiting = [one for one in attempts if not one.running and one.attempt_id in self.occupied]
+        in_slots = max(0, self.slots - (len(self.occupied) - len(waiting)))
+        return [attempt for attempt in waiting[in_slots:] if attempt.leased]
 
     @property
     def room(self) -> FreeSlots:
         """What it has free now."""
+        return self._room(self.free)
+
+    @property
+    def room_ahead(self) -> FreeSlots:
+        """What it may get beyond its slots."""
+        return self._room(self.places[1])
+
+    def _room(self, count: int) -> FreeSlots:
         used = self.occupied.values()
         demands = tuple(mib for one in used for mib in card_demands(one))
         memory_mib, gpus = sum(one.memory_mib for one in used), sum(one.gpus for one in used)
-        return FreeSlots(self.ability, self.free, memory_mib, gpus, demands)
+        return FreeSlots(self.ability, count, memory_mib, gpus, demands)
 
     @property
     def cards(self) -> list[dict[str, Any]]:
@@ -257,6 +284,8 @@ class Machines:
         self._changed, self._clocks, self._boxes = changed, clocks, boxes
         self._all: dict[int, Machine] = {}
         self._room: set[int] = set()
+        self._room_ahead: set[int] = set()
+        self._crowded: set[int] = set()
         self._policy: Policy | None = None
         self._users: Mapping[int, Allowance] = {}
         self._given = 0
@@ -305,7 +334,8 @@ class Machines:
         gone = tuple(machine for machine_id, machine in self._all.items() if machine_id not in present)
         for machine in gone:
             del self._all[machine.machine_id]
-            self._room.discard(machine.machine_id)
+            for known in (self._room, self._room_ahead, self._crowded):
+                known.discard(machine.machine_id)
         if gone or users != self._users:
             self._users, self._policy = users, None
         return gone
@@ -353,11 +383,24 @@ class Machines:
         roomy = sorted(there, key=lambda machine: (machine.ability.gpus > 0, machine.given))
         return [machine.room for machine in roomy]
 
+    def rooms_ahead(self) -> list[FreeSlots]:
+        """What machines without free slots may get beyond them, in the same order (R9.1 Work ahead)."""
+        there = (self._all[machine_id] for machine_id in self._room_ahead)
+        return [machine.room_ahead for machine in sorted(there, key=lambda one: (one.ability.gpus > 0, one.given))]
+
+    def crowded(self) -> list[Machine]:
+        """The machines that have more attempts than slots."""
+        return [self._all[machine_id] for machine_id in self._crowded]
+
     def _room_changed(self, machine: Machine, was: MachineStatus | None) -> None:
-        if machine.free and self._all.get(machine.machine_id) is machine:
-            self._room.add(machine.machine_id)
-        else:
-            self._room.discard(machine.machine_id)
+        (free, ahead), crowded = machine.places, len(machine.occupied) - machine.slots
+        if self._all.get(machine.machine_id) is not machine:
+            free = ahead = crowded = 0
+        for known, count in ((self._room, free), (self._room_ahead, ahead), (self._crowded, crowded)):
+            if count > 0:
+                known.add(machine.machine_id)
+            else:
+                known.discard(machine.machine_id)
         if machine.status is not was:
             self._changed(machine)
 

@@ -23,7 +23,7 @@ from renderonline.database.task_rows import Moment, TaskRow
 from renderonline.farm.errors import RenderOnlineError
 from renderonline.farm.machines import AwakeClock
 from renderonline.farm.ready import Bucket, ReadyIndex, Signature
-from renderonline.farm.scheduling import Usage
+from renderonline.farm.scheduling import SHORT_IN_A_ROW, SHORT_S, Usage
 from renderonline.farm.settling import RetryPolicy
 from renderonline.farm.tasks import Landing
 from renderonline.protocol.link import Progress
@@ -146,7 +146,8 @@ class _Later(NamedTuple):
 
 
 class Memory:
-    """What the dispatcher knows. `wake` is called whenever a plan could assign something."""
+    """What the dispatcher knows. `wake` is called whenever a plan could assign something. `short`: the tasks whose
+    chunks may be held ahead (R9.1 Work ahead)."""
 
     def __init__(self, database: Database, wake: Callable[[], None], clock: Clocks, policy: RetryPolicy) -> None:
         self._database = database
@@ -165,6 +166,7 @@ class Memory:
         self.tasks: dict[int, QueuedTask] = {}
         self.attempts: dict[int, LiveAttempt] = {}
         self.reserved: dict[int, Signature] = {}
+        self.short: set[int] = set()
         self._running: dict[int, float] = defaultdict(float)
         self._timers: list[tuple[float, int, int]] = []
         self._later: dict[int, dict[int, _Later]] = {}
@@ -182,9 +184,10 @@ class Memory:
     def add_task(self, task: QueuedTask) -> None:
         """A task came into the queue, or is read again; its chunks that wait become ready when they may."""
         if (known := self.tasks.get(task.task_id)) is not None:
-            task.recent = known.recent
+            task.recent, task.short = known.recent, known.short
         self.forget_task(task.task_id)
         self.tasks[task.task_id] = task
+        self._note_short(task)
         task.is_checked_first = task.task_id in self.checked_first
         task.engine = task.engine.casefold()
         plain, task.plain = task.sorted_out().plain, None
@@ -221,6 +224,7 @@ class Memory:
         if task is None:
             return
         self.index.remove_task(task_id)
+        self.short.discard(task_id)
         self._later.pop(task_id, None)
         self._avoid.pop(task_id, None)
         for other in task.waits_for:
@@ -270,6 +274,18 @@ class Memory:
         """A chunk that waited is done (late results, R5.5 Late results)."""
         self.index.remove(chunk_id)
         self._take_later(task_id, chunk_id)
+
+    def took(self, task_id: int, seconds: float | None) -> None:
+        """A chunk of a task took so long; None: it can't be said."""
+        if (task := self.tasks.get(task_id)) is not None:
+            task.short = task.short + 1 if seconds is not None and seconds < SHORT_S else 0
+            self._note_short(task)
+
+    def _note_short(self, task: QueuedTask) -> None:
+        if task.short >= SHORT_IN_A_ROW:
+            self.short.add(task.task_id)
+        else:
+            self.short.discard(task.task_id)
 
     def release_due(self) -> float | None:
         """Make ready what has waited long enough; returns when the next chunk is due (monotonic)."""

@@ -48,6 +48,7 @@ from renderonline.renderapi.memory import (
 )
 from renderonline.renderapi.orders import AttemptFiles, Folder, Orders
 from renderonline.renderapi.reports import Reports, Watching
+from renderonline.renderapi.work_ahead import WorkAhead
 from renderonline.storage.landing import attempt_directory
 
 _log = structlog.get_logger(__name__)
@@ -193,13 +194,11 @@ class Dispatcher:
         if not unknown:
             return
         await self._memory.reload(unknown)
-        bare = [
-            task_id for task_id in unknown & self._memory.tasks.keys() if not self._memory.tasks[task_id].chunk_count
-        ]
+        found = [self._memory.tasks[task_id] for task_id in unknown & self._memory.tasks.keys()]
+        bare = [task.task_id for task in found if not task.chunk_count]
         if bare:  # inserted by hand, as the existing system would
-            await self._database.write(
-                partial(self._nodes.adopt_tasks, after=min(bare) - 1, now=self._clocks.now().local)
-            )
+            adopt = partial(self._nodes.adopt_tasks, after=min(bare) - 1, now=self._clocks.now().local)
+            await self._database.write(adopt)
             await self._memory.reload(bare)
 
     def figures(self) -> Mapping[str, float]:
@@ -225,7 +224,6 @@ class Dispatcher:
                 timer.cancel()
                 timer = None
             try:
-                await self._leasing.idle()  # what becomes free meanwhile is planned together
                 due = await self._leasing.assign_free()
                 self._checks.advance()
             except Exception:  # noqa: BLE001 (logged; the dispatcher goes on)
@@ -298,26 +296,27 @@ class Leasing:
         self._database, self._ids, self._memory, self._machines = database, ids, memory, machines
         self._orders, self._files, self._reports, self._checks = orders, files, reports, checks
         self._background, self._clocks = background, clocks
+        self._work_ahead = WorkAhead(memory, machines, reports, background, clocks)
         self._leases: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def idle(self) -> None:
-        """Wait until no leases are being committed."""
-        await self._idle.wait()
-
     async def assign_free(self) -> float | None:
         """Assign chunks to all free slots, and return before the commits when the next chunk is due (monotonic)."""
+        await self._idle.wait()  # what becomes free while leases are committed is planned together
         memory = self._memory
         await self._ids.refill()
         due = memory.release_due()
         wanted = self._plan(memory.index, memory.tasks)
         for attempt in wanted:
             memory.lease(attempt)  # as if it were committed, so that the next plan counts it
+        for assignment in self._work_ahead.plan():
+            wanted.append(self._occupy(memory.tasks[assignment.task_id], assignment))
+            memory.lease(wanted[-1])
         if wanted:
             self._idle.clear()
             self._spawn(self._lease(wanted))
-        return due
+        return min((at for at in (due, self._work_ahead.follow()) if at is not None), default=None)
 
     async def submit(self, new: NewTask, engine: EngineRow) -> Submitted:
         """Commit a task. When nothing else waits its first chunks are leased in the same transaction, so that it starts

@@ -35,6 +35,7 @@ from renderonline.farm import needs
 from renderonline.farm.errors import InvalidRequest
 from renderonline.farm.settling import (
     NO_RENDER_ENGINE,
+    NOT_BEGUN,
     NOT_STARTED,
     OVERTIME,
     Ending,
@@ -184,14 +185,24 @@ class Reports:
         """A v1 machine has begun an attempt."""
         await self._write(Reported([StartedStep(attempt_id, token=None, at_us=self._clocks.now().us)]))
 
-    async def end(self, endings: Mapping[int, Ending]) -> None:
-        """End live attempts by RenderAPI's own verdict: lost, given back, or not startable."""
+    async def take_back(self, held: Sequence[tuple[LiveAttempt, str]]) -> None:
+        """End assignments that their machines have not begun, each for its reason. What has begun, as far as it was
+        reported when this is written, goes on."""
+        endings = {one.attempt_id: Ending(Outcome.CANCELED, reason=why, given_back=True) for one, why in held}
+        await self.end(endings, unbegun=True)
+        for attempt, why in held:
+            if attempt.attempt_id not in self._memory.attempts:
+                self._machines.cancel(attempt.machine_id, attempt.attempt_id, why)
+
+    async def end(self, endings: Mapping[int, Ending], *, unbegun: bool = False) -> None:
+        """End live attempts by RenderAPI's own verdict: lost, given back, or not startable. `unbegun`: only those
+        whose process has not started."""
         if not endings:
             return
         at_us = self._clocks.now().us
         wanted = {attempt_id: await self.wanted(attempt_id) or {} for attempt_id in endings}
         steps = [
-            EndedStep(key, token=None, ending=ending, wanted=wanted[key], at_us=at_us)
+            EndedStep(key, token=None, ending=ending, wanted=wanted[key], at_us=at_us, unbegun=unbegun)
             for key, ending in endings.items()
         ]
         await self._write(Reported(steps))
@@ -305,6 +316,9 @@ class Reports:
     def _end(self, ended: EndedAttempt) -> None:
         attempt, chunk, verdict = ended
         self._memory.end_attempt(attempt.attempt_id)
+        if verdict.counts or (attempt.outcome is Outcome.SUCCEEDED and attempt.started_us):
+            seconds = None if verdict.counts else ((attempt.ended_us or 0) - (attempt.started_us or 0)) / 1e6
+            self._memory.took(attempt.task_id, seconds)
         if attempt.outcome is not Outcome.SUCCEEDED:
             _log.info("An attempt ended", attempt=attempt.attempt_id, task=attempt.task_id,
                       machine_id=attempt.machine_id, outcome=attempt.outcome, chunk=chunk.state,
@@ -392,7 +406,10 @@ class Watching:
         """End what has to be ended at this moment (awake seconds)."""
         silent = self._silent(awake)
         leased = [attempt for attempt in self._memory.attempts.values() if attempt.leased]
-        await self._reports.end({one.attempt_id: end for one in leased if (end := self._lost(one, silent))})
+        gone = (machine for machine in self._machines if machine.machine_id in silent)
+        held = (machine.held_ahead(self._memory.attempts_on(machine.machine_id)) for machine in gone)
+        unbegun = {attempt.attempt_id for ahead in held for attempt in ahead}
+        await self._reports.end({one.attempt_id: end for one in leased if (end := self._lost(one, silent, unbegun))})
         if awake <= self._return_s:
             return
         await self._read_limits(awake)
@@ -414,10 +431,12 @@ class Watching:
                     machine.link.close(f"nothing was heard for {self._silence_s:.0f} s")
         return silent
 
-    def _lost(self, attempt: LiveAttempt, silent: dict[int, str]) -> Ending | None:
-        gone = self._machines.get(attempt.machine_id) is None
-        reason = "its machine was removed" if gone else silent.get(attempt.machine_id)
-        return Ending(Outcome.LOST, reason=reason) if reason else None
+    def _lost(self, attempt: LiveAttempt, silent: dict[int, str], unbegun: Collection[int]) -> Ending | None:
+        if self._machines.get(attempt.machine_id) is None:
+            return Ending(Outcome.LOST, "" if attempt.running else NOT_BEGUN, "its machine was removed")
+        reason = silent.get(attempt.machine_id)
+        failure = NOT_BEGUN if attempt.attempt_id in unbegun else ""
+        return Ending(Outcome.LOST, failure, reason) if reason else None
 
     def _held_up(self, machine: Machine, awake: float) -> dict[int, Ending]:
         """The attempts that a machine neither starts nor ends."""

@@ -144,14 +144,24 @@ class Explanations:
                 yield f"No machine checked its scene first: {state.unchecked}."
             return
         if state.counters.live:
-            names = {self._machine_name(one.machine_id) for one in self._memory.attempts_of(state.task_id)}
-            are = "is" if state.counters.live == 1 else "are"
-            where = ", ".join(sorted(names)) or "a machine"
-            yield f"{state.counters.live} of its parts {are} being rendered on {where}."
+            yield from self._where(state.task_id, state.counters.live)
         if state.counters.waiting:
             yield from self._why_waiting(story)
         for reason in story.reasons:
             yield f"A part failed before: {reason}."
+
+    def _where(self, task_id: int, live: int) -> Iterable[str]:
+        machine_ids = {attempt.machine_id for attempt in self._memory.attempts_of(task_id)}
+        held = [
+            attempt.task_id
+            for machine_id in machine_ids
+            if (machine := self._machines.get(machine_id)) is not None
+            for attempt in machine.held_ahead(self._memory.attempts_on(machine_id))
+        ].count(task_id)
+        where = ", ".join(sorted(map(self._machine_name, machine_ids))) or "a machine"
+        yield f"{live - held} of its parts {'is' if live - held == 1 else 'are'} being rendered on {where}."
+        if held:
+            yield f"{held} more {'waits' if held == 1 else 'wait'} there for a slot."
 
     def _why_waiting(self, story: control_rows.Story) -> Iterable[str]:
         memory, task_id = self._memory, story.state.task_id

@@ -398,10 +398,12 @@ async def test_drain_hands_new_assignments_back_and_exit_ends_the_program(
     await api.linked()
     await api.assign(1, ["-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"], tmp_path / "1")
     await api.report(1, "started")
+    await api.assign(3, ["-c", "exit 0"], tmp_path / "3")
     await api.send(Drain(exit=True))
     await api.assign(2, ["-c", "exit 0"], tmp_path / "2")
-    exited = await api.report(2, "exited")
-    assert (exited["outcome"], exited["failure"]) == ("canceled", "handed_back")
+    for number in (2, 3):
+        exited = await api.report(number, "exited")
+        assert (exited["outcome"], exited["failure"]) == ("canceled", "handed_back")
     (tmp_path / "go").touch()
     assert (await api.report(1, "exited"))["outcome"] == "succeeded"
     assert await node.ends() == 0
@@ -412,10 +414,12 @@ async def test_sigterm_lets_a_short_attempt_finish(api: FakeRenderAPI, tmp_path:
         await api.linked()
         await api.assign(1, ["-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"], tmp_path / "1")
         await api.report(1, "started")
+        await api.assign(3, ["-c", "exit 0"], tmp_path / "3")
         os.kill(node.pid, signal.SIGTERM)
         await api.until(
             lambda: any(message["type"] == "heartbeat" and message["full"] for message in api.messages), "full"
         )
+        assert (await api.report(3, "exited"))["failure"] == "handed_back"
         await api.assign(2, ["-c", "exit 0"], tmp_path / "2")
         assert (await api.report(2, "exited"))["failure"] == "handed_back"
         (tmp_path / "go").touch()
