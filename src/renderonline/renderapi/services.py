@@ -7,6 +7,7 @@ at the caller.
 """
 
 import functools
+import gzip
 import hashlib
 import re
 import secrets
@@ -358,6 +359,10 @@ def check_declared(routes: Sequence[BaseRoute]) -> None:
             raise TypeError(f"The route {context.path} does not check who calls it.")
 
 
+_LONG: Final = 4096
+"""Bytes of an answer that are worth compressing."""
+
+
 class GuardedRoute(APIRoute):
     """A route of v2 that checks its caller; FastAPI then reads the body, with a bound."""
 
@@ -368,9 +373,20 @@ class GuardedRoute(APIRoute):
             await _let_in(request, needs)
             if self.body_field is not None:  # a handler that reads the body itself bounds it as well
                 request = Request(request.scope, bounded(request, request.receive))
-            return await answer(request)
+            return packed(await answer(request), request)
 
         return guarded
+
+
+def packed(response: Response, request: Request) -> Response:
+    """The same answer compressed, if it is a long one of JSON and the client takes it: a page of a task's parts is a
+    tenth then."""
+    takes = "gzip" in request.headers.get("accept-encoding", "")
+    if takes and response.media_type == "application/json" and len(response.body) >= _LONG:
+        response.body = gzip.compress(response.body, 1, mtime=0)
+        response.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(response.body))})
+        response.headers.add_vary_header("Accept-Encoding")
+    return response
 
 
 class PlainRoute(Route):

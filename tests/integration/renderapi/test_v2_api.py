@@ -154,6 +154,20 @@ async def test_parts_of_a_task_are_asked_for_by_their_ids(api: Running) -> None:
         assert (await api.call("GET", f"/tasks/1/chunks?ids={wrong}")).status == 400
 
 
+@pytest.mark.parametrize(("takes", "limit"), [("gzip, br", 500), ("gzip, br", 5), ("identity", 500)])
+async def test_long_answers_travel_compressed_to_those_who_take_it(api: Running, takes: str, limit: int) -> None:
+    await api.new_task(frames="1-500", chunk_size=1)
+    reply = await api.call("GET", f"/tasks/1/chunks?limit={limit}", headers={"Accept-Encoding": takes})
+    assert len(reply.json()["items"]) == limit
+    if takes == "identity" or limit == 5:
+        assert int(reply.headers["Content-Length"]) == len(reply.body)
+        assert "Content-Encoding" not in reply.headers
+    else:
+        assert int(reply.headers["Content-Length"]) < len(reply.body) / 10
+        assert reply.headers["Content-Encoding"] == "gzip"
+        assert "Accept-Encoding" in reply.headers["Vary"]
+
+
 @pytest.mark.both_databases
 async def test_tasks_come_in_pages(api: Running) -> None:
     for _ in range(5):
