@@ -19,7 +19,7 @@ from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending
 from renderonline.farm.tasks import Outcome
 from renderonline.protocol import link
-from renderonline.protocol.link import PROTOCOL, Hello, Refused, check_hello, decode, encode, to_wire
+from renderonline.protocol.link import PROTOCOL, Hello, Refused, check_hello, decode_frame, encode, to_wire
 from renderonline.renderapi.connected_machines import Machines
 from renderonline.renderapi.machine_links import MAX_MESSAGE, LinkedMachine, Socket
 from renderonline.renderapi.memory import BackgroundWork, Clocks, LiveAttempt, Memory
@@ -106,7 +106,7 @@ class LinkedMachines:
             await asyncio.wait([connection.ended for connection in connections], timeout=_CLOSING_S)
 
     async def _greet(self, text: str) -> LinkedMachine:
-        message: Hello = decode(text, Hello)
+        message = _hello_of(text)
         row = await self._authenticated(message)
         _check_protocol(message)
         check_hello(message)
@@ -244,6 +244,14 @@ async def _close_quietly(socket: WebSocket, code: int, reason: str) -> None:
     """Close; a socket that is gone already is closed enough."""
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
         await socket.close(code, reason[:100])
+
+
+def _hello_of(text: str) -> Hello:
+    messages = decode_frame(text, Hello)
+    if len(messages) > 1:
+        raise InvalidRequest("A hello is a frame of its own.")
+    hello: Hello = messages[0]
+    return hello
 
 
 def _check_protocol(message: Hello) -> None:

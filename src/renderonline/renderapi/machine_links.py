@@ -50,7 +50,7 @@ REPORTS: Final = (link.Started, link.Result, link.Exited)
 
 
 class Socket(Protocol):
-    """A machine's connection (`deadlines.MessageSocket`). `is_writable`: whether what is sent now leaves soon."""
+    """A machine's connection (`message_sockets.MessageSocket`). `is_writable`: whether what is sent now leaves soon."""
 
     is_writable: bool
 
@@ -284,12 +284,13 @@ class LinkedMachine:
 
     def _take_heartbeat(self, heartbeat: link.Heartbeat) -> None:
         """Note load and whether the machine can still write."""
-        check_cards(heartbeat.cards)
         before, full = self.machine.ability, heartbeat.full[:LONGEST_TEXT]
+        if heartbeat.cards:
+            check_cards(heartbeat.cards)
         self.machine.load = to_wire(heartbeat)
         if heartbeat.cards:
             self.machine.describe()
-        if self.machine.ability != before or self.machine.full != full:
+        if (self.machine.ability is not before and self.machine.ability != before) or self.machine.full != full:
             self.machine.full = full
             self._machines.note(self.machine)
             self._background.wake()

@@ -55,7 +55,7 @@ from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import Explanations, TaskViews
 from renderonline.renderapi.uploads import Uploads
 from renderonline.serving.bodies import bounded
-from renderonline.serving.deadlines import take_messages
+from renderonline.serving.message_sockets import take_messages
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.attempt_logs import AttemptLogs
 from renderonline.storage.images import PreviewFiles

@@ -1,4 +1,4 @@
-"""uvicorn's protocols with deadlines and bounds: slow or endless clients are disconnected, and early answers arrive.
+"""uvicorn's protocol with deadlines and bounds: slow or endless clients are disconnected, and early answers arrive.
 
 uvicorn itself waits without limit for headers, bodies and readers, accepts headers of any length, reads bodies that the
 application has not asked for, and resets the connection when a request is answered before its body was read, so that
@@ -7,15 +7,11 @@ the client never sees the answer.
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final
 
-from starlette.requests import HTTPConnection
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import State
 
-from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest, is_host, let_in
+from renderonline.serving.admission import GUEST, IS_KNOWN, Admission, Guest, is_host
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
         Scope,
     )
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-    from websockets.http11 import Request
 
 WATCH_S: Final = 5.0
 HEADER_S: Final = 20.0
@@ -51,18 +46,6 @@ LINGER_S: Final = 2.0
 that reads only after it has sent everything would lose the answer."""
 LINGER_BYTES: Final = 16 * 1024 * 1024
 """The most that is meanwhile read and discarded of a body that was asked for, or whose sender has authenticated."""
-FRAMES_BYTES: Final = 2048
-"""The bytes of a WebSocket that are parsed at once, because they may be hundreds of frames."""
-UNFINISHED_FRAMES: Final = 100
-"""The most frames of a WebSocket in a row that complete no message; before authentication, the most frames in all."""
-HELLO_BYTES: Final = 256 * 1024
-"""The most bytes of a WebSocket that are read before its sender has authenticated."""
-STRANGER_S: Final = 30.0
-"""How long a WebSocket may be open before its sender has authenticated; the application answers earlier."""
-CLOSE_S: Final = 10.0
-"""How long the other side of a WebSocket has for its own part of a close."""
-_LINK: Final = "renderonline.link"
-"""The key in a WebSocket's state of its `LinkProtocol`."""
 
 
 def patient(admission: Admission) -> Callable[..., asyncio.BaseProtocol]:
@@ -84,7 +67,7 @@ class PatientProtocol(HttpToolsProtocol):
     _asked: "RequestResponseCycle | None" = None
     _delivered = False
     _lingering: int | None = None
-    _reader: "_Reader"
+    _reader: "Reader"
 
     def __init__(self, admission: Admission, guest: Guest, **more: Any) -> None:
         super().__init__(**more)
@@ -96,7 +79,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._guest.is_busy, self._guest.end = self._is_busy, transport.abort
         now = self.loop.time()
         self._in_headers_since = self._window_started = now
-        self._reader = _Reader(transport, now)
+        self._reader = Reader(transport, now)
         self._watch = self.loop.call_later(WATCH_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -257,7 +240,7 @@ class PatientProtocol(HttpToolsProtocol):
         return late
 
 
-class _Reader:
+class Reader:
     """Observes whether the client reads what we have written."""
 
     def __init__(self, transport: asyncio.Transport, now: float) -> None:
@@ -285,205 +268,6 @@ class _BoundedReads(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._protocol.data_received(bytes(self._buffer[:nbytes]))
-
-
-class LinkProtocol(WebSocketsSansIOProtocol):
-    """The WebSocket of a sender that has not authenticated. It is closed when that takes too many frames or bytes, or
-    too long; afterwards a `MessageSocket` has the connection."""
-
-    _watch: asyncio.TimerHandle
-    _bytes = 0
-    _frames = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch = self.loop.call_later(STRANGER_S, transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._watch.cancel()
-        admission, guest = self.app_state[GUEST]
-        admission.leave(guest)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        for begin in range(0, len(data), FRAMES_BYTES):
-            piece = data[begin : begin + FRAMES_BYTES]
-            self._bytes += len(piece)
-            super().data_received(piece)
-            if self.transport.is_closing():
-                return
-            if self._frames > UNFINISHED_FRAMES or self._bytes > HELLO_BYTES:
-                self.transport.abort()
-                return
-
-    def handle_connect(self, event: "Request") -> None:
-        super().handle_connect(event)
-        if not self.handshake_complete:  # it was not refused
-            self.scope["state"][_LINK] = self
-
-    def handle_events(self) -> None:
-        self._frames += len(self.conn.events)
-        super().handle_events()
-
-    def hand_over(self, receiver: "MessageReceiver") -> "MessageSocket":
-        """Leave the connection to a `MessageSocket`."""
-        self._watch.cancel()
-        self.close_timer = self._watch  # without a timer uvicorn closes the connection when the application ends
-        taken = MessageSocket(self, receiver)
-        while not self.queue.empty():
-            event: Any = self.queue.get_nowait()
-            if event.get("text") is not None:
-                self.loop.call_soon(receiver.received, event["text"])
-        if self.transport.is_closing():
-            self.loop.call_soon(receiver.lost)
-        else:
-            self.connections.remove(self)
-            self.connections.add(taken)  # type: ignore[arg-type]  # it can `shutdown`, which is all that is asked of it
-            self.transport.set_protocol(taken)
-            self.transport.resume_reading()
-        self.scope["state"].pop(_LINK)  # a circle of references would stay until the next search for them
-        return taken
-
-
-class MessageReceiver(Protocol):
-    """What gets the messages of a `MessageSocket`."""
-
-    def received(self, text: str) -> None:
-        """A message has arrived."""
-
-    def writable(self) -> None:
-        """What was written has left: more may be."""
-
-    def lost(self) -> None:
-        """The connection has ended."""
-
-
-def take_messages(connection: HTTPConnection, who: str, receiver: MessageReceiver) -> "MessageSocket":
-    """Note that the WebSocket `connection` is the link of the machine `who`, which has authenticated. From now on its
-    messages go to `receiver`, and its request may end: a link that says nothing needs no task and no request."""
-    let_in(connection, who, is_link=True)
-    protocol: LinkProtocol = getattr(connection.state, _LINK)
-    return protocol.hand_over(receiver)
-
-
-class MessageSocket(asyncio.Protocol):
-    """The WebSocket of a machine that has authenticated. It is closed when its frames complete no message, or when the
-    machine does not read. `is_writable`: whether what is written now leaves soon."""
-
-    __slots__ = (
-        "_conn",
-        "_connections",
-        "_frames",
-        "_guest",
-        "_is_text",
-        "_parts",
-        "_receiver",
-        "_transport",
-        "_watch",
-        "is_writable",
-    )
-
-    def __init__(self, link: LinkProtocol, receiver: MessageReceiver) -> None:
-        self._transport, self._conn, self._connections = link.transport, link.conn, link.connections
-        self._guest: tuple[Admission, Guest] = link.app_state[GUEST]
-        self._receiver = receiver
-        self._is_text, self._parts = link.curr_msg_data_type == "text", link.frames
-        self._frames = 0
-        self._watch: asyncio.TimerHandle | None = None
-        self.is_writable = link.writable.is_set()
-
-    def send(self, text: str) -> None:
-        """Send a message; dropped when the connection ends anyway."""
-        if self._conn.state is State.OPEN and not self._transport.is_closing():
-            self._conn.send_text(text.encode())
-            self._write()
-
-    def close(self, code: int, reason: str) -> None:
-        """Say why, and end the connection."""
-        if self._conn.state is State.OPEN and not self._transport.is_closing():
-            self._conn.send_close(code, reason)
-            self._write()
-            self._transport.resume_reading()  # until the other side's part has come
-            self._look_after(CLOSE_S, self._transport.abort)
-
-    def shutdown(self) -> None:
-        """End the connection, because the server stops."""
-        self.close(CloseCode.SERVICE_RESTART, "")
-        self._transport.close()
-
-    def pause(self) -> None:
-        """Read nothing until `resume`."""
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def pause_writing(self) -> None:
-        self.is_writable = False
-
-    def resume_writing(self) -> None:
-        self.is_writable = True
-        self._receiver.writable()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._connections.discard(self)
-        admission, guest = self._guest
-        admission.leave(guest)
-        self._receiver.lost()
-
-    def data_received(self, data: bytes) -> None:
-        for begin in range(0, len(data), FRAMES_BYTES):
-            self._conn.receive_data(data[begin : begin + FRAMES_BYTES])
-            for frame in self._conn.events_received():
-                self._take(cast("Frame", frame))
-            if self._conn.writes:  # the answer to a ping, or to the end
-                self._write()
-            if self._conn.eof_sent:
-                self._transport.close()
-            if self._frames > UNFINISHED_FRAMES:
-                self._transport.abort()
-            if self._transport.is_closing():
-                return
-
-    def _take(self, frame: Frame) -> None:
-        self._frames += 1
-        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._is_text, self._parts = frame.opcode is Opcode.TEXT, [bytes(frame.data)]
-        elif frame.opcode is Opcode.CONT:
-            self._parts.append(bytes(frame.data))
-        else:
-            return
-        if frame.fin:
-            content, self._parts, self._frames = b"".join(self._parts), [], 0
-            try:
-                text = content.decode() if self._is_text else None
-            except UnicodeDecodeError:
-                text = None
-            if text is None:
-                self.close(CloseCode.UNSUPPORTED_DATA, "a message is text")
-            else:
-                self._receiver.received(text)
-
-    def _write(self) -> None:
-        self._transport.write(b"".join(self._conn.data_to_send()))
-        if self._watch is None:
-            self._look_after(WATCH_S, self._look, _Reader(self._transport, asyncio.get_running_loop().time()))
-
-    def _look(self, reader: _Reader) -> None:
-        self._watch = None
-        if reader.is_late(asyncio.get_running_loop().time()):
-            self._transport.abort()
-        elif self._transport.get_write_buffer_size():
-            self._look_after(WATCH_S, self._look, reader)
-
-    def _look_after(self, wait_s: float, look: Callable[..., None], *about: object) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._watch = asyncio.get_running_loop().call_later(wait_s, look, *about)
 
 
 class _ClosesGently:

@@ -34,7 +34,8 @@ import renderonline
 from renderonline.farm.errors import InvalidRequest, NotAvailable
 from renderonline.serving.admission import Acceptor, Admission, Guest, most_connections
 from renderonline.serving.bodies import THREADS
-from renderonline.serving.deadlines import LinkProtocol, patient
+from renderonline.serving.deadlines import patient
+from renderonline.serving.message_sockets import LinkProtocol
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
-from renderonline.serving import deadlines
-from renderonline.serving.deadlines import HELLO_BYTES, UNFINISHED_FRAMES, MessageSocket, take_messages
+from renderonline.serving import deadlines, message_sockets
+from renderonline.serving.message_sockets import HELLO_BYTES, UNFINISHED_FRAMES, MessageSocket, take_messages
 from tests.integration.serving.test_web import serving
 
 HELLO = b"\x81\x85\0\0\0\0hello"
@@ -83,12 +83,21 @@ async def test_who_talks_much_and_says_nothing_is_cut(url: str, flood: bytes) ->
 
 
 @pytest.mark.parametrize(
-    "flood", [EMPTY_PING * 1000, FRAGMENTS, b"\x82\x80\0\0\0\0", b"\x81\x81\0\0\0\0\xff", b"\x83\x80"]
+    "flood",
+    [
+        EMPTY_PING * 1000,
+        FRAGMENTS,
+        b"\x82\x80\0\0\0\0",
+        b"\x81\x81\0\0\0\0\xff",
+        b"\x83\x80",
+        b"\x81\x01x",
+        b"\x81\x80\0\0\0\0" * 2 + b"\x81\x01x",
+    ],
 )
 async def test_machine_that_sends_what_no_machine_sends_is_cut(
     url: str, flood: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadlines, "CLOSE_S", 0.1)
+    monkeypatch.setattr(message_sockets, "CLOSE_S", 0.1)
     reader, writer = await opened(url)
     writer.write(HELLO)
     await answer_to(reader, writer, "begun")
@@ -102,6 +111,31 @@ async def answer_to(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     writer.write(bytes((0x81, 0x80 | len(text))) + bytes(4) + text.encode())
     async with asyncio.timeout(10):
         assert await reader.readexactly(2 + len(text)) == bytes((0x81, len(text))) + text.encode()
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 200, 2**16 - 1, 2**16, 200_000])
+async def test_message_of_any_size_arrives_whole_and_in_pieces(url: str, size: int) -> None:
+    text = "ä" * (size // 2) + "x" * (size % 2)
+    async with connect(url.replace("http", "ws") + "/link", compression=None) as machine, asyncio.timeout(10):
+        await machine.send("hello")
+        await machine.send(text)
+        assert await machine.recv() == text
+        await machine.send(["", text, "", "end"])
+        assert await machine.recv() == text + "end"
+
+
+async def test_message_of_several_reads_arrives(url: str) -> None:
+    reader, writer = await opened(url)
+    writer.write(HELLO)
+    await answer_to(reader, writer, "begun")
+    frame = b"\x81\x83\1\2\3\4" + bytes((ord("a") ^ 1, ord("b") ^ 2, ord("c") ^ 3))
+    for piece in (frame[:1], frame[1:4], frame[4:8], frame[8:] + frame, frame):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    async with asyncio.timeout(10):
+        assert await reader.readexactly(15) == b"\x81\3abc" * 3
+    writer.close()
 
 
 async def test_what_is_said_before_the_answer_to_the_hello_counts(url: str) -> None:
@@ -142,15 +176,14 @@ async def test_link_ends_when_the_server_stops() -> None:
 
 
 async def test_a_stranger_is_cut_after_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
-    monkeypatch.setattr(deadlines, "STRANGER_S", 0.2)
+    monkeypatch.setattr(message_sockets, "STRANGER_S", 0.2)
     reader, writer = await opened(url)
     assert await is_cut(reader)
     writer.close()
 
 
 async def test_who_does_not_read_is_cut(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "WATCH_S", 0.05)
+    monkeypatch.setattr(message_sockets, "WATCH_S", 0.05)
     monkeypatch.setattr(deadlines, "READER_S", 0.3)
     closed = asyncio.Event()
     monkeypatch.setattr(Echo, "lost", lambda _: closed.set())
