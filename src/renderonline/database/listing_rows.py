@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Column,
     ColumnElement,
     Connection,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
+    null,
     or_,
     select,
 )
@@ -211,6 +213,14 @@ _TASK: Final = select(
 ).select_from(_WITH_SCENE.outerjoin(users, users.c.user_id == tasks.c.user_id))
 _THIS: Final = tasks.c.task_id == bindparam("task_id")
 _ONE_TASK: Final = _TASK.add_columns(renders.c.facts).where(_THIS)
+_THESE: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
+_THESE_TASKS: Final = _TASK.add_columns(null().label("facts")).where(tasks.c.task_id.in_(_THESE))
+_LIVE_ON: Final = (
+    select(attempts.c.task_id, attempts.c.machine_id)
+    .where(LIVE_ATTEMPT, attempts.c.task_id.in_(_THESE))
+    .distinct()
+    .order_by(attempts.c.machine_id)
+)
 _SCENE_FILE: Final = (
     select(tasks.c.user_id, *_present(renders, "file_path", "file_name"), tasks.c.results_in, tasks.c.names)
     .outerjoin(renders, renders.c.render_id == tasks.c.render_id)
@@ -257,7 +267,7 @@ def list_tasks(
     # The ids come from an index alone, however many tasks it passes over: only rows that are shown are read.
     found = _page(connection, _ids(wanted), tasks.c.task_id, limit, cursor, newest_first=True)
     ids = [row.task_id for row in found.items]
-    rows = {row.task_id: row for row in connection.execute(_TASK.where(tasks.c.task_id.in_(ids)))}
+    rows = {row.task_id: row for row in connection.execute(_THESE_TASKS, {"ids": ids})}
     machine_ids = _live_machines(connection, ids)
     return Page(tuple(_task(rows[task_id], machine_ids) for task_id in ids), found.next)
 
@@ -391,14 +401,8 @@ def _ids(wanted: TaskFilter) -> Select[tuple[int]]:
 
 def _live_machines(connection: Connection, task_ids: Iterable[int]) -> dict[int, tuple[int, ...]]:
     """The machines that have live attempts of these tasks. Live attempts are few, however many there ever were."""
-    rows = connection.execute(
-        select(attempts.c.task_id, attempts.c.machine_id)
-        .where(LIVE_ATTEMPT, attempts.c.task_id.in_(set(task_ids)))
-        .distinct()
-        .order_by(attempts.c.machine_id)
-    )
     found: dict[int, tuple[int, ...]] = {}
-    for task_id, machine_id in rows:
+    for task_id, machine_id in connection.execute(_LIVE_ON, {"ids": list(task_ids)}):
         found[task_id] = (*found.get(task_id, ()), machine_id)
     return found
 
@@ -416,7 +420,7 @@ def _task(row: AnyRow, live: Mapping[int, tuple[int, ...]]) -> TaskView:
         deliver=row.deliver or "",
         needs=json_object(row.needs),
         warnings=json_texts(row.warnings),
-        facts=json_object(getattr(row, "facts", None)),
+        facts=json_object(row.facts),
         arguments=json_object(row.values_json),
         frames=row.frames or "",
         chunks=counters,

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from renderonline.database import control_rows, submission_rows
+from renderonline.database import administration_rows, control_rows, submission_rows
 from renderonline.database.door import Database
 from renderonline.database.file_rows import (
     Begun,
@@ -188,10 +188,14 @@ class Housekeeping:
         limit = self.limit(user_id)
         if not limit or not size:
             return []
-        tasks = await self._database.read(partial(control_rows.stored_tasks, user_id=user_id))
+        kept = await self._database.read(partial(administration_rows.limits, user_id=user_id))
         roots = await self._places.roots()
         opened = await asyncio.to_thread(_opened, roots, user_id, upload_id)
-        taken, coming = sum(task.size for task in tasks), sum(opened.values())
+        coming = sum(opened.values())
+        if kept["kept_bytes"] + coming + size <= limit:
+            return []
+        tasks = await self._database.read(partial(control_rows.stored_tasks, user_id=user_id))
+        taken = sum(task.size for task in tasks)
         over, going = taken + coming + size - limit, []
         for task in tasks:
             if over > 0 and task.size and task.may_go and task.task_id not in spared:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from renderonline.database import control_rows
 from renderonline.database.control_rows import delete_task
-from renderonline.database.door import Database
+from renderonline.database.door import Connection, Database
 from renderonline.database.submission_rows import submit_and_lease
 from renderonline.farm.errors import NoSpace, NotAvailable
 from renderonline.hpcserver import file_exchange as sending_files
@@ -61,6 +62,24 @@ async def multipart(mine: Uploader, size: int) -> Reply:
 
 
 # -- keep_mib
+
+
+async def test_tasks_are_added_up_only_when_there_is_too_little_room(
+    mine: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added_up: list[int] = []
+
+    def stored_tasks(connection: Connection, user_id: int) -> tuple[control_rows.StoredTask, ...]:
+        added_up.append(user_id)
+        return original(connection, user_id)
+
+    original = control_rows.stored_tasks
+    monkeypatch.setattr(control_rows, "stored_tasks", stored_tasks)
+    await task_of(mine, 5)
+    await task_of(mine, 5)
+    assert added_up == []
+    await task_of(mine, 1)
+    assert added_up
 
 
 @pytest.mark.both_databases
@@ -256,9 +275,9 @@ async def test_deletion_that_a_stop_interrupts_is_carried_through(
     """RenderAPI ended when the files were gone and the rows were not."""
     write, reached = Database.write, asyncio.Event()
 
-    async def ends(self: Database, operation: Any) -> Any:
+    async def ends(self: Database, operation: Any, **more: Any) -> Any:
         if getattr(operation, "func", None) is not delete_task:
-            return await write(self, operation)
+            return await write(self, operation, **more)
         reached.set()
         return await asyncio.Event().wait()
 
@@ -290,10 +309,10 @@ async def test_deletion_outlasts_a_database_that_goes_away(
     monkeypatch.setattr(control, "_AGAIN_S", 0.01)
     write, failures = Database.write, [NoSpace("The disk is full."), NotAvailable("The database went away.")]
 
-    async def fails(self: Database, operation: Any) -> Any:
+    async def fails(self: Database, operation: Any, **more: Any) -> Any:
         if getattr(operation, "func", None) is delete_task and failures:
             raise failures.pop()
-        return await write(self, operation)
+        return await write(self, operation, **more)
 
     monkeypatch.setattr(Database, "write", fails)
     task_id = await task_of(mine, 1)
@@ -386,12 +405,12 @@ async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_ta
     """The connection to the database broke during the commit."""
     write, whole = Database.write, [False]
 
-    async def breaks(self: Database, operation: Any) -> Any:
+    async def breaks(self: Database, operation: Any, **more: Any) -> Any:
         if getattr(operation, "func", None) is submit_and_lease and whole and not whole.pop():
             if committed:
                 await write(self, operation)
             raise NotAvailable("The database went away.")
-        return await write(self, operation)
+        return await write(self, operation, **more)
 
     monkeypatch.setattr(Database, "write", breaks)
     assert (await api.submit({"engine": "blender"}, SCENE, version=2)).status == 503
