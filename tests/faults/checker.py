@@ -306,13 +306,15 @@ def lasting(check: Check, timeout_s: float) -> list[str]:
 
 
 class Watch:
-    """Looks at leases and limits all the time, in a thread: what was exceeded for a moment counts too."""
+    """Looks at leases and limits all the time, in a thread: what was exceeded for a moment counts too. `ahead`: how
+    often a machine had more attempts than its `slots`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, slots: int) -> None:
         self._reader = Reader(url)
+        self._crowded = f"SELECT machine_id FROM attempts WHERE state IN {LIVE} GROUP BY 1 HAVING COUNT(*) > {slots}"
         self._wrong: list[str] = []
         self._stop = threading.Event()
-        self.looks = 0
+        self.looks = self.ahead = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -320,6 +322,7 @@ class Watch:
         while not self._stop.wait(WATCH_S):
             with suppress(Unavailable), self._reader.snapshot():
                 self._wrong += [*leases(self._reader), *limits(self._reader)]
+                self.ahead += bool(self._reader.rows(self._crowded))
                 self.looks += 1
         self._reader.close()
 

@@ -256,7 +256,9 @@ class FaultFarm:
         with self.client() as client:
             client.admin.add_engine(engine.DEFINITION)
             for subscription in client.admin.subscriptions():
-                limit = {"running_limit": len(MACHINES) * SLOTS - 1}
+                limit = {
+                    "running_limit": 2 * len(MACHINES) * SLOTS
+                }  # with what they hold ahead it could be three times
                 client.admin.change_subscription(int(subscription["subscription_id"]), **limit)
             code = client.admin.invite(uses=len(MACHINES), slots=SLOTS)["code"]
         self.client_proxy = self._proxy()

@@ -38,7 +38,7 @@ class Run:
         self._results = checker.Results(self._reader)
         self._marks = [machine.mark for machine in farm.machines]
         self._homes = [machine.home for machine in farm.machines]
-        self._watch = Watch(farm.url)
+        self._watch = Watch(farm.url, SLOTS)
         self._workload = Workload(farm, seed)
         self._injector = Injector(farm, seed, self.report)
 
@@ -106,6 +106,7 @@ class Run:
             self.report.facts[table] = int(self._reader.rows(f"SELECT COUNT(*) FROM {table}")[0][0])
         self.report.errors.update(self._workload.errors)
         self.report.facts["looks at leases and limits"] = self._watch.looks
+        self.report.facts["looks at work ahead"] = self._watch.ahead
         for program in (*(machine.program for machine in self._farm.machines), self._farm.renderapi):
             code = program.stop()
             self._must(lambda code=code, name=program.name: [f"{name} ended with {code}."] if code else [], 0.0)

@@ -256,7 +256,7 @@ def test_process_that_outlives_its_attempt_is_found(farm: Planted) -> None:
 
 
 def test_watch_remembers_what_was_wrong_for_a_moment(farm: Planted) -> None:
-    watch = Watch(farm.url)
+    watch = Watch(farm.url, 1)
     farm.sql(OTHER)
     deadline = time.monotonic() + 30
     while not watch.check() and time.monotonic() < deadline:

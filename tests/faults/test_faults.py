@@ -13,6 +13,7 @@ def test_farm_survives_seeded_faults(database_kind: str) -> None:
     assert report.faults >= FAULTS
     assert report.facts["results"] > 0
     assert report.facts["looks at leases and limits"] > 0
+    assert report.facts["looks at work ahead"] > 0
 
 
 @pytest.mark.timeout(300)

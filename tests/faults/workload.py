@@ -15,6 +15,9 @@ from tests.faults.farm import FaultFarm, wait_until
 IN_FLIGHT: Final = 6
 FRAME_S: Final = 0.04
 ODD: Final = 0.08
+LONG: Final = 0.2
+LONG_FRAMES: Final = 30
+"""Of a task whose chunks machines hold ahead (R9.1 Work ahead)."""
 SUBMITTED_S: Final = 60.0
 ENDED: Final = frozenset({"succeeded", "failed", "canceled"})
 
@@ -70,12 +73,13 @@ class Workload:
             self._act(client, int(task["task_id"]), str(task["file_name"]), paused=bool(task["paused"]))
 
     def _submit(self, client: Client) -> None:
-        key, count = f"task-{len(self.frames)}", self._chance.randint(2, 12)
+        key, is_long = f"task-{len(self.frames)}", self._chance.random() < LONG
+        count = LONG_FRAMES if is_long else self._chance.randint(2, 12)
         scene = self._farm.directory / f"{key}.scene"
         scene.write_text(json.dumps({"key": f"{key} of {self._farm.directory}", "frame_s": FRAME_S, "odd": ODD}))
         self.frames[scene.name] = count
         try:
-            limit, size = self._chance.choice((0, 0, 1, 2)), self._chance.randint(1, 3)
+            limit, size = (0, 1) if is_long else (self._chance.choice((0, 0, 1, 2)), self._chance.randint(1, 3))
             client.submit(scene, engine="fake", frames=f"1-{count}", chunk_size=size, running_limit=limit)
         except RenderOnlineError:
             self.free.add(scene.name)  # perhaps it is there
