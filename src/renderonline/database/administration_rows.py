@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Table, func, or_, select
 
-from renderonline.database.queue_rows import MachineRow, get_machine, secret_hash
+from renderonline.database.machine_rows import MachineRow, get_machine, secret_hash
 from renderonline.database.schema import (
     LIVE_ATTEMPT,
     AnyRow,

@@ -13,10 +13,10 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import structlog
 
-from renderonline.database import administration_rows, queue_rows, submission_rows
+from renderonline.database import administration_rows, machine_rows, submission_rows
 from renderonline.database.administration_rows import JoinCode, NewUser
 from renderonline.database.door import Connection, Database
-from renderonline.database.queue_rows import MachineRow
+from renderonline.database.machine_rows import MachineRow
 from renderonline.database.submission_rows import EngineRow, NewEngine
 from renderonline.engines.command_lines import argtypes as argtypes_of
 from renderonline.engines.definition import EngineDefinition, parse_definition, shipped
@@ -105,7 +105,7 @@ ENGINES: Final = Resource(
 )
 ARGTYPES: Final = Resource(submission_rows.list_argtypes, remove=administration_rows.remove_argtype)
 MACHINES: Final = Resource(
-    queue_rows.list_machines, change=administration_rows.change_machine, remove=administration_rows.remove_machine
+    machine_rows.list_machines, change=administration_rows.change_machine, remove=administration_rows.remove_machine
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import MachineRow, bench_machine
+from renderonline.database.machine_rows import MachineRow, bench_machine
 from renderonline.database.report_rows import EndedAttempt
 from renderonline.farm.machines import (
     Card,

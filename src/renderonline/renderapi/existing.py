@@ -20,7 +20,7 @@ import structlog
 
 from renderonline.database.door import Connection, Database
 from renderonline.database.existing import adopt_tasks
-from renderonline.database.queue_rows import hello
+from renderonline.database.machine_rows import hello
 from renderonline.farm.arguments import join
 from renderonline.farm.errors import InvalidRequest, NotFound, RenderOnlineError
 from renderonline.farm.machines import checked_address

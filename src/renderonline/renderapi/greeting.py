@@ -13,7 +13,7 @@ from starlette import status
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import MachineRow, disable_machine, get_machine, hello, secret_matches
+from renderonline.database.machine_rows import MachineRow, disable_machine, get_machine, hello, secret_matches
 from renderonline.farm.errors import Conflict, InvalidRequest, NotAvailable, NotFound, RenderOnlineError
 from renderonline.farm.machines import ALTERNATION_S, Instances, Wish
 from renderonline.farm.settling import Ending

@@ -19,7 +19,8 @@ import structlog
 
 from renderonline.database import queue_rows as loading
 from renderonline.database.door import Connection, Database, IdBlocks
-from renderonline.database.queue_rows import QueuedTask, refresh_machines
+from renderonline.database.machine_rows import refresh_machines
+from renderonline.database.queue_rows import QueuedTask
 from renderonline.database.submission_rows import (
     Assigned,
     EngineRow,

@@ -18,7 +18,8 @@ import structlog
 from renderonline.database import administration_rows, control_rows, listing_rows
 from renderonline.database.door import Connection, Database
 from renderonline.database.listing_rows import AttemptView, Page, ResultView, SceneFile, TaskFilter, TaskView
-from renderonline.database.queue_rows import MachineRow, QueuedTask
+from renderonline.database.machine_rows import MachineRow
+from renderonline.database.queue_rows import QueuedTask
 from renderonline.database.submission_rows import EngineRow
 from renderonline.engines.definition import parse_definition
 from renderonline.farm import result_names

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from renderonline.database import administration_rows
 from renderonline.database.administration_rows import JoinCode
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import (
+from renderonline.database.machine_rows import (
     MachineRow,
     get_machine,
     hello,

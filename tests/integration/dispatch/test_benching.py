@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from renderonline.database import administration_rows, queue_rows
+from renderonline.database import administration_rows, machine_rows
 from tests.support.dispatching import Machine, Rig, joined, until
 
 
@@ -44,7 +44,7 @@ async def test_machine_that_fails_three_tasks_in_a_row_is_benched_and_says_so(ri
     await fail_three_tasks(rig, bad)
     await until(lambda: view(rig, bad)["benched"], "bench")
     assert view(rig, bad)["reason"] == "benched: parts of 3 tasks failed there and none succeeded in between"
-    row = await rig.database.read(lambda c: queue_rows.get_machine(c, bad.machine_id))
+    row = await rig.database.read(lambda c: machine_rows.get_machine(c, bad.machine_id))
     assert abs(row.benched_us - time.time() * 1e6) < 60e6
     await until(lambda: any(one["benched"] for one in rig.events.of("machine")), "event")
     await rig.submit("1")

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from renderonline.database.door import Database
-from renderonline.database.queue_rows import bench_machine
+from renderonline.database.machine_rows import bench_machine
 from renderonline.farm.errors import InvalidRequest
 from renderonline.renderapi import events
 from renderonline.renderapi.events import Channel, Message, Notifier, tame
