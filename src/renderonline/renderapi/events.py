@@ -48,6 +48,8 @@ KNOWN_S: Final = 5.0
 """A reader's rights are checked again after this time, before more events are sent."""
 MOST_STREAMS: Final = 8
 """Streams of one account at the same time; further clients must poll."""
+SOON_S: Final = 0.02
+"""After which a change of a machine is published."""
 PAUSE_S: Final = 0.1
 PROGRESS_PAUSE_S: Final = 0.25
 """The shortest time between two progress events of an attempt."""
@@ -165,8 +167,8 @@ class Events:
 
 
 class Announcer:
-    """Writes events. A change of a task or machine is published at once, further ones at most every `PAUSE_S`, with the
-    newest value."""
+    """Writes events. A change of a task is published at once, one of a machine after `SOON_S`; further ones at most
+    every `PAUSE_S`, with the newest value."""
 
     def __init__(self, events: Publisher) -> None:
         self._events = events
@@ -219,8 +221,12 @@ class Announcer:
         self._events.publish("progress", data, user_id=attempt.user_id)
 
     def machine(self, machine: Machine) -> None:
-        """A machine came, went, or changed its status."""
-        self._throttled(("machine", machine.machine_id), lambda: self._events.publish("machine", machine.view()))
+        """A machine came, went, or changed its status. It is published a moment later, because it changes with each
+        chunk that it gets, whose start must not wait for it."""
+        key = ("machine", machine.machine_id)
+        if key not in self._pending:
+            asyncio.get_running_loop().call_later(SOON_S, self._pause_over, key)
+        self._pending[key] = lambda: self._events.publish("machine", machine.view())
 
 
 log = structlog.get_logger(__name__)

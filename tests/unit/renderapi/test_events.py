@@ -4,11 +4,12 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 
 import pytest
 
 from renderonline.renderapi import events
-from renderonline.renderapi.events import Events, TaskEvent
+from renderonline.renderapi.events import Announcer, Events, TaskEvent
 
 
 def everything(_event: TaskEvent) -> bool:
@@ -126,3 +127,18 @@ async def test_kept_events_take_little_more_memory_than_their_text() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 500 * 1500
+
+
+async def test_change_of_a_machine_is_published_a_moment_later_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "SOON_S", 0.01)
+    monkeypatch.setattr(events, "PAUSE_S", 0.01)
+    ring, machine = Mock(), Mock(machine_id=1000)
+    announcer = Announcer(ring)
+    for _ in range(3):
+        announcer.machine(machine)
+    assert not machine.view.called  # what makes it change is not held up
+    await asyncio.sleep(0.1)
+    ring.publish.assert_called_once_with("machine", machine.view.return_value)
+    announcer.machine(machine)
+    await asyncio.sleep(0.1)
+    assert ring.publish.call_count == 2
