@@ -127,7 +127,7 @@ async def list_tasks(
     )
 
 
-@router.call("POST", "/tasks", "Task", 201, needs=OWN, openapi_extra=_UPLOAD)
+@router.call("POST", "/tasks", "Task", 201, needs=OWN, reads=True, openapi_extra=_UPLOAD)
 async def submit(
     request: Request, principal: PrincipalDep, services: ServicesDep, idempotency_key: Key = None
 ) -> Response:
