@@ -15,6 +15,7 @@ from starlette.requests import Request
 from renderonline.database import submission_rows
 from renderonline.database.door import Database
 from renderonline.database.submission_rows import EngineRow, NewTask
+from renderonline.farm.accounts import User
 from renderonline.farm.errors import InvalidRequest, NotFound
 from renderonline.farm.tasks import InputFile
 from renderonline.protocol import existing
@@ -24,7 +25,7 @@ from renderonline.renderapi.orders import definition_of
 from renderonline.renderapi.requests import Prepared, SubmitRequest, checked_key, read_upload
 from renderonline.renderapi.scene_surveys import Gone, SceneFacts, client_of
 from renderonline.renderapi.submissions import Repeated, Submissions
-from renderonline.renderapi.uploads import Check, Uploads, UploadSession
+from renderonline.renderapi.uploads import Uploads, UploadSession
 from renderonline.serving.bodies import SHORT_BYTES, Form, content_length
 from renderonline.storage import manifests, names
 from renderonline.storage.staging import SmallFile, Stage
@@ -58,32 +59,44 @@ class Intake:
         `ClientDisconnect`; then nothing is stored."""
         key, length = checked_key(request.headers.get("idempotency-key", "")), content_length(request.headers)
 
-        async def check(form: Form) -> Prepared:
-            """The contract's checks from top to bottom."""
+        def asked_for(form: Form) -> SubmitRequest:
+            """The contract's checks from top to bottom, but those of the database."""
             if not form.file_names:
                 raise InvalidRequest(existing.NO_FILES, code="no_file")
             asked = read_request(form.request, key)
             if len(form.file_names) > 1:
                 raise InvalidRequest(existing.ONE_FILE, code="two_files")
-            return await self.submissions.prepared(asked, principal.user, [names.clean_file_name(form.file_names[0])])
+            return asked
+
+        async def check(form: Form) -> Prepared:
+            return await self.submissions.prepared(asked_for(form), principal.user, [_name(form)])
 
         try:
             await self._check_early(principal.user_id, key, request, length)
             if 0 < length <= SHORT_BYTES:
-                return await self._submit_short(principal.user_id, request, length, check)
+                return await self._submit_short(principal.user, request, length, asked_for)
             async with self.uploads.receiving(request, length, check) as (session, prepared):
                 return await self._submit(principal.user_id, prepared, session, session.stage, client_of(request))
         except Repeated as repeated:
             return repeated.task_id
 
-    async def _submit_short(self, user_id: int, request: Request, length: int, check: Check) -> int:
+    async def _submit_short(
+        self, user: User, request: Request, length: int, asked_for: Callable[[Form], SubmitRequest]
+    ) -> int:
         """Make a task of a form that is held in memory: its file is written once, where it stays."""
         form = Form(request.headers.get("content-type", ""), limit=self.places.limit)
         content = await form.read_short(request, length)
-        prepared = await check(form)
-        file = SmallFile(names.clean_file_name(form.file_names[0]), content)
-        if prepared.definition is None or not prepared.definition.facts:
-            return await self.submissions.submit(user_id, prepared, _SmallUpload(file, user_id, self))
+        asked, file, user_id = asked_for(form), SmallFile(_name(form), content), user.user_id
+
+        def begin() -> tuple[Prepared, Path | None]:
+            """In one thread, because each change of threads costs as much as the work."""
+            prepared = self._database.read_now(self.submissions.check(asked, user, [file.name]))
+            looks = prepared.definition is not None and prepared.definition.facts
+            return prepared, None if looks else self.places.place(file, prepared.engine, user_id)
+
+        prepared, directory = await asyncio.to_thread(begin)
+        if directory is not None:
+            return await self.submissions.submit(user_id, prepared, _SmallUpload(file, user_id, self), directory)
         async with self.uploads.holding(file, prepared.engine) as session:
             return await self._submit(user_id, prepared, session, session.stage, client_of(request))
 
@@ -184,6 +197,10 @@ class _SmallUpload:
 
     async def taken(self, directory: Path) -> None:
         """Nothing of it is left elsewhere."""
+
+
+def _name(form: Form) -> str:
+    return names.clean_file_name(form.file_names[0])
 
 
 def _remember(directory: Path, stage: Stage) -> None:

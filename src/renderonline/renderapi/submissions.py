@@ -7,7 +7,7 @@ one has its files on the disk before the answer leaves.
 import asyncio
 import contextlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -95,8 +95,14 @@ class Submissions:
         return await self._database.read(partial(_known, user_id=user_id, client_key=client_key))
 
     async def prepared(self, asked: SubmitRequest, user: User, files: Collection[str], scene: str = "") -> Prepared:
-        """Check a request in the contract's order: the user's limit, the engine, the rules of arguments. `Repeated`
-        when this user's task with this key is there already."""
+        """What `check` finds."""
+        return await self._database.read(self.check(asked, user, files, scene))
+
+    def check(
+        self, asked: SubmitRequest, user: User, files: Collection[str], scene: str = ""
+    ) -> Callable[[Connection], Prepared]:
+        """The query that checks a request in the contract's order: the user's limit, the engine, the rules of
+        arguments. It raises `Repeated` when this user's task with this key is there already."""
 
         def look(connection: Connection) -> Prepared:
             if (known := _known(connection, user.user_id, asked.client_key)) is not None:
@@ -113,18 +119,22 @@ class Submissions:
             prepared = heavy(prepare)(request, engine, definition, argtypes, main)
             return replace(prepared, default_names=submission_rows.names_of(connection, user.subscription_id))
 
-        return await self._database.read(look)
+        return look
 
-    async def submit(self, user_id: int, prepared: Prepared, upload: FinishedUpload) -> int:
-        """Make a task; returns its id. When this raises, nothing is stored."""
-        prepared = prepared.strictly(everybody=self._strict)
-        ids = await self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
-        directory = await asyncio.to_thread(upload.place, prepared.engine)
+    async def submit(
+        self, user_id: int, prepared: Prepared, upload: FinishedUpload, directory: Path | None = None
+    ) -> int:
+        """Make a task; returns its id. When this raises, nothing is stored. `directory`: its place, if it has one."""
         try:
+            prepared = prepared.strictly(everybody=self._strict)
+            ids = await self._ids.next_chunk_ids(len(prepared.ranges) + bool(prepared.film))
+            if directory is None:
+                directory = await asyncio.to_thread(upload.place, prepared.engine)
             make = partial(_new_task, user_id, prepared, directory, upload.files, ids)
             new = await asyncio.to_thread(heavy(make)) if len(ids) > MANY_CHUNKS else make()
         except BaseException:
-            await asyncio.to_thread(names.discard, directory)
+            if directory is not None:
+                await asyncio.to_thread(names.discard, directory)
             raise
         # The commit and what follows from it happen together, also when the client goes away now.
         return await asyncio.shield(asyncio.create_task(self._commit(new, prepared.engine, directory, upload)))
