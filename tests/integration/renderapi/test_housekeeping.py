@@ -408,7 +408,7 @@ async def test_files_of_a_submission_in_doubt_stay_exactly_if_there_is_such_a_ta
     async def breaks(self: Database, operation: Any, **more: Any) -> Any:
         if getattr(operation, "func", None) is submit_and_lease and whole and not whole.pop():
             if committed:
-                await write(self, operation)
+                await write(self, operation, **more)
             raise NotAvailable("The database went away.")
         return await write(self, operation, **more)
 
