@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from renderonline.database.door import Database
-from renderonline.database.schema import engines, results, tasks
+from renderonline.database.schema import engines, results, tasks, users
 from renderonline.database.task_rows import name_hash
 from tests.support.dispatching import DEFINITION, Machine, Rig, joined, until
 
@@ -178,3 +178,4 @@ def _land_the_rest(connection: Connection, task_id: int) -> None:
     row |= {"name": "frame_0002.png", "name_hash": name_hash("frame_0002.png"), "frame": 2}
     connection.execute(results.insert().values(row))
     connection.execute(tasks.update().where(tasks.c.task_id == task_id).values(frames_done=2))
+    connection.execute(users.update().values(kept_bytes=users.c.kept_bytes + row["size"]))
