@@ -19,7 +19,6 @@ from renderonline.database.schema import (
     frames_of,
     inputs,
     json_object,
-    portions,
     queue,
     renders,
     results,
@@ -29,6 +28,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
+from renderonline.database.statements import portions
 from renderonline.database.submission_rows import check_limit
 from renderonline.database.task_rows import MAKE_STALE, Moment, Sheet, TaskRow, keep_bytes, look
 from renderonline.farm import needs

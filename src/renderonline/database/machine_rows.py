@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from renderonline.database.schema import AnyRow, json_object, machines, portions, update, updating
+from renderonline.database.schema import AnyRow, json_object, machines, update, updating
+from renderonline.database.statements import portions
 from renderonline.farm.errors import NotFound
 from renderonline.farm.machines import Wish
 

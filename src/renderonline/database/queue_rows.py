@@ -18,7 +18,6 @@ from renderonline.database.schema import (
     engines,
     frames_of,
     machines,
-    portions,
     queue,
     renders,
     subscriptions,
@@ -26,7 +25,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
-from renderonline.database.statements import IDS, Statement
+from renderonline.database.statements import IDS, Statement, portions
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.needs import NOTHING, Needs
 from renderonline.farm.ready import Bucket, ReadyTask, Shape, Signature

@@ -6,7 +6,7 @@ are small integers, as in v1. Ids are never used twice (R1.1 Unique ids): AUTOIN
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, partial
 from typing import Any, Final, TypeVar
@@ -315,7 +315,6 @@ farm = _table("farm", *_key(String(50), "key"), *_required(Text, "value"))
 T = TypeVar("T")
 AnyRow = Row[*tuple[Any, ...]]
 FRAMES: Final = ("first_frame", "last_frame", "frame_step")
-_AT_ONCE: Final = 1000
 
 
 def from_row(kind: type[T], row: AnyRow, **given: Any) -> T:
@@ -383,11 +382,6 @@ def shape_of(frames: FrameRange | None) -> dict[str, int | None]:
     """A chunk's columns from its frames."""
     shape = (frames.first, frames.last, frames.step) if frames else (None, None, None)
     return dict(zip(FRAMES, shape, strict=True))
-
-
-def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The values in parts that are short enough for one statement."""
-    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
 
 
 @cache

@@ -6,20 +6,25 @@ around each execution, which is several times the driver's own work: a cache key
 for each row.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
 
-from renderonline.database.schema import portions
-
+_AT_ONCE: Final = 1000
 IDS: Final = "ids"
 """The name of the expanding parameter of a statement that `Statement.rows` runs."""
 
+T = TypeVar("T")
 Convert = Callable[[Any], Any]
 Values = tuple[Any, ...] | dict[str, Any]
+
+
+def portions(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The values in parts that are short enough for one statement."""
+    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))
 
 
 @dataclass(frozen=True, slots=True)

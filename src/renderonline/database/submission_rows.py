@@ -22,7 +22,6 @@ from renderonline.database.schema import (
     engines,
     inputs,
     inserting,
-    portions,
     queue,
     renders,
     results,
@@ -34,7 +33,7 @@ from renderonline.database.schema import (
     users,
     waits_for,
 )
-from renderonline.database.statements import Statement
+from renderonline.database.statements import Statement, portions
 from renderonline.database.task_rows import MAKE_STALE, ChunkRow, Moment, Sheet, TaskRow, keep_bytes, landed_frames
 from renderonline.farm.arguments import ArgType
 from renderonline.farm.errors import InvalidRequest, LimitReached, NotAuthenticated

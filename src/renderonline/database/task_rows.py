@@ -25,7 +25,6 @@ from renderonline.database.schema import (
     frames_of,
     inserting,
     json_texts,
-    portions,
     queue,
     results,
     shape_of,
@@ -34,7 +33,7 @@ from renderonline.database.schema import (
     updating,
     users,
 )
-from renderonline.database.statements import IDS, Statement
+from renderonline.database.statements import IDS, Statement, portions
 from renderonline.farm import needs
 from renderonline.farm.frames import FrameRange
 from renderonline.farm.tasks import (

@@ -7,7 +7,6 @@ at the caller.
 """
 
 import functools
-import gzip
 import hashlib
 import re
 import secrets
@@ -54,7 +53,7 @@ from renderonline.renderapi.settings import Settings
 from renderonline.renderapi.submissions import Submissions
 from renderonline.renderapi.task_views import Explanations, TaskViews
 from renderonline.renderapi.uploads import Uploads
-from renderonline.serving.bodies import bounded
+from renderonline.serving.bodies import bounded, packed
 from renderonline.serving.message_sockets import take_messages
 from renderonline.serving.web import TlsFiles
 from renderonline.storage.attempt_logs import AttemptLogs
@@ -360,10 +359,6 @@ def check_declared(routes: Sequence[BaseRoute]) -> None:
             raise TypeError(f"The route {context.path} does not check who calls it.")
 
 
-_LONG: Final = 4096
-"""Bytes of an answer that are worth compressing."""
-
-
 class GuardedRoute(APIRoute):
     """A route of v2 that checks its caller; FastAPI then reads the body, with a bound."""
 
@@ -380,17 +375,6 @@ class GuardedRoute(APIRoute):
             return packed(await answer(request), request)
 
         return guarded
-
-
-def packed(response: Response, request: Request) -> Response:
-    """The same answer compressed, if it is a long one of JSON and the client takes it: a page of a task's parts is a
-    tenth then."""
-    takes = "gzip" in request.headers.get("accept-encoding", "")
-    if takes and response.media_type == "application/json" and len(response.body) >= _LONG:
-        response.body = gzip.compress(response.body, 1, mtime=0)
-        response.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(response.body))})
-        response.headers.add_vary_header("Accept-Encoding")
-    return response
 
 
 class PlainRoute(Route):

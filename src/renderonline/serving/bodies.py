@@ -1,10 +1,11 @@
 """Bodies of requests: small ones within a bound, large ones written by worker threads, so that the disk never blocks
 the event loop, and forms (`multipart/form-data`) read piece by piece. Memory is bounded, and a client that sends
-nothing occupies no thread.
+nothing occupies no thread. Long answers of JSON are compressed (`packed`).
 """
 
 import asyncio
 import base64
+import gzip
 import os
 import re
 import urllib.parse
@@ -17,6 +18,7 @@ from typing import Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from renderonline.farm.errors import InvalidRequest, RenderOnlineError, TooLarge
@@ -37,6 +39,8 @@ than the packet itself."""
 MAX_FIELD_BYTES: Final = 64 * 1024
 """The most bytes of all parts of a form that are not files."""
 MAX_PARTS: Final = 64
+_LONG: Final = 4096
+"""Bytes of an answer that are worth compressing."""
 DISCARD_BYTES: Final = 16 * 1024 * 1024
 """How much of a form is still read after it was refused, to find out what else is wrong with the request."""
 
@@ -383,3 +387,14 @@ def _extended(value: str) -> str:
     encoded = rest.partition("'")[2]
     known = charset.lower() in ("utf-8", "iso-8859-1")
     return urllib.parse.unquote(encoded, encoding=charset, errors="replace") if known else ""
+
+
+def packed(response: Response, request: Request) -> Response:
+    """The same answer compressed, if it is a long one of JSON and the client takes it: a page of a task's parts is a
+    tenth then."""
+    takes = "gzip" in request.headers.get("accept-encoding", "")
+    if takes and response.media_type == "application/json" and len(response.body) >= _LONG:
+        response.body = gzip.compress(response.body, 1, mtime=0)
+        response.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(response.body))})
+        response.headers.add_vary_header("Accept-Encoding")
+    return response
