@@ -10,6 +10,7 @@ from renderonline.database import upkeep
 from renderonline.database.door import Database
 from tests.support.farm import RealFarm
 from tests.support.farm_rows import add_engine, add_user
+from tests.support.mariadb import PrivateMariaDB
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,13 @@ def test_farm_ends_every_chunk_and_says_what_each_cost() -> None:
 
     assert run.chunks_s > 0
     assert set(run.cost_us) == {"RenderAPI", "HPCServer", "spawner", "engine"}
+
+
+def test_farm_on_mariadb_says_what_the_database_cost() -> None:
+    with PrivateMariaDB(durable=True) as server:
+        run = throughput.farm_run(throughput.migrated(server), server.pid)
+
+    assert "mariadbd" in run.cost_us
 
 
 def test_reference_ends_every_chunk() -> None:
