@@ -20,7 +20,7 @@ time.sleep(60)
 """
 ENDED_CHILD = """
 import subprocess, sys, time
-subprocess.run([sys.executable, "-c", "sum(range(10**7))"])
+subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.3: pass"])
 print("done", flush=True)
 time.sleep(60)
 """
