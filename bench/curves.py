@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.simulated import enroll, simulated
-from bench.throughput import ENGINE, MACHINES, PROGRAM, SLOTS
+from bench.throughput import ENGINE, MACHINES, POLL_S, PROGRAM, SLOTS
 from tests.support.farm import RealFarm
 
 WAITING = (1_000, 10_000, 100_000, 1_000_000)
@@ -54,7 +54,7 @@ def _rate(farm: RealFarm, waiting: int) -> float:
         tasks.append(farm.client.submit(scene, engine="nothing", frames=f"1-{size}", chunk_size=1)["task_id"])
     before, begun = _ended(farm, tasks), time.monotonic()
     while (ended := _ended(farm, tasks)) < waiting and time.monotonic() - begun < MEASURED_S:
-        time.sleep(0.5)
+        time.sleep(POLL_S)
     return (ended - before) / (time.monotonic() - begun)
 
 

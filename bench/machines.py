@@ -97,7 +97,7 @@ def memory_of(farm: RealFarm) -> int:
 def idle(farm: RealFarm) -> Idle:
     """Measure RenderAPI for half a minute."""
     process = process_of(farm)
-    time.sleep(SETTLED_S)  # as above
+    time.sleep(SETTLED_S)  # fixed times: what is measured is a time in which nothing happens
     before = process.cpu_times()
     time.sleep(MEASURED_S)
     after = process.cpu_times()

@@ -408,7 +408,7 @@ def _reasons(connection: Connection, task: TaskRow) -> list[str]:
 
 _REASONS: Final = 5
 _LATELY: Final = 1000
-"""So many of a task's newest attempts are looked at for what went wrong."""
+"""How many of a task's newest attempts are searched for what went wrong."""
 _ITS: Final = chunks.c.task_id == bindparam("task")
 _OF_ITS: Final = select(chunks.c.chunk_id, chunks.c.reason).where(_ITS, chunks.c.reason.is_not(None))
 _NEWEST: Final = (
@@ -478,7 +478,7 @@ def stored_tasks(connection: Connection, user_id: int) -> tuple[StoredTask, ...]
 
 
 def count_kept_bytes(connection: Connection) -> None:
-    """Add up anew what the tasks of each user take."""
+    """Recount how many bytes the tasks of each user take."""
     connection.execute(users.update().values(kept_bytes=KEPT_BYTES))
 
 

@@ -21,7 +21,7 @@ RESERVE_US: Final = 5 * 60 * 1_000_000
 SHORT_S: Final = 1.0
 """A chunk that takes less time than this is short: the round trip to the next one is a good part of it."""
 SHORT_IN_A_ROW: Final = 4
-"""After so many short chunks in a row machines hold a task's chunks ahead."""
+"""How many chunks of a task in a row must be short before machines hold its chunks ahead."""
 AHEAD: Final = 2
 """How many assignments a machine may hold beyond its slots, for each of them."""
 _SHARE_KEPT: Final = 4

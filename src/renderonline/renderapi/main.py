@@ -345,7 +345,7 @@ async def _open_database(settings: Settings, stack: contextlib.AsyncExitStack) -
 
 
 def _prepare(database: Database, lease: Lease, settings: Settings) -> None:
-    """What a database needs before work begins: our own file the newest schema, each somebody who may administer."""
+    """Prepare the database: our own SQLite file gets the newest schema, and every farm an administrator."""
     if database.dialect == "sqlite":
         upkeep.migrate(database, lease=lease)
     bootstrap(database, files=settings.files, data_directory=settings.data_directory, now_us=time.time_ns() // 1000)

@@ -372,7 +372,7 @@ class GuardedRoute(APIRoute):
                 return await reads(request)
             if self.body_field is not None:  # a handler that reads the body itself bounds it as well
                 request = Request(request.scope, bounded(request, request.receive))
-            return packed(await answer(request), request)
+            return await packed(await answer(request), request)
 
         return guarded
 

@@ -187,7 +187,7 @@ class Explanations:
         limit, running = users.get(task.user_id, Allowance()).running_limit, len(self._memory.attempts_of(task.task_id))
         if task.running_limit and running >= task.running_limit:
             more = f"Allow more: renderonline change {task.task_id} --limit NUMBER"
-            yield f"So many of its parts may run at once: {task.running_limit}. {more}"
+            yield f"The number of its parts that may run at once: {task.running_limit}. {more}"
         elif limit and self._memory.usage.users.get(task.user_id, 0) >= limit:
             yield f"{limit} parts of its user's tasks are being rendered; the subscription allows no more at once."
         else:

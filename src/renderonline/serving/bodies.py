@@ -389,12 +389,12 @@ def _extended(value: str) -> str:
     return urllib.parse.unquote(encoded, encoding=charset, errors="replace") if known else ""
 
 
-def packed(response: Response, request: Request) -> Response:
+async def packed(response: Response, request: Request) -> Response:
     """The same answer compressed, if it is a long one of JSON and the client takes it: a page of a task's parts is a
     tenth then."""
     takes = "gzip" in request.headers.get("accept-encoding", "")
     if takes and response.media_type == "application/json" and len(response.body) >= _LONG:
-        response.body = gzip.compress(response.body, 1, mtime=0)
+        response.body = await asyncio.to_thread(gzip.compress, response.body, 1, mtime=0)
         response.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(response.body))})
         response.headers.add_vary_header("Accept-Encoding")
     return response

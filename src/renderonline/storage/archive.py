@@ -44,7 +44,7 @@ _FINE_NS, _COARSE_NS = 100_000_000, 2_000_000_000
 a second, those of some (and no other has a ctime without a fraction of a second) every second or two."""
 _WAIT_S: Final = 0.002
 _MANY: Final = 64
-"""So many members are worth writing the whole disk."""
+"""From this number of members on, one sync of the whole file system is cheaper than one for each file."""
 _PIECES_A_TURN: Final = 16
 _REGULAR: Final = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
